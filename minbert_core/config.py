@@ -1,0 +1,355 @@
+"""TrialConfig: everything one trial is, composed of the families; what crosses them is checked here, all faults at once.
+
+    YAML or dict -> load_config -> TrialConfig -> as_written -> flatten -> {path: value}   (and back: unflatten)
+
+A path names the kind of each variant it passes through (`gradient/gradvac/beta`) and reads the same in YAML overrides,
+Optuna, MLflow and Parquet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+
+from minbert_core.data.tasks import TASKS, Task
+from minbert_core.methods.features import Cross, PairEncoding, Pooler, Pooling
+from minbert_core.methods.gradients import GradientMethod, Sum
+from minbert_core.methods.heads import Head, Linear
+from minbert_core.methods.loss_weights import LossWeights, Static
+from minbert_core.methods.losses import Loss, default_loss
+from minbert_core.methods.optimizer import Optimizer
+from minbert_core.methods.smoothness import NoSmoothness, Smoothness
+from minbert_core.methods.stages import Multitask, Stage, shares
+from minbert_core.methods.task_schedules import RoundRobin, TaskSchedule
+from minbert_core.settings import Fault, Lines, Settings, SettingsError, Variant, did_you_mean, faults_of, parse_yaml, read_yaml
+
+TOY, TINY = "toy", "tiny"
+
+
+class Encoder(Settings):
+    """Which pretrained BERT, and its own dropout (the heads have theirs)."""
+
+    checkpoint: str = Field("bert-base-uncased", description="hub name, folder in Hugging Face layout, or `tiny` (random, toy data only)")
+    hidden_dropout: float = Field(0.1, ge=0, lt=1, description="dropout after embeddings, attention and feed-forward")
+    attention_dropout: float = Field(0.1, ge=0, lt=1, description="dropout on attention probabilities")
+
+
+class TaskSettings(Settings):
+    """How one task is learned; what is absent here is taken from `pairs`, `all`, or the default."""
+
+    pair_encoding: PairEncoding | None = Field(None, description="cross: one sequence a pair; bi: one a sentence")
+    pooling: Pooling | None = Field(None, description="hidden states of a sequence -> one vector")
+    head: Head | None = Field(None, description="features -> logits")
+    loss: Loss | None = Field(None, description="default by kind: cross_entropy, bce, mse")
+    batch_size: PositiveInt | None = Field(None, description="examples a batch (a pair is one), default 16")
+
+
+class Budget(Settings):
+    """What a trial may spend, in examples drawn, and where of it dev is evaluated."""
+
+    examples: PositiveInt | None = Field(None, description="labelled rows drawn, summed over tasks; 400,000 if neither is given")
+    epochs: PositiveFloat | None = Field(None, description="instead: epochs as the task schedule counts them")
+    points: tuple[PositiveInt, ...] = Field((1, 3, 9), min_length=1, description="evaluation points in parts of the budget; the last is all")
+
+    @field_validator("points")
+    @classmethod
+    def _increasing(cls, points: tuple[int, ...]) -> tuple[int, ...]:
+        if list(points) != sorted(set(points)):
+            raise ValueError(f"must increase. Got {list(points)}.")
+        return points
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Budget:
+        if self.examples is not None and self.epochs is not None:
+            raise ValueError("`budget` takes examples or epochs, not both.")
+        return self
+
+
+class Machine(Settings):
+    """What a trial runs on; chosen once a search and stored with each trial, so that a repeat is to the digit."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is a GPU")
+    threads: PositiveInt = Field(1, description="CPU threads a trial")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of matrix products; auto: bfloat16 on a GPU that has it")
+
+
+class Objective(Settings):
+    """A weighted mean of the tasks' metrics, r entering as (r + 1)/2."""
+
+    weights: dict[str, PositiveFloat] = Field(min_length=1, description="task name -> weight")
+
+
+def _checkpoint_name(value: object) -> object:
+    return {"checkpoint": value} if isinstance(value, str) else value
+
+
+class TrialConfig(Settings):
+    """One trial, whole. Every field has a default that trains."""
+
+    data: str = Field("data", description="folder with the course's files, or `toy`")
+    encoder: Annotated[Encoder, BeforeValidator(_checkpoint_name)] = Encoder()
+    train_on: tuple[str, ...] = Field(("sst", "para", "sts"), min_length=1, description="tasks trained on and counted in the objective")
+    tasks: dict[str, TaskSettings] = Field({}, description="`all`, `pairs` or a task's name -> how it is learned")
+    budget: Budget = Budget()
+    objective: str | Objective = Field("norm", description="norm, mean, one task, or weights: what the trial's score is")
+    task_schedule: TaskSchedule = RoundRobin()
+    loss_weights: LossWeights = Static()
+    gradient: GradientMethod = Sum()
+    smoothness: Smoothness = NoSmoothness()
+    optimizer: Optimizer = Optimizer()
+    stages: tuple[Stage, ...] = Field((Multitask(),), min_length=1, description="what follows what; shares of the budget")
+    max_length: int = Field(128, ge=8, le=512, description="tokens a sequence, specials included; longer ones are cut")
+    seed: int = Field(0, ge=0, description="of heads, masks, data order and everything else random")
+    machine: Machine = Machine()
+
+    @model_validator(mode="after")
+    def _check_what_crosses(self) -> TrialConfig:
+        if faults := list(_cross_faults(self)):
+            raise ValueError("\n".join(faults))
+        return self
+
+    @property
+    def recipe(self) -> str:
+        """The list of stage kinds; rungs are kept a recipe."""
+        return "+".join(stage.kind for stage in self.stages)
+
+    def task(self, name: str) -> TaskPlan:
+        """How task `name` is learned: its settings over those of pairs, over all, over the default, field by field."""
+        task = TASKS[name]
+        written: Any = {}
+        for layer in ("all", "pairs", name) if task.is_pair else ("all", name):
+            if layer in self.tasks:
+                written = lay_over(written, as_written(self.tasks[layer]))
+        settings = TaskSettings.model_validate(written)
+        return TaskPlan(
+            task=task,
+            pair_encoding=settings.pair_encoding or Cross(),
+            pooling=settings.pooling or Pooler(),
+            head=settings.head or Linear(),
+            loss=settings.loss or default_loss(task.kind),
+            batch_size=settings.batch_size or 16,
+        )
+
+    def stage_plans(self) -> list[StagePlan]:
+        """The stages with what they inherit filled in and their shares of the budget, which sum to 1."""
+        return [
+            StagePlan(
+                kind=stage.kind,
+                share=share,
+                optimizer=stage.optimizer or self.optimizer,
+                task_schedule=stage.task_schedule or self.task_schedule,
+                gradient=stage.gradient or self.gradient,
+                smoothness=stage.smoothness or self.smoothness,
+            )
+            for stage, share in zip(self.stages, shares(self.stages), strict=True)
+        ]
+
+    def num_examples(self, sizes: Mapping[str, int]) -> int:
+        """The budget in examples, given the rows of each task's train split."""
+        if self.budget.epochs is not None:
+            batch_sizes = {name: self.task(name).batch_size for name in self.train_on}
+            return max(1, round(self.budget.epochs * self.task_schedule.epoch_examples(dict(sizes), batch_sizes)))
+        return self.budget.examples or 400_000
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """A task's settings, resolved."""
+
+    task: Task
+    pair_encoding: PairEncoding
+    pooling: Pooling
+    head: Head
+    loss: Loss
+    batch_size: int
+
+    @property
+    def vectors(self) -> int:
+        """Sequences an example: 2 for a pair under a bi-encoder, else 1."""
+        return self.pair_encoding.vectors if self.task.is_pair else 1
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage's settings, resolved."""
+
+    kind: str
+    share: float
+    optimizer: Optimizer
+    task_schedule: TaskSchedule
+    gradient: GradientMethod
+    smoothness: Smoothness
+
+
+def _cross_faults(config: TrialConfig) -> Iterator[str]:
+    unknown = [name for name in config.train_on if name not in TASKS]
+    yield from (f"Unknown task in `train_on` '{name}'{did_you_mean(name, TASKS)}" for name in unknown)
+    layers = {"all", "pairs", *TASKS}
+    yield from (f"Unknown `tasks/{name}`{did_you_mean(name, layers)}" for name in config.tasks if name not in layers)
+    if len(set(config.train_on)) < len(config.train_on):
+        yield f"`train_on` names a task twice. Got {list(config.train_on)}."
+    if config.encoder.checkpoint == TINY and config.data != TOY:
+        yield f"`encoder` tiny knows the toy corpus's words only, but `data` is '{config.data}'. Use data: toy, or a pretrained encoder."
+    yield from _objective_faults(config)
+    try:
+        stages = config.stage_plans()
+    except ValueError as error:
+        yield str(error) if "`" in str(error) else f"`stages`: {error}"
+        stages = []
+    for name in config.train_on:
+        if name in TASKS:
+            yield from _task_faults(name, config.task(name))
+    for stage in stages:
+        num_tasks = stage.task_schedule.tasks_per_step(len(config.train_on))
+        if stage.gradient.needs_several_tasks and num_tasks < 2:
+            yield (
+                f"`gradient` kind '{stage.gradient.kind}' needs several tasks a step, but `task_schedule` kind "
+                f"'{stage.task_schedule.kind}' over {len(config.train_on)} task(s) gives one. Use gradient: sum, or a schedule "
+                "that gives several."
+            )
+    for name in getattr(config.loss_weights, "weights", {}):
+        if name not in config.train_on:
+            yield f"`loss_weights/static/weights/{name}` weighs a task that is not in train_on {list(config.train_on)}."
+
+
+def _objective_faults(config: TrialConfig) -> Iterator[str]:
+    if isinstance(config.objective, str):
+        known = {"norm", "mean", *config.train_on}
+        if config.objective not in known:
+            yield f"Unknown `objective` '{config.objective}'{did_you_mean(config.objective, known)}"
+        return
+    for name in config.objective.weights:
+        if name not in config.train_on:
+            yield f"`objective/weights/{name}` weighs a task that is not in train_on {list(config.train_on)}."
+
+
+def _task_faults(name: str, plan: TaskPlan) -> Iterator[str]:
+    if plan.head.needs_pair_vectors and plan.vectors == 1:
+        cause = f"`tasks/{name}/pair_encoding` is cross" if plan.task.is_pair else f"task {name} has one sentence"
+        remedy = "Use pair_encoding: bi." if plan.task.is_pair else "Set it for `pairs`, not for all."
+        yield f"`tasks/{name}/head` kind '{plan.head.kind}' compares two vectors a pair, but {cause}. {remedy}"
+    if plan.head.single_output and plan.task.outputs > 1:
+        yield f"`tasks/{name}/head` kind '{plan.head.kind}' has one output, but task {name} has {plan.task.outputs} classes."
+    if plan.task.kind not in plan.loss.fits:
+        yield (
+            f"`tasks/{name}/loss` kind '{plan.loss.kind}' does not fit a {plan.task.kind} task; it fits: "
+            f"{', '.join(plan.loss.fits)}. Set it for the task it is meant for."
+        )
+
+
+# ------------------------------------------------------------------------------------------- loading, paths, their inverse
+
+
+def load_config(document: Any, lines: Mapping[str, int] | None = None, source: str = "") -> TrialConfig:
+    """A TrialConfig from plain values.  Raises SettingsError with every fault; `lines` maps paths to lines of `source`."""
+    if document is None:
+        document = {}
+    if not isinstance(document, dict):
+        raise SettingsError([Fault(1, f"A config is a map of settings. Got {document!r}.")], source)
+    try:
+        return TrialConfig.model_validate(document)
+    except ValidationError as error:
+        raise SettingsError(faults_of(error, document, lines), source) from None
+
+
+def read_config(path: Path) -> TrialConfig:
+    """The TrialConfig in a YAML file.  Raises SettingsError with file and line."""
+    document, lines = read_yaml(path)
+    return load_config(document, path_lines(document, lines), str(path))
+
+
+def path_lines(document: Any, lines: Lines) -> dict[str, int]:
+    """Lines by path instead of by location."""
+    from minbert_core.settings import path_of
+
+    return {path_of(location, document): line for location, line in lines.items()}
+
+
+def as_written(value: Any) -> Any:
+    """A model as plain values: what was set, and each variant's kind; what nobody set is left out."""
+    if isinstance(value, Settings):
+        named = value.model_fields_set | ({"kind"} if isinstance(value, Variant) else set())
+        return {name: as_written(getattr(value, name)) for name in type(value).model_fields if name in named}
+    if isinstance(value, dict):
+        return {key: as_written(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_written(item) for item in value]
+    return value
+
+
+def flatten(node: Any, path: str = "") -> dict[str, Any]:
+    """Plain values as {path: leaf}: a variant's path holds its kind, its knobs stand below `path/kind`; lists of scalars are leaves."""
+    if isinstance(node, dict):
+        flat: dict[str, Any] = {}
+        if "kind" in node:
+            flat[path] = node["kind"]
+            path = f"{path}/{node['kind']}"
+        for key, child in node.items():
+            if key != "kind":
+                flat |= flatten(child, f"{path}/{key}" if path else str(key))
+        return flat
+    if isinstance(node, list) and any(isinstance(item, dict) for item in node):
+        flat = {}
+        for i, item in enumerate(node):
+            flat |= flatten(item, f"{path}/{i}")
+        return flat
+    return {path: node}
+
+
+def unflatten(flat: Mapping[str, Any]) -> Any:
+    """The inverse of `flatten`, up to variants without knobs, which come back as bare names."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        node, parts, prefix = tree, path.split("/"), ""
+        for i, part in enumerate(parts):
+            prefix = f"{prefix}/{part}" if prefix else part
+            is_kind = i > 0 and flat.get(prefix.rpartition("/")[0]) == part
+            if is_kind:  # `gradient/gradvac`: the map of `gradient`, whose kind this is
+                node["kind"] = part
+            elif i == len(parts) - 1:
+                if not isinstance(node.get(part), dict):
+                    node[part] = value
+            else:
+                if not isinstance(node.get(part), dict):
+                    node[part] = {}
+                node = node[part]
+    return _lists(tree)
+
+
+def _lists(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    items = {key: _lists(child) for key, child in node.items()}
+    if items and all(key.isdigit() for key in items):
+        return [items[key] for key in sorted(items, key=int)]
+    return items
+
+
+def lay_over(base: Any, top: Any) -> Any:
+    """`top` over `base`: maps merge; lists, scalars and maps of another kind replace. A bare name is a map of that kind."""
+    if not isinstance(top, dict):
+        if isinstance(top, str) and isinstance(base, dict) and base.get("kind") == top:
+            return base
+        return top
+    if isinstance(base, str) and base == top.get("kind"):
+        base = {"kind": base}
+    if not isinstance(base, dict) or base.get("kind", top.get("kind")) != top.get("kind", base.get("kind")):
+        return top
+    return {**base, **{key: lay_over(base[key], child) if key in base else child for key, child in top.items()}}
+
+
+def seed_of(*parts: int | str) -> int:
+    """A 63-bit seed that is a pure function of `parts`: (trial seed, purpose, step …)."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def parse_config(text: str, source: str = "") -> TrialConfig:
+    """The TrialConfig in a YAML text."""
+    document, lines = parse_yaml(text, source)
+    return load_config(document, path_lines(document, lines), source)

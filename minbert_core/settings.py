@@ -1,0 +1,256 @@
+"""How settings are read: YAML 1.2 with line numbers, frozen models, and one translator of faults.
+
+Every value a user can write passes through here first. `read_yaml` types the scalars (`5e-6` is a number, `off` a word) and
+remembers lines; `Settings` and `Variant` are the models that hold them; `Fault` is one thing wrong, with its path and law.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
+
+Location = tuple[str | int, ...]  # where a value stands in a document: keys and list indices
+Lines = dict[Location, int]
+
+
+@dataclass(frozen=True, order=True)
+class Fault:
+    """One thing wrong with what was written: `sentence` says what, the law, the value; `line` is 0 where unknown."""
+
+    line: int
+    sentence: str
+
+
+class SettingsError(ValueError):
+    """All faults of one document together; `str()` is one line a fault, `file:line: sentence`."""
+
+    def __init__(self, faults: Iterable[Fault], source: str = "") -> None:
+        self.faults = sorted(set(faults))
+        self.source = source
+        super().__init__("\n".join(self._render(fault) for fault in self.faults))
+
+    def _render(self, fault: Fault) -> str:
+        where = ":".join(str(part) for part in (self.source, fault.line) if part)
+        return f"{where}: {fault.sentence}" if where else fault.sentence
+
+
+class Settings(BaseModel):
+    """A frozen group of knobs: unknown keys are errors, a boolean is no number and no name, nan and inf are no values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_boolean(cls, value: object, info: Any) -> object:
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise PydanticCustomError("boolean", "boolean")
+        return value
+
+
+class Variant(Settings):
+    """One member of a family: its knobs, told apart by `kind`, which is its name in YAML."""
+
+    kind: str
+
+
+def _bare_name_to_map(value: object) -> object:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+BARE_NAME = BeforeValidator(_bare_name_to_map)  # `gradient: pcgrad` means `gradient: {kind: pcgrad}`
+
+
+# ---------------------------------------------------------------------------------------------------------------- YAML
+
+_NULL = re.compile(r"^(~|null|Null|NULL|)$")
+_BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_INT = re.compile(r"^[-+]?[0-9][0-9_]*$")
+_FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")  # YAML 1.2 core schema: 5e-6 is a float
+
+
+def scalar(text: str) -> Any:
+    """The value of a plain (unquoted) YAML 1.2 scalar: null, boolean, int, float, else the word itself."""
+    if _NULL.match(text):
+        return None
+    if text in _BOOL:
+        return _BOOL[text]
+    if _INT.match(text):
+        return int(text.replace("_", ""))
+    if _FLOAT.match(text):
+        return float(text.replace("_", ""))
+    return text
+
+
+def parse_yaml(text: str, source: str = "") -> tuple[Any, Lines]:
+    """A YAML document as plain values, and the line of each.  Raises SettingsError: bad syntax, a key written twice."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or "unreadable"
+        raise SettingsError([Fault(mark.line + 1 if mark else 0, f"This is not YAML: {problem}.")], source) from None
+    lines: Lines = {}
+    faults: list[Fault] = []
+    value = None if root is None else _construct(root, (), lines, faults, set())
+    if faults:
+        raise SettingsError(faults, source)
+    return value, lines
+
+
+def read_yaml(path: Path) -> tuple[Any, Lines]:
+    """`parse_yaml` of a file.  Raises SettingsError, also where the file is missing or no text."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise SettingsError([Fault(0, f"Cannot read {path}: {reason}.")]) from None
+    return parse_yaml(text, str(path))
+
+
+def _construct(node: yaml.Node, location: Location, lines: Lines, faults: list[Fault], open_nodes: set[int]) -> Any:
+    lines[location] = node.start_mark.line + 1
+    if id(node) in open_nodes:
+        faults.append(Fault(lines[location], "A value contains itself (an anchor inside its own alias)."))
+        return None
+    open_nodes = open_nodes | {id(node)}
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(child, (*location, i), lines, faults, open_nodes) for i, child in enumerate(node.value)]
+    if isinstance(node, yaml.MappingNode):
+        result: dict[Any, Any] = {}
+        for key_node, child in node.value:
+            key = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else ""
+            if not key or key == "<<":
+                faults.append(Fault(key_node.start_mark.line + 1, "A key must be a plain name."))
+            elif key in result:
+                line = key_node.start_mark.line + 1
+                faults.append(Fault(line, f"`{key}` is written twice; it stands in line {lines[(*location, key)]} already."))
+            else:
+                result[key] = _construct(child, (*location, key), lines, faults, open_nodes)
+                lines[(*location, key)] = key_node.start_mark.line + 1
+        return result
+    assert isinstance(node, yaml.ScalarNode)
+    if node.tag not in _PLAIN_TAGS and node.style is None:
+        faults.append(Fault(lines[location], f"The tag {node.tag} is not supported."))
+    return scalar(node.value) if node.style is None else node.value
+
+
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "timestamp", "value", "merge")}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes floats so that YAML 1.1 readers, too, take them for floats, and short lists on one line."""
+
+
+def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
+    text = repr(value)
+    if "e" in text and "." not in text:
+        text = text.replace("e", ".0e")
+    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
+
+
+def _represent_list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
+    flat = all(not isinstance(item, dict | list) for item in value)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=flat)
+
+
+_Dumper.add_representer(float, _represent_float)
+_Dumper.add_representer(list, _represent_list)
+
+
+def dump_yaml(value: Any) -> str:
+    """`value` (maps, lists, scalars) as YAML that `parse_yaml` reads back to the same."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return text
+
+
+# -------------------------------------------------------------------------------------------------------------- faults
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """"; did you mean 'x'? Known: a, x." — the end of a sentence about an unknown name."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
+    return (f"; did you mean '{near[0]}'?" if near else ".") + (f" Known: {', '.join(names)}." if names else "")
+
+
+def path_of(location: Location, document: Any) -> str:
+    """The path of a location, with the kind of each variant it passes through: `gradient/gradvac/beta`.
+
+    Takes pydantic's `loc`, which names the tags of some unions and not of others, or a plain location in `document`.
+    """
+    parts: list[str] = []
+    node = document
+    for key in location:
+        if isinstance(node, str):  # a bare name stands for a map of that kind
+            node = {"kind": node}
+        kind = node.get("kind") if isinstance(node, Mapping) else None
+        if isinstance(node, Mapping) and key not in node and key == kind:
+            continue  # pydantic's tag; the kind is added below, where a knob follows
+        if kind is not None and key != "kind":
+            parts.append(str(kind))
+        parts.append(str(key))
+        try:
+            node = node[key]
+        except (KeyError, IndexError, TypeError):
+            node = None
+    return "/".join(parts)
+
+
+def faults_of(error: ValidationError, document: Any, lines: Mapping[str, int] | None = None) -> list[Fault]:
+    """pydantic's errors in our words, each with its path and, where `lines` (path -> line) knows it, its line."""
+    faults = []
+    for item in error.errors():
+        location = tuple(part for part in item["loc"] if part != "[key]")
+        path = path_of(location, document)
+        faults.append(Fault(_line_of(path, lines or {}), _sentence(item, path)))
+    return faults
+
+
+def _line_of(path: str, lines: Mapping[str, int]) -> int:
+    while path and path not in lines:
+        path = path.rpartition("/")[0]
+    return lines.get(path, 0)
+
+
+def _sentence(item: Any, path: str) -> str:
+    kind, given, context = item["type"], item["input"], item.get("ctx", {})
+    got = f"Got {given!r}."
+    match kind:
+        case "extra_forbidden":
+            return f"Unknown key `{path}`."
+        case "union_tag_invalid":
+            known = re.findall(r"'([^']+)'", context["expected_tags"])
+            return f"Unknown `{path}` kind '{context['tag']}'{did_you_mean(context['tag'], known)}"
+        case "union_tag_not_found":
+            return f"`{path}` needs a `kind` (or is the bare name of one). {got}"
+        case "literal_error":
+            known = re.findall(r"'([^']+)'", context["expected"])
+            if path.endswith("kind"):
+                path = path.rpartition("/")[0]
+                return f"Unknown `{path}` kind '{given}'{did_you_mean(given, known)}"
+            return f"Unknown `{path}` '{given}'{did_you_mean(given, known)}"
+        case "boolean":
+            return f"`{path}` must be a number or a name, not true or false. {got}"
+        case "missing":
+            return f"`{path}` is missing."
+        case "greater_than_equal" | "greater_than" | "less_than_equal" | "less_than":
+            sign = {"greater_than_equal": ">=", "greater_than": ">", "less_than_equal": "<=", "less_than": "<"}[kind]
+            return f"`{path}` must be {sign} {next(iter(context.values()))}. {got}"
+        case "finite_number":
+            return f"`{path}` must be a finite number. {got}"
+        case "too_short" | "too_long":
+            return f"`{path}` has {context['actual_length']} entries; {item['msg'].split(' after')[0].lower()}."
+        case "value_error":
+            return str(context["error"]) if "`" in str(context["error"]) else f"`{path}`: {context['error']}"
+    expected = {"int": "a whole number", "float": "a number", "string": "a name", "tuple": "a list", "list": "a list", "dict": "a map",
+                "model": "a map", "bool": "true or false"}  # fmt: skip
+    stem = kind.split("_")[0]
+    return f"`{path}` must be {expected.get(stem, item['msg'].lower())}. {got}"
