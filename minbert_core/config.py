@@ -9,7 +9,7 @@ Optuna, MLflow and Parquet.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,7 +26,17 @@ from minbert_core.methods.optimizer import Optimizer
 from minbert_core.methods.smoothness import NoSmoothness, Smoothness
 from minbert_core.methods.stages import Multitask, Stage, shares
 from minbert_core.methods.task_schedules import RoundRobin, TaskSchedule
-from minbert_core.settings import Fault, Lines, Settings, SettingsError, Variant, did_you_mean, faults_of, parse_yaml, read_yaml
+from minbert_core.settings import (
+    Fault,
+    Settings,
+    SettingsError,
+    Variant,
+    Where,
+    did_you_mean,
+    faults_of,
+    path_of,
+    read_yaml,
+)
 
 TOY, TINY = "toy", "tiny"
 
@@ -47,6 +57,9 @@ class TaskSettings(Settings):
     head: Head | None = Field(None, description="features -> logits")
     loss: Loss | None = Field(None, description="default by kind: cross_entropy, bce, mse")
     batch_size: PositiveInt | None = Field(None, description="examples a batch (a pair is one), default 16")
+
+
+TASK_DEFAULTS: dict[str, Any] = {"pair_encoding": Cross(), "pooling": Pooler(), "head": Linear(), "batch_size": 16}
 
 
 class Budget(Settings):
@@ -128,11 +141,11 @@ class TrialConfig(Settings):
         settings = TaskSettings.model_validate(written)
         return TaskPlan(
             task=task,
-            pair_encoding=settings.pair_encoding or Cross(),
-            pooling=settings.pooling or Pooler(),
-            head=settings.head or Linear(),
+            pair_encoding=settings.pair_encoding or TASK_DEFAULTS["pair_encoding"],
+            pooling=settings.pooling or TASK_DEFAULTS["pooling"],
+            head=settings.head or TASK_DEFAULTS["head"],
             loss=settings.loss or default_loss(task.kind),
-            batch_size=settings.batch_size or 16,
+            batch_size=settings.batch_size or TASK_DEFAULTS["batch_size"],
         )
 
     def stage_plans(self) -> list[StagePlan]:
@@ -245,29 +258,22 @@ def _task_faults(name: str, plan: TaskPlan) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------- loading, paths, their inverse
 
 
-def load_config(document: Any, lines: Mapping[str, int] | None = None, source: str = "") -> TrialConfig:
-    """A TrialConfig from plain values.  Raises SettingsError with every fault; `lines` maps paths to lines of `source`."""
+def load_config(document: Any, where: Where | None = None) -> TrialConfig:
+    """A TrialConfig from plain values.  Raises SettingsError with every fault; `where` maps paths to (source, line)."""
     if document is None:
         document = {}
     if not isinstance(document, dict):
-        raise SettingsError([Fault(1, f"A config is a map of settings. Got {document!r}.")], source)
+        raise SettingsError([Fault(1, f"A config is a map of settings. Got {document!r}.")])
     try:
         return TrialConfig.model_validate(document)
     except ValidationError as error:
-        raise SettingsError(faults_of(error, document, lines), source) from None
+        raise SettingsError(faults_of(error, document, where or {})) from None
 
 
 def read_config(path: Path) -> TrialConfig:
     """The TrialConfig in a YAML file.  Raises SettingsError with file and line."""
     document, lines = read_yaml(path)
-    return load_config(document, path_lines(document, lines), str(path))
-
-
-def path_lines(document: Any, lines: Lines) -> dict[str, int]:
-    """Lines by path instead of by location."""
-    from minbert_core.settings import path_of
-
-    return {path_of(location, document): line for location, line in lines.items()}
+    return load_config(document, {path_of(location, document): (str(path), line) for location, line in lines.items()})
 
 
 def as_written(value: Any) -> Any:
@@ -330,8 +336,13 @@ def _lists(node: Any) -> Any:
     return items
 
 
-def lay_over(base: Any, top: Any) -> Any:
-    """`top` over `base`: maps merge; lists, scalars and maps of another kind replace. A bare name is a map of that kind."""
+def lay_over(base: Any, top: Any, replaces: Callable[[Any], bool] = lambda value: False) -> Any:
+    """`top` over `base`: maps merge; lists, scalars, maps of another kind and what `replaces` says replace.
+
+    A bare name is a map of that kind: over a map of the same kind it changes nothing.
+    """
+    if replaces(base) or replaces(top):
+        return top
     if not isinstance(top, dict):
         if isinstance(top, str) and isinstance(base, dict) and base.get("kind") == top:
             return base
@@ -340,16 +351,10 @@ def lay_over(base: Any, top: Any) -> Any:
         base = {"kind": base}
     if not isinstance(base, dict) or base.get("kind", top.get("kind")) != top.get("kind", base.get("kind")):
         return top
-    return {**base, **{key: lay_over(base[key], child) if key in base else child for key, child in top.items()}}
+    return {**base, **{key: lay_over(base[key], child, replaces) if key in base else child for key, child in top.items()}}
 
 
 def seed_of(*parts: int | str) -> int:
     """A 63-bit seed that is a pure function of `parts`: (trial seed, purpose, step …)."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def parse_config(text: str, source: str = "") -> TrialConfig:
-    """The TrialConfig in a YAML text."""
-    document, lines = parse_yaml(text, source)
-    return load_config(document, path_lines(document, lines), source)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 Location = tuple[str | int, ...]  # where a value stands in a document: keys and list indices
 Lines = dict[Location, int]
@@ -27,6 +26,7 @@ class Fault:
 
     line: int
     sentence: str
+    source: str = ""
 
 
 class SettingsError(ValueError):
@@ -34,12 +34,12 @@ class SettingsError(ValueError):
 
     def __init__(self, faults: Iterable[Fault], source: str = "") -> None:
         self.faults = sorted(set(faults))
-        self.source = source
-        super().__init__("\n".join(self._render(fault) for fault in self.faults))
+        super().__init__("\n".join(_render(fault, fault.source or source) for fault in self.faults))
 
-    def _render(self, fault: Fault) -> str:
-        where = ":".join(str(part) for part in (self.source, fault.line) if part)
-        return f"{where}: {fault.sentence}" if where else fault.sentence
+
+def _render(fault: Fault, source: str) -> str:
+    where = ":".join(str(part) for part in (source, fault.line) if part)
+    return f"{where}: {fault.sentence}" if where else fault.sentence
 
 
 class Settings(BaseModel):
@@ -47,12 +47,33 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _refuse_boolean(cls, value: object, info: Any) -> object:
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
-            raise PydanticCustomError("boolean", "boolean")
-        return value
+    def _refuse_booleans(cls, document: object) -> object:
+        if not isinstance(document, dict):
+            return document
+        return {key: value if _takes_bool(cls, key) else _no_number(value) for key, value in document.items()}
+
+
+class _Boolean:
+    """A true or false where a number or a name is meant: it passes as neither (Python's True would pass as 1)."""
+
+    def __init__(self, value: bool) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return str(self.value).lower()
+
+
+def _takes_bool(model: type[BaseModel], key: object) -> bool:
+    known = model.model_fields.get(str(key))
+    return known is not None and known.annotation is bool
+
+
+def _no_number(value: object) -> object:
+    if isinstance(value, list):
+        return [_no_number(item) for item in value]
+    return _Boolean(value) if isinstance(value, bool) else value
 
 
 class Variant(Settings):
@@ -204,20 +225,27 @@ def path_of(location: Location, document: Any) -> str:
     return "/".join(parts)
 
 
-def faults_of(error: ValidationError, document: Any, lines: Mapping[str, int] | None = None) -> list[Fault]:
-    """pydantic's errors in our words, each with its path and, where `lines` (path -> line) knows it, its line."""
+Where = Mapping[str, tuple[str, int]]  # path -> (source, line)
+
+
+def faults_of(error: ValidationError, document: Any, where: Where) -> list[Fault]:
+    """pydantic's errors in our words, each with its path and, as far as `where` knows it, its source and line."""
     faults = []
     for item in error.errors():
         location = tuple(part for part in item["loc"] if part != "[key]")
         path = path_of(location, document)
-        faults.append(Fault(_line_of(path, lines or {}), _sentence(item, path)))
+        for sentence in _sentence(item, path).split("\n"):
+            named = re.search(r"`([^`]+)`", sentence)  # a fault between settings names the path it is about first
+            faults.append(fault_at(path or (named[1] if named else ""), sentence, where))
     return faults
 
 
-def _line_of(path: str, lines: Mapping[str, int]) -> int:
-    while path and path not in lines:
+def fault_at(path: str, sentence: str, where: Where) -> Fault:
+    """A fault at `path`, or at the nearest path above it that `where` knows."""
+    while path and path not in where:
         path = path.rpartition("/")[0]
-    return lines.get(path, 0)
+    source, line = where.get(path, ("", 0))
+    return Fault(line, sentence, source)
 
 
 def _sentence(item: Any, path: str) -> str:
@@ -237,8 +265,6 @@ def _sentence(item: Any, path: str) -> str:
                 path = path.rpartition("/")[0]
                 return f"Unknown `{path}` kind '{given}'{did_you_mean(given, known)}"
             return f"Unknown `{path}` '{given}'{did_you_mean(given, known)}"
-        case "boolean":
-            return f"`{path}` must be a number or a name, not true or false. {got}"
         case "missing":
             return f"`{path}` is missing."
         case "greater_than_equal" | "greater_than" | "less_than_equal" | "less_than":

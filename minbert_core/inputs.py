@@ -1,0 +1,79 @@
+"""What a trial reads: the token files of its tasks and its encoder's folder.  `toy` and `tiny` are resolved here."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from minbert_core.config import TINY, TOY, TrialConfig, seed_of
+from minbert_core.data.corpus import CorpusError
+from minbert_core.data.tasks import TASKS
+from minbert_core.data.tokens import TokenisedSplit, Tokenizer, load_tokenizer, tokenise_split
+from minbert_core.data.toy import toy_folder
+from minbert_core.encoder import TINY as TINY_SHAPE
+from minbert_core.encoder import Encoder, fetch_encoder, load_encoder, new_encoder
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Absolute places and memory-mapped splits; the test split is not among them."""
+
+    data_folder: Path
+    encoder_folder: Path  # Hugging Face layout; for the tiny encoder only its tokenizer lies there
+    tokenizer: Tokenizer
+    train: dict[str, TokenisedSplit]
+    dev: dict[str, TokenisedSplit]
+
+    @property
+    def specials(self) -> tuple[int, int]:
+        return self.tokenizer.cls_id, self.tokenizer.sep_id
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Rows of each task's train split."""
+        return {name: len(split) for name, split in self.train.items()}
+
+
+def cache_folder() -> Path:
+    """Where token files and the toy corpus are kept: `$XDG_CACHE_HOME/minbert`, else `~/.cache/minbert`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minbert"
+
+
+def data_folder(config: TrialConfig) -> Path:
+    """The folder that holds the corpus, absolute.  Raises CorpusError where there is none, saying what to do instead."""
+    if config.data == TOY:
+        return toy_folder(cache_folder())
+    folder = Path(config.data).expanduser().absolute()
+    if not folder.is_dir():
+        raise CorpusError(
+            f"There is no data folder {folder}. Give the folder that holds the course's files (ids-sst-train.csv …) with "
+            "`--data DIR`, or try everything on the embedded corpus with `--set data=toy --set encoder=tiny`."
+        )
+    return folder
+
+
+def open_inputs(config: TrialConfig) -> Inputs:
+    """Tokenise what is not yet tokenised and map it into memory.
+
+    Raises CorpusError (a missing or faulty file) or ValueError (no such encoder), each one sentence.
+    """
+    folder = data_folder(config)
+    encoder_folder = toy_folder(cache_folder()) if config.encoder.checkpoint == TINY else fetch_encoder(config.encoder.checkpoint)
+    tokenizer = load_tokenizer(encoder_folder)
+    tokens = cache_folder() / "tokens"
+    train = {name: tokenise_split(folder, TASKS[name], "train", tokenizer, tokens) for name in config.train_on}
+    dev = {name: tokenise_split(folder, TASKS[name], "dev", tokenizer, tokens) for name in config.train_on}
+    return Inputs(folder, encoder_folder, tokenizer, train, dev)
+
+
+def build_encoder(config: TrialConfig, inputs: Inputs) -> Encoder:
+    """The encoder a trial starts from; whatever is random in it comes from the trial's seed."""
+    hidden, attention = config.encoder.hidden_dropout, config.encoder.attention_dropout
+    if config.encoder.checkpoint == TINY:
+        return new_encoder(TINY_SHAPE, seed_of(config.seed, "encoder"), hidden, attention)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(config.seed, "encoder"))
+        return load_encoder(inputs.encoder_folder, hidden, attention)

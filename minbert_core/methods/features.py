@@ -1,0 +1,99 @@
+"""From the encoder's hidden states to one feature vector per example: poolings, and encodings of a sentence pair.
+
+Flow: encoder -> hidden_ND -> pooling -> pooled_SD -> pair encoding -> features_BF -> head.
+Legend: N packed tokens, S sequences, D hidden size, B examples of the batch, F features (D, or 2D where a pair is two vectors).
+
+A pair is either one sequence (cross: S = B) or two (bi: S = 2B, all u first, then all v). A task of single sentences has
+nothing to encode: its pooled vectors are its features, whatever pair encoding is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from minbert_core.settings import BARE_NAME, Variant
+
+
+def first_tokens(hidden_ND: Tensor, starts_S1: Tensor) -> Tensor:
+    """The hidden state of each sequence's first token, [CLS], shape (S, D).  starts_S1: where sequences start, then N."""
+    return hidden_ND[starts_S1[:-1]]
+
+
+def mean_tokens(hidden_ND: Tensor, starts_S1: Tensor) -> Tensor:
+    """Mean of the tokens of each sequence, [CLS] and [SEP] included, shape (S, D), in float32 or better.
+
+    Packed sequences hold no padding, so there is none to mask. No sequence is empty: each has its specials.
+    Source: Reimers & Gurevych 2019 (arXiv 1908.10084), section 3.
+    """
+    if hidden_ND.dtype in (torch.float16, torch.bfloat16):
+        hidden_ND = hidden_ND.float()  # a sum of a hundred terms is no work for 8 bits of mantissa
+    # `unsafe` leaves out only checks of the offsets, which would make the host wait for the GPU at every step
+    return torch.segment_reduce(hidden_ND, "mean", offsets=starts_S1, axis=0, unsafe=True)
+
+
+def concatenate_pair(pooled_SD: Tensor) -> Tensor:
+    """[u; v] of each pair, shape (B, 2D), from S = 2B rows that are all u, then all v."""
+    assert pooled_SD.shape[0] % 2 == 0, f"a bi-encoded batch has two vectors an example, not {pooled_SD.shape[0]} in all"
+    u_BD, v_BD = pooled_SD.chunk(2, dim=0)
+    return torch.cat([u_BD, v_BD], dim=1)
+
+
+class Cls(Variant):
+    """The hidden state of [CLS] as it leaves the last layer (Devlin et al. 2019, arXiv 1810.04805, without their pooler)."""
+
+    kind: Literal["cls"] = "cls"
+    uses_pooler: ClassVar[bool] = False
+
+    def pool(self, hidden_ND: Tensor, starts_S1: Tensor, pooler: Callable[[Tensor], Tensor]) -> Tensor:
+        return first_tokens(hidden_ND, starts_S1)
+
+
+class Pooler(Variant):
+    """tanh(W h + b) of [CLS], through the checkpoint's own pooler (Devlin et al. 2019, arXiv 1810.04805)."""
+
+    kind: Literal["pooler"] = "pooler"
+    uses_pooler: ClassVar[bool] = True
+
+    def pool(self, hidden_ND: Tensor, starts_S1: Tensor, pooler: Callable[[Tensor], Tensor]) -> Tensor:
+        return pooler(first_tokens(hidden_ND, starts_S1))
+
+
+class Mean(Variant):
+    """The mean over a sequence's tokens, specials included (Reimers & Gurevych 2019, arXiv 1908.10084, section 3)."""
+
+    kind: Literal["mean"] = "mean"
+    uses_pooler: ClassVar[bool] = False
+
+    def pool(self, hidden_ND: Tensor, starts_S1: Tensor, pooler: Callable[[Tensor], Tensor]) -> Tensor:
+        return mean_tokens(hidden_ND, starts_S1)
+
+
+Pooling = Annotated[Cls | Pooler | Mean, Field(discriminator="kind"), BARE_NAME]
+
+
+class Cross(Variant):
+    """Both sentences in one sequence, `[CLS] a [SEP] b [SEP]` with segments (Devlin et al. 2019): one vector a pair."""
+
+    kind: Literal["cross"] = "cross"
+    vectors: ClassVar[int] = 1
+
+    def features(self, pooled_SD: Tensor) -> Tensor:
+        return pooled_SD
+
+
+class Bi(Variant):
+    """Each sentence by itself (Reimers & Gurevych 2019, arXiv 1908.10084): two vectors a pair, side by side."""
+
+    kind: Literal["bi"] = "bi"
+    vectors: ClassVar[int] = 2
+
+    def features(self, pooled_SD: Tensor) -> Tensor:
+        return concatenate_pair(pooled_SD)
+
+
+PairEncoding = Annotated[Cross | Bi, Field(discriminator="kind"), BARE_NAME]

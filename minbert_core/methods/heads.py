@@ -1,0 +1,146 @@
+"""Heads: what turns the features of an example into the logits of its task.  One head a task, never shared.
+
+Flow: features_BF -> head -> logits_BK -> loss.
+Legend: B examples of the batch, D hidden size, F features (D, or 2D where a pair is two vectors), K outputs.
+
+A head's `dropout` is its own, apart from the encoder's: it falls on the features before each linear layer. The function that
+drops is handed in at each call, so that one set of masks can be replayed; in evaluation it is the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional
+
+from minbert_core.settings import BARE_NAME, Variant
+
+Drop = Callable[[Tensor, float], Tensor]  # (values, probability) -> values with some of them dropped
+
+INITIAL_DEVIATION = 0.02  # of weights, N(0, 0.02²): BERT's own (Devlin et al. 2019, `initializer_range`)
+
+Dropout = Annotated[
+    float, Field(ge=0, lt=1, description="share of the features dropped before each linear layer of the head, in training")
+]
+
+
+def make_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer as BERT initialises one: weights N(0, 0.02²) from torch's current generator, biases zero."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.normal_(layer.weight, std=INITIAL_DEVIATION)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def halves(features_BF: Tensor) -> tuple[Tensor, Tensor]:
+    """u and v, each (B, D), of features that are [u; v]."""
+    u_BD, v_BD = features_BF.chunk(2, dim=1)
+    return u_BD, v_BD
+
+
+def with_difference(features_BF: Tensor) -> Tensor:
+    """[u; v; |u - v|], shape (B, 3D), of features [u; v], (B, 2D)."""
+    u_BD, v_BD = halves(features_BF)
+    return torch.cat([features_BF, (u_BD - v_BD).abs()], dim=1)
+
+
+class Layers(nn.Module):
+    """Linear layers with ReLU between them, dropout before each; `sizes` are F, the hidden widths, K."""
+
+    def __init__(self, sizes: tuple[int, ...], dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.layers = nn.ModuleList(make_linear(inputs, outputs) for inputs, outputs in pairwise(sizes))
+
+    def forward(self, features_BF: Tensor, drop: Drop) -> Tensor:
+        values = features_BF
+        for i, layer in enumerate(self.layers):
+            values = layer(drop(values.relu() if i else values, self.dropout))
+        return values
+
+
+class DifferenceLayers(Layers):
+    """`Layers` over [u; v; |u - v|]."""
+
+    def forward(self, features_BF: Tensor, drop: Drop) -> Tensor:
+        return super().forward(with_difference(features_BF), drop)
+
+
+class ScaledCosine(nn.Module):
+    """a * cos(u, v) + b, shape (B, 1), with a and b learned."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor([scale]))
+        self.b = nn.Parameter(torch.zeros(1))
+
+    def forward(self, features_BF: Tensor, drop: Drop) -> Tensor:
+        u_BD, v_BD = halves(features_BF)
+        cosine_B = functional.cosine_similarity(u_BD.float(), v_BD.float(), dim=1)
+        return self.a * cosine_B[:, None] + self.b
+
+
+class Linear(Variant):
+    """One linear layer: BERT's own head (Devlin et al. 2019, arXiv 1810.04805)."""
+
+    kind: Literal["linear"] = "linear"
+    dropout: Dropout = 0.1
+    needs_pair_vectors: ClassVar[bool] = False
+    single_output: ClassVar[bool] = False
+
+    def build(self, dim: int, outputs: int) -> nn.Module:
+        return Layers((dim, outputs), self.dropout)
+
+
+class Mlp(Variant):
+    """Linear layers with ReLU between, dropout before each: the "HLH" head of Kehoe & Ravella 2024 at hidden [768]."""
+
+    kind: Literal["mlp"] = "mlp"
+    hidden: tuple[PositiveInt, ...] = Field(
+        (768,), min_length=1, description="widths of the hidden layers, in units, first to last"
+    )
+    dropout: Dropout = 0.1
+    needs_pair_vectors: ClassVar[bool] = False
+    single_output: ClassVar[bool] = False
+
+    def build(self, dim: int, outputs: int) -> nn.Module:
+        return Layers((dim, *self.hidden, outputs), self.dropout)
+
+
+class Sbert(Variant):
+    """A linear layer over [u; v; |u - v|] (Reimers & Gurevych 2019, arXiv 1908.10084, section 3).  Needs u and v apart."""
+
+    kind: Literal["sbert"] = "sbert"
+    dropout: Dropout = 0.1
+    needs_pair_vectors: ClassVar[bool] = True
+    single_output: ClassVar[bool] = False
+
+    def build(self, dim: int, outputs: int) -> nn.Module:
+        assert dim % 2 == 0, f"sbert takes [u; v], an even number of features, not {dim}"
+        return DifferenceLayers((dim // 2 * 3, outputs), self.dropout)
+
+
+class Cosine(Variant):
+    """a cos(u, v) + b: the cosine of Reimers & Gurevych 2019 (arXiv 1908.10084, section 3), scaled to the task's labels.
+
+    Departure: a and b are learned, since labels lie in 0..5 and not in -1..1. No dropout: a cosine of two vectors with
+    different coordinates missing is another quantity. Needs u and v apart, and a task of one output.
+    """
+
+    kind: Literal["cosine"] = "cosine"
+    scale: float = Field(5.0, gt=0, description="initial value of a, in label units (logits, for a binary task); b starts at 0")
+    needs_pair_vectors: ClassVar[bool] = True
+    single_output: ClassVar[bool] = True
+
+    def build(self, dim: int, outputs: int) -> nn.Module:
+        assert dim % 2 == 0, f"cosine takes [u; v], an even number of features, not {dim}"
+        assert outputs == 1, f"cosine gives one output, not {outputs}"
+        return ScaledCosine(self.scale)
+
+
+Head = Annotated[Linear | Mlp | Sbert | Cosine, Field(discriminator="kind"), BARE_NAME]

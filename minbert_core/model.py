@@ -1,0 +1,92 @@
+"""MultitaskBert: one encoder, and for each task its pooling, pair encoding and head.
+
+    PackedBatch -> encoder -> hidden_ND -> pooling -> (S, D) -> pair encoding -> features_BF -> head -> logits_BK
+
+B examples, S sequences (B, or 2B for a pair under a bi-encoder), N packed tokens, D hidden size, F features, K outputs.
+A saved model is a folder: encoder/ (Hugging Face layout, tokenizer included), heads.safetensors, config.yaml.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from minbert_core.config import TaskPlan, TrialConfig, as_written, read_config, seed_of
+from minbert_core.data.tokens import PackedBatch
+from minbert_core.encoder import Encoder, Masks, load_encoder, save_encoder
+from minbert_core.settings import dump_yaml
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
+
+
+class MultitaskBert(nn.Module):
+    """One shared encoder and a head a task. Dropout is drawn from `masks`, so there is no train or eval mode to forget."""
+
+    def __init__(self, encoder: Encoder, plans: Mapping[str, TaskPlan], seed: int) -> None:
+        """Heads are drawn from (seed, task) alone: the same for every encoder, method and order of tasks."""
+        super().__init__()
+        self.encoder = encoder
+        self.plans = dict(plans)
+        heads = {}
+        for name, plan in self.plans.items():
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed_of(seed, "head", name))
+                heads[name] = plan.head.build(plan.vectors * encoder.shape.hidden_size, plan.task.outputs)
+        self.heads = nn.ModuleDict(heads)
+
+    def forward(self, task: str, batch: PackedBatch, masks: Masks | None = None, noise_ND: Tensor | None = None) -> Tensor:
+        """Logits of a batch of one task, shape (B, K), float32.
+
+        masks draws the dropout (None: none). noise_ND is added to the word embeddings, before position and LayerNorm.
+        """
+        plan = self.plans[task]
+        hidden_ND = self.encoder(batch, masks, noise_ND)
+        pooled_SD = plan.pooling.pool(hidden_ND, batch.starts_S1, self.encoder.pooler)
+        features_BF = plan.pair_encoding.features(pooled_SD) if plan.vectors == 2 else pooled_SD
+        logits_BK: Tensor = self.heads[task](features_BF, masks if masks is not None else _no_dropout)
+        return logits_BK.float()
+
+
+def _no_dropout(x: Tensor, p: float) -> Tensor:
+    return x
+
+
+def build_model(config: TrialConfig, encoder: Encoder) -> MultitaskBert:
+    """A fresh model for `config` around `encoder`.  Raises ValueError where the encoder's positions are fewer than max_length."""
+    if config.max_length > encoder.shape.max_positions:
+        raise ValueError(f"`max_length` must be at most the encoder's {encoder.shape.max_positions} positions. Got {config.max_length}.")
+    return MultitaskBert(encoder, {name: config.task(name) for name in config.train_on}, config.seed)
+
+
+def save_model(model: MultitaskBert, config: TrialConfig, folder: Path, tokenizer_folder: Path) -> None:
+    """Write the model as a folder that `load_model` reads; a half-written one never stands under the final name."""
+    draft = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    save_encoder(model.encoder, draft / "encoder")
+    for name in TOKENIZER_FILES:
+        if (tokenizer_folder / name).exists():
+            shutil.copyfile(tokenizer_folder / name, draft / "encoder" / name)
+    save_file({name: tensor.contiguous() for name, tensor in model.heads.state_dict().items()}, draft / "heads.safetensors")
+    (draft / "config.yaml").write_text(dump_yaml(as_written(config)), encoding="utf-8")
+    replaced = folder.with_name(f"{folder.name}.old-{os.getpid()}")
+    if folder.exists():
+        folder.rename(replaced)
+    draft.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def load_model(folder: Path) -> tuple[MultitaskBert, TrialConfig]:
+    """The model and config that `save_model` wrote.  Raises ValueError where the folder is no such model."""
+    if not (folder / "heads.safetensors").exists():
+        raise ValueError(f"{folder} holds no saved model: heads.safetensors, config.yaml and encoder/ are expected there.")
+    config = read_config(folder / "config.yaml")
+    model = build_model(config, load_encoder(folder / "encoder", config.encoder.hidden_dropout, config.encoder.attention_dropout))
+    model.heads.load_state_dict(load_file(folder / "heads.safetensors"))
+    return model, config

@@ -1,0 +1,267 @@
+"""train(config, inputs) -> Iterator[Progress]: one trial as a generator, with no Ray, no search and no MLflow inside.
+
+    for stage: a Stepper (buffer, fresh optimiser, method state)
+        for step: the task schedule names tasks -> a packed batch each -> Stepper.step
+            a hundred times a trial: yield losses, rate, speed;   at each point: dev metrics, yield
+
+Everything random is a pure function of (seed, purpose, step), so a snapshot holds counters instead of generators, and a
+trial that goes on from one repeats to the digit on CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minbert_core.config import StagePlan, TrialConfig, seed_of
+from minbert_core.data.tokens import PackedBatch, pack
+from minbert_core.evaluate import is_constant, metric, overall, predict_logits, predictions, score
+from minbert_core.inputs import Inputs, build_encoder
+from minbert_core.methods.optimizer import linear_schedule
+from minbert_core.methods.task_schedules import example_rows
+from minbert_core.model import MultitaskBert, build_model
+from minbert_core.step import Stepper, StepReport
+
+LOGS_A_TRIAL = 100
+Record = dict[str, Any]  # {"kind": "train" | "dev", "step", "examples", "passes", "time_ms", "seconds", "train/sst_loss": …}
+
+
+class NotFiniteError(ArithmeticError):
+    """A loss or a metric became nan or infinite: the trial is over."""
+
+
+@dataclass
+class Counters:
+    """How far a trial is: all that a snapshot holds beside tensors and records."""
+
+    stage: int = 0
+    stage_step: int = 0
+    step: int = 0
+    examples: int = 0
+    passes: int = 0  # examples sent through the encoder in training, extra passes of smoothness included
+    seconds: float = 0.0
+    drawn: dict[str, int] = field(default_factory=dict)
+    best_score: float = -math.inf
+    best_part: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the trial did since the last one.
+
+    `record` is flat and ready to log. `part` is the evaluation point just reached (1, 3, 9 …) or None; `improved` says that it is
+    the trial's best so far. `snapshot()` returns what a later `train` goes on from; call it before the generator moves on.
+    """
+
+    record: Record
+    part: int | None
+    improved: bool
+    done: bool
+    model: MultitaskBert
+    snapshot: Callable[[], dict[str, Any]]
+
+
+def train(config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None = None) -> Iterator[Progress]:
+    """Train one trial, yielding Progress about a hundred times and at each evaluation point.
+
+    snapshot: go on from there (the first yield is then what comes after it).  Raises NotFiniteError.
+    """
+    return _Trial(config, inputs, snapshot).run()
+
+
+class _Trial:
+    def __init__(self, config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None) -> None:
+        torch.set_num_threads(config.machine.threads)
+        self.config, self.inputs = config, inputs
+        self.device = torch.device(resolve_device(config.machine.device))
+        self.precision = resolve_precision(config.machine.precision, self.device)
+        self.model = build_model(config, build_encoder(config, inputs)).to(self.device)
+        self.total = config.num_examples(inputs.sizes)
+        self.counters = Counters(drawn=dict.fromkeys(config.train_on, 0))
+        self.snapshot_at_start = snapshot
+        if snapshot is not None:
+            self.counters = Counters(**snapshot["counters"])
+            self.model.load_state_dict(snapshot["model"])
+        parts = config.budget.points
+        self.points = {part: math.ceil(self.total * part / parts[-1]) for part in parts}
+        self.log = _Log(self.counters.examples, self.counters.passes)
+        self.started = time.monotonic() - self.counters.seconds
+
+    def run(self) -> Iterator[Progress]:
+        start = 0.0
+        for index, stage in enumerate(self.config.stage_plans()):
+            end = start + stage.share * self.total
+            if index >= self.counters.stage:
+                if index > self.counters.stage:
+                    self.counters.stage, self.counters.stage_step = index, 0
+                yield from self._run_stage(stage, start, end)
+            start = end
+
+    def _run_stage(self, stage: StagePlan, start: float, end: float) -> Iterator[Progress]:
+        counters, config = self.counters, self.config
+        weights = config.loss_weights.weight
+        self.stepper = Stepper(self.model, stage, weights, seed_of(config.seed, "stage", counters.stage), self.precision)
+        if self.snapshot_at_start is not None and self.snapshot_at_start["counters"]["stage"] == counters.stage:
+            self.stepper.optimizer.load_state_dict(self.snapshot_at_start["optimizer"])
+            self.stepper.gradient_state = dict(self.snapshot_at_start["gradient"])
+        self.snapshot_at_start = None
+        while counters.examples < math.ceil(round(end, 6)):
+            progress = (counters.examples - start) / (end - start)
+            names = stage.task_schedule.tasks_of_step(counters.stage_step, progress, self.inputs.sizes, config.seed)
+            batches = {name: self._next_batch(name) for name in names}
+            num_examples = sum(batch.num_examples for batch in batches.values())
+            # the rate belongs to the step's middle, so that neither the first nor the last step is wasted on a rate of 0
+            lr_factor = linear_schedule(min(1.0, progress + num_examples / 2 / (end - start)), stage.optimizer.warmup)
+            before = counters.examples
+            counters.examples += num_examples
+            is_log = self._log_number(before) < self._log_number(counters.examples)
+            report = self.stepper.step(counters.step, batches, lr_factor, measure=is_log)
+            counters.step += 1
+            counters.stage_step += 1
+            counters.passes += report.passes
+            self.log.add(report)
+            part = next((p for p, at in reversed(self.points.items()) if before < at <= counters.examples), None)
+            if is_log or part is not None:
+                yield self._progress(self._train_record(stage, lr_factor, report), None, False)
+            if part is not None:
+                yield self._evaluate(part)
+
+    def _log_number(self, examples: int) -> int:
+        return examples * LOGS_A_TRIAL // self.total
+
+    def _next_batch(self, name: str) -> PackedBatch:
+        plan, split = self.model.plans[name], self.inputs.train[name]
+        start = self.counters.drawn[name]
+        rows = example_rows(seed_of(self.config.seed, "rows", name), len(split), start, plan.batch_size)
+        self.counters.drawn[name] += plan.batch_size
+        return pack(split, rows, plan.pair_encoding.kind, self.config.max_length, self.inputs.specials).to(self.device)
+
+    def _train_record(self, stage: StagePlan, lr_factor: float, report: StepReport) -> Record:
+        counters = self.counters
+        counters.seconds = time.monotonic() - self.started
+        record = self._record("train") | self.log.flush(counters.examples, counters.passes)
+        record |= {"train/lr": stage.optimizer.lr * lr_factor} | {f"train/{name}": value for name, value in report.figures.items()}
+        for name, value in record.items():
+            if name.endswith("_loss") and not math.isfinite(value):
+                task = name.removeprefix("train/").removesuffix("_loss")
+                raise NotFiniteError(
+                    f"The loss of {task} became {value} by step {counters.step} ({counters.examples} examples); "
+                    f"its learning rate was {record['train/lr']:.2g}."
+                )
+        return record
+
+    def _evaluate(self, part: int) -> Progress:
+        counters = self.counters
+        metrics, notes = evaluate_dev(self.model, self.config, self.inputs)
+        if not all(math.isfinite(value) for value in metrics.values()):
+            raise NotFiniteError(f"A dev prediction is not finite after {counters.examples} examples.")
+        value = score(metrics, self.config.objective)
+        improved = value > counters.best_score
+        if improved:
+            counters.best_score, counters.best_part = value, part
+        counters.seconds = time.monotonic() - self.started
+        record = self._record("dev") | {"part": part, "dev/score": value, **notes}
+        record |= {f"dev/{name}": number for name, number in {**metrics, **overall(metrics)}.items()}
+        self.log.restart()
+        return self._progress(record, part, improved)
+
+    def _record(self, kind: str) -> Record:
+        c = self.counters
+        return {
+            "kind": kind,
+            "step": c.step,
+            "examples": c.examples,
+            "passes": c.passes,
+            "time_ms": time.time_ns() // 1_000_000,
+            "seconds": round(c.seconds, 3),
+        }
+
+    def _progress(self, record: Record, part: int | None, improved: bool) -> Progress:
+        return Progress(record, part, improved, part == self.config.budget.points[-1], self.model, self._snapshot)
+
+    def _snapshot(self) -> dict[str, Any]:
+        return {
+            "counters": asdict(self.counters),
+            "model": self.model.state_dict(),
+            "optimizer": self.stepper.optimizer.state_dict(),
+            "gradient": self.stepper.gradient_state,
+        }
+
+
+class _Log:
+    """Sums of losses since the last record; tensors are waited for only when a record is written."""
+
+    def __init__(self, examples: int, passes: int) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.examples, self.passes, self.since = examples, passes, time.monotonic()
+
+    def add(self, report: StepReport) -> None:
+        for name, loss in report.losses.items():
+            self.sums[name] = self.sums[name] + loss if name in self.sums else loss
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def flush(self, examples: int, passes: int) -> dict[str, float]:
+        means = {f"train/{name}_loss": float(total) / self.counts[name] for name, total in self.sums.items()}
+        seconds = max(time.monotonic() - self.since, 1e-9)
+        speed = {"train/examples_per_second": (examples - self.examples) / seconds}
+        self.sums, self.counts, self.examples, self.passes = {}, {}, examples, passes
+        self.restart()
+        return means | speed
+
+    def restart(self) -> None:
+        """Leave what has passed since (an evaluation) out of the speed."""
+        self.since = time.monotonic()
+
+
+def evaluate_dev(model: MultitaskBert, config: TrialConfig, inputs: Inputs) -> tuple[dict[str, float], dict[str, bool]]:
+    """Each task's dev metric, and a note `constant/<task>` where a regression answered the same for all rows (its r counts as 0)."""
+    metrics, notes = {}, {}
+    for name, split in inputs.dev.items():
+        assert split.labels is not None, "dev splits are read with labels"
+        logits_BK = predict_logits(model, name, split, config.max_length, inputs.specials)
+        task = model.plans[name].task
+        metrics[name] = metric(task, logits_BK, split.labels)
+        if task.metric == "pearson" and is_constant(predictions(task, logits_BK)):
+            notes[f"constant/{name}"] = True
+    return metrics, notes
+
+
+def resolve_device(device: str) -> str:
+    """`auto` -> cuda where there is a GPU, else cpu."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`auto` -> bfloat16 on a GPU that computes in it, else float32."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+
+
+def save_snapshot(path: Path, snapshot: dict[str, Any], records: list[Record]) -> None:
+    """One file, replaced atomically, that also carries every record so far (a kill between save and report leaves no hole)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".tmp")
+    with draft.open("wb") as file:
+        torch.save({**snapshot, "records": records}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def load_snapshot(path: Path) -> tuple[dict[str, Any], list[Record]]:
+    """What `save_snapshot` wrote.  Raises ValueError where the file is no whole snapshot."""
+    try:
+        snapshot = torch.load(path, map_location="cpu", weights_only=True)
+        return snapshot, snapshot.pop("records")
+    except Exception as error:  # torch raises a different type for every way a file can be broken
+        raise ValueError(f"{path} is no whole snapshot ({type(error).__name__}).") from error

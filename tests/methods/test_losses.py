@@ -1,0 +1,165 @@
+"""Losses and divergences against values known by hand, and the bugs of PAPERS.md 4.2 that live here."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from minbert_core.data.tasks import TaskKind
+from minbert_core.methods.losses import Bce, CrossEntropy, Mse, Pearson, bernoulli_divergence, class_divergence, default_loss, divergence
+
+KINDS: tuple[TaskKind, ...] = ("classification", "binary", "regression")
+
+
+def column(*values: float) -> Tensor:
+    return torch.tensor(values)[:, None]
+
+
+def test_cross_entropy_of_equal_logits_is_log_of_the_number_of_classes() -> None:
+    assert CrossEntropy()(torch.zeros(2, 5), torch.tensor([0.0, 4.0])).item() == pytest.approx(math.log(5))
+
+
+def test_cross_entropy_of_a_sure_and_right_prediction_is_zero() -> None:
+    """Softmax applied twice could not go below log(1 + 4/e) = 0.9 (a bug of PAPERS.md 4.2)."""
+    assert CrossEntropy()(20 * torch.eye(5), torch.arange(5.0)).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_bce_of_a_zero_logit_is_log_two() -> None:
+    assert Bce()(column(0.0, 0.0), torch.tensor([0.0, 1.0])).item() == pytest.approx(math.log(2))
+
+
+def test_bce_takes_logits_not_probabilities() -> None:
+    """With a sigmoid before the sigmoid a sure and right prediction would cost 0.31 (a bug of PAPERS.md 4.2)."""
+    assert Bce()(column(20.0, -20.0), torch.tensor([1.0, 0.0])).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_bce_of_a_huge_wrong_logit_is_its_size() -> None:
+    assert Bce()(column(-500.0), torch.tensor([1.0])).item() == 500.0
+
+
+def test_mse_compares_each_logit_with_its_own_label() -> None:
+    """(B, 1) against (B,) would broadcast to all pairs."""
+    assert Mse()(column(1.0, 2.0, 3.0), torch.tensor([1.0, 2.0, 3.0])).item() == 0.0
+
+
+def test_mse_keeps_real_labels() -> None:
+    """2.4 read as an integer is 2 (a bug of PAPERS.md 4.2)."""
+    assert Mse()(column(2.4), torch.tensor([2.4])).item() == 0.0
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), Bce(), Mse(), Pearson()])
+def test_a_batch_shown_twice_has_the_loss_of_one(loss: CrossEntropy | Bce | Mse | Pearson) -> None:
+    """A mean divided by the batch size once more would halve (a bug of PAPERS.md 4.2)."""
+    logits = torch.randn(6, 5 if loss.kind == "cross_entropy" else 1)
+    labels = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0, 0.0])
+    assert loss(logits.repeat(2, 1), labels.repeat(2)).item() == pytest.approx(loss(logits, labels).item(), abs=1e-5)
+
+
+def test_two_logits_for_a_task_of_one_are_refused() -> None:
+    with pytest.raises(AssertionError, match=r"one logit an example expected, got \(3, 2\)"):
+        Mse()(torch.zeros(3, 2), torch.zeros(3))
+
+
+def test_half_precision_logits_give_a_float32_loss() -> None:
+    for loss, width in ((CrossEntropy(), 5), (Bce(), 1), (Mse(), 1), (Pearson(), 1)):
+        assert loss(torch.randn(4, width).bfloat16(), torch.tensor([0.0, 1.0, 1.0, 0.0])).dtype == torch.float32
+
+
+# ------------------------------------------------------------------------------------------------------------- Pearson
+
+
+def test_pearson_loss_is_one_minus_numpys_correlation() -> None:
+    predictions, labels = torch.randn(16), 5 * torch.rand(16)
+    expected = 1 - np.corrcoef(predictions.numpy(), labels.numpy())[0, 1]
+    assert Pearson()(predictions[:, None], labels).item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("slope", "expected"), [(1.0, 0.0), (0.1, 0.0), (-1.0, 2.0)])
+def test_pearson_loss_of_a_straight_line_knows_only_its_direction(slope: float, expected: float) -> None:
+    labels = torch.tensor([0.0, 1.0, 2.5, 5.0])
+    assert Pearson()((slope * labels + 7)[:, None], labels).item() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("labels", [[2.5], [2.3, 2.3, 2.3], [0.1] * 7], ids=["one example", "constant", "constant, inexact mean"])
+def test_pearson_without_a_correlation_gives_zero_loss_and_zero_gradient(labels: list[float]) -> None:
+    logits = torch.randn(len(labels), 1, requires_grad=True)
+    loss = Pearson()(logits, torch.tensor(labels))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert logits.grad is not None
+    assert logits.grad.tolist() == [[0.0]] * len(labels)
+
+
+def test_pearson_of_constant_predictions_is_one_with_finite_gradient() -> None:
+    logits = torch.full((4, 1), 2.0, requires_grad=True)
+    loss = Pearson()(logits, torch.tensor([0.0, 1.0, 2.0, 5.0]))
+    loss.backward()
+    assert loss.item() == 1.0
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert logits.grad.abs().max() > 0
+
+
+# --------------------------------------------------------------------------------------------------------- divergences
+
+
+def random_logits(kind: TaskKind) -> Tensor:
+    return torch.randn(6, 5 if kind == "classification" else 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_divergence_is_zero_where_both_agree_and_positive_elsewhere(kind: TaskKind) -> None:
+    """The softmax of a single logit is always 1, so that a divergence of it would be 0 (a bug of PAPERS.md 4.2)."""
+    p, q = random_logits(kind), random_logits(kind)
+    assert divergence(kind)(p, p).item() == 0.0
+    assert divergence(kind)(p, q).item() > 0.01
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_divergence_is_symmetric(kind: TaskKind) -> None:
+    p, q = random_logits(kind), random_logits(kind)
+    assert divergence(kind)(p, q).item() == pytest.approx(divergence(kind)(q, p).item())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_divergence_is_the_mean_over_the_batch(kind: TaskKind) -> None:
+    p, q = random_logits(kind), random_logits(kind)
+    each = [divergence(kind)(p[i : i + 1], q[i : i + 1]).item() for i in range(len(p))]
+    assert divergence(kind)(p, q).item() == pytest.approx(sum(each) / len(each))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_divergence_of_huge_logits_is_finite_with_its_gradient(kind: TaskKind) -> None:
+    p = (1000 * random_logits(kind)).requires_grad_()
+    value = divergence(kind)(p, -p.detach())
+    value.backward()
+    assert value.isfinite()
+    assert p.grad is not None
+    assert p.grad.isfinite().all()
+
+
+def test_class_divergence_is_kl_both_ways() -> None:
+    p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.8, 0.2])
+    expected = (p * (p / q).log()).sum() + (q * (q / p).log()).sum()
+    assert class_divergence(p.log()[None], q.log()[None]).item() == pytest.approx(expected.item())
+
+
+def test_bernoulli_divergence_is_that_of_two_classes() -> None:
+    """A logit z is the two-class logits (0, z)."""
+    a, b = torch.randn(4, 1), torch.randn(4, 1)
+    zero = torch.zeros(4, 1)
+    two_classes = class_divergence(torch.cat([zero, a], 1), torch.cat([zero, b], 1))
+    assert bernoulli_divergence(a, b).item() == pytest.approx(two_classes.item(), rel=1e-5)
+
+
+def test_regression_divergence_is_the_squared_distance() -> None:
+    assert divergence("regression")(column(1.0, 2.0), column(4.0, 2.0)).item() == 4.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_default_loss_fits_its_kind_of_task(kind: TaskKind) -> None:
+    assert kind in default_loss(kind).fits

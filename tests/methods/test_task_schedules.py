@@ -1,0 +1,110 @@
+"""Task schedules by counting, and the stream of examples that every trial draws from."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from minbert_core.methods.task_schedules import Mix, Proportional, RoundRobin, example_rows, task_probabilities
+
+SIZES = {"sst": 8544, "para": 141498, "sts": 6040}
+
+
+# -------------------------------------------------------------------------------------------------------------- stream
+
+
+def test_a_pass_shows_each_example_once() -> None:
+    assert sorted(example_rows(0, 10, 0, 10).tolist()) == list(range(10))
+    assert sorted(example_rows(0, 10, 20, 10).tolist()) == list(range(10))
+
+
+def test_passes_are_shuffled_afresh() -> None:
+    """One shuffle for all passes, or one subset drawn once, is a bug of PAPERS.md 4.2."""
+    first, second = example_rows(0, 100, 0, 100), example_rows(0, 100, 100, 100)
+    assert first.tolist() != list(range(100))
+    assert first.tolist() != second.tolist()
+
+
+def test_the_stream_does_not_depend_on_how_it_is_cut() -> None:
+    whole = example_rows(5, 7, 0, 40)
+    pieces = [example_rows(5, 7, start, count) for start, count in ((0, 3), (3, 9), (12, 1), (13, 27))]
+    assert np.concatenate(pieces).tolist() == whole.tolist()
+
+
+def test_a_batch_may_be_larger_than_the_task() -> None:
+    assert Counter(example_rows(0, 3, 0, 9).tolist()) == {0: 3, 1: 3, 2: 3}
+
+
+def test_seeds_give_different_orders() -> None:
+    assert example_rows(1, 50, 0, 50).tolist() != example_rows(2, 50, 0, 50).tolist()
+
+
+def test_changing_a_batch_does_not_change_the_stream() -> None:
+    example_rows(9, 20, 0, 20)[:] = 0
+    assert sorted(example_rows(9, 20, 0, 20).tolist()) == list(range(20))
+
+
+def test_no_rows_are_an_empty_array_of_integers() -> None:
+    rows = example_rows(0, 5, 2, 0)
+    assert rows.shape == (0,)
+    assert rows.dtype == np.int64
+
+
+# ----------------------------------------------------------------------------------------------------------- schedules
+
+
+@pytest.mark.parametrize("schedule", [RoundRobin(), Mix()])
+def test_every_step_takes_every_task(schedule: RoundRobin | Mix) -> None:
+    assert schedule.tasks_of_step(7, 0.5, SIZES, 0) == ("sst", "para", "sts")
+    assert schedule.tasks_per_step(3) == 3
+
+
+def test_a_round_robin_epoch_ends_with_the_shortest_task() -> None:
+    """755 batches of 8 hold the 6,040 STS pairs; each goes with 8 examples of both other tasks."""
+    assert RoundRobin().epoch_examples(SIZES, dict.fromkeys(SIZES, 8)) == 755 * 24
+
+
+def test_a_mix_epoch_ends_with_the_longest_task() -> None:
+    """Li & Tang 2023: 2 / 24 / 2 gives 5,896 iterations an epoch (PAPERS.md 1.2)."""
+    assert Mix().epoch_examples(SIZES, {"sst": 2, "para": 24, "sts": 2}) == 5896 * 28
+
+
+def test_a_proportional_epoch_draws_as_many_examples_as_there_are() -> None:
+    assert Proportional().epoch_examples(SIZES, dict.fromkeys(SIZES, 16)) == sum(SIZES.values())
+
+
+def test_proportional_takes_one_task_a_step() -> None:
+    assert len(Proportional().tasks_of_step(0, 0.0, SIZES, 0)) == 1
+    assert Proportional().tasks_per_step(3) == 1
+
+
+def test_probabilities_follow_size_to_the_alpha() -> None:
+    sizes = {"a": 100, "b": 400}
+    assert task_probabilities(sizes, 1.0).tolist() == pytest.approx([0.2, 0.8])
+    assert task_probabilities(sizes, 0.5).tolist() == pytest.approx([1 / 3, 2 / 3])
+    assert task_probabilities(sizes, 0.0).tolist() == pytest.approx([0.5, 0.5])
+
+
+def share_of_b(schedule: Proportional, progress: float) -> float:
+    steps = range(2000)
+    return sum(schedule.tasks_of_step(step, progress, {"a": 100, "b": 400}, 1) == ("b",) for step in steps) / len(steps)
+
+
+def test_draws_follow_the_probabilities() -> None:
+    assert share_of_b(Proportional(), 0.0) == pytest.approx(0.8, abs=0.03)  # three standard errors
+
+
+@pytest.mark.parametrize(("progress", "expected"), [(0.0, 0.8), (0.5, 2 / 3), (1.0, 0.5)])
+def test_alpha_moves_linearly_to_its_end(progress: float, expected: float) -> None:
+    assert share_of_b(Proportional(alpha=1.0, alpha_end=0.0), progress) == pytest.approx(expected, abs=0.032)
+
+
+def test_an_alpha_end_of_zero_is_not_taken_for_none() -> None:
+    assert Proportional(alpha_end=0.0) != Proportional()
+    assert share_of_b(Proportional(alpha_end=0.0), 1.0) < 0.6
+
+
+def test_without_alpha_end_alpha_stays() -> None:
+    assert share_of_b(Proportional(alpha=0.0), 1.0) == pytest.approx(0.5, abs=0.035)
