@@ -117,7 +117,7 @@ class Layout:
 def attend(qkv_N3D: Tensor, layout: Layout, num_heads: int, drop: Dropout) -> Tensor:
     """softmax(q k^T / sqrt(Dh)) v within each sequence and head, shape (N, D); `drop` acts on the probabilities.
 
-    qkv_N3D holds q, k and v side by side, (N, 3D). The softmax is float32 under autocast too.
+    qkv_N3D holds q, k and v side by side, (N, 3D). The softmax is never below float32.
     The one place that knows how attention is computed: a kernel for variable lengths would take this function's place.
     """
     padded_P3D = qkv_N3D.new_zeros(layout.num_slots, qkv_N3D.shape[1]).index_copy(0, layout.slot_N, qkv_N3D)
@@ -126,7 +126,8 @@ def attend(qkv_N3D: Tensor, layout: Layout, num_heads: int, drop: Dropout) -> Te
         group = padded_P3D[first : first + num_sequences * longest].view(num_sequences, longest, 3, num_heads, -1)
         q_SHLDh, k_SHLDh, v_SHLDh = group.permute(2, 0, 3, 1, 4)
         scores_SHLL = q_SHLDh @ k_SHLDh.transpose(-1, -2) / math.sqrt(q_SHLDh.shape[-1]) + bias_S11L
-        probabilities_SHLL = drop(scores_SHLL.softmax(-1, dtype=torch.float32)).to(v_SHLDh.dtype)
+        precision = torch.promote_types(scores_SHLL.dtype, torch.float32)
+        probabilities_SHLL = drop(scores_SHLL.softmax(-1, dtype=precision)).to(v_SHLDh.dtype)
         contexts.append((probabilities_SHLL @ v_SHLDh).transpose(1, 2).flatten(2).flatten(0, 1))  # (S * L, D)
         first += num_sequences * longest
     return torch.cat(contexts).index_select(0, layout.slot_N)
@@ -152,8 +153,9 @@ class Layer(nn.Module):
         """hidden_ND of the next layer. Under autocast the residual stream, and so LayerNorm, stays float32."""
         context_ND = attend(self.qkv(hidden_ND), layout, self.num_heads, attention_drop)
         hidden_ND = self.attention_norm(hidden_ND + hidden_drop(self.attention_output(context_ND)))
-        hidden_ND = self.output_norm(hidden_ND + hidden_drop(self.output(F.gelu(self.intermediate(hidden_ND)))))
-        return hidden_ND
+        feed_forward_ND = self.output(F.gelu(self.intermediate(hidden_ND)))
+        normalised_ND: Tensor = self.output_norm(hidden_ND + hidden_drop(feed_forward_ND))
+        return normalised_ND
 
 
 class Encoder(nn.Module):
@@ -329,7 +331,7 @@ def fetch_encoder(name_or_folder: str) -> Path:
             # asked first and apart, because snapshot_download itself waits without limit on a connection that stays silent
             revision = huggingface_hub.HfApi().repo_info(name_or_folder, timeout=5).sha
             folder = snapshot(revision=revision)
-    except Exception as error:  # noqa: BLE001 — the hub's own errors, the HTTP library's and the system's have no common base
+    except Exception as error:  # the hub's own errors, the HTTP library's and the system's have no common base
         reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise ValueError(
             f"The encoder '{name_or_folder}' is no folder, and the Hugging Face hub did not give it ({reason}); use "
@@ -401,7 +403,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     path = folder / "model.safetensors"
     if not path.exists():
         if (folder / "pytorch_model.bin").exists():
-            raise ValueError(f"{folder} has only pytorch_model.bin, no model.safetensors; {_conversion(str(folder), str(folder))}")
+            raise ValueError(f"{folder} has pytorch_model.bin, no model.safetensors; {_conversion(str(folder), str(folder))}")
         raise ValueError(f"The encoder folder {folder} has no model.safetensors.")
     try:
         tensors = load_file(path)

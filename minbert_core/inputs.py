@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -73,7 +73,8 @@ def build_encoder(config: TrialConfig, inputs: Inputs) -> Encoder:
     """The encoder a trial starts from; whatever is random in it comes from the trial's seed."""
     hidden, attention = config.encoder.hidden_dropout, config.encoder.attention_dropout
     if config.encoder.checkpoint == TINY:
-        return new_encoder(TINY_SHAPE, seed_of(config.seed, "encoder"), hidden, attention)
+        shape = replace(TINY_SHAPE, vocab_size=inputs.tokenizer.vocab_size)
+        return new_encoder(shape, seed_of(config.seed, "encoder"), hidden, attention)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, "encoder"))
         return load_encoder(inputs.encoder_folder, hidden, attention)

@@ -59,8 +59,8 @@ def _no_dropout(x: Tensor, p: float) -> Tensor:
 
 def build_model(config: TrialConfig, encoder: Encoder) -> MultitaskBert:
     """A fresh model for `config` around `encoder`.  Raises ValueError where the encoder's positions are fewer than max_length."""
-    if config.max_length > encoder.shape.max_positions:
-        raise ValueError(f"`max_length` must be at most the encoder's {encoder.shape.max_positions} positions. Got {config.max_length}.")
+    if config.max_length > encoder.shape.max_position_embeddings:
+        raise ValueError(f"`max_length` must be at most the encoder's {encoder.shape.max_position_embeddings} positions. Got {config.max_length}.")
     return MultitaskBert(encoder, {name: config.task(name) for name in config.train_on}, config.seed)
 
 

@@ -1,13 +1,14 @@
 """MLflow, written by the driver alone: an experiment a search, one parent run, one child run a trial.
 
-The driver calls the methods of `Tracker`, which only put an event on a queue; one background thread imports MLflow (2.5 s), owns
-the client and writes. Nothing here raises into the search: if the store fails, the thread ends and `Tracker.error` says why.
-Everything may be told twice (after a failure, or by `--resume`): runs are found again by their tags, params are written once,
-and of a metric the first value at a step stays.
+The driver calls the methods of `Tracker`, which only put an event on a queue; one background thread imports MLflow (2.5 s),
+owns the client and writes. Nothing here raises into the search: if the store fails, the thread ends and `Tracker.error` says
+why. Everything may be told twice (after a failure, or by `--resume`): runs are found again by their tags, params are written
+once, and of a metric the first value at a step stays.
 """
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import logging
 import math
@@ -20,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import batched
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 Status = Literal["FINISHED", "FAILED", "KILLED"]  # FAILED: a fault. KILLED: the user. What the scheduler stopped is FINISHED
 Record = Mapping[str, Any]  # kind, step, examples, time_ms, seconds, and metrics under their final names
 
-WAITS_SECONDS = (1.0, 5.0)  # before the second and third try at a busy database; SQLite itself waits 20 s in each
-MAX_METRICS, MAX_PARAMS, MAX_NOTE = 1000, 100, 8000  # MLflow's limits: metrics and params in one batch, characters of a tag
+WAITS_SECONDS = (1.0, 5.0, 15.0)  # before each further try at a busy database; SQLite itself waits up to 20 s in each
+MAX_METRICS, MAX_PARAMS = 1000, 100  # MLflow's limits for one batch; tags count as params
+MAX_PARAM_LENGTH, MAX_TAG_LENGTH = 6000, 8000  # in characters; a note is a tag
 NOT_METRICS = {"kind", "step", "examples", "time_ms"}
 
 
@@ -148,7 +150,13 @@ class Tracker:
         self._thread.start()
 
     def trial_started(
-        self, number: int, name: str, params: dict[str, Any], config_file: Path, tags: dict[str, str], time_ms: int | None = None
+        self,
+        number: int,
+        name: str,
+        params: dict[str, Any],
+        config_file: Path,
+        tags: dict[str, str],
+        time_ms: int | None = None,
     ) -> None:
         """A trial runs, for the first time or again. name, params, tags and time_ms (its start) count the first time only."""
         start_ms = time_ms or _now_ms()
@@ -191,7 +199,7 @@ class Tracker:
             runs = _Runs(self._search)
             _patiently(runs.open)
             while (event := self._events.get()) is not None:
-                _patiently(lambda event=event: event(runs))  # type: ignore[misc]
+                _patiently(partial(event, runs))
         except Exception as error:  # noqa: BLE001  whatever it is, it ends here: the search goes on, and the driver says so
             reason = (str(error).splitlines() or [""])[0] or type(error).__name__
             self.error = f"MLflow stopped recording to {self._search.uri}: {reason}"
@@ -200,12 +208,15 @@ class Tracker:
 def _patiently(action: Callable[[], None]) -> None:
     """Does it, again after a while where the database is busy (another process migrates, deletes, backs up)."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import OperationalError
 
     for wait_seconds in (*WAITS_SECONDS, None):
         try:
-            return action()
-        except MlflowException as error:
-            if wait_seconds is None or error.error_code != "TEMPORARILY_UNAVAILABLE":
+            action()
+            return
+        except (MlflowException, OperationalError) as error:  # the latter, unwrapped, only while a connection is made
+            busy = isinstance(error, OperationalError) or error.error_code == "TEMPORARILY_UNAVAILABLE"
+            if wait_seconds is None or not busy:
                 raise
             time.sleep(wait_seconds)
 
@@ -227,16 +238,16 @@ class _Runs:
     """The parent and its children. Each method may be repeated after it failed half-way."""
 
     def __init__(self, search: _Search) -> None:
-        from mlflow import MlflowClient
-
         self.search = search
-        self.client = MlflowClient(tracking_uri=search.uri)
         self.source = _source_tags() | {key: value for key, value in search.tags.items() if key.startswith("mlflow.source")}
         self.parent: _Run | None = None
         self.children: dict[int, _Run] = {}
 
     def open(self) -> None:
+        from mlflow import MlflowClient
+
         search = self.search
+        self.client = MlflowClient(tracking_uri=search.uri)
         self.experiment = self._experiment()
         if self.parent is None and search.resume:
             found = self._find(f"tags.search = '{search.name}' and tags.role = 'search'", "start_time DESC")
@@ -250,7 +261,7 @@ class _Runs:
             self.parent = self._create(search.name, tags, _now_ms())
         else:
             self.client.update_run(self.parent.id, status="RUNNING")
-        tags = {key: str(value)[:MAX_NOTE] for key, value in (self.source | search.tags).items()}
+        tags = {key: str(value)[:MAX_TAG_LENGTH] for key, value in (self.source | search.tags).items()}
         self._write(self.parent, search.params, tags)
         self.note(search.note)
         for file in search.artifact_files:
@@ -262,8 +273,9 @@ class _Runs:
         run = self.children.get(number)
         if run is None:
             assert self.parent is not None
-            own = {"mlflow.parentRunId": self.parent.id, "search": self.search.name, "role": "trial", "trial_number": str(number)}
-            run = self.children[number] = self._create(name, tags | own, time_ms)
+            own = {"search": self.search.name, "role": "trial", "trial_number": str(number)}
+            run = self._create(name, tags | own | {"mlflow.parentRunId": self.parent.id}, time_ms)
+            self.children[number] = run
         else:
             self.client.update_run(run.id, status="RUNNING")
             if run.ended:
@@ -273,14 +285,19 @@ class _Runs:
         self.client.log_artifact(run.id, str(config_file))
 
     def records(self, number: int, records: Iterable[Record]) -> None:
-        points = [
-            (key, record[key], record["examples"], record["time_ms"]) for record in records for key in record.keys() - NOT_METRICS
-        ]
-        self._measure(self.children[number], points)
+        self._measure(
+            self.children[number],
+            [
+                (key, value, record["examples"], record["time_ms"])
+                for record in records
+                for key, value in record.items()
+                if key not in NOT_METRICS
+            ],
+        )
 
     def trial_ended(self, number: int, status: Status, stop_reason: str, time_ms: int) -> None:
         run = self.children[number]
-        self.client.set_tag(run.id, "stop_reason", stop_reason[:MAX_NOTE])
+        self.client.set_tag(run.id, "stop_reason", stop_reason[:MAX_TAG_LENGTH])
         run.ended = True
         self.client.set_terminated(run.id, status, end_time=time_ms)
 
@@ -290,8 +307,8 @@ class _Runs:
 
     def note(self, markdown: str) -> None:
         assert self.parent is not None
-        self.client.set_tag(self.parent.id, "mlflow.note.content", markdown[:MAX_NOTE])
-        self.client.set_experiment_tag(self.experiment, "mlflow.note.content", markdown[:MAX_NOTE])
+        self.client.set_tag(self.parent.id, "mlflow.note.content", markdown[:MAX_TAG_LENGTH])
+        self.client.set_experiment_tag(self.experiment, "mlflow.note.content", markdown[:MAX_TAG_LENGTH])
 
     def close(self, status: Status) -> None:
         assert self.parent is not None
@@ -323,18 +340,19 @@ class _Runs:
                 return runs
 
     def _known(self, run: Run) -> _Run:
-        points = {(key, point.step) for key in run.data.metrics for point in self.client.get_metric_history(run.info.run_id, key)}
-        return _Run(run.info.run_id, dict(run.data.params), points, ended="stop_reason" in run.data.tags)
+        run_id = run.info.run_id
+        points = {(key, point.step) for key in run.data.metrics for point in self.client.get_metric_history(run_id, key)}
+        return _Run(run_id, dict(run.data.params), points, ended="stop_reason" in run.data.tags)
 
     def _create(self, name: str, tags: dict[str, str], time_ms: int) -> _Run:
-        tags = {key: value[:MAX_NOTE] for key, value in (self.source | tags).items()}
+        tags = {key: value[:MAX_TAG_LENGTH] for key, value in (self.source | tags).items()}
         return _Run(self.client.create_run(self.experiment, start_time=time_ms, tags=tags, run_name=name).info.run_id)
 
     def _write(self, run: _Run, params: dict[str, Any], tags: dict[str, str]) -> None:
         """Params that the run lacks, and tags. MLflow never lets go of a param, so what has changed (`--trials`) is a tag."""
         from mlflow.entities import Param, RunTag
 
-        texts = {key: str(value) for key, value in params.items()}
+        texts = {key: str(value)[:MAX_PARAM_LENGTH] for key, value in params.items()}
         new = {key: text for key, text in texts.items() if key not in run.params}
         tags = tags | {key: text for key, text in texts.items() if run.params.get(key, text) != text}
         for chunk in _chunks([Param(key, text) for key, text in new.items()], MAX_PARAMS):
@@ -344,12 +362,17 @@ class _Runs:
             self.client.log_batch(run.id, tags=chunk)
 
     def _measure(self, run: _Run, points: list[tuple[str, float, int, int]]) -> None:
-        """Points (key, value, step, time_ms). The first at a (key, step) stays: a trial that goes on repeats its last minutes."""
+        """Points (key, value, step, time_ms). The first at a (key, step) stays: a trial that goes on repeats its last minutes.
+
+        MLflow itself drops a point only if value and time repeat too, else the curve would go back and forth.
+        """
         from mlflow.entities import Metric
 
-        new = {(key, step): Metric(key, float(value), ms, step) for key, value, step, ms in reversed(points) if math.isfinite(value)}
-        metrics = [new[point] for point in sorted(new.keys() - run.points, key=lambda point: point[1])]
-        for chunk in _chunks(metrics, MAX_METRICS):
+        new: dict[tuple[str, int], Metric] = {}
+        for key, value, step, time_ms in points:
+            if math.isfinite(value) and (key, step) not in run.points:
+                new.setdefault((key, step), Metric(key, float(value), time_ms, step))
+        for chunk in _chunks(list(new.values()), MAX_METRICS):
             self.client.log_batch(run.id, metrics=chunk)
         run.points |= new.keys()
 
@@ -357,18 +380,19 @@ class _Runs:
 def _source_tags() -> dict[str, str]:
     """Who and what made a run: the columns User, Source and Version, which MLflow's client leaves empty."""
     tags = {"mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL"}
-    try:
+    with contextlib.suppress(KeyError, OSError):  # a container whose user has no name
         tags["mlflow.user"] = getpass.getuser()
-    except (KeyError, OSError):
-        pass  # a container whose user has no name
     here = Path(__file__).resolve()
-    try:  # only where this file is under version control: an installed copy may lie in a checkout of something else
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or no checkout
+        # asked first, because an installed copy may lie in a checkout of something else
         subprocess.run(["git", "ls-files", "--error-unmatch", here.name], cwd=here.parent, check=True, capture_output=True)
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here.parent, check=True, capture_output=True, text=True)
         tags["mlflow.source.git.commit"] = head.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        pass  # no git, or no checkout
     return tags
+
+
+def _chunks(items: list[Any], size: int) -> list[list[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _now_ms() -> int:

@@ -1,48 +1,203 @@
 """The embedded corpus: a seeded generator that writes the three tasks, small, in the course's layout, with a vocabulary.
 
-It stands where a data folder would: `data: toy`. A sentence is a few concepts from a small lexicon, each said by one of its
-synonyms. Sentiment sums word valences, turned by negation and scaled by intensifiers; a paraphrase keeps every concept; a
-similarity counts those kept. Labels carry noise, so no model is perfect; a model that learns the synonyms and the negation
-beats one that does not, so trials differ.
+It stands where a data folder would: `data: toy`. Sentences say a few concepts of a small lexicon, each by one of its
+synonyms. Labels follow from the concepts, plus noise: no model is perfect, but one that learns synonyms, negation and the
+comparison of two sentences beats one that does not, so trials differ. A tiny encoder learns this from scratch in seconds.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
-import shutil
 import string
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from random import Random
 
-import numpy as np
+from minbert_core.data.tasks import TASKS
 
-from minbert_core.data.tasks import TASKS, Task
-
-VERSION = 1  # part of the folder's name; raise it when what is written changes
+VERSION = 1  # part of the cached folder's name; raise it when what is written changes
 SIZES = {"train": 2000, "dev": 400, "test": 400}  # examples of each task
 
-# Each concept is a set of synonyms. A scene of the pair tasks is one concept of each of these four.
-PEOPLE = [c.split("/") for c in "doctor/physician child/kid/youngster teacher/instructor lawyer/attorney singer/vocalist writer/author "
-          "cook/chef farmer/grower soldier/trooper pilot/aviator".split()]  # fmt: skip
-ACTIONS = [c.split("/") for c in "buys/purchases repairs/fixes/mends carries/hauls cleans/washes watches/observes finds/discovers "
-           "hides/conceals wrecks/destroys builds/constructs draws/sketches".split()]  # fmt: skip
-THINGS = [c.split("/") for c in "car/automobile bag/sack/pouch house/home boat/ship/vessel stone/rock coat/jacket couch/sofa gift/present "
-          "cup/mug carpet/rug".split()]  # fmt: skip
-PLACES = [c.split("/") for c in "forest/woods shop/store street/road/lane garden/yard city/town river/stream coast/shore school/academy "
-          "hospital/clinic market/bazaar".split()]  # fmt: skip
-SCENE = (PEOPLE, ACTIONS, THINGS, PLACES)
 
-ASPECTS = "film movie story plot cast acting dialogue music ending pacing direction script humor camera work opening premise".split()
-VALENCE = {
-    2: "brilliant superb wonderful magnificent excellent masterful dazzling moving hilarious unforgettable".split(),
-    1: "good nice charming pleasant likable solid clever warm funny lively".split(),
-    -1: "dull weak bland slow clumsy thin tired flat messy predictable".split(),
-    -2: "awful terrible dreadful horrible atrocious abysmal unbearable insulting lifeless disastrous".split(),
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+def _concepts(text: str) -> list[list[str]]:
+    return [concept.split("/") for concept in text.split()]
+
+
+# The pair tasks describe scenes. A scene is one concept of each list; a concept is a set of synonyms.
+SCENE = (
+    _concepts("doctor/physician child/kid teacher/instructor lawyer/attorney singer/vocalist")
+    + _concepts("writer/author cook/chef farmer/grower soldier/trooper pilot/aviator"),
+    _concepts("buys/purchases repairs/fixes/mends carries/hauls cleans/washes watches/observes")
+    + _concepts("finds/discovers hides/conceals wrecks/destroys builds/constructs draws/sketches"),
+    _concepts("car/automobile bag/sack/pouch house/home boat/ship/vessel stone/rock")
+    + _concepts("coat/jacket couch/sofa gift/present cup/mug carpet/rug"),
+    _concepts("forest/woods shop/store street/road/lane garden/yard city/town")
+    + _concepts("river/stream valley/dale school/academy hospital/clinic market/bazaar"),
+)
+SCENE_WEIGHTS = (0.8, 1.2, 1.2, 0.8)  # of person, action, thing, place in the similarity; they sum to 4
+PLACE = 3
+TEMPLATES = (  # more of the plain order, as in real text
+    *["the {0} {1} the {2} in the {3}."] * 3,
+    "in the {3}, the {0} {1} the {2}.",
+    "near the {3} the {0} {1} a {2}.",
+)
+WITHOUT_PLACE = "the {0} {1} the {2}."
+DENIALS = ("never", "hardly")
+
+# The sentiment task describes films: one to three clauses, each an aspect with a valence.
+ASPECTS = _words("film movie story plot cast acting dialogue music ending pacing direction script humor camera work opening")
+VALENCES = {
+    2: _words("brilliant superb wonderful magnificent excellent dazzling"),
+    1: _words("good nice charming pleasant likable solid"),
+    -1: _words("dull weak bland slow clumsy thin"),
+    -2: _words("awful terrible dreadful horrible atrocious abysmal"),
 }
-NEGATIONS = "not never hardly".split()  # turn the valence round and halve it: "not awful" is less than good
-SCALES = {1.5: "very truly really extremely".split(), 0.5: "slightly somewhat fairly rather".split(), 1.0: ["quite", "just"]}
-GLUE = "the a is are in and but while , . an at near".split()
+NEGATIONS = ("not", "never", "hardly")
+SCALES = {1.5: _words("very truly really extremely"), 0.5: _words("slightly somewhat fairly rather"), 1.0: _words("quite just")}
+JOINTS = {",": 1.0, "and": 1.0, "but": 1.5}  # what follows "but" weighs more
+CUTS = (-1.6, -0.6, 0.6, 1.6)  # of the summed valence, between the five sentiments
 
-CUTS = (-1.6, -0.4, 0.4, 1.6)  # of the summed valence, between the five sentiments
+SENTIMENT_NOISE = 0.12  # share of labels drawn anew from all five
+PARAPHRASE_NOISE = 0.08  # share of labels turned round
+SIMILARITY_NOISE = 0.5  # standard deviation, of labels in [0, 5]
+
+
+def toy_folder(cache: Path) -> Path:
+    """The embedded corpus inside `cache`, written there at the first call."""
+    folder = cache / f"toy-{VERSION}"
+    write_toy_corpus(folder)
+    return folder
+
+
+def write_toy_corpus(folder: Path, seed: int = 0) -> None:
+    """Writes the course's nine files, the test files labelled, and vocab.txt; a file that is there already stays.
+
+    Each file appears whole or not at all, so several processes may call this at once.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for task in TASKS.values():
+        for split, name in task.files.items():
+            columns = ["", "id", *task.text_columns, task.label_column]
+            rows = (columns, *_rows(GENERATORS[task.name], f"{seed}/{task.name}/{split}", SIZES[split]))
+            _write(folder / name, rows)
+    _write(folder / "vocab.txt", ([piece] for piece in vocabulary()))
+
+
+def vocabulary() -> list[str]:
+    """The word pieces of vocab.txt in order: special tokens, characters (so that any text can be spelt), whole words."""
+    characters = string.ascii_lowercase + string.digits
+    words = {word for concepts in SCENE for synonyms in concepts for word in synonyms}
+    words |= {word for group in (*VALENCES.values(), *SCALES.values()) for word in group}
+    words |= {*ASPECTS, *NEGATIONS, *DENIALS, *JOINTS, "the", "a", "is", "in", "near"} - {","}
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    single = [*string.punctuation, *characters]
+    return [*special, *single, *(f"##{c}" for c in characters), *sorted(words - set(single))]
+
+
+def _rows(generate: Callable[[Random], list[str]], stream: str, count: int) -> Iterable[list[str]]:
+    random = Random(stream)  # a stream of its own for each file: the size of one does not change another
+    for index in range(count):
+        identity = hashlib.sha256(f"{stream}/{index}".encode()).hexdigest()[:25]
+        yield [str(index), identity, *generate(random)]
+
+
+def _write(path: Path, rows: Iterable[list[str]]) -> None:
+    if path.exists():
+        return
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            # vocab.txt has a lone quote as a line, and no quoting: no field here holds a TAB or needs a quote
+            csv.writer(file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None).writerows(rows)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- the tasks
+
+
+def _sentiment(random: Random) -> list[str]:
+    """A sentence and its sentiment 0 to 4: the cut sum of its clauses' valences."""
+    total, words = 0.0, []
+    for position, aspect in enumerate(random.sample(ASPECTS, random.choice((1, 1, 2, 2, 3)))):
+        value = float(random.choice(tuple(VALENCES)))
+        adjective = random.choice(VALENCES[int(value)])
+        if position:
+            joint = random.choice(tuple(JOINTS))
+            words.append(joint)
+            value *= JOINTS[joint]
+        words += ["the", aspect, "is"]
+        if random.random() < 0.2:
+            words.append(random.choice(NEGATIONS))
+            value *= -0.5  # "not awful" is less than good
+        if random.random() < 0.3:
+            scale = random.choice(tuple(SCALES))
+            words.append(random.choice(SCALES[scale]))
+            value *= scale
+        words.append(adjective)
+        total += value
+    label = sum(total > cut for cut in CUTS)
+    if random.random() < SENTIMENT_NOISE:
+        label = random.randrange(5)
+    return [" " + " ".join(words).capitalize() + " .", str(label)]  # the course's sentences begin with a space
+
+
+def _paraphrase(random: Random) -> list[str]:
+    """Two sentences and whether they say the same: every concept kept; or some changed, one denied, or the place left out."""
+    first = _scene(random)
+    same = random.random() < 0.5
+    second, denied = list(first), False
+    if not same:
+        way = random.random()
+        if way < 0.5:
+            second = _changed(first, random.randint(1, 4), random)
+        else:
+            second = _changed(first, random.randint(0, 2), random)
+            denied = way < 0.8
+            second[PLACE] = second[PLACE] if denied else None
+    label = same != (random.random() < PARAPHRASE_NOISE)
+    return [_say(first, random), _say(second, random, denied), str(float(label))]
+
+
+def _similarity(random: Random) -> list[str]:
+    """Two sentences and how similar they are, 0 to 5: the weight of the concepts kept, less where one is denied."""
+    first = _scene(random)
+    second = _changed(first, random.randint(0, 4), random)
+    if random.random() < 0.25:
+        second[PLACE] = None
+    denied = random.random() < 0.25
+    kept = sum(weight for weight, a, b in zip(SCENE_WEIGHTS, first, second, strict=True) if a == b)
+    score = 5 * kept / 4 * (0.4 if denied else 1) + random.gauss(0, SIMILARITY_NOISE)
+    return [_say(first, random), _say(second, random, denied), f"{min(max(score, 0), 5):.1f}"]
+
+
+GENERATORS: dict[str, Callable[[Random], list[str]]] = {"sst": _sentiment, "para": _paraphrase, "sts": _similarity}
+
+Scene = list[int | None]  # the index of a concept in each list of SCENE; None: not said
+
+
+def _scene(random: Random) -> Scene:
+    return [random.randrange(len(concepts)) for concepts in SCENE]
+
+
+def _changed(scene: Scene, count: int, random: Random) -> Scene:
+    """The scene with `count` of its concepts replaced by others."""
+    changed = list(scene)
+    for slot in random.sample(range(len(SCENE)), count):
+        changed[slot] = random.choice([index for index in range(len(SCENE[slot])) if index != scene[slot]])
+    return changed
+
+
+def _say(scene: Scene, random: Random, denied: bool = False) -> str:
+    words = ["" if index is None else random.choice(SCENE[slot][index]) for slot, index in enumerate(scene)]
+    if denied:
+        words[1] = f"{random.choice(DENIALS)} {words[1]}"
+    return (random.choice(TEMPLATES) if words[PLACE] else WITHOUT_PLACE).format(*words).capitalize()

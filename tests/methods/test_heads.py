@@ -64,7 +64,7 @@ def test_cosine_starts_as_scale_times_the_cosine() -> None:
 def test_cosine_learns_both_its_scale_and_its_offset() -> None:
     head = Cosine().build(4, 1)
     head(torch.tensor([[1.0, 0.0, 1.0, 1.0]]), keep).sum().backward()
-    assert sorted(float(parameter.grad) for parameter in head.parameters()) == pytest.approx([0.5**0.5, 1.0])  # type: ignore[arg-type]
+    assert sorted(float(parameter.grad) for parameter in head.parameters()) == pytest.approx([0.5**0.5, 1.0])
 
 
 def test_cosine_of_a_zero_vector_is_zero_with_finite_gradient() -> None:
@@ -86,7 +86,9 @@ def test_cosine_has_no_dropout_knob() -> None:
         TypeAdapter(Head).validate_python({"kind": "cosine", "dropout": 0.1})
 
 
-@pytest.mark.parametrize(("head", "layers"), [(Linear(dropout=0.3), 1), (Sbert(dropout=0.3), 1), (Mlp(hidden=(6, 5), dropout=0.3), 3)])
+@pytest.mark.parametrize(
+    ("head", "layers"), [(Linear(dropout=0.3), 1), (Sbert(dropout=0.3), 1), (Mlp(hidden=(6, 5), dropout=0.3), 3)]
+)
 def test_dropout_falls_on_the_input_of_each_linear_layer(head: Linear | Sbert | Mlp, layers: int) -> None:
     """Dropping everything everywhere leaves the last bias; the probability handed over is the head's own."""
     probabilities: list[float] = []

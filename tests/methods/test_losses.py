@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from minbert_core.data.tasks import TaskKind
-from minbert_core.methods.losses import Bce, CrossEntropy, Mse, Pearson, bernoulli_divergence, class_divergence, default_loss, divergence
+from minbert_core.methods.losses import (
+    Bce,
+    CrossEntropy,
+    Mse,
+    Pearson,
+    bernoulli_divergence,
+    class_divergence,
+    default_loss,
+    divergence,
+)
 
 KINDS: tuple[TaskKind, ...] = ("classification", "binary", "regression")
 
@@ -84,7 +93,9 @@ def test_pearson_loss_of_a_straight_line_knows_only_its_direction(slope: float, 
     assert Pearson()((slope * labels + 7)[:, None], labels).item() == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("labels", [[2.5], [2.3, 2.3, 2.3], [0.1] * 7], ids=["one example", "constant", "constant, inexact mean"])
+@pytest.mark.parametrize(
+    "labels", [[2.5], [2.3, 2.3, 2.3], [0.1] * 7], ids=["one example", "constant", "constant, inexact mean"]
+)
 def test_pearson_without_a_correlation_gives_zero_loss_and_zero_gradient(labels: list[float]) -> None:
     logits = torch.randn(len(labels), 1, requires_grad=True)
     loss = Pearson()(logits, torch.tensor(labels))

@@ -21,9 +21,7 @@ def build(settings: Optimizer, encoder: nn.Module, heads: nn.Module) -> torch.op
     return settings.build(encoder.named_parameters(), heads.named_parameters())
 
 
-@pytest.mark.parametrize(
-    ("progress", "factor"), [(0.0, 0.0), (0.05, 0.5), (0.1, 1.0), (0.55, 0.5), (1.0, 0.0), (1.5, 0.0)]
-)
+@pytest.mark.parametrize(("progress", "factor"), [(0.0, 0.0), (0.05, 0.5), (0.1, 1.0), (0.55, 0.5), (1.0, 0.0), (1.5, 0.0)])
 def test_the_rate_rises_during_warmup_and_falls_to_zero(progress: float, factor: float) -> None:
     assert linear_schedule(progress, warmup=0.1) == pytest.approx(factor)
 
@@ -48,8 +46,8 @@ def test_biases_and_layer_norm_do_not_decay() -> None:
     groups = build(Optimizer(weight_decay=0.3), encoder, heads).param_groups
     decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
     linear, norm = encoder
-    assert [decay[id(p)] for p in (linear.weight, heads.weight)] == [0.3, 0.3]  # type: ignore[union-attr]
-    assert [decay[id(p)] for p in (linear.bias, norm.weight, norm.bias, heads.bias)] == [0.0] * 4  # type: ignore[union-attr]
+    assert [decay[id(p)] for p in (linear.weight, heads.weight)] == [0.3, 0.3]
+    assert [decay[id(p)] for p in (linear.bias, norm.weight, norm.bias, heads.bias)] == [0.0] * 4
 
 
 def test_heads_have_a_rate_of_their_own() -> None:

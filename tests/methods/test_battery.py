@@ -1,0 +1,492 @@
+"""One battery over every variant of every family: a new variant is tested by being named in its family's union.
+
+Families are found, not listed: every union in minbert_core.methods. A failure says which law which variant broke.
+Legend: B examples, S sequences, N tokens, D hidden size, F features, K outputs, G groups, T tasks.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import typing
+from typing import Annotated, Any, get_args, get_origin
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+import minbert_core.methods
+from minbert_core.data.tasks import TaskKind
+from minbert_core.methods.features import PairEncoding, Pooling
+from minbert_core.methods.gradients import GradientMethod, random_orders
+from minbert_core.methods.heads import Head
+from minbert_core.methods.losses import Loss, divergence
+from minbert_core.methods.smoothness import Smoothness
+from minbert_core.methods.task_schedules import TaskSchedule
+from minbert_core.settings import Variant
+
+MODULES = [
+    importlib.import_module(f"minbert_core.methods.{m.name}") for m in pkgutil.iter_modules(minbert_core.methods.__path__)
+]
+
+
+def variants(family: Any) -> list[type[Variant]]:
+    """The classes of a family: of Annotated[A | B, ...] A and B, of Annotated[A, ...] A."""
+    inner = get_args(family)[0]
+    return list(get_args(inner)) or [inner]
+
+
+def is_family(value: object) -> bool:
+    if get_origin(value) is not Annotated:
+        return False
+    return all(inspect.isclass(member) and issubclass(member, Variant) for member in variants(value))
+
+
+FAMILIES = {name: value for module in MODULES for name, value in vars(module).items() if is_family(value)}
+ALL = [(family, variant) for family in FAMILIES.values() for variant in variants(family)]
+
+
+def named(family: Any) -> Any:
+    """Parametrise over a family's variants, each built from its defaults."""
+    return pytest.mark.parametrize("variant", [cls() for cls in variants(family)], ids=lambda variant: variant.kind)
+
+
+def of(cls: type[Variant]) -> str:
+    return f"{cls.__module__.rpartition('.')[2]} '{cls().kind}'"
+
+
+# --------------------------------------------------------------------------------------------------------- all variants
+
+every_variant = pytest.mark.parametrize(("family", "cls"), ALL, ids=[of(cls) for _, cls in ALL])
+
+
+def test_every_variant_that_is_written_is_in_a_family() -> None:
+    listed = {cls for _, cls in ALL}
+    for module in MODULES:
+        for cls in vars(module).values():
+            if inspect.isclass(cls) and issubclass(cls, Variant) and cls is not Variant:
+                assert cls in listed, f"{module.__name__}.{cls.__name__} is in no union: no config can name it"
+
+
+def test_kinds_differ_within_a_family() -> None:
+    for name, family in FAMILIES.items():
+        kinds = [cls().kind for cls in variants(family)]
+        assert len(set(kinds)) == len(kinds), f"{name}: a kind is taken twice among {kinds}"
+
+
+@every_variant
+def test_the_bare_name_means_the_defaults(family: Any, cls: type[Variant]) -> None:
+    adapter = TypeAdapter(family)
+    kind = cls().kind
+    assert adapter.validate_python(kind) == adapter.validate_python({"kind": kind}) == cls(), (
+        f"{of(cls)}: its bare name is not it"
+    )
+
+
+@every_variant
+def test_a_kind_is_a_name_that_a_path_can_hold(family: Any, cls: type[Variant]) -> None:
+    kind = cls().kind
+    assert kind.isascii() and kind.replace("_", "a").replace("-", "a").isalnum() and kind.islower(), (  # noqa: PT018
+        f"{of(cls)}: a kind is made of [a-z0-9_-]"
+    )
+
+
+@every_variant
+def test_a_variant_is_frozen(family: Any, cls: type[Variant]) -> None:
+    assert cls.model_config["frozen"], f"{of(cls)}: its knobs can be set"
+    with pytest.raises(ValidationError, match="frozen"):
+        cls().kind = "another"
+
+
+@every_variant
+def test_an_unknown_knob_is_refused(family: Any, cls: type[Variant]) -> None:
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        TypeAdapter(family).validate_python({"kind": cls().kind, "no_such_knob": 1})
+
+
+@every_variant
+def test_a_variant_says_what_it_is_and_where_it_comes_from(family: Any, cls: type[Variant]) -> None:
+    assert cls.__doc__, f"{of(cls)}: has no docstring"
+    assert cls.__doc__ != Variant.__doc__, f"{of(cls)}: inherits its docstring"
+
+
+@every_variant
+def test_every_knob_has_a_description(family: Any, cls: type[Variant]) -> None:
+    for name, field in cls.model_fields.items():
+        assert name == "kind" or field.description, f"{of(cls)}: `{name}` has no description"
+
+
+@every_variant
+def test_a_variant_survives_being_written_and_read(family: Any, cls: type[Variant]) -> None:
+    adapter = TypeAdapter(family)
+    for mode in ("python", "json"):
+        written = cls().model_dump(mode=mode)
+        assert adapter.validate_python(written) == cls(), f"{of(cls)}: {written} is read back as something else"
+
+
+@every_variant
+def test_a_variant_has_a_schema_for_editors(family: Any, cls: type[Variant]) -> None:
+    assert cls.__name__ in str(TypeAdapter(family).json_schema()), f"{of(cls)}: is not in its family's schema"
+
+
+def test_every_family_is_found() -> None:
+    known = {"Pooling", "PairEncoding", "Head", "Loss", "LossWeights", "TaskSchedule", "GradientMethod", "Smoothness", "Stage"}
+    assert known <= set(FAMILIES)
+
+
+def test_no_family_imports_another_but_stages() -> None:
+    for module in MODULES:
+        if module.__name__.endswith(".stages"):
+            continue
+        lines = [line for line in inspect.getsource(module).splitlines() if line.lstrip().startswith(("import ", "from "))]
+        assert not [line for line in lines if "minbert_core.methods" in line], f"{module.__name__} imports another family"
+
+
+# ------------------------------------------------------------------------------------------------------------- poolings
+
+STARTS = torch.tensor([0, 3, 4, 8])
+SPANS = [(0, 3), (3, 4), (4, 8)]
+
+
+def pooler(first_SD: Tensor) -> Tensor:
+    return (2 * first_SD).tanh()
+
+
+@named(Pooling)
+def test_a_pooling_gives_one_vector_a_sequence(variant: Any) -> None:
+    pooled = variant.pool(torch.randn(8, 5), STARTS, pooler)
+    assert pooled.shape == (3, 5), f"pooling '{variant.kind}': shape {tuple(pooled.shape)}, not (S, D)"
+
+
+@named(Pooling)
+def test_a_pooled_vector_depends_on_its_own_sequence_alone(variant: Any) -> None:
+    hidden_ND = torch.randn(8, 5)
+    together = variant.pool(hidden_ND, STARTS, pooler)
+    for s, (start, end) in enumerate(SPANS):
+        alone = variant.pool(hidden_ND[start:end], torch.tensor([0, end - start]), pooler)
+        assert torch.allclose(together[s], alone[0], atol=1e-6), f"pooling '{variant.kind}': batch-mates change sequence {s}"
+
+
+@named(Pooling)
+def test_permuting_sequences_permutes_pooled_vectors(variant: Any) -> None:
+    hidden_ND = torch.randn(8, 5)
+    permuted = torch.cat([hidden_ND[start:end] for start, end in (SPANS[2], SPANS[0], SPANS[1])])
+    found = variant.pool(permuted, torch.tensor([0, 4, 7, 8]), pooler)
+    expected = variant.pool(hidden_ND, STARTS, pooler)[[2, 0, 1]]
+    assert torch.allclose(found, expected, atol=1e-6), f"pooling '{variant.kind}': does not follow its sequences"
+
+
+@named(Pooling)
+def test_a_pooling_says_whether_it_uses_the_pooler(variant: Any) -> None:
+    calls = []
+    variant.pool(torch.randn(8, 5), STARTS, lambda first: calls.append(1) or first)
+    assert bool(calls) is variant.uses_pooler, f"pooling '{variant.kind}': uses_pooler is {variant.uses_pooler}"
+
+
+@named(Pooling)
+def test_gradient_reaches_every_sequence(variant: Any) -> None:
+    hidden_ND = torch.randn(8, 5, requires_grad=True)
+    variant.pool(hidden_ND, STARTS, pooler).sum().backward()
+    assert hidden_ND.grad is not None
+    for start, end in SPANS:
+        assert hidden_ND.grad[start:end].abs().max() > 0, f"pooling '{variant.kind}': no gradient for tokens {start} to {end}"
+
+
+@named(PairEncoding)
+def test_an_encoding_gives_a_row_an_example_as_wide_as_its_vectors(variant: Any) -> None:
+    features = variant.features(torch.randn(4 * variant.vectors, 5))
+    assert features.shape == (4, 5 * variant.vectors), f"pair encoding '{variant.kind}': shape {tuple(features.shape)}"
+
+
+# ---------------------------------------------------------------------------------------------------------------- heads
+
+
+def keep(values: Tensor, probability: float) -> Tensor:
+    return values
+
+
+def drop(values: Tensor, probability: float) -> Tensor:
+    return torch.nn.functional.dropout(values, probability)
+
+
+def outputs_of(head: Any) -> tuple[int, ...]:
+    return (1,) if head.single_output else (1, 5)
+
+
+@named(Head)
+def test_a_head_gives_a_row_of_logits_an_example(variant: Any) -> None:
+    for outputs in outputs_of(variant):
+        logits = variant.build(8, outputs)(torch.randn(3, 8), keep)
+        assert logits.shape == (3, outputs), f"head '{variant.kind}': shape {tuple(logits.shape)} for K = {outputs}"
+
+
+@named(Head)
+def test_gradient_reaches_every_parameter_and_the_features(variant: Any) -> None:
+    for outputs in outputs_of(variant):
+        head, features = variant.build(8, outputs), torch.randn(16, 8, requires_grad=True)
+        (head(features, keep) * torch.randn(16, outputs)).sum().backward()
+        for name, tensor in [*head.named_parameters(), ("features", features)]:
+            reached = tensor.grad is not None and tensor.grad.abs().max() > 0
+            assert reached, f"head '{variant.kind}': gradient does not reach {name} (K = {outputs})"
+
+
+@named(Head)
+def test_a_head_is_deterministic_in_evaluation(variant: Any) -> None:
+    head, features = variant.build(8, 1), torch.randn(3, 8)
+    state = torch.get_rng_state()
+    assert torch.equal(head(features, keep), head(features, keep)), f"head '{variant.kind}': two evaluations differ"
+    assert torch.equal(torch.get_rng_state(), state), f"head '{variant.kind}': draws random numbers of its own"
+
+
+@named(Head)
+def test_a_head_treats_each_example_by_itself(variant: Any) -> None:
+    head, features = variant.build(8, 1), torch.randn(5, 8)
+    order = torch.tensor([3, 1, 4, 0, 2])
+    assert torch.allclose(head(features[order], keep), head(features, keep)[order], atol=1e-6), (
+        f"head '{variant.kind}': permuting examples does not permute logits"
+    )
+
+
+@named(Head)
+def test_a_head_with_a_dropout_knob_drops_through_the_given_function(variant: Any) -> None:
+    seen: list[float] = []
+    variant.build(8, 1)(torch.randn(3, 8), lambda values, p: seen.append(p) or values)
+    expected = {variant.dropout} if hasattr(variant, "dropout") else set()
+    assert set(seen) == expected, f"head '{variant.kind}': drops with {set(seen)}, its knob says {expected}"
+
+
+@named(Head)
+def test_a_head_survives_its_state_dict(variant: Any) -> None:
+    first, second = variant.build(8, 1), variant.build(8, 1)
+    second.load_state_dict(first.state_dict())
+    features = torch.randn(3, 8)
+    assert torch.equal(first(features, keep), second(features, keep)), f"head '{variant.kind}': loses state when saved"
+
+
+@named(Head)
+def test_a_head_can_learn(variant: Any) -> None:
+    """Two examples, their features their own: some steps must fit their labels."""
+    features = torch.tensor([[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]])
+    labels, head = torch.tensor([[4.0], [1.0]]), variant.build(8, 1)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.02)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = (head(features, keep) - labels).square().mean()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05, f"head '{variant.kind}': does not fit two examples, loss {loss.item():.3f}"
+
+
+# --------------------------------------------------------------------------------------------------------------- losses
+
+
+def batch_of(kind: TaskKind) -> tuple[Tensor, Tensor]:
+    """Logits as good as can be, and their labels."""
+    if kind == "classification":
+        labels = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0])
+        return 20 * torch.eye(5), labels
+    if kind == "binary":
+        labels = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0])
+        return (40 * labels - 20)[:, None], labels
+    labels = torch.tensor([0.0, 1.25, 2.4, 3.8, 5.0])
+    return labels[:, None], labels
+
+
+@named(Loss)
+def test_a_loss_fits_some_kind_of_task(variant: Any) -> None:
+    assert variant.fits, f"loss '{variant.kind}': fits no task"
+    assert set(variant.fits) <= set(typing.get_args(TaskKind)), f"loss '{variant.kind}': fits unknown kinds {variant.fits}"
+
+
+@named(Loss)
+def test_a_loss_is_lower_at_the_optimum_than_away_from_it(variant: Any) -> None:
+    for kind in variant.fits:
+        logits, labels = batch_of(kind)
+        best, worst = variant(logits, labels), variant(logits.flip(0).roll(1, 0), labels)
+        assert best.shape == (), f"loss '{variant.kind}': shape {tuple(best.shape)}, not a scalar"
+        assert best.item() == pytest.approx(0, abs=1e-4), f"loss '{variant.kind}': {best.item()} at the optimum of {kind}"
+        assert worst > best + 0.01, (
+            f"loss '{variant.kind}': {worst.item()} away from the optimum of {kind}, {best.item()} at it"
+        )
+
+
+@named(Loss)
+def test_a_loss_and_its_gradient_are_finite(variant: Any) -> None:
+    for kind in variant.fits:
+        good, labels = batch_of(kind)
+        cases = {"good": good, "bad": -10 * good, "equal": torch.zeros_like(good), "huge": 1e4 * good}
+        for case, values in cases.items():
+            for rows in (slice(None), slice(0, 1)):
+                logits = values[rows].clone().requires_grad_()
+                loss = variant(logits, labels[rows])
+                loss.backward()
+                assert loss.isfinite(), f"loss '{variant.kind}': {loss.item()} for {case} logits"
+                assert logits.grad is not None
+                assert logits.grad.isfinite().all(), f"loss '{variant.kind}': gradient not finite for {case} logits"
+
+
+@named(Loss)
+def test_a_loss_does_not_depend_on_the_order_of_examples(variant: Any) -> None:
+    for kind in variant.fits:
+        logits, labels = batch_of(kind)
+        logits, order = logits + torch.randn_like(logits), torch.tensor([2, 0, 4, 1, 3])
+        assert torch.allclose(variant(logits[order], labels[order]), variant(logits, labels), atol=1e-5), (
+            f"loss '{variant.kind}': permuting examples changes it"
+        )
+
+
+# ------------------------------------------------------------------------------------------------------- task schedules
+
+SIZES = {"sst": 50, "para": 400, "sts": 30}
+
+
+@named(TaskSchedule)
+def test_a_schedule_is_a_function_of_its_arguments(variant: Any) -> None:
+    first, again = ([variant.tasks_of_step(step, 0.3, SIZES, 7) for step in range(20)] for _ in range(2))
+    assert first == again, f"task schedule '{variant.kind}': two calls differ"
+
+
+@named(TaskSchedule)
+def test_a_step_takes_known_tasks_once_each_and_as_many_as_announced(variant: Any) -> None:
+    for step in range(50):
+        tasks = variant.tasks_of_step(step, step / 50, SIZES, 0)
+        assert set(tasks) <= set(SIZES), f"task schedule '{variant.kind}': unknown task among {tasks}"
+        assert len(tasks) == len(set(tasks)), f"task schedule '{variant.kind}': a task twice in {tasks}"
+        assert 1 <= len(tasks) <= variant.tasks_per_step(len(SIZES)), (
+            f"task schedule '{variant.kind}': {len(tasks)} tasks a step"
+        )
+
+
+@named(TaskSchedule)
+def test_every_task_is_reached(variant: Any) -> None:
+    seen = {task for step in range(300) for task in variant.tasks_of_step(step, step / 300, SIZES, 0)}
+    assert seen == set(SIZES), f"task schedule '{variant.kind}': never takes {set(SIZES) - seen}"
+
+
+@named(TaskSchedule)
+def test_a_schedule_of_one_task_takes_it_and_its_epoch_is_one_pass(variant: Any) -> None:
+    assert variant.tasks_of_step(3, 0.5, {"sst": 64}, 0) == ("sst",)
+    found = variant.epoch_examples({"sst": 64}, {"sst": 16})
+    assert found == 64, f"task schedule '{variant.kind}': an epoch of 64 examples of one task draws {found}"
+
+
+# ------------------------------------------------------------------------------------------------------------ gradients
+
+TASKS = ("sst", "para", "sts")
+
+
+def gramians(num_groups: int = 4, num_tasks: int = 3, seed: int = 0) -> Tensor:
+    """Of gradients in few dimensions, some of which conflict; float64, shape (G, T, T)."""
+    gradients = torch.randn(num_groups, num_tasks, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return gradients @ gradients.mT
+
+
+def orders_of(num_tasks: int, seed: int = 0) -> Tensor:
+    return random_orders(num_tasks, np.random.default_rng(seed))
+
+
+@named(GradientMethod)
+def test_weights_have_a_row_a_group_in_the_gramians_precision(variant: Any) -> None:
+    for dtype in (torch.float32, torch.float64):
+        weights = variant.weights(gramians().to(dtype), TASKS, orders_of(3), {})
+        assert weights.shape == (4, 3), f"gradient '{variant.kind}': shape {tuple(weights.shape)}, not (G, T)"
+        assert weights.dtype == dtype, f"gradient '{variant.kind}': {weights.dtype} for a Gramian of {dtype}"
+
+
+@named(GradientMethod)
+def test_a_single_task_keeps_its_gradient(variant: Any) -> None:
+    weights = variant.weights(gramians(num_tasks=1), ("sst",), orders_of(1), {})
+    assert torch.equal(weights, torch.ones_like(weights)), f"gradient '{variant.kind}': T = 1 gives weights {weights.tolist()}"
+
+
+@named(GradientMethod)
+def test_permuting_tasks_permutes_weights(variant: Any) -> None:
+    permutation = [2, 0, 1]
+    place = {old: new for new, old in enumerate(permutation)}
+    states: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+    for seed in range(4):  # over steps, so that state is permuted too
+        gram, orders = gramians(seed=seed), orders_of(3, seed)
+        moved_orders = torch.tensor([[place[j] for j in orders[old].tolist()] for old in permutation])
+        expected = variant.weights(gram, TASKS, orders, states[0])[:, permutation]
+        moved_gram = gram[:, permutation][:, :, permutation]
+        found = variant.weights(moved_gram, tuple(TASKS[old] for old in permutation), moved_orders, states[1])
+        assert torch.allclose(found, expected), f"gradient '{variant.kind}': permuting tasks does not permute weights"
+
+
+@named(GradientMethod)
+def test_scaling_all_gradients_scales_the_result(variant: Any) -> None:
+    for scale in (1e-12, 1e8):
+        expected = variant.weights(gramians(), TASKS, orders_of(3), {})
+        found = variant.weights(scale * gramians(), TASKS, orders_of(3), {})
+        assert torch.allclose(found, expected), (
+            f"gradient '{variant.kind}': weights change when gradients scale by {scale**0.5}"
+        )
+
+
+@named(GradientMethod)
+def test_zero_gradients_stay_finite_for_ever(variant: Any) -> None:
+    state: dict[str, Tensor] = {}
+    for zero in ([0], [0, 1], [0, 1, 2], []):
+        gram = gramians()
+        gram[:2, zero] = 0
+        gram[:2, :, zero] = 0
+        weights = variant.weights(gram, TASKS, orders_of(3), state)
+        assert weights.isfinite().all(), f"gradient '{variant.kind}': weights not finite with tasks {zero} at zero"
+        for key, value in state.items():
+            assert value.isfinite().all(), f"gradient '{variant.kind}': state '{key}' not finite with tasks {zero} at zero"
+
+
+@named(GradientMethod)
+def test_a_gramian_is_left_as_it_was_and_its_weights_are_repeatable(variant: Any) -> None:
+    gram = gramians()
+    first = variant.weights(gram, TASKS, orders_of(3), {})
+    assert torch.equal(gram, gramians()), f"gradient '{variant.kind}': writes into the Gramian"
+    assert torch.equal(first, variant.weights(gram, TASKS, orders_of(3), {})), f"gradient '{variant.kind}': two calls differ"
+
+
+@named(GradientMethod)
+def test_state_is_all_that_is_remembered(variant: Any) -> None:
+    """A copy of the state goes on as the original does: that is what a checkpoint relies on."""
+    state: dict[str, Tensor] = {}
+    for seed in range(3):
+        variant.weights(gramians(seed=seed), TASKS, orders_of(3, seed), state)
+    copy = {key: value.clone() for key, value in state.items()}
+    found = variant.weights(gramians(seed=9), TASKS, orders_of(3), copy)
+    expected = variant.weights(gramians(seed=9), TASKS, orders_of(3), state)
+    assert torch.equal(found, expected), f"gradient '{variant.kind}': remembers something outside its state"
+
+
+# ----------------------------------------------------------------------------------------------------------- smoothness
+
+EXAMPLE_N = torch.tensor([0, 0, 1, 1, 1])
+
+
+@named(Smoothness)
+@pytest.mark.parametrize("kind", typing.get_args(TaskKind))
+def test_a_penalty_is_a_positive_scalar_that_trains_and_costs_what_it_announces(variant: Any, kind: TaskKind) -> None:
+    embeddings_ND, weight_DK = torch.randn(5, 4), torch.randn(4, 5 if kind == "classification" else 1, requires_grad=True)
+    passes: list[int] = []
+
+    def forward(noise_ND: Tensor) -> Tensor:
+        passes.append(1)
+        values_NK = ((embeddings_ND + noise_ND) @ weight_DK).tanh()
+        return torch.zeros(2, values_NK.shape[1]).index_add(0, EXAMPLE_N, values_NK)
+
+    clean_BK = forward(torch.zeros(5, 4))
+    passes.clear()
+    state = torch.get_rng_state()
+    penalty = variant.penalty(forward, clean_BK, divergence(kind), EXAMPLE_N, 2, (5, 4), torch.Generator().manual_seed(0))
+    assert len(passes) == variant.extra_passes, f"smoothness '{variant.kind}': {len(passes)} passes, not {variant.extra_passes}"
+    assert torch.equal(torch.get_rng_state(), state), f"smoothness '{variant.kind}': draws from torch's global generator"
+    assert weight_DK.grad is None, f"smoothness '{variant.kind}': leaves a gradient in a parameter before backward"
+    if penalty is None:
+        return
+    assert penalty.shape == (), f"smoothness '{variant.kind}': shape {tuple(penalty.shape)}, not a scalar"
+    assert penalty.isfinite(), f"smoothness '{variant.kind}': penalty {penalty.item()}"
+    assert penalty > 0, f"smoothness '{variant.kind}': penalty {penalty.item()} for a {kind} task"
+    penalty.backward()
+    assert weight_DK.grad is not None
+    assert weight_DK.grad.abs().max() > 0, f"smoothness '{variant.kind}': gradient does not reach the model ({kind})"
