@@ -28,7 +28,7 @@ clean:
 # The stamp is touched last, so that an interrupted install is begun again.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "minbert-search needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; \
+	  echo "minbert-search needs Python 3.11 or newer; '$(PYTHON)' says: $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; \
 	  exit 1; }
 	@echo "Building .venv from constraints.txt (once, some minutes) ..."
 	@$(PYTHON) -m venv --clear .venv
