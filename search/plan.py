@@ -1,0 +1,266 @@
+"""What a search is going to do, settled before a process starts: name, folder, resources, budget; printed by --dry-run and kept as plan.json.
+
+Everything a run would refuse is refused here: `Refused` (exit 3) where what was written is right but not here or not now,
+SettingsError and ValueError (exit 2) where it is wrong anywhere.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+from minbert_core.config import TINY, TrialConfig, as_written, flatten, lay_over
+from minbert_core.data.corpus import fingerprint
+from minbert_core.data.tasks import TASKS
+from minbert_core.encoder import fetch_encoder
+from minbert_core.inputs import Inputs, data_folder, open_inputs
+from search.domains import Choice
+from search.rungs import expected_full_trials
+from search.space import Space, _cover, _default
+
+FORMAT = 1  # of a search's folder; a newer one is refused by name
+
+
+class Refused(ValueError):
+    """Right, but not here or not now: too few GPUs, a used name, a locked search. Exit code 3."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a search may use, and how many trials that is at a time."""
+
+    cpus: int
+    gpus: float
+    cpus_per_trial: int
+    gpus_per_trial: float
+
+    @property
+    def slots(self) -> int:
+        by_cpu = self.cpus // self.cpus_per_trial
+        return min(by_cpu, int(self.gpus / self.gpus_per_trial + 1e-9)) if self.gpus_per_trial else by_cpu
+
+    def __str__(self) -> str:
+        each = f"{self.cpus_per_trial} CPU" + (f" and {self.gpus_per_trial:g} GPU" if self.gpus_per_trial else "")
+        return f"{self.slots} trial{'s' * (self.slots != 1)} at a time, {each} each"
+
+
+def find_resources(gpus: str, gpus_per_trial: float | None, cpus_per_trial: int, retry: str) -> Resources:
+    """Resources from the command line; `retry` is the command up to the GPUs, for the line that works here.
+
+    Raises Refused where the machine has less than was asked for.
+    """
+    import torch
+
+    cpus, present = len(os.sched_getaffinity(0)), torch.cuda.device_count()
+    wanted = present if gpus == "auto" else int(gpus)
+    if wanted > present:
+        have = f"{present} GPU{'s' * (present != 1)}" if present else "no GPU"
+        at_once = f"{present} at a time" if present else f"{max(1, cpus // cpus_per_trial)} at a time on the CPU"
+        raise Refused(f"--gpus {wanted} asks for more than this machine has ({have}). This works here, {at_once}:\n  {retry} --gpus {present}")
+    if cpus_per_trial > cpus:
+        raise Refused(f"--cpus-per-trial {cpus_per_trial} asks for more than this machine's {cpus} cores.")
+    per_trial = (1.0 if gpus_per_trial is None else gpus_per_trial) if wanted else 0.0
+    if per_trial > wanted:
+        raise Refused(f"--gpus-per-trial {per_trial:g} asks for more than the {wanted} GPUs of this search.")
+    return Resources(cpus, wanted, cpus_per_trial, per_trial)
+
+
+def machine_settings(resources: Resources) -> dict[str, Any]:
+    """The `machine` of every trial of a search, chosen once: device, threads, precision."""
+    import torch
+
+    from minbert_core.train import resolve_precision
+
+    device = "cuda" if resources.gpus_per_trial else "cpu"
+    return {"device": device, "threads": resources.cpus_per_trial, "precision": resolve_precision("auto", torch.device(device))}
+
+
+def localise(space: Space, resources: Resources) -> Space:
+    """The space with what belongs to this machine filled in: absolute data and encoder folders, device, threads, precision.
+
+    Raises SettingsError or ValueError: no such folder, no such encoder.
+    """
+    from search.space import make_space
+
+    config = space.sample(_default).config()
+    local: dict[str, Any] = {"machine": machine_settings(resources)}
+    if config.data != "toy":
+        local["data"] = str(data_folder(config))
+    if config.encoder.checkpoint != TINY:
+        local["encoder"] = {"checkpoint": str(fetch_encoder(config.encoder.checkpoint))}
+    document = dict(space.document)
+    tree = document.get("config") or {}
+    machine = lay_over(local.pop("machine"), tree.get("machine") or {})
+    if isinstance(tree.get("encoder"), str):
+        tree = {**tree, "encoder": {"checkpoint": tree["encoder"]}}
+    document["config"] = lay_over({**tree, "machine": machine}, local)
+    return make_space(space.name, document, space.where)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search, resolved."""
+
+    name: str
+    space: Space
+    seed: int
+    num_trials: int
+    resources: Resources
+    config: TrialConfig  # the defaults' point, for what all trials share
+    inputs: Inputs
+    recipes: tuple[str, ...]
+    examples: int  # a full trial's budget
+
+    @property
+    def full_trials(self) -> float:
+        return expected_full_trials(self.num_trials, len(self.space.baselines), len(self.recipes), self.space.settings.rungs)
+
+    def warnings(self) -> list[str]:
+        reduction, per_recipe = self.space.settings.reduction, self.num_trials / len(self.recipes)
+        if per_recipe < 2 * reduction:
+            return [
+                f"{per_recipe:.0f} trials a recipe are few: rungs keep one in {reduction}, so the first ones pass unopposed. "
+                f"{2 * reduction * len(self.recipes)} trials or more would let halving work."
+            ]
+        return []
+
+    def lines(self) -> list[str]:
+        """The plan as the user reads it."""
+        rungs = self.space.settings.rungs
+        domains = self.space.domains()
+        width = max((len(name) for name in domains), default=0)
+        objective = self.config.objective if isinstance(self.config.objective, str) else dict(self.config.objective.weights)
+        batch = sum(self.config.task(name).batch_size for name in self.config.train_on)
+        parts = ", ".join(f"{self.examples * part // rungs[-1]:,}" for part in rungs)
+        rows = ", ".join(f"{name} {len(self.inputs.train[name]):,}/{len(self.inputs.dev[name]):,}" for name in self.config.train_on)
+        return [
+            f"search    {self.name}: {self.space.settings.about or '(no question given: `about`)'}",
+            f"data      {self.inputs.data_folder} (train/dev rows: {rows})",
+            f"encoder   {self.config.encoder.checkpoint}",
+            f"machine   {self.resources}; {self.config.machine.device}, {self.config.machine.precision}",
+            f"objective {objective} on dev, the best of a trial's evaluations at {parts} examples",
+            f"budget    {self.examples:,} examples a full trial, about {-(-self.examples // batch):,} steps of {batch} "
+            "(one batch of each task)" if self.config.task_schedule.tasks_per_step(len(self.config.train_on)) > 1
+            else f"budget    {self.examples:,} examples a full trial, one task a step",
+            f"trials    {self.num_trials}, of which {len(self.space.baselines)} baselines run to the end; the best "
+            f"1/{self.space.settings.reduction} go on from rung to rung; expected cost: {self.full_trials:.1f} full trials, "
+            f"{self.full_trials * self.examples:,.0f} examples",
+            *([f"recipes   {len(self.recipes)}, each with its own rungs: {', '.join(self.recipes)}"] if len(self.recipes) > 1 else []),
+            f"searched  {len(domains)} parameters",
+            *(f"          {name:<{width}}  {domain}" for name, (domain, _) in domains.items()),
+            *(f"warning   {text}" for text in self.warnings()),
+        ]  # fmt: skip
+
+    def document(self, arguments: list[str]) -> dict[str, Any]:
+        """What plan.json holds: all that `--resume` and a reader need."""
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "space_name": self.space.name,
+            "about": self.space.settings.about,
+            "created": time.strftime("%FT%T%z"),
+            "command": arguments,
+            "seed": self.seed,
+            "trials": self.num_trials,
+            "gpus": self.resources.gpus,
+            "gpus_per_trial": self.resources.gpus_per_trial,
+            "cpus_per_trial": self.resources.cpus_per_trial,
+            "examples": self.examples,
+            "expected_full_trials": round(self.full_trials, 2),
+            "data": self.config.data,
+            "encoder": self.config.encoder.checkpoint,
+            "objective": as_written(self.config.objective),
+            "train_on": list(self.config.train_on),
+            "fingerprints": self.fingerprints(),
+            "git_commit": git_commit(),
+            "versions": {name: version(name) for name in ("torch", "ray", "optuna", "mlflow", "pyarrow", "tokenizers")},
+            "python": platform.python_version(),
+            "baselines": [flatten(self.space.baseline(i).document) for i in range(len(self.space.baselines))],
+        }
+
+    def fingerprints(self) -> dict[str, str]:
+        """sha256 of each train and dev file that the search reads."""
+        files = {f"{name}-{split}": TASKS[name].files[split] for name in self.config.train_on for split in ("train", "dev")}
+        return {key: fingerprint(self.inputs.data_folder / file) for key, file in files.items()}
+
+
+def make_plan(name: str, space: Space, seed: int, num_trials: int | None, resources: Resources) -> Plan:
+    """Resolve a search and read its data once (tokenised files are kept).  Raises what reading raises."""
+    space = localise(space, resources)
+    num_trials = num_trials or space.settings.trials
+    if num_trials < len(space.baselines):
+        raise ValueError(f"--trials {num_trials} leaves no room for the space's {len(space.baselines)} baselines.")
+    config = space.sample(_default).config()
+    inputs = open_inputs(config)
+    domains = space.domains()
+    switches = {name for name, (domain, _) in domains.items() if isinstance(domain, Choice)}
+    recipes: set[str] = set()
+    for forced in _cover({name: found for name, found in domains.items() if name in switches}):
+        recipes.add(space.sample(lambda name, domain, f=forced: f.get(name, _default(name, domain))).config().recipe)  # type: ignore[misc]
+    return Plan(name, space, seed, num_trials, resources, config, inputs, tuple(sorted(recipes)), config.num_examples(inputs.sizes))
+
+
+# ------------------------------------------------------------------------------------------------------------- folders
+
+
+def new_search_folder(runs: Path, name: str | None, default: str) -> Path:
+    """The folder of a new search, not yet made: `name`, else the space's name, then -2, -3 …  Raises Refused: a used name."""
+    if name is not None:
+        if (runs / name).exists():
+            raise Refused(f"The name '{name}' is used ({runs / name}). Go on with it: --resume {name}; or give another --name.")
+        return runs / name
+    number = 1
+    while (folder := runs / (default if number == 1 else f"{default}-{number}")).exists():
+        number += 1
+    return folder
+
+
+def lock(folder: Path) -> IO[str]:
+    """Hold the search's lock until the returned file is closed or the process dies.  Raises Refused: somebody else does."""
+    file = (folder / "lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        raise Refused(f"The search in {folder} is running already ({holder}).") from None
+    file.seek(0)
+    file.truncate()
+    file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """A search's plan.json.  Raises ValueError: no search there, or one of a newer format."""
+    path = folder / "plan.json"
+    if not path.exists():
+        known = sorted(other.parent.name for other in folder.parent.glob("*/plan.json"))
+        raise ValueError(f"There is no search '{folder.name}' in {folder.parent}." + (f" Known: {', '.join(known)}." if known else ""))
+    try:
+        plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is broken ({error}); without it the search cannot be read.") from None
+    if plan.get("format", 0) > FORMAT:
+        raise ValueError(f"{path} has format {plan['format']}; this version reads up to {FORMAT}.")
+    return plan
+
+
+def git_commit() -> str:
+    """The commit of the code, with `+changes` where the tree differs; empty outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head + ("+changes" if changed.strip() else "")
