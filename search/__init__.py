@@ -1,0 +1,32 @@
+"""The search: spaces, the study, and Ray, Optuna and MLflow around `minbert_core.train`.
+
+Ray reads its settings when it is first imported, so they stand here, before any module of this package can import it. What
+the user has set stays.
+"""
+
+import os
+import secrets
+import sys
+from pathlib import Path
+
+_ROOT = str(Path(__file__).resolve().parents[1])
+
+_RAY_SETTINGS = {
+    # one's own Ray instance is reached with a secret of this process: nobody else on the machine can join it
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # Tune's own snapshots are never read
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+if "ray" not in sys.modules:
+    for _name, _value in _RAY_SETTINGS.items():
+        os.environ.setdefault(_name, _value)
+    if _ROOT not in os.environ.get("PYTHONPATH", "").split(os.pathsep):  # for workers, where the project is not installed
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))

@@ -217,14 +217,18 @@ def run_search(folder: Path, plan: Plan, address: str, resumed: bool) -> int:
 
 def _fit(plan: Plan, searcher: Any, scheduler: Any, address: str, interrupted: threading.Event) -> None:
     """Hand everything to Ray Tune and wait. Ctrl-C and SIGTERM end it after the running reports."""
-    scratch = _quiet_ray()
+    import logging
+
     import ray
     from ray import tune
 
     from search.trainable import run_trial
 
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     local: dict[str, Any] = {}
     if address == "local":
+        scratch = Path(tempfile.gettempdir()) / f"minbert-ray-{getpass.getuser()}"  # short: sockets lie in it
         local = {"num_cpus": plan.resources.cpus, "num_gpus": plan.resources.gpus, "include_dashboard": False, "_temp_dir": str(scratch)}
         local["object_store_memory"] = 100 * 1024**2  # reports only; data goes by path
     ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
@@ -273,28 +277,6 @@ class _InterruptWatcher:
         os.close(self.write)
         self.thread.join(1)
         signal.signal(signal.SIGINT, self.original)
-
-
-def _quiet_ray() -> Path:
-    """Settings of Ray that must stand before its import; its scratch folder, short and one's own."""
-    os.environ |= {
-        "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token"),
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-        "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # Tune's own snapshots are never read
-        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-        "TOKENIZERS_PARALLELISM": "false",
-        # workers find the packages also where the project is not installed
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")])),
-    }
-    import logging
-
-    for name in ("ray", "ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    return Path(tempfile.gettempdir()) / f"minbert-ray-{getpass.getuser()}"
 
 
 # -------------------------------------------------------------------------------------------------------------- words

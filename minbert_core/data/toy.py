@@ -41,7 +41,7 @@ SCENE = (
     _concepts("forest/woods shop/store street/road/lane garden/yard city/town")
     + _concepts("river/stream valley/dale school/academy"),
 )
-SCENE_WEIGHTS = (0.8, 1.2, 1.2, 0.8)  # of person, action,g, place in the similarity; they sum to 4
+SCENE_WEIGHTS = (0.8, 1.2, 1.2, 0.8)  # of person, action, thing, place in the similarity; they sum to 4
 PLACE = 3
 TEMPLATES = (  # more of the plain order, as in real text
     *["the {0} {1} the {2} in the {3}."] * 3,
@@ -51,7 +51,7 @@ TEMPLATES = (  # more of the plain order, as in real text
 WITHOUT_PLACE = "the {0} {1} the {2}."
 DENIALS = ("never", "hardly")
 
-# The sentiment task describes films: one to three clauses, each an aspect with a valence.
+# The sentiment task describes films: one or two clauses, each an aspect with a valence.
 ASPECTS = _words("film movie story plot cast acting dialogue music ending pacing direction script humor camera work opening")
 VALENCES = {
     2: _words("brilliant superb wonderful magnificent"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import pkgutil
 import typing
 from typing import Annotated, Any, get_args, get_origin
@@ -429,10 +430,10 @@ def test_scaling_all_gradients_scales_the_result(variant: Any) -> None:
 @named(GradientMethod)
 def test_zero_gradients_stay_finite_for_ever(variant: Any) -> None:
     state: dict[str, Tensor] = {}
-    for zero in ([0], [0, 1], [0, 1, 2], []):
+    for groups, zero in itertools.product((slice(0, 2), slice(None)), ([0], [0, 1], [0, 1, 2], [])):
         gram = gramians()
-        gram[:2, zero] = 0
-        gram[:2, :, zero] = 0
+        gram[groups, zero] = 0
+        gram[groups, :, zero] = 0
         weights = variant.weights(gram, TASKS, orders_of(3), state)
         assert weights.isfinite().all(), f"gradient '{variant.kind}': weights not finite with tasks {zero} at zero"
         for key, value in state.items():

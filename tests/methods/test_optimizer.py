@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
 
 from minbert_core.methods.optimizer import Optimizer, linear_schedule
-from minbert_core.settings import faults_of
 
 
 def parts() -> tuple[nn.Module, nn.Module]:
@@ -81,19 +78,15 @@ def test_one_step_is_adamws() -> None:
     assert weight.tolist()[0] == pytest.approx([1.0 - 0.01 * 0.1 - 0.01, -2.0 + 0.01 * 0.1 * 2 + 0.01])
 
 
-def sentence(values: dict[str, Any]) -> str:
-    with pytest.raises(ValidationError) as caught:
-        Optimizer.model_validate(values)
-    return " ".join(fault.sentence for fault in faults_of(caught.value, values))
-
-
 def test_warmup_as_a_count_is_told_that_it_is_a_share() -> None:
-    assert sentence({"warmup": 100}) == "`warmup`: must be in [0, 1]. Got 100. It is a share of the steps, not a count."
+    with pytest.raises(ValidationError, match=r"must be in \[0, 1\]\. Got 100\. It is a share of the steps, not a count\."):
+        Optimizer(warmup=100)
 
 
 @pytest.mark.parametrize(("knob", "value"), [("lr", 0), ("lr", 2), ("head_lr_factor", 0), ("weight_decay", -1), ("clip", 0)])
 def test_a_knob_out_of_its_range_is_refused(knob: str, value: float) -> None:
-    assert sentence({knob: value}).startswith(f"`{knob}` must be ")
+    with pytest.raises(ValidationError, match=rf"{knob}\n  Input should be (greater|less) than"):
+        Optimizer.model_validate({knob: value})
 
 
 def test_clipping_can_be_turned_off() -> None:
