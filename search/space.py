@@ -456,7 +456,8 @@ def _set_at(node: Any, parts: list[str], value: Any, source: str, done: str = ""
             node[key] = value
         return
     child = node[int(key)] if isinstance(node, list) else node.get(key)
-    kinds = _kinds_at("/".join(path.split("/")[1:])) if path.startswith("config/") else set()
+    in_config = path.startswith("config/")
+    kinds = _kinds_at(path.removeprefix("config/"), TrialConfig if in_config else SpaceSettings)
     if kinds:
         child = _of_kind(node, key, child, rest, kinds, path, source)
         if len(rest) == 1:
@@ -489,9 +490,8 @@ def _of_kind(node: Any, key: Any, child: Any, rest: list[str], kinds: set[str], 
     return child
 
 
-def _kinds_at(path: str) -> set[str]:
-    """The kinds a value at a config path may have; empty where it is no variant."""
-    model: type[BaseModel] | None = TrialConfig
+def _kinds_at(path: str, model: type[BaseModel] | None = TrialConfig) -> set[str]:
+    """The kinds a value at a path of `model` may have; empty where it is no variant."""
     parts = path.split("/")
     kinds: dict[str, type[BaseModel]] = {}
     i = 0
