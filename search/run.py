@@ -24,7 +24,7 @@ from typing import Any
 from minbert_core.data.tasks import TASKS
 from minbert_core.settings import SettingsError, dump_yaml, parse_yaml
 from search.narrate import Narrator, table
-from search.plan import Plan, Refused, find_resources, lock, make_plan, new_search_folder, read_plan
+from search.plan import Plan, Refused, Resources, find_resources, lock, make_plan, new_search_folder, read_plan
 from search.space import Space, make_space, read_space
 from search.tracking import Tracker, store_uri, ui_command
 
@@ -215,23 +215,30 @@ def run_search(folder: Path, plan: Plan, address: str, resumed: bool) -> int:
     return DONE if finished else NONE_FINISHED
 
 
-def _fit(plan: Plan, searcher: Any, scheduler: Any, address: str, interrupted: threading.Event) -> None:
-    """Hand everything to Ray Tune and wait. Ctrl-C and SIGTERM end it after the running reports."""
+def start_ray(resources: Resources, address: str) -> None:
+    """Start a Ray instance of one's own (address `local`) with `resources`, or join the cluster at `address`; quietly."""
     import logging
 
     import ray
-    from ray import tune
-
-    from search.trainable import run_trial
 
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     local: dict[str, Any] = {}
     if address == "local":
         scratch = Path(tempfile.gettempdir()) / f"minbert-ray-{getpass.getuser()}"  # short: sockets lie in it
-        local = {"num_cpus": plan.resources.cpus, "num_gpus": plan.resources.gpus, "include_dashboard": False, "_temp_dir": str(scratch)}
+        local = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "include_dashboard": False, "_temp_dir": str(scratch)}
         local["object_store_memory"] = 100 * 1024**2  # reports only; data goes by path
     ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
+
+
+def _fit(plan: Plan, searcher: Any, scheduler: Any, address: str, interrupted: threading.Event) -> None:
+    """Hand everything to Ray Tune and wait. Ctrl-C and SIGTERM end it after the running reports."""
+    import ray
+    from ray import tune
+
+    from search.trainable import run_trial
+
+    start_ray(plan.resources, address)
     storage = Path(tempfile.mkdtemp(prefix="minbert-tune-"))
     resources = {"cpu": plan.resources.cpus_per_trial, "gpu": plan.resources.gpus_per_trial}
     tuner = tune.Tuner(

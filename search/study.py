@@ -327,3 +327,18 @@ def failure_reason(folder: Path) -> str:
     path.unlink()
     first = (message.strip().splitlines() or [""])[0]
     return f"not finite: {first}" if kind == "NotFiniteError" else f"{kind}: {first}"
+
+
+def read_results(folder: Path, study_name: str) -> list[TrialResult]:
+    """Every trial of a search that began, read and not written: for those who only look (`analysis`)."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    results = []
+    for trial in optuna.load_study(study_name=study_name, storage=storage).get_trials(deepcopy=False):
+        path = folder / "trials" / f"{trial.number:03d}"
+        attributes = trial.user_attrs
+        if "void" not in attributes and (path / "config.yaml").exists():
+            status, reason = attributes.get("status", "running"), attributes.get("reason", "")
+            records = read_records(path / "metrics.jsonl")
+            results.append(TrialResult(trial.number, status, reason, dict(trial.params), attributes.get("baseline"), path, records))
+    return results
