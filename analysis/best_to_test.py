@@ -2,7 +2,7 @@
 
     python analysis/best_to_test.py --search smart --top 3 --seeds 5
 
-    rank within the fullest rung -> selection.json (frozen) -> retrain each over seeds -> ledger -> TEST -> table, prediction files
+    rank within the fullest rung -> selection.json (frozen) -> retrain each over seeds -> ledger -> TEST -> table, files
 
 Dev chooses, test only reports: the selection is on disk before a test file is opened, each opening is a line in the ledger, and
 the table says how many configurations were tried and what the search had claimed for the chosen ones.
@@ -107,17 +107,22 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python analysis/best_to_test.py",
-        description="Retrain a search's best configurations over fresh seeds and open the test sets, once, with what was chosen on dev.",
-        epilog="examples:\n  python analysis/best_to_test.py\n  python analysis/best_to_test.py --search smart --top 2 --seeds 5 --gpus 4",
+        description="Retrain a search's best configurations over fresh seeds, then open the test sets with them.",
+        epilog="examples:\n  python analysis/best_to_test.py\n"
+        "  python analysis/best_to_test.py --search smart --top 2 --seeds 5 --gpus 4",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--search", metavar="NAME", help="default: the newest finished search that is not on the toy corpus")
     parser.add_argument("--top", type=int, default=3, metavar="K", help="configurations (default 3)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="fresh seeds a configuration (default 3)")
-    parser.add_argument("--no-retrain", action="store_true", help="test the weights that the search kept instead (one seed each)")
+    parser.add_argument(
+        "--no-retrain", action="store_true", help="test the weights that the search kept instead (one seed each)"
+    )
     parser.add_argument("--gpus", default="auto", metavar="N|auto", help="GPUs to use (default auto: all)")
     parser.add_argument("--gpus-per-trial", type=float, metavar="X", help="GPUs a model (default 1)")
-    parser.add_argument("--cpus-per-trial", type=int, metavar="N", help="CPU cores and threads a model (default: as in the search)")
+    parser.add_argument(
+        "--cpus-per-trial", type=int, metavar="N", help="CPU cores and threads a model (default: as in the search)"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where searches lie (default runs)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, open and start nothing")
     return parser
@@ -132,9 +137,14 @@ def _main(options: argparse.Namespace) -> int:
     seeds = [] if options.no_retrain else [FRESH + seed_of("best_to_test", i) % FRESH for i in range(options.seeds)]
     selection = Selection(search, trials, seeds)
     cpus = options.cpus_per_trial or search.plan["cpus_per_trial"]
-    resources = find_resources(options.gpus, options.gpus_per_trial, cpus, f"python analysis/best_to_test.py --search {search.name}")
+    resources = find_resources(
+        options.gpus, options.gpus_per_trial, cpus, f"python analysis/best_to_test.py --search {search.name}"
+    )
     print(f"search    {search.name}: {search.plan['about']}")
-    print(f"tried     {len(search.trials)} configurations" + ("" if search.is_finished else f" of {search.plan['trials']}: the search is not finished"))
+    print(
+        f"tried     {len(search.trials)} configurations"
+        + ("" if search.is_finished else f" of {search.plan['trials']}: the search is not finished")
+    )
     for trial in trials:
         print(f"selected  {trial.number:03d}  dev {trial.score:.4f}  {describe(trial.params)}")
     what = f"{len(seeds)} fresh seeds each" if seeds else "the weights that the search kept, one seed each"
@@ -153,7 +163,9 @@ def _choose_search(name: str | None, runs: Path) -> Search:
     else:
         found = next((search for search in all_searches(runs) if not search.is_toy and search.is_finished), None)
         if found is None:
-            raise ValueError(f"There is no finished search on real data in {runs}. Name one with --search NAME (a toy one, too).")
+            raise ValueError(
+                f"There is no finished search on real data in {runs}. Name one with --search NAME (a toy one, too)."
+            )
         search = found
     if search.is_running():
         raise Refused(f"The search {search.name} is still running; test its best when it has ended.")
@@ -183,7 +195,9 @@ def run(selection: Selection, resources: Resources) -> int:
     tracker = _tracker(selection)
     tracker.start()
     for job in jobs:
-        tracker.trial_started(_run_number(job), job.name, {"trial": job.number, "seed": job.seed_index}, job.folder / "config.yaml", {})
+        tracker.trial_started(
+            _run_number(job), job.name, {"trial": job.number, "seed": job.seed_index}, job.folder / "config.yaml", {}
+        )
     with _ray(resources):
         failures = _train(jobs, resources, tracker) if selection.seeds else {}
         for job, reason in failures.items():
@@ -303,7 +317,12 @@ def _open_test(selection: Selection, models: dict[Job, Path], resources: Resourc
 
     folder = selection.search.folder / "test"
     config = selection.trials[0].config()
-    entry = {"time": time.strftime("%FT%T%z"), "selection_sha256": sha, "models": [job.name for job in models], "tasks": list(config.train_on)}
+    entry = {
+        "time": time.strftime("%FT%T%z"),
+        "selection_sha256": sha,
+        "models": [job.name for job in models],
+        "tasks": list(config.train_on),
+    }
     with (folder / "ledger.jsonl").open("a", encoding="utf-8") as ledger:
         ledger.write(json.dumps(entry) + "\n")
     opened = sum(1 for _ in (folder / "ledger.jsonl").open(encoding="utf-8"))
@@ -316,9 +335,14 @@ def _open_test(selection: Selection, models: dict[Job, Path], resources: Resourc
 
 
 def _tested(config: TrialConfig, inputs: Inputs, out: Path) -> Tested:
-    logits, dev, test = {}, {}, {}
+    logits: dict[str, np.ndarray[Any, Any]] = {}
+    dev: dict[str, float] = {}
+    test: dict[str, float] = {}
     for name in config.train_on:
-        for split_name, split, metrics in (("dev", inputs.dev[name], dev), ("test", open_test_split(name, inputs.data_folder, inputs.tokenizer), test)):
+        for split_name, split, metrics in (
+            ("dev", inputs.dev[name], dev),
+            ("test", open_test_split(name, inputs.data_folder, inputs.tokenizer), test),
+        ):
             logits[f"{name}-{split_name}"] = np.load(out / f"{name}-{split_name}.npy")
             if split.labels is not None:
                 metrics[name] = metric(TASKS[name], logits[f"{name}-{split_name}"], split.labels)
@@ -332,19 +356,31 @@ def _report(selection: Selection, results: dict[Job, Tested], folder: Path) -> l
     """Write prediction files and table.md; the lines that are printed."""
     config = selection.trials[0].config()
     tasks = list(config.train_on)
-    groups = {trial.number: [result for job, result in results.items() if job.number == trial.number] for trial in selection.trials}
+    groups = {
+        trial.number: [result for job, result in results.items() if job.number == trial.number] for trial in selection.trials
+    }
     groups = {number: group for number, group in groups.items() if group}
-    means = {number: statistics.fmean(score(result.dev, config.objective) for result in group) for number, group in groups.items()}
+    means = {
+        number: statistics.fmean(score(result.dev, config.objective) for result in group) for number, group in groups.items()
+    }
     first = max(means, key=lambda number: means[number])
     chosen = max((job for job in results if job.number == first), key=lambda job: score(results[job].dev, config.objective))
     lines = _table(selection, config, tasks, groups)
-    seeds = f"mean ± standard deviation over {len(selection.seeds)} seeds" if selection.seeds else "one seed, the search's own weights"
+    seeds = (
+        f"mean ± standard deviation over {len(selection.seeds)} seeds"
+        if selection.seeds
+        else "one seed, the search's own weights"
+    )
     claimed = next(trial for trial in selection.trials if trial.number == first).score
     lines += [
         "",
         f"{seeds}; chosen on dev among {len(selection.search.trials)} configurations by: {RULE}.",
         f"Best by retrained dev: {first:03d}. The search had claimed {claimed:.4f} for it; "
-        + (f"fresh seeds say {means[first]:.4f} ({means[first] - claimed:+.4f})." if selection.seeds else "nothing was retrained."),
+        + (
+            f"fresh seeds say {means[first]:.4f} ({means[first] - claimed:+.4f})."
+            if selection.seeds
+            else "nothing was retrained."
+        ),
         "",
         *_write_predictions(config, chosen, results[chosen], folder / "predictions"),
     ]
@@ -360,11 +396,15 @@ def _table(selection: Selection, config: TrialConfig, tasks: list[str], groups: 
             continue
         group = groups[trial.number]
         claimed = {name: trial.best[f"dev/{name}"] for name in (*tasks, "norm", "mean")}
-        rows.append([f"{trial.number:03d}", "dev, claimed", *(f"{claimed[name]:.4f}" for name in head[2:-1]), describe(trial.params)])
+        rows.append(
+            [f"{trial.number:03d}", "dev, claimed", *(f"{claimed[name]:.4f}" for name in head[2:-1]), describe(trial.params)]
+        )
         rows.append(["", "dev", *_cells(tasks, [result.dev for result in group]), ""])
         rows.append(["", "test", *_cells(tasks, [result.test for result in group]), ""])
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in [head, *rows]]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in [head, *rows]
+    ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return lines
 
@@ -409,7 +449,12 @@ def _tracker(selection: Selection) -> Tracker:
         f"{search.name}-test",
         f"Test of the best configurations of the search **{search.name}** (running)",
         {"tested_search": search.name, "git": git_commit()},
-        {"search": search.name, "tried": len(search.trials), "seeds": len(selection.seeds), "selected": [t.number for t in selection.trials]},
+        {
+            "search": search.name,
+            "tried": len(search.trials),
+            "seeds": len(selection.seeds),
+            "selected": [t.number for t in selection.trials],
+        },
         search.plan["fingerprints"],
         [search.folder / "test" / "selection.json"],
         resume=False,
@@ -421,7 +466,11 @@ def _run_number(job: Job) -> int:
 
 
 def _mlflow_record(job: Job, result: Tested) -> dict[str, Any]:
-    metrics = {f"{split}/{name}": value for split, of in (("final_dev", result.dev), ("test", result.test)) for name, value in of.items()}
+    metrics = {
+        f"{split}/{name}": value
+        for split, of in (("final_dev", result.dev), ("test", result.test))
+        for name, value in of.items()
+    }
     return {"kind": "test", "step": 0, "examples": 0, "time_ms": _now_ms()} | metrics
 
 

@@ -46,7 +46,11 @@ class Job:
 def retrain(job: Job) -> str:
     """Train through `train`, keeping the best evaluation's weights as the search does; '' or the reason why it failed."""
     config = read_config(job.folder / "config.yaml")
-    with (job.folder / "log.txt").open("w", buffering=1) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    with (
+        (job.folder / "log.txt").open("w", buffering=1) as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
         try:
             inputs = open_inputs(config)
             with (job.folder / "metrics.jsonl").open("w", buffering=1, encoding="utf-8") as file:

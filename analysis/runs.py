@@ -43,7 +43,8 @@ class Search:
 
     @property
     def is_toy(self) -> bool:
-        return bool(self.plan["data"] == "toy")
+        data: str = self.plan["data"]
+        return data == "toy"
 
     @property
     def is_finished(self) -> bool:
@@ -73,7 +74,7 @@ def all_searches(runs: Path) -> list[Search]:
 
 
 def read_trials(searches: list[Search]) -> pa.Table:
-    """A row a trial: search, trial, status, reason, part, seconds, examples, passes, best/…, last/…, and its parameters by path."""
+    """A row a trial: search, trial, status, reason, part, seconds, examples, passes, best/…, last/…, its parameters."""
     rows: list[dict[str, Any]] = []
     for search in searches:
         for trial in search.trials:
@@ -82,7 +83,7 @@ def read_trials(searches: list[Search]) -> pa.Table:
             row["passes"] = int(trial.records[-1]["passes"]) if trial.records else 0
             for label, record in (("best", trial.best), ("last", trial.last)) if trial.points else ():
                 row |= {f"{label}/{key.removeprefix('dev/')}": value for key, value in record.items() if key.startswith("dev/")}
-            rows.append(row | {name: value for name, value in trial.params.items()})
+            rows.append(row | trial.params)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return pa.table({name: _column([row.get(name) for row in rows]) for name in columns})
 
