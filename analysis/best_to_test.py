@@ -325,7 +325,7 @@ def _open_test(selection: Selection, models: dict[Job, Path], resources: Resourc
     }
     with (folder / "ledger.jsonl").open("a", encoding="utf-8") as ledger:
         ledger.write(json.dumps(entry) + "\n")
-    opened = sum(1 for _ in (folder / "ledger.jsonl").open(encoding="utf-8"))
+    opened = len((folder / "ledger.jsonl").read_text(encoding="utf-8").splitlines())
     _say(f"opening the test files (time {opened} for this search; ledger.jsonl)")
     inputs = open_inputs(config)
     remote = ray.remote(num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial)(answer)

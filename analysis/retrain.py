@@ -21,7 +21,7 @@ from minbert_core.evaluate import predict_logits
 from minbert_core.inputs import cache_folder, open_inputs
 from minbert_core.model import load_model, save_model
 from minbert_core.settings import dump_yaml
-from minbert_core.train import resolve_device, train
+from minbert_core.train import resolve_device, resolve_precision, train
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,16 @@ def answer(model_folder: Path, data_folder: Path, out: Path) -> None:
 
     model, config = load_model(model_folder)
     torch.set_num_threads(config.machine.threads)
-    model.to(resolve_device(config.machine.device))
+    device = torch.device(resolve_device(config.machine.device))
+    precision = resolve_precision(config.machine.precision, device)
+    model.to(device)
     inputs = open_inputs(config.model_copy(update={"data": str(data_folder)}) if config.data != "toy" else config)
     out.mkdir(parents=True, exist_ok=True)
     for name in config.train_on:
         test = open_test_split(name, inputs.data_folder, inputs.tokenizer)
         for split_name, split in (("dev", inputs.dev[name]), ("test", test)):
-            np.save(out / f"{name}-{split_name}.npy", predict_logits(model, name, split, config.max_length, inputs.specials))
+            logits_BK = predict_logits(model, name, split, config.max_length, inputs.specials, precision)
+            np.save(out / f"{name}-{split_name}.npy", logits_BK)
 
 
 def open_test_split(name: str, data_folder: Path, tokenizer: Any) -> TokenisedSplit:

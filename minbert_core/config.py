@@ -14,7 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from minbert_core.data.tasks import TASKS, Task
 from minbert_core.methods.features import Cross, PairEncoding, Pooler, Pooling
@@ -36,6 +46,7 @@ from minbert_core.settings import (
     faults_of,
     path_of,
     read_yaml,
+    shown,
 )
 
 TOY, TINY = "toy", "tiny"
@@ -97,6 +108,12 @@ class Objective(Settings):
     weights: dict[str, PositiveFloat] = Field(min_length=1, description="task name -> weight")
 
 
+ObjectiveSetting = Annotated[  # the tags only keep pydantic from trying both, and finding two faults in one
+    Annotated[str, Tag("[name]")] | Annotated[Objective, Tag("[map]")],
+    Discriminator(lambda value: "[map]" if isinstance(value, dict | Objective) else "[name]"),
+]
+
+
 def _checkpoint_name(value: object) -> object:
     return {"checkpoint": value} if isinstance(value, str) else value
 
@@ -109,7 +126,7 @@ class TrialConfig(Settings):
     train_on: tuple[str, ...] = Field(("sst", "para", "sts"), min_length=1, description="tasks trained on and counted in the objective")
     tasks: dict[str, TaskSettings] = Field({}, description="`all`, `pairs` or a task's name -> how it is learned")
     budget: Budget = Budget()
-    objective: str | Objective = Field("norm", description="norm, mean, one task, or weights: what the trial's score is")
+    objective: ObjectiveSetting = Field("norm", description="norm, mean, one task, or weights: what the trial's score is")
     task_schedule: TaskSchedule = RoundRobin()
     loss_weights: LossWeights = Static()
     gradient: GradientMethod = Sum()
@@ -263,11 +280,11 @@ def load_config(document: Any, where: Where | None = None) -> TrialConfig:
     if document is None:
         document = {}
     if not isinstance(document, dict):
-        raise SettingsError([Fault(1, f"A config is a map of settings. Got {document!r}.")])
+        raise SettingsError([Fault(1, f"A config is a map of settings. Got {shown(document)}.")])
     try:
         return TrialConfig.model_validate(document)
     except ValidationError as error:
-        raise SettingsError(faults_of(error, document, where or {})) from None
+        raise SettingsError(faults_of(error, TrialConfig, document, where or {})) from None
 
 
 def read_config(path: Path) -> TrialConfig:

@@ -22,14 +22,19 @@ TOKENS_A_PASS = 4096  # large enough for full-rate matrix products, small enough
 
 
 def predict_logits(
-    model: MultitaskBert, task: str, split: TokenisedSplit, max_length: int, specials: tuple[int, int]
+    model: MultitaskBert,
+    task: str,
+    split: TokenisedSplit,
+    max_length: int,
+    specials: tuple[int, int],
+    precision: str = "float32",
 ) -> NDArray[np.float32]:
-    """Logits of every row, shape (rows, K), in the split's own order."""
+    """Logits of every row, shape (rows, K), in the split's own order; `precision` is that of the matrix products."""
     plan = model.plans[task]
     device = next(model.parameters()).device
     lengths = split.lengths(plan.pair_encoding.kind, max_length)
     logits = np.zeros((len(split), plan.task.outputs), dtype=np.float32)
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
         for rows in _token_budget(lengths):
             batch = pack(split, rows, plan.pair_encoding.kind, max_length, specials).to(device)
             logits[rows] = model(task, batch).cpu().numpy()
@@ -37,7 +42,7 @@ def predict_logits(
 
 
 def _token_budget(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Rows sorted by length, cut into groups of at most TOKENS_A_PASS tokens (at least one row each)."""
+    """Rows sorted by length, cut into groups of about TOKENS_A_PASS tokens (over it by less than a row, never empty)."""
     order = np.argsort(lengths, kind="stable")
     group = np.cumsum(lengths[order]) // TOKENS_A_PASS
     return np.split(order, np.flatnonzero(np.diff(group)) + 1) if len(order) else []
@@ -46,7 +51,8 @@ def _token_budget(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 def predictions(task: Task, logits_BK: NDArray[np.float32]) -> NDArray[np.float64]:
     """What a task answers, shape (B,): the class, 0.0 or 1.0, or the score in label units."""
     if task.kind == "classification":
-        return logits_BK.argmax(axis=1).astype(np.float64)
+        classes_B: NDArray[np.float64] = logits_BK.argmax(axis=1).astype(np.float64)
+        return classes_B
     if task.kind == "binary":
         return (logits_BK[:, 0] > 0).astype(np.float64)  # a probability of exactly one half rounds to even: 0
     return logits_BK[:, 0].astype(np.float64)
@@ -75,7 +81,10 @@ def overall(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def score(metrics: Mapping[str, float], objective: str | Objective) -> float:
-    """The one number a search maximises: norm, mean, one task's metric, or a weighted mean; r enters the last two as (r + 1)/2."""
+    """The one number a search maximises: norm, mean, one task's metric, or a weighted mean.
+
+    r enters a task's own objective and a weighted mean as (r + 1)/2, so that all lie in [0, 1].
+    """
     if isinstance(objective, Objective):
         total = sum(objective.weights.values())
         return sum(weight * _unit(name, metrics[name]) for name, weight in objective.weights.items()) / total
@@ -102,13 +111,13 @@ def submission_text(task: Task, ids: Sequence[str], answers: NDArray[np.float64]
 
 def check_submission(path: Path, task: Task, ids: Sequence[str]) -> list[str]:
     """What the course's grader would refuse in a prediction file, as sentences; empty where it is fine."""
-    text = path.read_bytes().decode("utf-8")
+    text = path.read_bytes().decode("utf-8", errors="replace")  # bytes, because reading as text would hide a CRLF
     header, _, body = text.partition("\n")
     faults = []
     if header != f"id \t {task.prediction_column} ":
         faults.append(f"{path.name}:1: the header must be 'id \\t {task.prediction_column} '. Got {header!r}.")
-    number = {"classification": r"\d+", "binary": r"[01]\.0", "regression": r"-?\d+\.\d+(e-?\d+)?"}[task.kind]
-    row = re.compile(rf"([0-9a-z]+) , ({number}) ")
+    number = {"classification": r"\d+", "binary": r"[01]\.0", "regression": r"-?\d+(\.\d+)?(e[+-]\d+)?"}[task.kind]
+    row = re.compile(rf"(\S+) , ({number}) ")
     seen: list[str] = []
     for line, row_text in enumerate(body.removesuffix("\n").split("\n"), start=2):
         match = row.fullmatch(row_text)
@@ -121,6 +130,7 @@ def check_submission(path: Path, task: Task, ids: Sequence[str]) -> list[str]:
     if not text.endswith("\n"):
         faults.append(f"{path.name}: the last line has no line end.")
     if sorted(seen) != sorted(ids):
-        missing, extra = len(set(ids) - set(seen)), len(set(seen) - set(ids))
-        faults.append(f"{path.name}: {len(ids)} ids are expected once each. Got {len(seen)} rows, {missing} missing, {extra} unknown.")
+        missing, extra, again = len(set(ids) - set(seen)), len(set(seen) - set(ids)), len(seen) - len(set(seen))
+        found = f"Got {len(seen)} sound rows, {missing} missing, {extra} unknown, {again} repeated."
+        faults.append(f"{path.name}: {len(ids)} ids are expected once each. {found}")
     return faults

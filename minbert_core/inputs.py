@@ -6,15 +6,14 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
+from minbert_core.checkpoints import fetch_encoder, load_encoder
 from minbert_core.config import TINY, TOY, TrialConfig, seed_of
 from minbert_core.data.corpus import CorpusError
 from minbert_core.data.tasks import TASKS
 from minbert_core.data.tokens import TokenisedSplit, Tokenizer, load_tokenizer, tokenise_split
 from minbert_core.data.toy import toy_folder
 from minbert_core.encoder import TINY as TINY_SHAPE
-from minbert_core.encoder import Encoder, fetch_encoder, load_encoder, new_encoder
+from minbert_core.encoder import Encoder, new_encoder
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,8 @@ def open_inputs(config: TrialConfig) -> Inputs:
     Raises CorpusError (a missing or faulty file) or ValueError (no such encoder), each one sentence.
     """
     folder = data_folder(config)
-    encoder_folder = toy_folder(cache_folder()) if config.encoder.checkpoint == TINY else fetch_encoder(config.encoder.checkpoint)
+    checkpoint = config.encoder.checkpoint
+    encoder_folder = toy_folder(cache_folder()) if checkpoint == TINY else fetch_encoder(checkpoint)
     tokenizer = load_tokenizer(encoder_folder)
     tokens = cache_folder() / "tokens"
     train = {name: tokenise_split(folder, TASKS[name], "train", tokenizer, tokens) for name in config.train_on}
@@ -70,11 +70,9 @@ def open_inputs(config: TrialConfig) -> Inputs:
 
 
 def build_encoder(config: TrialConfig, inputs: Inputs) -> Encoder:
-    """The encoder a trial starts from; whatever is random in it comes from the trial's seed."""
+    """The encoder a trial starts from. A tiny one is drawn from the trial's seed; a checkpoint is the same for every seed."""
     hidden, attention = config.encoder.hidden_dropout, config.encoder.attention_dropout
     if config.encoder.checkpoint == TINY:
         shape = replace(TINY_SHAPE, vocab_size=inputs.tokenizer.vocab_size)
         return new_encoder(shape, seed_of(config.seed, "encoder"), hidden, attention)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(config.seed, "encoder"))
-        return load_encoder(inputs.encoder_folder, hidden, attention)
+    return load_encoder(inputs.encoder_folder, hidden, attention)

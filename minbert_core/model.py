@@ -8,18 +8,19 @@ A saved model is a folder: encoder/ (Hugging Face layout, tokenizer included), h
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from minbert_core.checkpoints import load_encoder, save_encoder
 from minbert_core.config import TaskPlan, TrialConfig, as_written, read_config, seed_of
 from minbert_core.data.tokens import PackedBatch
-from minbert_core.encoder import Encoder, Masks, load_encoder, save_encoder
+from minbert_core.encoder import Encoder, Masks
 from minbert_core.settings import dump_yaml
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
@@ -37,7 +38,8 @@ class MultitaskBert(nn.Module):
         for name, plan in self.plans.items():
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed_of(seed, "head", name))
-                heads[name] = plan.head.build(plan.vectors * encoder.shape.hidden_size, plan.task.outputs)
+                start = sum(plan.task.label_range) / 2 if plan.task.kind == "regression" else 0.0
+                heads[name] = plan.head.build(plan.vectors * encoder.shape.hidden_size, plan.task.outputs, start)
         self.heads = nn.ModuleDict(heads)
 
     def forward(self, task: str, batch: PackedBatch, masks: Masks | None = None, noise_ND: Tensor | None = None) -> Tensor:
@@ -58,16 +60,21 @@ def _no_dropout(x: Tensor, p: float) -> Tensor:
 
 
 def build_model(config: TrialConfig, encoder: Encoder) -> MultitaskBert:
-    """A fresh model for `config` around `encoder`.  Raises ValueError where the encoder's positions are fewer than max_length."""
-    if config.max_length > encoder.shape.max_position_embeddings:
-        raise ValueError(f"`max_length` must be at most the encoder's {encoder.shape.max_position_embeddings} positions. Got {config.max_length}.")
+    """A fresh model for `config` around `encoder`.  Raises ValueError where the encoder has fewer positions than max_length."""
+    positions = encoder.shape.max_position_embeddings
+    if config.max_length > positions:
+        raise ValueError(f"`max_length` must be at most the encoder's {positions} positions. Got {config.max_length}.")
     return MultitaskBert(encoder, {name: config.task(name) for name in config.train_on}, config.seed)
 
 
 def save_model(model: MultitaskBert, config: TrialConfig, folder: Path, tokenizer_folder: Path) -> None:
-    """Write the model as a folder that `load_model` reads; a half-written one never stands under the final name."""
-    draft = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
+    """Write the model as a folder that `load_model` reads; a half-written one never stands under the final name.
+
+    One writer a folder: what a killed one left behind under the drafts' names is cleared away.
+    """
+    draft, replaced = (folder.with_name(f"{folder.name}.{what}") for what in ("tmp", "old"))
+    for leftover in (draft, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
     draft.mkdir(parents=True)
     save_encoder(model.encoder, draft / "encoder")
     for name in TOKENIZER_FILES:
@@ -75,7 +82,6 @@ def save_model(model: MultitaskBert, config: TrialConfig, folder: Path, tokenize
             shutil.copyfile(tokenizer_folder / name, draft / "encoder" / name)
     save_file({name: tensor.contiguous() for name, tensor in model.heads.state_dict().items()}, draft / "heads.safetensors")
     (draft / "config.yaml").write_text(dump_yaml(as_written(config)), encoding="utf-8")
-    replaced = folder.with_name(f"{folder.name}.old-{os.getpid()}")
     if folder.exists():
         folder.rename(replaced)
     draft.rename(folder)
@@ -84,9 +90,15 @@ def save_model(model: MultitaskBert, config: TrialConfig, folder: Path, tokenize
 
 def load_model(folder: Path) -> tuple[MultitaskBert, TrialConfig]:
     """The model and config that `save_model` wrote.  Raises ValueError where the folder is no such model."""
-    if not (folder / "heads.safetensors").exists():
-        raise ValueError(f"{folder} holds no saved model: heads.safetensors, config.yaml and encoder/ are expected there.")
+    heads = folder / "heads.safetensors"
+    absent = [name for name in ("heads.safetensors", "config.yaml", "encoder") if not (folder / name).exists()]
+    if absent:
+        raise ValueError(f"{folder} holds no saved model: it lacks {', '.join(absent)}.")
     config = read_config(folder / "config.yaml")
-    model = build_model(config, load_encoder(folder / "encoder", config.encoder.hidden_dropout, config.encoder.attention_dropout))
-    model.heads.load_state_dict(load_file(folder / "heads.safetensors"))
+    dropout = config.encoder.hidden_dropout, config.encoder.attention_dropout
+    model = build_model(config, load_encoder(folder / "encoder", *dropout))
+    try:
+        model.heads.load_state_dict(load_file(heads))
+    except (SafetensorError, OSError, RuntimeError) as error:  # torch's own for a key or a shape that does not fit
+        raise ValueError(f"{heads} does not fit its config.yaml, or is truncated ({str(error).splitlines()[0]}).") from None
     return model, config

@@ -2,6 +2,7 @@
 
 Every value a user can write passes through here first. `read_yaml` types the scalars (`5e-6` is a number, `off` a word) and
 remembers lines; `Settings` and `Variant` are the models that hold them; `Fault` is one thing wrong, with its path and law.
+No message of pydantic reaches the user: `faults_of` says each in our words.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+
+from minbert_core.knobs import knob_at
 
 Location = tuple[str | int, ...]  # where a value stands in a document: keys and list indices
 Lines = dict[Location, int]
@@ -52,7 +55,7 @@ class Settings(BaseModel):
     def _refuse_booleans(cls, document: object) -> object:
         if not isinstance(document, dict):
             return document
-        return {key: value if _takes_bool(cls, key) else _no_number(value) for key, value in document.items()}
+        return {key: _bare(value) if _takes_bool(cls, key) else _no_number(value) for key, value in document.items()}
 
 
 class _Boolean:
@@ -70,9 +73,15 @@ def _takes_bool(model: type[BaseModel], key: object) -> bool:
     return known is not None and known.annotation is bool
 
 
+def _bare(value: object) -> object:
+    return value.value if isinstance(value, _Boolean) else value
+
+
 def _no_number(value: object) -> object:
     if isinstance(value, list):
         return [_no_number(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _no_number(item) for key, item in value.items()}
     return _Boolean(value) if isinstance(value, bool) else value
 
 
@@ -113,11 +122,9 @@ def scalar(text: str) -> Any:
 def parse_yaml(text: str, source: str = "") -> tuple[Any, Lines]:
     """A YAML document as plain values, and the line of each.  Raises SettingsError: bad syntax, a key written twice."""
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=yaml.BaseLoader)  # which types no scalar: `scalar` does
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or "unreadable"
-        raise SettingsError([Fault(mark.line + 1 if mark else 0, f"This is not YAML: {problem}.")], source) from None
+        raise SettingsError([_syntax_fault(error, text)], source) from None
     lines: Lines = {}
     faults: list[Fault] = []
     value = None if root is None else _construct(root, (), lines, faults, set())
@@ -136,11 +143,24 @@ def read_yaml(path: Path) -> tuple[Any, Lines]:
     return parse_yaml(text, str(path))
 
 
+def _syntax_fault(error: yaml.YAMLError, text: str) -> Fault:
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        return Fault(line, f"This is not YAML: the character {chr(error.character)!r} may not stand in it.")
+    assert isinstance(error, yaml.MarkedYAMLError)
+    line = error.problem_mark.line + 1 if error.problem_mark else 0
+    if "document" in (error.context or ""):
+        return Fault(line, "A file holds one document; a second one begins here (`---`).")
+    return Fault(line, f"This is not YAML: {error.problem}.")
+
+
 def _construct(node: yaml.Node, location: Location, lines: Lines, faults: list[Fault], open_nodes: set[int]) -> Any:
     lines[location] = node.start_mark.line + 1
     if id(node) in open_nodes:
         faults.append(Fault(lines[location], "A value contains itself (an anchor inside its own alias)."))
         return None
+    if node.tag not in _TAGS:
+        faults.append(Fault(lines[location], f"The tag {node.tag} is not supported."))
     open_nodes = open_nodes | {id(node)}
     if isinstance(node, yaml.SequenceNode):
         return [_construct(child, (*location, i), lines, faults, open_nodes) for i, child in enumerate(node.value)]
@@ -149,7 +169,7 @@ def _construct(node: yaml.Node, location: Location, lines: Lines, faults: list[F
         for key_node, child in node.value:
             key = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else ""
             if not key or key == "<<":
-                faults.append(Fault(key_node.start_mark.line + 1, "A key must be a plain name."))
+                faults.append(Fault(key_node.start_mark.line + 1, f"A key must be a plain name. Got '{key}'."))
             elif key in result:
                 line = key_node.start_mark.line + 1
                 faults.append(Fault(line, f"`{key}` is written twice; it stands in line {lines[(*location, key)]} already."))
@@ -158,16 +178,14 @@ def _construct(node: yaml.Node, location: Location, lines: Lines, faults: list[F
                 lines[(*location, key)] = key_node.start_mark.line + 1
         return result
     assert isinstance(node, yaml.ScalarNode)
-    if node.tag not in _PLAIN_TAGS and node.style is None:
-        faults.append(Fault(lines[location], f"The tag {node.tag} is not supported."))
     return scalar(node.value) if node.style is None else node.value
 
 
-_PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "timestamp", "value", "merge")}
+_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "seq", "map")}  # what BaseLoader gives where none is written
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes floats so that YAML 1.1 readers, too, take them for floats, and short lists on one line."""
+    """Writes floats so that YAML 1.1 readers, too, take them for floats, and lists of scalars on one line."""
 
 
 def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
@@ -182,6 +200,12 @@ def _represent_list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
     return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=flat)
 
 
+def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    style = "'" if scalar(value) != value else None  # `1e5` is text to YAML 1.1, which would leave it bare
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 _Dumper.add_representer(float, _represent_float)
 _Dumper.add_representer(list, _represent_list)
 
@@ -193,6 +217,22 @@ def dump_yaml(value: Any) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- faults
+
+
+def shown(value: Any) -> str:
+    """A value in a sentence, as YAML has it: null, true, [1, 2], {kind: sum}; text in quotes; the end of a long one is cut."""
+    text = _shown(value)
+    return text if len(text) <= 100 else text[:99] + "…"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_shown(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_shown, value)) + "]"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -228,16 +268,25 @@ def path_of(location: Location, document: Any) -> str:
 Where = Mapping[str, tuple[str, int]]  # path -> (source, line)
 
 
-def faults_of(error: ValidationError, document: Any, where: Where) -> list[Fault]:
-    """pydantic's errors in our words, each with its path and, as far as `where` knows it, its source and line."""
+def faults_of(error: ValidationError, model: type[BaseModel], document: Any, where: Where) -> list[Fault]:
+    """What pydantic found wrong with a `model`, in our words, each with its path and, where `where` knows it, source and line."""
+    items = error.errors()
     faults = []
-    for item in error.errors():
-        location = tuple(part for part in item["loc"] if part != "[key]")
-        path = path_of(location, document)
-        for sentence in _sentence(item, path).split("\n"):
+    for item in items:
+        if item["type"] == "too_short" and any(_is_inside(other["loc"], item["loc"]) for other in items):
+            continue  # pydantic does not count an entry that is wrong by itself
+        path = path_of(tuple(part for part in item["loc"] if part not in _NOT_WRITTEN), document)
+        for sentence in _sentence(item, path, model).split("\n"):
             named = re.search(r"`([^`]+)`", sentence)  # a fault between settings names the path it is about first
             faults.append(fault_at(path or (named[1] if named else ""), sentence, where))
     return faults
+
+
+_NOT_WRITTEN = {"[key]", "[name]", "[map]"}  # parts of pydantic's locations that are no part of a document
+
+
+def _is_inside(location: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
+    return len(location) > len(outer) and location[: len(outer)] == outer
 
 
 def fault_at(path: str, sentence: str, where: Where) -> Fault:
@@ -248,35 +297,53 @@ def fault_at(path: str, sentence: str, where: Where) -> Fault:
     return Fault(line, sentence, source)
 
 
-def _sentence(item: Any, path: str) -> str:
+_BOUNDS = {"greater_than_equal": ">=", "greater_than": ">", "less_than_equal": "<=", "less_than": "<"}
+_WANTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "string": "a name",
+    "tuple": "a list",
+    "list": "a list",
+    "dict": "a map",
+    "model": "a map",
+    "bool": "true or false",
+}
+
+
+def _sentence(item: Any, path: str, model: type[BaseModel]) -> str:
     kind, given, context = item["type"], item["input"], item.get("ctx", {})
-    got = f"Got {given!r}."
+    got = f"Got {shown(given)}."
     match kind:
         case "extra_forbidden":
-            return f"Unknown key `{path}`."
-        case "union_tag_invalid":
-            known = re.findall(r"'([^']+)'", context["expected_tags"])
-            return f"Unknown `{path}` kind '{context['tag']}'{did_you_mean(context['tag'], known)}"
-        case "union_tag_not_found":
-            return f"`{path}` needs a `kind` (or is the bare name of one). {got}"
-        case "literal_error":
-            known = re.findall(r"'([^']+)'", context["expected"])
-            if path.endswith("kind"):
-                path = path.rpartition("/")[0]
-                return f"Unknown `{path}` kind '{given}'{did_you_mean(given, known)}"
-            return f"Unknown `{path}` '{given}'{did_you_mean(given, known)}"
+            above, _, key = path.rpartition("/")
+            knob = knob_at(model, above)
+            return f"Unknown key `{path}`{did_you_mean(key, knob.keys if knob else ())}"
         case "missing":
             return f"`{path}` is missing."
-        case "greater_than_equal" | "greater_than" | "less_than_equal" | "less_than":
-            sign = {"greater_than_equal": ">=", "greater_than": ">", "less_than_equal": "<=", "less_than": "<"}[kind]
-            return f"`{path}` must be {sign} {next(iter(context.values()))}. {got}"
-        case "finite_number":
-            return f"`{path}` must be a finite number. {got}"
-        case "too_short" | "too_long":
-            return f"`{path}` has {context['actual_length']} entries; {item['msg'].split(' after')[0].lower()}."
+        case "union_tag_invalid":
+            known = re.findall(r"'([^']+)'", context["expected_tags"])
+            return _unknown_kind(path, given.get("kind"), known)
+        case "literal_error":
+            known = re.findall(r"'([^']+)'", context["expected"])
+            if path.rpartition("/")[2] == "kind":
+                return _unknown_kind(path.rpartition("/")[0], given, known)
+            return f"Unknown `{path}` {_word(given)}{did_you_mean(given, known)}"
         case "value_error":
-            return str(context["error"]) if "`" in str(context["error"]) else f"`{path}`: {context['error']}"
-    expected = {"int": "a whole number", "float": "a number", "string": "a name", "tuple": "a list", "list": "a list", "dict": "a map",
-                "model": "a map", "bool": "true or false"}  # fmt: skip
-    stem = kind.split("_")[0]
-    return f"`{path}` must be {expected.get(stem, item['msg'].lower())}. {got}"
+            sentence = str(context["error"])
+            return sentence if "`" in sentence else f"`{path}` {sentence}"
+        case "too_short":
+            return f"`{path}` needs at least {context['min_length']} of its entries. It has {context['actual_length']}."
+    if kind in _BOUNDS:
+        return f"`{path}` must be {_BOUNDS[kind]} {next(iter(context.values()))}. {got}"
+    if (knob := knob_at(model, path)) and knob.kinds:
+        return f"`{path}` must be a kind's name, or a map with its `kind`. {got} Known: {', '.join(sorted(knob.kinds))}."
+    return f"`{path}` must be {_WANTED.get(kind.split('_')[0], 'something else')}. {got}"
+
+
+def _unknown_kind(path: str, given: Any, known: list[str]) -> str:
+    return f"Unknown `{path}` kind {_word(given)}{did_you_mean(given, known)}"
+
+
+def _word(given: Any) -> str:
+    return f"'{given}'" if isinstance(given, str) else shown(given)

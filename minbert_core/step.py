@@ -60,7 +60,7 @@ class SharedGradients:
 
 @dataclass
 class StepReport:
-    """What one step did: task losses and penalties (0-d tensors, not yet waited for), passes over examples, gradient figures."""
+    """What one step did: losses and penalties (0-d tensors, not yet waited for), gradient figures, passes over examples."""
 
     losses: dict[str, Tensor] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
@@ -70,7 +70,9 @@ class StepReport:
 class Stepper:
     """Everything a stage's steps share: the buffer, the optimiser, the method's state. One is built at each stage's start."""
 
-    def __init__(self, model: MultitaskBert, stage: StagePlan, task_weights: Callable[[str], float], seed: int, precision: str) -> None:
+    def __init__(
+        self, model: MultitaskBert, stage: StagePlan, task_weights: Callable[[str], float], seed: int, precision: str
+    ) -> None:
         self.model, self.stage, self.task_weights, self.seed = model, stage, task_weights, seed
         self.bfloat16 = precision == "bfloat16"
         self.uses_pooler = {name: plan.pooling.uses_pooler for name, plan in model.plans.items()}
@@ -157,8 +159,9 @@ class Stepper:
             whole_TT = gramian_GTT.sum(0)
             norms_T = whole_TT.diagonal().clamp_min(1e-30).sqrt()
             cosines_TT = whole_TT / (norms_T[:, None] * norms_T)
-            for i, j in ((i, j) for i in range(len(tasks)) for j in range(i)):
-                report.figures[f"cosine_{tasks[j]}_{tasks[i]}"] = float(cosines_TT[i, j])
+            for i, task in enumerate(tasks):
+                for j in range(i):
+                    report.figures[f"cosine_{tasks[j]}_{task}"] = float(cosines_TT[i, j])
 
     def _clip(self, report: StepReport, measure: bool) -> None:
         """Scale all gradients, heads included, so that their common norm is at most `optimizer/clip`."""
@@ -172,5 +175,3 @@ class Stepper:
             nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         if measure:
             report.figures["gradient_norm"] = float(norm)
-
-

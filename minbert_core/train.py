@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class Counters:
     passes: int = 0  # examples sent through the encoder in training, extra passes of smoothness included
     seconds: float = 0.0
     drawn: dict[str, int] = field(default_factory=dict)
+    part: int = 0  # the last evaluation point reported
     best_score: float = -math.inf
     best_part: int = 0
 
@@ -57,8 +59,9 @@ class Counters:
 class Progress:
     """What the trial did since the last one.
 
-    `record` is flat and ready to log. `part` is the evaluation point just reached (1, 3, 9 …) or None; `improved` says that it is
-    the trial's best so far. `snapshot()` returns what a later `train` goes on from; call it before the generator moves on.
+    `record` is flat and ready to log. `part` is the evaluation point just reached (1, 3, 9 …) or None; `improved` says that
+    it is the trial's best so far. `snapshot()` returns what a later `train` goes on from; its tensors are the trial's own, so
+    call it, and write what it returns to disk, before the generator moves on.
     """
 
     record: Record
@@ -72,6 +75,8 @@ class Progress:
 def train(config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None = None) -> Iterator[Progress]:
     """Train one trial, yielding Progress about a hundred times and at each evaluation point.
 
+    A point falls after the first step that reaches it. Where one step reaches several (a budget of a few steps) only the
+    fullest is reported: it is one and the same model. The last point is always reached, and is the last yield.
     snapshot: go on from there (the first yield is then what comes after it).  Raises NotFiniteError.
     """
     return _Trial(config, inputs, snapshot).run()
@@ -92,20 +97,20 @@ class _Trial:
             self.model.load_state_dict(snapshot["model"])
         parts = config.budget.points
         self.points = {part: math.ceil(self.total * part / parts[-1]) for part in parts}
-        self.log = _Log(self.counters.examples, self.counters.passes)
+        self.log = _Log(self.counters.examples)
         self.started = time.monotonic() - self.counters.seconds
 
     def run(self) -> Iterator[Progress]:
-        start = 0.0
-        for index, stage in enumerate(self.config.stage_plans()):
-            end = start + stage.share * self.total
+        stages = self.config.stage_plans()
+        ends = stage_ends([stage.share for stage in stages], self.total)
+        for index, (stage, start, end) in enumerate(zip(stages, [0, *ends[:-1]], ends, strict=True)):
             if index >= self.counters.stage:
                 if index > self.counters.stage:
                     self.counters.stage, self.counters.stage_step = index, 0
                 yield from self._run_stage(stage, start, end)
-            start = end
 
-    def _run_stage(self, stage: StagePlan, start: float, end: float) -> Iterator[Progress]:
+    def _run_stage(self, stage: StagePlan, start: int, end: int) -> Iterator[Progress]:
+        """Steps from `start` to `end`, both counted in the trial's examples; may begin a step's overshoot late."""
         counters, config = self.counters, self.config
         weights = config.loss_weights.weight
         self.stepper = Stepper(self.model, stage, weights, seed_of(config.seed, "stage", counters.stage), self.precision)
@@ -113,14 +118,17 @@ class _Trial:
             self.stepper.optimizer.load_state_dict(self.snapshot_at_start["optimizer"])
             self.stepper.gradient_state = dict(self.snapshot_at_start["gradient"])
         self.snapshot_at_start = None
-        while counters.examples < math.ceil(round(end, 6)):
+        if (due := self._due_part()) is not None:  # the snapshot was taken between the step that reached it and the evaluation
+            yield self._evaluate(due)
+        while counters.examples < end:
             progress = (counters.examples - start) / (end - start)
             names = stage.task_schedule.tasks_of_step(counters.stage_step, progress, self.inputs.sizes, config.seed)
             batches = {name: self._next_batch(name) for name in names}
             num_examples = sum(batch.num_examples for batch in batches.values())
-            # the rate belongs to the step's middle, so that neither the first nor the last step is wasted on a rate of 0
-            lr_factor = linear_schedule(min(1.0, progress + num_examples / 2 / (end - start)), stage.optimizer.warmup)
             before = counters.examples
+            # the rate belongs to the step's middle, so that neither the first nor the last step is wasted on a rate of 0
+            middle = before + min(num_examples, end - before) / 2
+            lr_factor = linear_schedule((middle - start) / (end - start), stage.optimizer.warmup)
             counters.examples += num_examples
             is_log = self._log_number(before) < self._log_number(counters.examples)
             report = self.stepper.step(counters.step, batches, lr_factor, measure=is_log)
@@ -128,11 +136,16 @@ class _Trial:
             counters.stage_step += 1
             counters.passes += report.passes
             self.log.add(report)
-            part = next((p for p, at in reversed(self.points.items()) if before < at <= counters.examples), None)
-            if is_log or part is not None:
+            due = self._due_part()
+            if is_log or due is not None:
                 yield self._progress(self._train_record(stage, lr_factor, report), None, False)
-            if part is not None:
-                yield self._evaluate(part)
+            if due is not None:
+                yield self._evaluate(due)
+
+    def _due_part(self) -> int | None:
+        """The fullest point that is reached and not yet reported."""
+        reached = max((part for part, at in self.points.items() if at <= self.counters.examples), default=0)
+        return reached if reached > self.counters.part else None
 
     def _log_number(self, examples: int) -> int:
         return examples * LOGS_A_TRIAL // self.total
@@ -147,8 +160,8 @@ class _Trial:
     def _train_record(self, stage: StagePlan, lr_factor: float, report: StepReport) -> Record:
         counters = self.counters
         counters.seconds = time.monotonic() - self.started
-        record = self._record("train") | self.log.flush(counters.examples, counters.passes)
-        record |= {"train/lr": stage.optimizer.lr * lr_factor} | {f"train/{name}": value for name, value in report.figures.items()}
+        record = self._record("train") | self.log.flush(counters.examples) | {"train/lr": stage.optimizer.lr * lr_factor}
+        record |= {f"train/{name}": value for name, value in report.figures.items()}
         for name, value in record.items():
             if name.endswith("_loss") and not math.isfinite(value):
                 task = name.removeprefix("train/").removesuffix("_loss")
@@ -161,8 +174,12 @@ class _Trial:
     def _evaluate(self, part: int) -> Progress:
         counters = self.counters
         metrics, notes = evaluate_dev(self.model, self.config, self.inputs)
-        if not all(math.isfinite(value) for value in metrics.values()):
-            raise NotFiniteError(f"A dev prediction is not finite after {counters.examples} examples.")
+        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if broken:
+            raise NotFiniteError(
+                f"Predictions of {', '.join(broken)} on dev are not finite after {counters.examples} examples."
+            )
+        counters.part = part
         value = score(metrics, self.config.objective)
         improved = value > counters.best_score
         if improved:
@@ -199,21 +216,21 @@ class _Trial:
 class _Log:
     """Sums of losses since the last record; tensors are waited for only when a record is written."""
 
-    def __init__(self, examples: int, passes: int) -> None:
+    def __init__(self, examples: int) -> None:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
-        self.examples, self.passes, self.since = examples, passes, time.monotonic()
+        self.examples, self.since = examples, time.monotonic()
 
     def add(self, report: StepReport) -> None:
         for name, loss in report.losses.items():
             self.sums[name] = self.sums[name] + loss if name in self.sums else loss
             self.counts[name] = self.counts.get(name, 0) + 1
 
-    def flush(self, examples: int, passes: int) -> dict[str, float]:
+    def flush(self, examples: int) -> dict[str, float]:
         means = {f"train/{name}_loss": float(total) / self.counts[name] for name, total in self.sums.items()}
         seconds = max(time.monotonic() - self.since, 1e-9)
         speed = {"train/examples_per_second": (examples - self.examples) / seconds}
-        self.sums, self.counts, self.examples, self.passes = {}, {}, examples, passes
+        self.sums, self.counts, self.examples = {}, {}, examples
         self.restart()
         return means | speed
 
@@ -222,12 +239,18 @@ class _Log:
         self.since = time.monotonic()
 
 
+def stage_ends(shares: list[float], total: int) -> list[int]:
+    """Where each stage ends, in examples from the trial's start; the last ends with the trial, whatever its share rounds to."""
+    return [math.ceil(round(share * total, 6)) for share in accumulate(shares[:-1])] + [total]
+
+
 def evaluate_dev(model: MultitaskBert, config: TrialConfig, inputs: Inputs) -> tuple[dict[str, float], dict[str, bool]]:
-    """Each task's dev metric, and a note `constant/<task>` where a regression answered the same for all rows (its r counts as 0)."""
+    """Each task's dev metric, and a note `constant/<task>` where a regression answered all rows alike (its r counts as 0)."""
     metrics, notes = {}, {}
+    precision = resolve_precision(config.machine.precision, next(model.parameters()).device)
     for name, split in inputs.dev.items():
         assert split.labels is not None, "dev splits are read with labels"
-        logits_BK = predict_logits(model, name, split, config.max_length, inputs.specials)
+        logits_BK = predict_logits(model, name, split, config.max_length, inputs.specials, precision)
         task = model.plans[name].task
         metrics[name] = metric(task, logits_BK, split.labels)
         if task.metric == "pearson" and is_constant(predictions(task, logits_BK)):

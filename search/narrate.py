@@ -1,4 +1,4 @@
-"""What a search tells while it runs, one plain line an event, on the terminal and in log.txt; and to MLflow, through the tracker."""
+"""What a search tells while it runs: one plain line an event on the terminal and in log.txt, and all of it to MLflow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def short_name(path: str) -> str:
 
 def describe(params: dict[str, Any]) -> str:
     """The searched parameters of a trial in a few words: `smoothness=smart lr=3.2e-05`."""
-    return " ".join(f"{short_name(name)}={value:.3g}" if isinstance(value, float) else f"{short_name(name)}={value}" for name, value in params.items())
+    values = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in params.items()}
+    return " ".join(f"{short_name(name)}={value}" for name, value in values.items())
 
 
 def scores(record: dict[str, Any], tasks: Iterable[str]) -> str:
@@ -41,7 +42,8 @@ def table(trials: Iterable[TrialResult], tasks: list[str], most: int = 10) -> li
         name = f"{trial.number:03d}" + (" (baseline)" if trial.baseline is not None else "")
         speed = f"{trial.examples / trial.seconds:.0f}" if trial.seconds else ""
         status = trial.status if trial.status != "failed" else f"failed: {trial.reason}"
-        rows.append([name, *cells, last, str(trial.part or ""), status, f"{trial.seconds / 60:.1f}", speed, describe(trial.params)])
+        minutes = f"{trial.seconds / 60:.1f}"
+        rows.append([name, *cells, last, str(trial.part or ""), status, minutes, speed, describe(trial.params)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
@@ -53,10 +55,9 @@ class Narrator:
     """The listener of a search: prints, logs, and hands on to MLflow. Times left are guesses from the trials ended so far."""
 
     def __init__(self, folder: Path, tasks: list[str], num_trials: int, slots: int, parts: int, tracker: Tracker) -> None:
-        self.folder, self.tasks, self.num_trials, self.slots, self.parts, self.tracker = folder, tasks, num_trials, slots, parts, tracker
+        self.tasks, self.num_trials, self.slots, self.parts, self.tracker = tasks, num_trials, slots, parts, tracker
         self.log = (folder / "log.txt").open("a", buffering=1, encoding="utf-8")
         self.trials: dict[int, TrialResult] = {}
-        self.started_at = time.monotonic()
         self.warned = False
 
     def say(self, text: str) -> None:
@@ -64,21 +65,31 @@ class Narrator:
         print(f"[{time.strftime('%T')}] {text}", flush=True)
         self.log.write(f"{time.strftime('%F %T')} {text}\n")
 
+    def show(self, lines: Iterable[str]) -> None:
+        """Lines as they are, to the terminal and to log.txt."""
+        for line in lines:
+            print(line, flush=True)
+            self.log.write(f"{line}\n")
+
+    def close(self) -> None:
+        self.log.close()
+
     def replay(self, trials: list[TrialResult]) -> None:
         """Take in the trials of an interrupted search, and tell MLflow everything again (what it knows it keeps)."""
         for trial in trials:
             self.trials[trial.number] = trial
             first = trial.records[0]["time_ms"] if trial.records else None
             self.tracker.trial_started(*self._run(trial), time_ms=first)
-            self.tracker.records(trial.number, trial.records)
-            if trial.status != "running":
+            if trial.status == "running":
+                self.tracker.records(trial.number, trial.records)
+            else:
                 self._ended_in_mlflow(trial)
 
     def started(self, trial: TrialResult, resumed: bool) -> None:
         self.trials[trial.number] = trial
         self.tracker.trial_started(*self._run(trial))
         kind = f" (baseline {trial.baseline})" if trial.baseline is not None else ""
-        how = f"goes on from {trial.part}/{self.parts}" if resumed else "started"
+        how = "started" if not resumed else f"goes on from {trial.part}/{self.parts}" if trial.points else "begins again"
         self.say(f"{trial.number:03d} {how}{kind}  {describe(trial.params)}")
 
     def reported(self, trial: TrialResult, new: list[dict[str, Any]]) -> None:
@@ -90,7 +101,8 @@ class Narrator:
         self.trials[trial.number] = trial
         self._ended_in_mlflow(trial)
         score = f"  {trial.score:.4f}" if trial.points else ""
-        self.say(f"{trial.number:03d} {trial.status}{score}" + (f"  {trial.reason}" if trial.reason != trial.status else "") + f"  {self._so_far()}")
+        reason = f"  {trial.reason}" if trial.reason != trial.status else ""
+        self.say(f"{trial.number:03d} {trial.status}{score}{reason}  {self._so_far()}")
         if self.tracker.error and not self.warned:
             self.warned = True
             self.say(f"MLflow: {self.tracker.error} The search goes on; metrics.jsonl keeps all, and --resume logs it again.")
@@ -115,7 +127,7 @@ class Narrator:
         running = [trial.seconds for trial in self.trials.values() if trial.status == "running"]
         waiting = self.num_trials - len(self.trials)
         left = (waiting * mean + sum(max(mean - seconds, 0.1 * mean) for seconds in running)) / self.slots
-        return f", about {duration(left)} left" if waiting or running else ""
+        return f", about {duration(max(left, 1))} left" if waiting or running else ""
 
     def _run(self, trial: TrialResult) -> tuple[int, str, dict[str, Any], Path, dict[str, str]]:
         tags = {"recipe": trial.config().recipe} | ({"baseline": str(trial.baseline)} if trial.baseline is not None else {})
@@ -123,6 +135,7 @@ class Narrator:
         return trial.number, name, trial.params, trial.folder / "config.yaml", tags
 
     def _ended_in_mlflow(self, trial: TrialResult) -> None:
+        self.tracker.records(trial.number, trial.records)  # once more: the last ones of a failed trial came with no report
         ended_ms = trial.records[-1]["time_ms"] if trial.records else time.time_ns() // 1_000_000
         self.tracker.trial_ended(trial.number, "FAILED" if trial.status == "failed" else "FINISHED", trial.reason, ended_ms)
         if (best := self.best()) is not None:

@@ -1,4 +1,4 @@
-"""What a search is going to do, settled before a process starts: name, folder, resources, budget; printed by --dry-run and kept as plan.json.
+"""What a search is going to do, settled before a process starts: name, folder, resources, budget. It becomes plan.json.
 
 Everything a run would refuse is refused here: `Refused` (exit 3) where what was written is right but not here or not now,
 SettingsError and ValueError (exit 2) where it is wrong anywhere.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import platform
 import socket
@@ -18,11 +19,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
+from minbert_core.checkpoints import fetch_encoder
 from minbert_core.config import TINY, TrialConfig, as_written, flatten, lay_over
 from minbert_core.data.corpus import fingerprint
 from minbert_core.data.tasks import TASKS
-from minbert_core.encoder import fetch_encoder
 from minbert_core.inputs import Inputs, data_folder, open_inputs
+from minbert_core.settings import did_you_mean
 from search.domains import Choice
 from search.rungs import expected_full_trials
 from search.space import Space, _cover, _default
@@ -50,7 +52,7 @@ class Resources:
 
     def __str__(self) -> str:
         each = f"{self.cpus_per_trial} CPU" + (f" and {self.gpus_per_trial:g} GPU" if self.gpus_per_trial else "")
-        return f"{self.slots} trial{'s' * (self.slots != 1)} at a time, {each} each"
+        return f"{counted(self.slots, 'trial')} at a time, {each} each"
 
 
 def find_resources(gpus: str, gpus_per_trial: float | None, cpus_per_trial: int, retry: str) -> Resources:
@@ -60,17 +62,21 @@ def find_resources(gpus: str, gpus_per_trial: float | None, cpus_per_trial: int,
     """
     import torch
 
-    cpus, present = len(os.sched_getaffinity(0)), torch.cuda.device_count()
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former on Linux only
+    present = torch.cuda.device_count()
     wanted = present if gpus == "auto" else int(gpus)
     if wanted > present:
-        have = f"{present} GPU{'s' * (present != 1)}" if present else "no GPU"
+        have = counted(present, "GPU") if present else "no GPU"
         at_once = f"{present} at a time" if present else f"{max(1, cpus // cpus_per_trial)} at a time on the CPU"
-        raise Refused(f"--gpus {wanted} asks for more than this machine has ({have}). This works here, {at_once}:\n  {retry} --gpus {present}")
+        raise Refused(
+            f"--gpus {wanted} asks for more than this machine has ({have}). This works here, {at_once}:\n"
+            f"  {retry} --gpus {present}"
+        )
     if cpus_per_trial > cpus:
         raise Refused(f"--cpus-per-trial {cpus_per_trial} asks for more than this machine's {cpus} cores.")
     per_trial = (1.0 if gpus_per_trial is None else gpus_per_trial) if wanted else 0.0
     if per_trial > wanted:
-        raise Refused(f"--gpus-per-trial {per_trial:g} asks for more than the {wanted} GPUs of this search.")
+        raise Refused(f"--gpus-per-trial {per_trial:g} asks for more than the {counted(wanted, 'GPU')} of this search.")
     return Resources(cpus, wanted, cpus_per_trial, per_trial)
 
 
@@ -133,32 +139,57 @@ class Plan:
             ]
         return []
 
-    def lines(self) -> list[str]:
-        """The plan as the user reads it."""
-        rungs = self.space.settings.rungs
+    def lines(self, num_dropped: int | None = 5) -> list[str]:
+        """The plan as the user reads it; of each file, `num_dropped` of the rows left out are named (None: all of them)."""
+        config, inputs, rungs = self.config, self.inputs, self.space.settings.rungs
         domains = self.space.domains()
         width = max((len(name) for name in domains), default=0)
-        objective = self.config.objective if isinstance(self.config.objective, str) else dict(self.config.objective.weights)
-        batch = sum(self.config.task(name).batch_size for name in self.config.train_on)
-        parts = ", ".join(f"{self.examples * part // rungs[-1]:,}" for part in rungs)
-        rows = ", ".join(f"{name} {len(self.inputs.train[name]):,}/{len(self.inputs.dev[name]):,}" for name in self.config.train_on)
+        objective = config.objective if isinstance(config.objective, str) else dict(config.objective.weights)
+        parts = ", ".join(f"{math.ceil(self.examples * part / rungs[-1]):,}" for part in rungs)
+        rows = ", ".join(f"{name} {len(inputs.train[name]):,}/{len(inputs.dev[name]):,}" for name in config.train_on)
+        recipes = f"recipes   {len(self.recipes)}, each with its own rungs: {', '.join(self.recipes)}"
         return [
             f"search    {self.name}: {self.space.settings.about or '(no question given: `about`)'}",
-            f"data      {self.inputs.data_folder} (train/dev rows: {rows})",
-            f"encoder   {self.config.encoder.checkpoint}",
-            f"machine   {self.resources}; {self.config.machine.device}, {self.config.machine.precision}",
+            f"data      {inputs.data_folder} (train/dev rows: {rows})",
+            *(f"data      {text}" for text in self.left_out(num_dropped)),
+            f"encoder   {config.encoder.checkpoint}",
+            f"machine   {self.resources}; {config.machine.device}, {config.machine.precision}",
             f"objective {objective} on dev, the best of a trial's evaluations at {parts} examples",
-            f"budget    {self.examples:,} examples a full trial, about {-(-self.examples // batch):,} steps of {batch} "
-            "(one batch of each task)" if self.config.task_schedule.tasks_per_step(len(self.config.train_on)) > 1
-            else f"budget    {self.examples:,} examples a full trial, one task a step",
-            f"trials    {self.num_trials}, of which {len(self.space.baselines)} baselines run to the end; the best "
-            f"1/{self.space.settings.reduction} go on from rung to rung; expected cost: {self.full_trials:.1f} full trials, "
-            f"{self.full_trials * self.examples:,.0f} examples",
-            *([f"recipes   {len(self.recipes)}, each with its own rungs: {', '.join(self.recipes)}"] if len(self.recipes) > 1 else []),
-            f"searched  {len(domains)} parameters",
+            f"budget    {self.examples:,} examples a full trial, {self._steps()}",
+            f"trials    {self._trials()}",
+            *([recipes] if len(self.recipes) > 1 else []),
+            f"searched  {counted(len(domains), 'parameter')}",
             *(f"          {name:<{width}}  {domain}" for name, (domain, _) in domains.items()),
             *(f"warning   {text}" for text in self.warnings()),
-        ]  # fmt: skip
+        ]
+
+    def left_out(self, at_most: int | None = None) -> list[str]:
+        """A sentence for each file of which rows were dropped, naming them: `1 row of sts-dev.csv left out: line 12 (…)`."""
+        sentences = []
+        for name in self.config.train_on:
+            for split in (self.inputs.train[name], self.inputs.dev[name]):
+                if not split.dropped:
+                    continue
+                named = [f"line {row.line} ({row.id[:8]}…, {row.reason})" for row in split.dropped[:at_most]]
+                if len(split.dropped) > len(named):
+                    named.append(f"{len(split.dropped) - len(named)} more, which the search's log.txt names")
+                file = split.task.files[split.name]
+                sentences.append(f"{counted(len(split.dropped), 'row')} of {file} left out: {'; '.join(named)}")
+        return sentences
+
+    def _steps(self) -> str:
+        batch_sizes = [self.config.task(name).batch_size for name in self.config.train_on]
+        tasks_per_step = self.config.task_schedule.tasks_per_step(len(batch_sizes))
+        batch = sum(batch_sizes) / len(batch_sizes) * tasks_per_step
+        what = "a batch of each task" if tasks_per_step > 1 else "a batch of one task"
+        return f"about {math.ceil(self.examples / batch):,} steps of {batch:g} ({what})"
+
+    def _trials(self) -> str:
+        baselines, settings = len(self.space.baselines), self.space.settings
+        first = f", of which {counted(baselines, 'baseline runs', 'baselines run')} to the end" if baselines else ""
+        halving = f"; the best 1/{settings.reduction} go on from rung to rung" if len(settings.rungs) > 1 else ""
+        cost = f"{self.full_trials:.1f} full trials, {self.full_trials * self.examples:,.0f} examples"
+        return f"{self.num_trials}{first}{halving}; expected cost: {cost}"
 
     def document(self, arguments: list[str]) -> dict[str, Any]:
         """What plan.json holds: all that `--resume` and a reader need."""
@@ -198,7 +229,7 @@ def make_plan(name: str, space: Space, seed: int, num_trials: int | None, resour
     space = localise(space, resources)
     num_trials = num_trials or space.settings.trials
     if num_trials < len(space.baselines):
-        raise ValueError(f"--trials {num_trials} leaves no room for the space's {len(space.baselines)} baselines.")
+        raise ValueError(f"--trials {num_trials} leaves no room for the space's {counted(len(space.baselines), 'baseline')}.")
     config = space.sample(_default).config()
     inputs = open_inputs(config)
     domains = space.domains()
@@ -206,7 +237,13 @@ def make_plan(name: str, space: Space, seed: int, num_trials: int | None, resour
     recipes: set[str] = set()
     for forced in _cover({name: found for name, found in domains.items() if name in switches}):
         recipes.add(space.sample(lambda name, domain, f=forced: f.get(name, _default(name, domain))).config().recipe)  # type: ignore[misc]
-    return Plan(name, space, seed, num_trials, resources, config, inputs, tuple(sorted(recipes)), config.num_examples(inputs.sizes))
+    examples = config.num_examples(inputs.sizes)
+    return Plan(name, space, seed, num_trials, resources, config, inputs, tuple(sorted(recipes)), examples)
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 # ------------------------------------------------------------------------------------------------------------- folders
@@ -224,14 +261,27 @@ def new_search_folder(runs: Path, name: str | None, default: str) -> Path:
     return folder
 
 
+def make_search_folder(runs: Path, name: str | None, default: str) -> Path:
+    """As `new_search_folder`, and made: if another search takes a default name at the same moment, the next is taken."""
+    while True:
+        folder = new_search_folder(runs, name, default)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        (folder / "trials").mkdir()
+        return folder
+
+
 def lock(folder: Path) -> IO[str]:
     """Hold the search's lock until the returned file is closed or the process dies.  Raises Refused: somebody else does."""
     file = (folder / "lock").open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
+        with file:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
         raise Refused(f"The search in {folder} is running already ({holder}).") from None
     file.seek(0)
     file.truncate()
@@ -240,12 +290,31 @@ def lock(folder: Path) -> IO[str]:
     return file
 
 
+def wait_for_workers(folder: Path, timeout_seconds: float = 60) -> None:
+    """Wait until no worker of a killed driver writes to a trial any more; Ray ends them some seconds after it.
+
+    Raises Refused where one is still there after `timeout_seconds`.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    for path in sorted(folder.glob("trials/*/log.txt")):
+        with path.open("a") as log:
+            while True:
+                try:
+                    fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if time.monotonic() > deadline:
+                        number = path.parent.name
+                        raise Refused(f"A worker of the interrupted search still runs trial {number} in {folder}.") from None
+                    time.sleep(0.2)
+
+
 def read_plan(folder: Path) -> dict[str, Any]:
     """A search's plan.json.  Raises ValueError: no search there, or one of a newer format."""
     path = folder / "plan.json"
     if not path.exists():
         known = sorted(other.parent.name for other in folder.parent.glob("*/plan.json"))
-        raise ValueError(f"There is no search '{folder.name}' in {folder.parent}." + (f" Known: {', '.join(known)}." if known else ""))
+        raise ValueError(f"There is no search '{folder.name}' in {folder.parent}{did_you_mean(folder.name, known)}")
     try:
         plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -259,8 +328,10 @@ def git_commit() -> str:
     """The commit of the code, with `+changes` where the tree differs; empty outside a checkout."""
     here = Path(__file__).resolve().parent
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True).stdout
+        head, changed = (
+            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return head + ("+changes" if changed.strip() else "")
+    return head + ("+changes" if changed else "")

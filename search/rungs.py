@@ -21,16 +21,16 @@ class _Entry:
     trial_id: str
 
 
-class RungScheduler(FIFOScheduler):  # type: ignore[misc]
+class RungScheduler(FIFOScheduler):
     """Stops a trial at a rung unless its value there is among the best 1/reduction of its recipe so far.
 
     Reads `number`, `recipe`, `exempt`, `part` and `score` from a report. A rung holds the point's own value, never a best.
     """
 
     def __init__(self, rungs: Sequence[int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.rungs = tuple(rungs)
-        self._recipes: dict[str, ASHAScheduler] = {}
+        self._recipes: dict[str, Any] = {}  # recipe -> ASHAScheduler, which asks for Ray's own trials and is handed _Entry
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         return True  # metric and mode are ours
@@ -50,15 +50,20 @@ class RungScheduler(FIFOScheduler):  # type: ignore[misc]
         return self.decide(result["number"], result["recipe"], result["exempt"], result["part"], result["score"])
 
     def _asha(self) -> ASHAScheduler:
-        reduction = self.rungs[1] // self.rungs[0] if len(self.rungs) > 1 else 2
-        # max_t + 1: at max_t itself Ray stops a trial from outside; ours ends by itself after its last report
         return ASHAScheduler(
-            time_attr="part", metric="score", mode="max", max_t=self.rungs[-1] + 1, grace_period=self.rungs[0], reduction_factor=reduction
+            time_attr="part",
+            metric="score",
+            mode="max",
+            max_t=self.rungs[-1] + 1,  # at max_t itself Ray would stop from outside what ends by itself after its last report
+            grace_period=self.rungs[0],
+            reduction_factor=self.rungs[1] // self.rungs[0] if len(self.rungs) > 1 else 2,
         )
 
 
-def expected_full_trials(num_trials: int, num_baselines: int, num_recipes: int, rungs: Sequence[int], repeats: int = 50) -> float:
-    """What a search is expected to cost, in whole budgets of a trial, if scores say nothing in advance (simulated, fixed seed)."""
+def expected_full_trials(
+    num_trials: int, num_baselines: int, num_recipes: int, rungs: Sequence[int], repeats: int = 50
+) -> float:
+    """What a search is expected to cost, in whole budgets of a trial: simulated with scores drawn at random, seed fixed."""
     random = np.random.default_rng(0)
     total = 0.0
     for _ in range(repeats):

@@ -334,7 +334,7 @@ def make_space(name: str, document: dict[str, Any], where: dict[str, tuple[str, 
     try:
         settings = SpaceSettings.model_validate(own)
     except ValidationError as error:
-        raise SettingsError([*faults, *faults_of(error, own, where)]) from None
+        raise SettingsError([*faults, *faults_of(error, SpaceSettings, own, where)]) from None
     if faults:
         raise SettingsError(faults)
     space = Space(name, settings, document, where)

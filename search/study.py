@@ -9,8 +9,9 @@ experiment is not used: after a crash it loses rungs and runs points twice.
 from __future__ import annotations
 
 import math
+import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,6 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
 
 from minbert_core.config import TrialConfig, as_written, read_config, seed_of
 from minbert_core.settings import SettingsError, dump_yaml
@@ -141,16 +143,16 @@ class Study:
             draft.write_text(dump_yaml(as_written(config)), encoding="utf-8")
             draft.replace(folder / "config.yaml")
             return self.result(trial.number)
-        raise ValueError("A hundred points in a row were impossible; see the reasons in study.journal. Does the space exclude itself?")
+        raise ValueError("A hundred points in a row were impossible; their reasons stand in study.journal.")
 
     def _sample(self, trial: optuna.Trial, baseline: int | None) -> Sample:
-        over = self.space.baseline(baseline) if baseline is not None else None
         sample = self.space.sample(lambda name, domain: domain.suggest(trial, name))
-        return over or sample
+        return sample if baseline is None else self.space.baseline(baseline)  # which sets what is not searched, too
 
     def config(self, sample: Sample, number: int) -> TrialConfig:
         """The sampled config with what is a trial's own: its seed."""
-        return Sample(sample.params, {**sample.document, "seed": seed_of(self.seed, "trial", number) % 2**31}, sample.where).config()
+        document = {**sample.document, "seed": seed_of(self.seed, "trial", number) % 2**31}
+        return Sample(sample.params, document, sample.where).config()
 
     def _void(self, number: int, reason: str) -> None:
         """A trial that never began: it does not count, and a baseline among them is enqueued again."""
@@ -168,63 +170,52 @@ class Study:
         self.storage.set_trial_intermediate_value(self._trial_id(number), part, value)
 
     def tell(self, number: int, status: Status, reason: str) -> TrialResult:
-        """End a trial. Stopped and non-finite ones are PRUNED, which the sampler learns from; crashed ones FAIL, which it ignores."""
+        """End a trial. Stopped and non-finite ones are PRUNED, of which the sampler learns; crashed ones FAIL, of which not.
+
+        Optuna's state comes last: a driver killed before it finds the trial running, and ends it again.
+        """
         self._set(number, "status", status)
         self._set(number, "reason", reason)
-        result = self.result(number)
         if status == "completed":
-            self.study.tell(number, result.score)
+            self.study.tell(number, self.result(number).score)
         else:
             learns = status == "stopped" or reason.startswith("not finite")
             self.study.tell(number, state=TrialState.PRUNED if learns else TrialState.FAIL)
-        return result
+        return self.result(number)
 
     def result(self, number: int) -> TrialResult:
-        trial = self.storage.get_trial(self._trial_id(number))
-        attributes, folder = trial.user_attrs, self.trial_folder(number)
-        params = {name: value for name, value in trial.params.items()}
-        status = attributes.get("status", "running")
-        return TrialResult(
-            number, status, attributes.get("reason", ""), params, attributes.get("baseline"), folder, read_records(folder / "metrics.jsonl")
-        )
+        return _result(self.folder, self.storage.get_trial(self._trial_id(number)))
 
     def results(self) -> list[TrialResult]:
         """Every trial that began, in order of number."""
-        return [self.result(trial.number) for trial in self._optuna_trials() if self._began(trial)]
-
-    def _began(self, trial: FrozenTrial) -> bool:
-        return trial.state != TrialState.WAITING and "void" not in trial.user_attrs and (self.trial_folder(trial.number) / "config.yaml").exists()
+        return _results(self.folder, self._optuna_trials())
 
     def restore(self, scheduler: RungScheduler) -> list[TrialResult]:
         """Read the trials' records back into study and rungs, in the order they were measured; the trials that must go on.
 
         A trial whose snapshot holds the last point is told completed; one that its rung would have stopped is told stopped.
         """
-        for trial in self._optuna_trials():
-            if trial.state == TrialState.RUNNING and not self._began(trial):
-                self._void(trial.number, "the search ended before it began")
-            elif trial.state == TrialState.RUNNING:
-                _trust_snapshot(self.trial_folder(trial.number))
+        for known in self._optuna_trials():
+            if known.state == TrialState.RUNNING and not _began(self.folder, known):
+                self._void(known.number, "the search ended before it began")
+            elif known.state == TrialState.RUNNING:
+                _trust_snapshot(self.trial_folder(known.number))
         self._enqueue_baselines()
         results = self.results()
-        verdicts = {trial.number: TrialScheduler.CONTINUE for trial in results}
-        points = [(record["time_ms"], trial, record) for trial in results for record in trial.points.values()]
-        recipes = {trial.number: trial.config().recipe for trial in results}
-        for _, trial, record in sorted(points, key=lambda item: (item[0], item[1].number)):
-            exempt = trial.baseline is not None
-            verdicts[trial.number] = scheduler.decide(trial.number, recipes[trial.number], exempt, record["part"], record["dev/score"])
-            if trial.status == "running":
-                self.report(trial.number, record["part"], record["dev/score"])
+        verdicts = _refill(scheduler, results)
         unfinished = []
         for trial in results:
             if trial.status != "running":
                 continue
+            for part, record in trial.points.items():
+                self.report(trial.number, part, record["dev/score"])
             if trial.part == self.space.settings.rungs[-1]:
                 self.tell(trial.number, "completed", "completed")
-            elif verdicts[trial.number] == TrialScheduler.STOP:
+            elif verdicts.get(trial.number) == TrialScheduler.STOP:
                 self.tell(trial.number, "stopped", stopped_at(trial.part, self.space.settings.rungs))
             else:
                 unfinished.append(trial)
+        self.keep_best()  # a driver may be killed after it has told that a trial ended, and before this
         return unfinished
 
     def keep_best(self) -> TrialResult | None:
@@ -246,9 +237,53 @@ class Study:
         return ranking[0]
 
 
+def mend_journal(folder: Path) -> None:
+    """Remove what a driver killed while it wrote leaves in a study's journal: Optuna's lock file, and a last line cut short.
+
+    Else Optuna waits 30 s for the lock, and refuses the journal for good once a line follows the cut one. Only for the one who
+    holds the search's lock.
+    """
+    journal = folder / "study.journal"
+    journal.with_name("study.journal.lock").unlink(missing_ok=True)
+    if journal.exists():
+        data = journal.read_bytes()
+        if not data.endswith(b"\n"):
+            os.truncate(journal, data.rfind(b"\n") + 1)
+
+
+def _began(folder: Path, trial: FrozenTrial) -> bool:
+    """Whether a trial counts: it was asked for, it has its config, and it was not voided."""
+    config = folder / "trials" / f"{trial.number:03d}" / "config.yaml"
+    return trial.state != TrialState.WAITING and "void" not in trial.user_attrs and config.exists()
+
+
+def _result(folder: Path, trial: FrozenTrial) -> TrialResult:
+    own, attributes = folder / "trials" / f"{trial.number:03d}", trial.user_attrs
+    status: Status = attributes["status"] if trial.state.is_finished() else "running"
+    reason = attributes["reason"] if trial.state.is_finished() else ""
+    records = read_records(own / "metrics.jsonl")
+    return TrialResult(trial.number, status, reason, dict(trial.params), attributes.get("baseline"), own, records)
+
+
+def _results(folder: Path, trials: list[FrozenTrial]) -> list[TrialResult]:
+    return [_result(folder, trial) for trial in trials if _began(folder, trial)]
+
+
+def _refill(scheduler: RungScheduler, results: list[TrialResult]) -> dict[int, str]:
+    """Enter every point into the rungs as it once was, in order of time; what was decided at each trial's last."""
+    points = [(record["time_ms"], trial.number, trial, record) for trial in results for record in trial.points.values()]
+    recipes = {trial.number: trial.config().recipe for trial in results}
+    verdicts = {}
+    for _, number, trial, record in sorted(points, key=lambda point: point[:2]):
+        exempt = trial.baseline is not None
+        verdicts[number] = scheduler.decide(number, recipes[number], exempt, record["part"], record["dev/score"])
+    return verdicts
+
+
 def _trust_snapshot(folder: Path) -> None:
     """Make a trial's records those of its snapshot; a snapshot that cannot be read is put aside, and the trial begins anew."""
-    path, records = state_file(folder), []
+    path = state_file(folder)
+    records: list[dict[str, Any]] = []
     if path.exists():
         try:
             _, records = load_snapshot(path)
@@ -261,7 +296,7 @@ def stopped_at(part: int, rungs: tuple[int, ...]) -> str:
     return f"stopped at {part}/{rungs[-1]}: below the best 1/{rungs[1] // rungs[0]} of its rung"
 
 
-class StudySearcher(Searcher):  # type: ignore[misc]
+class StudySearcher(Searcher):
     """What Ray asks for trials: first those to continue, then new ones, until `num_trials` have begun."""
 
     def __init__(self, study: Study, num_trials: int, to_continue: list[TrialResult], listener: Listener) -> None:
@@ -269,7 +304,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self.study, self.num_trials, self.listener = study, num_trials, listener
         self.queue: Iterator[TrialResult] = iter(to_continue)
         self.num_begun = len(study.results())
-        self.running: dict[str, int] = {}  # Ray's trial id -> our number
+        self.running: dict[str, TrialResult] = {}  # Ray's trial id -> what the listener knows of ours
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Ray pickles the searcher into a snapshot that we never read
@@ -280,42 +315,59 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a search is resumed from its study")
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | Any:
         trial = next(self.queue, None)
         resumed = trial is not None
         if trial is None:
             if self.num_begun >= self.num_trials:
-                return str(Searcher.FINISHED)
+                return Searcher.FINISHED
             trial = self.study.ask()
             self.num_begun += 1
-        self.running[trial_id] = trial.number
+        self.running[trial_id] = trial
         self.listener.started(trial, resumed)
         return {"number": trial.number, "folder": str(trial.folder), "exempt": trial.baseline is not None}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        number = self.running[trial_id]
+        number = self.running[trial_id].number
         self.study.report(number, result["part"], result["score"])
-        self.listener.reported(self.study.result(number), result["records"])
+        self.running[trial_id] = self.study.result(number)
+        self.listener.reported(self.running[trial_id], result["records"])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        number = self.running.pop(trial_id)
         if error:
+            number = self.running.pop(trial_id).number
             ended = self.study.tell(number, "failed", failure_reason(self.study.trial_folder(number)))
         else:
-            ended = self._end(number, result)
+            ended = self._end(trial_id, result or {})
         self.study.keep_best()
         self.listener.ended(ended)
 
-    def _end(self, number: int, result: dict[str, Any] | None) -> TrialResult:
+    def _end(self, trial_id: str, result: dict[str, Any]) -> TrialResult:
+        known = self.running[trial_id]
+        if self.study.result(known.number).part > known.part:  # the report at which a trial is stopped comes here only
+            self.on_trial_result(trial_id, result)
+            known = self.running[trial_id]
+        del self.running[trial_id]
         rungs = self.study.space.settings.rungs
-        known = self.study.result(number)
-        if known.part not in self.study.storage.get_trial(self.study._trial_id(number)).intermediate_values and known.points:
-            # the report at which a trial is stopped comes here only
-            self.study.report(number, known.part, known.last["dev/score"])
-            self.listener.reported(known, (result or {}).get("records", []))
         if known.part == rungs[-1]:
-            return self.study.tell(number, "completed", "completed")
-        return self.study.tell(number, "stopped", stopped_at(known.part, rungs))
+            return self.study.tell(known.number, "completed", "completed")
+        return self.study.tell(known.number, "stopped", stopped_at(known.part, rungs))
+
+
+class StopOnRequest(Stopper):
+    """What Tune asks ten times a second: whether to end now. The trials that it ends so stay `running` in the study."""
+
+    def __init__(self, requested: Callable[[], bool]) -> None:
+        self.requested = requested
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as the searcher's
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.requested()
 
 
 def failure_reason(folder: Path) -> str:
@@ -333,12 +385,4 @@ def read_results(folder: Path, study_name: str) -> list[TrialResult]:
     """Every trial of a search that began, read and not written: for those who only look (`analysis`)."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
-    results = []
-    for trial in optuna.load_study(study_name=study_name, storage=storage).get_trials(deepcopy=False):
-        path = folder / "trials" / f"{trial.number:03d}"
-        attributes = trial.user_attrs
-        if "void" not in attributes and (path / "config.yaml").exists():
-            status, reason = attributes.get("status", "running"), attributes.get("reason", "")
-            records = read_records(path / "metrics.jsonl")
-            results.append(TrialResult(trial.number, status, reason, dict(trial.params), attributes.get("baseline"), path, records))
-    return results
+    return _results(folder, optuna.load_study(study_name=study_name, storage=storage).get_trials(deepcopy=False))

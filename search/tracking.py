@@ -324,7 +324,8 @@ class _Runs:
         experiment = self.client.get_experiment_by_name(self.search.name)
         if experiment is None:
             artifacts = _artifacts(self.search.uri) / self.search.name
-            return str(self.client.create_experiment(self.search.name, artifact_location=artifacts.as_uri()))
+            kind = {"mlflow.experimentKind": "custom_model_development"}  # else its page opens on the tools for language models
+            return str(self.client.create_experiment(self.search.name, artifact_location=artifacts.as_uri(), tags=kind))
         if experiment.lifecycle_stage == "deleted":
             self.client.restore_experiment(experiment.experiment_id)
         return str(experiment.experiment_id)

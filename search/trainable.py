@@ -9,6 +9,7 @@ what the scheduler and the driver need. It never imports MLflow or Optuna.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import time
 import traceback
@@ -22,16 +23,21 @@ def run_trial(order: dict[str, Any]) -> None:
     """Run or go on with the trial in the folder `order["folder"]`; the driver's decision to stop it arrives as SystemExit.
 
     order: number, folder, exempt (from stopping).  Any failure is written to failure.txt in that folder, and raised.
+    log.txt is locked meanwhile: a worker lives some seconds longer than a killed driver, and --resume waits for it.
     """
     folder = Path(order["folder"])
-    with (folder / "log.txt").open("a", buffering=1, encoding="utf-8") as log:
-        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            try:
-                _run(order, folder)
-            except Exception as error:
-                traceback.print_exc()
-                (folder / "failure.txt").write_text(f"{type(error).__name__}: {error}".strip(), encoding="utf-8")
-                raise
+    with (
+        (folder / "log.txt").open("a", buffering=1, encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        fcntl.flock(log, fcntl.LOCK_EX)
+        try:
+            _run(order, folder)
+        except Exception as error:
+            traceback.print_exc()
+            (folder / "failure.txt").write_text(f"{type(error).__name__}: {error}".strip(), encoding="utf-8")
+            raise
 
 
 def _run(order: dict[str, Any], folder: Path) -> None:
@@ -42,13 +48,15 @@ def _run(order: dict[str, Any], folder: Path) -> None:
     from minbert_core.model import save_model
     from minbert_core.train import load_snapshot, save_snapshot, train
 
+    (folder / "failure.txt").unlink(missing_ok=True)  # of an earlier try that nobody was there to hear of
     config = read_config(folder / "config.yaml")
     inputs = open_inputs(config)
     state, metrics = state_file(folder), folder / "metrics.jsonl"
     snapshot, records = load_snapshot(state) if state.exists() else (None, [])
     write_records(metrics, records)
     reported, saved_at = len(records), time.monotonic()
-    print(f"{time.strftime('%F %T')} trial {order['number']:03d} " + (f"goes on after {len(records)} records" if records else "starts"))
+    how = f"goes on after {records[-1]['examples']} examples, {len(records)} records" if records else "starts"
+    print(f"{time.strftime('%F %T')} trial {order['number']:03d} {how}")
     with metrics.open("a", buffering=1, encoding="utf-8") as file:
         for progress in train(config, inputs, snapshot):
             records.append(progress.record)

@@ -1,14 +1,20 @@
-"""Seeds, one thread, and where the real data and encoder are looked for."""
+"""Seeds, one thread, a small trial on a small toy corpus, and where the real data and encoder are looked for."""
 
 from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+
+from minbert_core.config import TrialConfig, lay_over, load_config
+from minbert_core.data import toy
 
 torch.set_num_threads(1)
 
@@ -36,3 +42,41 @@ def real_encoder() -> Path:
     if not (ENCODER / "model.safetensors").exists():
         pytest.skip(f"no pretrained encoder in {ENCODER}")
     return ENCODER
+
+
+@pytest.fixture(scope="session")
+def transformers() -> ModuleType:
+    import transformers  # three seconds, and only these tests need it
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+@pytest.fixture(scope="session")
+def small_toy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder whose toy corpus has 120 / 40 / 10 examples a task instead of thousands."""
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy, "SIZES", {"train": 120, "dev": 40, "test": 10})
+        toy.toy_folder(cache / "minbert")
+    return cache
+
+
+@pytest.fixture
+def tiny(small_toy_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TrialConfig]:
+    """tiny(gradient="pcgrad", ...): a trial on the small toy corpus, ten steps of 3 x 8 examples, with what is given laid over it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(small_toy_cache))
+    base = {
+        "data": "toy",
+        "encoder": {"checkpoint": "tiny"},
+        "tasks": {"all": {"batch_size": 8}},
+        "budget": {"examples": 240},
+        "optimizer": {"lr": 1e-3},
+        "machine": {"device": "cpu", "precision": "float32"},
+    }
+
+    def config(**changes: Any) -> TrialConfig:
+        return load_config(lay_over(base, changes))
+
+    return config

@@ -1,0 +1,201 @@
+"""Encoder checkpoints in Hugging Face's layout: read, written, fetched by name.
+
+    hub name or folder -> fetch_encoder -> folder -> load_encoder -> Encoder -> save_encoder -> folder
+
+The format: config.json beside model.safetensors, with the names of transformers' BertModel. What is read is safetensors and
+JSON only; a pickle is never opened, its conversion is told.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from minbert_core.encoder import Encoder, EncoderShape, assemble
+
+_FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"]
+_BERT = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
+_STORED_MODULES = {
+    "word_embeddings": ["embeddings.word_embeddings"],
+    "position_embeddings": ["embeddings.position_embeddings"],
+    "segment_embeddings": ["embeddings.token_type_embeddings"],
+    "embedding_norm": ["embeddings.LayerNorm"],
+    "qkv": ["attention.self.query", "attention.self.key", "attention.self.value"],  # one matrix here, three there
+    "attention_output": ["attention.output.dense"],
+    "attention_norm": ["attention.output.LayerNorm"],
+    "intermediate": ["intermediate.dense"],
+    "output": ["output.dense"],
+    "output_norm": ["output.LayerNorm"],
+    "pooler.0": ["pooler.dense"],
+}
+
+
+def load_encoder(folder: Path, hidden_dropout: float, attention_dropout: float) -> Encoder:
+    """The encoder in a folder of Hugging Face's layout (config.json, model.safetensors), in float32.
+
+    Heads are left out; an absent pooler is drawn fresh, always the same; `encoder.notes` tells of both.
+    Raises ValueError: a missing or unreadable file, another architecture, weights missing, of a wrong shape or left over.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"There is no encoder folder {folder}.")
+    shape = _read_shape(folder / "config.json")
+    stored = _read_weights(folder)
+    weights: dict[str, Tensor] = {}
+    faults: list[str] = []
+    notes: list[str] = []
+    with torch.device("meta"):
+        expected = Encoder(shape, 0, 0).state_dict()
+    if not any(name.startswith("pooler.") for name in stored):
+        expected = {name: tensor for name, tensor in expected.items() if not name.startswith("pooler.")}
+        notes.append("The checkpoint has no pooler: a fresh one was drawn.")
+    for name, like in expected.items():
+        parts = _stored_names(name)
+        part_shape = (like.shape[0] // len(parts), *like.shape[1:])
+        tensors = [stored.pop(part, None) for part in parts]
+        for part, tensor in zip(parts, tensors, strict=True):
+            if tensor is None:
+                faults.append(f"{part} is missing")
+            elif tensor.shape != part_shape:
+                faults.append(f"{part} has shape {tuple(tensor.shape)} instead of {part_shape}")
+        if not faults:
+            weights[name] = torch.cat([tensor.float() for tensor in tensors if tensor is not None])
+    faults += [f"{name} is left over" for name in stored if name.startswith(("embeddings.", "encoder.", "pooler."))]
+    if faults:
+        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise ValueError(f"{folder / 'model.safetensors'} does not fit its config.json: {'; '.join(faults[:3])}{more}.")
+    if stored:
+        notes.append(f"Left out of the checkpoint, no part of an encoder: {', '.join(sorted(stored))}.")
+    encoder = assemble(shape, weights, torch.Generator().manual_seed(0), hidden_dropout, attention_dropout)
+    encoder.notes = tuple(notes)
+    return encoder
+
+
+def save_encoder(encoder: Encoder, folder: Path) -> None:
+    """Writes `folder` so that `load_encoder` and `transformers.BertModel.from_pretrained` load it, bit for bit.
+
+    Each file is written beside its place and then renamed: a reader sees the old one or the new one whole.
+    """
+    weights: dict[str, Tensor] = {}
+    for name, tensor in encoder.state_dict().items():
+        parts = _stored_names(name)
+        for part, chunk in zip(parts, tensor.detach().to("cpu", torch.float32).chunk(len(parts)), strict=True):
+            weights[part] = chunk.clone()
+    config = {
+        "architectures": ["BertModel"],
+        **_BERT,
+        **asdict(encoder.shape),
+        "hidden_dropout_prob": encoder.hidden_dropout,
+        "attention_probs_dropout_prob": encoder.attention_dropout,
+        "pad_token_id": 0,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = {name: folder / f".{name}.{os.getpid()}" for name in ("model.safetensors", "config.json")}
+    try:
+        save_file(weights, temporary["model.safetensors"], metadata={"format": "pt"})
+        temporary["config.json"].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for name, path in temporary.items():
+            os.replace(path, folder / name)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+
+
+def fetch_encoder(name_or_folder: str) -> Path:
+    """The absolute folder of an encoder: the folder named, else the hub model of that name, downloaded once.
+
+    A model that is in Hugging Face's cache is taken from there without asking the network.
+    Raises ValueError: no such folder, no such model, no network (after five seconds).
+    """
+    folder = Path(name_or_folder).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.is_absolute() or name_or_folder.startswith((".", "~")) or name_or_folder.count("/") > 1:
+        raise ValueError(f"There is no encoder folder {folder}.")
+    import huggingface_hub  # here, because a search over a folder needs no hub
+
+    def snapshot(**options: Any) -> Path:
+        return Path(huggingface_hub.snapshot_download(name_or_folder, allow_patterns=_FILES, etag_timeout=5, **options))
+
+    try:
+        try:
+            folder = snapshot(local_files_only=True)
+        except FileNotFoundError:  # no model of that name in the cache
+            folder = Path()
+        present = [(folder / name).exists() for name in ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt")]
+        if not (present[0] and present[1] and any(present[2:])):
+            # asked first and apart, because snapshot_download itself waits without limit on a connection that stays silent
+            revision = huggingface_hub.HfApi().repo_info(name_or_folder, timeout=5).sha
+            folder = snapshot(revision=revision)
+    except Exception as error:  # the hub's own errors, the HTTP library's and the system's have no common base
+        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+        raise ValueError(
+            f"The encoder '{name_or_folder}' is no folder, and the Hugging Face hub did not give it ({reason}); use "
+            "`--encoder DIR` with a folder in Hugging Face layout, or `encoder: tiny` with the toy corpus."
+        ) from error
+    if not (folder / "model.safetensors").exists():
+        raise ValueError(f"The hub's '{name_or_folder}' has no model.safetensors; {_conversion(name_or_folder, 'DIR')}")
+    return folder.resolve()
+
+
+def _conversion(source: str, target: str) -> str:
+    calls = f"[X.from_pretrained('{source}').save_pretrained('{target}') for X in (B, T)]"
+    return f'convert its pickle once: python -c "from transformers import AutoTokenizer as T, BertModel as B; {calls}"'
+
+
+def _stored_names(name: str) -> list[str]:
+    """The names in a checkpoint of our parameter `name`: "layers.3.output.bias" -> ["encoder.layer.3.output.dense.bias"]."""
+    module, _, leaf = name.rpartition(".")
+    prefix = ""
+    if module.startswith("layers."):
+        _, index, module = module.split(".")
+        prefix = f"encoder.layer.{index}."
+    return [f"{prefix}{stored}.{leaf}" for stored in _STORED_MODULES[module]]
+
+
+def _read_shape(path: Path) -> EncoderShape:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"The encoder folder {path.parent} has no config.json.") from None
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is no JSON object.")
+    for key, known in _BERT.items():
+        if config.get(key, known) != known:
+            raise ValueError(f"{path}: `{key}` must be {json.dumps(known)}. Got {json.dumps(config[key])}.")
+    names = [field.name for field in fields(EncoderShape)]
+    absent = [name for name in names[:5] if name not in config]
+    if absent:
+        raise ValueError(f"{path} lacks {', '.join(absent)}.")
+    try:
+        return EncoderShape(**{name: config[name] for name in names if name in config})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of model.safetensors under one spelling: no `bert.` in front, LayerNorm's weight and bias."""
+    path = folder / "model.safetensors"
+    if not path.exists():
+        if (folder / "pytorch_model.bin").exists():
+            raise ValueError(f"{folder} has pytorch_model.bin, no model.safetensors; {_conversion(str(folder), str(folder))}")
+        raise ValueError(f"The encoder folder {folder} has no model.safetensors.")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"Cannot read {path}: {str(error).rstrip('.')}; it may be truncated, copy it again.") from None
+    weights = {}
+    for name, tensor in tensors.items():
+        name = name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
+        weights[name.replace("LayerNorm.beta", "LayerNorm.bias")] = tensor
+    weights.pop("embeddings.position_ids", None)  # a constant that older versions stored
+    return weights

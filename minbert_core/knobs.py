@@ -1,0 +1,79 @@
+"""What may stand at a path: a walk down the models of a config, for defaults, known names, and the kinds of a family.
+
+    knob_at(TrialConfig, "gradient/gradvac/beta") -> Knob(default=0.01)      knob_at(TrialConfig, "gradient").kinds -> sum, pcgrad …
+"""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+NO_DEFAULT: Any = PydanticUndefined  # null may be a default, so it cannot stand for none
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One place in a config: the models that a map there may be, and its default.
+
+    `holds_many` where it is a map from names, or a list, of such models; `kind` where the path goes on through a kind.
+    """
+
+    models: tuple[type[BaseModel], ...]
+    default: Any = NO_DEFAULT
+    holds_many: bool = False
+    kind: str = ""
+
+    @property
+    def kinds(self) -> dict[str, type[BaseModel]]:
+        """The variants to choose from here, by kind; none where this is no family."""
+        if self.kind or self.holds_many:
+            return {}
+        return {model.model_fields["kind"].default: model for model in self.models if "kind" in model.model_fields}
+
+    @property
+    def keys(self) -> list[str]:
+        """The names that a map may have here; none where any may stand, or a kind is wanted first."""
+        if self.kinds or self.holds_many:
+            return []
+        return [name for model in self.models for name in model.model_fields if name != "kind"]
+
+    def below(self, part: str) -> Knob | None:
+        """The place one part of a path further: a kind, a key, or an entry's name or number.  None: there is no such place."""
+        if self.holds_many:
+            return Knob(self.models)
+        if self.kinds:
+            return Knob((self.kinds[part],), kind=part) if part in self.kinds else None
+        for model in self.models:
+            if part in model.model_fields:
+                return _field(model, part)
+        return None
+
+
+def knob_at(model: type[BaseModel], path: str) -> Knob | None:
+    """The place that `path` means in `model`, the empty path `model` itself.  None: `model` has no such place."""
+    knob: Knob | None = Knob((model,), kind="")
+    for part in path.split("/") if path else ():
+        knob = knob.below(part) if knob else None
+    return knob
+
+
+def _field(model: type[BaseModel], name: str) -> Knob:
+    field = model.model_fields[name]
+    models, holds_many = _models_in(field.annotation)
+    return Knob(models, field.get_default(call_default_factory=True), holds_many)
+
+
+def _models_in(annotation: Any) -> tuple[tuple[type[BaseModel], ...], bool]:
+    """The models that an annotation names, through unions, Annotated, maps and lists; and whether it passed a map or list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return (annotation,), False
+    found: tuple[type[BaseModel], ...] = ()
+    holds_many = typing.get_origin(annotation) in (dict, list, tuple)
+    for argument in typing.get_args(annotation):
+        models, inner_holds_many = _models_in(argument)
+        found, holds_many = found + models, holds_many or inner_holds_many
+    return found, holds_many and bool(found)

@@ -1,0 +1,67 @@
+"""The dev/test firewall: a search opens no test file.
+
+Its proof: directories stand in place of the test files, so whoever opened one would fail, and an audit hook in the driver and
+in every worker writes down each such attempt. That the hook would notice is shown, too.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minbert_core.data.tasks import TASKS
+from minbert_core.data.toy import toy_folder
+from search.study import read_results
+
+ROOT = Path(__file__).resolve().parents[2]
+TEST_FILES = [task.files["test"] for task in TASKS.values()]
+HOOK = """\
+import os, sys
+
+WHO = "worker" if any("default_worker" in word for word in sys.orig_argv) else "driver"
+
+def note(event, arguments):
+    path = os.fsdecode(arguments[0]) if event == "open" and isinstance(arguments[0], (str, bytes)) else ""
+    if "test-student" in path or path.endswith("-dev.csv"):
+        file = os.open(os.environ["OPENED"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.write(file, f"{WHO} {os.path.basename(path)}\\n".encode())
+        os.close(file)
+
+sys.addaudithook(note)
+"""
+
+
+@pytest.fixture
+def watched(tmp_path: Path, cache: Path) -> dict[str, str]:
+    """The environment of a process that writes down the files it opens."""
+    (tmp_path / "sitecustomize.py").write_text(HOOK)
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "OPENED": str(tmp_path / "opened")}
+
+
+def opened(folder: Path) -> set[str]:
+    return set((folder / "opened").read_text().splitlines())
+
+
+def test_the_hook_notices_who_opens_a_test_file(tmp_path: Path, cache: Path, watched: dict[str, str]) -> None:
+    load = "import sys; from pathlib import Path; from minbert_core.data import corpus, tasks; "
+    load += "[corpus.load_test_split(Path(sys.argv[1]), task) for task in tasks.TASKS.values()]"
+    subprocess.run([sys.executable, "-c", load, toy_folder(cache / "minbert")], env=watched, check=True)
+    assert opened(tmp_path) == {f"driver {name}" for name in TEST_FILES}
+
+
+def test_a_search_opens_no_test_file(tmp_path: Path, data: Path, encoder: Path, watched: dict[str, str]) -> None:
+    for name in TEST_FILES:
+        (data / name).mkdir()
+    space = ["--space", str(ROOT / "spaces" / "quickstart.yaml"), "--data", str(data), "--encoder", str(encoder)]
+    command = [sys.executable, "-m", "search.run", *space, "--gpus", "0", "--trials", "2", "--set", "budget/examples=600"]
+    done = subprocess.run(command, cwd=tmp_path, env=watched, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {trial.status for trial in read_results(tmp_path / "runs" / "quickstart", "quickstart")} <= {"completed", "stopped"}
+    seen = opened(tmp_path)
+    assert {line for line in seen if "test" in line} == set()
+    dev_files = [task.files["dev"] for task in TASKS.values()]
+    assert seen == {f"{who} {name}" for who in ("driver", "worker") for name in dev_files}  # the hook was there, in both

@@ -1,0 +1,188 @@
+"""What a search tells, line by line, and what reaches MLflow; the tracker is one that takes notes."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search.narrate import Narrator, describe, duration, scores, table
+from search.study import TrialResult
+
+TASKS = ["sst", "sts"]
+
+
+class Notes:
+    """Stands for a Tracker: keeps (method, number) of every call."""
+
+    error: str | None = None
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments, **_: self.calls.append((name, arguments))
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.calls]
+
+
+@pytest.fixture
+def notes() -> Notes:
+    return Notes()
+
+
+@pytest.fixture
+def narrator(tmp_path: Path, notes: Notes) -> Iterator[Narrator]:
+    with contextlib.closing(Narrator(tmp_path, TASKS, num_trials=4, slots=2, parts=9, tracker=notes)) as narrator:  # type: ignore[arg-type]
+        yield narrator
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Callable[..., TrialResult]:
+    (tmp_path / "config.yaml").write_text("data: toy\nencoder: tiny\n")
+
+    def make(
+        number: int, score: float | None = 0.5, part: int = 9, status: Any = "completed", seconds: float = 60, **changed: Any
+    ) -> TrialResult:
+        dev = {"dev/score": score, "dev/norm": score, "dev/mean": 0.4, "dev/sst": 0.441, "dev/sts": -0.02}
+        own = {"kind": "dev", "part": part, "examples": 100 * part, "seconds": seconds, "time_ms": 1_750_000_000_000}
+        records = [] if score is None else [own | dev]
+        known = TrialResult(number, status, changed.pop("reason", status), {"optimizer/lr": 3.21e-5}, None, tmp_path, records)
+        return replace(known, **changed)
+
+    return make
+
+
+def test_a_trial_is_described_by_the_last_words_of_its_paths() -> None:
+    params = {"smoothness": "smart", "smoothness/smart/radius": 0.012345, "tasks/all/batch_size": 16}
+    assert describe(params) == "smoothness=smart radius=0.0123 batch_size=16"
+
+
+def test_scores_are_short_and_keep_their_sign(trial: Callable[..., TrialResult]) -> None:
+    assert scores(trial(0, 0.72034).best, TASKS) == "0.7203 (sst .441 sts -0.020)"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(1, "1 s"), (45.4, "45 s"), (89, "89 s"), (91, "2 min"), (720, "12 min"), (5400, "1 h 30 min"), (11100, "3 h 05 min")],
+)
+def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_the_table_shows_the_fullest_rung_first_and_failures_last(trial: Callable[..., TrialResult]) -> None:
+    trials = [
+        trial(0, 0.6),
+        trial(1, None, status="failed", reason="out of memory"),
+        trial(2, 0.9, part=1, status="stopped"),
+        trial(3, 0.7, baseline=0),
+    ]
+    rows = [line for line in table(trials, TASKS) if line.startswith("|")]
+    assert [row.split("|")[1].strip() for row in rows[2:]] == ["003 (baseline)", "000", "002", "001"]
+    assert "failed: out of memory" in rows[-1]
+    assert len({len(row) for row in rows}) == 1
+    assert table(trials, TASKS, most=3)[-1] == "(1 more in the trials' folders and in MLflow)"
+
+
+def test_an_event_is_one_line_with_the_best_so_far_and_the_time_left(
+    narrator: Narrator, trial: Callable[..., TrialResult], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    narrator.started(trial(0, None, status="running", baseline=0), resumed=False)
+    narrator.reported(trial(0, 0.6, part=1, status="running"), [])
+    narrator.ended(trial(0, 0.6))
+    narrator.ended(trial(1, 0.5, part=1, status="stopped", reason="stopped at 1/9: below the best 1/3 of its rung"))
+    lines = [re.sub(r"^\[\d\d:\d\d:\d\d\] ", "", line) for line in capsys.readouterr().out.splitlines()]
+    best = "| best 000 0.6000 (sst .441 sts -0.020) |"
+    assert lines == [
+        "000 started (baseline 0)  lr=3.21e-05",
+        f"000 at 1/9  0.6000 (sst .441 sts -0.020)  {best} 0/4 done",
+        f"000 completed  0.6000  {best} 1/4 done, about 2 min left",  # three wait for two slots, a minute each
+        f"001 stopped  0.5000  stopped at 1/9: below the best 1/3 of its rung  {best} 2/4 done, about 60 s left",
+    ]
+    log = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line[20:] for line in log] == lines
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", log[0][:20])
+
+
+def test_a_trial_that_goes_on_says_from_where(
+    narrator: Narrator, trial: Callable[..., TrialResult], capsys: pytest.CaptureFixture[str]
+) -> None:
+    narrator.started(trial(0, 0.6, part=3, status="running"), resumed=True)
+    narrator.started(trial(1, None, status="running"), resumed=True)
+    first, second = capsys.readouterr().out.splitlines()
+    assert "000 goes on from 3/9" in first
+    assert "001 begins again" in second
+
+
+def test_no_time_left_is_never_said(
+    narrator: Narrator, trial: Callable[..., TrialResult], capsys: pytest.CaptureFixture[str]
+) -> None:
+    narrator.started(trial(0, None, status="running"), resumed=False)
+    narrator.ended(trial(1, seconds=0.3))
+    narrator.reported(trial(0, 0.5, part=3, status="running", seconds=30), [])
+    out = capsys.readouterr().out
+    assert "about 1 s left" in out
+    assert "about 0 s" not in out
+    for number in range(4):
+        narrator.ended(trial(number))
+    assert "left" not in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_table_is_shown_without_the_hour_and_logged(
+    narrator: Narrator, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    narrator.show(["", "| trial |"])
+    assert capsys.readouterr().out == (tmp_path / "log.txt").read_text() == "\n| trial |\n"
+
+
+def test_mlflow_hears_of_a_trial_from_begin_to_end(narrator: Narrator, notes: Notes, trial: Callable[..., TrialResult]) -> None:
+    narrator.started(trial(0, None, status="running"), resumed=False)
+    narrator.reported(trial(0, 0.6, part=1, status="running"), [{}])
+    narrator.ended(trial(0, 0.6))
+    assert notes.names() == ["trial_started", "records", "records", "trial_ended", "best"]
+    number, name, params, config, tags = notes.calls[0][1]
+    assert (number, name, params, config.name) == (0, "000 lr=3.21e-05", {"optimizer/lr": 3.21e-5}, "config.yaml")
+    assert tags == {"recipe": "multitask"}
+    step, metrics, _ = notes.calls[-1][1]
+    assert step == 1
+    best = {"best/score": 0.6, "best/sst": 0.441, "best/sts": -0.02, "best/norm": 0.6, "best/mean": 0.4}
+    assert metrics == best | {"trials_done": 1}
+
+
+@pytest.mark.parametrize(("status", "in_mlflow"), [("completed", "FINISHED"), ("stopped", "FINISHED"), ("failed", "FAILED")])
+def test_only_a_fault_is_failed_in_mlflow(
+    narrator: Narrator, notes: Notes, trial: Callable[..., TrialResult], status: str, in_mlflow: str
+) -> None:
+    narrator.ended(trial(0, status=status, reason="because"))
+    assert dict(notes.calls)["trial_ended"][1:3] == (in_mlflow, "because")
+
+
+def test_a_resumed_search_tells_mlflow_everything_again(
+    narrator: Narrator, notes: Notes, trial: Callable[..., TrialResult], capsys: pytest.CaptureFixture[str]
+) -> None:
+    narrator.replay([trial(0, 0.6), trial(1, 0.5, part=1, status="running"), trial(2, None, status="failed")])
+    numbers = {name: [arguments[0] for called, arguments in notes.calls if called == name] for name in notes.names()}
+    assert numbers["trial_started"] == [0, 1, 2]
+    assert numbers["records"] == [0, 1, 2]
+    assert numbers["trial_ended"] == [0, 2]
+    assert capsys.readouterr().out == ""
+    best = narrator.best()
+    assert best is not None
+    assert (best.number, narrator.num_done()) == (0, 2)
+
+
+def test_a_dead_mlflow_is_said_once(
+    narrator: Narrator, notes: Notes, trial: Callable[..., TrialResult], capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes.error = "MLflow stopped recording: disk full"
+    narrator.ended(trial(0))
+    narrator.ended(trial(1))
+    out = capsys.readouterr().out
+    assert out.count("disk full") == 1
+    assert "--resume logs it again" in out

@@ -1,0 +1,542 @@
+"""The command line of a search: what it refuses, in process; and whole searches with Ray, as a user starts and breaks them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
+
+import pytest
+import torch
+
+from minbert_core.config import read_config
+from minbert_core.model import load_model
+from search import run
+from search.plan import Resources, lock, make_plan, read_plan
+from search.space import make_space, read_space
+from search.study import TrialResult, read_results
+from search.tracking import store_uri
+
+ROOT = Path(__file__).resolve().parents[2]
+SPACES = ROOT / "spaces"
+QUICK = """\
+about: Which rate?
+trials: 3
+config:
+  data: toy
+  encoder: tiny
+  budget: {examples: 600}
+  optimizer: {lr: {log_uniform: [1e-4, 1e-2]}}
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the command is typed: a folder with quick.yaml, on a machine without GPUs."""
+    (tmp_path / "quick.yaml").write_text(QUICK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return tmp_path
+
+
+class Typed:
+    """A command typed: its exit code, and what it printed."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
+        try:
+            self.code = run.main(list(arguments))
+        except SystemExit as leave:  # argparse's own way out
+            self.code = int(leave.code or 0)
+        self.out, self.err = capsys.readouterr()
+
+
+@pytest.fixture
+def typed(here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Typed]:
+    return lambda *arguments: Typed(capsys, arguments)
+
+
+@pytest.fixture
+def begun(here: Path, typed: Callable[..., Typed], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a search that was written down and then interrupted before its first trial; none will run either."""
+    monkeypatch.setattr(run, "run_search", lambda *_, **__: run.INTERRUPTED)
+    assert typed("--space", "quick.yaml").code == run.INTERRUPTED
+    return here / "runs" / "quick"
+
+
+# -------------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        ("--space nowhere.yaml", 2, r"Cannot read nowhere\.yaml: No such file or directory\."),
+        ("--space quick.yaml --set optimizer/rate=1", 2, r"--set optimizer/rate=1: Unknown key `optimizer/rate`\."),
+        ("--space quick.yaml --set optimizer/lr", 2, r"--set takes path=value, as in --set optimizer/lr=2e-5\. Got"),
+        ("--space quick.yaml --set gradient=pcgrat", 2, r"Unknown `gradient` kind 'pcgrat'; did you mean 'pcgrad'\?"),
+        ("--space quick.yaml --data nowhere --encoder .", 2, r"There is no data folder /.*/nowhere\. Give .*`--data DIR`"),
+        ("--space quick.yaml --data . --encoder ./none", 2, r"There is no encoder folder none\."),
+        ("--space quick.yaml --trials 0", 2, r"--trials: must be a whole number of 1 or more\. Got '0'\."),
+        ("--space quick.yaml --gpus many", 2, r"--gpus: must be a whole number or auto\. Got 'many'\."),
+        ("--space quick.yaml --gpus-per-trial 1.5", 2, r"--gpus-per-trial: must be a fraction of one GPU, or a whole number"),
+        ("--space quick.yaml --gpus-per-trial 0", 2, r"--gpus-per-trial: must be a fraction of one GPU"),
+        ("--space quick.yaml --seed -1", 2, r"--seed: must be a whole number of 0 or more\. Got '-1'\."),
+        ("--space quick.yaml --name a/b", 2, r"--name: must be made of a-z, 0-9, _ and -\. Got 'a/b'\."),
+        ("--space quick.yaml --cpus-per-trial 5000", 3, r"--cpus-per-trial 5000 asks for more than this machine's \d+ cores\."),
+        ("", 2, r"Give either --space FILE \(a new search\) or --resume NAME \(go on with one\)\."),
+        ("--space quick.yaml --resume quick", 2, r"Give either --space FILE"),
+        ("--resume quick", 2, r"There is no search 'quick' in /.*/runs\."),
+        ("--resume quick --data toy", 2, r"--resume takes everything from the record .*; it does not go with --data\."),
+        ("--resume quick --seed 0", 2, r"it does not go with --seed\."),
+    ],
+)
+def test_what_cannot_run_is_refused_in_a_sentence(
+    typed: Callable[..., Typed], here: Path, arguments: str, code: int, sentence: str
+) -> None:
+    refused = typed(*shlex.split(arguments))
+    assert refused.code == code
+    assert re.search(sentence, refused.err), refused.err
+    assert "Traceback" not in refused.err
+    assert not (here / "runs").exists()
+
+
+def test_every_typo_of_a_space_is_named_with_its_line(typed: Callable[..., Typed], here: Path) -> None:
+    (here / "quick.yaml").write_text(QUICK.replace("trials: 3", "trails: 3").replace("optimizer:", "optimiser:"))
+    refused = typed("--space", "quick.yaml")
+    assert refused.code == 2
+    assert "quick.yaml:2: Unknown key `trails` in a space; did you mean 'trials'?" in refused.err
+
+
+GPUS = ["--space", "quick.yaml", "--set", "optimizer/lr={choice: [1e-3, 1e-4]}", "--trials", "4"]
+
+
+def test_too_many_gpus_are_refused_with_a_line_that_works_here(typed: Callable[..., Typed]) -> None:
+    refused = typed(*GPUS, "--gpus", "4")
+    assert refused.code == 3
+    sentence, line = refused.err.strip().splitlines()
+    assert sentence.startswith("--gpus 4 asks for more than this machine has (no GPU). This works here, ")
+    words = shlex.split(line)
+    assert words == ["python", "-m", "search.run", *GPUS, "--gpus", "0"]
+    assert typed(*words[3:], "--dry-run").code == 0
+
+
+def test_a_used_name_is_refused(typed: Callable[..., Typed], begun: Path) -> None:
+    refused = typed("--space", "quick.yaml", "--name", "quick")
+    assert refused.code == 3
+    assert "The name 'quick' is used" in refused.err
+    typed("--space", "quick.yaml")
+    assert read_plan(begun.with_name("quick-2"))["name"] == "quick-2"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--space nowhere.yaml",
+        "--space quick.yaml --set optimizer/rate=1",
+        "--space quick.yaml --gpus 4",
+        "--space quick.yaml --data nowhere --encoder .",
+        "--space quick.yaml --trials 1 --set baselines=[{},{}]",
+        "--space quick.yaml --name quick",
+        "--resume quick --trials 2",
+        "--resume nobody",
+    ],
+)
+@pytest.mark.usefixtures("begun")
+def test_a_dry_run_refuses_what_a_run_would_in_the_same_words(typed: Callable[..., Typed], arguments: str) -> None:
+    real, dry = typed(*shlex.split(arguments)), typed(*shlex.split(arguments), "--dry-run")
+    assert real.code == dry.code > 0
+    assert real.err == dry.err.replace(" --dry-run", "")  # which the line that works repeats, too
+
+
+def test_a_dry_run_prints_plan_and_samples_and_starts_nothing(typed: Callable[..., Typed], here: Path) -> None:
+    dry = typed("--space", str(SPACES / "quickstart.yaml"), "--dry-run")
+    assert dry.code == 0
+    words = [line.split()[0] for line in dry.out.splitlines() if not line.startswith(" ")]
+    assert words[:8] == ["search", "data", "encoder", "machine", "objective", "budget", "trials", "searched"]
+    assert words.count("baseline") == 1
+    assert words.count("sample") == 3
+    assert "examples a full trial, about" in dry.out
+    folder = here / "runs" / "quickstart"
+    assert dry.out.splitlines()[-1] == f"Nothing was started. Without --dry-run the search goes to {folder}."
+    assert [path.name for path in here.iterdir()] == ["quick.yaml"]
+
+
+def test_ctrl_c_before_anything_started_leaves_nothing(
+    typed: Callable[..., Typed], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "make_plan", interrupted)
+    stopped = typed("--space", "quick.yaml")
+    assert (stopped.code, stopped.err) == (130, "Interrupted before anything started.\n")
+    assert not (here / "runs").exists()
+
+
+# ---------------------------------------------------------------------------------------------------- record and resume
+
+
+def test_a_searchs_record_is_whole_before_its_first_trial(begun: Path) -> None:
+    plan = read_plan(begun)
+    assert (plan["command"], plan["trials"]) == (["--space", "quick.yaml"], 3)
+    space = read_space(begun / "space.yaml")
+    assert list(space.domains()) == ["optimizer/lr"]
+    assert space.document["config"]["machine"] == {"device": "cpu", "threads": 1, "precision": "float32"}
+
+
+def test_folders_in_the_record_are_absolute(
+    typed: Callable[..., Typed], here: Path, data: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "run_search", lambda *_, **__: 0)
+    assert typed("--space", "quick.yaml", "--data", "data", "--encoder", "encoder").code == 0
+    plan = read_plan(here / "runs" / "quick")
+    assert (plan["data"], plan["encoder"]) == (str(data), str(encoder))
+
+
+def test_a_resume_may_raise_the_trials_and_no_more(typed: Callable[..., Typed], begun: Path) -> None:
+    before = (begun / "space.yaml").read_bytes()
+    assert typed("--resume", "quick").code == run.INTERRUPTED
+    assert read_plan(begun)["trials"] == 3
+    assert typed("--resume", "quick", "--trials", "5").code == run.INTERRUPTED
+    assert read_plan(begun)["trials"] == 5
+    fewer = typed("--resume", "quick", "--trials", "4")
+    assert (fewer.code, fewer.err) == (2, "--trials 4 is fewer than the search's 5; it may be raised only.\n")
+    assert (begun / "space.yaml").read_bytes() == before
+
+
+def test_a_search_that_runs_cannot_be_resumed(typed: Callable[..., Typed], begun: Path) -> None:
+    with lock(begun):
+        refused = typed("--resume", "quick")
+    assert refused.code == 3
+    assert f"is running already (pid {os.getpid()} on " in refused.err
+
+
+def test_changed_data_refuse_a_resume(
+    typed: Callable[..., Typed], data: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "run_search", lambda *_, **__: 0)
+    typed("--space", "quick.yaml", "--data", "data", "--encoder", "encoder")
+    path = data / "ids-sst-dev.csv"
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+    refused = typed("--resume", "quick")
+    assert refused.code == 3
+    assert refused.err.startswith("The data changed since the search began (sst-dev): its trials could not be compared.")
+
+
+def test_a_record_of_a_newer_version_is_refused(typed: Callable[..., Typed], begun: Path) -> None:
+    plan = read_plan(begun) | {"format": 99}
+    (begun / "plan.json").write_text(json.dumps(plan))
+    refused = typed("--resume", "quick")
+    assert refused.code == 2
+    assert "has format 99; this version reads up to" in refused.err
+
+
+def test_a_search_goes_on_on_the_hardware_it_began_on(
+    typed: Callable[..., Typed], begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (begun / "plan.json").write_text(json.dumps(read_plan(begun) | {"gpus": 1, "gpus_per_trial": 1.0}))
+    refused = typed("--resume", "quick")
+    assert refused.code == 3
+    assert "began on GPUs and would go on on the CPU" in refused.err
+
+    (begun / "plan.json").write_text(json.dumps(read_plan(begun) | {"gpus": 0, "gpus_per_trial": 0}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert typed("--resume", "quick").code == run.INTERRUPTED  # on the CPU, as it began
+    assert "began on the CPU and would go on on GPUs" in typed("--resume", "quick", "--gpus", "1").err
+
+
+@pytest.mark.parametrize(
+    ("completed", "recorded", "interrupted", "code", "status"),
+    [
+        (True, True, False, 0, "FINISHED"),
+        (False, True, False, 1, "FAILED"),
+        (True, False, False, 4, "FINISHED"),
+        (False, False, False, 1, "FAILED"),
+        (True, True, True, 130, "KILLED"),
+        (True, False, True, 130, "KILLED"),
+    ],
+)
+def test_the_exit_code_says_how_a_search_ended(
+    here: Path, capsys: pytest.CaptureFixture[str], completed: bool, recorded: bool, interrupted: bool, code: int, status: str
+) -> None:
+    plan = make_plan("quick", make_space("quick", read_space(here / "quick.yaml").document), 0, None, Resources(1, 0, 1, 0))
+    trial = TrialResult(0, "completed" if completed else "failed", "", {}, None, here, [])
+    ends: list[str] = []
+
+    def close(status: str) -> bool:
+        ends.append(status)
+        return recorded
+
+    tracker = SimpleNamespace(note=lambda _: None, close=close, error="The disk is full.")
+    shown: list[str] = []
+    narrator: Any = SimpleNamespace(tasks=["sst"], show=shown.extend, best=lambda: None, tracker=tracker)
+    assert run._close(here / "runs" / "quick", plan, [trial], narrator, interrupted, store_uri(here / "runs")) == code
+    assert ends == [status]
+    err = capsys.readouterr().err
+    assert ("The disk is full." in err) == (not recorded)
+    assert ("only MLflow lacks something. This logs it again: python -m search.run --resume quick" in err) == (not recorded)
+    assert any(line.startswith("go on     python -m search.run --resume quick") for line in shown) == interrupted
+    assert any("best_to_test.py --search quick" in line for line in shown) == (completed and not interrupted)
+
+
+# ------------------------------------------------------------------------------------------------ whole searches, with Ray
+
+
+class Search:
+    """`python -m search.run` in a process of its own, in a folder of its own; Ray's processes belong to its session."""
+
+    def __init__(self, here: Path, *arguments: str, **environment: str) -> None:
+        path = os.pathsep.join(filter(None, [environment.pop("PYTHONPATH", ""), str(ROOT)]))
+        self.output: list[str] = []
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "search.run", *arguments],
+            cwd=here,
+            env=os.environ | {"PYTHONPATH": path, "COLUMNS": "200"} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    @property
+    def stdout(self) -> IO[str]:
+        assert self.process.stdout is not None
+        return self.process.stdout
+
+    def wait_for(self, pattern: str) -> str:
+        """The next line that matches."""
+        for line in self.stdout:
+            self.output.append(line)
+            if re.search(pattern, line):
+                return line
+        raise AssertionError(f"no line {pattern!r} in:\n{''.join(self.output)}")
+
+    def end(self) -> int:
+        """The exit code, once it has ended."""
+        self.output += self.stdout
+        return self.process.wait(timeout=60)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.output)
+
+    def processes_left(self) -> list[int]:
+        left = []
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = status.read_text().rpartition(")")[2].split()  # state, parent, group, session, …
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(fields[3]) == self.process.pid and fields[0] != "Z":
+                left.append(int(status.parent.name))
+        return left
+
+
+@pytest.fixture
+def search(tmp_path: Path, cache: Path) -> Iterator[Callable[..., Search]]:
+    started: list[Search] = []
+
+    def start(*arguments: str, **environment: str) -> Search:
+        started.append(Search(tmp_path, *arguments, **environment))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.wait()
+        one.stdout.close()
+
+
+TINY = ["--data", "toy", "--encoder", "tiny", "--gpus", "0"]
+
+
+def parts(trial: TrialResult) -> list[int]:
+    return [record["part"] for record in trial.records if record["kind"] == "dev"]
+
+
+def assert_whole(folder: Path, num_trials: int) -> list[TrialResult]:
+    """A finished search's folder: numbers without a gap, records without a hole or a repeat, weights that load."""
+    trials = read_results(folder, read_plan(folder)["space_name"])
+    assert [trial.number for trial in trials] == list(range(num_trials))
+    assert sorted(path.name for path in (folder / "trials").iterdir()) == [f"{number:03d}" for number in range(num_trials)]
+    for trial in trials:
+        assert {"config.yaml", "log.txt", "metrics.jsonl"} <= {path.name for path in trial.folder.iterdir()}
+        assert not (trial.folder / "state").exists()
+        if trial.status != "failed":
+            assert parts(trial) == [1, 3, 9][: len(parts(trial))]
+            assert trial.status == ("completed" if parts(trial)[-1] == 9 else "stopped")
+            for kind in ("train", "dev"):
+                examples = [record["examples"] for record in trial.records if record["kind"] == kind]
+                assert examples == sorted(set(examples))
+            assert trial.config().seed != 0
+    assert load_model(folder / "best")[1] == read_config((folder / "best").resolve().parent / "config.yaml")
+    assert len(list(folder.glob("trials/*/best"))) <= 3
+    log = (folder / "log.txt").read_text()
+    assert f"\n{num_trials} trials: " in log
+    assert "\n| trial " in log
+    return trials
+
+
+def mlflow_runs(here: Path, name: str) -> tuple[Any, dict[int, Any]]:
+    """The parent run and the children by trial number, of which there is one each."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=store_uri(here / "runs"))
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    [parent] = [found for found in runs if found.data.tags["role"] == "search"]
+    children = [found for found in runs if found.data.tags["role"] == "trial"]
+    numbers = {int(found.data.tags["trial_number"]): found for found in children}
+    assert len(numbers) == len(children)
+    assert {found.data.tags["mlflow.parentRunId"] for found in children} == {parent.info.run_id}
+    return parent, numbers
+
+
+def assert_healthy(here: Path, name: str, trials: list[TrialResult]) -> None:
+    """MLflow's pages of a search that is done."""
+    parent, children = mlflow_runs(here, name)
+    assert parent.info.status == "FINISHED"
+    assert sorted(children) == [trial.number for trial in trials]
+    for trial in trials:
+        child = children[trial.number]
+        assert child.info.status == ("FAILED" if trial.status == "failed" else "FINISHED")
+        assert child.data.tags["stop_reason"] == trial.reason
+        assert child.data.params == {path: str(value) for path, value in trial.params.items()}
+        if trial.points:
+            assert child.data.metrics["dev/score"] == pytest.approx(trial.last["dev/score"])
+    best = max(trial.score for trial in trials if trial.status == "completed")
+    assert parent.data.metrics["best/score"] <= best + 1e-9
+    assert parent.data.metrics["trials_done"] == len(trials)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "smart", "gradvac"])
+def test_two_trials_of_a_shipped_space_finish(search: Callable[..., Search], tmp_path: Path, name: str) -> None:
+    one = search("--space", str(SPACES / f"{name}.yaml"), *TINY, "--trials", "2", "--set", "budget/examples=600")
+    assert one.end() == 0, one.text
+    trials = assert_whole(tmp_path / "runs" / name, 2)
+    assert_healthy(tmp_path, name, trials)
+    assert [trial.baseline for trial in trials] == [0, None]
+    assert (trials[0].status, parts(trials[0])) == ("completed", [1, 3, 9])  # a baseline runs to the end
+    # quiet: the plan, then our own lines, then the table; no box, progress bar or warning of anybody else's
+    events = one.text[one.text.index("\nmlflow ") :].strip().splitlines()[1:]
+    closing = next(i for i, line in enumerate(events) if not line)
+    event = re.compile(r"\[\d\d:\d\d:\d\d\] 00[01] (started|at|completed|stopped)")
+    assert all(event.match(line) for line in events[:closing]), one.text
+    assert events[closing + 1].startswith("2 trials: ")
+    assert events[-1] == f"next      python analysis/best_to_test.py --search {name}"
+
+
+FAILING = """\
+trials: 3
+baselines: [{}, {optimizer/head_lr_factor: 1e30}]
+config:
+  data: toy
+  encoder: tiny
+  budget: {examples: 600}
+  optimizer: {lr: 1e-3, head_lr_factor: {choice: [1, 1e30]}}
+"""
+CRASH = """\
+import os, sys
+
+def die(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("trials/002/config.yaml"):
+        os._exit(137)
+
+if any("default_worker" in word for word in sys.orig_argv):
+    sys.addaudithook(die)
+"""
+
+
+def test_a_trial_that_fails_fails_alone_and_says_why(search: Callable[..., Search], tmp_path: Path) -> None:
+    (tmp_path / "failing.yaml").write_text(FAILING)
+    (tmp_path / "sitecustomize.py").write_text(CRASH)
+    one = search("--space", "failing.yaml", *TINY, PYTHONPATH=str(tmp_path))
+    assert one.end() == 0, one.text
+    trials = assert_whole(tmp_path / "runs" / "failing", 3)
+    assert [trial.status for trial in trials] == ["completed", "failed", "failed"]
+    assert re.match(r"not finite: The loss of \w+ became (inf|nan) by step", trials[1].reason)
+    assert trials[2].reason == "its process died without a word (killed, perhaps out of memory)"
+    assert_healthy(tmp_path, "failing", trials)
+    assert "failed: not finite" in one.text
+
+
+def test_a_search_in_which_no_trial_finishes_says_so(search: Callable[..., Search], tmp_path: Path) -> None:
+    (tmp_path / "failing.yaml").write_text(FAILING)
+    one = search("--space", "failing.yaml", *TINY, "--trials", "1", "--set", "baselines=[{optimizer/head_lr_factor: 1e30}]")
+    assert one.end() == 1, one.text
+    assert f"reasons   {tmp_path}/runs/failing/trials/*/log.txt" in one.text
+    assert "best_to_test" not in one.text
+    parent, children = mlflow_runs(tmp_path, "failing")
+    assert [parent.info.status, children[0].info.status] == ["FAILED", "FAILED"]
+
+
+LONG = ["--space", str(SPACES / "quickstart.yaml"), *TINY, "--set", "budget/examples=12000"]
+
+
+def test_a_killed_search_goes_on_where_it_was(search: Callable[..., Search], tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "quickstart"
+    killed = search(*LONG, "--trials", "3")
+    number = killed.wait_for(r" at 1/9 ").split()[1]
+    killed.process.kill()
+    killed.process.wait()
+    configs = {path: path.read_bytes() for path in folder.glob("trials/*/config.yaml")}
+    assert len(configs) >= 1
+
+    resumed = search("--resume", "quickstart")  # at once: the killed driver's workers may still run
+    assert resumed.end() == 0, resumed.text
+    trials = assert_whole(folder, 3)
+    assert_healthy(tmp_path, "quickstart", trials)
+    assert {path: path.read_bytes() for path in configs} == configs
+    assert re.search(rf"{number} goes on from [13]/9", resumed.text)
+    assert re.search(r"goes on after [1-9]\d+ examples", (folder / "trials" / number / "log.txt").read_text())
+    assert "Traceback" not in resumed.text
+
+    more = search("--resume", "quickstart", "--trials", "4")
+    assert more.end() == 0, more.text
+    after = assert_whole(folder, 4)
+    assert after[:3] == trials
+    assert_healthy(tmp_path, "quickstart", after)
+
+
+def test_ctrl_c_stops_cleanly_and_prints_the_line_that_goes_on(search: Callable[..., Search], tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "quickstart"
+    stopped = search(*LONG, "--trials", "2")
+    stopped.wait_for(r" at 1/9 ")
+    asked = time.monotonic()
+    stopped.process.send_signal(signal.SIGINT)
+    stopped.wait_for("stopping; the trials' states are saved")
+    assert time.monotonic() - asked < 5
+    stopped.process.send_signal(signal.SIGINT)  # impatience
+    assert stopped.end() == 130, stopped.text
+    assert "Traceback" not in stopped.text
+    assert "stopping already" in stopped.text
+    deadline = time.monotonic() + 10
+    while (left := stopped.processes_left()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == []
+
+    trials = read_results(folder, "quickstart")
+    assert "running" in {trial.status for trial in trials}
+    parent, children = mlflow_runs(tmp_path, "quickstart")
+    assert parent.info.status == "KILLED"
+    killed = {number for number, child in children.items() if child.info.status == "KILLED"}
+    assert killed == {trial.number for trial in trials if trial.status == "running"}
+    assert any((trial.folder / "state" / "snapshot.pt").exists() for trial in trials)
+
+    [line] = [line for line in stopped.output if line.startswith("go on     ")]
+    words = shlex.split(line.removeprefix("go on     "))
+    assert words[:3] == ["python", "-m", "search.run"]
+    resumed = search(*words[3:])
+    assert resumed.end() == 0, resumed.text
+    assert "goes on from" in resumed.text
+    assert_healthy(tmp_path, "quickstart", assert_whole(folder, 2))

@@ -1,0 +1,513 @@
+"""The study of a search: what is asked, told, restored after a crash, and kept. No cluster: records are written by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from optuna.trial import TrialState
+
+from minbert_core.config import read_config
+from minbert_core.train import save_snapshot
+from search.rungs import RungScheduler
+from search.space import Space, make_space
+from search.study import (
+    StopOnRequest,
+    Study,
+    StudySearcher,
+    TrialResult,
+    failure_reason,
+    mend_journal,
+    ranked,
+    read_results,
+    stopped_at,
+)
+from search.trainable import read_records, state_file
+
+RUNGS = (1, 3, 9)
+DOCUMENT: dict[str, Any] = {
+    "baselines": [{}, {"gradient": "pcgrad"}],
+    "config": {
+        "data": "toy",
+        "encoder": "tiny",
+        "budget": {"examples": 900},
+        "optimizer": {"lr": {"log_uniform": [1e-4, 1e-2]}},
+        "gradient": {"choice": ["sum", "pcgrad"]},
+    },
+}
+
+
+@pytest.fixture
+def space() -> Space:
+    return make_space("quick", DOCUMENT)
+
+
+@pytest.fixture
+def plain() -> Space:
+    """The same without baselines."""
+    return make_space("quick", {"config": DOCUMENT["config"]})
+
+
+@pytest.fixture
+def open_study(tmp_path: Path) -> Callable[[Space], Study]:
+    def open_(space: Space) -> Study:
+        (tmp_path / "trials").mkdir(exist_ok=True)
+        return Study(tmp_path, space, seed=7)
+
+    return open_
+
+
+class Clock:
+    now_ms = 1_750_000_000_000
+
+    def tick(self) -> int:
+        self.now_ms += 1000
+        return self.now_ms
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def dev(part: int, score: float, time_ms: int) -> dict[str, Any]:
+    return {"kind": "dev", "part": part, "examples": part * 100, "seconds": part * 1.0, "time_ms": time_ms, "dev/score": score}
+
+
+def write(trial: TrialResult, records: list[dict[str, Any]], snapshot: int | None = None, best: bool = True) -> None:
+    """What a worker leaves in its folder: metrics.jsonl, best/, and a snapshot that holds the first `snapshot` records."""
+    (trial.folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    if best:
+        (trial.folder / "best").mkdir(exist_ok=True)
+        (trial.folder / "best" / "heads.safetensors").write_text(f"weights of {trial.number}")
+    if snapshot is not None:
+        save_snapshot(state_file(trial.folder), {"counters": {}}, records[:snapshot])
+
+
+def ended(study: Study, score: float, clock: Clock, part: int = 9) -> TrialResult:
+    """A new trial that went as far as `part`."""
+    trial = study.ask()
+    write(trial, [dev(p, score, clock.tick()) for p in RUNGS if p <= part], snapshot=1)
+    return study.tell(trial.number, *(("completed", "completed") if part == 9 else ("stopped", stopped_at(part, RUNGS))))
+
+
+# ------------------------------------------------------------------------------------------------------------------ ask
+
+
+def test_a_new_trial_has_a_folder_with_its_config(open_study: Callable[[Space], Study], plain: Space) -> None:
+    trial = open_study(plain).ask()
+    config = read_config(trial.folder / "config.yaml")
+    assert trial.folder.name == "000"
+    assert trial.status == "running"
+    assert config.optimizer.lr == trial.params["optimizer/lr"]
+    assert config.gradient.kind == trial.params["gradient"]
+
+
+def test_a_trials_seed_follows_from_the_searchs_seed_and_its_number(tmp_path: Path, plain: Space) -> None:
+    def seeds(folder: str, seed: int) -> list[int]:
+        (tmp_path / folder).mkdir()
+        study = Study(tmp_path / folder, plain, seed)
+        return [study.ask().config().seed for _ in range(3)]
+
+    first = seeds("a", 7)
+    assert seeds("b", 7) == first
+    assert len(set(first)) == 3
+    assert not set(seeds("c", 8)) & set(first)
+
+
+def test_baselines_come_first_and_once_also_when_the_study_is_opened_again(
+    open_study: Callable[[Space], Study], space: Space
+) -> None:
+    first = open_study(space).ask()
+    study = open_study(space)
+    second, third = study.ask(), study.ask()
+    assert [trial.baseline for trial in (first, second, third)] == [0, 1, None]
+    assert first.params["gradient"] == "sum"
+    assert second.config().gradient.kind == "pcgrad"
+
+
+def test_a_baselines_own_settings_outside_the_domains_reach_its_config(open_study: Callable[[Space], Study]) -> None:
+    space = make_space("quick", {"config": DOCUMENT["config"], "baselines": [{"max_length": 32}]})
+    assert open_study(space).ask().config().max_length == 32
+
+
+def test_a_resumed_search_does_not_suggest_its_first_points_again(open_study: Callable[[Space], Study], plain: Space) -> None:
+    first = open_study(plain).ask()
+    assert open_study(plain).ask().params["optimizer/lr"] != first.params["optimizer/lr"]
+
+
+# ----------------------------------------------------------------------------------------------------------------- tell
+
+
+def test_a_completed_trials_value_is_its_best_evaluation(
+    open_study: Callable[[Space], Study], plain: Space, clock: Clock
+) -> None:
+    study = open_study(plain)
+    trial = study.ask()
+    write(trial, [dev(part, score, clock.tick()) for part, score in zip(RUNGS, (0.5, 0.7, 0.6), strict=True)])
+    told = study.tell(trial.number, "completed", "completed")
+    [known] = study.study.get_trials()
+    assert (known.state, known.value) == (TrialState.COMPLETE, 0.7)
+    assert (told.score, told.last["dev/score"], told.part) == (0.7, 0.6, 9)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "state"),
+    [
+        ("stopped", "stopped at 1/9: below the best 1/3 of its rung", TrialState.PRUNED),
+        ("failed", "not finite: The loss of sst became nan.", TrialState.PRUNED),
+        ("failed", "OutOfMemoryError: CUDA", TrialState.FAIL),
+    ],
+)
+def test_how_a_trial_ended_decides_whether_the_sampler_learns_of_it(
+    open_study: Callable[[Space], Study], plain: Space, status: Any, reason: str, state: TrialState
+) -> None:
+    study = open_study(plain)
+    told = study.tell(study.ask().number, status, reason)
+    assert study.study.get_trials()[0].state == state
+    assert (told.status, told.reason) == (status, reason)
+
+
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        ("NotFiniteError: The loss of sst became nan.\nmore", "not finite: The loss of sst became nan."),
+        ("CorpusError: There is no file sts-dev.csv.", "CorpusError: There is no file sts-dev.csv."),
+        (None, "its process died without a word (killed, perhaps out of memory)"),
+    ],
+)
+def test_a_failures_reason_is_one_line(tmp_path: Path, written: str | None, reason: str) -> None:
+    if written is not None:
+        (tmp_path / "failure.txt").write_text(written)
+    assert failure_reason(tmp_path) == reason
+    assert not (tmp_path / "failure.txt").exists()  # it is told once
+
+
+# -------------------------------------------------------------------------------------------------------------- restore
+
+
+def test_restore_leaves_finished_trials_and_goes_on_with_running_ones(
+    open_study: Callable[[Space], Study], plain: Space, clock: Clock
+) -> None:
+    study = open_study(plain)
+    ended(study, 0.6, clock)
+    trial = study.ask()
+    write(trial, [dev(1, 0.7, clock.tick())], snapshot=1)
+    config = (trial.folder / "config.yaml").read_bytes()
+
+    study = open_study(plain)
+    [goes_on] = study.restore(RungScheduler(RUNGS))
+    assert (goes_on.number, goes_on.part, goes_on.params) == (trial.number, 1, trial.params)
+    assert (trial.folder / "config.yaml").read_bytes() == config
+    assert [result.status for result in study.results()] == ["completed", "running"]
+    assert study.study.get_trials()[1].intermediate_values == {1: 0.7}
+
+
+@pytest.mark.parametrize("snapshot", [1, 2])
+def test_restored_records_are_those_of_the_snapshot(
+    open_study: Callable[[Space], Study], plain: Space, clock: Clock, snapshot: int
+) -> None:
+    study = open_study(plain)
+    trial = study.ask()
+    records = [dev(1, 0.7, clock.tick()), {"kind": "train", "examples": 150, "seconds": 1.5, "time_ms": clock.tick()}]
+    write(trial, records, snapshot)
+    path = trial.folder / "metrics.jsonl"
+    if snapshot == 1:  # longer than the snapshot, its last line cut short by the crash
+        path.write_text(path.read_text()[:-20])
+    else:  # shorter: the snapshot comes first
+        path.write_text("")
+
+    study = open_study(plain)
+    [goes_on] = study.restore(RungScheduler(RUNGS))
+    assert goes_on.records == records[:snapshot]
+    assert read_records(path) == records[:snapshot]
+
+
+def test_a_trial_that_never_began_does_not_count_and_its_baseline_comes_again(
+    open_study: Callable[[Space], Study], space: Space
+) -> None:
+    study = open_study(space)
+    (study.ask().folder / "config.yaml").unlink()  # killed between the study's word and the folder
+
+    study = open_study(space)
+    assert study.restore(RungScheduler(RUNGS)) == []
+    assert study.results() == []
+    assert [study.ask().baseline for _ in range(3)] == [1, 0, None]
+    assert [trial.number for trial in study.results()] == [1, 2, 3]
+    assert StudySearcher(study, 4, [], Heard()).num_begun == 3
+
+
+def test_an_unreadable_snapshot_is_put_aside_and_the_trial_begins_anew(
+    open_study: Callable[[Space], Study], plain: Space, clock: Clock
+) -> None:
+    study = open_study(plain)
+    trial = study.ask()
+    write(trial, [dev(1, 0.7, clock.tick())], snapshot=1)
+    study.report(trial.number, 1, 0.7)
+    path = state_file(trial.folder)
+    path.write_bytes(path.read_bytes()[:100])
+
+    study = open_study(plain)
+    scheduler = RungScheduler(RUNGS)
+    [goes_on] = study.restore(scheduler)
+    assert (goes_on.number, goes_on.records) == (trial.number, [])
+    assert not path.exists()
+    assert path.with_name("unreadable.pt").exists()
+    assert scheduler.decide(9, "multitask", False, 1, 0.1) == "CONTINUE"  # its old point is in no rung
+
+    heard = Heard()
+    searcher = StudySearcher(study, 1, [goes_on], heard)
+    searcher.suggest("ray")
+    records = [dev(1, 0.2, clock.tick())]
+    write(trial, records)
+    searcher.on_trial_complete("ray", {"part": 1, "score": 0.2, "records": records})
+    assert heard.events == ["started 0 again", "reported 0 at 1", "ended 0 stopped"]
+    assert study.study.get_trials()[0].intermediate_values == {1: 0.2}
+
+
+def test_a_trial_whose_snapshot_holds_the_last_point_is_completed_without_running(
+    open_study: Callable[[Space], Study], plain: Space, clock: Clock
+) -> None:
+    study = open_study(plain)
+    write(study.ask(), [dev(part, 0.7, clock.tick()) for part in RUNGS], snapshot=3)
+
+    study = open_study(plain)
+    assert study.restore(RungScheduler(RUNGS)) == []
+    [trial] = study.results()
+    assert (trial.status, trial.score) == ("completed", 0.7)
+    assert (study.folder / "best").resolve() == trial.folder / "best"
+    assert not (trial.folder / "state").exists()
+
+
+def test_a_trial_that_its_rung_would_have_stopped_is_told_so(
+    open_study: Callable[[Space], Study], plain: Space, clock: Clock
+) -> None:
+    study = open_study(plain)
+    ended(study, 0.8, clock)
+    write(study.ask(), [dev(1, 0.3, clock.tick())], snapshot=1)  # saved; killed before it was reported
+
+    study = open_study(plain)
+    assert study.restore(RungScheduler(RUNGS)) == []
+    assert [(trial.status, trial.reason) for trial in study.results()][1] == ("stopped", stopped_at(1, RUNGS))
+
+
+def test_a_driver_killed_while_it_tells_an_end_tells_it_again(
+    open_study: Callable[[Space], Study], plain: Space, clock: Clock
+) -> None:
+    study = open_study(plain)
+    trial = study.ask()
+    write(trial, [dev(part, 0.7, clock.tick()) for part in RUNGS], snapshot=3)
+    study._set(trial.number, "status", "completed")  # and no further
+
+    study = open_study(plain)
+    assert study.result(trial.number).status == "running"
+    study.restore(RungScheduler(RUNGS))
+    assert study.study.get_trials()[0].state == TrialState.COMPLETE
+
+
+def test_restoring_twice_is_restoring_once(open_study: Callable[[Space], Study], space: Space, clock: Clock) -> None:
+    study = open_study(space)
+    ended(study, 0.8, clock)
+    write(study.ask(), [dev(part, 0.7, clock.tick()) for part in RUNGS], snapshot=3)
+    write(study.ask(), [dev(1, 0.85, clock.tick())], snapshot=1)
+    (study.ask().folder / "config.yaml").unlink()
+
+    def restored() -> tuple[list[int], list[TrialResult], list[str]]:
+        study, scheduler = open_study(space), RungScheduler(RUNGS)
+        numbers = [trial.number for trial in study.restore(scheduler)]
+        return numbers, study.results(), [scheduler.decide(50 + i, "multitask", False, 1, i / 10) for i in range(10)]
+
+    first = restored()
+    assert first[0] == [2]
+    assert restored() == first
+
+
+def test_refilled_rungs_decide_as_those_of_a_search_that_was_never_interrupted(
+    open_study: Callable[[Space], Study], space: Space, clock: Clock
+) -> None:
+    study, scheduler, random = open_study(space), RungScheduler(RUNGS), np.random.default_rng(3)
+    records: dict[int, list[dict[str, Any]]] = {}
+    alive: list[TrialResult] = []
+    for _ in range(60):  # three at a time, each step one of them reaches its next point
+        while len(alive) < 3:
+            alive.append(study.ask())
+            records[alive[-1].number] = []
+        trial = alive[random.integers(3)]
+        own = records[trial.number]
+        own.append(dev(RUNGS[len(own)], float(random.random()), clock.tick()))
+        part, score = own[-1]["part"], own[-1]["dev/score"]
+        write(trial, own, snapshot=len(own), best=False)
+        stops = scheduler.decide(trial.number, "multitask", trial.baseline is not None, part, score) == "STOP"
+        if stops or part == 9:
+            alive.remove(trial)
+            study.tell(trial.number, "stopped" if stops else "completed", "")
+
+    restored = RungScheduler(RUNGS)
+    unfinished = open_study(space).restore(restored)
+    assert [trial.number for trial in unfinished] == sorted(trial.number for trial in alive)
+    for number in range(1000, 1060):
+        point = (number, "multitask", False, RUNGS[int(random.integers(3))], float(random.random()))
+        assert restored.decide(*point) == scheduler.decide(*point)
+
+
+def test_a_journal_with_a_left_lock_and_a_cut_line_is_mended(
+    open_study: Callable[[Space], Study], space: Space, clock: Clock, tmp_path: Path
+) -> None:
+    ended(open_study(space), 0.8, clock)
+    journal = tmp_path / "study.journal"
+    with journal.open("ab") as file:
+        file.write(b'{"op_code": 4, "worker_')
+    os.symlink("/gone/study.journal", tmp_path / "study.journal.lock")  # a folder moved meanwhile: Optuna would wait for ever
+
+    mend_journal(tmp_path)
+    study = open_study(space)
+    assert study.ask().baseline == 1
+    assert len(open_study(space).results()) == 2
+
+
+# ----------------------------------------------------------------------------------------------------- weights, ranking
+
+
+def test_the_best_three_keep_their_weights_and_ended_trials_no_state(
+    open_study: Callable[[Space], Study], plain: Space, clock: Clock
+) -> None:
+    study = open_study(plain)
+    for score in (0.5, 0.9, 0.7, 0.6):
+        ended(study, score, clock)
+    running = study.ask()
+    write(running, [dev(1, 0.99, clock.tick())], snapshot=1)
+    best = study.keep_best()
+    assert best is not None
+    assert best.number == 1
+    kept = [(trial.folder / "best").exists() for trial in study.results()]
+    assert kept == [False, True, True, True, True]
+    assert [(trial.folder / "state").exists() for trial in study.results()] == [False] * 4 + [True]
+
+
+def test_a_moved_search_can_be_read(open_study: Callable[[Space], Study], plain: Space, clock: Clock, tmp_path: Path) -> None:
+    study = open_study(plain)
+    ended(study, 0.8, clock)
+    study.keep_best()
+    moved = tmp_path.with_name(tmp_path.name + "-moved")
+    tmp_path.rename(moved)
+    assert (moved / "best" / "heads.safetensors").read_text() == "weights of 0"
+    assert not os.path.isabs(os.readlink(moved / "best"))
+    [trial] = read_results(moved, "quick")
+    assert (trial.status, trial.score) == ("completed", 0.8)
+    assert Study(moved, plain, 7).restore(RungScheduler(RUNGS)) == []
+
+
+def test_the_best_link_follows_the_best(open_study: Callable[[Space], Study], plain: Space, clock: Clock) -> None:
+    study = open_study(plain)
+    assert study.keep_best() is None
+    for score in (0.5, 0.9):
+        ended(study, score, clock)
+        study.keep_best()
+    assert (study.folder / "best" / "heads.safetensors").read_text() == "weights of 1"
+
+
+def test_trials_are_ranked_within_the_fullest_rung(open_study: Callable[[Space], Study], plain: Space, clock: Clock) -> None:
+    study = open_study(plain)
+    ended(study, 0.9, clock, part=1)
+    ended(study, 0.5, clock)
+    ended(study, 0.6, clock)
+    assert [trial.number for trial in ranked(study.results())] == [2, 1]
+
+
+def test_a_failed_trial_is_never_the_best(open_study: Callable[[Space], Study], plain: Space, clock: Clock) -> None:
+    study = open_study(plain)
+    ended(study, 0.5, clock, part=3)
+    trial = study.ask()
+    write(trial, [dev(part, 0.9, clock.tick()) for part in RUNGS])
+    study.tell(trial.number, "failed", "not finite: The loss of sst became nan.")
+    best = study.keep_best()
+    assert best is not None
+    assert best.number == 0
+
+
+# ------------------------------------------------------------------------------------------------------------- searcher
+
+
+class Heard:
+    """A listener that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def started(self, trial: TrialResult, resumed: bool) -> None:
+        self.events.append(f"started {trial.number}" + " again" * resumed)
+
+    def reported(self, trial: TrialResult, new: list[dict[str, Any]]) -> None:
+        self.events.append(f"reported {trial.number} at {trial.part}")
+        assert new[-1] == trial.last
+
+    def ended(self, trial: TrialResult) -> None:
+        self.events.append(f"ended {trial.number} {trial.status}")
+
+
+def report(clock: Clock, trial: TrialResult, scores: list[float]) -> Iterator[dict[str, Any]]:
+    """What reaches the driver as a trial goes from point to point."""
+    records: list[dict[str, Any]] = []
+    for part, score in zip(RUNGS, scores, strict=False):
+        records.append(dev(part, score, clock.tick()))
+        write(trial, records)
+        yield {"part": part, "score": score, "records": records[-1:]}
+
+
+def test_the_searcher_gives_trials_to_continue_first_then_new_ones_then_none(
+    open_study: Callable[[Space], Study], plain: Space
+) -> None:
+    study = open_study(plain)
+    goes_on = study.ask()
+    searcher = StudySearcher(study, 2, [goes_on], Heard())
+    first, second = searcher.suggest("a"), searcher.suggest("b")
+    assert [order["number"] for order in (first, second)] == [0, 1]
+    assert first["folder"] == str(goes_on.folder)
+    assert searcher.suggest("c") == "FINISHED"
+    assert len(study.results()) == 2
+
+
+def test_a_point_that_stops_a_trial_is_told_once(open_study: Callable[[Space], Study], plain: Space, clock: Clock) -> None:
+    study, heard = open_study(plain), Heard()
+    searcher = StudySearcher(study, 1, [], heard)
+    searcher.suggest("a")
+    reports = report(clock, study.result(0), [0.5, 0.4])
+    searcher.on_trial_result("a", next(reports))
+    searcher.on_trial_complete("a", next(reports))  # as Ray has it: the report that stops comes here only
+    assert heard.events == ["started 0", "reported 0 at 1", "reported 0 at 3", "ended 0 stopped"]
+    assert study.study.get_trials()[0].intermediate_values == {1: 0.5, 3: 0.4}
+
+
+def test_a_trial_that_ran_to_its_end_is_completed(open_study: Callable[[Space], Study], plain: Space, clock: Clock) -> None:
+    study, heard = open_study(plain), Heard()
+    searcher = StudySearcher(study, 1, [], heard)
+    searcher.suggest("a")
+    for result in report(clock, study.result(0), [0.5, 0.4, 0.6]):
+        searcher.on_trial_result("a", result)
+    searcher.on_trial_complete("a", result)
+    assert heard.events[-2:] == ["reported 0 at 9", "ended 0 completed"]
+    assert (study.folder / "best").exists()
+
+
+def test_a_crashed_trial_is_told_failed_with_its_reason(open_study: Callable[[Space], Study], plain: Space) -> None:
+    study, heard = open_study(plain), Heard()
+    searcher = StudySearcher(study, 1, [], heard)
+    searcher.suggest("a")
+    (study.trial_folder(0) / "failure.txt").write_text("NotFiniteError: The loss of sst became nan.")
+    searcher.on_trial_complete("a", error=True)
+    assert heard.events == ["started 0", "ended 0 failed"]
+    assert study.results()[0].reason == "not finite: The loss of sst became nan."
+
+
+def test_an_interrupt_ends_all_and_stops_no_single_trial() -> None:
+    asked = [False]
+    stopper = StopOnRequest(lambda: asked[0])
+    assert not stopper.stop_all()
+    asked[0] = True
+    assert stopper.stop_all()
+    assert not stopper("a", {})

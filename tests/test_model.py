@@ -1,0 +1,254 @@
+"""MultitaskBert: every permitted combination gives logits, heads come from (seed, task), a saved model is the same model."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from minbert_core.config import TrialConfig
+from minbert_core.data.corpus import read_split
+from minbert_core.data.tasks import TASKS
+from minbert_core.data.tokens import PackedBatch, pack
+from minbert_core.encoder import Masks
+from minbert_core.inputs import Inputs, build_encoder, open_inputs
+from minbert_core.model import MultitaskBert, build_model, load_model, save_model
+from minbert_core.settings import SettingsError
+
+Tiny = Callable[..., TrialConfig]
+
+
+def built(config: TrialConfig) -> tuple[MultitaskBert, Inputs]:
+    inputs = open_inputs(config)
+    return build_model(config, build_encoder(config, inputs)), inputs
+
+
+def batch_of(model: MultitaskBert, inputs: Inputs, task: str, rows: list[int] | None = None) -> PackedBatch:
+    """The given rows of a task's dev split, as the model's pair encoding has them."""
+    rows_B = np.array(rows if rows is not None else [0, 1, 2, 3, 4])
+    return pack(inputs.dev[task], rows_B, model.plans[task].pair_encoding.kind, 64, inputs.specials)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "pooler", "mean"])
+@pytest.mark.parametrize("encoding", ["cross", "bi"])
+@pytest.mark.parametrize("head", ["linear", {"kind": "mlp", "hidden": [8, 4]}, "sbert", "cosine"], ids=str)
+def test_every_permitted_combination_gives_logits_of_every_task(tiny: Tiny, pooling: str, encoding: str, head: object) -> None:
+    tasks = {"all": {"pooling": pooling}, "pairs": {"pair_encoding": encoding, "head": head}}
+    if encoding == "cross" and head in ("sbert", "cosine"):
+        with pytest.raises(SettingsError, match="compares two vectors a pair"):
+            tiny(tasks=tasks)
+        return
+    model, inputs = built(tiny(tasks=tasks))
+    for task, outputs in (("sst", 5), ("para", 1), ("sts", 1)):
+        for masks in (None, Masks(0)):
+            logits_BK = model(task, batch_of(model, inputs, task), masks)
+            assert logits_BK.shape == (5, outputs)
+            assert logits_BK.dtype == torch.float32
+            assert logits_BK.isfinite().all()
+        logits_BK.sum().backward()
+
+
+def test_logits_are_float32_under_autocast(tiny: Tiny) -> None:
+    model, inputs = built(tiny())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model("sst", batch_of(model, inputs, "sst")).dtype == torch.float32
+
+
+def test_heads_depend_on_the_seed_and_the_task_alone(tiny: Tiny) -> None:
+    one, _ = built(tiny())
+    other, _ = built(
+        tiny(
+            train_on=["sts", "sst"],
+            gradient="pcgrad",
+            smoothness="smart",
+            encoder={"hidden_dropout": 0.3},
+            tasks={"sst": {"pooling": "mean"}},
+        )
+    )
+    torch.manual_seed(99)
+    again, _ = built(tiny())
+    seeded, _ = built(tiny(seed=1))
+    for task in ("sst", "sts"):
+        weight = one.heads[task].state_dict()["layers.0.weight"]
+        assert torch.equal(weight, other.heads[task].state_dict()["layers.0.weight"])
+        assert torch.equal(weight, again.heads[task].state_dict()["layers.0.weight"])
+        assert not torch.equal(weight, seeded.heads[task].state_dict()["layers.0.weight"])
+    assert not torch.equal(*(one.heads[task].state_dict()["layers.0.weight"] for task in ("para", "sts")))
+
+
+def test_u_is_the_first_sentence_and_v_the_second(tiny: Tiny) -> None:
+    """A head that reads one half of [u; v] sees the sentence of that column, encoded by itself."""
+    config = tiny(tasks={"all": {"pooling": "cls"}, "pairs": {"pair_encoding": "bi"}})
+    model, inputs = built(config)
+    texts = read_split(inputs.data_folder, TASKS["sts"], "dev").texts
+    direction_D = torch.randn(64)
+    layer = model.heads["sts"].layers[0]
+    rows = [3, 7, 11]
+    for column in (0, 1):
+        with torch.no_grad():
+            layer.weight.zero_()
+            layer.weight[0, 64 * column : 64 * (column + 1)] = direction_D
+        logits_BK = model("sts", batch_of(model, inputs, "sts", rows)).detach()
+        for row, logit_K in zip(rows, logits_BK, strict=True):
+            (pieces,) = inputs.tokenizer.encode([texts[row][column]])
+            sentence = [inputs.specials[0], *pieces, inputs.specials[1]]
+            hidden_ND = model.encoder(one_sequence(sentence)).detach()
+            assert float(logit_K) == pytest.approx(float(hidden_ND[0] @ direction_D), abs=1e-4)
+
+
+def one_sequence(tokens: list[int]) -> PackedBatch:
+    size = len(tokens)
+    return PackedBatch(
+        token_ids_N=torch.tensor(tokens),
+        position_ids_N=torch.arange(size),
+        segment_ids_N=torch.zeros(size, dtype=torch.int64),
+        starts_S1=torch.tensor([0, size]),
+        lengths=(size,),
+        example_N=torch.zeros(size, dtype=torch.int64),
+        labels_B=torch.zeros(1),
+        num_examples=1,
+    )
+
+
+def test_a_cross_encoded_pair_has_both_sentences_in_one_sequence_with_segments(tiny: Tiny) -> None:
+    """Against a pair joined after padding, or without segment ids."""
+    model, inputs = built(tiny())
+    batch = batch_of(model, inputs, "sts", [4])
+    first, second = inputs.tokenizer.encode(list(read_split(inputs.data_folder, TASKS["sts"], "dev").texts[4]))
+    cls_id, sep_id = inputs.specials
+    assert batch.token_ids_N.tolist() == [cls_id, *first, sep_id, *second, sep_id]
+    assert batch.segment_ids_N.tolist() == [0] * (len(first) + 2) + [1] * (len(second) + 1)
+    assert batch.position_ids_N.tolist() == list(range(len(first) + len(second) + 3))
+
+
+def test_masks_reach_encoder_and_head(tiny: Tiny) -> None:
+    config = tiny(tasks={"all": {"head": {"kind": "linear", "dropout": 0.5}}})
+    model, inputs = built(config)
+    batch = batch_of(model, inputs, "sst")
+    plain_BK, dropped_BK = model("sst", batch), model("sst", batch, Masks(1))
+    assert torch.equal(dropped_BK, model("sst", batch, Masks(1)))
+    assert not torch.allclose(plain_BK, dropped_BK, atol=1e-4)
+    model.encoder.hidden_dropout = model.encoder.attention_dropout = 0.0
+    assert not torch.allclose(plain_BK, model("sst", batch, Masks(1)), atol=1e-4)  # the head's own
+
+
+def test_a_max_length_beyond_the_positions_is_refused(tiny: Tiny) -> None:
+    config = tiny()
+    _, inputs = built(config)
+    encoder = build_encoder(config, inputs)
+    object.__setattr__(encoder.shape, "max_position_embeddings", 100)
+    with pytest.raises(ValueError, match=r"`max_length` must be at most the encoder's 100 positions\. Got 128\."):
+        build_model(config, encoder)
+
+
+# ------------------------------------------------------------------------------------------------------------ save and load
+
+
+@pytest.mark.parametrize("pairs", [{}, {"pair_encoding": "bi", "head": "sbert", "pooling": "mean"}], ids=["cross", "bi"])
+def test_a_saved_model_answers_bit_for_bit_the_same(tiny: Tiny, tmp_path: Path, pairs: dict[str, str]) -> None:
+    config = tiny(tasks={"pairs": pairs}, encoder={"hidden_dropout": 0.2}, seed=5)
+    model, inputs = built(config)
+    save_model(model, config, tmp_path / "best", inputs.encoder_folder)
+    loaded, loaded_config = load_model(tmp_path / "best")
+    assert loaded_config == config
+    for task in ("sst", "para", "sts"):
+        batch = batch_of(model, inputs, task)
+        assert torch.equal(model(task, batch), loaded(task, batch))
+        assert torch.equal(model(task, batch, Masks(3)), loaded(task, batch, Masks(3)))
+
+
+def test_saving_again_replaces_the_model_and_leaves_nothing_beside_it(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny()
+    model, inputs = built(config)
+    (tmp_path / "best.tmp" / "encoder").mkdir(parents=True)  # what a killed process left behind
+    (tmp_path / "best.old").mkdir()
+    save_model(model, config, tmp_path / "best", inputs.encoder_folder)
+    with torch.no_grad():
+        model.heads["sst"].layers[0].bias.fill_(7)
+    save_model(model, config, tmp_path / "best", inputs.encoder_folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert float(load_model(tmp_path / "best")[0].heads["sst"].layers[0].bias.detach()[0]) == 7
+
+
+@pytest.mark.parametrize("what", ["save_encoder", "save_file", "dump_yaml"])
+def test_a_half_written_model_never_stands_under_the_final_name(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    config = tiny()
+    model, inputs = built(config)
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(f"minbert_core.model.{what}", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_model(model, config, tmp_path / "best", inputs.encoder_folder)
+    assert not (tmp_path / "best").exists()
+
+
+def test_a_failed_save_leaves_the_former_model_whole(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny()
+    model, inputs = built(config)
+    save_model(model, config, tmp_path / "best", inputs.encoder_folder)
+    monkeypatch.setattr("minbert_core.model.dump_yaml", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_model(model, config, tmp_path / "best", inputs.encoder_folder)
+    assert load_model(tmp_path / "best")[1] == config
+
+
+@pytest.mark.parametrize("absent", ["heads.safetensors", "config.yaml", "encoder"])
+def test_a_folder_that_is_no_model_is_refused(tiny: Tiny, tmp_path: Path, absent: str) -> None:
+    config = tiny()
+    model, inputs = built(config)
+    save_model(model, config, tmp_path / "best", inputs.encoder_folder)
+    (tmp_path / "best" / absent).rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=rf"best holds no saved model: it lacks {absent}\."):
+        load_model(tmp_path / "best")
+    with pytest.raises(ValueError, match=r"nowhere holds no saved model"):
+        load_model(tmp_path / "nowhere")
+
+
+def test_truncated_or_foreign_heads_are_refused(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny()
+    model, inputs = built(config)
+    save_model(model, config, tmp_path / "best", inputs.encoder_folder)
+    path = tmp_path / "best" / "heads.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"heads\.safetensors does not fit its config\.yaml, or is truncated"):
+        load_model(tmp_path / "best")
+    other = tiny(train_on=["sst"])
+    save_model(built(other)[0], other, tmp_path / "other", inputs.encoder_folder)
+    (tmp_path / "other" / "heads.safetensors").replace(path)
+    with pytest.raises(ValueError, match=r"heads\.safetensors does not fit its config\.yaml, or is truncated"):
+        load_model(tmp_path / "best")
+
+
+def test_a_saved_model_does_not_pose_as_a_hugging_face_model_but_its_encoder_is_one(
+    tiny: Tiny, tmp_path: Path, transformers: ModuleType
+) -> None:
+    config = tiny()
+    model, inputs = built(config)
+    save_model(model, config, tmp_path / "best", inputs.encoder_folder)
+    files = sorted(str(path.relative_to(tmp_path / "best")) for path in (tmp_path / "best").rglob("*") if path.is_file())
+    assert files == [
+        "config.yaml",
+        "encoder/config.json",
+        "encoder/model.safetensors",
+        "encoder/vocab.txt",
+        "heads.safetensors",
+    ]
+    theirs = transformers.BertModel.from_pretrained(tmp_path / "best" / "encoder").eval()
+    tokens = [inputs.specials[0], 50, 60, 70, inputs.specials[1]]
+    want_ND = theirs(input_ids=torch.tensor([tokens])).last_hidden_state[0]
+    assert torch.allclose(model.encoder(one_sequence(tokens)), want_ND, atol=1e-5)
+
+
+def test_no_two_tasks_share_a_parameter_outside_the_encoder(tiny: Tiny) -> None:
+    model, _ = built(tiny())
+    for one, other in itertools.combinations(model.heads.values(), 2):
+        assert not {id(p) for p in one.parameters()} & {id(p) for p in other.parameters()}
