@@ -12,7 +12,10 @@ READY := .venv/.ready
 
 demo: $(READY)
 	.venv/bin/python -m search.run --space spaces/quickstart.yaml
-	.venv/bin/python analysis/best_to_test.py --search "$$(basename "$$(ls -td runs/quickstart* | head -n 1)")"
+	@name=$$(basename "$$(ls -td runs/quickstart* | head -n 1)"); \
+	  echo; .venv/bin/python analysis/best_to_test.py --search $$name --top 2 --seeds 2 && \
+	  printf '%s\n' "" "Made: runs/$$name (the search), runs/$$name/best (its best model), runs/$$name/test (table.md, predictions/), mlflow.db" \
+	    "Next: your own data, .venv/bin/python -m search.run --space spaces/smart.yaml --data DIR --dry-run (README.md says what lies in DIR)"
 
 test: $(READY)
 	.venv/bin/python -m pytest

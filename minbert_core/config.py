@@ -9,6 +9,7 @@ Optuna, MLflow and Parquet.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from pydantic import (
 )
 
 from minbert_core.data.tasks import TASKS, Task
+from minbert_core.faults import Where, faults_of, path_of
+from minbert_core.knobs import NO_DEFAULT, knob_at
 from minbert_core.methods.features import Cross, PairEncoding, Pooler, Pooling
 from minbert_core.methods.gradients import GradientMethod, Sum
 from minbert_core.methods.heads import Head, Linear
@@ -36,18 +39,7 @@ from minbert_core.methods.optimizer import Optimizer
 from minbert_core.methods.smoothness import NoSmoothness, Smoothness
 from minbert_core.methods.stages import Multitask, Stage, shares
 from minbert_core.methods.task_schedules import RoundRobin, TaskSchedule
-from minbert_core.settings import (
-    Fault,
-    Settings,
-    SettingsError,
-    Variant,
-    Where,
-    did_you_mean,
-    faults_of,
-    path_of,
-    read_yaml,
-    shown,
-)
+from minbert_core.settings import Fault, Settings, SettingsError, Variant, did_you_mean, read_yaml, shown
 
 TOY, TINY = "toy", "tiny"
 
@@ -55,7 +47,9 @@ TOY, TINY = "toy", "tiny"
 class Encoder(Settings):
     """Which pretrained BERT, and its own dropout (the heads have theirs)."""
 
-    checkpoint: str = Field("bert-base-uncased", description="hub name, folder in Hugging Face layout, or `tiny` (random, toy data only)")
+    checkpoint: str = Field(
+        "bert-base-uncased", description="hub name, folder in Hugging Face layout, or `tiny` (random, toy data only)"
+    )
     hidden_dropout: float = Field(0.1, ge=0, lt=1, description="dropout after embeddings, attention and feed-forward")
     attention_dropout: float = Field(0.1, ge=0, lt=1, description="dropout on attention probabilities")
 
@@ -76,9 +70,11 @@ TASK_DEFAULTS: dict[str, Any] = {"pair_encoding": Cross(), "pooling": Pooler(), 
 class Budget(Settings):
     """What a trial may spend, in examples drawn, and where of it dev is evaluated."""
 
-    examples: PositiveInt | None = Field(None, description="labelled rows drawn, summed over tasks; 400,000 if neither is given")
+    examples: PositiveInt | None = Field(None, description="labelled rows drawn, over all tasks; 400,000 if neither is given")
     epochs: PositiveFloat | None = Field(None, description="instead: epochs as the task schedule counts them")
-    points: tuple[PositiveInt, ...] = Field((1, 3, 9), min_length=1, description="evaluation points in parts of the budget; the last is all")
+    points: tuple[PositiveInt, ...] = Field(
+        (1, 3, 9), min_length=1, description="evaluation points in parts of the budget; the last is all"
+    )
 
     @field_validator("points")
     @classmethod
@@ -99,7 +95,9 @@ class Machine(Settings):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is a GPU")
     threads: PositiveInt = Field(1, description="CPU threads a trial")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of matrix products; auto: bfloat16 on a GPU that has it")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of matrix products; auto: bfloat16 on a GPU that has it"
+    )
 
 
 class Objective(Settings):
@@ -123,7 +121,9 @@ class TrialConfig(Settings):
 
     data: str = Field("data", description="folder with the course's files, or `toy`")
     encoder: Annotated[Encoder, BeforeValidator(_checkpoint_name)] = Encoder()
-    train_on: tuple[str, ...] = Field(("sst", "para", "sts"), min_length=1, description="tasks trained on and counted in the objective")
+    train_on: tuple[str, ...] = Field(
+        ("sst", "para", "sts"), min_length=1, description="tasks trained on and counted in the objective"
+    )
     tasks: dict[str, TaskSettings] = Field({}, description="`all`, `pairs` or a task's name -> how it is learned")
     budget: Budget = Budget()
     objective: ObjectiveSetting = Field("norm", description="norm, mean, one task, or weights: what the trial's score is")
@@ -152,7 +152,7 @@ class TrialConfig(Settings):
         """How task `name` is learned: its settings over those of pairs, over all, over the default, field by field."""
         task = TASKS[name]
         written: Any = {}
-        for layer in ("all", "pairs", name) if task.is_pair else ("all", name):
+        for layer in _layers(task):
             if layer in self.tasks:
                 written = lay_over(written, as_written(self.tasks[layer]))
         settings = TaskSettings.model_validate(written)
@@ -216,35 +216,29 @@ class StagePlan:
     smoothness: Smoothness
 
 
+def _layers(task: Task) -> tuple[str, ...]:
+    """The keys of `tasks` that say how `task` is learned; the later wins."""
+    return ("all", "pairs", task.name) if task.is_pair else ("all", task.name)
+
+
 def _cross_faults(config: TrialConfig) -> Iterator[str]:
     unknown = [name for name in config.train_on if name not in TASKS]
     yield from (f"Unknown task in `train_on` '{name}'{did_you_mean(name, TASKS)}" for name in unknown)
     layers = {"all", "pairs", *TASKS}
     yield from (f"Unknown `tasks/{name}`{did_you_mean(name, layers)}" for name in config.tasks if name not in layers)
     if len(set(config.train_on)) < len(config.train_on):
-        yield f"`train_on` names a task twice. Got {list(config.train_on)}."
+        yield f"`train_on` names a task twice. Got {shown(config.train_on)}."
     if config.encoder.checkpoint == TINY and config.data != TOY:
-        yield f"`encoder` tiny knows the toy corpus's words only, but `data` is '{config.data}'. Use data: toy, or a pretrained encoder."
+        law = f"knows the toy corpus's words only, but `data` is '{config.data}'"
+        yield f"`encoder` tiny {law}. Use data: toy, or a pretrained encoder."
     yield from _objective_faults(config)
-    try:
-        stages = config.stage_plans()
-    except ValueError as error:
-        yield str(error) if "`" in str(error) else f"`stages`: {error}"
-        stages = []
     for name in config.train_on:
         if name in TASKS:
-            yield from _task_faults(name, config.task(name))
-    for stage in stages:
-        num_tasks = stage.task_schedule.tasks_per_step(len(config.train_on))
-        if stage.gradient.needs_several_tasks and num_tasks < 2:
-            yield (
-                f"`gradient` kind '{stage.gradient.kind}' needs several tasks a step, but `task_schedule` kind "
-                f"'{stage.task_schedule.kind}' over {len(config.train_on)} task(s) gives one. Use gradient: sum, or a schedule "
-                "that gives several."
-            )
-    for name in getattr(config.loss_weights, "weights", {}):
+            yield from _task_faults(config, name)
+    yield from _stage_faults(config)
+    for name in config.loss_weights.weights:
         if name not in config.train_on:
-            yield f"`loss_weights/static/weights/{name}` weighs a task that is not in train_on {list(config.train_on)}."
+            yield f"`loss_weights/static/weights/{name}` weighs a task that is not in train_on {shown(config.train_on)}."
 
 
 def _objective_faults(config: TrialConfig) -> Iterator[str]:
@@ -255,21 +249,45 @@ def _objective_faults(config: TrialConfig) -> Iterator[str]:
         return
     for name in config.objective.weights:
         if name not in config.train_on:
-            yield f"`objective/weights/{name}` weighs a task that is not in train_on {list(config.train_on)}."
+            yield f"`objective/weights/{name}` weighs a task that is not in train_on {shown(config.train_on)}."
 
 
-def _task_faults(name: str, plan: TaskPlan) -> Iterator[str]:
+def _task_faults(config: TrialConfig, name: str) -> Iterator[str]:
+    plan = config.task(name)
+
+    def written(knob: str) -> str:
+        """Where the user set it: the fault is there, not at the task that it does not suit."""
+        layers = [layer for layer in reversed(_layers(plan.task)) if getattr(config.tasks.get(layer), knob, None) is not None]
+        return f"tasks/{(layers or [name])[0]}/{knob}"
+
     if plan.head.needs_pair_vectors and plan.vectors == 1:
-        cause = f"`tasks/{name}/pair_encoding` is cross" if plan.task.is_pair else f"task {name} has one sentence"
+        cause = f"`{written('pair_encoding')}` is cross" if plan.task.is_pair else f"task {name} has one sentence"
         remedy = "Use pair_encoding: bi." if plan.task.is_pair else "Set it for `pairs`, not for all."
-        yield f"`tasks/{name}/head` kind '{plan.head.kind}' compares two vectors a pair, but {cause}. {remedy}"
+        yield f"`{written('head')}` kind '{plan.head.kind}' compares two vectors a pair, but {cause}. {remedy}"
     if plan.head.single_output and plan.task.outputs > 1:
-        yield f"`tasks/{name}/head` kind '{plan.head.kind}' has one output, but task {name} has {plan.task.outputs} classes."
+        yield f"`{written('head')}` kind '{plan.head.kind}' has one output, but task {name} has {plan.task.outputs} classes."
     if plan.task.kind not in plan.loss.fits:
         yield (
-            f"`tasks/{name}/loss` kind '{plan.loss.kind}' does not fit a {plan.task.kind} task; it fits: "
+            f"`{written('loss')}` kind '{plan.loss.kind}' does not fit task {name}, which is {plan.task.kind}; it fits: "
             f"{', '.join(plan.loss.fits)}. Set it for the task it is meant for."
         )
+
+
+def _stage_faults(config: TrialConfig) -> Iterator[str]:
+    try:
+        plans = config.stage_plans()
+    except ValueError as error:  # the shares do not make a whole
+        yield str(error)
+        return
+    num_tasks = len(config.train_on)
+    for i, (stage, plan) in enumerate(zip(config.stages, plans, strict=True)):
+        if plan.gradient.needs_several_tasks and plan.task_schedule.tasks_per_step(num_tasks) < 2:
+            path = f"stages/{i}/{stage.kind}/gradient" if stage.gradient else "gradient"
+            yield (
+                f"`{path}` kind '{plan.gradient.kind}' needs several tasks a step, but task_schedule kind "
+                f"'{plan.task_schedule.kind}' over {num_tasks} task{'s' * (num_tasks != 1)} gives one. Use gradient: sum, or a "
+                "schedule that gives several."
+            )
 
 
 # ------------------------------------------------------------------------------------------- loading, paths, their inverse
@@ -305,8 +323,18 @@ def as_written(value: Any) -> Any:
     return value
 
 
+def default_at(path: str) -> Any:
+    """What a config has at `path` (`optimizer/lr`, `gradient`) where nobody sets it, a variant as its kind; else NO_DEFAULT."""
+    knob = knob_at(TrialConfig, path)
+    value = knob.default if knob else NO_DEFAULT
+    if re.fullmatch("tasks/[^/]+/[^/]+", path):
+        _, layer, name = path.split("/")
+        value = getattr(TrialConfig().task(layer), name, NO_DEFAULT) if layer in TASKS else TASK_DEFAULTS.get(name, NO_DEFAULT)
+    return list(value) if isinstance(value, tuple) else getattr(value, "kind", value)
+
+
 def flatten(node: Any, path: str = "") -> dict[str, Any]:
-    """Plain values as {path: leaf}: a variant's path holds its kind, its knobs stand below `path/kind`; lists of scalars are leaves."""
+    """Plain values as {path: leaf}: a variant's path holds its kind, its knobs stand below it; lists of scalars are leaves."""
     if isinstance(node, dict):
         flat: dict[str, Any] = {}
         if "kind" in node:

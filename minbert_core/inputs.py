@@ -49,7 +49,7 @@ def data_folder(config: TrialConfig) -> Path:
     if not folder.is_dir():
         raise CorpusError(
             f"There is no data folder {folder}. Give the folder that holds the course's files (ids-sst-train.csv …) with "
-            "`--data DIR`, or try everything on the embedded corpus with `--set data=toy --set encoder=tiny`."
+            "`--data DIR`, or try everything on the embedded corpus with `--data toy --encoder tiny`."
         )
     return folder
 

@@ -1,6 +1,6 @@
 """What may stand at a path: a walk down the models of a config, for defaults, known names, and the kinds of a family.
 
-    knob_at(TrialConfig, "gradient/gradvac/beta") -> Knob(default=0.01)      knob_at(TrialConfig, "gradient").kinds -> sum, pcgrad …
+As in knob_at(TrialConfig, "gradient/gradvac/beta").default, 0.01, or knob_at(TrialConfig, "gradient").kinds: sum, pcgrad …
 """
 
 from __future__ import annotations

@@ -1,23 +1,21 @@
-"""How settings are read: YAML 1.2 with line numbers, frozen models, and one translator of faults.
+"""How settings are read: YAML 1.2 with line numbers, frozen models, and what a fault in them is.
 
 Every value a user can write passes through here first. `read_yaml` types the scalars (`5e-6` is a number, `off` a word) and
-remembers lines; `Settings` and `Variant` are the models that hold them; `Fault` is one thing wrong, with its path and law.
-No message of pydantic reaches the user: `faults_of` says each in our words.
+remembers lines; `Settings` and `Variant` are the models that hold them; `Fault` is one thing wrong, said in a sentence.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
-
-from minbert_core.knobs import knob_at
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
 
 Location = tuple[str | int, ...]  # where a value stands in a document: keys and list indices
 Lines = dict[Location, int]
@@ -92,6 +90,8 @@ class Variant(Settings):
 
 
 def _bare_name_to_map(value: object) -> object:
+    if isinstance(value, dict) and "kind" not in value:
+        raise PydanticCustomError("kind_missing", "no kind")  # else a family of one would take it, until a second joins
     return {"kind": value} if isinstance(value, str) else value
 
 
@@ -216,7 +216,7 @@ def dump_yaml(value: Any) -> str:
     return text
 
 
-# -------------------------------------------------------------------------------------------------------------- faults
+# --------------------------------------------------------------------------------------------------- words for a sentence
 
 
 def shown(value: Any) -> str:
@@ -236,114 +236,7 @@ def _shown(value: Any) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """"; did you mean 'x'? Known: a, x." — the end of a sentence about an unknown name."""
+    """The end of a sentence about an unknown name: `; did you mean 'x'? Known: a, x.`"""
     names = sorted(known)
     near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
     return (f"; did you mean '{near[0]}'?" if near else ".") + (f" Known: {', '.join(names)}." if names else "")
-
-
-def path_of(location: Location, document: Any) -> str:
-    """The path of a location, with the kind of each variant it passes through: `gradient/gradvac/beta`.
-
-    Takes pydantic's `loc`, which names the tags of some unions and not of others, or a plain location in `document`.
-    """
-    parts: list[str] = []
-    node = document
-    for key in location:
-        if isinstance(node, str):  # a bare name stands for a map of that kind
-            node = {"kind": node}
-        kind = node.get("kind") if isinstance(node, Mapping) else None
-        if isinstance(node, Mapping) and key not in node and key == kind:
-            continue  # pydantic's tag; the kind is added below, where a knob follows
-        if kind is not None and key != "kind":
-            parts.append(str(kind))
-        parts.append(str(key))
-        try:
-            node = node[key]
-        except (KeyError, IndexError, TypeError):
-            node = None
-    return "/".join(parts)
-
-
-Where = Mapping[str, tuple[str, int]]  # path -> (source, line)
-
-
-def faults_of(error: ValidationError, model: type[BaseModel], document: Any, where: Where) -> list[Fault]:
-    """What pydantic found wrong with a `model`, in our words, each with its path and, where `where` knows it, source and line."""
-    items = error.errors()
-    faults = []
-    for item in items:
-        if item["type"] == "too_short" and any(_is_inside(other["loc"], item["loc"]) for other in items):
-            continue  # pydantic does not count an entry that is wrong by itself
-        path = path_of(tuple(part for part in item["loc"] if part not in _NOT_WRITTEN), document)
-        for sentence in _sentence(item, path, model).split("\n"):
-            named = re.search(r"`([^`]+)`", sentence)  # a fault between settings names the path it is about first
-            faults.append(fault_at(path or (named[1] if named else ""), sentence, where))
-    return faults
-
-
-_NOT_WRITTEN = {"[key]", "[name]", "[map]"}  # parts of pydantic's locations that are no part of a document
-
-
-def _is_inside(location: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
-    return len(location) > len(outer) and location[: len(outer)] == outer
-
-
-def fault_at(path: str, sentence: str, where: Where) -> Fault:
-    """A fault at `path`, or at the nearest path above it that `where` knows."""
-    while path and path not in where:
-        path = path.rpartition("/")[0]
-    source, line = where.get(path, ("", 0))
-    return Fault(line, sentence, source)
-
-
-_BOUNDS = {"greater_than_equal": ">=", "greater_than": ">", "less_than_equal": "<=", "less_than": "<"}
-_WANTED = {
-    "int": "a whole number",
-    "float": "a number",
-    "finite": "a finite number",
-    "string": "a name",
-    "tuple": "a list",
-    "list": "a list",
-    "dict": "a map",
-    "model": "a map",
-    "bool": "true or false",
-}
-
-
-def _sentence(item: Any, path: str, model: type[BaseModel]) -> str:
-    kind, given, context = item["type"], item["input"], item.get("ctx", {})
-    got = f"Got {shown(given)}."
-    match kind:
-        case "extra_forbidden":
-            above, _, key = path.rpartition("/")
-            knob = knob_at(model, above)
-            return f"Unknown key `{path}`{did_you_mean(key, knob.keys if knob else ())}"
-        case "missing":
-            return f"`{path}` is missing."
-        case "union_tag_invalid":
-            known = re.findall(r"'([^']+)'", context["expected_tags"])
-            return _unknown_kind(path, given.get("kind"), known)
-        case "literal_error":
-            known = re.findall(r"'([^']+)'", context["expected"])
-            if path.rpartition("/")[2] == "kind":
-                return _unknown_kind(path.rpartition("/")[0], given, known)
-            return f"Unknown `{path}` {_word(given)}{did_you_mean(given, known)}"
-        case "value_error":
-            sentence = str(context["error"])
-            return sentence if "`" in sentence else f"`{path}` {sentence}"
-        case "too_short":
-            return f"`{path}` needs at least {context['min_length']} of its entries. It has {context['actual_length']}."
-    if kind in _BOUNDS:
-        return f"`{path}` must be {_BOUNDS[kind]} {next(iter(context.values()))}. {got}"
-    if (knob := knob_at(model, path)) and knob.kinds:
-        return f"`{path}` must be a kind's name, or a map with its `kind`. {got} Known: {', '.join(sorted(knob.kinds))}."
-    return f"`{path}` must be {_WANTED.get(kind.split('_')[0], 'something else')}. {got}"
-
-
-def _unknown_kind(path: str, given: Any, known: list[str]) -> str:
-    return f"Unknown `{path}` kind {_word(given)}{did_you_mean(given, known)}"
-
-
-def _word(given: Any) -> str:
-    return f"'{given}'" if isinstance(given, str) else shown(given)

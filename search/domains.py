@@ -1,4 +1,4 @@
-"""The four domains of a space: uniform, log_uniform, int, choice.  Each knows its law, its ends, its middle and Optuna's word for it.
+"""The four domains of a space: uniform, log_uniform, int, choice.  Each knows its law, ends, middle and Optuna's word for it.
 
 A domain is written as a map with its name alone, `lr: {log_uniform: [5e-6, 5e-5]}`; the bounds are the values themselves.
 """
@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 
+from minbert_core.settings import shown
+
 NAME = re.compile(r"[a-z0-9_-]+")
+INSIDE = (3 - math.sqrt(5)) / 2  # the golden section: no range of whole ends has a whole number there
 Scalar = str | int | float | bool | None
 
 
@@ -26,8 +30,8 @@ class Range:
 
     def middle(self, default: Any) -> float:
         """`default` if it lies inside, else the middle, the geometric one of log_uniform."""
-        if isinstance(default, int | float) and self.contains(default):
-            return default
+        if self.contains(default):
+            return float(default) if self.kind != "int" else int(default)
         if self.kind == "log_uniform":
             return math.sqrt(self.low * self.high)
         return (int(self.low) + int(self.high)) // 2 if self.kind == "int" else (self.low + self.high) / 2
@@ -37,8 +41,9 @@ class Range:
         return is_number and self.low <= value <= self.high
 
     def values(self) -> tuple[float, ...]:
-        """The values a check must try: both ends."""
-        return (self.low, self.high)
+        """The values a check must try: both ends, and, where fractions may come, one of them: a count takes none."""
+        fraction = self.low + (self.high - self.low) * INSIDE
+        return (self.low, self.high) if self.kind == "int" else (self.low, self.high, fraction)
 
     def suggest(self, trial: optuna.Trial, name: str) -> float:
         if self.kind == "int":
@@ -58,22 +63,29 @@ class Choice:
 
     def middle(self, default: Any) -> Scalar:
         """The branch of `default` if there is one, else the first."""
-        return self.label_of(default) if default is not None and self.contains(default) else self.labels[0]
+        return self.label_of(default) if self.contains(default) else self.labels[0]
 
     def contains(self, value: Any) -> bool:
-        return any(self._matches(i, value) for i in range(len(self.labels)))
+        return self._index(value) is not None
 
     def label_of(self, value: Any) -> Scalar:
-        """The label of the branch that `value` (a label, a kind, or the branch's own value) means."""
-        return next(self.labels[i] for i in range(len(self.labels)) if self._matches(i, value))
+        """The label of the branch that `value` means, which must be one."""
+        index = self._index(value)
+        assert index is not None, f"{value!r} is no branch of {self}"
+        return self.labels[index]
 
-    def _matches(self, index: int, value: Any) -> bool:
-        branch = self.branches[index]
-        if isinstance(branch, dict) and is_domain(branch):
-            return isinstance(value, int | float) and not isinstance(value, bool) and _parse_quietly(branch).contains(value)
-        kind = branch.get("kind") if isinstance(branch, dict) else None
-        own = [self.labels[index], branch, *([kind] if kind else [])]
-        return any(value == item and isinstance(value, bool) == isinstance(item, bool) for item in own)
+    def _index(self, value: Any) -> int | None:
+        """The branch that `value` means: it is its label, or itself, or of a kind that one branch only has, or lies in it."""
+        kind = value.get("kind") if isinstance(value, dict) else value
+        kinds = [branch.get("kind") if isinstance(branch, dict) else branch for branch in self.branches]
+        inner = [_parse_quietly(branch) if is_domain(branch) else None for branch in self.branches]
+        tests: tuple[Callable[[int], bool], ...] = (
+            lambda i: _same(value, self.labels[i]),
+            lambda i: _same(value, self.branches[i]),
+            lambda i: isinstance(kind, str) and kinds[i] == kind and kinds.count(kind) == 1,
+            lambda i: inner[i] is not None and inner[i].contains(value),  # type: ignore[union-attr]
+        )
+        return next((i for test in tests for i in range(len(self.labels)) if test(i)), None)
 
     def branch(self, label: Any) -> Any:
         return self.branches[self.labels.index(label)]
@@ -100,6 +112,10 @@ RANGES = ("uniform", "log_uniform", "int")
 DOMAINS = (*RANGES, "choice")
 
 
+def _same(value: Any, other: Any) -> bool:
+    return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)  # Python's True is 1
+
+
 def is_domain(node: Any) -> bool:
     """Whether a value of a space is a domain: a map that has a domain's name among its keys."""
     return isinstance(node, dict) and any(name in node for name in DOMAINS)
@@ -121,36 +137,45 @@ def _parse_quietly(node: dict[str, Any]) -> Domain:
 
 
 def _parse_range(kind: str, bounds: Any, path: str) -> tuple[Range | None, list[str]]:
-    number = int if kind == "int" else (int, float)
-    if not isinstance(bounds, list) or len(bounds) != 2 or any(isinstance(b, bool) or not isinstance(b, number) for b in bounds):
+    number = int if kind == "int" else int | float
+    are_numbers = isinstance(bounds, list) and all(isinstance(b, number) and not isinstance(b, bool) for b in bounds)
+    if not are_numbers or len(bounds) != 2:
         what = "two whole numbers" if kind == "int" else "two numbers"
-        return None, [f"`{path}`: `{kind}` takes [low, high], {what}. Got {bounds!r}."]
+        return None, [f"`{path}`: `{kind}` takes [low, high], {what}. Got {shown(bounds)}."]
     low, high = bounds
-    if not low < high or not math.isfinite(high):
-        return None, [f"`{path}`: `{kind}` needs low < high, both finite. Got {bounds}."]
+    if not low < high or not math.isfinite(low) or not math.isfinite(high):
+        return None, [f"`{path}`: `{kind}` needs low < high, both finite. Got {shown(bounds)}."]
     if kind == "log_uniform" and low <= 0:
-        hint = f"for zero as well, write choice: [0, {{log_uniform: [1e-6, {high:g}]}}]"
-        return None, [f"`{path}`: the bounds of `log_uniform` are the values themselves and must be > 0; {hint}. Got {bounds}."]
+        law = "the bounds of `log_uniform` are the values themselves and must be > 0"
+        hint = f"for zero as well, write choice: [0, {{log_uniform: [1e-6, {high if high > 0 else 1:g}]}}]"
+        return None, [f"`{path}`: {law}; {hint}. Got {shown(bounds)}."]
     return Range(kind, low, high), []
 
 
 def _parse_choice(branches: Any, path: str) -> tuple[Choice | None, list[str]]:
     if not isinstance(branches, list) or len(branches) < 2:
-        return None, [f"`{path}`: `choice` takes a list of two or more. Got {branches!r}."]
+        return None, [f"`{path}`: `choice` takes a list of two or more. Got {shown(branches)}."]
     labels, values, faults = [], [], []
     for branch in branches:
         label, value, fault = _label(branch, path)
         faults += [fault] if fault else []
         labels.append(label)
         values.append(value)
-    heads = [str(label)[:10] for label in labels]
-    for head in sorted({head for head in heads if heads.count(head) > 1}):
-        same = [str(label) for label in labels if str(label)[:10] == head]
-        faults.append(
-            f"`{path}`: the branches of a choice must differ in the first ten characters of their names. Got {', '.join(same)}; "
-            "give them a `name`."
-        )
+    if not faults:
+        faults = list(_same_labels(labels, branches, path))
     return (None if faults else Choice(tuple(labels), tuple(values))), faults
+
+
+def _same_labels(labels: list[Scalar], branches: list[Any], path: str) -> Iterator[str]:
+    """A fault for each group of branches that MLflow's charts, which cut names to ten characters, would merge."""
+    heads = [str(float(label) if isinstance(label, int | float) else label)[:10] for label in labels]  # 1, 1.0 and true are one
+    for head in dict.fromkeys(heads):
+        group = [i for i, other in enumerate(heads) if other == head]
+        can_be_named = all(isinstance(branches[i], dict) and not is_domain(branches[i]) for i in group)
+        remedy = "Give them a `name`." if can_be_named else "Choose them through `together`, where each has a name."
+        if len(group) > 1:
+            law = "the branches of a choice must differ in the first ten characters of their names"
+            yield f"`{path}`: {law}. Got {', '.join(str(labels[i]) for i in group)}. {remedy}"
 
 
 def _label(branch: Any, path: str) -> tuple[Scalar, Any, str]:
@@ -159,7 +184,7 @@ def _label(branch: Any, path: str) -> tuple[Scalar, Any, str]:
         return "none", None, ""
     if isinstance(branch, list):
         if any(isinstance(item, dict | list) for item in branch):
-            return "", branch, f"`{path}`: a list of maps cannot be a branch; choose it through `together`, where it has a name."
+            return "", branch, f"`{path}`: a list of maps cannot be a branch. Choose it through `together`."
         return "-".join(map(str, branch)) or "empty", branch, ""
     if not isinstance(branch, dict):
         if isinstance(branch, str) and not NAME.fullmatch(branch):
@@ -169,7 +194,8 @@ def _label(branch: Any, path: str) -> tuple[Scalar, Any, str]:
         return next(name for name in DOMAINS if name in branch), branch, ""
     label = branch.get("name", branch.get("kind"))
     if not isinstance(label, str) or not NAME.fullmatch(label):
-        return str(label), branch, f"`{path}`: a branch that is a map needs a `kind` or a `name`; {_BAD_NAME} Got {branch!r}."
+        law = f"a branch that is a map needs a `kind` or a `name`; {_BAD_NAME}"
+        return str(label), branch, f"`{path}`: {law} Got {shown(branch)}."
     return label, {key: value for key, value in branch.items() if key != "name"}, ""
 
 

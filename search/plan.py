@@ -27,7 +27,7 @@ from minbert_core.inputs import Inputs, data_folder, open_inputs
 from minbert_core.settings import did_you_mean
 from search.domains import Choice
 from search.rungs import expected_full_trials
-from search.space import Space, _cover, _default
+from search.space import Space, cover, default_choice
 
 FORMAT = 1  # of a search's folder; a newer one is refused by name
 
@@ -80,6 +80,16 @@ def find_resources(gpus: str, gpus_per_trial: float | None, cpus_per_trial: int,
     return Resources(cpus, wanted, cpus_per_trial, per_trial)
 
 
+def check_cluster(address: str) -> None:
+    """Raise Refused where nothing answers at `address`; Ray itself would try for minutes. `local` means one's own."""
+    host, _, port = address.rpartition(":")
+    if host:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except OSError as error:
+            raise Refused(f"No Ray cluster answers at {address} ({error.strerror or error}).") from None
+
+
 def machine_settings(resources: Resources) -> dict[str, Any]:
     """The `machine` of every trial of a search, chosen once: device, threads, precision."""
     import torch
@@ -97,7 +107,7 @@ def localise(space: Space, resources: Resources) -> Space:
     """
     from search.space import make_space
 
-    config = space.sample(_default).config()
+    config = space.sample(default_choice).config()
     local: dict[str, Any] = {"machine": machine_settings(resources)}
     if config.data != "toy":
         local["data"] = str(data_folder(config))
@@ -230,13 +240,13 @@ def make_plan(name: str, space: Space, seed: int, num_trials: int | None, resour
     num_trials = num_trials or space.settings.trials
     if num_trials < len(space.baselines):
         raise ValueError(f"--trials {num_trials} leaves no room for the space's {counted(len(space.baselines), 'baseline')}.")
-    config = space.sample(_default).config()
+    config = space.sample(default_choice).config()
     inputs = open_inputs(config)
     domains = space.domains()
     switches = {name for name, (domain, _) in domains.items() if isinstance(domain, Choice)}
     recipes: set[str] = set()
-    for forced in _cover({name: found for name, found in domains.items() if name in switches}):
-        recipes.add(space.sample(lambda name, domain, f=forced: f.get(name, _default(name, domain))).config().recipe)  # type: ignore[misc]
+    for forced in cover({name: found for name, found in domains.items() if name in switches}):
+        recipes.add(space.sample(lambda name, domain, f=forced: f.get(name, default_choice(name, domain))).config().recipe)  # type: ignore[misc]
     examples = config.num_examples(inputs.sizes)
     return Plan(name, space, seed, num_trials, resources, config, inputs, tuple(sorted(recipes)), examples)
 

@@ -33,6 +33,7 @@ from search.plan import (
     Plan,
     Refused,
     Resources,
+    check_cluster,
     counted,
     find_resources,
     lock,
@@ -90,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     where = parser.add_argument_group("where")
     where.add_argument("--name", type=_name, metavar="NAME", help="of the search (default: the space's, then -2, -3 …)")
     where.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="of all searches")
-    where.add_argument("--address", default="local", metavar="HOST:PORT", help="a Ray cluster to join (default: its own)")
+    where.add_argument("--address", type=_address, default="local", metavar="HOST:PORT", help="a Ray cluster to join")
     then = parser.add_argument_group("before and after")
     then.add_argument("--dry-run", action="store_true", help="print the plan and some samples, check everything, start nothing")
     then.add_argument("--resume", metavar="NAME", help="go on with a search that was interrupted, or give it more --trials")
@@ -125,6 +126,13 @@ def _name(text: str) -> str:
     return text
 
 
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if text != "local" and not (host and port.isdigit() and "/" not in host):
+        raise argparse.ArgumentTypeError(f"must be HOST:PORT. Got '{text}'.")
+    return text
+
+
 def _gpus(text: str) -> str:
     if text != "auto" and not text.isdigit():
         raise argparse.ArgumentTypeError(f"must be a whole number or auto. Got '{text}'.")
@@ -133,6 +141,7 @@ def _gpus(text: str) -> str:
 
 def _main(options: argparse.Namespace, arguments: list[str]) -> int:
     runs = options.runs.absolute()
+    check_cluster(options.address)
     if (options.space is None) == (options.resume is None):
         raise ValueError("Give either --space FILE (a new search) or --resume NAME (go on with one).")
     retry = shlex.join(["python", "-m", "search.run", *_without_gpus(arguments)])
@@ -303,7 +312,8 @@ def _fit(plan: Plan, searcher: Any, scheduler: Any, address: str, interrupts: _I
         ),
     )
     try:
-        tuner.fit()
+        if not interrupts.seen:
+            tuner.fit()
     finally:
         ray.shutdown()
         shutil.rmtree(storage, ignore_errors=True)
@@ -354,7 +364,7 @@ def _close(folder: Path, plan: Plan, results: list[TrialResult], narrator: Narra
     counts = {status: statuses.count(status) for status in ("completed", "stopped", "failed", "running")}
     summary = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     narrator.show(["", f"{counted(len(results), 'trial')}: {summary}.", *rows, ""])
-    if narrator.best() is not None:
+    if (folder / "best").exists():
         narrator.show([f"best      {folder / 'best'}"])
     runs = [] if folder.parent == Path.cwd() / "runs" else ["--runs", os.path.relpath(folder.parent)]
     go_on = shlex.join(["python", "-m", "search.run", "--resume", plan.name, *runs])

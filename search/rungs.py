@@ -43,6 +43,7 @@ class RungScheduler(FIFOScheduler):
         if entry.trial_id not in asha._trial_info:
             asha.on_trial_add(None, entry)
         decision = asha.on_trial_result(None, entry, {"part": part, "score": score})
+        # at the last point Ray would stop all from outside; ours end by themselves after that report
         stops = decision == TrialScheduler.STOP and not exempt and part < self.rungs[-1]
         return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
 
@@ -54,7 +55,7 @@ class RungScheduler(FIFOScheduler):
             time_attr="part",
             metric="score",
             mode="max",
-            max_t=self.rungs[-1] + 1,  # at max_t itself Ray would stop from outside what ends by itself after its last report
+            max_t=self.rungs[-1],
             grace_period=self.rungs[0],
             reduction_factor=self.rungs[1] // self.rungs[0] if len(self.rungs) > 1 else 2,
         )

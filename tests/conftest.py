@@ -65,7 +65,7 @@ def small_toy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny(small_toy_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TrialConfig]:
-    """tiny(gradient="pcgrad", ...): a trial on the small toy corpus, ten steps of 3 x 8 examples, with what is given laid over it."""
+    """tiny(gradient="pcgrad", ...): a trial of ten steps of 3 x 8 examples on the small toy corpus, the arguments over it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(small_toy_cache))
     base = {
         "data": "toy",

@@ -148,6 +148,16 @@ def test_predicting_draws_no_dropout_and_leaves_no_graph(model_and_inputs: tuple
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_predictions_in_bfloat16_are_near_those_in_float32(model_and_inputs: tuple[MultitaskBert, Inputs]) -> None:
+    model, inputs = model_and_inputs
+    exact, mixed = (
+        predict_logits(model, "para", inputs.dev["para"], 64, inputs.specials, precision)
+        for precision in ("float32", "bfloat16")
+    )
+    assert mixed.dtype == np.float32
+    assert 0 < np.linalg.norm(mixed - exact) < 0.1 * np.linalg.norm(exact)
+
+
 def test_dev_is_not_train(tiny: Tiny) -> None:
     """The skeleton's multitask loader reads dev with split='train'."""
     inputs = open_inputs(tiny())

@@ -81,6 +81,12 @@ def test_heads_depend_on_the_seed_and_the_task_alone(tiny: Tiny) -> None:
     assert not torch.equal(*(one.heads[task].state_dict()["layers.0.weight"] for task in ("para", "sts")))
 
 
+def test_a_fresh_regression_head_answers_the_middle_of_the_label_range(tiny: Tiny) -> None:
+    model, inputs = built(tiny())
+    for task, middle in (("sts", 2.5), ("para", 0.0)):
+        assert float(model(task, batch_of(model, inputs, task)).detach().mean()) == pytest.approx(middle, abs=0.5)
+
+
 def test_u_is_the_first_sentence_and_v_the_second(tiny: Tiny) -> None:
     """A head that reads one half of [u; v] sees the sentence of that column, encoded by itself."""
     config = tiny(tasks={"all": {"pooling": "cls"}, "pairs": {"pair_encoding": "bi"}})
@@ -91,6 +97,7 @@ def test_u_is_the_first_sentence_and_v_the_second(tiny: Tiny) -> None:
     rows = [3, 7, 11]
     for column in (0, 1):
         with torch.no_grad():
+            layer.bias.zero_()
             layer.weight.zero_()
             layer.weight[0, 64 * column : 64 * (column + 1)] = direction_D
         logits_BK = model("sts", batch_of(model, inputs, "sts", rows)).detach()

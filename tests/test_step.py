@@ -290,6 +290,16 @@ def test_gradvac_targets_are_kept_by_task_names_also_while_a_task_is_absent(tiny
     assert moved == {"sst>sts", "sts>sst"}
 
 
+def test_gradvac_survives_a_group_that_only_one_task_reaches(tiny: Tiny) -> None:
+    """The cosine with a zero gradient is 0/0, and would stay in its target for ever."""
+    bench = Bench(tiny(tasks={"pairs": {"pooling": "mean"}}, gradient={"kind": "gradvac", "beta": 0.5}))
+    for number in range(2):
+        bench.step(number)
+    pooler = list(bench.stepper.shared.slices).index("pooler")
+    assert all(target.isfinite().all() and target[pooler] == 0 for target in bench.stepper.gradient_state.values())
+    assert bench.merged_P().isfinite().all()
+
+
 def test_the_cosines_of_the_shared_gradients_are_reported(tiny: Tiny) -> None:
     bench = opposed(Bench(tiny(gradient="pcgrad")))
     rows_TP, _ = task_gradients(bench.copy(), bench.batches())

@@ -148,7 +148,7 @@ def _bytes_of(path: Path) -> bytes:
         where = f"in the folder {path.parent}" if path.parent.is_dir() else f"because there is no folder {path.parent}"
         raise CorpusError(
             f"There is no file {path.name} {where}: give the folder that holds the course's files with `--data DIR`, "
-            "or take the embedded corpus with `--data toy`."
+            "or take the embedded corpus with `--data toy --encoder tiny`."
         ) from None
     except OSError as error:
         raise CorpusError(f"Cannot read {path}: {error.strerror}.") from None

@@ -154,7 +154,7 @@ def test_a_missing_file_says_file_folder_and_what_to_do(tmp_path: Path) -> None:
         read_split(tmp_path, PARA, "train")
     assert message(error) == (
         f"There is no file quora-train.csv in the folder {tmp_path}: give the folder that holds the course's files with "
-        "`--data DIR`, or take the embedded corpus with `--data toy`."
+        "`--data DIR`, or take the embedded corpus with `--data toy --encoder tiny`."
     )
 
 

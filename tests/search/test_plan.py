@@ -57,7 +57,7 @@ def line(plan: Plan, word: str) -> str:
         (5, 0, 2, 0, 2),
         (8, 2, 1, 0.5, 4),
         (16, 1, 1, 0.1, 10),
-        (16, 3, 1, 0.3, 10),  # 3 / 0.3 is 10 but for rounding; Ray itself places ten
+        (128, 7, 1, 0.07, 100),  # in floats 7 / 0.07 is a little less
         (4, 4, 2, 1, 2),  # the cores are what is short
         (8, 3, 1, 2, 1),
     ],

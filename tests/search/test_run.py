@@ -92,6 +92,8 @@ def begun(here: Path, typed: Callable[..., Typed], monkeypatch: pytest.MonkeyPat
         ("--space quick.yaml --seed -1", 2, r"--seed: must be a whole number of 0 or more\. Got '-1'\."),
         ("--space quick.yaml --name a/b", 2, r"--name: must be made of a-z, 0-9, _ and -\. Got 'a/b'\."),
         ("--space quick.yaml --cpus-per-trial 5000", 3, r"--cpus-per-trial 5000 asks for more than this machine's \d+ cores\."),
+        ("--space quick.yaml --address head:x", 2, r"--address: must be HOST:PORT\. Got 'head:x'\."),
+        ("--space quick.yaml --address 127.0.0.1:9", 3, r"No Ray cluster answers at 127\.0\.0\.1:9 \(Connection refused\)\."),
         ("", 2, r"Give either --space FILE \(a new search\) or --resume NAME \(go on with one\)\."),
         ("--space quick.yaml --resume quick", 2, r"Give either --space FILE"),
         ("--resume quick", 2, r"There is no search 'quick' in /.*/runs\."),
@@ -278,7 +280,7 @@ def test_the_exit_code_says_how_a_search_ended(
 
     tracker = SimpleNamespace(note=lambda _: None, close=close, error="The disk is full.")
     shown: list[str] = []
-    narrator: Any = SimpleNamespace(tasks=["sst"], show=shown.extend, best=lambda: None, tracker=tracker)
+    narrator: Any = SimpleNamespace(tasks=["sst"], show=shown.extend, tracker=tracker)
     assert run._close(here / "runs" / "quick", plan, [trial], narrator, interrupted, store_uri(here / "runs")) == code
     assert ends == [status]
     err = capsys.readouterr().err
@@ -369,7 +371,8 @@ def assert_whole(folder: Path, num_trials: int) -> list[TrialResult]:
     assert [trial.number for trial in trials] == list(range(num_trials))
     assert sorted(path.name for path in (folder / "trials").iterdir()) == [f"{number:03d}" for number in range(num_trials)]
     for trial in trials:
-        assert {"config.yaml", "log.txt", "metrics.jsonl"} <= {path.name for path in trial.folder.iterdir()}
+        assert (trial.folder / "config.yaml").exists()
+        assert (trial.folder / "log.txt").exists()
         assert not (trial.folder / "state").exists()
         if trial.status != "failed":
             assert parts(trial) == [1, 3, 9][: len(parts(trial))]
@@ -480,7 +483,7 @@ def test_a_search_in_which_no_trial_finishes_says_so(search: Callable[..., Searc
     assert [parent.info.status, children[0].info.status] == ["FAILED", "FAILED"]
 
 
-LONG = ["--space", str(SPACES / "quickstart.yaml"), *TINY, "--set", "budget/examples=12000"]
+LONG = ["--space", str(SPACES / "quickstart.yaml"), *TINY, "--set", "budget/examples=6000"]
 
 
 def test_a_killed_search_goes_on_where_it_was(search: Callable[..., Search], tmp_path: Path) -> None:

@@ -88,8 +88,8 @@ def test_decisions_are_those_of_rays_own_scheduler(rungs: tuple[int, ...]) -> No
     class Entry:
         trial_id: str
 
-    grace, reduction, end = rungs[0], rungs[1] // rungs[0], rungs[-1] + 1
-    theirs: Any = ASHAScheduler("part", "score", "max", max_t=end, grace_period=grace, reduction_factor=reduction)
+    grace, reduction = rungs[0], rungs[1] // rungs[0]
+    theirs: Any = ASHAScheduler("part", "score", "max", max_t=rungs[-1], grace_period=grace, reduction_factor=reduction)
     ours, random, alive = RungScheduler(rungs), np.random.default_rng(0), dict.fromkeys(range(60), 0)
     for number in alive:
         theirs.on_trial_add(None, Entry(str(number)))

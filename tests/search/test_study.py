@@ -355,6 +355,16 @@ def test_refilled_rungs_decide_as_those_of_a_search_that_was_never_interrupted(
         assert restored.decide(*point) == scheduler.decide(*point)
 
 
+def test_rungs_are_refilled_in_order_of_time_not_of_number(
+    open_study: Callable[[Space], Study], plain: Space, clock: Clock
+) -> None:
+    study = open_study(plain)
+    slow, fast = study.ask(), study.ask()
+    write(fast, [dev(1, 0.3, clock.tick())], snapshot=1)  # alone in its rung then: it went on
+    write(slow, [dev(1, 0.8, clock.tick())], snapshot=1)
+    assert [trial.number for trial in open_study(plain).restore(RungScheduler(RUNGS))] == [0, 1]
+
+
 def test_a_journal_with_a_left_lock_and_a_cut_line_is_mended(
     open_study: Callable[[Space], Study], space: Space, clock: Clock, tmp_path: Path
 ) -> None:

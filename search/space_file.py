@@ -1,0 +1,316 @@
+"""A space's file: the keys beside its config, the space it extends, what `--set` lays over it, and the line of each path.
+
+    YAML -> read_document (extends, --set) -> document, where -> structure_faults -> space.py
+
+`where` knows a path of the config by itself (`optimizer/lr`), of what is laid over it by its place first
+(`together/step/surgery/gradient`, `baselines/0/gradient`), and of the space's own keys as they are (`sampler/tpe/startup`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, field_validator
+
+from minbert_core.config import ObjectiveSetting, TrialConfig, default_at, lay_over
+from minbert_core.faults import Where, fault_at
+from minbert_core.knobs import Knob, knob_at
+from minbert_core.settings import (
+    BARE_NAME,
+    Fault,
+    Lines,
+    Location,
+    Settings,
+    SettingsError,
+    Variant,
+    did_you_mean,
+    parse_yaml,
+    read_yaml,
+    shown,
+)
+from search.domains import NAME, is_domain, parse_domain
+
+Places = dict[str, tuple[str, int]]  # path -> (file, line)
+
+
+class Tpe(Variant):
+    """Tree-structured Parzen estimator, Bergstra et al. 2011, as Optuna has it (multivariate, constant liar)."""
+
+    kind: Literal["tpe"] = "tpe"
+    startup: PositiveInt = Field(8, description="random trials before the model is trusted")
+
+
+class Asha(Variant):
+    """Asynchronous successive halving, Li et al. 2018 (arXiv 1810.05934), stopping variant, rungs kept a recipe."""
+
+    kind: Literal["asha"] = "asha"
+
+
+class SpaceSettings(Settings):
+    """What a space says beside its config."""
+
+    about: str = Field("", description="the question that the search asks")
+    objective: ObjectiveSetting = Field("norm", description="norm, mean, one task, or weights: what is maximised")
+    trials: PositiveInt = Field(32, description="configurations to try, baselines included")
+    rungs: tuple[PositiveInt, ...] = Field(
+        (1, 3, 9), min_length=1, description="parts of the budget where a trial is evaluated and may be stopped"
+    )
+    sampler: Annotated[Tpe, BARE_NAME] = Tpe()
+    trial_scheduler: Annotated[Asha, BARE_NAME] = Asha()
+
+    @field_validator("rungs")
+    @classmethod
+    def _geometric(cls, rungs: tuple[int, ...]) -> tuple[int, ...]:
+        ratio = rungs[1] / rungs[0] if len(rungs) > 1 else 0
+        if any(b != a * ratio for a, b in itertools.pairwise(rungs)) or (ratio and (ratio < 2 or ratio != int(ratio))):
+            raise ValueError(f"must grow by one whole factor of 2 or more, as [1, 3, 9] does. Got {shown(rungs)}.")
+        if rungs[-1] > 81:
+            raise ValueError(f"must end at 81 parts or fewer. Got {rungs[-1]}.")
+        return rungs
+
+    @property
+    def reduction(self) -> int:
+        """One in so many trials goes on from rung to rung."""
+        return self.rungs[1] // self.rungs[0] if len(self.rungs) > 1 else 1
+
+
+STRUCTURE = {"extends": "a file name", "config": "a map", "together": "a map", "baselines": "a list of maps"}
+SPACE_KEYS = (*SpaceSettings.model_fields, *STRUCTURE)
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+def read_document(path: Path, sets: Iterable[str] = ()) -> tuple[dict[str, Any], Places]:
+    """A space's document over the one it extends, `--set` laid over both, and where each path stands.  Raises SettingsError."""
+    document, where = _read_extended(path, ())
+    for text in sets:
+        _apply_set(document, text, where)
+    return document, where
+
+
+def _read_extended(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], Places]:
+    document, lines = read_yaml(path)
+    if not isinstance(document, dict):
+        sentence = f"A space is a map with `config` and what else it says. Got {shown(document)}."
+        raise SettingsError([Fault(1, sentence, str(path))])
+    where = {key: (str(path), line) for key, line in space_lines(document, lines).items()}
+    if "extends" not in document:
+        return document, where
+    parent, seen = document.pop("extends"), (*seen, path.resolve())
+    base_path = path.parent / parent if isinstance(parent, str) else path
+    fault = ""
+    if not isinstance(parent, str):
+        fault = f"`extends` takes a file name. Got {shown(parent)}."
+    elif base_path.resolve() in seen:
+        fault = f"`extends` leads round in a circle: {' -> '.join(step.name for step in (*seen, base_path))}."
+    elif not base_path.is_file():
+        fault = f"`extends` names '{parent}', but there is no file {base_path}."
+    if fault:
+        raise SettingsError([fault_at("extends", fault, where)])
+    base, base_where = _read_extended(base_path, seen)
+    return dict(lay_over(base, document, is_domain)), {**base_where, **where}
+
+
+def space_lines(document: dict[str, Any], lines: Lines) -> dict[str, int]:
+    """The line of each path, as `where` names it."""
+    found: dict[str, int] = {}
+
+    def visit(node: Any, location: Location, path: str) -> None:
+        found.setdefault(path, lines.get(location, 0))
+        if is_domain(node):
+            branches = node.get("choice")
+            for i, branch in enumerate(branches if isinstance(branches, list) else ()):
+                visit(branch, (*location, "choice", i), path)
+        for key, child, below in () if is_domain(node) else children(node, path):
+            visit(child, (*location, key), below)
+
+    for key, child in document.items():
+        visit(child, (key,), "" if key == "config" else key)
+    together = document.get("together")
+    for name, branches in together.items() if isinstance(together, dict) else ():
+        for i, branch in enumerate(branches if isinstance(branches, list) else ()):
+            if isinstance(branch, dict) and "name" in branch:
+                found[f"together/{name}/{branch['name']}"] = lines[("together", name, i)]
+                visit(branch.get("set"), ("together", name, i, "set"), f"together/{name}/{branch['name']}")
+    return found | {"config": lines.get(("config",), 0)}
+
+
+def where_under(where: Where, place: str) -> Where:
+    """`where` with the paths of what is laid over the config at `place` (a baseline, a branch of `together`) put first."""
+    start = f"{place}/"
+    return {**where, **{path.removeprefix(start): at for path, at in where.items() if path.startswith(start)}}
+
+
+def children(node: Any, path: str) -> Iterator[tuple[Any, Any, str]]:
+    """(key, child, the child's path) of a map, or of a list that holds maps; a variant's knobs stand below its kind."""
+    if isinstance(node, dict):
+        kind = node.get("kind")
+        prefix = f"{path}/{kind}" if isinstance(kind, str) else path
+        for key, child in node.items():
+            below = str(key).replace(".", "/")  # a whole path, in a baseline or a `set`
+            yield key, child, f"{prefix}/{below}" if prefix else below
+    elif isinstance(node, list) and any(isinstance(item, dict) for item in node):
+        yield from ((i, child, f"{path}/{i}") for i, child in enumerate(node))
+
+
+def nested(tree: Any, path: str = "") -> Any:
+    """A map whose keys may be whole paths (`tasks/sts/loss`, `smoothness/smart/radius`, or with dots) as nested maps."""
+    if not isinstance(tree, dict) or is_domain(tree):
+        return tree
+    knob, kind = knob_at(TrialConfig, path), tree.get("kind")
+    inside = f"{path}/{kind}" if isinstance(kind, str) else path
+    result: dict[str, Any] = {}
+    for key, value in tree.items():
+        first, _, rest = str(key).replace(".", "/").partition("/")
+        child = {rest: value} if rest else value
+        if knob and first in knob.kinds and isinstance(child, dict):
+            entry = {"kind": first, **nested(child, f"{path}/{first}")}
+        else:
+            entry = {first: nested(child, f"{inside}/{first}" if inside else first)}
+        result = lay_over(result, entry, is_domain)
+    return result
+
+
+# -------------------------------------------------------------------------------------------------------------- --set
+
+
+def _apply_set(document: dict[str, Any], text: str, where: Places) -> None:
+    """`path=value` laid over a space's document, in place; the value is YAML, and may be a domain.  Raises SettingsError."""
+    source = f"--set {text}"
+    written, equals, value_text = text.partition("=")
+    parts = [part for part in written.strip().replace(".", "/").split("/") if part]
+    if not equals or not parts:
+        raise SettingsError([Fault(0, f"--set takes path=value, as in --set optimizer/lr=2e-5. Got '{text}'.")])
+    value, _ = parse_yaml(value_text, source)
+    if parts[0] == "extends":
+        raise SettingsError([Fault(0, "A space says in its file what it `extends`; --set cannot.", source)])
+    if parts[0] not in SPACE_KEYS:
+        if parts[0] not in TrialConfig.model_fields:
+            known = (*SPACE_KEYS, *TrialConfig.model_fields)
+            raise SettingsError([Fault(0, f"Unknown key `{parts[0]}`{did_you_mean(parts[0], known)}", source)])
+        parts = ["config", *parts]
+    path = "/".join(parts).removeprefix("config/")
+    for below in [known for known in where if known.startswith(f"{path}/")]:
+        del where[below]
+    where[path] = (source, 0)
+    _set_at(document, parts, value, source, "")
+
+
+def _set_at(node: dict[str, Any] | list[Any], parts: list[str], value: Any, source: str, above: str) -> None:
+    """Put `value` at `parts` below `node`, which stands at the path `above` of the space."""
+    path = f"{above}/{parts[0]}" if above else parts[0]
+    name, rest = path.removeprefix("config/"), parts[1:]
+    key = _key(node, parts[0], name, source)
+    if not rest:
+        node[key] = value
+        return
+    child = node[key] if isinstance(node, list) else node.get(key)
+    knob = knob_at(TrialConfig, name) if path.startswith("config/") else knob_at(SpaceSettings, name)
+    if knob and knob.kinds:
+        holders = _of_kind(node, key, rest[0], name, knob, source)
+        if len(rest) == 1:
+            law = f"to choose a kind write {name}={rest[0]}; `{name}/{rest[0]}/…` is one of its knobs"
+            raise SettingsError([Fault(0, f"`{name}/{rest[0]}`: {law}.", source)])
+        for holder in holders:
+            _set_at(holder, rest[1:], value, source, f"{path}/{rest[0]}")
+        return
+    if child is None:
+        child = node[key] = {}
+    elif path == "config/encoder" and isinstance(child, str):
+        child = node[key] = {"checkpoint": child}
+    elif not isinstance(child, dict | list) or is_domain(child):
+        what = "a domain" if is_domain(child) else shown(child)
+        raise SettingsError([Fault(0, f"`{name}` is {what}, which has no `{'/'.join(rest)}`; set it whole: {name}=….", source)])
+    _set_at(child, rest, value, source, path)
+
+
+def _key(node: dict[str, Any] | list[Any], part: str, name: str, source: str) -> Any:
+    if isinstance(node, dict):
+        return part
+    if not part.isdigit() or int(part) >= len(node):
+        raise SettingsError([Fault(0, f"`{name}`: the space has {len(node)} entries there, numbered from 0.", source)])
+    return int(part)
+
+
+def _of_kind(node: Any, key: Any, kind: str, name: str, knob: Knob, source: str) -> list[dict[str, Any]]:
+    """The maps of `kind` at `node[key]`: branches of a choice, the value, the default.  Raises SettingsError: there is none."""
+    if kind not in knob.kinds:
+        raise SettingsError([Fault(0, f"Unknown kind '{kind}' in `{name}/{kind}`{did_you_mean(kind, knob.kinds)}", source)])
+    child = node[key] if isinstance(node, list) else node.get(key)
+    if child is None and not (name.startswith("tasks/") and not name.startswith("tasks/all/")):  # those inherit from `all`
+        default = getattr(knob.default, "kind", None) or default_at(name)
+        child = node[key] = {"kind": kind} if default == kind else None
+    holder, slots = node, [key]
+    if is_domain(child) and isinstance(child.get("choice"), list):
+        holder, slots = child["choice"], list(range(len(child["choice"])))
+    slots = [slot for slot in slots if (holder[slot].get("kind") if isinstance(holder[slot], dict) else holder[slot]) == kind]
+    if not slots:
+        law = f"the space holds no {kind} there; choose it first: {name}={kind}"
+        raise SettingsError([Fault(0, f"`{name}/{kind}`: {law}.", source)])
+    for slot in slots:
+        if isinstance(holder[slot], str):
+            holder[slot] = {"kind": kind}
+    return [holder[slot] for slot in slots]
+
+
+# ---------------------------------------------------------------------------------------------------------- structure
+
+
+def structure_faults(document: dict[str, Any], where: Where) -> Iterator[Fault]:
+    """What is wrong with a document before its domains are looked at; without these faults it is safe to walk."""
+    shaped = True
+    for key, kind in (("config", dict), ("together", dict), ("baselines", list)):
+        if not isinstance(document.get(key, kind()), kind):
+            shaped = False
+            yield fault_at(key, f"`{key}` must be {STRUCTURE[key]}. Got {shown(document[key])}.", where)
+    if not shaped:
+        return
+    for name, branches in document.get("together", {}).items():
+        yield from _together_faults(f"together/{name}", name, branches, where)
+    for i, baseline in enumerate(document.get("baselines", [])):
+        if not isinstance(baseline, dict):
+            yield fault_at(f"baselines/{i}", f"`baselines/{i}` must be a map of settings. Got {shown(baseline)}.", where)
+    yield from _budget_faults(document, where)
+
+
+def _together_faults(path: str, name: str, branches: Any, where: Where) -> Iterator[Fault]:
+    if not NAME.fullmatch(name):
+        yield fault_at(path, f"`{path}`: names are made of a-z, 0-9, _ and -.", where)
+    if not isinstance(branches, list) or not all(_is_branch(branch) for branch in branches):
+        yield fault_at(path, f"`{path}` takes a list of {{name: …, set: {{path: value}}}}. Got {shown(branches)}.", where)
+        return
+    _, sentences = parse_domain({"choice": [{"name": branch["name"]} for branch in branches]}, path)
+    yield from (fault_at(path, sentence, where) for sentence in sentences)
+
+
+def _is_branch(branch: Any) -> bool:
+    return isinstance(branch, dict) and "name" in branch and not set(branch) - {"name", "set"} and (
+        isinstance(branch.get("set", {}), dict) and not is_domain(branch.get("set"))
+    )  # fmt: skip
+
+
+def _budget_faults(document: dict[str, Any], where: Where) -> Iterator[Fault]:
+    """What all trials of a space share, wherever it is written: the objective, the points, and what an example counts as."""
+    config = document.get("config", {})
+    laid = {f"baselines/{i}": baseline for i, baseline in enumerate(document.get("baselines", []))}
+    for name, branches in document.get("together", {}).items():
+        for branch in branches if isinstance(branches, list) else []:
+            if isinstance(branch, dict):
+                laid[f"together/{name}/{branch.get('name')}"] = branch.get("set")
+    trees = {"": config, **{place: nested(tree) for place, tree in laid.items() if isinstance(tree, dict)}}
+    is_varied = any("task_schedule" in tree if place else is_domain(tree.get("task_schedule")) for place, tree in trees.items())
+    for place, tree in trees.items():
+        here = where_under(where, place) if place else where
+        inside = f" (in `{place}`)" if place else ""
+        budget = tree.get("budget")
+        if "objective" in tree:
+            yield fault_at("objective", f"`objective` is a key of the space, not of its `config`{inside}.", here)
+        if isinstance(budget, dict) and "points" in budget:
+            yield fault_at("budget/points", f"`budget/points` follows from the space's `rungs`; set those{inside}.", here)
+        if isinstance(budget, dict) and "epochs" in budget and is_varied:
+            law = "means something else for each task_schedule, which this space varies"
+            yield fault_at("budget/epochs", f"`budget/epochs` {law}{inside}. Use examples.", here)
