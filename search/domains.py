@@ -16,7 +16,7 @@ import optuna
 from minbert_core.settings import shown
 
 NAME = re.compile(r"[a-z0-9_-]+")
-INSIDE = (3 - math.sqrt(5)) / 2  # the golden section: no range of whole ends has a whole number there
+GOLDEN = (3 - math.sqrt(5)) / 2  # being irrational, it divides no range of whole ends at a whole number
 Scalar = str | int | float | bool | None
 
 
@@ -41,9 +41,13 @@ class Range:
         return is_number and self.low <= value <= self.high
 
     def values(self) -> tuple[float, ...]:
-        """The values a check must try: both ends, and, where fractions may come, one of them: a count takes none."""
-        fraction = self.low + (self.high - self.low) * INSIDE
-        return (self.low, self.high) if self.kind == "int" else (self.low, self.high, fraction)
+        """The values a check must try: both ends."""
+        return (self.low, self.high)
+
+    @property
+    def fraction(self) -> float:
+        """A value inside that is not whole, if one may come: at a knob that counts, it shows what whole ends do not."""
+        return self.low if self.kind == "int" else self.low + (self.high - self.low) * GOLDEN
 
     def suggest(self, trial: optuna.Trial, name: str) -> float:
         if self.kind == "int":

@@ -23,7 +23,8 @@ from minbert_core.checkpoints import fetch_encoder
 from minbert_core.config import TINY, TrialConfig, as_written, flatten, lay_over
 from minbert_core.data.corpus import fingerprint
 from minbert_core.data.tasks import TASKS
-from minbert_core.inputs import Inputs, data_folder, open_inputs
+from minbert_core.inputs import Inputs, build_encoder, data_folder, open_inputs
+from minbert_core.model import build_model
 from minbert_core.settings import did_you_mean
 from search.domains import Choice
 from search.rungs import expected_full_trials
@@ -242,6 +243,7 @@ def make_plan(name: str, space: Space, seed: int, num_trials: int | None, resour
         raise ValueError(f"--trials {num_trials} leaves no room for the space's {counted(len(space.baselines), 'baseline')}.")
     config = space.sample(default_choice).config()
     inputs = open_inputs(config)
+    build_model(config, build_encoder(config, inputs))  # a faulty checkpoint shows here, not in every worker
     domains = space.domains()
     switches = {name for name, (domain, _) in domains.items() if isinstance(domain, Choice)}
     recipes: set[str] = set()

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from minbert_core.config import TrialConfig, default_at, lay_over, load_config
 from minbert_core.faults import Where, fault_at, faults_of
 from minbert_core.settings import Fault, SettingsError, did_you_mean, shown
-from search.domains import DOMAINS, NAME, Choice, Domain, is_domain, parse_domain
+from search.domains import DOMAINS, NAME, Choice, Domain, Range, is_domain, parse_domain
 from search.space_file import SPACE_KEYS, Places, SpaceSettings, children, nested, read_document, structure_faults, where_under
 
 Choose = Callable[[str, Domain], Any]
@@ -56,13 +56,17 @@ class Space:
     def together(self) -> dict[str, Choice]:
         """The choices that set several paths; a branch is what it sets, a map over the config."""
         return {
-            name: Choice(tuple(b["name"] for b in branches), tuple(nested(b.get("set", {})) for b in branches))
+            name: Choice(tuple(b["name"] for b in branches), tuple(self._over_config(b.get("set", {})) for b in branches))
             for name, branches in self.document.get("together", {}).items()
         }
 
     @property
     def baselines(self) -> list[dict[str, Any]]:
         return list(self.document.get("baselines", []))
+
+    def _over_config(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """What is laid over the config, nested, each map with the kind that it has by then: a path names it."""
+        return dict(_with_kinds(nested(tree), self.tree))
 
     def sample(self, choose: Choose) -> Sample:
         """The point that `choose(parameter name, domain)` picks."""
@@ -119,15 +123,12 @@ class Space:
 
     def check(self) -> None:
         """Raise SettingsError with every fault of baselines, of every pair of branches and of both ends of every range."""
-        points: list[Callable[[], Sample]] = [partial(self.sample, _forcing(forced)) for forced in cover(self.domains())]
+        domains = self.domains()
+        points: list[Callable[[], Sample]] = [partial(self.sample, _forcing(forced)) for forced in cover(domains)]
         points += [partial(self.baseline, i) for i in range(len(self.baselines))]
-        faults: set[Fault] = set()
-        for point in points:
-            try:
-                point().config()
-            except SettingsError as error:
-                faults |= set(error.faults)
-        if faults:
+        ranges = [(name, domain, guards) for name, (domain, guards) in domains.items() if isinstance(domain, Range)]
+        inside = [partial(self.sample, _forcing({**guards, name: domain.fraction})) for name, domain, guards in ranges]
+        if faults := _faults_at(points) or _faults_at(inside):  # where an end is wrong, what lies inside may be so for that
             raise SettingsError(faults)
 
     def baseline(self, index: int) -> Sample:
@@ -135,12 +136,12 @@ class Space:
 
         Raises SettingsError where a value lies outside its domain, or a branch of `together` sets another.
         """
-        over = nested(self.baselines[index])
+        over = self._over_config(self.baselines[index])
         place = f"baselines/{index}"
         where = where_under(self.where, place)
         chosen = over.pop("together", {})
         if unknown := list(self._unknown_branches(chosen, place)):
-            raise SettingsError([fault_at("together", sentence, where) for sentence in unknown])
+            raise SettingsError([fault_at(f"{place}/together", sentence, self.where) for sentence in unknown])
         values = dict(_nodes(over, ""))
         first: list[Fault] = []
         names = {name: [chosen[name]] if name in chosen else choice.labels for name, choice in self.together.items()}
@@ -177,6 +178,16 @@ class Space:
 
 
 # ------------------------------------------------------------------------------------------------------------ choosing
+
+
+def _faults_at(points: Iterable[Callable[[], Sample]]) -> set[Fault]:
+    faults: set[Fault] = set()
+    for point in points:
+        try:
+            point().config()
+        except SettingsError as error:
+            faults |= set(error.faults)
+    return faults
 
 
 def _forcing(forced: Mapping[str, Any]) -> Choose:
@@ -238,13 +249,18 @@ def _resolve(node: Any, path: str, choose: Choose) -> Any:
         if not isinstance(domain, Choice):
             return chosen
         branch = domain.branch(chosen)
-        return _resolve(branch, f"{path}/{chosen}" if is_domain(branch) else path, choose)
+        return _resolve(branch, _branch_path(path, chosen, branch), choose)
     if isinstance(node, dict):
         return {key: _resolve(child, below, choose) for key, child, below in children(node, path)}
     if isinstance(node, list):
         below = {key: _resolve(child, at, choose) for key, child, at in children(node, path)}
         return [below.get(i, item) for i, item in enumerate(node)]
     return node
+
+
+def _branch_path(path: str, label: Any, branch: Any) -> str:
+    """Where a branch of the choice at `path` stands: there too, but a domain needs a name of its own, `weight/log_uniform`."""
+    return f"{path}/{label}" if is_domain(branch) else _without_domains(path)
 
 
 def _walk(node: Any, path: str, guards: Guards, faults: list[Fault], where: Where) -> Iterator[tuple[str, Domain, Guards]]:
@@ -260,8 +276,17 @@ def _walk(node: Any, path: str, guards: Guards, faults: list[Fault], where: Wher
     yield path, domain, guards
     if isinstance(domain, Choice):
         for label, branch in zip(domain.labels, domain.branches, strict=True):
-            below = f"{path}/{label}" if is_domain(branch) else path
-            yield from _walk(branch, below, {**guards, path: label}, faults, where)
+            yield from _walk(branch, _branch_path(path, label, branch), {**guards, path: label}, faults, where)
+
+
+def _with_kinds(top: Any, base: Any) -> Any:
+    """`top` with the kinds of `base` where it has none of its own."""
+    if not isinstance(top, dict) or not isinstance(base, dict) or is_domain(top) or is_domain(base):
+        return top
+    if "kind" in top and top["kind"] != base.get("kind"):
+        return top
+    kind = {"kind": base["kind"]} if "kind" in base else {}
+    return kind | {key: _with_kinds(child, base.get(key)) for key, child in top.items()}
 
 
 def _nodes(node: Any, path: str) -> Iterator[tuple[str, Any]]:

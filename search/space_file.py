@@ -9,13 +9,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator
 
-from minbert_core.config import ObjectiveSetting, TrialConfig, default_at, lay_over
+from minbert_core.config import ObjectiveSetting, TrialConfig, as_written, default_at, lay_over
 from minbert_core.faults import Where, fault_at
 from minbert_core.knobs import Knob, knob_at
 from minbert_core.settings import (
@@ -241,13 +242,15 @@ def _of_kind(node: Any, key: Any, kind: str, name: str, knob: Knob, source: str)
     if kind not in knob.kinds:
         raise SettingsError([Fault(0, f"Unknown kind '{kind}' in `{name}/{kind}`{did_you_mean(kind, knob.kinds)}", source)])
     child = node[key] if isinstance(node, list) else node.get(key)
-    if child is None and not (name.startswith("tasks/") and not name.startswith("tasks/all/")):  # those inherit from `all`
-        default = getattr(knob.default, "kind", None) or default_at(name)
-        child = node[key] = {"kind": kind} if default == kind else None
+    inherits = re.match("tasks/(?!all/)", name)  # from what is set for all
+    if child is None and not inherits and kind == (_kind(as_written(knob.default)) or default_at(name)):
+        child = node[key] = {"kind": kind}
     holder, slots = node, [key]
     if is_domain(child) and isinstance(child.get("choice"), list):
-        holder, slots = child["choice"], list(range(len(child["choice"])))
-    slots = [slot for slot in slots if (holder[slot].get("kind") if isinstance(holder[slot], dict) else holder[slot]) == kind]
+        holder = child["choice"]
+        slots = [slot for slot, branch in enumerate(holder) if _kind(branch) == kind]
+    elif _kind(child) != kind:
+        slots = []
     if not slots:
         law = f"the space holds no {kind} there; choose it first: {name}={kind}"
         raise SettingsError([Fault(0, f"`{name}/{kind}`: {law}.", source)])
@@ -255,6 +258,10 @@ def _of_kind(node: Any, key: Any, kind: str, name: str, knob: Knob, source: str)
         if isinstance(holder[slot], str):
             holder[slot] = {"kind": kind}
     return [holder[slot] for slot in slots]
+
+
+def _kind(value: Any) -> Any:
+    return value.get("kind") if isinstance(value, dict) else value
 
 
 # ---------------------------------------------------------------------------------------------------------- structure

@@ -151,7 +151,7 @@ def test_a_fault_is_told_with_file_and_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [5e-6, 1e22, 0.1, -3, True, None, "off", "true", "null", "~", "", "5e-6", "1e5", "16", "1:30", "a: b", "-", "ü #x", 
+    [5e-6, 1e22, 0.1, -3, True, None, "off", "true", "null", "~", "", "5e-6", "1e5", "16", "1:30", "a: b", "-", "ü #x",
      "two\nlines", "\ttab", [1, [2.5, None]], {"a": {"b": []}, "c": {}}, [{"kind": "sum"}], "word " * 60],
 )  # fmt: skip
 def test_what_is_dumped_reads_back_to_the_same(value: object) -> None:

@@ -101,8 +101,8 @@ def test_branches_that_a_chart_would_merge_are_refused(branches: list[Any], sent
 
 @pytest.mark.parametrize(
     ("branch", "got"),
-    [({"hidden": [8]}, "{hidden: [8]}"), ({"kind": 5}, "{kind: 5}"), ({"name": "Big", "kind": "mlp"}, "{name: 'Big', kind: 'mlp'}"),
-     ({"name": True}, "{name: true}"), ({}, "{}")],
+    [({"hidden": [8]}, "{hidden: [8]}"), ({"kind": 5}, "{kind: 5}"),
+     ({"name": "Big", "kind": "mlp"}, "{name: 'Big', kind: 'mlp'}"), ({"name": True}, "{name: true}"), ({}, "{}")],
 )  # fmt: skip
 def test_a_branch_that_is_a_map_needs_a_kind_or_a_good_name(branch: dict[str, Any], got: str) -> None:
     law = "a branch that is a map needs a `kind` or a `name`; names are made of a-z, 0-9, _ and -."
@@ -137,8 +137,8 @@ def test_a_map_is_a_domain_by_a_domains_name_among_its_keys() -> None:
 
 
 def test_a_branch_is_labelled_by_its_name_else_its_kind_else_itself() -> None:
-    domain = choice(None, "sum", 16, 0.5, False, [768], [8, 4], [], {"kind": "smart", "radius": 1}, {"name": "big", "kind": "mlp"},
-                    {"uniform": [1, 2]})  # fmt: skip
+    domain = choice(None, "sum", 16, 0.5, False, [768], [8, 4], [], {"kind": "smart", "radius": 1},
+                    {"name": "big", "kind": "mlp"}, {"uniform": [1, 2]})  # fmt: skip
     assert domain.labels == ("none", "sum", 16, 0.5, False, "768", "8-4", "empty", "smart", "big", "uniform")
 
 
@@ -189,12 +189,11 @@ def test_the_middle_is_never_a_draw() -> None:
 
 
 def test_a_check_tries_both_ends_and_where_fractions_may_come_one_of_them() -> None:
-    assert parse({"int": [2, 9]}).values() == (2, 9)
-    assert parse({"choice": ["a", 1]}).values() == ("a", 1)
-    low, high, inside = parse({"uniform": [8, 32]}).values()
-    assert (low, high) == (8, 32)
-    assert 8 < inside < 32
-    assert inside != round(inside)
+    assert choice("a", 1).values() == ("a", 1)
+    assert Range("uniform", 8, 32).values() == (8, 32)
+    assert 8 < Range("uniform", 8, 32).fraction < 32
+    assert not Range("uniform", 8, 32).fraction.is_integer()
+    assert Range("int", 8, 32).fraction == 8
 
 
 def test_both_ends_lie_in_a_range_and_booleans_in_none() -> None:

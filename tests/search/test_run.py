@@ -356,6 +356,8 @@ def search(tmp_path: Path, cache: Path) -> Iterator[Callable[..., Search]]:
         one.process.kill()
         one.process.wait()
         one.stdout.close()
+        for number in one.processes_left():  # of a killed driver, some of Ray's linger
+            os.kill(number, signal.SIGKILL)
 
 
 TINY = ["--data", "toy", "--encoder", "tiny", "--gpus", "0"]
