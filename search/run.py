@@ -263,6 +263,8 @@ def run_search(folder: Path, plan: Plan, address: str, resumed: bool) -> int:
         study, scheduler = Study(folder, plan.space, plan.seed), RungScheduler(rungs)
         to_continue = study.restore(scheduler) if resumed else []
         narrator.replay(study.results())
+        if resumed:
+            narrator.say(f"resumed; {narrator.num_done()} of {plan.num_trials} trials have ended, {len(to_continue)} go on")
         searcher = StudySearcher(study, plan.num_trials, to_continue, narrator)
         if to_continue or searcher.num_begun < plan.num_trials:
             _fit(plan, searcher, scheduler, address, interrupts)
@@ -279,7 +281,9 @@ def start_ray(resources: Resources, address: str) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     local: dict[str, Any] = {}
     if address == "local":
-        scratch = Path(tempfile.gettempdir()) / f"minbert-ray-{os.getuid()}"  # short: sockets lie in it
+        temporary = tempfile.gettempdir()
+        # sockets lie 80 characters below it, and a socket's path may have 107 (on macOS 103)
+        scratch = Path(temporary if len(temporary) < 20 else "/tmp") / f"minbert-ray-{os.getuid()}"
         local = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "include_dashboard": False, "_temp_dir": str(scratch)}
         local["object_store_memory"] = 100 * 1024**2  # reports only; data goes by path
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)

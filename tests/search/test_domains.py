@@ -168,6 +168,7 @@ def test_a_name_is_no_part_of_the_branch() -> None:
         ({"choice": ["sum", "pcgrad"]}, "pcgrad", "pcgrad"),
         ({"choice": ["sum", "pcgrad"]}, "gradvac", "sum"),
         ({"choice": [1, None]}, None, "none"),
+        ({"choice": [1, None]}, NO_DEFAULT, 1),
         ({"choice": [1, 16]}, True, 1),
         ({"choice": [0, {"log_uniform": [0.1, 10]}]}, 1.0, "log_uniform"),
         ({"choice": [0, {"log_uniform": [0.1, 10]}]}, 99, 0),

@@ -502,6 +502,7 @@ def test_a_killed_search_goes_on_where_it_was(search: Callable[..., Search], tmp
     trials = assert_whole(folder, 3)
     assert_healthy(tmp_path, "quickstart", trials)
     assert {path: path.read_bytes() for path in configs} == configs
+    assert re.search(r"\] resumed; [01] of 3 trials have ended, [12] go on\n", resumed.text)
     assert re.search(rf"{number} goes on from [13]/9", resumed.text)
     assert re.search(r"goes on after [1-9]\d+ examples", (folder / "trials" / number / "log.txt").read_text())
     assert "Traceback" not in resumed.text

@@ -451,14 +451,15 @@ TWO_LR = "`optimizer/lr` has two domains, uniform [0.1, 0.2] and log_uniform [0.
                   config="{gradient: {choice: [sum, {kind: gradvac, beta: {uniform: [0.1, 0.2]}}]}}"),
          "4: `gradient/gradvac/beta` is a domain in `config` and in `together/t`; it may be one in one place."),
         (together("{}", LR_UNIFORM) + f"  u:\n    - {{name: x, set: {LR_LOG}}}\n    - {{name: y}}\n", f"7: {TWO_LR}"),
-        ("config:\n  tasks:\n    all:\n      head:\n        choice:\n          - {name: a, kind: mlp, dropout: {uniform: [0, 0.2]}}\n"
+        ("config:\n  tasks:\n    all:\n      head:\n        choice:\n"
+         "          - {name: a, kind: mlp, dropout: {uniform: [0, 0.2]}}\n"
          "          - {name: b, kind: mlp, dropout: {uniform: [0, 0.3]}}\n",
          "6: `tasks/all/head/mlp/dropout` has two domains, uniform [0, 0.2] and uniform [0, 0.3]; it may have one."),
         ("config:\n  gradient:\n    choice:\n      - {name: a, kind: gradvac, beta: {uniform: [0, 0.2]}}\n"
          "      - choice: [sum, {kind: gradvac, beta: {uniform: [0, 0.3]}}]\n", "4: `gradient/gradvac/beta` has two domains"),
         (together("{gradient: {beta: {uniform: [0.1, 0.2]}}}", "{}",
                   config="{gradient: {kind: gradvac, beta: {uniform: [0.1, 0.2]}}}"),
-         "4: `gradient/gradvac/beta` is a domain in `config` and in `together/t`; it may be one in one place."),
+         "1: `gradient/gradvac/beta` is a domain in `config` and in `together/t`; it may be one in one place."),
     ],
 )  # fmt: skip
 def test_a_path_with_two_domains_is_refused_wherever_they_stand(
