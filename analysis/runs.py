@@ -49,7 +49,8 @@ class Search:
     @property
     def is_finished(self) -> bool:
         """Whether as many trials as were planned have ended."""
-        return sum(trial.status != "running" for trial in self.trials) >= self.plan["trials"]
+        num_planned: int = self.plan["trials"]
+        return sum(trial.status != "running" for trial in self.trials) >= num_planned
 
     def is_running(self) -> bool:
         """Whether a process holds the search's lock now."""

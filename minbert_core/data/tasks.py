@@ -47,7 +47,9 @@ TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         Task("sst", "classification", 5, (0, 4), ("sentence",), "sentiment", _files("ids-sst"), "strip", "Predicted_Sentiment"),
-        Task("para", "binary", 1, (0, 1), _PAIR, "is_duplicate", _files("quora"), "split_punctuation", "Predicted_Is_Paraphrase"),
+        Task(
+            "para", "binary", 1, (0, 1), _PAIR, "is_duplicate", _files("quora"), "split_punctuation", "Predicted_Is_Paraphrase"
+        ),
         # "Similiary" is the course's own spelling, which its grader expects
         Task("sts", "regression", 1, (0, 5), _PAIR, "similarity", _files("sts"), "split_punctuation", "Predicted_Similiary"),
     )

@@ -59,8 +59,9 @@ class Layers(nn.Module):
     def __init__(self, sizes: tuple[int, ...], dropout: float, start: float) -> None:
         super().__init__()
         self.dropout = dropout
-        self.layers = nn.ModuleList(make_linear(inputs, outputs) for inputs, outputs in pairwise(sizes))
-        nn.init.constant_(self.layers[-1].bias, start)
+        layers = [make_linear(inputs, outputs) for inputs, outputs in pairwise(sizes)]
+        nn.init.constant_(layers[-1].bias, start)
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, features_BF: Tensor, drop: Drop) -> Tensor:
         values = features_BF
@@ -133,8 +134,8 @@ class Sbert(Variant):
 class Cosine(Variant):
     """a cos(u, v) + b: the cosine of Reimers & Gurevych 2019 (arXiv 1908.10084, section 3), scaled to the task's labels.
 
-    Departure: a and b are learned, since labels lie in 0..5 and not in -1..1; b starts at 0 whatever `start`. No dropout: a cosine of two vectors with
-    different coordinates missing is another quantity. Needs u and v apart, and a task of one output.
+    Departure: a and b are learned, since labels lie in 0..5 and not in -1..1; b starts at 0 whatever `start`. No dropout: a
+    cosine of two vectors with different coordinates missing is another quantity. Needs u and v apart, and a task of one output.
     """
 
     kind: Literal["cosine"] = "cosine"

@@ -9,17 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from analysis import best_to_test
 from analysis.best_to_test import FRESH, main
 from analysis.runs import all_searches, open_search, read_trials
 from analysis.runs import main as runs_main
+from minbert_core.checkpoints import save_encoder
 from minbert_core.config import read_config
 from minbert_core.data.tasks import TASKS
 from minbert_core.data.toy import write_toy_corpus
 from minbert_core.encoder import TINY, new_encoder
-from minbert_core.checkpoints import save_encoder
 from minbert_core.evaluate import check_submission, metric
 from minbert_core.inputs import open_inputs
 from minbert_core.model import load_model, save_model
@@ -30,6 +31,7 @@ from search.space import make_space
 from search.study import Study, stopped_at
 from search.trainable import write_records
 
+Capture = pytest.CaptureFixture[str]
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -83,7 +85,9 @@ def real_like(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         path = data / task.files["test"]
         rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
         column = rows[0].index(task.label_column)
-        path.write_text("".join("\t".join(cell for i, cell in enumerate(row) if i != column) + "\n" for row in rows), encoding="utf-8")
+        path.write_text(
+            "".join("\t".join(cell for i, cell in enumerate(row) if i != column) + "\n" for row in rows), encoding="utf-8"
+        )
     words = len((data / "vocab.txt").read_text(encoding="utf-8").splitlines())
     save_encoder(new_encoder(dataclasses.replace(TINY, vocab_size=words), 0, 0.1, 0.1), encoder)
     shutil.copy(data / "vocab.txt", encoder)
@@ -91,7 +95,7 @@ def real_like(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return place / "runs", data
 
 
-def test_retraining_reports_dev_and_test_beside_the_claim(toy_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_retraining_reports_dev_and_test_beside_the_claim(toy_runs: Path, capsys: Capture) -> None:
     assert main(["--search", "small", "--runs", str(toy_runs), "--top", "1", "--seeds", "2", "--gpus", "0"]) == 0
     output = capsys.readouterr().out
     folder = toy_runs / "small" / "test"
@@ -123,10 +127,12 @@ def test_a_retrained_model_differs_from_its_trial_in_the_seed_alone(toy_runs: Pa
     for folder in sorted((toy_runs / "small" / "test" / "retrained").iterdir()):
         config = read_config(folder / "config.yaml")
         trial = next(t for t in open_search(toy_runs / "small").trials if f"{t.number:03d}" == folder.name[:3])
-        assert config.model_copy(update={"seed": 0, "machine": trial.config().machine}) == trial.config().model_copy(update={"seed": 0})
+        assert config.model_copy(update={"seed": 0, "machine": trial.config().machine}) == trial.config().model_copy(
+            update={"seed": 0}
+        )
 
 
-def test_kept_weights_are_tested_as_they_are(real_like: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_kept_weights_are_tested_as_they_are(real_like: tuple[Path, Path], capsys: Capture) -> None:
     runs, _ = real_like
     # without a name: the newest finished search that is not toy
     assert main(["--runs", str(runs), "--no-retrain", "--top", "1", "--gpus", "0"]) == 0
@@ -134,9 +140,9 @@ def test_kept_weights_are_tested_as_they_are(real_like: tuple[Path, Path], capsy
     assert "no labels" in output  # of the test split; its predictions are written all the same
     search = open_search(runs / "small")
     best = min(search.trials, key=lambda trial: (trial.part != 3, -trial.score))
-    model, config = load_model(runs / "small" / "best")
+    _, config = load_model(runs / "small" / "best")
     inputs = open_inputs(config)
-    logits = __import__("numpy").load(runs / "small" / "test" / "logits" / f"{best.number:03d}-seed0" / "sst-dev.npy")
+    logits = np.load(runs / "small" / "test" / "logits" / f"{best.number:03d}-seed0" / "sst-dev.npy")
     assert metric(TASKS["sst"], logits, inputs.dev["sst"].labels) == best.best["dev/sst"]
     for task in TASKS.values():
         path = runs / "small" / "test" / "predictions" / f"{task.name}-test-output.csv"
@@ -160,7 +166,7 @@ def test_the_selection_is_frozen_before_a_test_file_is_opened(
     assert seen == [True]
 
 
-def test_a_dry_run_opens_and_writes_nothing(real_like: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_opens_and_writes_nothing(real_like: tuple[Path, Path], tmp_path: Path, capsys: Capture) -> None:
     runs = tmp_path / "runs"
     shutil.copytree(real_like[0], runs, symlinks=True)
     shutil.rmtree(runs / "small" / "test", ignore_errors=True)
@@ -169,18 +175,18 @@ def test_a_dry_run_opens_and_writes_nothing(real_like: tuple[Path, Path], tmp_pa
     assert not (runs / "small" / "test").exists()
 
 
-def test_a_toy_search_is_taken_only_by_name(toy_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_toy_search_is_taken_only_by_name(toy_runs: Path, capsys: Capture) -> None:
     assert main(["--runs", str(toy_runs)]) == 2
     assert "no finished search on real data" in capsys.readouterr().err
 
 
-def test_a_running_search_is_refused(toy_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_running_search_is_refused(toy_runs: Path, capsys: Capture) -> None:
     with lock(toy_runs / "small"):
         assert main(["--search", "small", "--runs", str(toy_runs), "--gpus", "0"]) == 3
     assert "still running" in capsys.readouterr().err
 
 
-def test_bad_input_gets_a_sentence(toy_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_gets_a_sentence(toy_runs: Path, capsys: Capture) -> None:
     assert main(["--search", "smal", "--runs", str(toy_runs)]) == 2
     assert "There is no search 'smal'" in capsys.readouterr().err
     assert main(["--search", "small", "--runs", str(toy_runs), "--top", "0"]) == 2
@@ -196,7 +202,7 @@ def test_it_starts_as_a_file_and_as_a_module(command: list[str]) -> None:
     assert "usage: python analysis/" in done.stdout
 
 
-def test_the_table_of_runs_has_a_row_a_trial_and_a_column_a_parameter(toy_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_runs_has_a_row_a_trial_and_a_column_a_parameter(toy_runs: Path, tmp_path: Path, capsys: Capture) -> None:
     rows = read_trials(all_searches(toy_runs))
     assert rows.num_rows == 4
     assert {"search", "trial", "status", "best/norm", "last/norm", "optimizer/lr"} <= set(rows.column_names)

@@ -115,3 +115,9 @@ def test_the_same_seed_builds_the_same_head() -> None:
         torch.manual_seed(3)
         built.append(torch.cat([parameter.flatten() for parameter in Mlp(hidden=(4,)).build(4, 2).parameters()]))
     assert torch.equal(*built)
+
+
+@pytest.mark.parametrize("head", [Linear(), Mlp(hidden=(3,)), Sbert()])
+def test_a_head_starts_at_the_logit_it_is_given(head: Linear | Mlp | Sbert) -> None:
+    built = head.build(4, 1, 2.5)
+    assert torch.allclose(built(torch.zeros(2, 4), lambda values, p: values), torch.full((2, 1), 2.5))
