@@ -266,13 +266,21 @@ def run_search(folder: Path, plan: Plan, address: str, resumed: bool) -> int:
         if resumed:
             narrator.say(f"resumed; {narrator.num_done()} of {plan.num_trials} trials have ended, {len(to_continue)} go on")
         searcher = StudySearcher(study, plan.num_trials, to_continue, narrator)
-        if to_continue or searcher.num_begun < plan.num_trials:
-            _fit(plan, searcher, scheduler, address, interrupts)
+        try:
+            if to_continue or searcher.num_begun < plan.num_trials:
+                _fit(plan, searcher, scheduler, address, interrupts)
+        except BaseException:  # a fault of Ray's or ours, raised on: what was done stays
+            narrator.show([f"go on     {_go_on(folder)}"])
+            tracker.close("FAILED")
+            raise
         return _close(folder, plan, study.results(), narrator, interrupts.seen, uri)
 
 
 def start_ray(resources: Resources, address: str) -> None:
-    """Start a Ray instance of one's own (address `local`) with `resources`, or join the cluster at `address`; quietly."""
+    """Start a Ray instance of one's own (address `local`) with `resources`, or join the cluster at `address`; quietly.
+
+    Raises Refused where Ray does not start.
+    """
     import logging
 
     import ray
@@ -286,7 +294,11 @@ def start_ray(resources: Resources, address: str) -> None:
         scratch = Path(temporary if len(temporary) < 20 else "/tmp") / f"minbert-ray-{os.getuid()}"
         local = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "include_dashboard": False, "_temp_dir": str(scratch)}
         local["object_store_memory"] = 100 * 1024**2  # reports only; data goes by path
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    except Exception as error:  # Ray raises a plain one where its processes are not up within 30 s
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Refused(f"Ray did not start; is this machine overloaded, or its disk full? It says: {reason}") from error
 
 
 def _fit(plan: Plan, searcher: Any, scheduler: Any, address: str, interrupts: _Interrupts) -> None:
@@ -370,20 +382,19 @@ def _close(folder: Path, plan: Plan, results: list[TrialResult], narrator: Narra
     narrator.show(["", f"{counted(len(results), 'trial')}: {summary}.", *rows, ""])
     if (folder / "best").exists():
         narrator.show([f"best      {folder / 'best'}"])
-    runs = [] if folder.parent == Path.cwd() / "runs" else ["--runs", os.path.relpath(folder.parent)]
-    go_on = shlex.join(["python", "-m", "search.run", "--resume", plan.name, *runs])
     narrator.show([f"compare   {ui_command(uri, Path.cwd())}"])
     if interrupted:
-        narrator.show([f"go on     {go_on}"])
+        narrator.show([f"go on     {_go_on(folder)}"])
     elif counts["completed"]:
-        narrator.show([f"next      {shlex.join(['python', 'analysis/best_to_test.py', '--search', plan.name, *runs])}"])
+        next_words = ["python", "analysis/best_to_test.py", "--search", folder.name, *_runs_option(folder)]
+        narrator.show([f"next      {shlex.join(next_words)}"])
     else:
         narrator.show([f"reasons   {folder / 'trials'}/*/log.txt"])
     narrator.tracker.note(_note(plan, folder, rows))
     recorded = narrator.tracker.close("KILLED" if interrupted else "FINISHED" if counts["completed"] else "FAILED")
     if not recorded:
         print(f"\033[31mMLflow: {narrator.tracker.error}\033[0m", file=sys.stderr)
-        print(f"The search itself is whole; only MLflow lacks something. This logs it again: {go_on}", file=sys.stderr)
+        print(f"The search itself is whole; only MLflow lacks something. This logs it again: {_go_on(folder)}", file=sys.stderr)
     if interrupted:
         return INTERRUPTED
     if not counts["completed"]:
@@ -392,6 +403,14 @@ def _close(folder: Path, plan: Plan, results: list[TrialResult], narrator: Narra
 
 
 # -------------------------------------------------------------------------------------------------------------- words
+
+
+def _go_on(folder: Path) -> str:
+    return shlex.join(["python", "-m", "search.run", "--resume", folder.name, *_runs_option(folder)])
+
+
+def _runs_option(folder: Path) -> list[str]:
+    return [] if folder.parent == Path.cwd() / "runs" else ["--runs", os.path.relpath(folder.parent)]
 
 
 def _note(plan: Plan, folder: Path, rows: list[str]) -> str:

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
+import ray
 import torch
 
 from minbert_core.config import read_config
@@ -254,6 +255,21 @@ def test_a_search_goes_on_on_the_hardware_it_began_on(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert typed("--resume", "quick").code == run.INTERRUPTED  # on the CPU, as it began
     assert "began on the CPU and would go on on GPUs" in typed("--resume", "quick", "--gpus", "1").err
+
+
+def test_a_ray_that_does_not_start_is_refused_and_the_search_can_go_on(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.\nmore")
+
+    monkeypatch.setattr(ray, "init", fail)
+    refused = Typed(capsys, ("--space", "quick.yaml", "--runs", "elsewhere/runs"))
+    assert refused.code == 3
+    assert refused.err.startswith("Ray did not start; is this machine overloaded, or its disk full? It says: The current node timed")
+    assert "more" not in refused.err
+    assert refused.out.splitlines()[-1] == "go on     python -m search.run --resume quick --runs elsewhere/runs"
+    assert mlflow_runs(here / "elsewhere", "quick")[0].info.status == "FAILED"
 
 
 @pytest.mark.parametrize(
