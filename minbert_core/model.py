@@ -51,8 +51,10 @@ class MultitaskBert(nn.Module):
         hidden_ND = self.encoder(batch, masks, noise_ND)
         pooled_SD = plan.pooling.pool(hidden_ND, batch.starts_S1, self.encoder.pooler)
         features_BF = plan.pair_encoding.features(pooled_SD) if plan.vectors == 2 else pooled_SD
-        logits_BK: Tensor = self.heads[task](features_BF, masks if masks is not None else _no_dropout)
-        return logits_BK.float()
+        # heads are small: in float32 also under autocast, since bfloat16 would round a similarity of 4.5 to steps of 1/32
+        with torch.autocast(features_BF.device.type, enabled=False):
+            logits_BK: Tensor = self.heads[task](features_BF.float(), masks if masks is not None else _no_dropout)
+        return logits_BK
 
 
 def _no_dropout(x: Tensor, p: float) -> Tensor:

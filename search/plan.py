@@ -112,7 +112,8 @@ def localise(space: Space, resources: Resources) -> Space:
     local: dict[str, Any] = {"machine": machine_settings(resources)}
     if config.data != "toy":
         local["data"] = str(data_folder(config))
-    if config.encoder.checkpoint != TINY:
+    searched = {"encoder", "encoder/checkpoint"} & set(space.domains())  # then each trial finds its own
+    if config.encoder.checkpoint != TINY and not searched:
         local["encoder"] = {"checkpoint": str(fetch_encoder(config.encoder.checkpoint))}
     document = dict(space.document)
     tree = document.get("config") or {}

@@ -56,7 +56,9 @@ def test_every_permitted_combination_gives_logits_of_every_task(tiny: Tiny, pool
 def test_logits_are_float32_under_autocast(tiny: Tiny) -> None:
     model, inputs = built(tiny())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert model("sst", batch_of(model, inputs, "sst")).dtype == torch.float32
+        logits_BK = model("sst", batch_of(model, inputs, "sst"))
+    assert logits_BK.dtype == torch.float32
+    assert not torch.equal(logits_BK, logits_BK.bfloat16().float())  # not rounded on the way: heads compute in float32
 
 
 def test_heads_depend_on_the_seed_and_the_task_alone(tiny: Tiny) -> None:

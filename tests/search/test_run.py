@@ -266,8 +266,8 @@ def test_a_ray_that_does_not_start_is_refused_and_the_search_can_go_on(
     monkeypatch.setattr(ray, "init", fail)
     refused = Typed(capsys, ("--space", "quick.yaml", "--runs", "elsewhere/runs"))
     assert refused.code == 3
-    assert refused.err.startswith("Ray did not start; is this machine overloaded, or its disk full? It says: The current node timed")
-    assert "more" not in refused.err
+    assert refused.err.startswith("Ray did not start; is this machine overloaded")
+    assert refused.err.endswith("It says: The current node timed out during startup.\n")
     assert refused.out.splitlines()[-1] == "go on     python -m search.run --resume quick --runs elsewhere/runs"
     assert mlflow_runs(here / "elsewhere", "quick")[0].info.status == "FAILED"
 
@@ -419,7 +419,7 @@ def mlflow_runs(here: Path, name: str) -> tuple[Any, dict[int, Any]]:
     children = [found for found in runs if found.data.tags["role"] == "trial"]
     numbers = {int(found.data.tags["trial_number"]): found for found in children}
     assert len(numbers) == len(children)
-    assert {found.data.tags["mlflow.parentRunId"] for found in children} == {parent.info.run_id}
+    assert all(found.data.tags["mlflow.parentRunId"] == parent.info.run_id for found in children)
     return parent, numbers
 
 
