@@ -13,14 +13,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
-import shutil
-import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,63 +25,19 @@ if not __package__:  # run as a file: Python put analysis/ on the path, where th
 
 import numpy as np
 
+from analysis.report import Tested, write_report
 from analysis.retrain import Job, answer, open_test_split, retrain
-from analysis.runs import Search, all_searches, open_search
+from analysis.selection import FRESH, Selection, choose_search, choose_trials
 from minbert_core.config import TrialConfig, as_written, read_config, seed_of
 from minbert_core.data.tasks import TASKS
-from minbert_core.evaluate import check_submission, metric, overall, predictions, score, submission_text
+from minbert_core.evaluate import metric
 from minbert_core.inputs import Inputs, open_inputs
 from minbert_core.settings import dump_yaml
 from search.narrate import describe, duration
 from search.plan import Refused, Resources, find_resources, git_commit, lock, machine_settings
 from search.run import start_ray
-from search.study import TrialResult, ranked
 from search.tracking import Tracker, store_uri, ui_command
 from search.trainable import read_records
-
-RULE = "best evaluation by dev score, among the trials of the fullest rung"
-FRESH = 2**31  # a search's trials have seeds below this, retrainings above: no seed serves twice
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What is going to be tested, frozen before a test file is opened."""
-
-    search: Search
-    trials: list[TrialResult]
-    seeds: list[int]  # empty: the search's own weights are tested
-
-    def document(self) -> dict[str, Any]:
-        journal = (self.search.folder / "study.journal").read_bytes()
-        return {
-            "search": self.search.name,
-            "rule": RULE,
-            "tried": len(self.search.trials),
-            "study_sha256": hashlib.sha256(journal).hexdigest(),
-            "git_commit": git_commit(),
-            "time": time.strftime("%FT%T%z"),
-            "seeds": self.seeds,
-            "selected": [
-                {
-                    "trial": trial.number,
-                    "params": trial.params,
-                    "claimed": {key: value for key, value in trial.best.items() if key.startswith("dev/")},
-                    "at_part": trial.best["part"],
-                    "config": as_written(trial.config()),
-                }
-                for trial in self.trials
-            ],
-        }
-
-    def freeze(self) -> str:
-        """Write selection.json; its sha256."""
-        folder = self.search.folder / "test"
-        folder.mkdir(exist_ok=True)
-        text = json.dumps(self.document(), indent=1) + "\n"
-        draft = folder / "selection.json.tmp"
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(folder / "selection.json")
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -132,8 +84,8 @@ def _main(options: argparse.Namespace) -> int:
     if options.top < 1 or options.seeds < 1:
         raise ValueError(f"--top and --seeds must be 1 or more. Got {options.top} and {options.seeds}.")
     runs = options.runs.absolute()
-    search = _choose_search(options.search, runs)
-    trials = _choose_trials(search, options.top, options.no_retrain)
+    search = choose_search(options.search, runs)
+    trials = choose_trials(search, options.top, options.no_retrain)
     seeds = [] if options.no_retrain else [FRESH + seed_of("best_to_test", i) % FRESH for i in range(options.seeds)]
     selection = Selection(search, trials, seeds)
     cpus = options.cpus_per_trial or search.plan["cpus_per_trial"]
@@ -154,33 +106,6 @@ def _main(options: argparse.Namespace) -> int:
         return 0
     with lock(search.folder):
         return run(selection, resources)
-
-
-def _choose_search(name: str | None, runs: Path) -> Search:
-    """The search named, else the newest finished one that is not toy.  Raises ValueError; Refused while it runs."""
-    if name is not None:
-        search = open_search(runs / name)
-    else:
-        found = next((search for search in all_searches(runs) if not search.is_toy and search.is_finished), None)
-        if found is None:
-            raise ValueError(
-                f"There is no finished search on real data in {runs}. Name one with --search NAME (a toy one, too)."
-            )
-        search = found
-    if search.is_running():
-        raise Refused(f"The search {search.name} is still running; test its best when it has ended.")
-    return search
-
-
-def _choose_trials(search: Search, top: int, no_retrain: bool) -> list[TrialResult]:
-    trials = [trial for trial in ranked(search.trials) if trial.status != "running"]
-    if not trials:
-        raise ValueError(f"No trial of {search.name} has been evaluated and ended: there is nothing to test.")
-    if no_retrain:
-        trials = [trial for trial in trials if (trial.folder / "best" / "heads.safetensors").exists()]
-        if not trials:
-            raise ValueError(f"The search {search.name} has kept no weights; leave --no-retrain away.")
-    return trials[:top]
 
 
 # -------------------------------------------------------------------------------------------------------------- the run
@@ -208,7 +133,7 @@ def run(selection: Selection, resources: Resources) -> int:
         print("No model could be trained; no test file was opened.", file=sys.stderr)
         tracker.close("FAILED")
         return 1
-    lines = _report(selection, results, folder)
+    lines = write_report(selection, results, folder)
     for job, result in results.items():
         tracker.records(_run_number(job), [_mlflow_record(job, result)])
         tracker.trial_ended(_run_number(job), "FINISHED", "tested", _now_ms())
@@ -302,15 +227,6 @@ def _ray(resources: Resources) -> Iterator[None]:
         ray.shutdown()
 
 
-@dataclass(frozen=True)
-class Tested:
-    """One model's answers: dev metrics, test metrics of the tasks whose test file has labels."""
-
-    dev: dict[str, float]
-    test: dict[str, float]
-    logits: dict[str, np.ndarray[Any, Any]]  # "<task>-<split>" -> (rows, K)
-
-
 def _open_test(selection: Selection, models: dict[Job, Path], resources: Resources, sha: str) -> dict[Job, Tested]:
     """Write the ledger's line, then let every model answer dev and test."""
     import ray
@@ -347,99 +263,6 @@ def _tested(config: TrialConfig, inputs: Inputs, out: Path) -> Tested:
             if split.labels is not None:
                 metrics[name] = metric(TASKS[name], logits[f"{name}-{split_name}"], split.labels)
     return Tested(dev, test, logits)
-
-
-# ----------------------------------------------------------------------------------------------------------- the report
-
-
-def _report(selection: Selection, results: dict[Job, Tested], folder: Path) -> list[str]:
-    """Write prediction files and table.md; the lines that are printed."""
-    config = selection.trials[0].config()
-    tasks = list(config.train_on)
-    groups = {
-        trial.number: [result for job, result in results.items() if job.number == trial.number] for trial in selection.trials
-    }
-    groups = {number: group for number, group in groups.items() if group}
-    means = {
-        number: statistics.fmean(score(result.dev, config.objective) for result in group) for number, group in groups.items()
-    }
-    first = max(means, key=lambda number: means[number])
-    chosen = max((job for job in results if job.number == first), key=lambda job: score(results[job].dev, config.objective))
-    lines = _table(selection, config, tasks, groups)
-    seeds = (
-        f"mean ± standard deviation over {len(selection.seeds)} seeds"
-        if selection.seeds
-        else "one seed, the search's own weights"
-    )
-    claimed = next(trial for trial in selection.trials if trial.number == first).score
-    lines += [
-        "",
-        f"{seeds}; chosen on dev among {len(selection.search.trials)} configurations by: {RULE}.",
-        f"Best by retrained dev: {first:03d}. The search had claimed {claimed:.4f} for it; "
-        + (
-            f"fresh seeds say {means[first]:.4f} ({means[first] - claimed:+.4f})."
-            if selection.seeds
-            else "nothing was retrained."
-        ),
-        "",
-        *_write_predictions(config, chosen, results[chosen], folder / "predictions"),
-    ]
-    (folder / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return lines
-
-
-def _table(selection: Selection, config: TrialConfig, tasks: list[str], groups: dict[int, list[Tested]]) -> list[str]:
-    head = ["trial", "split", *tasks, "norm", "mean", "parameters"]
-    rows = []
-    for trial in selection.trials:
-        if trial.number not in groups:
-            continue
-        group = groups[trial.number]
-        claimed = {name: trial.best[f"dev/{name}"] for name in (*tasks, "norm", "mean")}
-        rows.append(
-            [f"{trial.number:03d}", "dev, claimed", *(f"{claimed[name]:.4f}" for name in head[2:-1]), describe(trial.params)]
-        )
-        rows.append(["", "dev", *_cells(tasks, [result.dev for result in group]), ""])
-        rows.append(["", "test", *_cells(tasks, [result.test for result in group]), ""])
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in [head, *rows]
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return lines
-
-
-def _cells(tasks: list[str], metrics: list[dict[str, float]]) -> list[str]:
-    """A cell a task and one for each overall score; `no labels` where the split has none."""
-    whole = all(name in metrics[0] for name in tasks)
-    columns = [[m[name] for m in metrics] if name in metrics[0] else [] for name in tasks]
-    columns += [[overall(m)[key] for m in metrics] if whole else [] for key in ("norm", "mean")]
-    return [_mean_and_deviation(column) if column else "no labels" for column in columns]
-
-
-def _mean_and_deviation(values: list[float]) -> str:
-    mean = f"{statistics.fmean(values):.4f}"
-    return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
-
-
-def _write_predictions(config: TrialConfig, job: Job, result: Tested, folder: Path) -> list[str]:
-    """The course's files of one model, read back and checked; what was written, a line a file.  Raises ValueError."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    inputs = open_inputs(config)
-    lines = [f"Prediction files of {job.name} (of the best configuration the seed that is best on dev), checked:", ""]
-    faults = []
-    for name in config.train_on:
-        test = open_test_split(name, inputs.data_folder, inputs.tokenizer)
-        for split_name, split in (("dev", inputs.dev[name]), ("test", test)):
-            path = folder / f"{name}-{split_name}-output.csv"
-            text = submission_text(TASKS[name], split.ids, predictions(TASKS[name], result.logits[f"{name}-{split_name}"]))
-            path.write_bytes(text.encode())
-            faults += check_submission(path, TASKS[name], split.ids)
-            lines.append(f"- {path} ({len(split)} rows)")
-    if faults:
-        raise ValueError("The prediction files are not what the course expects:\n" + "\n".join(faults))
-    return lines
 
 
 def _tracker(selection: Selection) -> Tracker:

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from analysis import best_to_test
-from analysis.best_to_test import FRESH, main
+from analysis.best_to_test import main
 from analysis.runs import all_searches, open_search, read_trials
 from analysis.runs import main as runs_main
+from analysis.selection import FRESH
 from minbert_core.checkpoints import save_encoder
 from minbert_core.config import read_config
 from minbert_core.data.tasks import TASKS
