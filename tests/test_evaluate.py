@@ -76,7 +76,7 @@ def test_both_overall_scores_and_how_they_differ() -> None:
     both = overall(metrics)
     assert both["norm"] == pytest.approx((0.5 + 0.8 + 0.8) / 3)
     assert both["mean"] == pytest.approx(1.9 / 3)
-    assert both["norm"] - both["mean"] == pytest.approx((1 - 0.6) / 6)  # PAPERS.md, 0.1
+    assert both["norm"] - both["mean"] == pytest.approx((1 - 0.6) / 6)  # both scores exist in print
     assert overall({"sst": 0.5}) == {"norm": 0.5, "mean": 0.5}
 
 

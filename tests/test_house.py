@@ -1,4 +1,4 @@
-"""The house as DESIGN.md draws it: imports run one way, the core knows no search engine, every file says what it is."""
+"""The house: imports run one way, the core knows no search engine, every file says what it is."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def layer(module: str) -> int:
         for name in names
         if module == name or (name[-1] == "." and f"{module}.".startswith(name))
     ]
-    assert len(found) == 1, f"{module} has {len(found)} places in LAYERS; give it one, and draw it in DESIGN.md"
+    assert len(found) == 1, f"{module} has {len(found)} places in LAYERS; give it one"
     return found[0]
 
 

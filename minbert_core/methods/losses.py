@@ -33,7 +33,7 @@ def pearson_loss(predictions_B: Tensor, labels_B: Tensor) -> Tensor:
     """1 - r over the batch, r being Pearson's correlation; a scalar in [0, 2].
 
     r does not exist for one example, or where all labels are equal: such a batch teaches nothing, its loss is 0 and so is
-    its gradient. Equal predictions give r = 0. Source: PAPERS.md 5.4; Liu & Maniku 2023.
+    its gradient. Equal predictions give r = 0. Source: Liu & Maniku 2023.
     """
     x_B = predictions_B - predictions_B.mean()
     y_B = labels_B - labels_B.mean()

@@ -102,7 +102,7 @@ class Smart(Variant):
 
     One knob for the scale: sigma of the starting noise is the radius and the step is 100 times the radius, the paper's own
     ratios (eps = sigma = 1e-5, eta = 1e-3). They are tied because with a step of fixed length a radius above it changes
-    nothing. The paper's radius is a no-op on embeddings of size 0.05; 1e-3 to 1e-1 is worth searching (PAPERS.md 5.3).
+    nothing. The paper's radius is a no-op on embeddings of size 0.05; 1e-3 to 1e-1 is worth searching.
     """
 
     kind: Literal["smart"] = "smart"
@@ -124,7 +124,7 @@ class Smart(Variant):
 
     @property
     def needs_float32(self) -> bool:
-        """Whether noise this small vanishes in bf16: at 1e-3 the logits' change is 30 % wrong, at 1e-2 1 % (PAPERS.md 5.3)."""
+        """Whether noise this small vanishes in bf16: at 1e-3 the logits' change is 30 % wrong, at 1e-2 1 %."""
         return self.radius < 1e-2
 
     def penalty(

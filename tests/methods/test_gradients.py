@@ -1,4 +1,4 @@
-"""Gradient methods: by hand, against TorchJD (an independent implementation), and the bugs of PAPERS.md 4.2 and 5.
+"""Gradient methods: by hand, against TorchJD (an independent implementation), and the bugs of public copies.
 
 Legend: G parameter groups, T tasks, P parameters of a group. Here gradients are written out, `gradients_GTP`; a method sees
 their Gramians only.
@@ -49,7 +49,7 @@ def conflicting(num_groups: int = 1, num_tasks: int = 3, seed: int = 0) -> Tenso
 
 
 def test_sum_is_the_sum_not_the_mean() -> None:
-    """A mean would make the encoder's gradient a third of what the heads' belongs to (a bug of PAPERS.md 4.2)."""
+    """A mean would make the encoder's gradient a third of what the heads' belongs to (a public bug)."""
     gradients = conflicting(num_groups=2)
     assert torch.equal(merge(Sum(), gradients, IN_ORDER), gradients.sum(dim=1))
 
@@ -103,7 +103,7 @@ def test_the_order_is_part_of_the_result() -> None:
 
 
 def test_gradvac_turns_a_gradient_exactly_to_its_target() -> None:
-    """cos -.489, target .30: the corrected cosine is .3000; the formula printed in one report gives .0436 (PAPERS.md 5.2)."""
+    """cos -.489, target .30: the corrected cosine is .3000; the formula printed in one report gives .0436."""
     gradients = pair_at(-0.489)
     gradients[0, 0] *= 7  # the law holds for any norms
     state = {"sst>para": torch.tensor([0.3]), "para>sst": torch.tensor([-0.9])}
@@ -114,7 +114,7 @@ def test_gradvac_turns_a_gradient_exactly_to_its_target() -> None:
 
 
 def test_targets_move_whether_or_not_there_is_a_correction() -> None:
-    """Updated inside the `if` only, a target could but fall, and GradVac would be weaker than PCGrad (PAPERS.md 4.2)."""
+    """Updated inside the `if` only, a target could but fall, and GradVac would be weaker than PCGrad."""
     state: dict[str, Tensor] = {}
     for expected in (0.075, 0.1125, 0.13125):
         merge(GradVac(beta=0.5), pair_at(0.15), state=state)
@@ -151,7 +151,7 @@ def test_a_target_is_kept_while_its_task_is_absent() -> None:
 
 
 def test_gradvac_corrects_each_group_by_itself() -> None:
-    """One cosine for the whole model would correct neither of these groups, or both (a bug of PAPERS.md 4.2)."""
+    """One cosine for the whole model would correct neither of these groups, or both (a public bug)."""
     gradients = torch.stack([pair_at(-0.5)[0], 3 * pair_at(0.9)[0]])
     merged = merge(GradVac(beta=0), gradients)
     assert not torch.allclose(merged[0], gradients[0].sum(dim=0))
@@ -170,7 +170,7 @@ def test_gradvac_per_model_is_gradvac_of_one_group() -> None:
 
 
 def test_a_zero_gradient_leaves_targets_alone_in_its_group() -> None:
-    """0/0 is NaN, NaN < target is false, so nothing is seen, and the target is NaN for ever (PAPERS.md 5.2)."""
+    """0/0 is NaN, NaN < target is false, so nothing is seen, and the target is NaN for ever."""
     state: dict[str, Tensor] = {}
     gradients = pair_at(0.6, num_groups=2)
     merge(GradVac(beta=0.5), gradients, state=state)
@@ -276,7 +276,7 @@ def test_gradvac_agrees_with_torchjd_over_steps(num_tasks: int, inject: Callable
 
 @pytest.mark.parametrize("num_tasks", [1, 2, 4])
 def test_an_order_holds_every_other_task_once_and_never_the_task_itself(num_tasks: int) -> None:
-    """A gradient compared with itself is a bug of PAPERS.md 4.2."""
+    """A gradient compared with itself is a public bug"""
     orders = random_orders(num_tasks, np.random.default_rng(0))
     assert orders.shape == (num_tasks, num_tasks - 1)
     assert [sorted(order) for order in orders.tolist()] == [[j for j in range(num_tasks) if j != i] for i in range(num_tasks)]

@@ -1,4 +1,4 @@
-"""Losses and divergences against values known by hand, and the bugs of PAPERS.md 4.2 that live here."""
+"""Losses and divergences against values known by hand, and the bugs of public copies that live here."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_cross_entropy_of_equal_logits_is_log_of_the_number_of_classes() -> None
 
 
 def test_cross_entropy_of_a_sure_and_right_prediction_is_zero() -> None:
-    """Softmax applied twice could not go below log(1 + 4/e) = 0.9 (a bug of PAPERS.md 4.2)."""
+    """Softmax applied twice could not go below log(1 + 4/e) = 0.9 (a public bug)."""
     assert CrossEntropy()(20 * torch.eye(5), torch.arange(5.0)).item() == pytest.approx(0.0, abs=1e-6)
 
 
@@ -42,7 +42,7 @@ def test_bce_of_a_zero_logit_is_log_two() -> None:
 
 
 def test_bce_takes_logits_not_probabilities() -> None:
-    """With a sigmoid before the sigmoid a sure and right prediction would cost 0.31 (a bug of PAPERS.md 4.2)."""
+    """With a sigmoid before the sigmoid a sure and right prediction would cost 0.31 (a public bug)."""
     assert Bce()(column(20.0, -20.0), torch.tensor([1.0, 0.0])).item() == pytest.approx(0.0, abs=1e-6)
 
 
@@ -56,13 +56,13 @@ def test_mse_compares_each_logit_with_its_own_label() -> None:
 
 
 def test_mse_keeps_real_labels() -> None:
-    """2.4 read as an integer is 2 (a bug of PAPERS.md 4.2)."""
+    """2.4 read as an integer is 2 (a public bug)."""
     assert Mse()(column(2.4), torch.tensor([2.4])).item() == 0.0
 
 
 @pytest.mark.parametrize("loss", [CrossEntropy(), Bce(), Mse(), Pearson()])
 def test_a_batch_shown_twice_has_the_loss_of_one(loss: CrossEntropy | Bce | Mse | Pearson) -> None:
-    """A mean divided by the batch size once more would halve (a bug of PAPERS.md 4.2)."""
+    """A mean divided by the batch size once more would halve (a public bug)."""
     logits = torch.randn(6, 5 if loss.kind == "cross_entropy" else 1)
     labels = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0, 0.0])
     assert loss(logits.repeat(2, 1), labels.repeat(2)).item() == pytest.approx(loss(logits, labels).item(), abs=1e-5)
@@ -124,7 +124,7 @@ def random_logits(kind: TaskKind) -> Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_divergence_is_zero_where_both_agree_and_positive_elsewhere(kind: TaskKind) -> None:
-    """The softmax of a single logit is always 1, so that a divergence of it would be 0 (a bug of PAPERS.md 4.2)."""
+    """The softmax of a single logit is always 1, so that a divergence of it would be 0 (a public bug)."""
     p, q = random_logits(kind), random_logits(kind)
     assert divergence(kind)(p, p).item() == 0.0
     assert divergence(kind)(p, q).item() > 0.01

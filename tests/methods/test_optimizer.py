@@ -61,7 +61,7 @@ def test_a_frozen_encoder_leaves_its_groups_empty() -> None:
 
 
 def test_a_parameter_without_gradient_is_left_as_it_is() -> None:
-    """A zero gradient in its place would decay AdamW's moments and the weight (a bug of PAPERS.md 4.2)."""
+    """A zero gradient in its place would decay AdamW's moments and the weight (a public bug)."""
     encoder, heads = parts()
     optimizer = build(Optimizer(lr=0.1), encoder, heads)
     before = [parameter.clone() for parameter in encoder.parameters()]

@@ -1,4 +1,4 @@
-"""SMART on a model of two lines, against an explicit loop over examples, and the bugs of PAPERS.md 4.2.
+"""SMART on a model of two lines, against an explicit loop over examples, and the bugs of public copies
 
 Legend: B examples, N tokens, D embedding size, K outputs. The model sums tanh of a matrix over an example's tokens, so that a
 token's gradient depends on its own embedding and on the others'.
@@ -93,7 +93,7 @@ def test_the_penalty_is_returned_without_its_weight() -> None:
 
 
 def test_the_divergence_of_a_binary_task_is_not_zero() -> None:
-    """The softmax of one logit is 1: a KL of it would be 0 and the ascent random noise (a bug of PAPERS.md 4.2)."""
+    """The softmax of one logit is 1: a KL of it would be 0 and the ascent random noise (a public bug)."""
     model = Model(outputs=1)
     found = penalty(model, Smart(radius=0.1), kind="binary")
     found.backward()
@@ -107,7 +107,7 @@ def test_the_divergence_of_a_binary_task_is_not_zero() -> None:
 
 @pytest.mark.parametrize("radius", [1e-3, 0.5])
 def test_the_noise_reaches_the_radius_in_each_example_and_never_exceeds_it(radius: float) -> None:
-    """Published code normalises to about 1 whatever the radius says (a bug of PAPERS.md 4.2)."""
+    """Published code normalises to about 1 whatever the radius says (a public bug)."""
     model = Model()
     penalty(model, Smart(radius=radius))
     norms_B = max_norms(model.noises[-1], EXAMPLE_N, B)
@@ -146,7 +146,7 @@ def test_the_largest_entry_counts_by_its_size() -> None:
 
 
 def test_the_last_pass_takes_the_noise_after_the_ascent() -> None:
-    """The noise before it is only random (a bug of PAPERS.md 4.2). It goes along the gradient, so the divergence grows."""
+    """The noise before it is only random (a public bug). It goes along the gradient, so the divergence grows."""
     model = Model()
     penalty(model, Smart(radius=0.05))
     first, last = model.noises
@@ -177,7 +177,7 @@ def test_the_ascent_touches_no_parameter() -> None:
 
 
 def test_the_penalty_trains_through_the_clean_and_the_noisy_side() -> None:
-    """A penalty handed on as a number trains nothing (a bug of PAPERS.md 4.2)."""
+    """A penalty handed on as a number trains nothing (a public bug)."""
     model = Model()
     clean = model.clean()
     clean.retain_grad()

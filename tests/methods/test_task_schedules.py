@@ -21,7 +21,7 @@ def test_a_pass_shows_each_example_once() -> None:
 
 
 def test_passes_are_shuffled_afresh() -> None:
-    """One shuffle for all passes, or one subset drawn once, is a bug of PAPERS.md 4.2."""
+    """One shuffle for all passes, or one subset drawn once, is a public bug"""
     first, second = example_rows(0, 100, 0, 100), example_rows(0, 100, 100, 100)
     assert first.tolist() != list(range(100))
     assert first.tolist() != second.tolist()
@@ -67,7 +67,7 @@ def test_a_round_robin_epoch_ends_with_the_shortest_task() -> None:
 
 
 def test_a_mix_epoch_ends_with_the_longest_task() -> None:
-    """Li & Tang 2023: 2 / 24 / 2 gives 5,896 iterations an epoch (PAPERS.md 1.2)."""
+    """Li & Tang 2023: 2 / 24 / 2 gives 5,896 iterations an epoch."""
     assert Mix().epoch_examples(SIZES, {"sst": 2, "para": 24, "sts": 2}) == 5896 * 28
 
 
