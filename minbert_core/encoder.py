@@ -93,6 +93,7 @@ class Layout:
 
     @staticmethod
     def of(lengths: tuple[int, ...], device: torch.device) -> Layout:
+        """The layout of sequences of these lengths (tokens, in the batch's order); computed on the host, without waiting."""
         length_S = torch.tensor(lengths)
         first_slot_S = torch.empty_like(length_S)
         groups, num_slots = [], 0

@@ -8,7 +8,7 @@ drops is handed in at each call, so that one set of masks can be replayed; in ev
 
 `build(dim, outputs, start)`: F, K, and the logit that a head answers before it has learned anything. A regression starts in the
 middle of its label range: from 0, a squared error's first lesson is the labels' mean, and as a bias moves by the rate only, the
-shared encoder would be bent to supply it (STS then kept SST and Para at chance for thousands of steps).
+shared encoder would be bent to supply it (SST and Para stayed at chance for a whole trial; LOG.md).
 """
 
 from __future__ import annotations
