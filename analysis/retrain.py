@@ -19,9 +19,10 @@ from minbert_core.data.tasks import TASKS
 from minbert_core.data.tokens import TokenisedSplit, tokenise_test_split
 from minbert_core.evaluate import predict_logits
 from minbert_core.inputs import cache_folder, open_inputs
+from minbert_core.machine import prepare, resolve_precision
 from minbert_core.model import load_model, save_model
 from minbert_core.settings import dump_yaml
-from minbert_core.train import resolve_device, resolve_precision, train
+from minbert_core.train import train
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,7 @@ def answer(model_folder: Path, data_folder: Path, out: Path) -> None:
     import torch
 
     model, config = load_model(model_folder)
-    torch.set_num_threads(config.machine.threads)
-    device = torch.device(resolve_device(config.machine.device))
+    device = prepare(config.machine)
     precision = resolve_precision(config.machine.precision, device)
     model.to(device)
     inputs = open_inputs(config.model_copy(update={"data": str(data_folder)}) if config.data != "toy" else config)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,8 +36,9 @@ from minbert_core.methods.heads import Head, Linear
 from minbert_core.methods.loss_weights import LossWeights, Static
 from minbert_core.methods.losses import Loss, default_loss
 from minbert_core.methods.optimizer import Optimizer
+from minbert_core.methods.proximal import NoProximal, Proximal
 from minbert_core.methods.smoothness import NoSmoothness, Smoothness
-from minbert_core.methods.stages import Multitask, Stage, shares
+from minbert_core.methods.stages import Multitask, Stage, StagePlan, shares
 from minbert_core.methods.task_schedules import RoundRobin, TaskSchedule
 from minbert_core.settings import Fault, Settings, SettingsError, Variant, did_you_mean, read_yaml, shown
 
@@ -98,6 +99,10 @@ class Machine(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of matrix products; auto: bfloat16 on a GPU that has it"
     )
+    micro_batch_tokens: PositiveInt | None = Field(
+        None, description="a batch of more tokens goes through in several passes, its gradient accumulated; null: in one"
+    )
+    gpu_share: float = Field(1.0, gt=0, le=1, description="share of a GPU's memory that the trial may take")
 
 
 class Objective(Settings):
@@ -131,6 +136,7 @@ class TrialConfig(Settings):
     loss_weights: LossWeights = Static()
     gradient: GradientMethod = Sum()
     smoothness: Smoothness = NoSmoothness()
+    proximal: Proximal = NoProximal()
     optimizer: Optimizer = Optimizer()
     stages: tuple[Stage, ...] = Field((Multitask(),), min_length=1, description="what follows what; shares of the budget")
     max_length: int = Field(128, ge=8, le=512, description="tokens a sequence, specials included; longer ones are cut")
@@ -145,8 +151,8 @@ class TrialConfig(Settings):
 
     @property
     def recipe(self) -> str:
-        """The list of stage kinds; rungs are kept a recipe."""
-        return "+".join(stage.kind for stage in self.stages)
+        """What follows what: `single_task-para+multitask`; rungs are kept a recipe."""
+        return "+".join(plan.name for plan in self.stage_plans())
 
     def task(self, name: str) -> TaskPlan:
         """How task `name` is learned: its settings over those of pairs, over all, over the default, field by field."""
@@ -167,17 +173,16 @@ class TrialConfig(Settings):
 
     def stage_plans(self) -> list[StagePlan]:
         """The stages with what they inherit filled in and their shares of the budget, which sum to 1."""
-        return [
-            StagePlan(
-                kind=stage.kind,
-                share=share,
-                optimizer=stage.optimizer or self.optimizer,
-                task_schedule=stage.task_schedule or self.task_schedule,
-                gradient=stage.gradient or self.gradient,
-                smoothness=stage.smoothness or self.smoothness,
-            )
-            for stage, share in zip(self.stages, shares(self.stages), strict=True)
-        ]
+        trial = StagePlan(
+            name="",
+            tasks=self.train_on,
+            optimizer=self.optimizer,
+            task_schedule=self.task_schedule,
+            gradient=self.gradient,
+            smoothness=self.smoothness,
+            proximal=self.proximal,
+        )
+        return [replace(stage.plan(trial), share=share) for stage, share in zip(self.stages, shares(self.stages), strict=True)]
 
     def num_examples(self, sizes: Mapping[str, int]) -> int:
         """The budget in examples, given the rows of each task's train split."""
@@ -203,17 +208,10 @@ class TaskPlan:
         """Sequences an example: 2 for a pair under a bi-encoder, else 1."""
         return self.pair_encoding.vectors if self.task.is_pair else 1
 
-
-@dataclass(frozen=True)
-class StagePlan:
-    """A stage's settings, resolved."""
-
-    kind: str
-    share: float
-    optimizer: Optimizer
-    task_schedule: TaskSchedule
-    gradient: GradientMethod
-    smoothness: Smoothness
+    @property
+    def outputs(self) -> int:
+        """K, the width of the head's logits; a loss may want other than one for a regression."""
+        return self.loss.outputs(self.task.outputs)
 
 
 def _layers(task: Task) -> tuple[str, ...]:
@@ -264,8 +262,9 @@ def _task_faults(config: TrialConfig, name: str) -> Iterator[str]:
         cause = f"`{written('pair_encoding')}` is cross" if plan.task.is_pair else f"task {name} has one sentence"
         remedy = "Use pair_encoding: bi." if plan.task.is_pair else "Set it for `pairs`, not for all."
         yield f"`{written('head')}` kind '{plan.head.kind}' compares two vectors a pair, but {cause}. {remedy}"
-    if plan.head.single_output and plan.task.outputs > 1:
-        yield f"`{written('head')}` kind '{plan.head.kind}' has one output, but task {name} has {plan.task.outputs} classes."
+    if plan.head.single_output and plan.outputs > 1:
+        cause = f" under loss kind '{plan.loss.kind}'" if plan.task.outputs == 1 else ""
+        yield f"`{written('head')}` kind '{plan.head.kind}' has one output, but task {name} has {plan.outputs} classes{cause}."
     if plan.task.kind not in plan.loss.fits:
         yield (
             f"`{written('loss')}` kind '{plan.loss.kind}' does not fit task {name}, which is {plan.task.kind}; it fits: "
@@ -279,10 +278,13 @@ def _stage_faults(config: TrialConfig) -> Iterator[str]:
     except ValueError as error:  # the shares do not make a whole
         yield str(error)
         return
-    num_tasks = len(config.train_on)
     for i, (stage, plan) in enumerate(zip(config.stages, plans, strict=True)):
+        for task in plan.tasks:
+            if task not in config.train_on:
+                yield f"`stages/{i}/{stage.kind}/task` '{task}' is not in train_on{did_you_mean(task, config.train_on)}"
+        num_tasks = len(plan.tasks)
         if plan.gradient.needs_several_tasks and plan.task_schedule.tasks_per_step(num_tasks) < 2:
-            path = f"stages/{i}/{stage.kind}/gradient" if stage.gradient else "gradient"
+            path = f"stages/{i}/{stage.kind}/gradient" if getattr(stage, "gradient", None) else "gradient"
             yield (
                 f"`{path}` kind '{plan.gradient.kind}' needs several tasks a step, but task_schedule kind "
                 f"'{plan.task_schedule.kind}' over {num_tasks} task{'s' * (num_tasks != 1)} gives one. Use gradient: sum, or a "
@@ -384,10 +386,13 @@ def _lists(node: Any) -> Any:
 def lay_over(base: Any, top: Any, replaces: Callable[[Any], bool] = lambda value: False) -> Any:
     """`top` over `base`: maps merge; lists, scalars, maps of another kind and what `replaces` says replace.
 
-    A bare name is a map of that kind: over a map of the same kind it changes nothing.
+    A bare name is a map of that kind: over a map of the same kind it changes nothing. A map whose keys number the entries of a
+    list, as a path into a list makes one (`stages/0/linear_probe/lr`), changes those entries.
     """
     if replaces(base) or replaces(top):
         return top
+    if isinstance(base, list) and isinstance(top, dict) and top and set(top) <= {str(i) for i in range(len(base))}:
+        return [lay_over(item, top[str(i)], replaces) if str(i) in top else item for i, item in enumerate(base)]
     if not isinstance(top, dict):
         if isinstance(top, str) and isinstance(base, dict) and base.get("kind") == top:
             return base

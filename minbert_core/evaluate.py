@@ -29,7 +29,10 @@ def predict_logits(
     specials: tuple[int, int],
     precision: str = "float32",
 ) -> NDArray[np.float32]:
-    """Logits of every row, shape (rows, K), in the split's own order; `precision` is that of the matrix products."""
+    """What the metric reads of every row, shape (rows, K), in the split's own order: the logits, or their readout.
+
+    K is the task's own number of outputs; `precision` is that of the matrix products.
+    """
     plan = model.plans[task]
     device = next(model.parameters()).device
     lengths = split.lengths(plan.pair_encoding.kind, max_length)
@@ -37,7 +40,7 @@ def predict_logits(
     with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
         for rows in _token_budget(lengths):
             batch = pack(split, rows, plan.pair_encoding.kind, max_length, specials).to(device)
-            logits[rows] = model(task, batch).cpu().numpy()
+            logits[rows] = model.readout(task, model(task, batch).logits_BK).cpu().numpy()
     return logits
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +27,13 @@ from minbert_core.settings import dump_yaml
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
 
 
+class Output(NamedTuple):
+    """What a pass gives: logits (B, K) of the head, float32, and the features (B, F) that it read."""
+
+    logits_BK: Tensor
+    features_BF: Tensor
+
+
 class MultitaskBert(nn.Module):
     """One shared encoder and a head a task. Dropout is drawn from `masks`, so there is no train or eval mode to forget."""
 
@@ -34,27 +42,49 @@ class MultitaskBert(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.plans = dict(plans)
-        heads = {}
-        for name, plan in self.plans.items():
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed_of(seed, "head", name))
-                start = sum(plan.task.label_range) / 2 if plan.task.kind == "regression" else 0.0
-                heads[name] = plan.head.build(plan.vectors * encoder.shape.hidden_size, plan.task.outputs, start)
-        self.heads = nn.ModuleDict(heads)
+        self.heads = nn.ModuleDict({name: self._new_head(name, seed) for name in self.plans})
 
-    def forward(self, task: str, batch: PackedBatch, masks: Masks | None = None, noise_ND: Tensor | None = None) -> Tensor:
-        """Logits of a batch of one task, shape (B, K), float32.
+    def _new_head(self, task: str, seed: int) -> nn.Module:
+        plan = self.plans[task]
+        # a logit in label units begins in the middle of the labels; the logits of classes begin equal
+        start = sum(plan.task.label_range) / 2 if plan.task.kind == "regression" and plan.outputs == 1 else 0.0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(seed, "head", task))
+            return plan.head.build(plan.vectors * self.encoder.shape.hidden_size, plan.outputs, start)
 
-        masks draws the dropout (None: none). noise_ND is added to the word embeddings, before position and LayerNorm.
+    @torch.no_grad()
+    def renew_head(self, task: str, seed: int) -> None:
+        """Draw the head of `task` again, in place."""
+        fresh = self._new_head(task, seed).state_dict()
+        for name, values in self.heads[task].state_dict().items():
+            values.copy_(fresh[name])
+
+    def readout(self, task: str, logits_BK: Tensor) -> Tensor:
+        """What the task's metric reads, (B, outputs of the task): the logits, or what a loss with classes makes of them."""
+        plan = self.plans[task]
+        return plan.loss.readout(logits_BK, plan.task.label_range)
+
+    def forward(
+        self,
+        task: str,
+        batch: PackedBatch,
+        masks: Masks | None = None,
+        noise_ND: Tensor | None = None,
+        encoder_drops: bool = True,
+    ) -> Output:
+        """A pass over a batch of one task.
+
+        masks draws the dropout (None: none); with encoder_drops False in the head alone. noise_ND is added to the word
+        embeddings, before position and LayerNorm.
         """
         plan = self.plans[task]
-        hidden_ND = self.encoder(batch, masks, noise_ND)
+        hidden_ND = self.encoder(batch, masks if encoder_drops else None, noise_ND)
         pooled_SD = plan.pooling.pool(hidden_ND, batch.starts_S1, self.encoder.pooler)
         features_BF = plan.pair_encoding.features(pooled_SD) if plan.vectors == 2 else pooled_SD
         # heads are small: in float32 also under autocast, since bfloat16 would round a similarity of 4.5 to steps of 1/32
         with torch.autocast(features_BF.device.type, enabled=False):
             logits_BK: Tensor = self.heads[task](features_BF.float(), masks if masks is not None else _no_dropout)
-        return logits_BK
+        return Output(logits_BK, features_BF)
 
 
 def _no_dropout(x: Tensor, p: float) -> Tensor:

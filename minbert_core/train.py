@@ -19,14 +19,16 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from minbert_core.config import StagePlan, TrialConfig, seed_of
+from minbert_core.config import TrialConfig, seed_of
 from minbert_core.data.tokens import PackedBatch, pack
 from minbert_core.evaluate import is_constant, metric, overall, predict_logits, predictions, score
 from minbert_core.inputs import Inputs, build_encoder
-from minbert_core.methods.optimizer import linear_schedule
+from minbert_core.machine import prepare, resolve_precision, usage
+from minbert_core.methods.stages import StagePlan
 from minbert_core.methods.task_schedules import example_rows
 from minbert_core.model import MultitaskBert, build_model
 from minbert_core.step import Stepper, StepReport
@@ -84,9 +86,8 @@ def train(config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None =
 
 class _Trial:
     def __init__(self, config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None) -> None:
-        torch.set_num_threads(config.machine.threads)
         self.config, self.inputs = config, inputs
-        self.device = torch.device(resolve_device(config.machine.device))
+        self.device = prepare(config.machine)
         self.precision = resolve_precision(config.machine.precision, self.device)
         self.model = build_model(config, build_encoder(config, inputs)).to(self.device)
         self.total = config.num_examples(inputs.sizes)
@@ -112,33 +113,36 @@ class _Trial:
     def _run_stage(self, stage: StagePlan, start: int, end: int) -> Iterator[Progress]:
         """Steps from `start` to `end`, both counted in the trial's examples; may begin a step's overshoot late."""
         counters, config = self.counters, self.config
-        weights = config.loss_weights.weight
-        self.stepper = Stepper(self.model, stage, weights, seed_of(config.seed, "stage", counters.stage), self.precision)
-        if self.snapshot_at_start is not None and self.snapshot_at_start["counters"]["stage"] == counters.stage:
-            self.stepper.optimizer.load_state_dict(self.snapshot_at_start["optimizer"])
-            self.stepper.gradient_state = dict(self.snapshot_at_start["gradient"])
-        self.snapshot_at_start = None
+        snapshot, self.snapshot_at_start = self.snapshot_at_start, None
+        goes_on = snapshot is not None and snapshot["counters"]["stage"] == counters.stage
+        for task in stage.tasks if stage.fresh_heads and not goes_on else ():
+            self.model.renew_head(task, seed_of(config.seed, "fresh", counters.stage))
+        weights, seed = config.loss_weights.weight, seed_of(config.seed, "stage", counters.stage)
+        self.stepper = Stepper(self.model, stage, weights, seed, self.precision)
+        if snapshot is not None and goes_on:
+            self.stepper.restore(snapshot)
         if (due := self._due_part()) is not None:  # the snapshot was taken between the step that reached it and the evaluation
             yield self._evaluate(due)
+        sizes = {name: self.inputs.sizes[name] for name in stage.tasks}
+        batch_sizes = {name: self.model.plans[name].batch_size for name in stage.tasks}
         while counters.examples < end:
             progress = (counters.examples - start) / (end - start)
-            names = stage.task_schedule.tasks_of_step(counters.stage_step, progress, self.inputs.sizes, config.seed)
+            names = stage.task_schedule.tasks_of_step(counters.stage_step, progress, sizes, batch_sizes, config.seed)
             batches = {name: self._next_batch(name) for name in names}
-            num_examples = sum(batch.num_examples for batch in batches.values())
+            num_examples = sum(batch_sizes[name] for name in names)
             before = counters.examples
             # the rate belongs to the step's middle, so that neither the first nor the last step is wasted on a rate of 0
-            middle = before + min(num_examples, end - before) / 2
-            lr_factor = linear_schedule((middle - start) / (end - start), stage.optimizer.warmup)
+            middle = (before + min(num_examples, end - before) / 2 - start) / (end - start)
             counters.examples += num_examples
             is_log = self._log_number(before) < self._log_number(counters.examples)
-            report = self.stepper.step(counters.step, batches, lr_factor, measure=is_log)
+            report = self.stepper.step(counters.step, batches, middle, measure=is_log)
             counters.step += 1
             counters.stage_step += 1
             counters.passes += report.passes
             self.log.add(report)
             due = self._due_part()
             if is_log or due is not None:
-                yield self._progress(self._train_record(stage, lr_factor, report), None, False)
+                yield self._progress(self._train_record(stage, middle, report), None, False)
             if due is not None:
                 yield self._evaluate(due)
 
@@ -150,17 +154,25 @@ class _Trial:
     def _log_number(self, examples: int) -> int:
         return examples * LOGS_A_TRIAL // self.total
 
-    def _next_batch(self, name: str) -> PackedBatch:
-        plan, split = self.model.plans[name], self.inputs.train[name]
+    def _next_batch(self, name: str) -> list[PackedBatch]:
+        """The task's next examples, packed; in parts where they are more tokens than one pass may hold."""
+        plan, split, limit = self.model.plans[name], self.inputs.train[name], self.config.machine.micro_batch_tokens
         start = self.counters.drawn[name]
         rows = example_rows(seed_of(self.config.seed, "rows", name), len(split), start, plan.batch_size)
         self.counters.drawn[name] += plan.batch_size
-        return pack(split, rows, plan.pair_encoding.kind, self.config.max_length, self.inputs.specials).to(self.device)
+        encoding, max_length, specials = plan.pair_encoding.kind, self.config.max_length, self.inputs.specials
+        batch = pack(split, rows, encoding, max_length, specials)
+        if limit is None or sum(batch.lengths) <= limit:
+            return [batch.to(self.device)]
+        tokens_B = np.reshape(batch.lengths, (-1, len(rows))).sum(axis=0)  # two sequences an example under a bi-encoder
+        parts = np.split(rows, cuts(tokens_B.tolist(), limit))
+        return [pack(split, part, encoding, max_length, specials).to(self.device) for part in parts]
 
-    def _train_record(self, stage: StagePlan, lr_factor: float, report: StepReport) -> Record:
+    def _train_record(self, stage: StagePlan, progress: float, report: StepReport) -> Record:
         counters = self.counters
         counters.seconds = time.monotonic() - self.started
-        record = self._record("train") | self.log.flush(counters.examples) | {"train/lr": stage.optimizer.lr * lr_factor}
+        rate = stage.optimizer.lr * stage.optimizer.lr_factor(progress)
+        record = self._record("train") | self.log.flush(counters.examples) | {"train/lr": rate} | usage(self.device)
         record |= {f"train/{name}": value for name, value in report.figures.items()}
         for name, value in record.items():
             if name.endswith("_loss") and not math.isfinite(value):
@@ -208,31 +220,36 @@ class _Trial:
         return {
             "counters": asdict(self.counters),
             "model": self.model.state_dict(),
-            "optimizer": self.stepper.optimizer.state_dict(),
-            "gradient": self.stepper.gradient_state,
+            **self.stepper.state(),
         }
 
 
 class _Log:
-    """Sums of losses since the last record; tensors are waited for only when a record is written."""
+    """Sums of losses since the last record, and gradient cosines; tensors are waited for only when a record is written."""
 
     def __init__(self, examples: int) -> None:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
+        self.cosines: dict[str, list[float]] = {}
         self.examples, self.since = examples, time.monotonic()
 
     def add(self, report: StepReport) -> None:
         for name, loss in report.losses.items():
             self.sums[name] = self.sums[name] + loss if name in self.sums else loss
             self.counts[name] = self.counts.get(name, 0) + 1
+        for pair, cosine in report.cosines.items():
+            self.cosines.setdefault(pair, []).append(cosine)
 
     def flush(self, examples: int) -> dict[str, float]:
-        means = {f"train/{name}_loss": float(total) / self.counts[name] for name, total in self.sums.items()}
-        seconds = max(time.monotonic() - self.since, 1e-9)
-        speed = {"train/examples_per_second": (examples - self.examples) / seconds}
-        self.sums, self.counts, self.examples = {}, {}, examples
+        """Means since the last record: losses, speed, cosines, and of each pair the share of steps whose gradients conflict."""
+        figures = {f"train/{name}_loss": float(total) / self.counts[name] for name, total in self.sums.items()}
+        for pair, cosines in self.cosines.items():
+            figures[f"train/cosine_{pair}"] = sum(cosines) / len(cosines)
+            figures[f"train/conflicts_{pair}"] = sum(cosine < 0 for cosine in cosines) / len(cosines)
+        figures["train/examples_per_second"] = (examples - self.examples) / max(time.monotonic() - self.since, 1e-9)
+        self.sums, self.counts, self.cosines, self.examples = {}, {}, {}, examples
         self.restart()
-        return means | speed
+        return figures
 
     def restart(self) -> None:
         """Leave what has passed since (an evaluation) out of the speed."""
@@ -242,6 +259,17 @@ class _Log:
 def stage_ends(shares: list[float], total: int) -> list[int]:
     """Where each stage ends, in examples from the trial's start; the last ends with the trial, whatever its share rounds to."""
     return [math.ceil(round(share * total, 6)) for share in accumulate(shares[:-1])] + [total]
+
+
+def cuts(tokens: list[int], limit: int) -> list[int]:
+    """Where to cut a batch into parts of at most `limit` tokens each, given the tokens of its examples; none is cut itself."""
+    found, filled = [], 0
+    for i, count in enumerate(tokens):
+        if filled and filled + count > limit:
+            found.append(i)
+            filled = 0
+        filled += count
+    return found
 
 
 def evaluate_dev(model: MultitaskBert, config: TrialConfig, inputs: Inputs) -> tuple[dict[str, float], dict[str, bool]]:
@@ -256,18 +284,6 @@ def evaluate_dev(model: MultitaskBert, config: TrialConfig, inputs: Inputs) -> t
         if task.metric == "pearson" and is_constant(predictions(task, logits_BK)):
             notes[f"constant/{name}"] = True
     return metrics, notes
-
-
-def resolve_device(device: str) -> str:
-    """`auto` -> cuda where there is a GPU, else cpu."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` -> bfloat16 on a GPU that computes in it, else float32."""
-    if precision != "auto":
-        return precision
-    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
 
 
 def save_snapshot(path: Path, snapshot: dict[str, Any], records: list[Record]) -> None:

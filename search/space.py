@@ -172,7 +172,8 @@ class Space:
         """Where a baseline names a constant otherwise than the branch of `together` does that would be chosen for it."""
         for name, label in branches.items():
             for path, node in _nodes(self.together[name].branch(label), ""):
-                if path in values and not is_domain(node) and _said(node) != _said(values[path]):
+                enters = isinstance(node, list) and isinstance(values.get(path), dict)  # a path into a list: `stages/0/…`
+                if path in values and not enters and not is_domain(node) and _said(node) != _said(values[path]):
                     sets = f"the branch {label} of `together/{name}` sets {shown(_said(node))}"
                     yield fault_at(path, f"`{place}`: `{path}` is {shown(_said(values[path]))}, but {sets}.", where)
 

@@ -122,7 +122,7 @@ def test_predictions_keep_the_file_s_order_and_do_not_depend_on_the_batch(
     encoding = model.plans[task].pair_encoding.kind
     assert split.ids == read_split(inputs.data_folder, TASKS[task], "dev").ids
     with torch.no_grad():
-        alone = [model(task, pack(split, np.array([row]), encoding, 64, inputs.specials)) for row in range(len(split))]
+        alone = [model(task, pack(split, np.array([r]), encoding, 64, inputs.specials)).logits_BK for r in range(len(split))]
     alone_BK = torch.cat(alone).numpy()
     assert np.ptp(alone_BK[:, 0]) > 0.1
     for budget in (1, 100, 4096):

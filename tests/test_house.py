@@ -18,7 +18,7 @@ LAYERS = (  # each may import those above it and its own, never in a circle; a n
     ("minbert_core.data.",),
     ("minbert_core.encoder", "minbert_core.checkpoints", "minbert_core.methods."),
     ("minbert_core.config",),
-    ("minbert_core.model", "minbert_core.inputs"),
+    ("minbert_core.model", "minbert_core.inputs", "minbert_core.machine"),
     ("minbert_core.evaluate",),
     ("minbert_core.step", "minbert_core.train"),
     ("search.",),

@@ -46,7 +46,7 @@ def test_every_permitted_combination_gives_logits_of_every_task(tiny: Tiny, pool
     model, inputs = built(tiny(tasks=tasks))
     for task, outputs in (("sst", 5), ("para", 1), ("sts", 1)):
         for masks in (None, Masks(0)):
-            logits_BK = model(task, batch_of(model, inputs, task), masks)
+            logits_BK = model(task, batch_of(model, inputs, task), masks).logits_BK
             assert logits_BK.shape == (5, outputs)
             assert logits_BK.dtype == torch.float32
             assert logits_BK.isfinite().all()
@@ -56,7 +56,7 @@ def test_every_permitted_combination_gives_logits_of_every_task(tiny: Tiny, pool
 def test_logits_are_float32_under_autocast(tiny: Tiny) -> None:
     model, inputs = built(tiny())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits_BK = model("sst", batch_of(model, inputs, "sst"))
+        logits_BK = model("sst", batch_of(model, inputs, "sst")).logits_BK
     assert logits_BK.dtype == torch.float32
     assert not torch.equal(logits_BK, logits_BK.bfloat16().float())  # not rounded on the way: heads compute in float32
 
@@ -86,7 +86,7 @@ def test_heads_depend_on_the_seed_and_the_task_alone(tiny: Tiny) -> None:
 def test_a_fresh_regression_head_answers_the_middle_of_the_label_range(tiny: Tiny) -> None:
     model, inputs = built(tiny())
     for task, middle in (("sts", 2.5), ("para", 0.0)):
-        assert float(model(task, batch_of(model, inputs, task)).detach().mean()) == pytest.approx(middle, abs=0.5)
+        assert float(model(task, batch_of(model, inputs, task)).logits_BK.detach().mean()) == pytest.approx(middle, abs=0.5)
 
 
 def test_u_is_the_first_sentence_and_v_the_second(tiny: Tiny) -> None:
@@ -102,7 +102,7 @@ def test_u_is_the_first_sentence_and_v_the_second(tiny: Tiny) -> None:
             layer.bias.zero_()
             layer.weight.zero_()
             layer.weight[0, 64 * column : 64 * (column + 1)] = direction_D
-        logits_BK = model("sts", batch_of(model, inputs, "sts", rows)).detach()
+        logits_BK = model("sts", batch_of(model, inputs, "sts", rows)).logits_BK.detach()
         for row, logit_K in zip(rows, logits_BK, strict=True):
             (pieces,) = inputs.tokenizer.encode([texts[row][column]])
             sentence = [inputs.specials[0], *pieces, inputs.specials[1]]
@@ -139,11 +139,11 @@ def test_masks_reach_encoder_and_head(tiny: Tiny) -> None:
     config = tiny(tasks={"all": {"head": {"kind": "linear", "dropout": 0.5}}})
     model, inputs = built(config)
     batch = batch_of(model, inputs, "sst")
-    plain_BK, dropped_BK = model("sst", batch), model("sst", batch, Masks(1))
-    assert torch.equal(dropped_BK, model("sst", batch, Masks(1)))
+    plain_BK, dropped_BK = model("sst", batch).logits_BK, model("sst", batch, Masks(1)).logits_BK
+    assert torch.equal(dropped_BK, model("sst", batch, Masks(1)).logits_BK)
     assert not torch.allclose(plain_BK, dropped_BK, atol=1e-4)
     model.encoder.hidden_dropout = model.encoder.attention_dropout = 0.0
-    assert not torch.allclose(plain_BK, model("sst", batch, Masks(1)), atol=1e-4)  # the head's own
+    assert not torch.allclose(plain_BK, model("sst", batch, Masks(1)).logits_BK, atol=1e-4)  # the head's own
 
 
 def test_a_max_length_beyond_the_positions_is_refused(tiny: Tiny) -> None:
@@ -167,8 +167,8 @@ def test_a_saved_model_answers_bit_for_bit_the_same(tiny: Tiny, tmp_path: Path, 
     assert loaded_config == config
     for task in ("sst", "para", "sts"):
         batch = batch_of(model, inputs, task)
-        assert torch.equal(model(task, batch), loaded(task, batch))
-        assert torch.equal(model(task, batch, Masks(3)), loaded(task, batch, Masks(3)))
+        assert torch.equal(model(task, batch).logits_BK, loaded(task, batch).logits_BK)
+        assert torch.equal(model(task, batch, Masks(3)).logits_BK, loaded(task, batch, Masks(3)).logits_BK)
 
 
 def test_saving_again_replaces_the_model_and_leaves_nothing_beside_it(tiny: Tiny, tmp_path: Path) -> None:

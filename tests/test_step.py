@@ -51,8 +51,10 @@ class Bench:
         encodings = {name: self.model.plans[name].pair_encoding.kind for name in tasks or self.config.train_on}
         return {n: pack(self.inputs.train[n], rows_B, e, 64, self.inputs.specials) for n, e in encodings.items()}
 
-    def step(self, number: int = 0, batches: Batches | None = None, lr_factor: float = 1.0, measure: bool = False) -> Any:
-        return self.stepper.step(number, batches or self.batches(), lr_factor, measure)
+    def step(self, number: int = 0, batches: Batches | None = None, progress: float = 0.1, measure: bool = False) -> Any:
+        """A step over whole batches, at the peak of the rate unless `progress` says otherwise."""
+        parts = {task: [batch] for task, batch in (batches or self.batches()).items()}
+        return self.stepper.step(number, parts, progress, measure)
 
     def merged_P(self) -> Tensor:
         """The shared gradient that the optimiser read, in the order of the groups."""
@@ -71,8 +73,8 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def loss_of(model: MultitaskBert, task: str, batch: PackedBatch, number: int = 0) -> Tensor:
     """The plain loss of one task under the step's own dropout masks, written out here again."""
-    masks = Masks(seed_of(SEED, "masks", number, task))
-    return LOSSES[task](model(task, batch, masks), batch.labels_B)
+    masks = Masks(seed_of(SEED, "masks", number, task, 0))
+    return LOSSES[task](model(task, batch, masks).logits_BK, batch.labels_B)
 
 
 def shared_P(model: MultitaskBert) -> list[nn.Parameter]:
@@ -147,7 +149,7 @@ def test_sts_labels_stay_real_numbers(tiny: Tiny) -> None:
     batch = bench.batches()["sts"]
     assert (batch.labels_B % 1 != 0).any()
     with torch.no_grad():
-        wanted = (bench.model("sts", batch)[:, 0] - batch.labels_B).square().mean()
+        wanted = (bench.model("sts", batch).logits_BK[:, 0] - batch.labels_B).square().mean()
     assert float(bench.step().losses["sts"]) == pytest.approx(float(wanted), rel=1e-5)
 
 
@@ -192,10 +194,10 @@ def test_the_optimiser_reads_the_buffer_and_moves_every_parameter(tiny: Tiny) ->
 
 def test_the_rate_factor_scales_each_group_s_own_rate(tiny: Tiny) -> None:
     bench = Bench(tiny(optimizer={"lr": 1e-3, "head_lr_factor": 10}))
-    bench.step(lr_factor=0.5)
+    bench.step(progress=0.05)  # half-way through a warm-up of a tenth
     assert [group["lr"] for group in bench.stepper.optimizer.param_groups] == pytest.approx([5e-4, 5e-4, 5e-3, 5e-3])
     before = [parameter.detach().clone() for parameter in bench.model.parameters()]
-    bench.step(1, lr_factor=0.0)
+    bench.step(1, progress=1.0)
     assert all(torch.equal(one, other) for one, other in zip(before, bench.model.parameters(), strict=True))
 
 
@@ -303,10 +305,10 @@ def test_gradvac_survives_a_group_that_only_one_task_reaches(tiny: Tiny) -> None
 def test_the_cosines_of_the_shared_gradients_are_reported(tiny: Tiny) -> None:
     bench = opposed(Bench(tiny(gradient="pcgrad")))
     rows_TP, _ = task_gradients(bench.copy(), bench.batches())
-    figures = bench.step(measure=True).figures
+    cosines = bench.step().cosines
     wanted = functional.cosine_similarity(rows_TP[1], rows_TP[2], dim=0)
-    assert figures["cosine_para_sts"] == pytest.approx(float(wanted), abs=1e-4)
-    assert {name for name in figures if name.startswith("cosine")} == {"cosine_sst_para", "cosine_sst_sts", "cosine_para_sts"}
+    assert cosines["para_sts"] == pytest.approx(float(wanted), abs=1e-4)
+    assert set(cosines) == {"sst_para", "sst_sts", "para_sts"}
 
 
 # ------------------------------------------------------------------------------------------------------- what is not touched

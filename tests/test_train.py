@@ -14,13 +14,12 @@ import torch
 
 from minbert_core.config import TrialConfig
 from minbert_core.inputs import open_inputs
+from minbert_core.machine import resolve_device, resolve_precision
 from minbert_core.train import (
     NotFiniteError,
     Progress,
     evaluate_dev,
     load_snapshot,
-    resolve_device,
-    resolve_precision,
     save_snapshot,
     stage_ends,
     train,
@@ -28,7 +27,7 @@ from minbert_core.train import (
 
 Tiny = Callable[..., TrialConfig]
 Records = list[dict[str, Any]]
-CLOCK = ("time_ms", "seconds", "train/examples_per_second")
+CLOCK = ("time_ms", "seconds", "train/examples_per_second", "system/peak_memory_gb")
 
 
 def without_clock(records: Records) -> Records:
@@ -334,7 +333,7 @@ def saved(tiny: Tiny, tmp_path: Path) -> Path:
 def test_a_snapshot_is_one_file_with_counters_tensors_and_records(saved: Path) -> None:
     assert [path.name for path in saved.parent.iterdir()] == ["snapshot.pt"]
     snapshot, records = load_snapshot(saved)
-    assert set(snapshot) == {"counters", "model", "optimizer", "gradient"}
+    assert set(snapshot) == {"counters", "model", "optimizer", "gradient", "teacher"}
     assert snapshot["counters"]["examples"] == 24
     assert len(records) == 1
 

@@ -9,6 +9,9 @@ drops is handed in at each call, so that one set of masks can be replayed; in ev
 `build(dim, outputs, start)`: F, K, and the logit that a head answers before it has learned anything. A regression starts in the
 middle of its label range: from 0, a squared error's first lesson is the labels' mean, and as a bias moves by the rate only, the
 shared encoder would be bent to supply it (SST and Para stayed at chance for a whole trial; LOG.md).
+
+What a head says of itself: `needs_pair_vectors`, its features must be [u; v]; `single_output`, K must be 1;
+`reads_cosine_only`, its logit grows with cos(u, v) and depends on nothing else: it can answer without having been trained.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from torch.nn import functional
 from minbert_core.settings import BARE_NAME, Variant
 
 Drop = Callable[[Tensor, float], Tensor]  # (values, probability) -> values with some of them dropped
+Activation = Callable[[Tensor], Tensor]
 
 INITIAL_DEVIATION = 0.02  # of weights, N(0, 0.02²): BERT's own (Devlin et al. 2019, `initializer_range`)
 
@@ -53,12 +57,18 @@ def with_difference(features_BF: Tensor) -> Tensor:
     return torch.cat([features_BF, (u_BD - v_BD).abs()], dim=1)
 
 
-class Layers(nn.Module):
-    """Linear layers with ReLU between them, dropout before each; `sizes` are F, the hidden widths, K; `start` the last bias."""
+def cosines(features_BF: Tensor) -> Tensor:
+    """cos(u, v) of features [u; v], shape (B, 1), float32; 0 where one of the two is zero."""
+    u_BD, v_BD = halves(features_BF.float())
+    return functional.cosine_similarity(u_BD, v_BD, dim=1)[:, None]
 
-    def __init__(self, sizes: tuple[int, ...], dropout: float, start: float) -> None:
+
+class Layers(nn.Module):
+    """Linear layers, `activation` between, dropout before each; `sizes` are F, the hidden widths, K; `start` the last bias."""
+
+    def __init__(self, sizes: tuple[int, ...], dropout: float, start: float, activation: Activation = torch.relu) -> None:
         super().__init__()
-        self.dropout = dropout
+        self.dropout, self.activation = dropout, activation
         layers = [make_linear(inputs, outputs) for inputs, outputs in pairwise(sizes)]
         nn.init.constant_(layers[-1].bias, start)
         self.layers = nn.ModuleList(layers)
@@ -66,7 +76,7 @@ class Layers(nn.Module):
     def forward(self, features_BF: Tensor, drop: Drop) -> Tensor:
         values = features_BF
         for i, layer in enumerate(self.layers):
-            values = layer(drop(values.relu() if i else values, self.dropout))
+            values = layer(drop(self.activation(values) if i else values, self.dropout))
         return values
 
 
@@ -77,18 +87,23 @@ class DifferenceLayers(Layers):
         return super().forward(with_difference(features_BF), drop)
 
 
+class DifferenceLayersAndCosine(DifferenceLayers):
+    """`Layers` over [u; v; |u - v|], plus cos(u, v) of the features before dropout, shape (B, 1)."""
+
+    def forward(self, features_BF: Tensor, drop: Drop) -> Tensor:
+        return super().forward(features_BF, drop) + cosines(features_BF)
+
+
 class ScaledCosine(nn.Module):
     """a * cos(u, v) + b, shape (B, 1), with a and b learned."""
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, scale: float, offset: float) -> None:
         super().__init__()
         self.a = nn.Parameter(torch.tensor([scale]))
-        self.b = nn.Parameter(torch.zeros(1))
+        self.b = nn.Parameter(torch.tensor([offset]))
 
     def forward(self, features_BF: Tensor, drop: Drop) -> Tensor:
-        u_BD, v_BD = halves(features_BF)
-        cosine_B = functional.cosine_similarity(u_BD.float(), v_BD.float(), dim=1)
-        return self.a * cosine_B[:, None] + self.b
+        return self.a * cosines(features_BF) + self.b
 
 
 class Linear(Variant):
@@ -98,6 +113,7 @@ class Linear(Variant):
     dropout: Dropout = 0.1
     needs_pair_vectors: ClassVar[bool] = False
     single_output: ClassVar[bool] = False
+    reads_cosine_only: ClassVar[bool] = False
 
     def build(self, dim: int, outputs: int, start: float = 0.0) -> nn.Module:
         return Layers((dim, outputs), self.dropout, start)
@@ -113,6 +129,7 @@ class Mlp(Variant):
     dropout: Dropout = 0.1
     needs_pair_vectors: ClassVar[bool] = False
     single_output: ClassVar[bool] = False
+    reads_cosine_only: ClassVar[bool] = False
 
     def build(self, dim: int, outputs: int, start: float = 0.0) -> nn.Module:
         return Layers((dim, *self.hidden, outputs), self.dropout, start)
@@ -125,28 +142,67 @@ class Sbert(Variant):
     dropout: Dropout = 0.1
     needs_pair_vectors: ClassVar[bool] = True
     single_output: ClassVar[bool] = False
+    reads_cosine_only: ClassVar[bool] = False
 
     def build(self, dim: int, outputs: int, start: float = 0.0) -> nn.Module:
         assert dim % 2 == 0, f"sbert takes [u; v], an even number of features, not {dim}"
         return DifferenceLayers((dim // 2 * 3, outputs), self.dropout, start)
 
 
+class SbertCosine(Variant):
+    """W [u; v; |u - v|] + cos(u, v): the STS head of Liu & Maniku 2023.  Needs u and v apart, and a task of one output.
+
+    They write cos(u, v) as a vector of K numbers; it is a scalar. It enters unscaled, and from features that are whole (see
+    `cosine` on dropout).
+    """
+
+    kind: Literal["sbert_cosine"] = "sbert_cosine"
+    dropout: Dropout = 0.1
+    needs_pair_vectors: ClassVar[bool] = True
+    single_output: ClassVar[bool] = True
+    reads_cosine_only: ClassVar[bool] = False
+
+    def build(self, dim: int, outputs: int, start: float = 0.0) -> nn.Module:
+        assert dim % 2 == 0, f"sbert_cosine takes [u; v], an even number of features, not {dim}"
+        assert outputs == 1, f"sbert_cosine gives one output, not {outputs}"
+        return DifferenceLayersAndCosine((dim // 2 * 3, outputs), self.dropout, start)
+
+
+class Halving(Variant):
+    """A second layer, half as wide as the features, with LeakyReLU (slope 0.01, PyTorch's): after Liu & Maniku 2023.
+
+    Departure: the layer is the task's own; theirs was shared by all tasks.
+    """
+
+    kind: Literal["halving"] = "halving"
+    dropout: Dropout = 0.1
+    needs_pair_vectors: ClassVar[bool] = False
+    single_output: ClassVar[bool] = False
+    reads_cosine_only: ClassVar[bool] = False
+
+    def build(self, dim: int, outputs: int, start: float = 0.0) -> nn.Module:
+        return Layers((dim, dim // 2, outputs), self.dropout, start, functional.leaky_relu)
+
+
 class Cosine(Variant):
     """a cos(u, v) + b: the cosine of Reimers & Gurevych 2019 (arXiv 1908.10084, section 3), scaled to the task's labels.
 
-    Departure: a and b are learned, since labels lie in 0..5 and not in -1..1; b starts at 0 whatever `start`. No dropout: a
-    cosine of two vectors with different coordinates missing is another quantity. Needs u and v apart, and a task of one output.
+    Departure: a and b are learned, since labels lie in 0..5 and not in -1..1; b starts at `offset` whatever `start`. No
+    dropout: a cosine of two vectors with different coordinates missing is another quantity. Needs u and v apart, and a task of
+    one output.
     """
 
     kind: Literal["cosine"] = "cosine"
-    scale: float = Field(5.0, gt=0, description="initial value of a, in label units (logits, for a binary task); b starts at 0")
+    scale: float = Field(5.0, gt=0, description="initial value of a, in label units (logits, for a binary task)")
+    offset: float = Field(0.0, description="initial value of b, in label units; -offset/scale is the cosine whose logit is 0")
     needs_pair_vectors: ClassVar[bool] = True
     single_output: ClassVar[bool] = True
+    reads_cosine_only: ClassVar[bool] = True
 
     def build(self, dim: int, outputs: int, start: float = 0.0) -> nn.Module:
         assert dim % 2 == 0, f"cosine takes [u; v], an even number of features, not {dim}"
         assert outputs == 1, f"cosine gives one output, not {outputs}"
-        return ScaledCosine(self.scale)
+        return ScaledCosine(self.scale, self.offset)
 
 
-Head = Annotated[Linear | Mlp | Sbert | Cosine, Field(discriminator="kind"), BARE_NAME]
+Head = Annotated[Linear | Mlp | Halving | Sbert | SbertCosine | Cosine, Field(discriminator="kind"), BARE_NAME]

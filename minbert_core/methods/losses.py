@@ -1,10 +1,19 @@
 """Losses of a task, and the divergence between two predictions of it, which smoothness regularisers use.
 
-Flow: logits_BK and labels_B -> loss -> one backward pass a task.
-Legend: B examples of the batch, K outputs (classes, or 1).
+Flow: values and labels_B -> loss -> one backward pass a task;  logits_BK -> readout -> metric, divergence.
+Legend: B examples of the batch, D hidden size, F features, K outputs of the head (classes, or 1).
 
-Every loss is the mean over the batch, a float32 scalar. A divergence acts on what the task's metric reads: the softmax of
-classes, the sigmoid of a single logit (whose softmax is always 1), the logit itself in label units for regression.
+Every loss is a float32 scalar of the batch. What a loss says of itself:
+
+    fits                 the kinds of task it is for
+    reads_features       False: its values are the head's logits_BK; True: features_BF, and the head is left as it was built
+    needs_pair_vectors   its features must be [u; v], two vectors a pair
+    is_mean              the batch's loss is the mean of its examples' losses, so that parts of a batch may be weighed by size
+    outputs(K)           how many logits the head must give a task of K outputs
+    readout(logits_BK)   what the task's metric reads, (B, outputs of the task): the logits themselves, unless a loss says else
+
+A divergence acts on the readout: the softmax of classes, the sigmoid of a single logit (whose softmax is always 1), the number
+itself in label units for regression.
 """
 
 from __future__ import annotations
@@ -19,6 +28,8 @@ from torch.nn import functional
 
 from minbert_core.data.tasks import TaskKind
 from minbert_core.settings import BARE_NAME, Variant
+
+LabelRange = tuple[float, float]  # lowest and highest label of a task, both possible
 
 PEARSON_EPS = 1e-6  # keeps r and its gradient finite where all predictions are equal; no source, far below real variances
 
@@ -40,6 +51,32 @@ def pearson_loss(predictions_B: Tensor, labels_B: Tensor) -> Tensor:
     r = (x_B * y_B).sum() / (x_B.square().sum() * y_B.square().sum() + PEARSON_EPS).sqrt()
     exists = labels_B.amax() > labels_B.amin()  # not y_B == 0: the mean of equal numbers may be a rounding error off
     return torch.where(exists, 1 - r, torch.zeros_like(r))
+
+
+def cosine_embedding_loss(features_BF: Tensor, are_alike_B: Tensor, margin: float) -> Tensor:
+    """Mean of 1 - cos(u, v) where the pair is alike, of max(0, cos(u, v) - margin) where not; a scalar in [0, 2].
+
+    features_BF is [u; v], are_alike_B boolean. Source: PyTorch, CosineEmbeddingLoss.
+    """
+    u_BD, v_BD = features_BF.float().chunk(2, dim=1)
+    return functional.cosine_embedding_loss(u_BD, v_BD, 2.0 * are_alike_B - 1, margin=margin)
+
+
+def class_values(classes: int, label_range: LabelRange, device: torch.device) -> Tensor:
+    """The labels that classes 0, 1, ... stand for, equally spaced from the lowest to the highest, shape (classes,)."""
+    return torch.linspace(*label_range, classes, device=device)
+
+
+def nearest_classes(labels_B: Tensor, classes: int, label_range: LabelRange) -> Tensor:
+    """The class whose value is nearest to each label, shape (B,), int64; halfway between two it is the even one."""
+    low, high = label_range
+    return ((labels_B.float() - low) * ((classes - 1) / (high - low))).round().long()
+
+
+def expected_labels(logits_BK: Tensor, label_range: LabelRange) -> Tensor:
+    """The mean of the K classes' values under the softmax, shape (B, 1), float32, within the label range."""
+    values_K = class_values(logits_BK.shape[1], label_range, logits_BK.device)
+    return logits_BK.float().softmax(dim=1) @ values_K[:, None]
 
 
 def class_divergence(logits_p_BK: Tensor, logits_q_BK: Tensor) -> Tensor:
@@ -77,9 +114,18 @@ class CrossEntropy(Variant):
 
     kind: Literal["cross_entropy"] = "cross_entropy"
     fits: ClassVar[tuple[TaskKind, ...]] = ("classification",)
+    reads_features: ClassVar[bool] = False
+    needs_pair_vectors: ClassVar[bool] = False
+    is_mean: ClassVar[bool] = True
 
-    def __call__(self, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+    def __call__(self, logits_BK: Tensor, labels_B: Tensor, label_range: LabelRange) -> Tensor:
         return functional.cross_entropy(logits_BK.float(), labels_B.long())
+
+    def outputs(self, task_outputs: int) -> int:
+        return task_outputs
+
+    def readout(self, logits_BK: Tensor, label_range: LabelRange) -> Tensor:
+        return logits_BK
 
 
 class Bce(Variant):
@@ -87,9 +133,18 @@ class Bce(Variant):
 
     kind: Literal["bce"] = "bce"
     fits: ClassVar[tuple[TaskKind, ...]] = ("binary",)
+    reads_features: ClassVar[bool] = False
+    needs_pair_vectors: ClassVar[bool] = False
+    is_mean: ClassVar[bool] = True
 
-    def __call__(self, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+    def __call__(self, logits_BK: Tensor, labels_B: Tensor, label_range: LabelRange) -> Tensor:
         return functional.binary_cross_entropy_with_logits(single_logit(logits_BK), labels_B.float())
+
+    def outputs(self, task_outputs: int) -> int:
+        return task_outputs
+
+    def readout(self, logits_BK: Tensor, label_range: LabelRange) -> Tensor:
+        return logits_BK
 
 
 class Mse(Variant):
@@ -97,9 +152,18 @@ class Mse(Variant):
 
     kind: Literal["mse"] = "mse"
     fits: ClassVar[tuple[TaskKind, ...]] = ("regression",)
+    reads_features: ClassVar[bool] = False
+    needs_pair_vectors: ClassVar[bool] = False
+    is_mean: ClassVar[bool] = True
 
-    def __call__(self, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+    def __call__(self, logits_BK: Tensor, labels_B: Tensor, label_range: LabelRange) -> Tensor:
         return functional.mse_loss(single_logit(logits_BK), labels_B.float())
+
+    def outputs(self, task_outputs: int) -> int:
+        return task_outputs
+
+    def readout(self, logits_BK: Tensor, label_range: LabelRange) -> Tensor:
+        return logits_BK
 
 
 class Pearson(Variant):
@@ -107,12 +171,103 @@ class Pearson(Variant):
 
     kind: Literal["pearson"] = "pearson"
     fits: ClassVar[tuple[TaskKind, ...]] = ("regression",)
+    reads_features: ClassVar[bool] = False
+    needs_pair_vectors: ClassVar[bool] = False
+    is_mean: ClassVar[bool] = False
 
-    def __call__(self, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+    def __call__(self, logits_BK: Tensor, labels_B: Tensor, label_range: LabelRange) -> Tensor:
         return pearson_loss(single_logit(logits_BK), labels_B.float())
 
+    def outputs(self, task_outputs: int) -> int:
+        return task_outputs
 
-Loss = Annotated[CrossEntropy | Bce | Mse | Pearson, Field(discriminator="kind"), BARE_NAME]
+    def readout(self, logits_BK: Tensor, label_range: LabelRange) -> Tensor:
+        return logits_BK
+
+
+class MsePearson(Variant):
+    """mse_share * MSE + (1 - mse_share) * (1 - r): correlation, with the scale that r alone does not teach.
+
+    Ours; its limits are mse (share 1) and pearson (share 0). MSE is in squared label units, 1 - r in [0, 2].
+    """
+
+    kind: Literal["mse_pearson"] = "mse_pearson"
+    mse_share: float = Field(0.5, ge=0, le=1, description="weight of the MSE, in [0, 1]; 1 - r has the rest")
+    fits: ClassVar[tuple[TaskKind, ...]] = ("regression",)
+    reads_features: ClassVar[bool] = False
+    needs_pair_vectors: ClassVar[bool] = False
+    is_mean: ClassVar[bool] = False
+
+    def __call__(self, logits_BK: Tensor, labels_B: Tensor, label_range: LabelRange) -> Tensor:
+        predictions_B, labels_B = single_logit(logits_BK), labels_B.float()
+        squared, correlation = functional.mse_loss(predictions_B, labels_B), pearson_loss(predictions_B, labels_B)
+        return self.mse_share * squared + (1 - self.mse_share) * correlation
+
+    def outputs(self, task_outputs: int) -> int:
+        return task_outputs
+
+    def readout(self, logits_BK: Tensor, label_range: LabelRange) -> Tensor:
+        return logits_BK
+
+
+class CosineEmbedding(Variant):
+    """PyTorch's CosineEmbeddingLoss on u and v: alike pairs to a cosine of 1, others to `margin` or below.
+
+    It trains the encoder alone: a head must answer that reads the cosine and needs no training. Its logit is 0, which parts the
+    classes of a binary task, where the cosine is -offset / scale: that should lie midway, at (1 + margin) / 2. Pearson's r does
+    not depend on either.
+    """
+
+    kind: Literal["cosine_embedding"] = "cosine_embedding"
+    threshold: float = Field(
+        0.5, gt=0, le=1, description="a pair is alike from this share of the label range on, in (0, 1]; 0.5 is 2.5 of STS"
+    )
+    margin: float = Field(0.0, ge=-1, lt=1, description="cosine in [-1, 1) up to which a pair that is not alike costs nothing")
+    fits: ClassVar[tuple[TaskKind, ...]] = ("regression", "binary")
+    reads_features: ClassVar[bool] = True
+    needs_pair_vectors: ClassVar[bool] = True
+    is_mean: ClassVar[bool] = True
+
+    def __call__(self, features_BF: Tensor, labels_B: Tensor, label_range: LabelRange) -> Tensor:
+        low, high = label_range
+        return cosine_embedding_loss(features_BF, labels_B.float() >= low + self.threshold * (high - low), self.margin)
+
+    def outputs(self, task_outputs: int) -> int:
+        return task_outputs
+
+    def readout(self, logits_BK: Tensor, label_range: LabelRange) -> Tensor:
+        return logits_BK
+
+
+class Classes(Variant):
+    """Regression as classes: cross-entropy to the nearest of `classes` equally spaced labels (Kehoe & Ravella 2024, the text).
+
+    Departure: the answer is the expected label under the softmax, not the likeliest class's. The metric is Pearson's r, from
+    which rounding to a few values only takes; and an argmax has no gradient, which smoothness and proximal terms need.
+    """
+
+    kind: Literal["classes"] = "classes"
+    classes: int = Field(
+        6, ge=2, description="number of classes; class k stands for low + k (high - low) / (classes - 1); 6: STS 0, 1, ..., 5"
+    )
+    fits: ClassVar[tuple[TaskKind, ...]] = ("regression",)
+    reads_features: ClassVar[bool] = False
+    needs_pair_vectors: ClassVar[bool] = False
+    is_mean: ClassVar[bool] = True
+
+    def __call__(self, logits_BK: Tensor, labels_B: Tensor, label_range: LabelRange) -> Tensor:
+        return functional.cross_entropy(logits_BK.float(), nearest_classes(labels_B, self.classes, label_range))
+
+    def outputs(self, task_outputs: int) -> int:
+        return self.classes
+
+    def readout(self, logits_BK: Tensor, label_range: LabelRange) -> Tensor:
+        return expected_labels(logits_BK, label_range)
+
+
+Loss = Annotated[
+    CrossEntropy | Bce | Mse | Pearson | MsePearson | CosineEmbedding | Classes, Field(discriminator="kind"), BARE_NAME
+]
 
 
 def default_loss(kind: TaskKind) -> CrossEntropy | Bce | Mse:

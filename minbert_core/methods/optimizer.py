@@ -1,11 +1,14 @@
 """The optimiser: AdamW's parameter groups, and the learning rate as a pure function of a stage's progress.
 
-Flow: merged gradient -> clip (global norm, heads included) -> rate of each group = base_lr * linear_schedule(...) -> AdamW.
+Flow: merged gradient -> clip (global norm, heads included) -> rate of each group = base_lr * lr_factor(progress) -> AdamW.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -15,26 +18,73 @@ from minbert_core.settings import Settings
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
+LAYER = re.compile(r"layers\.(\d+)\.")  # as the encoder names what is in its layers
+
+
+def warmed_and_left(progress: float, warmup: float) -> tuple[float, float]:
+    """How much of the warm-up is done and how much of what follows it is left, both in [0, 1], at a progress in [0, 1]."""
+    progress = min(max(progress, 0.0), 1.0)
+    if progress < warmup:
+        return progress / warmup, 1.0
+    return 1.0, (1 - progress) / (1 - warmup) if warmup < 1 else 1.0
+
 
 def linear_schedule(progress: float, warmup: float) -> float:
-    """The learning rate's factor in [0, 1] at a progress in [0, 1]: up linearly until `warmup`, then down linearly to 0 at 1.
+    """The learning rate's factor in [0, 1]: up linearly until `warmup`, then down linearly to 0 at a progress of 1.
 
     Source: Devlin et al. 2019 (arXiv 1810.04805), appendix A.2.
     """
-    progress = min(max(progress, 0.0), 1.0)
-    if progress < warmup:
-        return progress / warmup
-    return (1 - progress) / (1 - warmup) if warmup < 1 else 1.0
+    warmed, left = warmed_and_left(progress, warmup)
+    return warmed * left
+
+
+def cosine_schedule(progress: float, warmup: float) -> float:
+    """The learning rate's factor in [0, 1]: up linearly until `warmup`, then down to 0 along half a cosine.
+
+    Source: Loshchilov & Hutter 2017 (arXiv 1608.03983), eq. 5 with one period and a minimum of 0; the warm-up is BERT's.
+    """
+    warmed, left = warmed_and_left(progress, warmup)
+    return warmed * (1 - math.cos(math.pi * left)) / 2
+
+
+def constant_schedule(progress: float, warmup: float) -> float:
+    """The learning rate's factor in [0, 1]: up linearly until `warmup`, then 1.  The course's own training has no other."""
+    warmed, _ = warmed_and_left(progress, warmup)
+    return warmed
+
+
+LR_SCHEDULES = {"linear": linear_schedule, "cosine": cosine_schedule, "constant": constant_schedule}
+
+
+def num_layers_of(encoder_names: Iterable[str]) -> int:
+    """L, the number of transformer layers, from the names of the encoder's parameters."""
+    return 1 + max((int(match[1]) for name in encoder_names if (match := LAYER.match(name))), default=-1)
+
+
+def layer_of(name: str, num_layers: int) -> int:
+    """The layer of an encoder's parameter: 0 for the embeddings, 1 to L for the layers, L for the pooler on top of them."""
+    if match := LAYER.match(name):
+        return int(match[1]) + 1
+    if name.startswith("pooler."):
+        return num_layers
+    assert "embedding" in name, f"a parameter of the encoder is of the embeddings, a layer or the pooler, not '{name}'"
+    return 0
 
 
 class Optimizer(Settings):
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with linear warm-up and decay, as BERT is fine-tuned."""
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with linear warm-up, then decay, as BERT is fine-tuned."""
 
     lr: float = Field(2e-5, gt=0, le=1, description="peak learning rate of the encoder, a step")
     head_lr_factor: float = Field(
         1.0, gt=0, description="the heads' learning rate as a multiple of the encoder's, without unit"
     )
     warmup: float = Field(0.1, ge=0, le=1, description="share of the stage's steps, in [0, 1], in which the rate rises from 0")
+    lr_schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="what the rate does after the warm-up: fall to 0 along a line, along half a cosine, or stay"
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="the rate of each encoder layer as a multiple of that of the layer above, without unit"
+    )
     weight_decay: float = Field(
         0.01, ge=0, description="decoupled weight decay, a step and unit of rate; none on biases, LayerNorm and scalars"
     )
@@ -49,17 +99,36 @@ class Optimizer(Settings):
             raise ValueError(f"must be in [0, 1]. Got {value!r}. It is a share of the steps, not a count.")
         return value
 
-    def build(self, encoder_named_parameters: NamedParameters, head_named_parameters: NamedParameters) -> torch.optim.AdamW:
-        """AdamW with four groups: encoder and heads, each with and without weight decay; a group may be empty.
+    def lr_factor(self, progress: float) -> float:
+        """What every group's rate is multiplied by, in [0, 1], at a stage's progress in [0, 1]."""
+        return LR_SCHEDULES[self.lr_schedule](progress, self.warmup)
 
-        Parameters that need no gradient are left out. Each group carries `base_lr`, the rate at the schedule's peak, and
-        starts there. Matrices decay; vectors (biases, LayerNorm, a cosine head's scalars) do not.
+    def build(self, encoder_named_parameters: NamedParameters, head_named_parameters: NamedParameters) -> torch.optim.AdamW:
+        """AdamW with two groups a rate, with and without weight decay; a group may be empty. The heads' two come last.
+
+        One rate serves the whole encoder where `layer_decay` is 1; else layer l of L has lr * layer_decay^(L - l) (xi of Sun et
+        al. 2019, arXiv 1905.05583, section 5.4.3, after Howard & Ruder 2018, arXiv 1801.06146); the embeddings are layer 0, the
+        pooler belongs to layer L. Parameters that need no gradient are left out. Each group carries `base_lr`, the rate at the
+        schedule's peak, and starts there. Matrices decay; vectors (biases, LayerNorm, a cosine head's scalars) do not.
         """
         groups = []
-        for named, lr in ((encoder_named_parameters, self.lr), (head_named_parameters, self.lr * self.head_lr_factor)):
-            trained = [parameter for _, parameter in named if parameter.requires_grad]
+        for parameters, lr in [
+            *self._encoder_parts(list(encoder_named_parameters)),
+            ([parameter for _, parameter in head_named_parameters], self.lr * self.head_lr_factor),
+        ]:
+            trained = [parameter for parameter in parameters if parameter.requires_grad]
             matrices = [parameter for parameter in trained if parameter.dim() >= 2]
             vectors = [parameter for parameter in trained if parameter.dim() < 2]
             groups.append({"params": matrices, "lr": lr, "base_lr": lr, "weight_decay": self.weight_decay})
             groups.append({"params": vectors, "lr": lr, "base_lr": lr, "weight_decay": 0.0})
         return torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, fused=True)
+
+    def _encoder_parts(self, named: list[tuple[str, nn.Parameter]]) -> list[tuple[list[nn.Parameter], float]]:
+        """The encoder's parameters by rate, from the embeddings up: all together unless rates decay."""
+        if self.layer_decay == 1:  # one pair of groups: a fused step is one kernel launch a group
+            return [([parameter for _, parameter in named], self.lr)]
+        num_layers = num_layers_of(name for name, _ in named)
+        layers: list[list[nn.Parameter]] = [[] for _ in range(num_layers + 1)]
+        for name, parameter in named:
+            layers[layer_of(name, num_layers)].append(parameter)
+        return [(layer, self.lr * self.layer_decay ** (num_layers - i)) for i, layer in enumerate(layers)]

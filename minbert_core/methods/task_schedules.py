@@ -3,6 +3,9 @@
 Flow: schedule -> tuple of task names a step -> one batch of each -> losses.
 Everything here is a pure function of (seed, how far we are): a trial that goes on from its state draws what it would have
 drawn, and a repeat draws the same. All batches are full: each task is an endless stream of reshuffled passes.
+
+`sizes` and `batch_sizes` map each task in training to its rows and to the examples of its batch, in the order of `train_on`;
+`step` counts the stage's steps from 0, `progress` is the stage's, in [0, 1].
 """
 
 from __future__ import annotations
@@ -55,7 +58,9 @@ class RoundRobin(Variant):
 
     kind: Literal["round_robin"] = "round_robin"
 
-    def tasks_of_step(self, step: int, progress: float, sizes: dict[str, int], seed: int) -> tuple[str, ...]:
+    def tasks_of_step(
+        self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
+    ) -> tuple[str, ...]:
         return tuple(sizes)
 
     def tasks_per_step(self, num_tasks: int) -> int:
@@ -74,7 +79,9 @@ class Mix(Variant):
 
     kind: Literal["mix"] = "mix"
 
-    def tasks_of_step(self, step: int, progress: float, sizes: dict[str, int], seed: int) -> tuple[str, ...]:
+    def tasks_of_step(
+        self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
+    ) -> tuple[str, ...]:
         return tuple(sizes)
 
     def tasks_per_step(self, num_tasks: int) -> int:
@@ -97,7 +104,9 @@ class Proportional(Variant):
         None, ge=0, le=1, description="exponent at the end of the stage, reached linearly in its progress; null keeps alpha"
     )
 
-    def tasks_of_step(self, step: int, progress: float, sizes: dict[str, int], seed: int) -> tuple[str, ...]:
+    def tasks_of_step(
+        self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
+    ) -> tuple[str, ...]:
         alpha_end = self.alpha if self.alpha_end is None else self.alpha_end
         probabilities_T = task_probabilities(sizes, self.alpha + (alpha_end - self.alpha) * progress)
         return (str(np.random.default_rng((seed, step)).choice(list(sizes), p=probabilities_T)),)
@@ -109,4 +118,55 @@ class Proportional(Variant):
         return sum(sizes.values())
 
 
-TaskSchedule = Annotated[RoundRobin | Mix | Proportional, Field(discriminator="kind"), BARE_NAME]
+class Sequential(Variant):
+    """Each task's turn in the order of `train_on`, one task a step; an epoch is one turn of each.
+
+    A full pass each at share 1: Li & Tang 2023 (Para, SST, STS), Kehoe & Ravella 2024 (SST, STS, Para). Departure: one
+    optimiser for all, where Li & Tang had one a task. A budget below an epoch never reaches the last tasks; a lower share makes
+    epochs shorter, and a task goes on in its pass where its last turn has left it.
+    """
+
+    kind: Literal["sequential"] = "sequential"
+    share: float = Field(1.0, gt=0, le=1, description="share of a task's rows shown in one turn, in (0, 1]; 1 is a full pass")
+
+    def tasks_of_step(
+        self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
+    ) -> tuple[str, ...]:
+        ends = np.cumsum(self._turns(sizes, batch_sizes))
+        return (list(sizes)[int(np.searchsorted(ends, step % ends[-1], side="right"))],)
+
+    def tasks_per_step(self, num_tasks: int) -> int:
+        return 1
+
+    def epoch_examples(self, sizes: dict[str, int], batch_sizes: dict[str, int]) -> int:
+        turns = self._turns(sizes, batch_sizes)
+        return sum(turn * batch_sizes[task] for turn, task in zip(turns, sizes, strict=True))
+
+    def _turns(self, sizes: dict[str, int], batch_sizes: dict[str, int]) -> list[int]:
+        """Steps of each task's turn, at least one."""
+        return batches_of({task: max(1, round(self.share * size)) for task, size in sizes.items()}, batch_sizes)
+
+
+class Drop(Variant):
+    """Each step takes one batch of one task, all alike likely: "drop round robin" (Liu & Maniku 2023).
+
+    An epoch is as many steps as the shortest task has batches. Departure: theirs draws a batch of every task, throws all but
+    one away and reshuffles after each epoch; ours draws none in vain, and reshuffles a task once it has been shown whole.
+    """
+
+    kind: Literal["drop"] = "drop"
+
+    def tasks_of_step(
+        self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
+    ) -> tuple[str, ...]:
+        return (list(sizes)[int(np.random.default_rng((seed, step)).integers(len(sizes)))],)
+
+    def tasks_per_step(self, num_tasks: int) -> int:
+        return 1
+
+    def epoch_examples(self, sizes: dict[str, int], batch_sizes: dict[str, int]) -> int:
+        """In the mean over draws, rounded: a step's batch is as large as its task's."""
+        return round(min(batches_of(sizes, batch_sizes)) * sum(batch_sizes[task] for task in sizes) / len(sizes))
+
+
+TaskSchedule = Annotated[RoundRobin | Mix | Proportional | Sequential | Drop, Field(discriminator="kind"), BARE_NAME]
