@@ -47,16 +47,26 @@ def is_family(value: object) -> bool:
 
 
 FAMILIES = {name: value for module in MODULES for name, value in vars(module).items() if is_family(value)}
+NEEDED = {"task": "sst"}  # a value for each knob that has no default
 ALL = [(family, variant) for family in FAMILIES.values() for variant in variants(family)]
+
+
+def needed(cls: type[Variant]) -> dict[str, str]:
+    return {name: NEEDED[name] for name, field in cls.model_fields.items() if field.is_required()}
+
+
+def plain(cls: type[Variant]) -> Variant:
+    """A variant from its defaults, and from what it cannot do without."""
+    return cls.model_validate(needed(cls))
 
 
 def named(family: Any) -> Any:
     """Parametrise over a family's variants, each built from its defaults."""
-    return pytest.mark.parametrize("variant", [cls() for cls in variants(family)], ids=lambda variant: variant.kind)
+    return pytest.mark.parametrize("variant", [plain(cls) for cls in variants(family)], ids=lambda variant: variant.kind)
 
 
 def of(cls: type[Variant]) -> str:
-    return f"{cls.__module__.rpartition('.')[2]} '{cls().kind}'"
+    return f"{cls.__module__.rpartition('.')[2]} '{plain(cls).kind}'"
 
 
 # --------------------------------------------------------------------------------------------------------- all variants
@@ -74,14 +84,18 @@ def test_every_variant_that_is_written_is_in_a_family() -> None:
 
 def test_kinds_differ_within_a_family() -> None:
     for name, family in FAMILIES.items():
-        kinds = [cls().kind for cls in variants(family)]
+        kinds = [plain(cls).kind for cls in variants(family)]
         assert len(set(kinds)) == len(kinds), f"{name}: a kind is taken twice among {kinds}"
 
 
 @every_variant
 def test_the_bare_name_means_the_defaults(family: Any, cls: type[Variant]) -> None:
     adapter = TypeAdapter(family)
-    kind = cls().kind
+    kind = plain(cls).kind
+    if needed(cls):
+        with pytest.raises(ValidationError, match="Field required"):
+            adapter.validate_python(kind)
+        return
     assert adapter.validate_python(kind) == adapter.validate_python({"kind": kind}) == cls(), (
         f"{of(cls)}: its bare name is not it"
     )
@@ -89,7 +103,7 @@ def test_the_bare_name_means_the_defaults(family: Any, cls: type[Variant]) -> No
 
 @every_variant
 def test_a_kind_is_a_name_that_a_path_can_hold(family: Any, cls: type[Variant]) -> None:
-    kind = cls().kind
+    kind = plain(cls).kind
     assert kind.isascii() and kind.replace("_", "a").replace("-", "a").isalnum() and kind.islower(), (  # noqa: PT018
         f"{of(cls)}: a kind is made of [a-z0-9_-]"
     )
@@ -99,13 +113,13 @@ def test_a_kind_is_a_name_that_a_path_can_hold(family: Any, cls: type[Variant]) 
 def test_a_variant_is_frozen(family: Any, cls: type[Variant]) -> None:
     assert cls.model_config["frozen"], f"{of(cls)}: its knobs can be set"
     with pytest.raises(ValidationError, match="frozen"):
-        cls().kind = "another"
+        plain(cls).kind = "another"
 
 
 @every_variant
 def test_an_unknown_knob_is_refused(family: Any, cls: type[Variant]) -> None:
     with pytest.raises(ValidationError, match="Extra inputs"):
-        TypeAdapter(family).validate_python({"kind": cls().kind, "no_such_knob": 1})
+        TypeAdapter(family).validate_python({"kind": plain(cls).kind, **needed(cls), "no_such_knob": 1})
 
 
 @every_variant
@@ -124,8 +138,8 @@ def test_every_knob_has_a_description(family: Any, cls: type[Variant]) -> None:
 def test_a_variant_survives_being_written_and_read(family: Any, cls: type[Variant]) -> None:
     adapter = TypeAdapter(family)
     for mode in ("python", "json"):
-        written = cls().model_dump(mode=mode)
-        assert adapter.validate_python(written) == cls(), f"{of(cls)}: {written} is read back as something else"
+        written = plain(cls).model_dump(mode=mode)
+        assert adapter.validate_python(written) == plain(cls), f"{of(cls)}: {written} is read back as something else"
 
 
 @every_variant
@@ -134,7 +148,18 @@ def test_a_variant_has_a_schema_for_editors(family: Any, cls: type[Variant]) -> 
 
 
 def test_every_family_is_found() -> None:
-    known = {"Pooling", "PairEncoding", "Head", "Loss", "LossWeights", "TaskSchedule", "GradientMethod", "Smoothness", "Stage"}
+    known = {
+        "Pooling",
+        "PairEncoding",
+        "Head",
+        "Loss",
+        "LossWeights",
+        "TaskSchedule",
+        "GradientMethod",
+        "Smoothness",
+        "Proximal",
+    }
+    known |= {"Stage"}
     assert known <= set(FAMILIES)
 
 
@@ -281,19 +306,51 @@ def test_a_head_can_learn(variant: Any) -> None:
     assert loss.item() < 0.05, f"head '{variant.kind}': does not fit two examples, loss {loss.item():.3f}"
 
 
+@named(Head)
+def test_a_head_that_reads_the_cosine_only_grows_with_it_untrained(variant: Any) -> None:
+    """v turns away from a fixed u by a half turn in eight steps; then once more, seven times as long."""
+    angles, head = torch.linspace(0, torch.pi, 9), variant.build(4, 1)
+    u, v = torch.tensor([[1.0, 0.0]]).expand(9, 2), torch.stack([angles.cos(), angles.sin()], dim=1)
+    near, far = (head(torch.cat([u, length * v], dim=1), keep) for length in (1, 7))
+    cosine_only = bool((near.diff(dim=0) < 0).all()) and torch.allclose(near, far)
+    assert cosine_only is variant.reads_cosine_only, f"head '{variant.kind}': reads_cosine_only is {variant.reads_cosine_only}"
+
+
+@named(Head)
+def test_a_head_says_whether_it_can_give_several_outputs(variant: Any) -> None:
+    if variant.single_output:
+        with pytest.raises(AssertionError, match="one output, not 5"):
+            variant.build(8, 5)
+
+
 # --------------------------------------------------------------------------------------------------------------- losses
 
 
-def batch_of(kind: TaskKind) -> tuple[Tensor, Tensor]:
-    """Logits as good as can be, and their labels."""
-    if kind == "classification":
-        labels = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0])
-        return 20 * torch.eye(5), labels
-    if kind == "binary":
-        labels = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0])
-        return (40 * labels - 20)[:, None], labels
-    labels = torch.tensor([0.0, 1.25, 2.4, 3.8, 5.0])
-    return labels[:, None], labels
+LABELS: dict[TaskKind, Tensor] = {
+    "classification": torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0]),
+    "binary": torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0]),
+    "regression": torch.tensor([0.0, 1.25, 2.4, 3.8, 5.0]),
+}
+RANGES: dict[TaskKind, tuple[float, float]] = {"classification": (0, 4), "binary": (0, 1), "regression": (0, 5)}
+OUTPUTS: dict[TaskKind, int] = {"classification": 5, "binary": 1, "regression": 1}
+
+
+def best_of(variant: Any, kind: TaskKind) -> Tensor:
+    """What a loss reads, (B, K) or (B, F), as good as can be for the labels of `kind`."""
+    labels, (low, high) = LABELS[kind], RANGES[kind]
+    outputs = variant.outputs(OUTPUTS[kind])
+    if variant.reads_features:  # u and v alike in the upper half of the labels, opposite in the lower
+        u = torch.tensor([[1.0, 2.0, -1.0, 0.5]]).expand(5, 4)
+        return torch.cat([u, torch.where(labels >= (low + high) / 2, 1.0, -1.0)[:, None] * u], dim=1)
+    if outputs > 1:
+        values = torch.linspace(low, high, outputs)
+        return 20 * torch.eye(outputs)[(labels[:, None] - values).abs().argmin(dim=1)]
+    return (40 * labels - 20 if kind == "binary" else labels)[:, None]
+
+
+def cases_of(variant: Any) -> list[tuple[TaskKind, Tensor, Tensor, tuple[float, float]]]:
+    """Of every kind of task that a loss fits: the kind, values as good as can be, labels, label range."""
+    return [(kind, best_of(variant, kind), LABELS[kind], RANGES[kind]) for kind in variant.fits]
 
 
 @named(Loss)
@@ -304,9 +361,8 @@ def test_a_loss_fits_some_kind_of_task(variant: Any) -> None:
 
 @named(Loss)
 def test_a_loss_is_lower_at_the_optimum_than_away_from_it(variant: Any) -> None:
-    for kind in variant.fits:
-        logits, labels = batch_of(kind)
-        best, worst = variant(logits, labels), variant(logits.flip(0).roll(1, 0), labels)
+    for kind, values, labels, label_range in cases_of(variant):
+        best, worst = variant(values, labels, label_range), variant(values.flip(0).roll(1, 0), labels, label_range)
         assert best.shape == (), f"loss '{variant.kind}': shape {tuple(best.shape)}, not a scalar"
         assert best.item() == pytest.approx(0, abs=1e-4), f"loss '{variant.kind}': {best.item()} at the optimum of {kind}"
         assert worst > best + 0.01, (
@@ -316,44 +372,97 @@ def test_a_loss_is_lower_at_the_optimum_than_away_from_it(variant: Any) -> None:
 
 @named(Loss)
 def test_a_loss_and_its_gradient_are_finite(variant: Any) -> None:
-    for kind in variant.fits:
-        good, labels = batch_of(kind)
+    for _, good, labels, label_range in cases_of(variant):
         cases = {"good": good, "bad": -10 * good, "equal": torch.zeros_like(good), "huge": 1e4 * good}
-        for case, values in cases.items():
+        for case, whole in cases.items():
             for rows in (slice(None), slice(0, 1)):
-                logits = values[rows].clone().requires_grad_()
-                loss = variant(logits, labels[rows])
+                values = whole[rows].clone().requires_grad_()
+                loss = variant(values, labels[rows], label_range)
                 loss.backward()
-                assert loss.isfinite(), f"loss '{variant.kind}': {loss.item()} for {case} logits"
-                assert logits.grad is not None
-                assert logits.grad.isfinite().all(), f"loss '{variant.kind}': gradient not finite for {case} logits"
+                assert loss.isfinite(), f"loss '{variant.kind}': {loss.item()} for {case} values"
+                assert values.grad is not None
+                assert values.grad.isfinite().all(), f"loss '{variant.kind}': gradient not finite for {case} values"
 
 
 @named(Loss)
 def test_a_loss_does_not_depend_on_the_order_of_examples(variant: Any) -> None:
+    for _, values, labels, label_range in cases_of(variant):
+        values, order = values + torch.randn_like(values), torch.tensor([2, 0, 4, 1, 3])
+        found, expected = variant(values[order], labels[order], label_range), variant(values, labels, label_range)
+        assert torch.allclose(found, expected, atol=1e-5), f"loss '{variant.kind}': permuting examples changes it"
+
+
+@named(Loss)
+def test_a_loss_is_a_mean_over_its_examples_where_it_says_so_and_only_there(variant: Any) -> None:
+    """Of 5 examples as 2 and 3: what a batch that goes through in parts relies on."""
+    for kind, values, labels, label_range in cases_of(variant):
+        values, order = values + torch.randn_like(values), torch.tensor([2, 0, 4, 1, 3])  # no part of equal labels
+        parts = [2 / 5 * variant(values[order[:2]], labels[order[:2]], label_range)]
+        parts += [3 / 5 * variant(values[order[2:]], labels[order[2:]], label_range)]
+        is_mean = torch.allclose(sum(parts), variant(values, labels, label_range), atol=1e-5)
+        assert is_mean is variant.is_mean, f"loss '{variant.kind}': is_mean is {variant.is_mean}, but not true of {kind}"
+
+
+@named(Loss)
+def test_a_loss_that_reads_features_says_whether_it_needs_a_pair(variant: Any) -> None:
+    assert variant.reads_features or not variant.needs_pair_vectors, f"loss '{variant.kind}': a pair of what, in logits?"
+
+
+def logits_of(variant: Any, kind: TaskKind) -> Tensor:
+    """The head's logits, (B, K), where what the loss reads is as good as can be; of an untrained head if it reads features."""
+    values = best_of(variant, kind)
+    if not variant.reads_features:
+        return values
+    answering = next(head for cls in variants(Head) if (head := cls()).reads_cosine_only)
+    logits: Tensor = answering.build(values.shape[1], variant.outputs(OUTPUTS[kind]))(values, keep).detach()
+    return logits
+
+
+@named(Loss)
+def test_a_readout_is_what_the_metric_of_the_task_reads(variant: Any) -> None:
+    """At the optimum of the loss the metric is at, or (with labels made into classes) near, its best."""
     for kind in variant.fits:
-        logits, labels = batch_of(kind)
-        logits, order = logits + torch.randn_like(logits), torch.tensor([2, 0, 4, 1, 3])
-        assert torch.allclose(variant(logits[order], labels[order]), variant(logits, labels), atol=1e-5), (
-            f"loss '{variant.kind}': permuting examples changes it"
+        readout, labels = variant.readout(logits_of(variant, kind), RANGES[kind]), LABELS[kind]
+        shape = (len(labels), OUTPUTS[kind])
+        assert readout.shape == shape, f"loss '{variant.kind}': readout of shape {tuple(readout.shape)}, not {shape}"
+        if kind == "regression":
+            r = torch.corrcoef(torch.stack([readout[:, 0], labels]))[0, 1].item()
+            assert r > 0.85, f"loss '{variant.kind}': r {r:.2f} at its optimum"
+        else:
+            answers = readout.argmax(1) if kind == "classification" else readout[:, 0] > 0
+            assert answers.tolist() == labels.tolist(), f"loss '{variant.kind}': wrong answers at its optimum of {kind}"
+
+
+@named(Loss)
+def test_a_readout_is_of_each_example_by_itself_and_passes_a_gradient(variant: Any) -> None:
+    for kind in variant.fits:
+        logits, order = torch.randn(5, variant.outputs(OUTPUTS[kind]), requires_grad=True), torch.tensor([2, 0, 4, 1, 3])
+        readout = variant.readout(logits, RANGES[kind])
+        assert torch.allclose(variant.readout(logits[order], RANGES[kind]), readout[order]), (
+            f"loss '{variant.kind}': permuting examples does not permute its readout"
         )
+        divergence(kind)(readout, torch.zeros_like(readout)).backward()
+        assert logits.grad is not None
+        reached = logits.grad.isfinite().all() and (logits.grad.abs().amax(dim=1) > 0).all()
+        assert reached, f"loss '{variant.kind}': no gradient through its readout of {kind}"
 
 
 # ------------------------------------------------------------------------------------------------------- task schedules
 
 SIZES = {"sst": 50, "para": 400, "sts": 30}
+BATCHES = {"sst": 8, "para": 16, "sts": 4}
 
 
 @named(TaskSchedule)
 def test_a_schedule_is_a_function_of_its_arguments(variant: Any) -> None:
-    first, again = ([variant.tasks_of_step(step, 0.3, SIZES, 7) for step in range(20)] for _ in range(2))
+    first, again = ([variant.tasks_of_step(step, 0.3, SIZES, BATCHES, 7) for step in range(20)] for _ in range(2))
     assert first == again, f"task schedule '{variant.kind}': two calls differ"
 
 
 @named(TaskSchedule)
 def test_a_step_takes_known_tasks_once_each_and_as_many_as_announced(variant: Any) -> None:
     for step in range(50):
-        tasks = variant.tasks_of_step(step, step / 50, SIZES, 0)
+        tasks = variant.tasks_of_step(step, step / 50, SIZES, BATCHES, 0)
         assert set(tasks) <= set(SIZES), f"task schedule '{variant.kind}': unknown task among {tasks}"
         assert len(tasks) == len(set(tasks)), f"task schedule '{variant.kind}': a task twice in {tasks}"
         assert 1 <= len(tasks) <= variant.tasks_per_step(len(SIZES)), (
@@ -363,15 +472,16 @@ def test_a_step_takes_known_tasks_once_each_and_as_many_as_announced(variant: An
 
 @named(TaskSchedule)
 def test_every_task_is_reached(variant: Any) -> None:
-    seen = {task for step in range(300) for task in variant.tasks_of_step(step, step / 300, SIZES, 0)}
+    seen = {task for step in range(300) for task in variant.tasks_of_step(step, step / 300, SIZES, BATCHES, 0)}
     assert seen == set(SIZES), f"task schedule '{variant.kind}': never takes {set(SIZES) - seen}"
 
 
 @named(TaskSchedule)
 def test_a_schedule_of_one_task_takes_it_and_its_epoch_is_one_pass(variant: Any) -> None:
-    assert variant.tasks_of_step(3, 0.5, {"sst": 64}, 0) == ("sst",)
+    assert variant.tasks_of_step(3, 0.5, {"sst": 64}, {"sst": 16}, 0) == ("sst",)
     found = variant.epoch_examples({"sst": 64}, {"sst": 16})
     assert found == 64, f"task schedule '{variant.kind}': an epoch of 64 examples of one task draws {found}"
+    assert isinstance(found, int), f"task schedule '{variant.kind}': an epoch of {found!r} examples"
 
 
 # ------------------------------------------------------------------------------------------------------------ gradients

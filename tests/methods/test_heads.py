@@ -7,7 +7,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from minbert_core.methods.heads import Cosine, Head, Linear, Mlp, Sbert
+from minbert_core.methods.heads import Cosine, Halving, Head, Linear, Mlp, Sbert, SbertCosine
 
 
 def keep(values: Tensor, probability: float) -> Tensor:
@@ -55,10 +55,52 @@ def test_sbert_sees_u_v_and_their_absolute_difference() -> None:
     assert head(torch.tensor([[1.0, 2.0, 3.0, 1.0]]), keep).item() == 1 + 20 + 300 + 1000 + 2e4 + 1e5
 
 
+def test_sbert_cosine_adds_the_cosine_to_its_linear_layer() -> None:
+    head = SbertCosine().build(4, 1)
+    fill(head, 0.5)
+    # u = (1, 0), v = (1, 1), |u - v| = (0, 1): half the sum of all six, and cos 45°
+    assert head(torch.tensor([[1.0, 0.0, 1.0, 1.0]]), keep).item() == pytest.approx(0.5 * 4 + 0.5**0.5)
+
+
+def test_sbert_cosine_is_sbert_where_the_vectors_are_orthogonal() -> None:
+    features = torch.tensor([[2.0, 0.0, 0.0, 3.0]])
+    sbert, both = Sbert().build(4, 1), SbertCosine().build(4, 1)
+    both.load_state_dict(sbert.state_dict())
+    assert torch.equal(both(features, keep), sbert(features, keep))
+
+
+def test_sbert_cosine_drops_nothing_of_its_cosine() -> None:
+    """With every input of the layer dropped, the bias and the whole cosine are left."""
+    features = torch.tensor([[3.0, 4.0, 3.0, 4.0]])
+    assert SbertCosine().build(4, 1, 2.5)(features, lambda values, p: torch.zeros_like(values)).item() == pytest.approx(3.5)
+
+
+def test_sbert_cosine_refuses_several_outputs() -> None:
+    """The paper adds a vector of K cosines; there is one."""
+    with pytest.raises(AssertionError, match="one output, not 5"):
+        SbertCosine().build(4, 5)
+
+
+def test_halving_has_a_layer_of_half_the_features() -> None:
+    shapes = [tuple(parameter.shape) for parameter in Halving().build(768, 5).parameters() if parameter.dim() == 2]
+    assert shapes == [(384, 768), (5, 384)]
+
+
+def test_halving_lets_a_hundredth_of_what_is_negative_through() -> None:
+    head = Halving().build(2, 1)
+    fill(head, 1.0)
+    assert head(torch.tensor([[1.0, 3.0], [-1.0, -3.0]]), keep)[:, 0].tolist() == pytest.approx([4.0, -0.04])
+
+
 def test_cosine_starts_as_scale_times_the_cosine() -> None:
     head = Cosine(scale=5.0).build(4, 1)
     features = torch.tensor([[1.0, 0.0, 2.0, 0.0], [1.0, 0.0, 0.0, 3.0], [1.0, 1.0, -2.0, -2.0]])
     assert head(features, keep)[:, 0].tolist() == pytest.approx([5.0, 0.0, -5.0])
+
+
+def test_cosine_starts_at_zero_where_its_offset_says() -> None:
+    head = Cosine(scale=4.0, offset=-2.0).build(4, 1)  # zero at a cosine of 1/2
+    assert head(torch.tensor([[2.0, 0.0, 1.0, 3.0**0.5]]), keep).item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_cosine_learns_both_its_scale_and_its_offset() -> None:
@@ -87,9 +129,10 @@ def test_cosine_has_no_dropout_knob() -> None:
 
 
 @pytest.mark.parametrize(
-    ("head", "layers"), [(Linear(dropout=0.3), 1), (Sbert(dropout=0.3), 1), (Mlp(hidden=(6, 5), dropout=0.3), 3)]
+    ("head", "layers"),
+    [(Linear(dropout=0.3), 1), (Sbert(dropout=0.3), 1), (Halving(dropout=0.3), 2), (Mlp(hidden=(6, 5), dropout=0.3), 3)],
 )
-def test_dropout_falls_on_the_input_of_each_linear_layer(head: Linear | Sbert | Mlp, layers: int) -> None:
+def test_dropout_falls_on_the_input_of_each_linear_layer(head: Linear | Sbert | Halving | Mlp, layers: int) -> None:
     """Dropping everything everywhere leaves the last bias; the probability handed over is the head's own."""
     probabilities: list[float] = []
 
@@ -117,7 +160,7 @@ def test_the_same_seed_builds_the_same_head() -> None:
     assert torch.equal(*built)
 
 
-@pytest.mark.parametrize("head", [Linear(), Mlp(hidden=(3,)), Sbert()])
-def test_a_head_starts_at_the_logit_it_is_given(head: Linear | Mlp | Sbert) -> None:
+@pytest.mark.parametrize("head", [Linear(), Mlp(hidden=(3,)), Halving(), Sbert(), SbertCosine()])
+def test_a_head_starts_at_the_logit_it_is_given(head: Linear | Mlp | Halving | Sbert | SbertCosine) -> None:
     built = head.build(4, 1, 2.5)
     assert torch.allclose(built(torch.zeros(2, 4), lambda values, p: values), torch.full((2, 1), 2.5))

@@ -7,21 +7,27 @@ import math
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from minbert_core.data.tasks import TaskKind
 from minbert_core.methods.losses import (
     Bce,
+    Classes,
+    CosineEmbedding,
     CrossEntropy,
     Mse,
+    MsePearson,
     Pearson,
     bernoulli_divergence,
     class_divergence,
     default_loss,
     divergence,
+    nearest_classes,
 )
 
 KINDS: tuple[TaskKind, ...] = ("classification", "binary", "regression")
+BINARY, STARS, STS = (0.0, 1.0), (0.0, 4.0), (0.0, 5.0)  # label ranges
 
 
 def column(*values: float) -> Tensor:
@@ -29,35 +35,35 @@ def column(*values: float) -> Tensor:
 
 
 def test_cross_entropy_of_equal_logits_is_log_of_the_number_of_classes() -> None:
-    assert CrossEntropy()(torch.zeros(2, 5), torch.tensor([0.0, 4.0])).item() == pytest.approx(math.log(5))
+    assert CrossEntropy()(torch.zeros(2, 5), torch.tensor([0.0, 4.0]), STARS).item() == pytest.approx(math.log(5))
 
 
 def test_cross_entropy_of_a_sure_and_right_prediction_is_zero() -> None:
     """Softmax applied twice could not go below log(1 + 4/e) = 0.9 (a public bug)."""
-    assert CrossEntropy()(20 * torch.eye(5), torch.arange(5.0)).item() == pytest.approx(0.0, abs=1e-6)
+    assert CrossEntropy()(20 * torch.eye(5), torch.arange(5.0), STARS).item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_bce_of_a_zero_logit_is_log_two() -> None:
-    assert Bce()(column(0.0, 0.0), torch.tensor([0.0, 1.0])).item() == pytest.approx(math.log(2))
+    assert Bce()(column(0.0, 0.0), torch.tensor([0.0, 1.0]), BINARY).item() == pytest.approx(math.log(2))
 
 
 def test_bce_takes_logits_not_probabilities() -> None:
     """With a sigmoid before the sigmoid a sure and right prediction would cost 0.31 (a public bug)."""
-    assert Bce()(column(20.0, -20.0), torch.tensor([1.0, 0.0])).item() == pytest.approx(0.0, abs=1e-6)
+    assert Bce()(column(20.0, -20.0), torch.tensor([1.0, 0.0]), BINARY).item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_bce_of_a_huge_wrong_logit_is_its_size() -> None:
-    assert Bce()(column(-500.0), torch.tensor([1.0])).item() == 500.0
+    assert Bce()(column(-500.0), torch.tensor([1.0]), BINARY).item() == 500.0
 
 
 def test_mse_compares_each_logit_with_its_own_label() -> None:
     """(B, 1) against (B,) would broadcast to all pairs."""
-    assert Mse()(column(1.0, 2.0, 3.0), torch.tensor([1.0, 2.0, 3.0])).item() == 0.0
+    assert Mse()(column(1.0, 2.0, 3.0), torch.tensor([1.0, 2.0, 3.0]), STS).item() == 0.0
 
 
 def test_mse_keeps_real_labels() -> None:
     """2.4 read as an integer is 2 (a public bug)."""
-    assert Mse()(column(2.4), torch.tensor([2.4])).item() == 0.0
+    assert Mse()(column(2.4), torch.tensor([2.4]), STS).item() == 0.0
 
 
 @pytest.mark.parametrize("loss", [CrossEntropy(), Bce(), Mse(), Pearson()])
@@ -65,17 +71,20 @@ def test_a_batch_shown_twice_has_the_loss_of_one(loss: CrossEntropy | Bce | Mse 
     """A mean divided by the batch size once more would halve (a public bug)."""
     logits = torch.randn(6, 5 if loss.kind == "cross_entropy" else 1)
     labels = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0, 0.0])
-    assert loss(logits.repeat(2, 1), labels.repeat(2)).item() == pytest.approx(loss(logits, labels).item(), abs=1e-5)
+    twice = loss(logits.repeat(2, 1), labels.repeat(2), BINARY)
+    assert twice.item() == pytest.approx(loss(logits, labels, BINARY).item(), abs=1e-5)
 
 
 def test_two_logits_for_a_task_of_one_are_refused() -> None:
     with pytest.raises(AssertionError, match=r"one logit an example expected, got \(3, 2\)"):
-        Mse()(torch.zeros(3, 2), torch.zeros(3))
+        Mse()(torch.zeros(3, 2), torch.zeros(3), STS)
 
 
 def test_half_precision_logits_give_a_float32_loss() -> None:
-    for loss, width in ((CrossEntropy(), 5), (Bce(), 1), (Mse(), 1), (Pearson(), 1)):
-        assert loss(torch.randn(4, width).bfloat16(), torch.tensor([0.0, 1.0, 1.0, 0.0])).dtype == torch.float32
+    widths = {CrossEntropy(): 5, Bce(): 1, Mse(): 1, Pearson(): 1, MsePearson(): 1, CosineEmbedding(): 8, Classes(): 6}
+    for loss, width in widths.items():
+        value = loss(torch.randn(4, width).bfloat16(), torch.tensor([0.0, 1.0, 1.0, 0.0]), BINARY)
+        assert value.dtype == torch.float32
 
 
 # ------------------------------------------------------------------------------------------------------------- Pearson
@@ -84,13 +93,13 @@ def test_half_precision_logits_give_a_float32_loss() -> None:
 def test_pearson_loss_is_one_minus_numpys_correlation() -> None:
     predictions, labels = torch.randn(16), 5 * torch.rand(16)
     expected = 1 - np.corrcoef(predictions.numpy(), labels.numpy())[0, 1]
-    assert Pearson()(predictions[:, None], labels).item() == pytest.approx(expected, abs=1e-5)
+    assert Pearson()(predictions[:, None], labels, STS).item() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(("slope", "expected"), [(1.0, 0.0), (0.1, 0.0), (-1.0, 2.0)])
 def test_pearson_loss_of_a_straight_line_knows_only_its_direction(slope: float, expected: float) -> None:
     labels = torch.tensor([0.0, 1.0, 2.5, 5.0])
-    assert Pearson()((slope * labels + 7)[:, None], labels).item() == pytest.approx(expected, abs=1e-4)
+    assert Pearson()((slope * labels + 7)[:, None], labels, STS).item() == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +107,7 @@ def test_pearson_loss_of_a_straight_line_knows_only_its_direction(slope: float, 
 )
 def test_pearson_without_a_correlation_gives_zero_loss_and_zero_gradient(labels: list[float]) -> None:
     logits = torch.randn(len(labels), 1, requires_grad=True)
-    loss = Pearson()(logits, torch.tensor(labels))
+    loss = Pearson()(logits, torch.tensor(labels), STS)
     loss.backward()
     assert loss.item() == 0.0
     assert logits.grad is not None
@@ -107,12 +116,128 @@ def test_pearson_without_a_correlation_gives_zero_loss_and_zero_gradient(labels:
 
 def test_pearson_of_constant_predictions_is_one_with_finite_gradient() -> None:
     logits = torch.full((4, 1), 2.0, requires_grad=True)
-    loss = Pearson()(logits, torch.tensor([0.0, 1.0, 2.0, 5.0]))
+    loss = Pearson()(logits, torch.tensor([0.0, 1.0, 2.0, 5.0]), STS)
     loss.backward()
     assert loss.item() == 1.0
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
     assert logits.grad.abs().max() > 0
+
+
+# ----------------------------------------------------------------------------------------------------- MSE and Pearson
+
+
+@pytest.mark.parametrize(("mse_share", "limit"), [(1.0, Mse()), (0.0, Pearson())])
+def test_mse_pearson_has_both_losses_as_limits(mse_share: float, limit: Mse | Pearson) -> None:
+    predictions, labels = torch.randn(8, 1), 5 * torch.rand(8)
+    assert MsePearson(mse_share=mse_share)(predictions, labels, STS).item() == limit(predictions, labels, STS).item()
+
+
+def test_mse_pearson_is_the_weighted_sum_of_both() -> None:
+    """Every prediction is 2 too high: MSE 4, r 1."""
+    labels = torch.tensor([0.0, 1.0, 2.5, 5.0])
+    assert MsePearson(mse_share=0.25)((labels + 2)[:, None], labels, STS).item() == pytest.approx(0.25 * 4.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("mse_share", [-0.1, 1.1])
+def test_a_share_of_the_mse_beyond_its_range_is_refused(mse_share: float) -> None:
+    with pytest.raises(ValidationError, match="mse_share"):
+        MsePearson(mse_share=mse_share)
+
+
+# ---------------------------------------------------------------------------------------------------- cosine embedding
+
+# u = (1, 0) and a v at a cosine of 0.6, as [u; v]
+AT_06 = torch.tensor([[1.0, 0.0, 0.6, 0.8]])
+
+
+@pytest.mark.parametrize(
+    ("label", "margin", "expected"), [(5.0, 0.0, 0.4), (0.0, 0.0, 0.6), (0.0, 0.5, 0.1), (0.0, 0.7, 0.0), (0.0, -1.0, 1.6)]
+)
+def test_cosine_embedding_pulls_alike_pairs_to_one_and_others_to_the_margin(
+    label: float, margin: float, expected: float
+) -> None:
+    loss = CosineEmbedding(margin=margin)(AT_06, torch.tensor([label]), STS)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_cosine_embedding_is_pytorchs() -> None:
+    u, v, labels = torch.randn(8, 5), torch.randn(8, 5), 5 * torch.rand(8)
+    expected = torch.nn.CosineEmbeddingLoss(margin=0.2)(u, v, torch.where(labels >= 2.5, 1.0, -1.0))
+    assert CosineEmbedding(margin=0.2)(torch.cat([u, v], 1), labels, STS).item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize(
+    ("threshold", "label", "labels_are", "is_alike"),
+    [
+        (0.5, 2.5, STS, True),
+        (0.5, 2.4, STS, False),
+        (0.5, 1.0, BINARY, True),
+        (0.5, 0.0, BINARY, False),
+        (0.8, 3.8, STS, False),
+        (0.5, 3.0, (1.0, 5.0), True),
+        (0.5, 2.6, (1.0, 5.0), False),
+    ],
+)
+def test_pairs_are_alike_from_the_threshold_on(
+    threshold: float, label: float, labels_are: tuple[float, float], is_alike: bool
+) -> None:
+    loss = CosineEmbedding(threshold=threshold)(AT_06, torch.tensor([label]), labels_are)
+    assert loss.item() == pytest.approx(0.4 if is_alike else 0.6, abs=1e-6)
+
+
+@pytest.mark.parametrize("knobs", [{"threshold": 0.0}, {"threshold": 1.1}, {"margin": 1.0}, {"margin": -1.1}])
+def test_a_knob_of_cosine_embedding_beyond_its_range_is_refused(knobs: dict[str, float]) -> None:
+    """A threshold of 0 would call all pairs alike; a margin of 1 would leave nothing to learn from the others."""
+    with pytest.raises(ValidationError, match=next(iter(knobs))):
+        CosineEmbedding.model_validate(knobs)
+
+
+def test_cosine_embedding_of_zero_vectors_has_a_finite_gradient() -> None:
+    features = torch.zeros(2, 4, requires_grad=True)
+    CosineEmbedding()(features, torch.tensor([0.0, 5.0]), STS).backward()
+    assert features.grad is not None
+    assert features.grad.isfinite().all()
+
+
+# ------------------------------------------------------------------------------------------------- regression as classes
+
+
+@pytest.mark.parametrize(
+    ("label", "nearest"), [(0.0, 0), (0.4, 0), (0.6, 1), (2.4, 2), (3.8, 4), (5.0, 5), (0.5, 0), (1.5, 2), (2.5, 2), (4.5, 4)]
+)
+def test_a_label_is_learned_as_its_nearest_class(label: float, nearest: int) -> None:
+    """The last four are halfway between two classes: the even one, so that they do not all go up."""
+    assert nearest_classes(torch.tensor([label]), 6, STS).tolist() == [nearest]
+    assert Classes()(20 * torch.eye(6)[[nearest]], torch.tensor([label]), STS).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_classes_of_equal_logits_cost_the_log_of_their_number() -> None:
+    assert Classes(classes=3)(torch.zeros(2, 3), torch.tensor([0.0, 5.0]), STS).item() == pytest.approx(math.log(3))
+
+
+@pytest.mark.parametrize(("classes", "labels_are", "values"), [(6, STS, [0, 1, 2, 3, 4, 5]), (3, (1.0, 5.0), [1, 3, 5])])
+def test_a_sure_class_reads_as_the_label_it_stands_for(
+    classes: int, labels_are: tuple[float, float], values: list[int]
+) -> None:
+    readout = Classes(classes=classes).readout(50 * torch.eye(classes), labels_are)
+    assert readout.shape == (classes, 1)
+    assert readout[:, 0].tolist() == pytest.approx(values, abs=1e-5)
+
+
+def test_the_readout_of_two_likely_classes_lies_between_them() -> None:
+    """An argmax would say 2 or 4, whatever their odds."""
+    logits = torch.tensor([[0.0, 0.0, 0.25, 0.0, 0.75, 0.0]]).log()
+    assert Classes().readout(logits, STS).item() == pytest.approx(0.25 * 2 + 0.75 * 4)
+
+
+def test_a_task_of_one_output_gets_as_many_logits_as_there_are_classes() -> None:
+    assert Classes(classes=11).outputs(1) == 11
+
+
+def test_a_single_class_is_refused() -> None:
+    with pytest.raises(ValidationError, match="classes"):
+        Classes(classes=1)
 
 
 # --------------------------------------------------------------------------------------------------------- divergences

@@ -7,7 +7,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from minbert_core.methods.optimizer import Optimizer, linear_schedule
+from minbert_core.encoder import Encoder, EncoderShape, new_encoder
+from minbert_core.methods.optimizer import Optimizer, constant_schedule, cosine_schedule, linear_schedule
 
 
 def parts() -> tuple[nn.Module, nn.Module]:
@@ -27,8 +28,39 @@ def test_without_warmup_the_rate_starts_at_its_peak() -> None:
     assert [linear_schedule(progress, 0.0) for progress in (0.0, 0.5, 1.0)] == [1.0, 0.5, 0.0]
 
 
-def test_warmup_over_the_whole_stage_only_rises() -> None:
-    assert [linear_schedule(progress, 1.0) for progress in (0.0, 0.5, 1.0)] == [0.0, 0.5, 1.0]
+@pytest.mark.parametrize("lr_schedule", ["linear", "cosine", "constant"])
+def test_warmup_over_the_whole_stage_only_rises(lr_schedule: str) -> None:
+    settings = Optimizer.model_validate({"lr_schedule": lr_schedule, "warmup": 1.0})
+    assert [settings.lr_factor(progress) for progress in (0.0, 0.5, 1.0)] == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("progress", "factor"), [(0.0, 0.0), (0.1, 0.5), (0.2, 1.0), (0.4, 0.5 + 0.5**1.5), (0.6, 0.5), (1.0, 0.0), (1.5, 0.0)]
+)
+def test_the_cosine_schedule_falls_along_half_a_cosine(progress: float, factor: float) -> None:
+    """At 0.4 a quarter of the way down is done: (1 + cos 45°) / 2."""
+    assert cosine_schedule(progress, warmup=0.2) == pytest.approx(factor)
+
+
+def test_the_constant_schedule_stays_at_its_peak() -> None:
+    assert [constant_schedule(progress, 0.5) for progress in (0.0, 0.25, 0.5, 0.9, 1.0)] == [0.0, 0.5, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("lr_schedule", ["linear", "cosine", "constant"])
+def test_all_schedules_warm_up_alike_and_stay_within_zero_and_one(lr_schedule: str) -> None:
+    factors = [Optimizer.model_validate({"lr_schedule": lr_schedule}).lr_factor(i / 100) for i in range(101)]
+    assert factors[:11] == [Optimizer().lr_factor(i / 100) for i in range(11)]
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[0] == 0.0
+    assert max(factors) == 1.0
+    assert min(factors) >= 0.0
+
+
+def test_the_lr_schedule_chooses_the_factor() -> None:
+    factors = {
+        name: Optimizer.model_validate({"lr_schedule": name}).lr_factor(0.325) for name in ("linear", "cosine", "constant")
+    }
+    assert factors == pytest.approx({"linear": 0.75, "cosine": 0.5 + 0.5**1.5, "constant": 1.0})
 
 
 def test_every_parameter_is_in_one_group() -> None:
@@ -78,12 +110,76 @@ def test_one_step_is_adamws() -> None:
     assert weight.tolist()[0] == pytest.approx([1.0 - 0.01 * 0.1 - 0.01, -2.0 + 0.01 * 0.1 * 2 + 0.01])
 
 
+# --------------------------------------------------------------------------------------------------------- layer decay
+
+
+def three_layers() -> Encoder:
+    shape = EncoderShape(
+        vocab_size=20,
+        hidden_size=4,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=16,
+    )
+    return new_encoder(shape, 0, 0.1, 0.1)
+
+
+def rates(layer_decay: float) -> dict[str, float]:
+    """The peak rate of every parameter of an encoder of three layers, and of a head, at lr 1 and head_lr_factor 0.5."""
+    encoder, head = three_layers(), nn.Linear(4, 2)
+    groups = build(Optimizer(lr=1.0, head_lr_factor=0.5, layer_decay=layer_decay), encoder, head).param_groups
+    rate = {id(parameter): group["base_lr"] for group in groups for parameter in group["params"]}
+    assert [group["lr"] for group in groups] == [group["base_lr"] for group in groups]
+    named = [*encoder.named_parameters(), *head.named_parameters("head")]
+    assert len(rate) == len(named) == sum(len(group["params"]) for group in groups)
+    return {name: rate[id(parameter)] for name, parameter in named}
+
+
+def test_each_layer_learns_at_a_multiple_of_the_rate_of_the_layer_above() -> None:
+    powers = {"layers.2.": 0, "pooler.": 0, "layers.1.": 1, "layers.0.": 2, "": 3}  # "": the embeddings and their norm
+    for name, rate in rates(0.5).items():
+        power = next(power for start, power in powers.items() if name.startswith(start))
+        assert rate == (0.5 if name.startswith("head.") else 0.5**power), name
+
+
+def test_without_layer_decay_the_encoder_has_one_rate_and_two_groups() -> None:
+    assert {rate for name, rate in rates(1.0).items() if not name.startswith("head.")} == {1.0}
+    encoder, heads = parts()
+    assert len(build(Optimizer(), encoder, heads).param_groups) == 4
+
+
+def test_layer_decay_keeps_weight_decay_off_the_vectors() -> None:
+    groups = build(Optimizer(layer_decay=0.9, weight_decay=0.3), three_layers(), nn.Linear(4, 2)).param_groups
+    dims = {(group["weight_decay"], parameter.dim()) for group in groups for parameter in group["params"]}
+    assert dims == {(0.3, 2), (0.0, 1)}
+
+
+def test_layer_decay_of_a_frozen_encoder_leaves_the_heads() -> None:
+    encoder = three_layers()
+    encoder.requires_grad_(False)
+    groups = build(Optimizer(layer_decay=0.9), encoder, nn.Linear(4, 2)).param_groups
+    assert [len(group["params"]) for group in groups if group["params"]] == [1, 1]
+
+
+def test_a_parameter_of_no_known_layer_is_an_error_where_rates_decay() -> None:
+    encoder, heads = parts()
+    with pytest.raises(AssertionError, match=r"not '0\.weight'"):
+        build(Optimizer(layer_decay=0.9), encoder, heads)
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
 def test_warmup_as_a_count_is_told_that_it_is_a_share() -> None:
     with pytest.raises(ValidationError, match=r"must be in \[0, 1\]\. Got 100\. It is a share of the steps, not a count\."):
         Optimizer(warmup=100)
 
 
-@pytest.mark.parametrize(("knob", "value"), [("lr", 0), ("lr", 2), ("head_lr_factor", 0), ("weight_decay", -1), ("clip", 0)])
+@pytest.mark.parametrize(
+    ("knob", "value"),
+    [("lr", 0), ("lr", 2), ("head_lr_factor", 0), ("weight_decay", -1), ("clip", 0), ("layer_decay", 0), ("layer_decay", 1.1)],
+)
 def test_a_knob_out_of_its_range_is_refused(knob: str, value: float) -> None:
     with pytest.raises(ValidationError, match=rf"{knob}\n  Input should be (greater|less) than"):
         Optimizer.model_validate({knob: value})

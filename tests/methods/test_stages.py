@@ -1,13 +1,28 @@
-"""Shares of stages, and what a stage overrides."""
+"""Shares of stages, what a stage overrides, and what it makes of the trial's own settings."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from minbert_core.methods.gradients import PCGrad
-from minbert_core.methods.smoothness import NoSmoothness
-from minbert_core.methods.stages import Multitask, Stage, shares
+from minbert_core.methods.gradients import PCGrad, Sum
+from minbert_core.methods.optimizer import Optimizer
+from minbert_core.methods.proximal import Bregman, NoProximal
+from minbert_core.methods.smoothness import NoSmoothness, Smart
+from minbert_core.methods.stages import HeadsOnly, LinearProbe, Multitask, SingleTask, Stage, StagePlan, shares
+from minbert_core.methods.task_schedules import Drop, Mix, Proportional, RoundRobin
+
+TRIAL = StagePlan(
+    name="",
+    tasks=("sst", "para", "sts"),
+    optimizer=Optimizer(lr=3e-5, head_lr_factor=10, warmup=0.2, clip=None),
+    task_schedule=Mix(),
+    gradient=PCGrad(),
+    smoothness=Smart(radius=0.05),
+    proximal=Bregman(weight=2.0),
+)
 
 
 def stages(*given: float | None) -> list[Multitask]:
@@ -54,11 +69,64 @@ def test_a_share_lies_between_zero_and_one(share: float) -> None:
         Multitask(share=share)
 
 
-def test_what_a_stage_does_not_name_it_inherits() -> None:
-    stage = Multitask()
-    assert (stage.optimizer, stage.task_schedule, stage.gradient, stage.smoothness) == (None, None, None, None)
+def read(written: Any) -> Any:
+    return TypeAdapter(Stage).validate_python(written)
+
+
+def test_what_a_multitask_stage_does_not_name_it_inherits() -> None:
+    plan = Multitask().plan(TRIAL)
+    assert plan.name == "multitask"
+    for name in ("tasks", "optimizer", "task_schedule", "gradient", "smoothness", "proximal"):
+        assert getattr(plan, name) is getattr(TRIAL, name), name
+    assert plan.trains_encoder
+    assert not plan.fresh_heads
 
 
 def test_a_stage_overrides_by_bare_name_or_map() -> None:
-    stage = TypeAdapter(Stage).validate_python({"kind": "multitask", "gradient": "pcgrad", "smoothness": {"kind": "none"}})
-    assert stage == Multitask(gradient=PCGrad(), smoothness=NoSmoothness())
+    stage = read({"kind": "multitask", "gradient": "sum", "smoothness": {"kind": "none"}, "proximal": "none"})
+    assert stage == Multitask(gradient=Sum(), smoothness=NoSmoothness(), proximal=NoProximal())
+    plan = stage.plan(TRIAL)
+    assert (plan.gradient, plan.smoothness, plan.proximal) == (Sum(), NoSmoothness(), NoProximal())
+    assert plan.optimizer is TRIAL.optimizer
+
+
+def test_a_single_task_s_stage_is_of_that_task_alone_whatever_the_trial_mixes_and_merges() -> None:
+    plan = SingleTask(task="para").plan(TRIAL)
+    assert (plan.name, plan.tasks) == ("single_task-para", ("para",))
+    assert (plan.task_schedule, plan.gradient) == (RoundRobin(), Sum())
+    assert (plan.optimizer, plan.smoothness, plan.proximal) == (TRIAL.optimizer, TRIAL.smoothness, TRIAL.proximal)
+    assert plan.trains_encoder
+    own = SingleTask(task="para", optimizer=Optimizer(lr=1e-4), smoothness=NoSmoothness(), proximal=NoProximal()).plan(TRIAL)
+    assert (own.optimizer.lr, own.smoothness, own.proximal) == (1e-4, NoSmoothness(), NoProximal())
+
+
+@pytest.mark.parametrize("cls", [LinearProbe, HeadsOnly])
+def test_a_stage_of_the_heads_alone_has_their_rate_and_nothing_that_acts_on_the_encoder(cls: type[LinearProbe]) -> None:
+    plan = cls(lr=5e-3).plan(TRIAL)
+    assert plan.name == cls.model_fields["kind"].default
+    assert not plan.trains_encoder
+    assert plan.optimizer == Optimizer(lr=5e-3, head_lr_factor=1.0, warmup=0.2, clip=None)  # else a factor of 10 upon the rate
+    assert (plan.gradient, plan.smoothness, plan.proximal) == (Sum(), NoSmoothness(), NoProximal())
+    assert (plan.tasks, plan.task_schedule) == (TRIAL.tasks, Mix())
+    assert cls(task_schedule=Proportional()).plan(TRIAL).task_schedule == Proportional()
+    assert cls().plan(TRIAL).optimizer.lr == 1e-3
+
+
+def test_only_heads_only_draws_new_heads_and_only_where_it_is_told_to() -> None:
+    plans = [stage.plan(TRIAL) for stage in (Multitask(), SingleTask(task="sst"), LinearProbe(), HeadsOnly())]
+    assert not any(plan.fresh_heads for plan in plans)
+    assert HeadsOnly(fresh=True).plan(TRIAL).fresh_heads
+
+
+def test_a_bare_name_is_a_stage_where_nothing_must_be_said() -> None:
+    assert [read(name) for name in ("multitask", "linear_probe", "heads_only")] == [Multitask(), LinearProbe(), HeadsOnly()]
+    with pytest.raises(ValidationError, match="Field required"):
+        read("single_task")
+    assert read({"kind": "linear_probe", "task_schedule": "drop"}) == LinearProbe(task_schedule=Drop())
+
+
+@pytest.mark.parametrize("cls", [LinearProbe, HeadsOnly])
+@pytest.mark.parametrize("knob", ["optimizer", "gradient", "smoothness", "proximal"])
+def test_a_stage_of_the_heads_alone_refuses_what_would_do_nothing_there(cls: type[LinearProbe], knob: str) -> None:
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        cls.model_validate({knob: "none"})

@@ -6,10 +6,20 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from minbert_core.methods.task_schedules import Mix, Proportional, RoundRobin, example_rows, task_probabilities
+from minbert_core.methods.task_schedules import (
+    Drop,
+    Mix,
+    Proportional,
+    RoundRobin,
+    Sequential,
+    example_rows,
+    task_probabilities,
+)
 
 SIZES = {"sst": 8544, "para": 141498, "sts": 6040}
+EIGHTS = dict.fromkeys(SIZES, 8)  # batch sizes
 
 
 # -------------------------------------------------------------------------------------------------------------- stream
@@ -57,13 +67,13 @@ def test_no_rows_are_an_empty_array_of_integers() -> None:
 
 @pytest.mark.parametrize("schedule", [RoundRobin(), Mix()])
 def test_every_step_takes_every_task(schedule: RoundRobin | Mix) -> None:
-    assert schedule.tasks_of_step(7, 0.5, SIZES, 0) == ("sst", "para", "sts")
+    assert schedule.tasks_of_step(7, 0.5, SIZES, EIGHTS, 0) == ("sst", "para", "sts")
     assert schedule.tasks_per_step(3) == 3
 
 
 def test_a_round_robin_epoch_ends_with_the_shortest_task() -> None:
     """755 batches of 8 hold the 6,040 STS pairs; each goes with 8 examples of both other tasks."""
-    assert RoundRobin().epoch_examples(SIZES, dict.fromkeys(SIZES, 8)) == 755 * 24
+    assert RoundRobin().epoch_examples(SIZES, EIGHTS) == 755 * 24
 
 
 def test_a_mix_epoch_ends_with_the_longest_task() -> None:
@@ -76,7 +86,7 @@ def test_a_proportional_epoch_draws_as_many_examples_as_there_are() -> None:
 
 
 def test_proportional_takes_one_task_a_step() -> None:
-    assert len(Proportional().tasks_of_step(0, 0.0, SIZES, 0)) == 1
+    assert len(Proportional().tasks_of_step(0, 0.0, SIZES, EIGHTS, 0)) == 1
     assert Proportional().tasks_per_step(3) == 1
 
 
@@ -88,8 +98,8 @@ def test_probabilities_follow_size_to_the_alpha() -> None:
 
 
 def share_of_b(schedule: Proportional, progress: float) -> float:
-    steps = range(2000)
-    return sum(schedule.tasks_of_step(step, progress, {"a": 100, "b": 400}, 1) == ("b",) for step in steps) / len(steps)
+    sizes, steps = {"a": 100, "b": 400}, range(2000)
+    return sum(schedule.tasks_of_step(step, progress, sizes, {"a": 8, "b": 8}, 1) == ("b",) for step in steps) / len(steps)
 
 
 def test_draws_follow_the_probabilities() -> None:
@@ -108,3 +118,59 @@ def test_an_alpha_end_of_zero_is_not_taken_for_none() -> None:
 
 def test_without_alpha_end_alpha_stays() -> None:
     assert share_of_b(Proportional(alpha=0.0), 1.0) == pytest.approx(0.5, abs=0.035)
+
+
+# ---------------------------------------------------------------------------------------------------------- sequential
+
+
+def turns(schedule: Sequential, sizes: dict[str, int], batch_sizes: dict[str, int], steps: int) -> str:
+    """The first letter of each step's task."""
+    return "".join(schedule.tasks_of_step(step, 0.0, sizes, batch_sizes, 0)[0][0] for step in range(steps))
+
+
+def test_sequential_shows_each_task_once_in_the_order_of_training_then_starts_over() -> None:
+    sizes, batch_sizes = {"c": 8, "a": 3, "b": 5}, {"c": 2, "a": 4, "b": 2}
+    assert turns(Sequential(), sizes, batch_sizes, 16) == "ccccabbb" * 2
+    assert Sequential().epoch_examples(sizes, batch_sizes) == 8 + 4 + 6
+
+
+def test_the_order_of_training_is_the_order_of_turns() -> None:
+    assert turns(Sequential(), {"z": 2, "a": 2}, {"z": 1, "a": 1}, 4) == "zzaa"
+
+
+def test_a_turn_of_a_share_is_that_share_of_the_rows() -> None:
+    sizes, batch_sizes = {"a": 100, "b": 40}, {"a": 10, "b": 10}
+    assert turns(Sequential(share=0.3), sizes, batch_sizes, 10) == "aaabbaaabb"  # 30 rows, and 12 rows in two batches
+    assert Sequential(share=0.3).epoch_examples(sizes, batch_sizes) == 50
+
+
+def test_the_smallest_share_still_gives_every_task_a_step() -> None:
+    assert turns(Sequential(share=1e-6), {"a": 9, "b": 900}, {"a": 4, "b": 4}, 4) == "abab"
+
+
+def test_a_share_of_nothing_is_refused() -> None:
+    with pytest.raises(ValidationError, match="share"):
+        Sequential(share=0.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------- drop
+
+
+def test_drop_takes_each_task_as_often_whatever_its_size() -> None:
+    drawn = Counter(Drop().tasks_of_step(step, 0.0, SIZES, EIGHTS, 3)[0] for step in range(3000))
+    assert drawn == {task: pytest.approx(1000, abs=80) for task in SIZES}  # three standard errors
+
+
+def test_drop_draws_afresh_at_each_step_and_seed() -> None:
+    runs = {tuple(Drop().tasks_of_step(step, 0.0, SIZES, EIGHTS, seed) for step in range(20)) for seed in range(5)}
+    assert len(runs) == 5
+
+
+def test_a_drop_epoch_has_as_many_steps_as_the_shortest_task_has_batches() -> None:
+    """755 steps of 8, where round_robin takes 755 of 24."""
+    assert Drop().epoch_examples(SIZES, EIGHTS) == 755 * 8
+
+
+def test_a_drop_epoch_of_unequal_batches_is_counted_in_the_mean() -> None:
+    """Three steps, the batches of 2, 4 and 6 alike likely."""
+    assert Drop().epoch_examples({"a": 6, "b": 100, "c": 100}, {"a": 2, "b": 4, "c": 6}) == 12
