@@ -19,7 +19,7 @@ from minbert_core.inputs import Inputs, build_encoder, open_inputs
 from minbert_core.model import MultitaskBert, build_model
 
 Tiny = Callable[..., TrialConfig]
-SST, PARA, STS = TASKS["sst"], TASKS["para"], TASKS["sts"]
+SST, PARA, STS, CFIMDB = (TASKS[name] for name in ("sst", "para", "sts", "cfimdb"))
 
 
 def column(*values: float) -> np.ndarray:
@@ -186,16 +186,19 @@ def test_submission_files_to_the_byte() -> None:
     assert submission_text(PARA, ["fbfddc56315fb8a39e7608fa0", "b"], np.array([0.0, 1.0])).encode() == (
         b"id \t Predicted_Is_Paraphrase \nfbfddc56315fb8a39e7608fa0 , 0.0 \nb , 1.0 \n"
     )
+    assert submission_text(CFIMDB, ["c916d7750936543cf3a109be1", "b"], np.array([1.0, 0.0])).encode() == (
+        b"id \t Predicted_Sentiment \nc916d7750936543cf3a109be1 , 1 \nb , 0 \n"
+    )
     value = float(np.float32(1.4337977170944214))
     assert submission_text(STS, ["876d0172eef5db7776e39c5de"], np.array([value])).encode() == (
         b"id \t Predicted_Similiary \n876d0172eef5db7776e39c5de , 1.4337977170944214 \n"
     )
 
 
-@pytest.mark.parametrize("task", [SST, PARA, STS], ids=lambda task: task.name)
+@pytest.mark.parametrize("task", [SST, PARA, STS, CFIMDB], ids=lambda task: task.name)
 def test_what_is_written_passes_the_validator(task: evaluate.Task, tmp_path: Path) -> None:
     """Numbers that Python writes with an exponent, too."""
-    answers = {"sst": [0, 4, 2, 1], "para": [0, 1, 1, 0], "sts": [1e-5, -3.2e-9, 1e17, 2.5]}[task.name]
+    answers = {"sst": [0, 4, 2, 1], "para": [0, 1, 1, 0], "sts": [1e-5, -3.2e-9, 1e17, 2.5], "cfimdb": [1, 0, 1, 1]}[task.name]
     ids = ["b1", "a2", "c3", "user-4"]
     path = tmp_path / "out.csv"
     path.write_text(submission_text(task, ids, np.array(answers, dtype=np.float64)), newline="")
@@ -219,6 +222,7 @@ GOOD_STS = b"id \t Predicted_Similiary \naa , 1.5 \nbb , -0.5 \n"
         (SST, GOOD + b"cc , 1 \n", r"Got 3 sound rows, 0 missing, 1 unknown, 0 repeated"),
         (SST, GOOD + b"bb , 1 \n", r"Got 3 sound rows, 0 missing, 0 unknown, 1 repeated"),
         (SST, GOOD.replace(b", 4", b", 5"), r"out\.csv:2: the class must be in \[0, 4\]\. Got 5\."),
+        (CFIMDB, GOOD, r"out\.csv:2: the class must be in \[0, 1\]\. Got 4\."),
         (SST, GOOD.replace(b", 4", b", 4.0"), r"out\.csv:2: a row must be '<id> , <value> '\. Got 'aa , 4\.0 '\."),
         (SST, GOOD.replace(b"4 \n", b"4\n"), r"out\.csv:2: a row must be '<id> , <value> '\. Got 'aa , 4'\."),
         (SST, GOOD.replace(b"aa , 4", b"aa,4"), r"out\.csv:2: a row must be"),

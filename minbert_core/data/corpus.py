@@ -5,6 +5,8 @@ as the course prepares them. Rows that the course's own files lost to a quoting 
 dropped, each with its line and reason; anything else that is wrong is a CorpusError that names file, line and law.
 
 `read_split` reads train and dev. The test split has a door of its own, `load_test_split`, at the end of the file.
+
+    python -m minbert_core.data.corpus download --to data/      fetches the course's public files (see download.py)
 """
 
 from __future__ import annotations
@@ -147,8 +149,9 @@ def _bytes_of(path: Path) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         where = f"in the folder {path.parent}" if path.parent.is_dir() else f"because there is no folder {path.parent}"
         raise CorpusError(
-            f"There is no file {path.name} {where}: give the folder that holds the course's files with `--data DIR`, "
-            "or take the embedded corpus with `--data toy --encoder tiny`."
+            f"There is no file {path.name} {where}: give the folder that holds the course's files with `--data DIR` "
+            "(`python -m minbert_core.data.corpus download --to DIR` fetches the public ones), or take the embedded corpus "
+            "with `--data toy --encoder tiny`."
         ) from None
     except OSError as error:
         raise CorpusError(f"Cannot read {path}: {error.strerror}.") from None
@@ -195,7 +198,8 @@ def _raise(faults: list[str]) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------- the test split
-# Its own function, so that searching for its callers finds everyone who ever opens a test file: best_to_test, nobody else.
+# Its own function, so that searching for its callers finds everyone who ever opens a test file: best_to_test, and the
+# download, which reads what it has fetched.
 
 
 def load_test_split(folder: Path, task: Task) -> Split:
@@ -215,3 +219,9 @@ def load_test_split(folder: Path, task: Task) -> Split:
     _raise(faults)
     known = [label for label in labels if label is not None]  # all of them: a bad one has raised
     return Split(task, "test", path, [row.id for row in rows], [row.texts for row in rows], known or None, [])
+
+
+if __name__ == "__main__":
+    import runpy  # the command's module reads files with this one: run by name, it is imported by nothing that it imports
+
+    runpy.run_module("minbert_core.data.download", run_name="__main__", alter_sys=True)

@@ -52,5 +52,17 @@ TASKS: dict[str, Task] = {
         ),
         # "Similiary" is the course's own spelling, which its grader expects
         Task("sts", "regression", 1, (0, 5), _PAIR, "similarity", _files("sts"), "split_punctuation", "Predicted_Similiary"),
+        # whole film reviews, positive or not: seven in eight are longer than 128 word pieces
+        Task(
+            "cfimdb",
+            "classification",
+            2,
+            (0, 1),
+            ("sentence",),
+            "sentiment",
+            _files("ids-cfimdb"),
+            "strip",
+            "Predicted_Sentiment",
+        ),
     )
 }

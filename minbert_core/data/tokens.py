@@ -138,9 +138,19 @@ class TokenisedSplit:
         specials = 2 if not self.task.is_pair else 3 if encoding == "cross" else 4
         return np.asarray(sum(counts) + specials)
 
+    def num_longer(self, encoding: Encoding, max_length: int) -> int:
+        """How many examples `pack` cuts: a sequence of theirs has more than `max_length` tokens, special tokens included."""
+        rows = np.arange(len(self))
+        whole, kept = sum(self._whole_counts(rows)), sum(self._counts(rows, encoding, max_length))
+        return int(np.count_nonzero(whole > kept))
+
+    def _whole_counts(self, rows: Integers) -> list[Integers]:
+        """Pieces of each sentence of each example: one array (B,) a sentence."""
+        return [(offsets[rows + 1] - offsets[rows]).astype(np.int64) for _, offsets in self._pieces]
+
     def _counts(self, rows: Integers, encoding: Encoding, max_length: int) -> list[Integers]:
         """Pieces kept of each sentence of each example: one array (B,) a sentence."""
-        counts = [(offsets[rows + 1] - offsets[rows]).astype(np.int64) for _, offsets in self._pieces]
+        counts = self._whole_counts(rows)
         if self.task.is_pair and encoding == "cross":
             return _longest_first(counts[0], counts[1], max_length - 3)
         return [np.minimum(count, max_length - 2) for count in counts]

@@ -1,4 +1,4 @@
-"""The embedded corpus: a seeded generator that writes the three tasks, small, in the course's layout, with a vocabulary.
+"""The embedded corpus: a seeded generator that writes the course's tasks, small, in its layout, with a vocabulary.
 
 It stands where a data folder would: `data: toy`. Sentences say a few concepts of a small lexicon, each by one of its
 synonyms. Labels follow from the concepts, plus noise: no model is perfect, but one that learns synonyms, negation and the
@@ -18,7 +18,7 @@ from random import Random
 
 from minbert_core.data.tasks import TASKS
 
-VERSION = 1  # part of the cached folder's name; raise it when what is written changes
+VERSION = 2  # part of the cached folder's name; raise it when what is written changes
 SIZES = {"train": 2000, "dev": 400, "test": 400}  # examples of each task
 
 
@@ -51,7 +51,7 @@ TEMPLATES = (  # more of the plain order, as in real text
 WITHOUT_PLACE = "the {0} {1} the {2}."
 DENIALS = ("never", "hardly")
 
-# The sentiment task describes films: one or two clauses, each an aspect with a valence.
+# The sentiment tasks describe films: clauses, each an aspect with a valence, one or two a sentence, several sentences a review.
 ASPECTS = _words("film movie story plot cast acting dialogue music ending pacing direction script humor camera work opening")
 VALENCES = {
     2: _words("brilliant superb wonderful magnificent"),
@@ -65,6 +65,7 @@ JOINTS = {",": 1.0, "and": 1.0, "but": 1.5}  # what follows "but" weighs more
 CUTS = (-1.6, -0.6, 0.6, 1.6)  # of the summed valence, between the five sentiments
 
 SENTIMENT_NOISE = 0.12  # share of labels drawn anew from all five
+REVIEW_NOISE = 0.05  # share of labels turned round
 PARAPHRASE_NOISE = 0.08  # share of labels turned round
 SIMILARITY_NOISE = 0.5  # standard deviation, of labels in [0, 5]
 
@@ -77,7 +78,7 @@ def toy_folder(cache: Path) -> Path:
 
 
 def write_toy_corpus(folder: Path, seed: int = 0) -> None:
-    """Writes the course's nine files, the test files labelled, and vocab.txt; a file that is there already stays.
+    """Writes the course's twelve files, the test files labelled, and vocab.txt; a file that is there already stays.
 
     Each file appears whole or not at all, so several processes may call this at once.
     """
@@ -126,9 +127,27 @@ def _write(path: Path, rows: Iterable[list[str]]) -> None:
 
 def _sentiment(random: Random) -> list[str]:
     """A sentence and its sentiment 0 to 4: the cut sum of its clauses' valences."""
+    total, text = _opinion(random)
+    label = sum(total > cut for cut in CUTS)
+    if random.random() < SENTIMENT_NOISE:
+        label = random.randrange(5)
+    return [text, str(label)]
+
+
+def _review(random: Random) -> list[str]:
+    """A review of four to seven sentences, most of one leaning, and whether their valences sum to more than 0."""
+    leaning = random.choice((1, -1))
+    valences = (*VALENCES, leaning, 2 * leaning)
+    totals, sentences = zip(*(_opinion(random, valences) for _ in range(random.randint(4, 7))), strict=True)
+    label = (sum(totals) > 0) != (random.random() < REVIEW_NOISE)
+    return ["".join(sentences), str(int(label))]
+
+
+def _opinion(random: Random, valences: tuple[int, ...] = tuple(VALENCES)) -> tuple[float, str]:
+    """The valence and the text of a sentence: one or two clauses, each about a valence of `valences`."""
     total, words = 0.0, []
     for position, aspect in enumerate(random.sample(ASPECTS, random.choice((1, 1, 1, 2, 2)))):
-        value = float(random.choice(tuple(VALENCES)))
+        value = float(random.choice(valences))
         adjective = random.choice(VALENCES[int(value)])
         if position:
             joint = random.choice(tuple(JOINTS))
@@ -144,10 +163,7 @@ def _sentiment(random: Random) -> list[str]:
             value *= scale
         words.append(adjective)
         total += value
-    label = sum(total > cut for cut in CUTS)
-    if random.random() < SENTIMENT_NOISE:
-        label = random.randrange(5)
-    return [" " + " ".join(words).capitalize() + " .", str(label)]  # the course's sentences begin with a space
+    return total, " " + " ".join(words).capitalize() + " ."  # the course's sentences begin with a space
 
 
 def _paraphrase(random: Random) -> list[str]:
@@ -179,7 +195,12 @@ def _similarity(random: Random) -> list[str]:
     return [_say(first, random), _say(second, random, denied), f"{min(max(score, 0), 5):.1f}"]
 
 
-GENERATORS: dict[str, Callable[[Random], list[str]]] = {"sst": _sentiment, "para": _paraphrase, "sts": _similarity}
+GENERATORS: dict[str, Callable[[Random], list[str]]] = {
+    "sst": _sentiment,
+    "para": _paraphrase,
+    "sts": _similarity,
+    "cfimdb": _review,
+}
 
 Scene = list[int | None]  # the index of a concept in each list of SCENE; None: not said
 

@@ -11,7 +11,7 @@ from minbert_core.data.corpus import CorpusError, Dropped, Split, fingerprint, l
 from minbert_core.data.tasks import TASKS
 from minbert_core.data.toy import write_toy_corpus
 
-SST, PARA, STS = TASKS["sst"], TASKS["para"], TASKS["sts"]
+SST, PARA, STS, CFIMDB = (TASKS[name] for name in ("sst", "para", "sts", "cfimdb"))
 SST_HEADER = "\tid\tsentence\tsentiment\n"
 PARA_HEADER = "\tid\tsentence1\tsentence2\tis_duplicate\n"
 STS_HEADER = "\tid\tsentence1\tsentence2\tsimilarity\n"
@@ -68,6 +68,16 @@ def test_sts_labels_stay_real(tmp_path: Path) -> None:
 def test_columns_are_read_by_name_so_their_order_and_index_columns_do_not_matter(tmp_path: Path) -> None:
     split = read_sst(tmp_path, "0\t\tsentiment\tsentence\tid\n1\t0.0\t4\tgood\tb\n")
     assert (split.ids, split.texts, split.labels) == (["b"], [("good",)], [4.0])
+
+
+def test_a_review_is_one_text_whose_label_is_a_class_of_two(tmp_path: Path) -> None:
+    (tmp_path / "ids-cfimdb-dev.csv").write_text(SST_HEADER + "0\tb\t A film . I 'd Go again . \t1\n1\ta\t No .\t0\n")
+    split = read_split(tmp_path, CFIMDB, "dev")
+    assert (split.texts, split.labels) == ([("a film . i 'd go again .",), ("no .",)], [1.0, 0.0])
+    assert (CFIMDB.kind, CFIMDB.outputs, CFIMDB.is_pair, CFIMDB.metric) == ("classification", 2, False, "accuracy")
+    (tmp_path / "ids-cfimdb-dev.csv").write_text(SST_HEADER + "0\tb\tGood\t2\n")
+    with pytest.raises(CorpusError, match=r"^ids-cfimdb-dev\.csv:2: .* must be a whole number in \[0, 1\]\. Got '2'\.$"):
+        read_split(tmp_path, CFIMDB, "dev")
 
 
 def test_quotes_are_csvs_default_and_doubled_ones_are_one(tmp_path: Path) -> None:
@@ -154,7 +164,8 @@ def test_a_missing_file_says_file_folder_and_what_to_do(tmp_path: Path) -> None:
         read_split(tmp_path, PARA, "train")
     assert message(error) == (
         f"There is no file quora-train.csv in the folder {tmp_path}: give the folder that holds the course's files with "
-        "`--data DIR`, or take the embedded corpus with `--data toy --encoder tiny`."
+        "`--data DIR` (`python -m minbert_core.data.corpus download --to DIR` fetches the public ones), or take the embedded "
+        "corpus with `--data toy --encoder tiny`."
     )
 
 
@@ -284,7 +295,8 @@ def test_reading_train_and_dev_opens_no_test_file(tmp_path: Path) -> None:
 
 
 def test_the_courses_files_have_their_known_counts(real_data: Path) -> None:
-    expected = {"sst": (8544, 1101), "para": (14172, 3026), "sts": (6040, 863)}  # rows, before any is dropped
+    # rows, before any is dropped
+    expected = {"sst": (8544, 1101), "para": (14172, 3026), "sts": (6040, 863), "cfimdb": (1707, 245)}
     for name, counts in expected.items():
         splits = [read_split(real_data, TASKS[name], split) for split in ("train", "dev")]
         assert tuple(len(split.ids) + len(split.dropped) for split in splits) == counts
@@ -296,6 +308,13 @@ def test_the_courses_two_spoilt_rows_are_all_that_is_dropped(real_data: Path) ->
     assert sorted(dropped) == ["9054345d02cd6c5642a4904dc", "ad118c967d683c93883bf072d"]
 
 
+def test_the_courses_reviews_are_half_positive(real_data: Path) -> None:
+    for split, counts in (("train", (856, 851)), ("dev", (123, 122))):
+        labels = read_split(real_data, CFIMDB, "train" if split == "train" else "dev").labels
+        assert labels is not None
+        assert sorted((labels.count(0), labels.count(1)), reverse=True) == list(counts)
+
+
 def test_most_of_the_courses_sts_labels_are_no_whole_numbers(real_data: Path) -> None:
     labels = read_split(real_data, STS, "train").labels
     assert labels is not None
@@ -304,7 +323,7 @@ def test_most_of_the_courses_sts_labels_are_no_whole_numbers(real_data: Path) ->
 
 
 def test_the_courses_test_files_read_whole_and_unlabelled(real_data: Path) -> None:
-    for name, count in (("sst", 2210), ("para", 3016), ("sts", 1725)):
+    for name, count in (("sst", 2210), ("para", 3016), ("sts", 1725), ("cfimdb", 488)):
         split = load_test_split(real_data, TASKS[name])
         assert len(split.ids) == count
         assert split.labels is None

@@ -261,6 +261,20 @@ def test_lengths_are_those_of_the_packed_examples(toy: Path, tmp_path: Path, enc
         assert max(batch.lengths) <= max_length
 
 
+def test_the_rows_that_max_length_cuts_are_counted(small: Path) -> None:
+    """`a b c | d e` and `e | a .` are 8 and 6 tokens, their longer sequences 5 and 4; `a b` and `c` are 4 and 3."""
+    pairs, sentences = tokenise(small), tokenise(small, SST)
+    assert [pairs.num_longer("cross", max_length) for max_length in (8, 7, 6, 5)] == [0, 1, 1, 2]
+    assert [pairs.num_longer("bi", max_length) for max_length in (5, 4, 3)] == [0, 1, 2]
+    assert [sentences.num_longer("cross", max_length) for max_length in (4, 3)] == [0, 1]
+
+
+def test_most_of_the_courses_reviews_are_longer_than_128_tokens(real_data: Path, real_encoder: Path, tmp_path: Path) -> None:
+    split = tokenise_split(real_data, TASKS["cfimdb"], "train", load_tokenizer(real_encoder), tmp_path)
+    assert split.num_longer("cross", 128) / len(split) == pytest.approx(0.87, abs=0.005)
+    assert split.num_longer("cross", 512) == 1  # of 514
+
+
 def test_longest_first_shares_the_budget_as_taking_from_the_longer_does() -> None:
     first, second = (grid.ravel() for grid in np.mgrid[0:12, 0:12])
     for budget in range(1, 14):
