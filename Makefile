@@ -1,39 +1,78 @@
 # demo   a whole search on the embedded toy corpus: search, comparison, test table (under 90 s once installed)
-# test   all tests            check   lint, types, tests            clean   remove the environment, keep runs/
+# test   all tests            check   lint, types, tests            clean   remove the environment made here, keep runs/
 #
-# Each builds .venv from the pins where it is missing or older than pyproject.toml and constraints.txt. Another interpreter:
-# `make test PYTHON=python3.12`. On Linux without a GPU, this spares the CUDA wheels:
-# `PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo`.
+# Each first builds .venv from the pins, with uv where it is installed, else with pip; again where pyproject.toml or
+# constraints.txt changed. A .venv that was there before is kept, with all that is in it: the pins are for what it lacks.
+#
+#   make demo PYTHON=python3.12    another interpreter
+#   make demo TORCH=cpu            torch without CUDA: on Linux this spares 3 GB (TORCH=cu126: for CUDA 12.6)
+#   make demo ENV=current          the python on the PATH as it is (Colab, conda, a CUDA image): nothing is installed
 
 PYTHON ?= python3
-READY := .venv/.ready
+UV := $(shell command -v uv 2>/dev/null)
+MARK := .venv/.made-by-make
+YOURS := $(if $(wildcard .venv),$(if $(wildcard $(MARK)),,yes))
+PINS := $(if $(YOURS),.venv/pins.txt,constraints.txt)
 
-.PHONY: demo test check clean
+ifeq ($(ENV),current)
+  READY := current
+  PY := $(PYTHON)
+else ifeq ($(origin ENV),command line)  # in the environment it belongs to sh
+  $(error ENV='$(ENV)' is unknown. ENV=current takes the python on the PATH; without ENV, .venv is built and used)
+else
+  READY := .venv/.ready
+  PY := .venv/bin/python
+endif
+
+.PHONY: demo test check clean current
 
 demo: $(READY)
-	.venv/bin/python -m search.run --space spaces/quickstart.yaml
+	$(PY) -m search.run --space spaces/quickstart.yaml
 	@name=$$(basename "$$(ls -td runs/quickstart* | head -n 1)"); \
-	  echo; .venv/bin/python analysis/best_to_test.py --search $$name --top 2 --seeds 2 && \
+	  echo; $(PY) analysis/best_to_test.py --search $$name --top 2 --seeds 2 && \
 	  printf '%s\n' "" "Made: runs/$$name (the search), runs/$$name/best (its best model), runs/$$name/test (table.md, predictions/), mlflow.db" \
-	    "Next: your own data, .venv/bin/python -m search.run --space spaces/smart.yaml --data DIR --dry-run (README.md says what lies in DIR)"
+	    "Next: your own data, $(PY) -m search.run --space spaces/smart.yaml --data DIR --dry-run (README.md says what lies in DIR)"
 
 test: $(READY)
-	.venv/bin/python -m pytest
+	$(PY) -m pytest
 
 check: $(READY)
-	.venv/bin/ruff check .
-	.venv/bin/mypy
-	.venv/bin/python -m pytest
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) -m pytest
 
 clean:
-	rm -rf .venv
+	$(if $(YOURS),@echo "The .venv here was there before make: it is kept.",rm -rf .venv)
 
-# The stamp is touched last, so that an interrupted install is begun again.
-$(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "minbert-search needs Python 3.11 or newer; '$(PYTHON)' says: $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; \
-	  exit 1; }
+# $(call new_enough,INTERPRETER,WHAT TO DO INSTEAD)
+define new_enough
+@$(1) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+  echo "minbert-search needs Python 3.11 or newer; '$(1)' says: $$($(1) --version 2>&1). $(2)" >&2; exit 1; }
+endef
+
+test check: EXTRA := dev
+current:
+	$(call new_enough,$(PY),Name another: make ENV=current PYTHON=python3.12)
+	@$(PY) -m search.environment --missing $(EXTRA)
+
+# The mark is made first, so that an interrupted install is known as ours; the stamp last, so that it is begun again.
+.venv/.ready: pyproject.toml constraints.txt
+ifdef YOURS
+	$(call new_enough,$(PY),Move .venv away and a new one is made)
+	@echo "Adding to the .venv that is here what it lacks (once, some minutes) ..."
+	$(PY) -m search.environment --pins > $(PINS)
+else
+	$(call new_enough,$(PYTHON),Name another: make PYTHON=python3.12)
 	@echo "Building .venv from constraints.txt (once, some minutes) ..."
-	@$(PYTHON) -m venv --clear .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@rm -rf .venv && mkdir .venv && touch $(MARK)
+	$(if $(UV),uv venv --quiet --allow-existing --python $(PYTHON) .venv,$(PYTHON) -m venv .venv)
+endif
+	$(INSTALL) -e '.[dev]' -c $(PINS)
 	@touch $@
+
+ifdef UV
+  INSTALL = uv pip install --quiet --python $(PY)$(if $(TORCH), --torch-backend $(TORCH))
+else
+  WHEELS := --extra-index-url https://download.pytorch.org/whl/$(TORCH)
+  INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check$(if $(TORCH), $(WHEELS))
+endif

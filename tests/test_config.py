@@ -116,7 +116,7 @@ ONE_FAULT = {
     "Known: batch_size, head, loss, pair_encoding, pooling.",
     "tasks: {all: {head: {kind: mlp, hiden: [1]}}}": "Unknown key `tasks/all/head/mlp/hiden`; did you mean 'hidden'? "
     "Known: dropout, hidden.",
-    "tasks: {al: {}}": "Unknown `tasks/al`; did you mean 'all'? Known: all, pairs, para, sst, sts.",
+    "tasks: {al: {}}": "Unknown `tasks/al`; did you mean 'all'? Known: all, cfimdb, pairs, para, sst, sts.",
     "gradient: {kind: gradvac, betta: 1}": "Unknown key `gradient/gradvac/betta`; did you mean 'beta'? Known: beta, per.",
     "gradient: {kind: sum, beta: 1}": "Unknown key `gradient/sum/beta`.",
     "stages: [{kind: multitask, shar: 1}]": "Unknown key `stages/0/multitask/shar`; did you mean 'share'? "
@@ -298,7 +298,7 @@ CROSS = {
     "that gives several.",
     "encoder: tiny": "`encoder` tiny knows the toy corpus's words only, but `data` is 'data'. Use data: toy, or a "
     "pretrained encoder.",
-    "train_on: [sst, stz]": "Unknown task in `train_on` 'stz'; did you mean 'sts'? Known: para, sst, sts.",
+    "train_on: [sst, stz]": "Unknown task in `train_on` 'stz'; did you mean 'sts'? Known: cfimdb, para, sst, sts.",
     "train_on: [sst, sst]": "`train_on` names a task twice. Got ['sst', 'sst'].",
     "{train_on: [sst, para], objective: sts}": "Unknown `objective` 'sts'; did you mean 'sst'? Known: mean, norm, para, sst.",
     "{train_on: [sst], objective: {weights: {sts: 1}}}": "`objective/weights/sts` weighs a task that is not in "

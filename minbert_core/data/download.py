@@ -34,7 +34,7 @@ from minbert_core.data.tasks import TASKS
 DONE, WRONG, REFUSED, INTERRUPTED = 0, 2, 3, 130
 
 SOURCE = "https://raw.githubusercontent.com/gpoesia/minbert-default-final-project/main/data/"
-PUBLISHED = {  # the files that lie there, and their rows, those that training leaves out included: counted, 2026-11
+PUBLISHED = {  # what lies there, and its rows, those that training leaves out included: counted, 2026-11; Quora reported
     "ids-sst-train.csv": 8544,
     "ids-sst-dev.csv": 1101,
     "ids-sst-test-student.csv": 2210,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from minbert_core.config import TrialConfig
 from minbert_core.data.tasks import TASKS
 from minbert_core.data.toy import toy_folder
 from search.study import read_results
@@ -63,5 +64,5 @@ def test_a_search_opens_no_test_file(tmp_path: Path, data: Path, encoder: Path, 
     assert {trial.status for trial in read_results(tmp_path / "runs" / "quickstart", "quickstart")} <= {"completed", "stopped"}
     seen = opened(tmp_path)
     assert {line for line in seen if "test" in line} == set()
-    dev_files = [task.files["dev"] for task in TASKS.values()]
+    dev_files = [TASKS[name].files["dev"] for name in TrialConfig().train_on]
     assert seen == {f"{who} {name}" for who in ("driver", "worker") for name in dev_files}  # the hook was there, in both

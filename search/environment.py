@@ -1,0 +1,242 @@
+"""The environment of a search: the report that a bug report needs, and what an environment lacks to run the project at all.
+
+    python -m search.run --env               the report
+    python -m search.environment             the report, also where an import of the search fails
+    python -m search.environment --missing   silent, or what is missing and the command that adds it, exit code 1
+    python -m search.environment --pins      the lines of constraints.txt for what is not installed yet
+
+At its top it imports the standard library alone, so that it can tell about an environment that has nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import operator
+import os
+import platform
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("torch", "ray", "optuna", "mlflow", "pyarrow", "pydantic", "tokenizers", "transformers", "numpy", "nvidia-ml-py")
+SETTINGS = ("RAY_ADDRESS", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_OFFLINE")
+SETTING_PREFIXES = ("MLFLOW_", "SLURM_")
+GIB = 2**30
+
+Rows = Iterator[tuple[str, str]]  # a name on the left, what is to be said of it on the right
+
+
+def report() -> list[str]:
+    """What a bug report needs to say of this environment, as aligned lines.
+
+    Nothing that is broken breaks it: a part that cannot be told says why. Passwords and tokens are masked.
+    """
+    rows = [row for part in (_ours, _versions, _gpus, _cuda, _cpu, _memory, _disk, _caches, _variables) for row in _told(part)]
+    width = max(len(name) for name, _ in rows)
+    return [f"{name:<{width}}  {text}" for name, text in rows]
+
+
+def own_version() -> str:
+    """The version of the project, installed or run from its checkout."""
+    try:
+        return version("minbert-search")
+    except PackageNotFoundError:
+        return str(_pyproject()["version"])
+
+
+# ------------------------------------------------------------------------------------------------------ the report's parts
+
+
+def _told(part: Callable[[], Rows]) -> Rows:
+    """The rows of a part, up to where it fails; the fault is then the last row, since it may be what is to be reported."""
+    try:
+        yield from part()
+    except Exception as error:  # noqa: BLE001  whatever it is that a broken install raises, it is what is to be told
+        yield part.__name__.removeprefix("_"), f"cannot be told: {type(error).__name__}: {error}"
+
+
+def _ours() -> Rows:
+    yield "minbert-search", f"{own_version()} in {ROOT}"
+    yield "python", f"{platform.python_version()}, {sys.executable}"
+    yield "platform", platform.platform()
+    from search.plan import git_commit  # what it imports may be what is broken
+
+    yield "commit", git_commit() or "not a git checkout"
+
+
+def _versions() -> Rows:
+    for name in PACKAGES:
+        yield name, _installed(name) or "not installed"
+
+
+def _gpus() -> Rows:
+    """The GPUs as the driver tells of them, whether or not torch can use them."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        yield "driver", str(pynvml.nvmlSystemGetDriverVersion())
+        for i in range(pynvml.nvmlDeviceGetCount()):
+            gpu = pynvml.nvmlDeviceGetHandleByIndex(i)
+            yield f"GPU {i}", str(pynvml.nvmlDeviceGetName(gpu))
+            memory = pynvml.nvmlDeviceGetMemoryInfo(gpu)
+            yield f"GPU {i}", f"{memory.total / GIB:.1f} GiB, {memory.free / GIB:.1f} GiB free"
+    except pynvml.NVMLError as error:  # no driver, or one that does not tell (a slice of a GPU, some containers)
+        yield "driver", f"tells nothing more: {error}"
+
+
+def _cuda() -> Rows:
+    """What torch can use of the GPUs: where it differs from what the driver tells, there is the fault."""
+    import torch
+
+    built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
+    bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    yield "CUDA", f"{built}; GPUs it sees: {torch.cuda.device_count()}, {'with' if bfloat16 else 'without'} bfloat16"
+
+
+def _cpu() -> Rows:
+    cpuinfo = Path("/proc/cpuinfo")  # Linux only
+    told = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line) if cpuinfo.exists() else {}
+    told = {name.strip(): text.strip() for name, text in told.items()}
+    bfloat16 = sorted({"avx512_bf16", "amx_bf16", "bf16"} & set((told.get("flags") or told.get("Features") or "").split()))
+    yield "CPU", f"{told.get('model name') or platform.machine()}, bfloat16: {' '.join(bfloat16) or 'not told'}"
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield "cores", f"{usable} usable of {os.cpu_count()}{_limit('cpu.max')}"
+    import torch
+
+    yield "torch's CPU", f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+
+def _memory() -> Rows:
+    total = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / GIB:.1f} GiB"
+    meminfo = Path("/proc/meminfo")  # Linux only
+    free = re.search(r"MemAvailable: +(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
+    yield "memory", total + (f", {int(free[1]) / 2**20:.1f} GiB free" if free else "") + _limit("memory.max")
+
+
+def _limit(name: str) -> str:
+    """A container's limit (cgroup v2), in the kernel's own words; empty where there is none."""
+    file = Path("/sys/fs/cgroup") / name
+    text = file.read_text().strip() if file.exists() else "max"
+    return "" if text.startswith("max") else f", the container's {name} is {text}"
+
+
+def _disk() -> Rows:
+    for folder in (Path.cwd(), Path(tempfile.gettempdir()), Path("/dev/shm")):  # the last is Ray's object store on Linux
+        if folder.exists():
+            yield "disk", f"{shutil.disk_usage(folder).free / GIB:.1f} GiB free in {folder}"
+
+
+def _caches() -> Rows:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    yield "encoders", HF_HUB_CACHE
+    from minbert_core.inputs import cache_folder
+
+    yield "token files", str(cache_folder())
+
+
+def _variables() -> Rows:
+    for name, value in sorted(os.environ.items()):
+        if name in SETTINGS or name.startswith(SETTING_PREFIXES):
+            shown = masked(name, value)
+            yield name, shown if shown.isprintable() else repr(shown)
+
+
+def masked(name: str, value: str) -> str:
+    """The value of an environment variable, `***` in place of what looks like a password or a token; rather too often."""
+    if name == "CUDA_VISIBLE_DEVICES":  # its UUIDs look like tokens
+        return value
+    if re.search(r"TOKEN|PASS|SECRET|KEY|CREDENTIAL|AUTH", name, re.IGNORECASE):
+        return "***"
+    value = re.sub(r"://\S*@", "://***@", value)  # scheme://user:password@host
+    value = re.sub(r"((?:token|pass\w*|pwd|secret|key)[\"']?\s*[=:]\s*)[^&;,\s]+", r"\1***", value, flags=re.IGNORECASE)
+    return re.sub(r"(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[\w-]{20,}", "***", value)  # long, of letters and digits: a token's looks
+
+
+# ------------------------------------------------------------------------------------------------------- what is missing
+
+
+def missing(*extras: str) -> list[str]:
+    """The requirements of the project, and of these of its extras, that this environment does not meet: `optuna>=5.0,<6`."""
+    project = _pyproject()
+    wanted = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)]
+    return [requirement for group in wanted for requirement in group if not _is_met(requirement)]
+
+
+def missing_sentence(*extras: str) -> str:
+    """What this environment lacks, and the command that adds it but never replaces a torch; empty where nothing is missing."""
+    lacking = missing(*extras)
+    if not lacking:
+        return ""
+    told = f"The environment of {sys.executable} lacks {', '.join(lacking)}."
+    torch = _installed("torch")
+    if torch and any(_split(requirement)[0] == "torch" for requirement in lacking):
+        return f"{told} Its torch is {torch}: update it, or leave out ENV=current and an environment is made beside it."
+    pip = [sys.executable, "-m", "pip", "install"]
+    if not torch:
+        return f"{told} This adds it:\n  {shlex.join([*pip, *lacking])}"
+    # asked for as it is, torch is left alone, and whatever would want another one is refused
+    return f"{told} This adds it and leaves torch as it is:\n  {shlex.join([*pip, *lacking, f'torch=={torch}'])}"
+
+
+def open_pins() -> list[str]:
+    """The lines of constraints.txt for what is not installed yet: what is there stays, what is added is what is tested."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if not line.startswith("#") and _installed(_split(line)[0]) is None]
+
+
+def _is_met(requirement: str) -> bool:
+    name, extra, bounds = _split(requirement)
+    present = _installed(name)
+    if present is None:
+        return False
+    holds = {">=": operator.ge, "<": operator.lt}
+    if not all(holds[sign](_numbers(present), _numbers(bound)) for sign, bound in bounds):
+        return False
+    of_extra = [line for line in requires(name) or [] if extra and re.search(rf"extra == .{extra}\b", line)]
+    return all(_installed(_split(line)[0]) for line in of_extra)
+
+
+def _split(requirement: str) -> tuple[str, str | None, list[tuple[str, str]]]:
+    """`ray[tune]>=2.55,<3` -> ("ray", "tune", [(">=", "2.55"), ("<", "3")]); `packaging` itself may be what is missing."""
+    found = re.match(r"([\w.-]+)(?:\[(\w+)\])?([^;]*)", requirement)
+    assert found, f"not a requirement: {requirement}"
+    return found[1], found[2], re.findall(r"(>=|<)\s*([\d.]+)", found[3])
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """The release of a version as numbers. `2.8.0a0+nv25.08`, as NVIDIA's images have it, counts as 2.8.0."""
+    found = re.match(r"\d+(\.\d+)*", text)
+    return tuple(int(part) for part in found[0].split(".")) if found else ()
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _pyproject() -> Mapping[str, Any]:
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return project
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m search.environment", description="Report this environment.")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--missing", nargs="*", choices=["dev"], help="only what is missing, of the extra too")
+    instead.add_argument("--pins", action="store_true", help="only the pins of what is not installed yet")
+    options = parser.parse_args()
+    if options.missing is not None:
+        sys.exit(missing_sentence(*options.missing) or 0)
+    print("\n".join(open_pins() if options.pins else report()))
