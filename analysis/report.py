@@ -1,118 +1,176 @@
-"""What best_to_test reports: a table, dev of the fresh seeds beside the claim and test beside dev, and the course's files."""
+"""What best_to_test reports: a table (claim, dev and test of fresh seeds), what can be told apart, and the course's files."""
 
 from __future__ import annotations
 
 import shutil
-import statistics
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from analysis.retrain import Job, open_test_split
+from analysis.intervals import RESAMPLES
+from analysis.results import SPLITS, Comparison, Logits, Measured, Results, Splits
 from analysis.selection import RULE, Selection
 from minbert_core.config import TrialConfig
 from minbert_core.data.tasks import TASKS
-from minbert_core.evaluate import check_submission, overall, predictions, score, submission_text
-from minbert_core.inputs import open_inputs
+from minbert_core.evaluate import check_submission, predictions, submission_text
 from search.narrate import describe
+from search.plan import counted
+
+WIDTH = 160  # of a terminal in which everything is read without wrapping
 
 
-@dataclass(frozen=True)
-class Tested:
-    """One model's answers: dev metrics, test metrics of the tasks whose test file has labels."""
-
-    dev: dict[str, float]
-    test: dict[str, float]
-    logits: dict[str, np.ndarray[Any, Any]]  # "<task>-<split>" -> (rows, K)
-
-
-def write_report(selection: Selection, results: dict[Job, Tested], folder: Path) -> list[str]:
-    """Write prediction files and table.md; the lines that are printed."""
+def report_lines(selection: Selection, results: Results, failures: Mapping[str, str]) -> list[str]:
+    """The report without its last paragraph, the prediction files."""
     config = selection.trials[0].config()
-    tasks = list(config.train_on)
-    groups = {
-        trial.number: [result for job, result in results.items() if job.number == trial.number] for trial in selection.trials
-    }
-    groups = {number: group for number, group in groups.items() if group}
-    means = {
-        number: statistics.fmean(score(result.dev, config.objective) for result in group) for number, group in groups.items()
-    }
-    first = max(means, key=lambda number: means[number])
-    chosen = max((job for job in results if job.number == first), key=lambda job: score(results[job].dev, config.objective))
-    lines = _table(selection, config, tasks, groups)
-    seeds = (
-        f"mean ± standard deviation over {len(selection.seeds)} seeds"
-        if selection.seeds
-        else "one seed, the search's own weights"
-    )
-    claimed = next(trial for trial in selection.trials if trial.number == first).score
-    lines += [
-        "",
-        f"{seeds}; chosen on dev among {len(selection.search.trials)} configurations by: {RULE}.",
-        f"Best by retrained dev: {first:03d}. The search had claimed {claimed:.4f} for it; "
-        + (
-            f"fresh seeds say {means[first]:.4f} ({means[first] - claimed:+.4f})."
-            if selection.seeds
-            else "nothing was retrained."
-        ),
-        "",
-        *_write_predictions(config, chosen, results[chosen], folder / "predictions"),
+    paragraphs = [
+        [f"{name} failed and is left out: {reason}" for name, reason in failures.items()],
+        _table(selection, config, results),
+        [f"{_name(selection, number)}  {_parameters(selection, number)}" for number in results.configurations],
+        _legend(selection),
+        [_claim(selection, results)],
+        *(_compared(selection, config, results, split) for split in reversed(SPLITS)),
     ]
-    (folder / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines: list[str] = []
+    for paragraph in paragraphs:
+        lines += [row for line in paragraph for row in _wrapped(line)] + ([""] if paragraph else [])
     return lines
 
 
-def _table(selection: Selection, config: TrialConfig, tasks: list[str], groups: dict[int, list[Tested]]) -> list[str]:
-    head = ["trial", "split", *tasks, "norm", "mean", "parameters"]
-    rows = []
+def _wrapped(line: str) -> list[str]:
+    return [line] if line.startswith("|") else textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_long_words=False)
+
+
+def _name(selection: Selection, number: int) -> str:
+    is_baseline = selection.baseline is not None and selection.baseline.number == number
+    return f"{number:03d}" + (" (baseline)" if is_baseline else "")
+
+
+def _parameters(selection: Selection, number: int) -> str:
+    return describe(next(trial for trial in selection.trials if trial.number == number).params)
+
+
+# ----------------------------------------------------------------------------------------------------------- the table
+
+
+def _table(selection: Selection, config: TrialConfig, results: Results) -> list[str]:
+    columns = [*config.train_on, "norm", "mean"]
+    columns += [] if isinstance(config.objective, str) else ["score"]
+    rows = [["trial", "split", *columns]]
     for trial in selection.trials:
-        if trial.number not in groups:
+        if trial.number not in results.configurations:
             continue
-        group = groups[trial.number]
-        claimed = {name: trial.best[f"dev/{name}"] for name in (*tasks, "norm", "mean")}
-        rows.append(
-            [f"{trial.number:03d}", "dev, claimed", *(f"{claimed[name]:.4f}" for name in head[2:-1]), describe(trial.params)]
-        )
-        rows.append(["", "dev", *_cells(tasks, [result.dev for result in group]), ""])
-        rows.append(["", "test", *_cells(tasks, [result.test for result in group]), ""])
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in [head, *rows]
-    ]
+        claimed = [_number(trial.best[f"dev/{column}"]) for column in columns]
+        rows.append([_name(selection, trial.number), "dev, claimed", *claimed])
+        for split in SPLITS:
+            measured = results.configurations[trial.number].get(split, {})
+            rows.append(["", split, *(_mean(measured[column]) if column in measured else "no labels" for column in columns)])
+            if measured:
+                rows.append(["", "  95 %", *(_interval(measured[column]) if column in measured else "" for column in columns)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return lines
 
 
-def _cells(tasks: list[str], metrics: list[dict[str, float]]) -> list[str]:
-    """A cell a task and one for each overall score; `no labels` where the split has none."""
-    whole = all(name in metrics[0] for name in tasks)
-    columns = [[m[name] for m in metrics] if name in metrics[0] else [] for name in tasks]
-    columns += [[overall(m)[key] for m in metrics] if whole else [] for key in ("norm", "mean")]
-    return [_mean_and_deviation(column) if column else "no labels" for column in columns]
+def _number(value: float, sign: str = "") -> str:
+    """`.4750`, `+.0123`: four digits, and no zero before the point."""
+    text = f"{value + 0.0:{sign}.4f}"
+    return text.replace("0.", ".", 1) if text.lstrip("+-").startswith("0.") else text
 
 
-def _mean_and_deviation(values: list[float]) -> str:
-    mean = f"{statistics.fmean(values):.4f}"
-    return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
+def _mean(measured: Measured) -> str:
+    deviation = measured.deviation
+    return _number(measured.mean) + (f" ± {_number(deviation)}" if deviation is not None else "")
 
 
-def _write_predictions(config: TrialConfig, job: Job, result: Tested, folder: Path) -> list[str]:
-    """The course's files of one model, read back and checked; what was written, a line a file.  Raises ValueError."""
+def _interval(measured: Measured, sign: str = "") -> str:
+    return f"[{_number(measured.low, sign)}, {_number(measured.high, sign)}]"
+
+
+# --------------------------------------------------------------------------------------------------------- what it says
+
+
+def _legend(selection: Selection) -> list[str]:
+    """What was chosen from what, and what the figures cover."""
+    num_seeds = len(selection.seeds)
+    what = (
+        f"Mean ± standard deviation over {counted(num_seeds, 'fresh seed')}"
+        if selection.seeds
+        else "One seed, the weights that the search kept"
+    )
+    rows = "the rows of each task drawn anew, independently between tasks and the same for all models"
+    covers = (
+        f"{rows}, and with them the {num_seeds} seeds, so it covers other rows of the same kind and other seeds"
+        if num_seeds > 1
+        else f"{rows}; there is one seed, so it covers other rows of the same kind, not other seeds"
+    )
+    few = (
+        " Fewer than five seeds tell little about seeds: where they differ much, it is too narrow." if 1 < num_seeds < 5 else ""
+    )
+    return [
+        f"{what}; chosen on dev among {len(selection.search.trials)} configurations by: {RULE}.",
+        f"95 %: percentile bootstrap interval of the mean, {RESAMPLES:,} resamples: {covers}.{few} It does not cover the "
+        "choice: the best of many on a dev split look better there than they are.",
+    ]
+
+
+def _claim(selection: Selection, results: Results) -> str:
+    """What the search had claimed for the best, and what is left of it."""
+    number = results.winner
+    claimed = next(trial for trial in selection.trials if trial.number == number).score
+    found = results.configurations[number]["dev"]["score"]
+    if not selection.seeds:
+        return f"Best on dev: {_name(selection, number)}, {_number(found.mean)}. Nothing was retrained."
+    text = (
+        f"Best by retrained dev: {_name(selection, number)}. The search had claimed {_number(claimed)} for it; fresh seeds say "
+    )
+    text += f"{_number(found.mean)} {_interval(found)} ({_number(found.mean - claimed, '+')})."
+    if number not in [trial.number for trial in selection.finalists]:
+        text += " No finalist did better than the baseline."
+    return text
+
+
+def _compared(selection: Selection, config: TrialConfig, results: Results, split: str) -> list[str]:
+    """A sentence a comparison, under a heading."""
+    sentences = [_sentence(selection, config, results.winner, c) for c in results.comparisons if c.split == split]
+    objective = config.objective if isinstance(config.objective, str) else "the weighted score"
+    flatters = " (on which the best was chosen)" if split == "dev" else ""
+    heading = f"Compared on {split}{flatters}, by {objective}, rows and seeds paired, each difference with its 95 % interval:"
+    return [heading, *(f"- {sentence}" for sentence in sentences)] if sentences else []
+
+
+def _sentence(selection: Selection, config: TrialConfig, winner: int, comparison: Comparison) -> str:
+    """`000 beats the baseline (004) by +.0123 [+.0021, +.0220]; 5 seeds.`"""
+    found = comparison.differences["score"]
+    is_baseline = selection.baseline is not None and comparison.second == selection.baseline.number
+    other = f"the {'baseline' if is_baseline else 'best'} ({comparison.second:03d})"
+    link = ":" if comparison.verdict == "cannot be told from" else " by"
+    text = f"{comparison.first:03d} {comparison.verdict} {other}{link} {_number(found.mean, '+')} {_interval(found, '+')}"
+    if config.objective != "norm":
+        norm = comparison.differences["norm"]
+        text += f" (norm {_number(norm.mean, '+')} {_interval(norm, '+')})"
+    num_seeds = len(found.values)
+    return text + (f"; {num_seeds} seeds." if num_seeds > 1 else "; one seed, so the interval covers the rows alone.")
+
+
+# ------------------------------------------------------------------------------------------------- the prediction files
+
+
+def write_predictions(config: TrialConfig, results: Results, logits: Logits, splits: Splits, folder: Path) -> list[str]:
+    """The course's files of the chosen model, read back and checked; what was written, a line a file.  Raises ValueError."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    inputs = open_inputs(config)
-    lines = [f"Prediction files of {job.name} (of the best configuration the seed that is best on dev), checked:", ""]
+    lines = [
+        f"Prediction files of {results.chosen.name} (of the best configuration the model that is best on dev), checked:",
+        "",
+    ]
     faults = []
-    for name in config.train_on:
-        test = open_test_split(name, inputs.data_folder, inputs.tokenizer)
-        for split_name, split in (("dev", inputs.dev[name]), ("test", test)):
-            path = folder / f"{name}-{split_name}-output.csv"
-            text = submission_text(TASKS[name], split.ids, predictions(TASKS[name], result.logits[f"{name}-{split_name}"]))
-            path.write_bytes(text.encode())
-            faults += check_submission(path, TASKS[name], split.ids)
-            lines.append(f"- {path} ({len(split)} rows)")
+    for (task, split_name), split in splits.items():
+        path = folder / f"{task}-{split_name}-output.csv"
+        text = submission_text(TASKS[task], split.ids, predictions(TASKS[task], logits[task, split_name]))
+        path.write_bytes(text.encode())
+        faults += check_submission(path, TASKS[task], split.ids)
+        lines.append(f"- {path} ({len(split)} rows)")
     if faults:
         raise ValueError("The prediction files are not what the course expects:\n" + "\n".join(faults))
     return lines

@@ -1,75 +1,126 @@
 """What best_to_test ships to Ray's workers: retrain one configuration with one seed; answer a split with one saved model.
 
-The workers get folders and plain values, and leave their results in files.
+The workers get folders and plain values, and leave their results in files. A job's folder is like a trial's: config.yaml,
+metrics.jsonl, log.txt, best/, and state/ until it is done.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import shutil
+import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minbert_core.config import as_written, read_config
+from minbert_core.config import read_config
 from minbert_core.data.tasks import TASKS
 from minbert_core.data.tokens import TokenisedSplit, tokenise_test_split
 from minbert_core.evaluate import predict_logits
 from minbert_core.inputs import cache_folder, open_inputs
 from minbert_core.machine import prepare, resolve_precision
 from minbert_core.model import load_model, save_model
-from minbert_core.settings import dump_yaml
-from minbert_core.train import train
+from minbert_core.train import load_snapshot, save_snapshot, train
+from search.trainable import SAVE_EVERY_SECONDS, read_records, state_file, write_records
 
 
 @dataclass(frozen=True)
 class Job:
-    """One model to train and test: configuration `number` of the search, with retraining seed `seed_index`."""
+    """One model to train and test: configuration `number` of the search, with a retraining seed or with the search's own."""
 
     number: int
-    seed_index: int
+    seed_index: int | None  # None: the weights that the search kept
     folder: Path  # config.yaml stands there; metrics.jsonl and best/ are written there
 
     @property
     def name(self) -> str:
-        return f"{self.number:03d}-seed{self.seed_index}"
+        return f"{self.number:03d}-" + ("kept" if self.seed_index is None else f"seed{self.seed_index}")
 
     @property
     def is_done(self) -> bool:
-        """Whether an earlier run has trained this very configuration to its end."""
-        path = self.folder / "done.yaml"
-        return path.exists() and path.read_text(encoding="utf-8") == (self.folder / "config.yaml").read_text(encoding="utf-8")
+        """Whether this very configuration was trained to its end, and its weights are still there."""
+        done, weights = self.folder / "done.yaml", self.folder / "best" / "heads.safetensors"
+        return weights.exists() and done.exists() and done.read_bytes() == (self.folder / "config.yaml").read_bytes()
+
+    def records(self) -> list[dict[str, Any]]:
+        """What training has measured so far."""
+        return read_records(self.folder / "metrics.jsonl")
+
+
+def make_ready(job: Job, config_text: str) -> None:
+    """Give the job its config.yaml. What another config has left in the folder is removed; of the same one, all stays."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with _locked_log(job.folder):
+        path = job.folder / "config.yaml"
+        if path.exists() and path.read_text(encoding="utf-8") == config_text:
+            if job.is_done:  # its worker may have been killed before it could do this
+                shutil.rmtree(job.folder / "state", ignore_errors=True)
+            return
+        for name in ("state", "best"):
+            shutil.rmtree(job.folder / name, ignore_errors=True)
+        for name in ("metrics.jsonl", "done.yaml"):
+            (job.folder / name).unlink(missing_ok=True)
+        path.write_text(config_text, encoding="utf-8")
 
 
 def retrain(job: Job) -> str:
-    """Train through `train`, keeping the best evaluation's weights as the search does; '' or the reason why it failed."""
-    config = read_config(job.folder / "config.yaml")
-    with (
-        (job.folder / "log.txt").open("w", buffering=1) as log,
-        contextlib.redirect_stdout(log),
-        contextlib.redirect_stderr(log),
-    ):
+    """Train the job, or go on with it from its snapshot, to its end; '' or the reason why it failed."""
+    with _locked_log(job.folder) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        if job.is_done:  # by a worker that lived longer than its driver
+            return ""
         try:
-            inputs = open_inputs(config)
-            with (job.folder / "metrics.jsonl").open("w", buffering=1, encoding="utf-8") as file:
-                for progress in train(config, inputs):
-                    file.write(json.dumps(progress.record) + "\n")
-                    if progress.improved:
-                        save_model(progress.model, config, job.folder / "best", inputs.encoder_folder)
+            _train(job)
         except Exception as error:  # noqa: BLE001  whatever it is, this seed alone fails, with its reason
             traceback.print_exc()
             return f"{type(error).__name__}: {error}"
-    (job.folder / "done.yaml").write_text(dump_yaml(as_written(config)), encoding="utf-8")
     return ""
+
+
+def _train(job: Job) -> None:
+    """Through `train`, keeping the weights of the best evaluation as a search does; a snapshot at each and every 5 minutes."""
+    folder, state = job.folder, state_file(job.folder)
+    config = read_config(folder / "config.yaml")
+    inputs = open_inputs(config)
+    snapshot: dict[str, Any] | None = None
+    records: list[dict[str, Any]] = []
+    if state.exists():
+        try:
+            snapshot, records = load_snapshot(state)
+        except ValueError as error:
+            print(f"{error} Training begins anew.")
+    how = f"goes on after {records[-1]['examples']} examples" if records else "starts"
+    print(f"{time.strftime('%F %T')} {job.name} {how}")
+    write_records(folder / "metrics.jsonl", records)
+    saved_at = time.monotonic()
+    with (folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8") as file:
+        for progress in train(config, inputs, snapshot):
+            records.append(progress.record)
+            if progress.improved:
+                save_model(progress.model, config, folder / "best", inputs.encoder_folder)
+            if progress.part is not None or time.monotonic() - saved_at > SAVE_EVERY_SECONDS:
+                save_snapshot(state, progress.snapshot(), records)
+                saved_at = time.monotonic()
+            file.write(json.dumps(progress.record) + "\n")
+    shutil.copyfile(folder / "config.yaml", folder / "done.yaml")  # cut short, it is not equal, and the snapshot is still there
+    shutil.rmtree(folder / "state")
+
+
+@contextlib.contextmanager
+def _locked_log(folder: Path) -> Iterator[Any]:
+    """A job's log.txt, to append to, locked: a worker lives some seconds longer than a killed driver, and is waited for."""
+    with (folder / "log.txt").open("a", buffering=1, encoding="utf-8") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        yield log
 
 
 def answer(model_folder: Path, data_folder: Path, out: Path) -> None:
     """Dev and TEST logits of a saved model, each task's as `<task>-<split>.npy` in `out`.  Opens the test split."""
-    import torch
-
     model, config = load_model(model_folder)
     device = prepare(config.machine)
     precision = resolve_precision(config.machine.precision, device)

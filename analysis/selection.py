@@ -1,4 +1,4 @@
-"""What best_to_test is going to test: a search, its best trials, the seeds; frozen on disk before a test file is opened."""
+"""What best_to_test is going to test: a search, its best trials, its baseline, seeds; frozen before a test file is opened."""
 
 from __future__ import annotations
 
@@ -23,8 +23,19 @@ class Selection:
     """What is going to be tested, frozen before a test file is opened."""
 
     search: Search
-    trials: list[TrialResult]
+    finalists: list[TrialResult]
+    baseline: TrialResult | None  # what they are compared with; may be one of them
     seeds: list[int]  # empty: the search's own weights are tested
+
+    @property
+    def trials(self) -> list[TrialResult]:
+        """All that is tested: the finalists, and the baseline if it is not among them."""
+        return self.finalists + ([self.baseline] if self.baseline and self.baseline not in self.finalists else [])
+
+    @property
+    def folder(self) -> Path:
+        """Where everything about the test lies."""
+        return self.search.folder / "test"
 
     def document(self) -> dict[str, Any]:
         """What selection.json holds: the rule, what was tried, and each chosen trial with the score it had claimed."""
@@ -37,7 +48,9 @@ class Selection:
             "git_commit": git_commit(),
             "time": time.strftime("%FT%T%z"),
             "seeds": self.seeds,
-            "selected": [
+            "selected": [trial.number for trial in self.finalists],
+            "baseline": self.baseline and self.baseline.number,
+            "trials": [
                 {
                     "trial": trial.number,
                     "params": trial.params,
@@ -50,14 +63,22 @@ class Selection:
         }
 
     def freeze(self) -> str:
-        """Write selection.json; its sha256."""
-        folder = self.search.folder / "test"
-        folder.mkdir(exist_ok=True)
-        text = json.dumps(self.document(), indent=1) + "\n"
-        draft = folder / "selection.json.tmp"
+        """Write selection.json, unless it holds this very selection since an earlier run; its sha256."""
+        path, document = self.folder / "selection.json", self.document()
+        if path.exists():
+            before = path.read_bytes()
+            if _without_circumstances(json.loads(before)) == _without_circumstances(json.loads(json.dumps(document))):
+                return hashlib.sha256(before).hexdigest()
+        self.folder.mkdir(exist_ok=True)
+        text = json.dumps(document, indent=1) + "\n"
+        draft = path.with_name(path.name + ".tmp")
         draft.write_text(text, encoding="utf-8")
-        draft.replace(folder / "selection.json")
+        draft.replace(path)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without_circumstances(document: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in document.items() if key not in ("time", "git_commit")}
 
 
 def choose_search(name: str | None, runs: Path) -> Search:
@@ -77,12 +98,44 @@ def choose_search(name: str | None, runs: Path) -> Search:
 
 
 def choose_trials(search: Search, top: int, no_retrain: bool) -> list[TrialResult]:
-    """The best `top` ended trials of the fullest rung; with no_retrain of those whose weights were kept.  Raises ValueError."""
+    """The best `top` ended trials of the fullest rung; with no_retrain of those whose weights were kept.  Raises ValueError.
+
+    Of trials that differ in their seed alone, which retraining would make one, the best stands for all.
+    """
     trials = [trial for trial in ranked(search.trials) if trial.status != "running"]
     if not trials:
         raise ValueError(f"No trial of {search.name} has been evaluated and ended: there is nothing to test.")
     if no_retrain:
-        trials = [trial for trial in trials if (trial.folder / "best" / "heads.safetensors").exists()]
+        trials = [trial for trial in trials if _has_weights(trial)]
         if not trials:
             raise ValueError(f"The search {search.name} has kept no weights; leave --no-retrain away.")
-    return trials[:top]
+        return trials[:top]
+    chosen: list[TrialResult] = []
+    for trial in trials:
+        if len(chosen) < top and not any(_same_but_for_seed(trial, other) for other in chosen):
+            chosen.append(trial)
+    return chosen
+
+
+def choose_baseline(search: Search, finalists: list[TrialResult], no_retrain: bool) -> tuple[TrialResult | None, str]:
+    """The space's first baseline that ended in the finalists' rung, and a sentence about it; None where there is none."""
+    if not search.plan["baselines"]:
+        return None, "none: the space has no `baselines`, so the finalists are compared with each other alone"
+    part = finalists[0].part
+    ended = [t for t in search.trials if t.baseline is not None and t.status in ("completed", "stopped") and t.part == part]
+    if not ended:
+        return None, "none: no baseline of the space has reached the finalists' rung"
+    baseline = min(ended, key=lambda trial: (trial.baseline, trial.number))
+    if no_retrain and not _has_weights(baseline):
+        return None, f"none: the weights of {baseline.number:03d} were not kept; without --no-retrain it is trained again"
+    if not no_retrain:
+        baseline = next((trial for trial in finalists if _same_but_for_seed(trial, baseline)), baseline)
+    return baseline, f"{baseline.number:03d}" + (", one of them" if baseline in finalists else "")
+
+
+def _has_weights(trial: TrialResult) -> bool:
+    return (trial.folder / "best" / "heads.safetensors").exists()
+
+
+def _same_but_for_seed(trial: TrialResult, other: TrialResult) -> bool:
+    return trial.config().model_copy(update={"seed": 0}) == other.config().model_copy(update={"seed": 0})

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,87 +21,39 @@ from analysis.best_to_test import main
 from analysis.runs import all_searches, open_search, read_trials
 from analysis.runs import main as runs_main
 from analysis.selection import FRESH
-from minbert_core.checkpoints import save_encoder
-from minbert_core.config import read_config
+from minbert_core.config import TrialConfig
 from minbert_core.data.tasks import TASKS
-from minbert_core.data.toy import write_toy_corpus
-from minbert_core.encoder import TINY, new_encoder
 from minbert_core.evaluate import check_submission, metric
 from minbert_core.inputs import open_inputs
-from minbert_core.model import load_model, save_model
-from minbert_core.train import train
-from search.plan import Resources, lock, make_plan
-from search.rungs import RungScheduler
-from search.space import make_space
-from search.study import Study, stopped_at
-from search.trainable import write_records
+from minbert_core.model import load_model
+from search.plan import lock
+from search.trainable import read_records
 
 Capture = pytest.CaptureFixture[str]
 ROOT = Path(__file__).resolve().parents[2]
+TRAINED = TrialConfig().train_on
 
 
-def small_search(runs: Path, name: str, config: dict[str, object], num_trials: int = 4) -> Path:
-    """A finished search of a few tiny trials in `runs/name`, run in this process: the same study, records and folders."""
-    space = make_space(
-        "small",
-        {"about": "which rate?", "trials": num_trials, "rungs": [1, 3], "baselines": [{}], "config": {
-            **config, "budget": {"examples": 600}, "optimizer": {"lr": {"log_uniform": [1e-4, 3e-3]}}}},
-    )  # fmt: skip
-    plan = make_plan(name, space, 0, None, Resources(1, 0, 1, 0))
-    folder = runs / name
-    (folder / "trials").mkdir(parents=True)
-    (folder / "plan.json").write_text(json.dumps(plan.document([])), encoding="utf-8")
-    with lock(folder):
-        study, scheduler = Study(folder, plan.space, 0), RungScheduler((1, 3))
-        for _ in range(num_trials):
-            trial = study.ask()
-            records, status, reason = [], "completed", "completed"
-            for progress in train(trial.config(), plan.inputs):
-                records.append(progress.record)
-                if progress.improved:
-                    save_model(progress.model, trial.config(), trial.folder / "best", plan.inputs.encoder_folder)
-                if progress.part is None:
-                    continue
-                study.report(trial.number, progress.part, progress.record["dev/score"])
-                exempt = trial.baseline is not None
-                if scheduler.decide(trial.number, "multitask", exempt, progress.part, progress.record["dev/score"]) == "STOP":
-                    status, reason = "stopped", stopped_at(progress.part, (1, 3))
-                    break
-            write_records(trial.folder / "metrics.jsonl", records)
-            study.tell(trial.number, status, reason)
-        study.keep_best()
-    return folder
+def tracked(runs: Path) -> dict[str, list[Any]]:
+    """MLflow's runs of the test of the search `small`, by role."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{runs.parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("small-test")
+    assert experiment is not None
+    found: dict[str, list[Any]] = {"search": [], "trial": []}
+    for run in client.search_runs([experiment.experiment_id]):
+        found[run.data.tags["role"]].append(run)
+    return found
 
 
-@pytest.fixture(scope="module")
-def toy_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    runs = tmp_path_factory.mktemp("toy") / "runs"
-    small_search(runs, "small", {"data": "toy", "encoder": "tiny"})
-    return runs
-
-
-@pytest.fixture(scope="module")
-def real_like(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(runs, data): a search on a folder in the course's layout whose test files have no labels."""
-    place = tmp_path_factory.mktemp("real")
-    data, encoder = place / "data", place / "encoder"
-    write_toy_corpus(data)
-    for task in TASKS.values():
-        path = data / task.files["test"]
-        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
-        column = rows[0].index(task.label_column)
-        path.write_text(
-            "".join("\t".join(cell for i, cell in enumerate(row) if i != column) + "\n" for row in rows), encoding="utf-8"
-        )
-    words = len((data / "vocab.txt").read_text(encoding="utf-8").splitlines())
-    save_encoder(new_encoder(dataclasses.replace(TINY, vocab_size=words), 0, 0.1, 0.1), encoder)
-    shutil.copy(data / "vocab.txt", encoder)
-    small_search(place / "runs", "small", {"data": str(data), "encoder": str(encoder)})
-    return place / "runs", data
+def ledger(runs: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (runs / "small" / "test" / "ledger.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def test_retraining_reports_dev_and_test_beside_the_claim(toy_runs: Path, capsys: Capture) -> None:
-    assert main(["--search", "small", "--runs", str(toy_runs), "--top", "1", "--seeds", "2", "--gpus", "0"]) == 0
+    command = ["--search", "small", "--runs", str(toy_runs), "--top", "2", "--seeds", "2", "--gpus", "0"]
+    assert main(command) == 0
     output = capsys.readouterr().out
     folder = toy_runs / "small" / "test"
     selection = json.loads((folder / "selection.json").read_text(encoding="utf-8"))
@@ -105,48 +61,103 @@ def test_retraining_reports_dev_and_test_beside_the_claim(toy_runs: Path, capsys
     assert all(seed >= FRESH for seed in selection["seeds"])
     searched = [trial.config().seed for trial in open_search(toy_runs / "small").trials]
     assert max(searched) < FRESH
-    (line,) = (folder / "ledger.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(json.loads(line)["models"]) == 2
+    tested = {*selection["selected"], selection["baseline"]}
+    assert selection["baseline"] == 0
+    (opening,) = ledger(toy_runs)
+    assert len(opening["models"]) == 2 * len(tested)
     table = (folder / "table.md").read_text(encoding="utf-8")
-    assert "dev, claimed" in table
-    assert "chosen on dev among 4 configurations" in table
-    assert table.count(" ± ") >= 10  # three tasks and two overall scores, on dev and on test
     assert table.rstrip() in output
-    for task in TASKS.values():
+    text = " ".join(table.split())
+    assert "dev, claimed" in text
+    assert "chosen on dev among 4 configurations" in text
+    assert "Compared on test, by norm" in text
+    assert "the baseline (000)" in text
+    assert table.count(" ± ") >= 10 * len(tested)  # three tasks and two overall scores, on dev and on test
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert {entry["trial"] for entry in results["configurations"]} == tested
+    for task in TRAINED:
         for split in ("dev", "test"):
-            path = folder / "predictions" / f"{task.name}-{split}-output.csv"
+            path = folder / "predictions" / f"{task}-{split}-output.csv"
             ids = [line.split(" , ")[0] for line in path.read_text(encoding="utf-8").splitlines()[1:]]
             assert len(ids) == 400
-            assert check_submission(path, task, ids) == []
-    # the same command again trains nothing twice, and opens the test split a second time on the record
-    assert main(["--search", "small", "--runs", str(toy_runs), "--top", "1", "--seeds", "2", "--gpus", "0"]) == 0
-    assert capsys.readouterr().out.count("was trained before") == 2
-    assert len((folder / "ledger.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+            assert check_submission(path, TASKS[task], ids) == []
+    runs = tracked(toy_runs)
+    assert len(runs["search"]) == 1
+    assert len(runs["trial"]) == 2 * len(tested)
+    # the same command again trains nothing twice, enters nothing twice, and opens the test split a second time on the record
+    before = (folder / "selection.json").read_bytes()
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("was trained before") == 2 * len(tested)
+    assert (folder / "selection.json").read_bytes() == before
+    assert [line["selection_sha256"] for line in ledger(toy_runs)] == [opening["selection_sha256"]] * 2
+    again = tracked(toy_runs)
+    assert {run.info.run_id for run in again["search"]} == {run.info.run_id for run in runs["search"]}
+    assert {run.info.run_id for run in again["trial"]} == {run.info.run_id for run in runs["trial"]}
+    assert {run.info.status for run in again["trial"]} == {"FINISHED"}
+    stored = {
+        entry["trial"]: entry for entry in json.loads((folder / "results.json").read_text(encoding="utf-8"))["configurations"]
+    }
+    assert stored == {entry["trial"]: entry for entry in results["configurations"]}
 
 
-def test_a_retrained_model_differs_from_its_trial_in_the_seed_alone(toy_runs: Path) -> None:
-    for folder in sorted((toy_runs / "small" / "test" / "retrained").iterdir()):
-        config = read_config(folder / "config.yaml")
-        trial = next(t for t in open_search(toy_runs / "small").trials if f"{t.number:03d}" == folder.name[:3])
-        assert config.model_copy(update={"seed": 0, "machine": trial.config().machine}) == trial.config().model_copy(
-            update={"seed": 0}
-        )
+def test_an_interrupted_test_goes_on_and_trains_nothing_twice(tmp_path: Path, make_search: Callable[..., Path]) -> None:
+    runs = tmp_path / "runs"
+    make_search(runs, "small", {"data": "toy", "encoder": "tiny", "budget": {"examples": 2000}}, num_trials=1)
+    command = [sys.executable, str(ROOT / "analysis" / "best_to_test.py"), "--search", "small", "--seeds", "2", "--gpus", "0"]
+    folder = runs / "small" / "test" / "retrained"
+
+    def interrupted(number: int, at_points: int) -> subprocess.CompletedProcess[str]:
+        """Run until both seeds have passed so many points, then send the signal."""
+        driver = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        deadline = time.monotonic() + 300
+        while (
+            sum(record["kind"] == "dev" for file in folder.glob("*/metrics.jsonl") for record in read_records(file)) < at_points
+        ):
+            assert driver.poll() is None, driver.communicate()[0]
+            assert time.monotonic() < deadline, "five minutes have passed"
+            time.sleep(0.05)
+        os.kill(driver.pid, number)
+        output, _ = driver.communicate()
+        return subprocess.CompletedProcess(command, driver.returncode, output)
+
+    stopped = interrupted(signal.SIGINT, 1)
+    assert stopped.returncode == 130, stopped.stdout
+    assert "The same command goes on" in stopped.stdout
+    assert {run.info.status for of in tracked(runs).values() for run in of} == {"KILLED"}
+    killed = interrupted(signal.SIGKILL, 2)
+    assert killed.returncode == -signal.SIGKILL
+    assert "goes on after about" in killed.stdout
+    assert not (runs / "small" / "test" / "ledger.jsonl").exists()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(ledger(runs)) == 1
+    found = tracked(runs)
+    assert (len(found["search"]), len(found["trial"])) == (1, 2)
+    assert {run.info.status for of in found.values() for run in of} == {"FINISHED"}
+    for job in folder.iterdir():
+        starts = [line for line in (job / "log.txt").read_text(encoding="utf-8").splitlines() if job.name in line]
+        assert "goes on after" in starts[-1] or "seed1" in job.name  # at least the one that had passed a point
+        steps = [record["step"] for record in read_records(job / "metrics.jsonl") if record["kind"] == "train"]
+        assert steps == sorted(set(steps))
+        assert not (job / "state").exists()
 
 
 def test_kept_weights_are_tested_as_they_are(real_like: tuple[Path, Path], capsys: Capture) -> None:
     runs, _ = real_like
     # without a name: the newest finished search that is not toy
-    assert main(["--runs", str(runs), "--no-retrain", "--top", "1", "--gpus", "0"]) == 0
+    assert main(["--runs", str(runs), "--no-retrain", "--no-baseline", "--top", "1", "--gpus", "0"]) == 0
     output = capsys.readouterr().out
+    assert "baseline  left out" in output
     assert "no labels" in output  # of the test split; its predictions are written all the same
     search = open_search(runs / "small")
     best = min(search.trials, key=lambda trial: (trial.part != 3, -trial.score))
     _, config = load_model(runs / "small" / "best")
     inputs = open_inputs(config)
-    logits = np.load(runs / "small" / "test" / "logits" / f"{best.number:03d}-seed0" / "sst-dev.npy")
+    logits = np.load(runs / "small" / "test" / "logits" / f"{best.number:03d}-kept" / "sst-dev.npy")
+    assert inputs.dev["sst"].labels is not None
     assert metric(TASKS["sst"], logits, inputs.dev["sst"].labels) == best.best["dev/sst"]
-    for task in TASKS.values():
-        path = runs / "small" / "test" / "predictions" / f"{task.name}-test-output.csv"
+    for task in TRAINED:
+        path = runs / "small" / "test" / "predictions" / f"{task}-test-output.csv"
         assert len(path.read_text(encoding="utf-8").splitlines()) == 401
 
 
@@ -165,6 +176,7 @@ def test_the_selection_is_frozen_before_a_test_file_is_opened(
     monkeypatch.setattr(best_to_test, "_open_test", stand_in)
     assert main(["--runs", str(runs), "--no-retrain", "--gpus", "0"]) == 2
     assert seen == [True]
+    assert tracked(runs)["search"][0].info.status == "FAILED"
 
 
 def test_a_dry_run_opens_and_writes_nothing(real_like: tuple[Path, Path], tmp_path: Path, capsys: Capture) -> None:
@@ -172,7 +184,9 @@ def test_a_dry_run_opens_and_writes_nothing(real_like: tuple[Path, Path], tmp_pa
     shutil.copytree(real_like[0], runs, symlinks=True)
     shutil.rmtree(runs / "small" / "test", ignore_errors=True)
     assert main(["--runs", str(runs), "--dry-run", "--gpus", "0"]) == 0
-    assert "no test file was opened" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "no test file was opened" in output
+    assert "baseline  000" in output
     assert not (runs / "small" / "test").exists()
 
 

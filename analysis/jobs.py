@@ -1,0 +1,125 @@
+"""The driver's side of retraining: which models a selection needs, trained in parallel on Ray, with the time that is left.
+
+selection -> a job a configuration and seed -> retrain.py on workers, as many at a time as there is room -> failures
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from analysis.retrain import Job, make_ready, retrain
+from analysis.selection import Selection
+from minbert_core.config import TrialConfig, as_written, read_config
+from minbert_core.inputs import open_inputs
+from minbert_core.settings import dump_yaml
+from search.narrate import duration
+from search.plan import Resources, machine_settings
+
+Records = list[dict[str, Any]]
+
+
+def make_jobs(selection: Selection, resources: Resources) -> list[Job]:
+    """Every model to be tested, its folder made ready. A retrained one differs from its trial in seed and machine alone."""
+    if not selection.seeds:
+        return [Job(trial.number, None, trial.folder) for trial in selection.trials]
+    jobs = []
+    for trial in selection.trials:
+        config = trial.config()
+        document = as_written(config) | {"machine": _machine(config, resources)}
+        for i, seed in enumerate(selection.seeds):
+            job = Job(trial.number, i, selection.folder / "retrained" / f"{trial.number:03d}-seed{i}")
+            make_ready(job, dump_yaml(document | {"seed": seed}))
+            jobs.append(job)
+    return jobs
+
+
+def _machine(config: TrialConfig, resources: Resources) -> dict[str, Any]:
+    """Device and threads of here and now; of the trial's own what changes its numbers."""
+    kept = {key: value for key, value in as_written(config.machine).items() if key == "micro_batch_tokens"}
+    return machine_settings(resources) | {"precision": config.machine.precision} | kept
+
+
+def train_jobs(jobs: list[Job], resources: Resources, measured: Callable[[Job, Records], None]) -> dict[Job, str]:
+    """Train what is not yet trained, in parallel; the failures with their reasons. A line at each evaluation and end.
+
+    measured is told every record of every job, those of an interrupted run too, once or twice.
+    """
+    import ray
+
+    waiting = []
+    for job in jobs:
+        if job.is_done:
+            say(f"{job.name} was trained before")
+            measured(job, job.records())
+            continue
+        if records := job.records():
+            say(f"{job.name} goes on after about {records[-1]['examples']:,} examples")
+            measured(job, records)
+        waiting.append(job)
+    if not waiting:
+        return {}
+    budgets = {job: _budget(job) for job in waiting}
+    remote = ray.remote(num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, max_retries=0)(retrain)
+    return _watch({remote.remote(job): job for job in waiting}, budgets, resources.slots, measured)
+
+
+def _budget(job: Job) -> int:
+    config = read_config(job.folder / "config.yaml")
+    return config.num_examples(open_inputs(config).sizes)
+
+
+def _watch(
+    running: dict[Any, Job], budgets: dict[Job, int], slots: int, measured: Callable[[Job, Records], None]
+) -> dict[Job, str]:
+    """Wait for the jobs; the failures with their reasons."""
+    import ray
+
+    failures: dict[Job, str] = {}
+    told = {job: len(job.records()) for job in budgets}
+    while running:
+        ready, _ = ray.wait(list(running), timeout=2)
+        for job in running.values():
+            new = job.records()[told[job] :]
+            told[job] += len(new)
+            if new:
+                measured(job, new)
+            for record in new:
+                if record["kind"] == "dev":
+                    say(f"{job.name} at part {record['part']}  dev {record['dev/score']:.4f}{_time_left(budgets, slots)}")
+        for reference in ready:
+            job = running.pop(reference)
+            try:
+                reason = ray.get(reference)
+            except ray.exceptions.RayError as error:  # the worker died (killed, out of memory): it could not say why
+                reason = f"its process died ({type(error).__name__})"
+            if reason:
+                failures[job] = reason
+            say(f"{job.name} " + (f"failed: {reason}" if reason else "trained"))
+    return failures
+
+
+def _time_left(budgets: dict[Job, int], slots: int) -> str:
+    last = [(job.records() or [{"examples": 0, "seconds": 0.0}])[-1] for job in budgets]
+    left = seconds_left([(record["examples"], record["seconds"]) for record in last], list(budgets.values()), slots)
+    return f", about {duration(left)} left" if left else ""
+
+
+def seconds_left(spent: Sequence[tuple[int, float]], budgets: Sequence[int], slots: int) -> float:
+    """How long jobs of these budgets still take, `slots` at a time; 0 where none has begun.
+
+    spent: the examples that each job has trained, and its own seconds, which no interruption stretches. A job goes on at its
+    own pace; one that has not begun is taken to go at the others'.
+    """
+    examples, seconds = (sum(column) for column in zip(*spent, strict=True))
+    if not examples:
+        return 0.0
+    paces = [own / drawn if drawn else seconds / examples for drawn, own in spent]
+    left = [max(0, budget - drawn) * pace for (drawn, _), budget, pace in zip(spent, budgets, paces, strict=True)]
+    return max(sum(left) / slots, *left)
+
+
+def say(text: str) -> None:
+    """One line to the terminal, with the hour."""
+    print(f"[{time.strftime('%T')}] {text}", flush=True)

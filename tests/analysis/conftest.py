@@ -1,0 +1,93 @@
+"""Small finished searches, run without Ray, in the layout that a search leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minbert_core.checkpoints import save_encoder
+from minbert_core.config import TrialConfig
+from minbert_core.data.tasks import TASKS
+from minbert_core.data.toy import write_toy_corpus
+from minbert_core.encoder import TINY, new_encoder
+from minbert_core.model import save_model
+from minbert_core.settings import dump_yaml
+from minbert_core.train import train
+from search.plan import Resources, lock, make_plan
+from search.rungs import RungScheduler
+from search.space import make_space
+from search.study import Study, stopped_at
+from search.trainable import write_records
+
+MakeSearch = Callable[..., Path]
+
+
+def _make_search(runs: Path, name: str, config: dict[str, Any], num_trials: int = 4, stops: bool = True) -> Path:
+    """A finished search of a few tiny trials in `runs/name`, run in this process: the same study, records and folders."""
+    own = {"budget": {"examples": 600}, "optimizer": {"lr": {"log_uniform": [1e-4, 3e-3]}}}
+    document = {"about": "which rate?", "trials": num_trials, "rungs": [1, 3], "baselines": [{}], "config": {**own, **config}}
+    plan = make_plan(name, make_space("small", document), 0, None, Resources(1, 0, 1, 0))
+    folder = runs / name
+    (folder / "trials").mkdir(parents=True)
+    (folder / "space.yaml").write_text(dump_yaml(plan.space.document), encoding="utf-8")
+    (folder / "plan.json").write_text(json.dumps(plan.document([])), encoding="utf-8")
+    with lock(folder):
+        study, scheduler = Study(folder, plan.space, 0), RungScheduler((1, 3))
+        for _ in range(num_trials):
+            trial = study.ask()
+            records, status, reason = [], "completed", "completed"
+            for progress in train(trial.config(), plan.inputs):
+                records.append(progress.record)
+                if progress.improved:
+                    save_model(progress.model, trial.config(), trial.folder / "best", plan.inputs.encoder_folder)
+                if progress.part is None:
+                    continue
+                study.report(trial.number, progress.part, progress.record["dev/score"])
+                exempt = trial.baseline is not None or not stops
+                if scheduler.decide(trial.number, "multitask", exempt, progress.part, progress.record["dev/score"]) == "STOP":
+                    status, reason = "stopped", stopped_at(progress.part, (1, 3))
+                    break
+            write_records(trial.folder / "metrics.jsonl", records)
+            study.tell(trial.number, status, reason)  # type: ignore[arg-type]
+        study.keep_best()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_search() -> MakeSearch:
+    """make_search(runs, name, config, num_trials): a search's folder."""
+    return _make_search
+
+
+@pytest.fixture(scope="module")
+def toy_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search on the toy corpus whose four trials all reached the last rung."""
+    runs = tmp_path_factory.mktemp("toy") / "runs"
+    _make_search(runs, "small", {"data": "toy", "encoder": "tiny"}, stops=False)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def real_like(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(runs, data): a search on a folder in the course's layout whose test files have no labels."""
+    place = tmp_path_factory.mktemp("real")
+    data, encoder = place / "data", place / "encoder"
+    write_toy_corpus(data)
+    for name in TrialConfig().train_on:
+        path = data / TASKS[name].files["test"]
+        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+        column = rows[0].index(TASKS[name].label_column)
+        path.write_text(
+            "".join("\t".join(cell for i, cell in enumerate(row) if i != column) + "\n" for row in rows), encoding="utf-8"
+        )
+    words = len((data / "vocab.txt").read_text(encoding="utf-8").splitlines())
+    save_encoder(new_encoder(dataclasses.replace(TINY, vocab_size=words), 0, 0.1, 0.1), encoder)
+    shutil.copy(data / "vocab.txt", encoder)
+    _make_search(place / "runs", "small", {"data": str(data), "encoder": str(encoder)})
+    return place / "runs", data

@@ -1,0 +1,231 @@
+"""Numbers and sentences from made-up answers: what is compared with what, what is said of it, and how it is laid out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from analysis.report import WIDTH, report_lines, write_predictions
+from analysis.results import Logits, Results, Splits, affine, document, measure
+from analysis.retrain import Job, open_test_split
+from analysis.runs import Search
+from analysis.selection import Selection
+from minbert_core.config import TrialConfig, as_written
+from minbert_core.data.tasks import TASKS
+from minbert_core.evaluate import check_submission, metric, overall, score
+from minbert_core.inputs import Inputs, open_inputs
+from minbert_core.settings import dump_yaml
+from search.study import TrialResult
+
+# how much of the noise in a model's answers is its own; the rest is the same for all models
+Models = dict[tuple[int, int], float]
+
+
+@pytest.fixture
+def config(tiny: Callable[..., TrialConfig]) -> TrialConfig:
+    return tiny()
+
+
+@pytest.fixture
+def splits(config: TrialConfig) -> Splits:
+    inputs: Inputs = open_inputs(config)
+    dev = {(task, "dev"): split for task, split in inputs.dev.items()}
+    return dev | {(task, "test"): open_test_split(task, inputs.data_folder, inputs.tokenizer) for task in config.train_on}
+
+
+def trial(number: int, config: TrialConfig, folder: Path, baseline: int | None = None) -> TrialResult:
+    """An ended trial that claims .7 in everything."""
+    (folder / f"{number:03d}").mkdir(parents=True, exist_ok=True)
+    (folder / f"{number:03d}" / "config.yaml").write_text(dump_yaml(as_written(config)), encoding="utf-8")
+    record = {"kind": "dev", "part": 9, **{f"dev/{column}": 0.7 for column in (*config.train_on, "norm", "mean", "score")}}
+    params = {"optimizer/lr": 1e-5 * (number + 1), "tasks/all/pooling": "mean"}
+    return TrialResult(number, "completed", "completed", params, baseline, folder / f"{number:03d}", [record])
+
+
+def select(folder: Path, config: TrialConfig, finalists: Sequence[int], baseline: int | None, num_seeds: int) -> Selection:
+    trials = {
+        n: trial(n, config, folder, 0 if n == baseline else None)
+        for n in {*finalists, *([] if baseline is None else [baseline])}
+    }
+    search = Search(folder, {"baselines": [{}]}, list(trials.values()))
+    chosen = None if baseline is None else trials[baseline]
+    return Selection(search, [trials[number] for number in finalists], chosen, list(range(num_seeds)))
+
+
+def answers(models: dict[tuple[int, int], float], splits: Splits) -> dict[Job, Logits]:
+    """For each (trial, seed) logits that are wrong in about the share of rows given, nested: who errs less errs on fewer."""
+    ranks = {key: np.random.default_rng(0).permutation(len(split)) / len(split) for key, split in splits.items()}
+    return {
+        Job(number, seed, Path()): {key: _logits(key[0], split.labels, ranks[key] < wrong) for key, split in splits.items()}
+        for (number, seed), wrong in models.items()
+    }
+
+
+def _logits(task: str, labels_B: NDArray[np.float64] | None, wrong_B: NDArray[np.bool_]) -> NDArray[np.float32]:
+    true_B = np.zeros(len(wrong_B)) if labels_B is None else labels_B
+    if TASKS[task].kind == "classification":
+        classes_B = np.where(wrong_B, (true_B + 1) % TASKS[task].outputs, true_B).astype(int)
+        return np.eye(TASKS[task].outputs, dtype=np.float32)[classes_B]
+    if TASKS[task].kind == "binary":
+        return (np.where(wrong_B, 0.5 - true_B, true_B - 0.5)[:, None]).astype(np.float32)
+    return np.where(wrong_B, 5 - true_B, true_B)[:, None].astype(np.float32)
+
+
+def by_split(results: Results, split: str) -> dict[tuple[int, int], str]:
+    return {(c.first, c.second): c.verdict for c in results.comparisons if c.split == split}
+
+
+def test_every_finalist_is_compared_with_the_baseline_and_with_the_best(
+    tmp_path: Path, config: TrialConfig, splits: Splits
+) -> None:
+    selection = select(tmp_path, config, [3, 5, 7], 0, 2)
+    wrong = {3: 0.1, 5: 0.12, 7: 0.4, 0: 0.4}
+    results = measure(selection, answers({(n, s): w for n, w in wrong.items() for s in (0, 1)}, splits), splits)
+    assert results.winner == 3
+    found = by_split(results, "dev")
+    assert set(found) == {(3, 0), (5, 0), (7, 0), (5, 3), (7, 3)}
+    assert found[3, 0] == "beats"
+    assert found[7, 3] == "loses to"
+    assert found[7, 0] == "cannot be told from"  # the same answers: a difference of exactly nothing
+    assert set(by_split(results, "test")) == set(found)
+    same = next(c for c in results.comparisons if (c.split, c.first, c.second) == ("dev", 7, 0))
+    assert same.differences["score"].document() == {"mean": 0, "deviation": 0, "interval": [0, 0], "values": [0, 0]}
+
+
+def test_means_values_and_intervals_agree_with_the_metrics(tmp_path: Path, config: TrialConfig, splits: Splits) -> None:
+    selection = select(tmp_path, config, [3], None, 2)
+    logits = answers({(3, 0): 0.1, (3, 1): 0.3}, splits)
+    results = measure(selection, logits, splits)
+    sts = results.configurations[3]["test"]["sts"]
+    labels_B = splits["sts", "test"].labels
+    assert labels_B is not None
+    assert sts.values == [metric(TASKS["sts"], of["sts", "test"], labels_B) for of in logits.values()]
+    for split in ("dev", "test"):
+        for measured in results.configurations[3][split].values():
+            assert measured.low < measured.mean < measured.high
+    assert results.chosen.seed_index == 0
+    assert results.comparisons == []
+
+
+def test_a_seed_that_failed_is_left_out_of_the_pairs(tmp_path: Path, config: TrialConfig, splits: Splits) -> None:
+    selection = select(tmp_path, config, [3], 0, 4)
+    models = {(3, 0): 0.1, (3, 2): 0.2, (3, 3): 0.2, (0, 0): 0.2, (0, 1): 0.5, (0, 2): 0.3}
+    results = measure(selection, answers(models, splits), splits)
+    (dev,) = (c for c in results.comparisons if c.split == "dev")
+    assert len(dev.differences["score"].values) == 2
+    assert len(results.configurations[0]["dev"]["norm"].values) == 3
+    assert "001-seed1 failed and is left out: NotFiniteError: nan" in report_lines(
+        selection, results, {"001-seed1": "NotFiniteError: nan"}
+    )
+
+
+def test_without_labels_there_is_no_test_score_and_no_comparison_on_test(
+    tmp_path: Path, config: TrialConfig, splits: Splits
+) -> None:
+    for task in config.train_on:
+        splits[task, "test"].labels = None
+    selection = select(tmp_path, config, [3], 0, 2)
+    results = measure(selection, answers({(n, s): 0.2 for n in (3, 0) for s in (0, 1)}, splits), splits)
+    assert "test" not in results.configurations[3]
+    assert by_split(results, "test") == {}
+    assert "no labels" in text(selection, results)
+    assert "Compared on dev" in text(selection, results)
+    assert "Compared on test" not in text(selection, results)
+
+
+def test_a_half_labelled_test_split_has_scores_of_its_tasks_alone(tmp_path: Path, config: TrialConfig, splits: Splits) -> None:
+    splits["para", "test"].labels = None
+    selection = select(tmp_path, config, [3], 0, 2)
+    results = measure(selection, answers({(n, s): 0.2 for n in (3, 0) for s in (0, 1)}, splits), splits)
+    assert set(results.configurations[3]["test"]) == {"sst", "sts"}
+    assert by_split(results, "test") == {}
+
+
+def test_norm_mean_and_weighted_objectives_are_weighted_sums(tiny: Callable[..., TrialConfig]) -> None:
+    objective = tiny(objective={"weights": {"sst": 1, "sts": 3}}).objective
+    metrics = {"sst": 0.5, "para": 0.8, "sts": 0.7}
+    columns: list[Any] = [lambda m: overall(m)["norm"], lambda m: overall(m)["mean"], lambda m: score(m, objective)]
+    for column in columns:
+        weights, offset = affine(column, list(metrics))
+        assert offset + sum(w * m for w, m in zip(weights, metrics.values(), strict=True)) == pytest.approx(column(metrics))
+
+
+def sentences(selection: Selection, results: Results) -> list[str]:
+    return [line for line in report_lines(selection, results, {}) if line.startswith("- ")]
+
+
+def text(selection: Selection, results: Results) -> str:
+    """The report as if its lines had no end."""
+    return " ".join(" ".join(report_lines(selection, results, {})).split())
+
+
+def test_the_sentences_say_what_the_intervals_allow(tmp_path: Path, config: TrialConfig, splits: Splits) -> None:
+    selection = select(tmp_path, config, [3, 7], 0, 2)
+    wrong = {3: 0.1, 7: 0.4, 0: 0.4}
+    results = measure(selection, answers({(n, s): w for n, w in wrong.items() for s in (0, 1)}, splits), splits)
+    said = sentences(selection, results)
+    assert any(line.startswith("- 003 beats the baseline (000) by +.") and line.endswith("]; 2 seeds.") for line in said)
+    assert "- 007 cannot be told from the baseline (000): +.0000 [+.0000, +.0000]; 2 seeds." in said
+    assert any(line.startswith("- 007 loses to the best (003) by -.") for line in said)
+    told = text(selection, results)
+    assert "Best by retrained dev: 003. The search had claimed .7000 for it; fresh seeds say" in told
+    assert "chosen on dev among 3 configurations" in told
+    assert "Fewer than five seeds" in told
+
+
+def test_a_difference_of_one_row_a_task_is_not_called_a_win(tmp_path: Path, config: TrialConfig, splits: Splits) -> None:
+    selection = select(tmp_path, config, [3], 0, 2)
+    models = {(number, seed): wrong for number, wrong in ((3, 0.3), (0, 0.325)) for seed in (0, 1)}
+    results = measure(selection, answers(models, splits), splits)
+    (dev,) = (c for c in results.comparisons if c.split == "dev")
+    assert dev.differences["score"].mean > 0
+    assert dev.verdict == "cannot be told from"
+
+
+def test_one_seed_is_said_to_be_one(tmp_path: Path, config: TrialConfig, splits: Splits) -> None:
+    selection = select(tmp_path, config, [3], 0, 1)
+    results = measure(selection, answers({(3, 0): 0.1, (0, 0): 0.4}, splits), splits)
+    assert sentences(selection, results)[0].endswith("; one seed, so the interval covers the rows alone.")
+    assert "not other seeds" in text(selection, results)
+
+
+def test_a_baseline_that_nobody_beats_is_the_best(tmp_path: Path, config: TrialConfig, splits: Splits) -> None:
+    selection = select(tmp_path, config, [3, 5], 0, 2)
+    wrong = {3: 0.3, 5: 0.3, 0: 0.1}
+    results = measure(selection, answers({(n, s): w for n, w in wrong.items() for s in (0, 1)}, splits), splits)
+    assert results.winner == 0
+    assert set(by_split(results, "dev")) == {(3, 0), (5, 0)}
+    assert "No finalist did better than the baseline." in text(selection, results)
+
+
+def test_the_report_fits_160_columns(tmp_path: Path, tiny: Callable[..., TrialConfig]) -> None:
+    config = tiny(train_on=["sst", "para", "sts", "cfimdb"], objective={"weights": {"sst": 1, "cfimdb": 2}})
+    inputs = open_inputs(config)
+    splits = {(task, "dev"): split for task, split in inputs.dev.items()}
+    splits |= {(task, "test"): open_test_split(task, inputs.data_folder, inputs.tokenizer) for task in config.train_on}
+    selection = select(tmp_path, config, [3, 5, 7], 0, 2)
+    long = {f"tasks/all/knob{i}": "a_long_value" for i in range(20)}
+    selection = replace(selection, finalists=[replace(selection.finalists[0], params=long), *selection.finalists[1:]])
+    logits = answers({(n, s): 0.1 * (1 + n % 3) for n in (3, 5, 7, 0) for s in (0, 1)}, splits)
+    results = measure(selection, logits, splits)
+    lines = report_lines(selection, results, {"003-seed4": "RuntimeError: " + "word " * 60})
+    assert max(len(line) for line in lines) <= WIDTH
+    assert "score" in next(line for line in lines if line.startswith("| trial"))
+    assert "cfimdb" in next(line for line in lines if line.startswith("| trial"))
+    # and all of it is in results.json as well
+    stored = json.loads(json.dumps(document(selection, "abc", results, {})))
+    assert [entry["trial"] for entry in stored["configurations"]] == [3, 5, 7, 0]
+    assert stored["configurations"][1]["test"]["cfimdb"]["mean"] == results.configurations[5]["test"]["cfimdb"].mean
+    assert len(stored["comparisons"]) == len(results.comparisons)
+    # the course's prediction files, of cfimdb too
+    write_predictions(config, results, logits[results.chosen], splits, tmp_path / "predictions")
+    path = tmp_path / "predictions" / "cfimdb-test-output.csv"
+    assert path.read_text(encoding="utf-8").startswith("id \t Predicted_Sentiment \n")
+    assert check_submission(path, TASKS["cfimdb"], splits["cfimdb", "test"].ids) == []

@@ -1,0 +1,114 @@
+"""Which trials are tested, with what they are compared, and that what was frozen stays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from analysis.jobs import make_jobs, seconds_left
+from analysis.runs import Search, open_search
+from analysis.selection import Selection, choose_baseline, choose_trials
+from minbert_core.config import read_config
+from search.plan import Resources
+
+
+@pytest.fixture
+def small(toy_runs: Path) -> Search:
+    return open_search(toy_runs / "small")
+
+
+def test_the_baseline_is_the_first_that_reached_the_finalists_rung(small: Search) -> None:
+    baseline, said = choose_baseline(small, choose_trials(small, 1, False), False)
+    assert baseline is not None
+    assert baseline.number == 0
+    assert said.startswith("000")
+    others = [trial for trial in small.trials if trial.baseline is None and trial.part == 3]
+    assert Selection(small, others, baseline, [1]).trials == [*others, baseline]
+    assert Selection(small, [baseline], baseline, [1]).trials == [baseline]
+
+
+def test_a_space_without_baselines_has_none_and_says_so(small: Search) -> None:
+    bare = Search(small.folder, {**small.plan, "baselines": []}, small.trials)
+    baseline, said = choose_baseline(bare, choose_trials(bare, 1, False), False)
+    assert baseline is None
+    assert "has no `baselines`" in said
+
+
+def test_a_baseline_that_was_not_trained_to_the_end_is_none(small: Search) -> None:
+    stopped = [trial for trial in small.trials if trial.baseline is None]
+    baseline, said = choose_baseline(Search(small.folder, small.plan, stopped), choose_trials(small, 1, False), False)
+    assert baseline is None
+    assert "no baseline of the space has reached" in said
+
+
+def test_a_baseline_whose_weights_are_gone_cannot_be_compared_without_retraining(small: Search) -> None:
+    finalists = choose_trials(small, 1, True)
+    weights = small.folder / "trials" / "000" / "best" / "heads.safetensors"
+    aside = weights.with_name("aside")
+    weights.rename(aside)
+    try:
+        baseline, said = choose_baseline(small, finalists, True)
+    finally:
+        aside.rename(weights)
+    assert baseline is None
+    assert "the weights of 000 were not kept" in said
+
+
+def test_trials_that_differ_in_their_seed_alone_are_one_finalist(small: Search) -> None:
+    best = choose_trials(small, 1, False)[0]
+    twin = type(best)(**{**vars(best), "number": 9})  # the same config.yaml, ranked below it
+    search = Search(small.folder, small.plan, [*small.trials, twin])
+    chosen = [trial.number for trial in choose_trials(search, 9, False)]
+    assert best.number in chosen
+    assert 9 not in chosen
+    assert len(chosen) == len(choose_trials(small, 9, False))
+
+
+def test_the_same_selection_stays_frozen_as_it_was(small: Search) -> None:
+    finalists = choose_trials(small, 1, False)
+    selection, other = (Selection(small, finalists, None, seeds) for seeds in ([1, 2], [1, 2, 3]))
+    sha = selection.freeze()
+    path = small.folder / "test" / "selection.json"
+    document = json.loads(path.read_bytes())
+    assert document["tried"] == 4
+    assert document["baseline"] is None
+    before = json.dumps(document | {"time": "2020-01-01T00:00:00+0000", "git_commit": "of an earlier run"})
+    path.write_text(before, encoding="utf-8")
+    assert selection.freeze() == hashlib.sha256(before.encode()).hexdigest()
+    assert path.read_text(encoding="utf-8") == before
+    assert other.freeze() != sha
+
+
+def test_a_retraining_differs_from_its_trial_in_seed_and_machine_alone(small: Search) -> None:
+    trial = choose_trials(small, 1, False)[0]
+    jobs = make_jobs(Selection(small, [trial], None, [11, 12]), Resources(2, 0, 2, 0))
+    assert [job.name for job in jobs] == [f"{trial.number:03d}-seed0", f"{trial.number:03d}-seed1"]
+    for job, seed in zip(jobs, [11, 12], strict=True):
+        config = read_config(job.folder / "config.yaml")
+        assert (config.seed, config.machine.threads) == (seed, 2)
+        own = trial.config()
+        assert config.model_copy(update={"seed": 0, "machine": own.machine}) == own.model_copy(update={"seed": 0})
+
+
+def test_micro_batches_are_those_of_the_trial(tmp_path: Path, small: Search) -> None:
+    trial = choose_trials(small, 1, False)[0]
+    text = (
+        (trial.folder / "config.yaml")
+        .read_text(encoding="utf-8")
+        .replace("machine:\n", "machine:\n  micro_batch_tokens: 512\n")
+    )
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    own = type(trial)(**{**vars(trial), "folder": tmp_path})
+    (job,) = make_jobs(Selection(Search(tmp_path, small.plan, [own]), [own], None, [11]), Resources(2, 0, 2, 0))
+    assert read_config(job.folder / "config.yaml").machine.micro_batch_tokens == 512
+
+
+def test_time_left_is_what_is_left_to_train_at_each_jobs_own_pace() -> None:
+    assert seconds_left([(0, 0.0), (0, 0.0)], [100, 100], 2) == 0  # nothing is known yet
+    assert seconds_left([(50, 10.0)], [100], 1) == 10
+    assert seconds_left([(50, 10.0), (50, 30.0)], [100, 100], 2) == 30  # not before the slower one
+    assert seconds_left([(50, 10.0), (0, 0.0), (0, 0.0)], [100, 100, 100], 1) == 10 + 20 + 20
+    assert seconds_left([(90, 9.0), (0, 0.0)], [100, 100], 2) == 10  # what was trained before an interruption counts as its own
