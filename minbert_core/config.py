@@ -258,14 +258,20 @@ def _task_faults(config: TrialConfig, name: str) -> Iterator[str]:
         layers = [layer for layer in reversed(_layers(plan.task)) if getattr(config.tasks.get(layer), knob, None) is not None]
         return f"tasks/{(layers or [name])[0]}/{knob}"
 
+    fits = plan.task.kind in plan.loss.fits
+    cause = f"`{written('pair_encoding')}` is cross" if plan.task.is_pair else f"task {name} has one sentence"
+    remedy = "Use pair_encoding: bi." if plan.task.is_pair else "Set it for `pairs`, not for all."
     if plan.head.needs_pair_vectors and plan.vectors == 1:
-        cause = f"`{written('pair_encoding')}` is cross" if plan.task.is_pair else f"task {name} has one sentence"
-        remedy = "Use pair_encoding: bi." if plan.task.is_pair else "Set it for `pairs`, not for all."
         yield f"`{written('head')}` kind '{plan.head.kind}' compares two vectors a pair, but {cause}. {remedy}"
+    if fits and plan.loss.needs_pair_vectors and plan.vectors == 1:
+        yield f"`{written('loss')}` kind '{plan.loss.kind}' compares two vectors a pair, but {cause}. {remedy}"
+    if fits and plan.loss.reads_features and not plan.head.reads_cosine_only:
+        law = f"trains the encoder alone, but `{written('head')}` kind '{plan.head.kind}' answers nothing untrained"
+        yield f"`{written('loss')}` kind '{plan.loss.kind}' {law}. Use head: cosine."
     if plan.head.single_output and plan.outputs > 1:
         cause = f" under loss kind '{plan.loss.kind}'" if plan.task.outputs == 1 else ""
         yield f"`{written('head')}` kind '{plan.head.kind}' has one output, but task {name} has {plan.outputs} classes{cause}."
-    if plan.task.kind not in plan.loss.fits:
+    if not fits:
         yield (
             f"`{written('loss')}` kind '{plan.loss.kind}' does not fit task {name}, which is {plan.task.kind}; it fits: "
             f"{', '.join(plan.loss.fits)}. Set it for the task it is meant for."
@@ -290,6 +296,9 @@ def _stage_faults(config: TrialConfig) -> Iterator[str]:
                 f"'{plan.task_schedule.kind}' over {num_tasks} task{'s' * (num_tasks != 1)} gives one. Use gradient: sum, or a "
                 "schedule that gives several."
             )
+        if not plan.trains_encoder and all(task in TASKS and config.task(task).loss.reads_features for task in plan.tasks):
+            law = f"trains heads alone, but the losses of {', '.join(plan.tasks)} train the encoder alone"
+            yield f"`stages/{i}` kind '{stage.kind}' {law}. Use another loss, or leave this stage out."
 
 
 # ------------------------------------------------------------------------------------------- loading, paths, their inverse

@@ -101,7 +101,9 @@ class Stepper:
         groups = model.encoder.parameter_groups() if stage.trains_encoder else {}
         if not any(self.uses_pooler.values()):
             groups.pop("pooler", None)
-        heads = [item for name in stage.tasks for item in model.heads[name].named_parameters(name)]
+        # a loss of features leaves its head as it was built, also where a penalty would move it
+        taught = [name for name in stage.tasks if not model.plans[name].loss.reads_features]
+        heads = [item for name in taught for item in model.heads[name].named_parameters(name)]
         self.head_parameters = [parameter for _, parameter in heads]
         for parameter in (*self.head_parameters, *(parameter for group in groups.values() for parameter in group)):
             parameter.requires_grad_(True)
@@ -236,7 +238,8 @@ class Stepper:
             torch.Generator(answers_BK.device).manual_seed(seed_of(self.seed, "noise", number, task, part)),
         )
         if smoothness is None:
-            (weight * loss).backward()
+            if loss.requires_grad:  # not where the encoder is frozen and the loss reads features
+                (weight * loss).backward()
             return
         smoothness = share * smoothness
         report.add_loss(f"{task}_smoothness", smoothness)

@@ -46,6 +46,7 @@ class Space:
     settings: SpaceSettings
     document: dict[str, Any]  # all of it, plain, as runs/NAME/space.yaml keeps it
     where: Places = field(default_factory=dict)
+    encoders: Mapping[str, str] = field(default_factory=dict)  # a checkpoint as written -> its folder, where it was fetched
 
     @property
     def tree(self) -> dict[str, Any]:
@@ -85,11 +86,17 @@ class Space:
         return Sample(params, self._complete(_resolve(tree, "", remember)), where)
 
     def _complete(self, document: dict[str, Any]) -> dict[str, Any]:
-        """A trial's document with what the space's own keys add to it: the objective, and the rungs as points of the budget."""
+        """A trial's document with what the space adds to it: the objective, the rungs as points of the budget, the folder of
+        the encoder that it names."""
         own: dict[str, Any] = {"objective": self.document["objective"]} if "objective" in self.document else {}
         budget = document.get("budget", {})
         if isinstance(budget, dict):  # what else it is, is a fault to be told
             own["budget"] = {**budget, "points": list(self.settings.rungs)}
+        if self.encoders:
+            written = document.get("encoder", {})
+            encoder = written if isinstance(written, dict) else {"checkpoint": written}
+            name = encoder.get("checkpoint", default_at("encoder/checkpoint"))
+            own["encoder"] = {**encoder, "checkpoint": self.encoders.get(name, name)}
         return {**document, **own}
 
     def domains(self) -> dict[str, tuple[Domain, Guards]]:
@@ -292,10 +299,15 @@ def _with_kinds(top: Any, base: Any) -> Any:
 
 def _nodes(node: Any, path: str) -> Iterator[tuple[str, Any]]:
     """(path, node) of everything written below `node`, domains not entered."""
-    for key, child, below in () if is_domain(node) else children(node, path):
-        if key != "kind":
-            yield below, child
-            yield from _nodes(child, below)
+    if is_domain(node):
+        return
+    if isinstance(node, list):  # also of bare names, which `children` takes for a value: `stages/0` is one of them
+        below = [(f"{path}/{i}", item) for i, item in enumerate(node)]
+    else:
+        below = [(at, child) for key, child, at in children(node, path) if key != "kind"]
+    for at, child in below:
+        yield at, child
+        yield from _nodes(child, at)
 
 
 def _said(node: Any) -> Any:

@@ -25,6 +25,7 @@ from minbert_core.methods.features import Bi, Cross, Mean, Pooler
 from minbert_core.methods.gradients import PCGrad, Sum
 from minbert_core.methods.heads import Linear, Mlp
 from minbert_core.methods.losses import Bce, CrossEntropy, Mse, Pearson
+from minbert_core.methods.proximal import Bregman, NoProximal
 from minbert_core.settings import SettingsError, dump_yaml, parse_yaml
 from search.domains import Choice, Domain
 from search.space import Space, read_space
@@ -44,7 +45,8 @@ def faults(tmp_path: Path, text: str) -> list[str]:
 # ---------------------------------------------------------------------------------------------- one fault, one sentence
 
 KINDS = "Known: gradvac, pcgrad, sum."
-HEADS = "Known: cosine, linear, mlp, sbert."
+HEADS = "Known: cosine, halving, linear, mlp, sbert, sbert_cosine."
+STAGES = "Known: heads_only, linear_probe, multitask, single_task."
 WANTS_KIND = "must be a kind's name, or a map with its `kind`."
 NAME_OR_WEIGHTS = "`objective` must be a name, or a map of weights."
 
@@ -109,9 +111,9 @@ ONE_FAULT = {
     # unknown keys, at every level
     "optimiser: {}": "Unknown key `optimiser`; did you mean 'optimizer'? Known: budget, data, encoder, gradient, "
     "loss_weights, machine, "
-    "max_length, objective, optimizer, seed, smoothness, stages, task_schedule, tasks, train_on.",
-    "optimizer: {lrr: 1}": "Unknown key `optimizer/lrr`; did you mean 'lr'? Known: clip, head_lr_factor, lr, warmup, "
-    "weight_decay.",
+    "max_length, objective, optimizer, proximal, seed, smoothness, stages, task_schedule, tasks, train_on.",
+    "optimizer: {lrr: 1}": "Unknown key `optimizer/lrr`; did you mean 'lr'? Known: clip, head_lr_factor, layer_decay, lr, "
+    "lr_schedule, warmup, weight_decay.",
     "tasks: {sts: {looss: mse}}": "Unknown key `tasks/sts/looss`; did you mean 'loss'? "
     "Known: batch_size, head, loss, pair_encoding, pooling.",
     "tasks: {all: {head: {kind: mlp, hiden: [1]}}}": "Unknown key `tasks/all/head/mlp/hiden`; did you mean 'hidden'? "
@@ -120,21 +122,38 @@ ONE_FAULT = {
     "gradient: {kind: gradvac, betta: 1}": "Unknown key `gradient/gradvac/betta`; did you mean 'beta'? Known: beta, per.",
     "gradient: {kind: sum, beta: 1}": "Unknown key `gradient/sum/beta`.",
     "stages: [{kind: multitask, shar: 1}]": "Unknown key `stages/0/multitask/shar`; did you mean 'share'? "
-    "Known: gradient, optimizer, share, smoothness, task_schedule.",
-    "machine: {gpu: 1}": "Unknown key `machine/gpu`. Known: device, precision, threads.",
+    "Known: gradient, optimizer, proximal, share, smoothness, task_schedule.",
+    "machine: {gpu: 1}": "Unknown key `machine/gpu`. Known: device, gpu_share, micro_batch_tokens, precision, threads.",
+    # stages, proximal terms and machine
+    "stages: [single_task]": "`stages/0/single_task/task` is missing.",
+    "stages: [{kind: single_task, task: 5}]": "`stages/0/single_task/task` must be a name. Got 5.",
+    "stages: [{kind: linear_probe, lr: 2}, multitask]": "`stages/0/linear_probe/lr` must be <= 1. Got 2.",
+    "stages: [multitask, {kind: heads_only, fresh: maybe}]": "`stages/1/heads_only/fresh` must be true or false. Got 'maybe'.",
+    "stages: [{kind: linear_probe, gradient: pcgrad}, multitask]": "Unknown key `stages/0/linear_probe/gradient`. "
+    "Known: lr, share, task_schedule.",
+    "stages: [{kind: multitask, proximal: bregmann}]": "Unknown `stages/0/multitask/proximal` kind 'bregmann'; did you mean "
+    "'bregman'? Known: bregman, none.",
+    "proximal: {kind: bregman, beta: 1}": "`proximal/bregman/beta` must be < 1. Got 1.",
+    "proximal: {kind: bregman, late_beta: -0.5}": "`proximal/bregman/late_beta` must be >= 0. Got -0.5.",
+    "proximal: {kind: bregman, weight: -1}": "`proximal/bregman/weight` must be >= 0. Got -1.",
+    "machine: {micro_batch_tokens: 0}": "`machine/micro_batch_tokens` must be > 0. Got 0.",
+    "machine: {micro_batch_tokens: 10.5}": "`machine/micro_batch_tokens` must be a whole number. Got 10.5.",
+    "machine: {gpu_share: 0}": "`machine/gpu_share` must be > 0. Got 0.",
+    "machine: {gpu_share: 2}": "`machine/gpu_share` must be <= 1. Got 2.",
+    "machine: {gpu_share: null}": "`machine/gpu_share` must be a number. Got null.",
     # unknown kinds, and none
     "gradient: pcgard": f"Unknown `gradient` kind 'pcgard'; did you mean 'pcgrad'? {KINDS}",
     "gradient: {kind: pcgard}": f"Unknown `gradient` kind 'pcgard'; did you mean 'pcgrad'? {KINDS}",
     "gradient: {kind: [sum]}": f"Unknown `gradient` kind ['sum']; did you mean 'sum'? {KINDS}",
     "gradient: {kind: null}": f"Unknown `gradient` kind null. {KINDS}",
     "tasks: {all: {head: liner}}": f"Unknown `tasks/all/head` kind 'liner'; did you mean 'linear'? {HEADS}",
-    "stages: [multitaks]": "Unknown `stages/0` kind 'multitaks'; did you mean 'multitask'? Known: multitask.",
+    "stages: [multitaks]": "Unknown `stages/0` kind 'multitaks'; did you mean 'multitask'? " + STAGES,
     "loss_weights: famous": "Unknown `loss_weights` kind 'famous'. Known: static.",
     "gradient: {beta: 0.1}": f"`gradient` {WANTS_KIND} Got {{beta: 0.1}}. {KINDS}",
-    "stages: [{share: 1}]": f"`stages/0` {WANTS_KIND} Got {{share: 1}}. Known: multitask.",
+    "stages: [{share: 1}]": f"`stages/0` {WANTS_KIND} Got {{share: 1}}. {STAGES}",
     "loss_weights: {weights: {sst: 1}}": f"`loss_weights` {WANTS_KIND} Got {{weights: {{sst: 1}}}}. Known: static.",
     "gradient: [sum]": f"`gradient` {WANTS_KIND} Got ['sum']. {KINDS}",
-    "stages: [5]": f"`stages/0` {WANTS_KIND} Got 5. Known: multitask.",
+    "stages: [5]": f"`stages/0` {WANTS_KIND} Got 5. {STAGES}",
     "gradient: {kind: gradvac, per: leyer}": "Unknown `gradient/gradvac/per` 'leyer'; did you mean 'layer'? Known: "
     "layer, model.",
     "gradient: {kind: gradvac, per: 5}": "Unknown `gradient/gradvac/per` 5. Known: layer, model.",
@@ -150,7 +169,7 @@ ONE_FAULT = {
     "gradient: {kind: true}": f"Unknown `gradient` kind true. {KINDS}",
     "gradient: {kind: gradvac, beta: true}": "`gradient/gradvac/beta` must be a number. Got true.",
     "gradient: {kind: gradvac, per: true}": "Unknown `gradient/gradvac/per` true. Known: layer, model.",
-    "stages: [true]": f"`stages/0` {WANTS_KIND} Got true. Known: multitask.",
+    "stages: [true]": f"`stages/0` {WANTS_KIND} Got true. {STAGES}",
     "stages: [{kind: multitask, share: true}]": "`stages/0/multitask/share` must be a number. Got true.",
     "objective: true": f"{NAME_OR_WEIGHTS} Got true.",
     "objective: {weights: {sst: true}}": "`objective/weights/sst` must be a number. Got true.",
@@ -228,8 +247,12 @@ def test_no_value_anywhere_makes_pydantic_speak_for_itself() -> None:
         "loss_weights": {"kind": "static", "weights": {"sst": 2.0}}, "gradient": "sum",
         "smoothness": {"kind": "smart", "radius": 0.1, "weight": 1.0, "steps": 1}, "optimizer": {"lr": 0.1, "clip": None},
         "stages": [{"kind": "multitask", "share": 0.5, "optimizer": {"warmup": 0.1},
-                    "gradient": {"kind": "gradvac", "beta": 0.1, "per": "model"}, "task_schedule": "mix"}, "multitask"],
-        "max_length": 64, "seed": 1, "machine": {"device": "cpu", "threads": 1},
+                    "gradient": {"kind": "gradvac", "beta": 0.1, "per": "model"}, "task_schedule": "mix"}, "multitask",
+                   {"kind": "linear_probe", "share": 0.1, "lr": 0.1}, {"kind": "single_task", "task": "sst", "share": 0.1},
+                   {"kind": "heads_only", "fresh": True, "task_schedule": {"kind": "sequential", "share": 0.5}}],
+        "proximal": {"kind": "bregman", "weight": 1.0, "beta": 0.9, "late_beta": None},
+        "max_length": 64, "seed": 1,
+        "machine": {"device": "cpu", "threads": 1, "micro_batch_tokens": 512, "gpu_share": 0.5},
     }  # fmt: skip
     load_config(whole)
 
@@ -296,6 +319,24 @@ CROSS = {
     "'pcgrad' needs several "
     "tasks a step, but task_schedule kind 'proportional' over 3 tasks gives one. Use gradient: sum, or a schedule "
     "that gives several.",
+    "{gradient: pcgrad, stages: [{kind: single_task, task: para}, {kind: multitask, task_schedule: drop}]}": "`gradient` kind "
+    "'pcgrad' needs several tasks a step, but task_schedule kind 'drop' over 3 tasks gives one. Use gradient: sum, or a "
+    "schedule that gives several.",
+    "stages: [{kind: single_task, task: par}, multitask]": "`stages/0/single_task/task` 'par' is not in train_on; did you mean "
+    "'para'? Known: para, sst, sts.",
+    "{train_on: [sst, sts], stages: [multitask, {kind: single_task, task: para}]}": "`stages/1/single_task/task` 'para' is not "
+    "in train_on. Known: sst, sts.",
+    "tasks: {sts: {head: cosine, pair_encoding: bi, loss: classes}}": "`tasks/sts/head` kind 'cosine' has one output, but task "
+    "sts has 6 classes under loss kind 'classes'.",
+    "tasks: {sts: {pair_encoding: bi, loss: cosine_embedding}}": "`tasks/sts/loss` kind 'cosine_embedding' trains the encoder "
+    "alone, but `tasks/sts/head` kind 'linear' answers nothing untrained. Use head: cosine.",
+    "{tasks: {all: {head: mlp}, pairs: {pair_encoding: bi}, para: {loss: cosine_embedding}}}": "`tasks/para/loss` kind "
+    "'cosine_embedding' trains the encoder alone, but `tasks/all/head` kind 'mlp' answers nothing untrained. Use head: cosine.",
+    "tasks: {sst: {loss: cosine_embedding}}": "`tasks/sst/loss` kind 'cosine_embedding' does not fit task sst, which is "
+    "classification; it fits: regression, binary. Set it for the task it is meant for.",
+    "{train_on: [para, sts], tasks: {pairs: {pair_encoding: bi, head: cosine, loss: cosine_embedding}}, "
+    "stages: [linear_probe, multitask]}": "`stages/0` kind 'linear_probe' trains heads alone, but the losses of para, sts "
+    "train the encoder alone. Use another loss, or leave this stage out.",
     "encoder: tiny": "`encoder` tiny knows the toy corpus's words only, but `data` is 'data'. Use data: toy, or a "
     "pretrained encoder.",
     "train_on: [sst, stz]": "Unknown task in `train_on` 'stz'; did you mean 'sts'? Known: cfimdb, para, sst, sts.",
@@ -323,6 +364,19 @@ def test_settings_that_cannot_go_together_are_refused(text: str, tmp_path: Path)
 def test_cosine_is_refused_for_a_task_with_classes(tmp_path: Path) -> None:
     found = faults(tmp_path, "tasks: {sst: {head: cosine}}")
     assert "1: `tasks/sst/head` kind 'cosine' has one output, but task sst has 5 classes." in found
+
+
+def test_a_loss_that_compares_vectors_is_refused_where_a_pair_is_one_sequence() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_config({"tasks": {"pairs": {"pair_encoding": "cross"}, "sts": {"loss": "cosine_embedding"}}})
+    assert [fault.sentence for fault in caught.value.faults] == [
+        "`tasks/sts/loss` kind 'cosine_embedding' compares two vectors a pair, but `tasks/pairs/pair_encoding` is cross. "
+        "Use pair_encoding: bi.",
+        "`tasks/sts/loss` kind 'cosine_embedding' trains the encoder alone, but `tasks/sts/head` kind 'linear' answers nothing "
+        "untrained. Use head: cosine.",
+    ]
+    pairs = {"pair_encoding": "bi", "head": "cosine", "loss": "cosine_embedding"}
+    assert load_config({"tasks": {"pairs": pairs}, "stages": ["linear_probe", "multitask"]}).recipe == "linear_probe+multitask"
 
 
 def test_what_all_names_and_a_task_cannot_do_is_an_error_at_all(tmp_path: Path) -> None:
@@ -386,6 +440,42 @@ def test_a_stage_inherits_what_it_does_not_override() -> None:
     assert config.recipe == "multitask+multitask"
 
 
+@pytest.mark.parametrize(
+    ("stages", "recipe"),
+    [
+        (["multitask"], "multitask"),
+        (["linear_probe", "multitask"], "linear_probe+multitask"),
+        ([{"kind": "single_task", "task": "para", "share": 0.3}, "multitask"], "single_task-para+multitask"),
+        (["multitask", {"kind": "heads_only", "fresh": True, "lr": 1e-2}], "multitask+heads_only"),
+    ],
+)
+def test_a_recipe_names_the_stages_and_their_tasks_and_nothing_else(stages: list[Any], recipe: str) -> None:
+    assert load_config({"stages": stages}).recipe == recipe
+
+
+def test_a_merge_is_asked_only_of_the_stages_that_use_it() -> None:
+    """One task alone has no gradients to merge, and a stage of the heads merges none."""
+    stages = [{"kind": "single_task", "task": "para"}, {"kind": "linear_probe", "task_schedule": "drop"}, "multitask"]
+    plans = load_config({"gradient": "pcgrad", "stages": stages}).stage_plans()
+    assert [plan.gradient for plan in plans] == [Sum(), Sum(), PCGrad()]
+    assert load_config({"gradient": "gradvac", "stages": [{"kind": "single_task", "task": "sts"}]})
+
+
+def test_a_stage_has_proximal_terms_and_a_rate_of_its_own() -> None:
+    config = load_config({"proximal": {"kind": "bregman", "weight": 0.2}, "optimizer": {"lr": 1e-5, "head_lr_factor": 5},
+                          "stages": [{"kind": "linear_probe", "share": 0.1, "lr": 1e-2},
+                                     {"kind": "single_task", "task": "para", "proximal": "none"}, "multitask"]})  # fmt: skip
+    probe, para, rest = config.stage_plans()
+    assert [plan.proximal for plan in (probe, para, rest)] == [NoProximal(), NoProximal(), Bregman(weight=0.2)]
+    assert [(plan.optimizer.lr, plan.optimizer.head_lr_factor) for plan in (probe, para, rest)] == [
+        (1e-2, 1),
+        (1e-5, 5),
+        (1e-5, 5),
+    ]
+    assert [plan.share for plan in (probe, para, rest)] == pytest.approx([0.1, 0.45, 0.45])
+    assert [plan.tasks for plan in (probe, para, rest)] == [config.train_on, ("para",), config.train_on]
+
+
 def test_the_budget_is_examples_or_epochs_of_the_schedule() -> None:
     sizes = {"sst": 160, "para": 1600, "sts": 320}
     assert TrialConfig().num_examples(sizes) == 400_000
@@ -409,6 +499,12 @@ NESTED: list[dict[str, Any]] = [
     {"stages": [{"kind": "multitask", "share": 0.2, "optimizer": {"lr": 1e-3, "clip": None}, "smoothness": "none"},
                 {"kind": "multitask", "gradient": {"kind": "gradvac", "per": "model"}, "task_schedule": {"kind": "mix"}},
                 *["multitask"] * 10]},
+    {"proximal": {"kind": "bregman", "late_beta": None}, "machine": {"micro_batch_tokens": 512, "gpu_share": 0.5},
+     "optimizer": {"lr_schedule": "cosine", "layer_decay": 0.9}},
+    {"stages": ["linear_probe", {"kind": "single_task", "task": "para", "share": 0.3, "proximal": "bregman"},
+                {"kind": "heads_only", "fresh": True, "lr": 1e-2, "task_schedule": {"kind": "sequential", "share": 0.5}}]},
+    {"tasks": {"pairs": {"pair_encoding": "bi", "head": "cosine", "loss": {"kind": "cosine_embedding", "margin": 0.2}},
+               "sts": {"head": "linear", "loss": {"kind": "classes", "classes": 11}}}},
     {"train_on": ["sts"], "optimizer": {"clip": None}, "encoder": {"checkpoint": "x/y", "hidden_dropout": 0.0}},
     {"task_schedule": {"kind": "proportional", "alpha": 1, "alpha_end": None}, "budget": {"epochs": 1.5, "points": [1, 3]}},
 ]  # fmt: skip
@@ -495,6 +591,27 @@ def test_maps_merge_and_lists_scalars_and_other_kinds_replace() -> None:
     assert lay_over(base, {"c": {"kind": "sum", "z": 1}})["c"] == {"kind": "sum", "z": 1}
 
 
+def test_numbered_keys_over_a_list_change_its_entries_and_leave_the_others() -> None:
+    base = ["linear_probe", {"kind": "multitask", "share": 0.5}, {"kind": "heads_only", "lr": 1e-3}]
+    assert lay_over(base, {"0": {"kind": "linear_probe", "lr": 1e-2}, "2": {"lr": 1e-4}}) == [
+        {"kind": "linear_probe", "lr": 1e-2},
+        {"kind": "multitask", "share": 0.5},
+        {"kind": "heads_only", "lr": 1e-4},
+    ]
+    assert lay_over(base, {"1": {"kind": "single_task", "task": "sts"}})[1] == {"kind": "single_task", "task": "sts"}
+    assert lay_over([16, 8], {"1": 4}) == [16, 4]
+    assert base[2] == {"kind": "heads_only", "lr": 1e-3}  # as it was
+
+
+@pytest.mark.parametrize("top", [{"3": {"lr": 1.0}}, {"0": {"lr": 1.0}, "7": "multitask"}, {"-1": {"lr": 1.0}}, {"0x": 1}, {}])
+def test_keys_that_number_no_entry_of_a_list_are_not_taken_for_entries(top: dict[str, Any]) -> None:
+    """They replace the list, and what reads the config says that there must be one."""
+    laid = lay_over({"stages": ["linear_probe", "multitask", "heads_only"]}, {"stages": top})
+    assert laid == {"stages": top}
+    with pytest.raises(SettingsError, match=r"`stages` must be a list\. Got \{"):
+        load_config(laid)
+
+
 # ------------------------------------------------------------------------------------------------------ knobs, defaults
 
 
@@ -510,6 +627,12 @@ def test_maps_merge_and_lists_scalars_and_other_kinds_replace() -> None:
         ("tasks/pairs/batch_size", 16),
         ("tasks/sts/loss", "mse"),
         ("stages/1/multitask/share", None),
+        ("stages/0/linear_probe/lr", 1e-3),
+        ("stages/2/heads_only/fresh", False),
+        ("stages/0/single_task/task", NO_DEFAULT),
+        ("proximal", "none"),
+        ("proximal/bregman/late_beta", 0.999),
+        ("machine/micro_batch_tokens", None),
         ("train_on", ["sst", "para", "sts"]),
     ],
 )
@@ -531,8 +654,10 @@ def test_the_walk_knows_kinds_keys_and_what_is_not_there() -> None:
     assert list(at("gradient").kinds) == ["sum", "pcgrad", "gradvac"]
     assert at("gradient/gradvac").keys == ["beta", "per"]
     assert at("stages").holds_many
-    assert list(at("stages/0").kinds) == ["multitask"]
-    assert list(at("tasks/mine/head").kinds) == ["linear", "mlp", "sbert", "cosine"]
+    assert set(at("stages/0").kinds) == {"multitask", "single_task", "linear_probe", "heads_only"}
+    assert at("stages/0/linear_probe").keys == ["share", "lr", "task_schedule"]
+    assert list(at("stages/1/multitask/proximal").kinds) == ["none", "bregman"]
+    assert {"linear", "mlp", "sbert", "cosine"} <= set(at("tasks/mine/head").kinds)
     assert set(at("tasks/mine").keys) == {*TASK_DEFAULTS, "loss"}
     assert at("gradient/gradvac/beta/x") is None
     assert at("optimizer/gradvac") is None

@@ -16,6 +16,7 @@ from minbert_core.data.corpus import read_split
 from minbert_core.data.tasks import TASKS
 from minbert_core.data.tokens import PackedBatch, pack
 from minbert_core.encoder import Masks
+from minbert_core.evaluate import metric, predict_logits
 from minbert_core.inputs import Inputs, build_encoder, open_inputs
 from minbert_core.model import MultitaskBert, build_model, load_model, save_model
 from minbert_core.settings import SettingsError
@@ -144,6 +145,78 @@ def test_masks_reach_encoder_and_head(tiny: Tiny) -> None:
     assert not torch.allclose(plain_BK, dropped_BK, atol=1e-4)
     model.encoder.hidden_dropout = model.encoder.attention_dropout = 0.0
     assert not torch.allclose(plain_BK, model("sst", batch, Masks(1)).logits_BK, atol=1e-4)  # the head's own
+
+
+def test_without_encoder_drops_the_masks_reach_the_head_alone(tiny: Tiny) -> None:
+    """How a stage reads an encoder that it does not train: as evaluation does."""
+    config = tiny(tasks={"all": {"head": {"kind": "linear", "dropout": 0.5}}}, encoder={"hidden_dropout": 0.5})
+    model, inputs = built(config)
+    batch = batch_of(model, inputs, "sst")
+    plain, dropped = model("sst", batch), model("sst", batch, Masks(1), encoder_drops=False)
+    assert torch.equal(plain.features_BF, dropped.features_BF)
+    assert not torch.allclose(plain.logits_BK, dropped.logits_BK, atol=1e-4)
+    assert not torch.allclose(plain.features_BF, model("sst", batch, Masks(1)).features_BF, atol=1e-4)
+
+
+@pytest.mark.parametrize(("encoding", "dim"), [("cross", 64), ("bi", 128)])
+def test_the_features_are_what_the_head_reads(tiny: Tiny, encoding: str, dim: int) -> None:
+    model, inputs = built(tiny(tasks={"pairs": {"pair_encoding": encoding}}))
+    logits_BK, features_BF = model("sts", batch_of(model, inputs, "sts"))
+    assert features_BF.shape == (5, dim)
+    layer = model.heads["sts"].layers[0]
+    assert torch.allclose(logits_BK, features_BF @ layer.weight.T + layer.bias, atol=1e-5)
+
+
+def test_a_loss_with_classes_widens_the_head_and_is_read_out_in_label_units(tiny: Tiny) -> None:
+    """Six logits a pair, of which the metric, and so evaluation, sees the expected label."""
+    model, inputs = built(tiny(tasks={"sts": {"loss": "classes"}}))
+    batch = batch_of(model, inputs, "sts")
+    with torch.no_grad():
+        model.heads["sts"].layers[0].weight.normal_(0, 0.5)
+        logits_BK = model("sts", batch).logits_BK
+    assert logits_BK.shape == (5, 6)
+    answers_B1 = model.readout("sts", logits_BK)
+    wanted_B = [sum(k * p for k, p in enumerate(row)) for row in logits_BK.softmax(1).tolist()]
+    assert answers_B1[:, 0].tolist() == pytest.approx(wanted_B, rel=1e-5)
+    predicted = predict_logits(model, "sts", inputs.dev["sts"], 64, inputs.specials)
+    assert predicted.shape == (len(inputs.dev["sts"]), 1)
+    assert predicted[:5, 0].tolist() == pytest.approx(wanted_B, abs=1e-4)
+    assert inputs.dev["sts"].labels is not None
+    assert -1 <= metric(TASKS["sts"], predicted, inputs.dev["sts"].labels) <= 1
+
+
+def test_a_fresh_head_of_classes_answers_the_middle_of_the_label_range(tiny: Tiny) -> None:
+    """A softmax of equal logits is there already: the biases begin at 0."""
+    model, inputs = built(tiny(tasks={"sts": {"loss": "classes"}}))
+    assert not model.heads["sts"].layers[0].bias.any()
+    answers_B1 = model.readout("sts", model("sts", batch_of(model, inputs, "sts")).logits_BK)
+    assert float(answers_B1.detach().mean()) == pytest.approx(2.5, abs=0.5)
+
+
+@pytest.mark.parametrize("tasks", [{}, {"pairs": {"pair_encoding": "bi"}, "sts": {"loss": "pearson"}}], ids=["own", "pearson"])
+def test_other_losses_are_read_out_as_they_are(tiny: Tiny, tasks: dict[str, object]) -> None:
+    model, inputs = built(tiny(tasks=tasks))
+    for task in ("sst", "para", "sts"):
+        logits_BK = model(task, batch_of(model, inputs, task)).logits_BK
+        assert torch.equal(model.readout(task, logits_BK), logits_BK)
+
+
+def test_a_renewed_head_is_another_drawn_in_place_and_the_others_stay(tiny: Tiny) -> None:
+    """In place: optimiser and gradient buffer hold the parameters themselves. The same seed draws the same."""
+    model, _ = built(tiny())
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    parameters = {name: id(parameter) for name, parameter in model.named_parameters()}
+    model.renew_head("sts", 5)
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == {"heads.sts.layers.0.weight"}  # its bias is the middle of the labels again
+    assert {name: id(parameter) for name, parameter in model.named_parameters()} == parameters
+    fresh = model.heads["sts"].layers[0].weight.detach().clone()
+    with torch.no_grad():
+        model.heads["sts"].layers[0].bias.fill_(9)
+    for seed, same in ((5, True), (6, False)):
+        model.renew_head("sts", seed)
+        assert torch.equal(model.heads["sts"].layers[0].weight, fresh) is same
+        assert float(model.heads["sts"].layers[0].bias.detach()) == 2.5
 
 
 def test_a_max_length_beyond_the_positions_is_refused(tiny: Tiny) -> None:

@@ -1,4 +1,5 @@
-"""One step against autograd: the sum, the merges, heads, clipping, SMART's passes and masks, and what a step leaves alone.
+"""One step against autograd: the sum, the merges, heads, clipping, SMART's passes and masks, Bregman's teacher, batches in
+parts, and what a step leaves alone.
 
 B examples, D hidden size, K outputs, N packed tokens, P shared parameters, T tasks.
 """
@@ -15,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from minbert_core.config import TrialConfig, seed_of
+from minbert_core.config import TrialConfig, lay_over, seed_of
 from minbert_core.data.tokens import PackedBatch, pack
 from minbert_core.encoder import Masks
 from minbert_core.inputs import Inputs, build_encoder, open_inputs
 from minbert_core.methods.gradients import random_orders
 from minbert_core.model import MultitaskBert, build_model
-from minbert_core.step import Stepper
+from minbert_core.step import Parts, Stepper, StepReport
 
 Tiny = Callable[..., TrialConfig]
 Batches = dict[str, PackedBatch]
@@ -51,10 +52,23 @@ class Bench:
         encodings = {name: self.model.plans[name].pair_encoding.kind for name in tasks or self.config.train_on}
         return {n: pack(self.inputs.train[n], rows_B, e, 64, self.inputs.specials) for n, e in encodings.items()}
 
-    def step(self, number: int = 0, batches: Batches | None = None, progress: float = 0.1, measure: bool = False) -> Any:
-        """A step over whole batches, at the peak of the rate unless `progress` says otherwise."""
-        parts = {task: [batch] for task, batch in (batches or self.batches()).items()}
-        return self.stepper.step(number, parts, progress, measure)
+    def parts(self, *sizes: int) -> dict[str, Parts]:
+        """The first rows of each task's train split as one batch, in parts of so many examples."""
+        ends = np.cumsum(sizes)
+        split = [self.batches(first=int(end - size), size=size) for size, end in zip(sizes, ends, strict=True)]
+        return {task: [batches[task] for batches in split] for task in self.config.train_on}
+
+    def step(
+        self,
+        number: int = 0,
+        batches: Batches | None = None,
+        progress: float = 0.1,
+        measure: bool = False,
+        parts: dict[str, Parts] | None = None,
+    ) -> StepReport:
+        """A step over whole batches or `parts`, at the peak of the rate unless `progress` says otherwise."""
+        whole = {task: [batch] for task, batch in (batches or self.batches()).items()}
+        return self.stepper.step(number, parts or whole, progress, measure)
 
     def merged_P(self) -> Tensor:
         """The shared gradient that the optimiser read, in the order of the groups."""
@@ -71,10 +85,16 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def loss_of(model: MultitaskBert, task: str, batch: PackedBatch, number: int = 0) -> Tensor:
+def masked(
+    model: MultitaskBert, task: str, batch: PackedBatch, number: int = 0, part: int = 0, noise_ND: Tensor | None = None
+) -> Tensor:
+    """Logits under the step's own dropout masks, (B, K)."""
+    return model(task, batch, Masks(seed_of(SEED, "masks", number, task, part)), noise_ND).logits_BK
+
+
+def loss_of(model: MultitaskBert, task: str, batch: PackedBatch, number: int = 0, part: int = 0) -> Tensor:
     """The plain loss of one task under the step's own dropout masks, written out here again."""
-    masks = Masks(seed_of(SEED, "masks", number, task, 0))
-    return LOSSES[task](model(task, batch, masks).logits_BK, batch.labels_B)
+    return LOSSES[task](masked(model, task, batch, number, part), batch.labels_B)
 
 
 def shared_P(model: MultitaskBert) -> list[nn.Parameter]:
@@ -466,3 +486,345 @@ def test_bfloat16_stays_near_float32(tiny: Tiny) -> None:
     mixed.step()
     assert 0 < float((exact.merged_P() - mixed.merged_P()).norm() / exact.merged_P().norm()) < 0.05
     assert mixed.stepper.shared.rows_TP.dtype == torch.float32
+
+
+# ------------------------------------------------------------------------------------------------------------------ Bregman
+
+
+def bregman(**knobs: float | None) -> dict[str, Any]:
+    return {"kind": "bregman", **knobs}
+
+
+def class_divergence(p_BK: Tensor, q_BK: Tensor) -> Tensor:
+    """KL(P||Q) + KL(Q||P) of two softmaxes, mean over the batch."""
+    p_BK, q_BK = p_BK.softmax(1), q_BK.softmax(1)
+    return (p_BK * (p_BK / q_BK).log() + q_BK * (q_BK / p_BK).log()).sum(1).mean()
+
+
+def two_classes(logits_B1: Tensor) -> Tensor:
+    """A Bernoulli as a softmax: of the logit and of 0."""
+    return torch.cat([logits_B1, torch.zeros_like(logits_B1)], dim=1)
+
+
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sst": class_divergence,
+    "para": lambda p_B1, q_B1: class_divergence(two_classes(p_B1), two_classes(q_B1)),
+    "sts": lambda p_B1, q_B1: (p_B1 - q_B1).square().mean(),
+}
+
+
+def moved(bench: Bench, size: float = 0.01) -> Bench:
+    """A student that has left its teacher, as it would in some steps."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in bench.model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=size)
+    return bench
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_bregman_s_first_penalty_is_exactly_zero_and_its_gradient_the_plain_one(tiny: Tiny, precision: str) -> None:
+    """Which also says that the teacher's pass replays the student's masks and precision: two masks alone differ by .075."""
+    plain, proximal = Bench(tiny(), precision), Bench(tiny(proximal=bregman(weight=100.0)), precision)
+    plain.step()
+    losses = proximal.step().losses
+    assert [float(losses[f"{task}_proximal"]) for task in ("sst", "para", "sts")] == [0.0, 0.0, 0.0]
+    assert close(proximal.merged_P(), plain.merged_P(), 1e-6)
+
+
+def test_bregman_s_penalty_is_the_divergence_from_the_mean_of_the_steps_before(tiny: Tiny) -> None:
+    """The symmetric divergence of what the metric reads, its mean over the batch, from an EMA that moves with every step."""
+    bench = Bench(tiny(proximal=bregman(beta=0.8, late_beta=None)))
+    teacher = bench.copy()
+    for number in range(3):
+        student, batches = bench.copy(), bench.batches(first=8 * number)
+        losses = bench.step(number, batches).losses
+        for task, batch in batches.items():
+            with torch.no_grad():
+                logits_BK, taught_BK = (masked(model, task, batch, number) for model in (student, teacher))
+                wanted = float(DIVERGENCES[task](logits_BK, taught_BK))
+            assert float(losses[f"{task}_proximal"]) == pytest.approx(wanted, rel=1e-3, abs=1e-7)
+            assert (wanted > 1e-5) == (number > 0), "single logits too: the softmax of one is 1, and its KL 0 for ever"
+        with torch.no_grad():
+            for mean, parameter in zip(teacher.parameters(), bench.model.parameters(), strict=True):
+                mean.lerp_(parameter, 0.2)
+
+
+def test_a_step_s_progress_chooses_the_rate_of_the_teacher(tiny: Tiny) -> None:
+    for progress, followed in ((0.05, 1.0), (0.5, 0.25)):
+        bench = Bench(tiny(proximal=bregman(beta=0.0, late_beta=0.75)))
+        before = {name: parameter.detach().clone() for name, parameter in bench.model.named_parameters()}
+        bench.step(progress=progress)
+        assert bench.stepper.teacher is not None
+        for name, mean in bench.stepper.teacher.means.items():
+            wanted = before[name].lerp(bench.model.get_parameter(name).detach(), followed)
+            assert torch.allclose(mean, wanted, atol=1e-6), name
+
+
+def test_no_gradient_reaches_the_teacher_and_it_shares_what_is_frozen(tiny: Tiny) -> None:
+    bench = moved(Bench(tiny(proximal="bregman", tasks={"all": {"pooling": "mean"}})))
+    bench.step(measure=True)
+    assert bench.stepper.teacher is not None
+    teacher = bench.stepper.teacher.model
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher.parameters())
+    shared = {name for name, parameter in teacher.named_parameters() if parameter is bench.model.get_parameter(name)}
+    assert shared == {"encoder.pooler.0.weight", "encoder.pooler.0.bias"}
+
+
+def test_bregman_of_weight_zero_is_the_plain_step(tiny: Tiny) -> None:
+    plain, weightless = Bench(tiny()), Bench(tiny(proximal=bregman(weight=0.0)))
+    for number in range(2):
+        plain.step(number)
+        weightless.step(number)
+    for (name, one), (_, other) in zip(plain.model.named_parameters(), weightless.model.named_parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-6), name
+
+
+def test_bregman_s_gradient_is_in_proportion_to_its_weight(tiny: Tiny) -> None:
+    merged = {}
+    for weight in (0.0, 1.0, 10.0):
+        bench = moved(Bench(tiny(proximal=bregman(weight=weight), optimizer={"clip": None})))
+        bench.step()
+        merged[weight] = bench.merged_P()
+    assert not close(merged[1.0], merged[0.0], 1e-2)
+    assert close(merged[10.0] - merged[0.0], 10 * (merged[1.0] - merged[0.0]), 1e-3)
+
+
+def test_bregman_and_smart_add_up_and_both_are_their_task_s(tiny: Tiny) -> None:
+    """With all of them weighed as the task is."""
+    merged = {}
+    for smoothness in ("none", smart(radius=0.05)):
+        for proximal in ("none", "bregman"):
+            for weight in (1.0, 3.0):
+                weights = {"kind": "static", "weights": {"sst": weight}}
+                changes = {"smoothness": smoothness, "proximal": proximal, "loss_weights": weights, "train_on": ["sst"]}
+                bench = moved(Bench(tiny(**changes, optimizer={"clip": None})))
+                bench.step()
+                merged[smoothness != "none", proximal != "none", weight] = bench.merged_P()
+    plain_P = merged[False, False, 1.0]
+    added_P = merged[True, False, 1.0] + merged[False, True, 1.0] - plain_P
+    assert not close(merged[True, False, 1.0], plain_P, 1e-2)
+    assert not close(merged[False, True, 1.0], plain_P, 1e-2)
+    assert close(merged[True, True, 1.0], added_P, 1e-4)
+    assert close(merged[True, True, 3.0], 3 * merged[True, True, 1.0], 1e-4)
+
+
+def test_the_teacher_s_passes_are_counted(tiny: Tiny) -> None:
+    assert Bench(tiny(proximal="bregman")).step().passes == 2 * 24
+    assert Bench(tiny(proximal="bregman", smoothness=smart(steps=1))).step().passes == 4 * 24
+
+
+# ---------------------------------------------------------------------------------------------------------- batches in parts
+
+SIZES = (3, 1, 4)  # one part is a single example, which has no correlation
+NO_HEAD_DROPOUT = {"pair_encoding": "bi", "pooling": "mean", "head": {"kind": "sbert", "dropout": 0}}
+COSINE = {"pair_encoding": "bi", "head": "cosine", "loss": "cosine_embedding"}
+IN_PARTS: dict[str, dict[str, Any]] = {
+    "cross-encoded": {},
+    "cross-encoded, pearson": {"tasks": {"sts": {"loss": "pearson"}}},
+    "cross-encoded, mse_pearson": {"tasks": {"sts": {"loss": "mse_pearson"}}},
+    "cross-encoded, classes": {"tasks": {"sts": {"loss": "classes"}}},
+    "bi-encoded": {"tasks": {"pairs": NO_HEAD_DROPOUT}},
+    "bi-encoded, pearson": {"tasks": {"pairs": NO_HEAD_DROPOUT, "sts": {"loss": "pearson"}}},
+    "bi-encoded, cosine_embedding": {"tasks": {"pairs": COSINE}},
+    "pcgrad, pearson": {"gradient": "pcgrad", "tasks": {"sts": {"loss": "pearson"}}},
+    "gradvac, weighted": {"gradient": "gradvac", "loss_weights": {"kind": "static", "weights": {"sst": 2.0, "sts": 0.5}}},
+    "bregman, pearson": {"proximal": "bregman", "tasks": {"sts": {"loss": "pearson"}}},
+    "bregman, classes, pcgrad": {"proximal": "bregman", "tasks": {"sts": {"loss": "classes"}}, "gradient": "pcgrad"},
+}
+
+
+def head_gradients(bench: Bench) -> Tensor:
+    """Of the heads that have one, in order."""
+    return torch.cat([torch.zeros(1), *(p.grad.flatten() for p in bench.model.heads.parameters() if p.grad is not None)])
+
+
+@pytest.mark.parametrize("changes", IN_PARTS.values(), ids=IN_PARTS.keys())
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(tiny: Tiny, changes: dict[str, Any]) -> None:
+    """Also of a loss that is of the batch as a whole, and of a merge, whose Gramian is that of the whole batch."""
+    config = tiny(**lay_over({**NO_DROPOUT, "optimizer": {"clip": None}}, changes))
+    whole, parted = moved(Bench(config)), moved(Bench(config))
+    wanted, report = whole.step(), parted.step(parts=parted.parts(*SIZES))
+    two_passes = sum(not plan.loss.is_mean for plan in whole.model.plans.values())  # one to know the loss, one for its gradient
+    tolerance = 1e-4 if two_passes else 1e-5  # a correlation of answers that hardly differ magnifies rounding, thirtyfold here
+    assert close(parted.merged_P(), whole.merged_P(), tolerance)
+    assert close(head_gradients(parted), head_gradients(whole), tolerance)
+    assert report.losses.keys() == wanted.losses.keys()
+    for name, loss in wanted.losses.items():
+        assert float(report.losses[name]) == pytest.approx(float(loss), rel=1e-5), name
+    for pair, cosine in wanted.cosines.items():
+        assert report.cosines[pair] == pytest.approx(cosine, abs=1e-5), pair
+    assert report.passes == wanted.passes + 8 * two_passes
+
+
+def test_pcgrad_in_parts_projects_what_conflicts_over_the_whole_batch(tiny: Tiny) -> None:
+    merged = {}
+    for gradient in ("sum", "pcgrad"):
+        for parts in ((8,), SIZES):
+            bench = opposed(Bench(tiny(gradient=gradient, optimizer={"clip": None}, **NO_DROPOUT)))
+            bench.step(parts=bench.parts(*parts))
+            merged[gradient, len(parts)] = bench.merged_P()
+    assert not close(merged["pcgrad", 1], merged["sum", 1], 1e-2), "without a conflict this shows nothing"
+    assert close(merged["pcgrad", 3], merged["pcgrad", 1], 1e-4)
+
+
+def test_pearson_s_loss_of_parts_weighed_by_size_would_be_far_off(tiny: Tiny) -> None:
+    """Why it takes a pass more: the correlation of a batch is no mean over parts."""
+    bench = Bench(
+        tiny(train_on=["sts"], optimizer={"clip": None}, **lay_over(NO_DROPOUT, {"tasks": {"sts": {"loss": "pearson"}}}))
+    )
+    naive, parts = bench.copy(), bench.parts(*SIZES)["sts"]
+    for batch in parts:
+        loss = naive.plans["sts"].loss(naive("sts", batch).logits_BK, batch.labels_B, (0, 5))
+        (batch.num_examples / 8 * loss).backward()
+    bench.step()
+    naive_P = torch.cat([parameter.grad.flatten() for parameter in shared_P(naive)])
+    assert not close(naive_P, bench.merged_P(), 0.3)
+
+
+def test_smart_and_bregman_of_a_batch_in_parts_are_weighed_by_size(tiny: Tiny) -> None:
+    """Against autograd through each part's own masks and noise, dropout on."""
+    config = tiny(
+        smoothness=smart(radius=0.05, weight=2.0),
+        proximal=bregman(weight=3.0),
+        loss_weights={"kind": "static", "weights": {"sts": 0.5}},
+        optimizer={"clip": None},
+    )
+    bench = Bench(config)
+    teacher = bench.copy()
+    moved(bench)
+    oracle, parts = bench.copy(), bench.parts(*SIZES)
+    wanted: dict[str, Tensor] = {}
+    for task, batches in parts.items():
+        for part, batch in enumerate(batches):
+            clean_BK = masked(oracle, task, batch, 0, part)
+            with torch.no_grad():
+                taught_BK = masked(teacher, task, batch, 0, part)
+            penalty = bench.stepper.stage.smoothness.penalty(
+                lambda noise_ND, t=task, b=batch, p=part: masked(oracle, t, b, 0, p, noise_ND),
+                clean_BK,
+                DIVERGENCES[task],
+                batch.example_N,
+                batch.num_examples,
+                (len(batch.token_ids_N), 64),
+                torch.Generator().manual_seed(seed_of(SEED, "noise", 0, task, part)),
+            )
+            assert penalty is not None
+            terms = {task: LOSSES[task](clean_BK, batch.labels_B), f"{task}_smoothness": penalty}
+            terms[f"{task}_proximal"] = DIVERGENCES[task](clean_BK, taught_BK)
+            for name, term in terms.items():
+                wanted[name] = wanted.get(name, torch.tensor(0.0)) + batch.num_examples / 8 * term
+    factors = {"": 1.0, "_smoothness": 2.0, "_proximal": 3.0}
+    for task, weight in (("sst", 1.0), ("para", 1.0), ("sts", 0.5)):
+        (weight * sum(factor * wanted[task + suffix] for suffix, factor in factors.items())).backward()
+    report = bench.step(parts=parts)
+    for name, term in wanted.items():
+        assert float(report.losses[name]) == pytest.approx(float(term.detach()), rel=1e-3), name
+    assert close(bench.merged_P(), torch.cat([parameter.grad.flatten() for parameter in shared_P(oracle)]), 1e-3)
+    assert report.passes == 4 * 24
+
+
+def test_measuring_changes_no_gradient_of_a_batch_in_parts(tiny: Tiny) -> None:
+    changes = {
+        "smoothness": smart(radius=0.05),
+        "proximal": "bregman",
+        "gradient": "gradvac",
+        "tasks": {"sts": {"loss": "pearson"}},
+    }
+    plain, measured = moved(Bench(tiny(**changes))), moved(Bench(tiny(**changes)))
+    plain.step(parts=plain.parts(*SIZES))
+    report = measured.step(parts=measured.parts(*SIZES), measure=True)
+    assert close(measured.merged_P(), plain.merged_P())
+    assert report.figures["sts_smoothness_gradient_ratio"] > 0
+
+
+# ------------------------------------------------------------------------------------------------ what a stage does not train
+
+
+def test_a_step_on_a_frozen_encoder_has_the_heads_gradients_and_builds_no_graph_below_them(tiny: Tiny) -> None:
+    """The encoder is used as in evaluation, without dropout; the heads drop."""
+    bench = Bench(tiny(stages=["linear_probe"], optimizer={"clip": None}, encoder={"hidden_dropout": 0.5}))
+    oracle, batches = bench.copy(), bench.batches()
+    for task, batch in batches.items():
+        masks = Masks(seed_of(SEED, "masks", 0, task, 0))
+        output = oracle(task, batch, masks, encoder_drops=False)
+        LOSSES[task](output.logits_BK, batch.labels_B).backward()
+        assert not bench.model(task, batch).features_BF.requires_grad
+    report = bench.step(0, batches, measure=True)
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in bench.model.encoder.parameters())
+    norms = []
+    for one, other in zip(bench.model.heads.parameters(), oracle.heads.parameters(), strict=True):
+        assert close(one.grad, other.grad)
+        norms.append(other.grad.norm())
+    assert report.figures["gradient_norm"] == pytest.approx(float(torch.stack(norms).norm()), rel=1e-4)
+
+
+def test_after_a_stage_on_a_frozen_encoder_all_of_it_trains_again(tiny: Tiny) -> None:
+    bench = Bench(tiny(stages=[{"kind": "linear_probe", "share": 0.1}, "multitask"]))
+    bench.step()
+    assert not any(parameter.requires_grad for parameter in bench.model.encoder.parameters())
+    bench.stepper = Stepper(bench.model, bench.config.stage_plans()[1], lambda _: 1.0, SEED, "float32")
+    before = {name: parameter.detach().clone() for name, parameter in bench.model.encoder.named_parameters()}
+    bench.step(1)
+    assert all(not torch.equal(parameter, before[name]) for name, parameter in bench.model.encoder.named_parameters())
+
+
+def test_a_single_task_s_stage_leaves_the_other_heads_alone(tiny: Tiny) -> None:
+    bench = Bench(tiny(stages=[{"kind": "single_task", "task": "para"}], gradient="pcgrad", optimizer={"weight_decay": 0.1}))
+    before = {name: parameter.detach().clone() for name, parameter in bench.model.named_parameters()}
+    report = bench.step(0, bench.batches("para"))
+    changed = {name for name, parameter in bench.model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == {name for name in before if not name.startswith(("heads.sst", "heads.sts"))}
+    assert report.cosines == {}
+    assert len(bench.stepper.shared.rows_TP) == 1
+    others = [*bench.model.heads["sst"].parameters(), *bench.model.heads["sts"].parameters()]
+    assert not any(parameter.requires_grad for parameter in others)  # so that a teacher shares them
+
+
+@pytest.mark.parametrize("changes", [{}, {"smoothness": smart(radius=0.05), "proximal": "bregman"}], ids=["plain", "penalties"])
+def test_a_loss_of_features_trains_the_encoder_and_leaves_its_head_as_it_was_built(tiny: Tiny, changes: dict[str, Any]) -> None:
+    """Also under penalties, which act on the head's answer: they would shrink its scale, and no loss would hold it up."""
+    bench = Bench(tiny(train_on=["sts"], tasks={"sts": COSINE}, **changes))
+    before = {name: parameter.detach().clone() for name, parameter in bench.model.named_parameters()}
+    for number in range(2):
+        report = bench.step(number)
+    changed = {name for name, parameter in bench.model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == {name for name in before if name.startswith("encoder.")}
+    assert 0 < float(report.losses["sts"]) < 2
+    assert report.losses.keys() == {"sts"} | ({"sts_smoothness", "sts_proximal"} if changes else set())
+    assert all(float(loss) > 0 for loss in report.losses.values())
+
+
+def test_on_a_frozen_encoder_a_loss_of_features_trains_nothing_and_the_other_tasks_go_on(tiny: Tiny) -> None:
+    bench = Bench(tiny(stages=["linear_probe"], tasks={"sts": COSINE}))
+    before = {name: parameter.detach().clone() for name, parameter in bench.model.named_parameters()}
+    assert float(bench.step().losses["sts"]) > 0
+    changed = {name for name, parameter in bench.model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == {name for name in before if name.startswith(("heads.sst", "heads.para"))}
+
+
+def test_smart_and_bregman_act_on_the_answer_of_a_loss_with_classes(tiny: Tiny) -> None:
+    """Its expected label: an argmax would have no gradient."""
+    changes = {"train_on": ["sts"], "tasks": {"sts": {"loss": "classes"}}, "optimizer": {"clip": None}}
+    plain = moved(Bench(tiny(**changes)))
+    plain.step()
+    for penalty in ({"smoothness": smart(radius=0.05)}, {"proximal": "bregman"}):
+        bench = moved(Bench(tiny(**changes, **penalty)))
+        teacher = bench.stepper.teacher.model if bench.stepper.teacher else None
+        student, batch = bench.copy(), bench.batches()["sts"]
+        if teacher is not None:
+            values_K1 = torch.arange(6.0)[:, None]
+            answers = [masked(model, "sts", batch).detach().softmax(1) @ values_K1 for model in (student, teacher)]
+            wanted = (answers[0] - answers[1]).square().mean()
+        losses = bench.step().losses
+        assert float(losses["sts_proximal" if teacher else "sts_smoothness"]) > 1e-5
+        assert teacher is None or float(losses["sts_proximal"]) == pytest.approx(float(wanted), rel=1e-3)
+        assert not close(bench.merged_P(), plain.merged_P(), 1e-3)
+
+
+def test_a_pair_whose_cosine_does_not_exist_is_not_reported(tiny: Tiny) -> None:
+    """The encoder has no gradient of a task whose head is zero: 0/0 is no conflict."""
+    bench = Bench(tiny(gradient="pcgrad"))
+    with torch.no_grad():
+        bench.model.heads["sts"].layers[0].weight.zero_()
+    assert set(bench.step().cosines) == {"sst_para"}

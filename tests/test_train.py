@@ -13,11 +13,14 @@ import pytest
 import torch
 
 from minbert_core.config import TrialConfig
-from minbert_core.inputs import open_inputs
-from minbert_core.machine import resolve_device, resolve_precision
+from minbert_core.inputs import build_encoder, open_inputs
+from minbert_core.model import MultitaskBert, build_model
+from minbert_core.step import Parts, Stepper, StepReport
 from minbert_core.train import (
     NotFiniteError,
     Progress,
+    _Log,
+    cuts,
     evaluate_dev,
     load_snapshot,
     save_snapshot,
@@ -60,6 +63,27 @@ TRIALS: dict[str, dict[str, Any]] = {
             {"kind": "multitask", "share": 0.5, "gradient": "pcgrad"},
             {"kind": "multitask", "gradient": "gradvac", "optimizer": {"lr": 3e-4}},
         ],
+    },
+    "bregman": {"proximal": {"kind": "bregman", "beta": 0.5}},
+    "lp-ft": {"stages": [{"kind": "linear_probe", "share": 0.4, "lr": 1e-2}, "multitask"]},
+    "para first, then bregman": {
+        "budget": {"examples": 160},
+        "gradient": "pcgrad",
+        "stages": [
+            {"kind": "single_task", "task": "para", "share": 0.3, "proximal": {"kind": "bregman", "late_beta": None}},
+            {"kind": "multitask", "proximal": "bregman"},
+        ],
+    },
+    "heads last, fresh": {"stages": ["multitask", {"kind": "heads_only", "fresh": True, "share": 0.5, "lr": 1e-2}]},
+    "sequential": {"budget": {"examples": 120}, "task_schedule": {"kind": "sequential", "share": 0.2}},
+    "drop": {"budget": {"examples": 120}, "task_schedule": "drop"},
+    "micro-batches": {
+        "train_on": ["sst", "sts"],
+        "budget": {"examples": 144},
+        "machine": {"micro_batch_tokens": 60},
+        "tasks": {"sts": {"loss": "mse_pearson"}},
+        "proximal": "bregman",
+        "smoothness": {"kind": "smart", "radius": 0.03},
     },
 }
 
@@ -164,7 +188,8 @@ def test_a_record_holds_what_a_reader_needs(tiny: Tiny) -> None:
     log, dev = records[0], records[-1]
     assert {"kind", "step", "examples", "passes", "time_ms", "seconds"} <= log.keys() & dev.keys()
     assert {"train/sst_loss", "train/para_smoothness_loss", "train/lr", "train/examples_per_second"} <= log.keys()
-    assert {"train/gradient_norm", "train/cosine_sst_para", "train/sts_smoothness_gradient_ratio"} <= log.keys()
+    assert {"train/gradient_norm", "train/cosine_sst_para", "train/conflicts_sst_para"} <= log.keys()
+    assert {"train/sts_smoothness_gradient_ratio", "system/peak_memory_gb"} <= log.keys()
     assert {"part", "dev/score", "dev/sst", "dev/para", "dev/sts", "dev/norm", "dev/mean"} <= dev.keys()
     assert (dev["step"], dev["examples"], dev["passes"]) == (10, 240, 3 * 240)
     assert {type(value) for record in records for value in record.values()} <= {int, float, str, bool}
@@ -374,11 +399,231 @@ def test_a_save_that_fails_leaves_the_former_snapshot_whole(saved: Path, monkeyp
     assert load_snapshot(saved)[1] == records
 
 
-# ---------------------------------------------------------------------------------------------------------------- machine
+# ----------------------------------------------------------------------------------------------------------------- stages
 
 
-def test_auto_device_and_precision_are_what_the_machine_has() -> None:
-    assert resolve_device("cpu") == "cpu"
-    assert resolve_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert resolve_precision("auto", torch.device("cpu")) == "float32"
-    assert resolve_precision("bfloat16", torch.device("cpu")) == "bfloat16"
+def fresh(config: TrialConfig) -> MultitaskBert:
+    """The model that a trial begins with."""
+    return build_model(config, build_encoder(config, open_inputs(config)))
+
+
+def changed(config: TrialConfig) -> set[str]:
+    """The parameters that a whole trial moves, to the last bit."""
+    before, after = fresh(config).state_dict(), run(config)[-1].model.state_dict()
+    return {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+
+
+@pytest.mark.parametrize("stage", ["linear_probe", "heads_only"])
+def test_a_stage_of_the_heads_leaves_the_encoder_as_it_is_to_the_last_bit(tiny: Tiny, stage: str) -> None:
+    config = tiny(stages=[stage], gradient="pcgrad", smoothness="smart", proximal="bregman", optimizer={"weight_decay": 0.1})
+    assert changed(config) == {name for name in fresh(config).state_dict() if name.startswith("heads.")}
+    last = run(config)[-1].record
+    assert last["passes"] == last["examples"]  # no passes for penalties that have nothing to act on
+
+
+@pytest.mark.parametrize("stage", ["linear_probe", "heads_only"])
+def test_a_stage_of_the_heads_uses_the_encoder_without_dropout(tiny: Tiny, stage: str) -> None:
+    """As evaluation does, and as one pass over frozen features would."""
+    losses = []
+    for dropout in (0.0, 0.5):
+        encoder = {"hidden_dropout": dropout, "attention_dropout": dropout}
+        records = records_of(tiny(stages=[stage], encoder=encoder, budget={"examples": 72, "points": [1]}))
+        losses.append([(r["train/sst_loss"], r["train/para_loss"], r["train/sts_loss"]) for r in records[:-1]])
+    assert losses[0] == losses[1]
+
+
+def test_the_encoder_trains_after_a_stage_of_the_heads(tiny: Tiny) -> None:
+    config = tiny(stages=[{"kind": "linear_probe", "share": 0.5}, "multitask"])
+    assert changed(config) == set(fresh(config).state_dict())
+
+
+def test_a_single_task_s_stage_trains_its_head_and_the_encoder_only(tiny: Tiny) -> None:
+    """And draws its examples only."""
+    config = tiny(stages=[{"kind": "single_task", "task": "para"}], gradient="gradvac", budget={"examples": 80})
+    others = ("heads.sst", "heads.sts")
+    assert changed(config) == {name for name in fresh(config).state_dict() if not name.startswith(others)}
+    progress_list = run(config)
+    assert progress_list[-1].snapshot()["counters"]["drawn"] == {"sst": 0, "para": 80, "sts": 0}
+    logs = [progress.record for progress in progress_list if progress.record["kind"] == "train"]
+    assert all({name for name in log if name.endswith("_loss")} == {"train/para_loss"} for log in logs)
+    assert not any("cosine" in name for log in logs for name in log)
+    assert {"dev/sst", "dev/para", "dev/sts"} <= progress_list[-1].record.keys()  # all are evaluated
+
+
+def test_each_stage_has_its_own_tasks_and_rates(tiny: Tiny) -> None:
+    stages = [
+        {"kind": "linear_probe", "share": 0.2, "lr": 0.01},
+        {"kind": "single_task", "task": "sts", "share": 0.3, "optimizer": {"lr": 1e-4, "warmup": 0, "lr_schedule": "constant"}},
+        {"kind": "multitask"},
+    ]
+    constant = {"lr": 1e-3, "warmup": 0, "lr_schedule": "constant", "head_lr_factor": 10}
+    logs = [r for r in records_of(tiny(stages=stages, gradient="pcgrad", optimizer=constant)) if r["kind"] == "train"]
+    seen = [(log["train/lr"], "train/sst_loss" in log, "train/cosine_sst_sts" in log) for log in logs]
+    assert seen == [(0.01, True, False)] * 2 + [(1e-4, False, False)] * 9 + [(1e-3, True, True)] * 5
+
+
+def heads_at_the_start_of_the_last_stage(config: TrialConfig) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The matrices of the heads before a last stage whose rate moves nothing visible, and after it."""
+    before = {}
+    for progress in train(config, open_inputs(config)):
+        heads = {name: tensor.clone() for name, tensor in progress.model.heads.state_dict().items() if tensor.dim() == 2}
+        if progress.record["examples"] <= 120:
+            before = heads
+    return before, heads
+
+
+def test_fresh_heads_are_others_than_the_first_ones_and_the_same_again_for_the_same_seed(tiny: Tiny) -> None:
+    last = {"kind": "heads_only", "share": 0.5, "lr": 1e-12}
+    kept_before, kept = heads_at_the_start_of_the_last_stage(tiny(stages=["multitask", last]))
+    config = tiny(stages=["multitask", {**last, "fresh": True}])
+    before, renewed = heads_at_the_start_of_the_last_stage(config)
+    _, again = heads_at_the_start_of_the_last_stage(config)
+    _, of_another_seed = heads_at_the_start_of_the_last_stage(tiny(seed=1, stages=["multitask", {**last, "fresh": True}]))
+    first = fresh(config).heads.state_dict()
+    for name, tensor in renewed.items():
+        assert torch.allclose(kept[name], kept_before[name], atol=1e-8), name
+        assert torch.equal(tensor, again[name]), name
+        for other in (before[name], first[name], of_another_seed[name]):
+            assert float((tensor - other).norm()) > 0.5 * float(tensor.norm()), name
+
+
+def test_a_trial_that_goes_on_within_a_stage_of_fresh_heads_keeps_them(tiny: Tiny) -> None:
+    """A stage draws at its own start, not where a trial happens to be continued."""
+    config = tiny(stages=["multitask", {"kind": "heads_only", "fresh": True, "share": 0.5, "lr": 1e-12}])
+    for progress in train(config, open_inputs(config)):
+        if progress.record["examples"] == 192:
+            snapshot = {**progress.snapshot(), "model": weights_of(progress)}
+    with torch.no_grad():
+        snapshot["model"]["heads.sst.layers.0.weight"].fill_(0.25)  # what a trained head may look like
+    last = run(config, snapshot)[-1].model.heads["sst"].layers[0].weight
+    assert torch.allclose(last, torch.tensor(0.25))
+
+
+def test_a_teacher_begins_anew_with_each_stage(tiny: Tiny) -> None:
+    """At a stage's first step it equals the student, in the middle it does not."""
+    bregman = {"kind": "bregman", "beta": 0.9}
+    config = tiny(proximal=bregman, stages=[{"kind": "multitask", "share": 0.5}, {"kind": "multitask"}])
+    penalties = [r["train/sst_proximal_loss"] for r in records_of(config) if r["kind"] == "train"]
+    assert [penalty == 0 for penalty in penalties] == [True, False, False, False, False] * 2
+
+
+def test_the_teacher_s_passes_are_counted_in_the_records(tiny: Tiny) -> None:
+    assert records_of(tiny(proximal="bregman"))[-1]["passes"] == 2 * 240
+
+
+# ------------------------------------------------------------------------------------------------------------ micro-batches
+
+
+@pytest.mark.parametrize(
+    ("tokens", "limit", "expected"),
+    [
+        ([5, 5, 5], 15, []),
+        ([5, 5, 5], 14, [2]),
+        ([5, 5, 5], 10, [2]),
+        ([5, 5, 5], 9, [1, 2]),
+        ([5, 5, 5], 1, [1, 2]),  # an example is never cut
+        ([20, 3, 3], 10, [1]),
+        ([3, 20, 3], 10, [1, 2]),
+        ([3, 3, 20], 10, [2]),
+        ([1, 2, 3, 4, 5, 6], 7, [3, 4, 5]),
+        ([4], 2, []),
+        ([], 2, []),
+    ],
+)
+def test_cuts_fill_each_part_up_to_the_limit(tokens: list[int], limit: int, expected: list[int]) -> None:
+    assert cuts(tokens, limit) == expected
+
+
+def watched(config: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict[str, Parts]], Records]:
+    """The parts that each step of a trial is given, and the trial's records."""
+    seen: list[dict[str, Parts]] = []
+    step = Stepper.step
+
+    def watching(self: Stepper, number: int, batches: dict[str, Parts], progress: float, measure: bool) -> StepReport:
+        seen.append(batches)
+        return step(self, number, batches, progress, measure)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "step", watching)
+        return seen, records_of(config)
+
+
+@pytest.mark.parametrize("encoding", ["cross", "bi"])
+def test_parts_hold_the_batch_s_examples_in_order_and_no_more_tokens_than_allowed(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    """Unless one example alone has more; both sentences of a bi-encoded pair count. Losses and rates are as they were."""
+    limit = 45
+    changes = {
+        "encoder": {"hidden_dropout": 0, "attention_dropout": 0},
+        "tasks": {"all": {"head": {"kind": "linear", "dropout": 0}}, "pairs": {"pair_encoding": encoding},
+                  "sts": {"loss": "mse_pearson"}},
+        "gradient": "pcgrad",
+    }  # fmt: skip
+    whole, wanted = watched(tiny(**changes), monkeypatch)
+    parted, records = watched(tiny(**changes, machine={"micro_batch_tokens": limit}), monkeypatch)
+    for whole_step, step in zip(whole, parted, strict=True):
+        assert list(step) == list(whole_step)
+        for task, (batch,) in whole_step.items():
+            parts = step[task]
+            sequences = [
+                part.token_ids_N[start:end].tolist()
+                for half in ((0, 1) if encoding == "bi" and task != "sst" else (0,))
+                for part in parts
+                for start, end in pairwise(part.starts_S1[half * part.num_examples :][: part.num_examples + 1].tolist())
+            ]
+            assert sequences == [batch.token_ids_N[start:end].tolist() for start, end in pairwise(batch.starts_S1.tolist())]
+            assert torch.equal(torch.cat([part.labels_B for part in parts]), batch.labels_B)
+            assert all(sum(part.lengths) <= limit or part.num_examples == 1 for part in parts)
+            fits = [sum(one.lengths) + sum(other.lengths) > limit for one, other in pairwise(parts)]
+            assert len(parts) == 1 or any(fits), "parts that are smaller than they must be"
+    assert max(len(parts) for step in parted for parts in step.values()) >= 3
+    for record, other in zip(records, wanted, strict=True):
+        for name, value in other.items():
+            if name.endswith("_loss") or name in ("train/lr", "examples", "part"):
+                assert record[name] == pytest.approx(value, rel=2e-3), name
+    assert records[-1]["passes"] == 240 + 80  # a loss that is of the batch as a whole takes a pass more
+    assert wanted[-1]["passes"] == 240
+
+
+def test_a_limit_that_no_batch_exceeds_changes_nothing(tiny: Tiny) -> None:
+    assert without_clock(records_of(tiny(machine={"micro_batch_tokens": 100_000}))) == without_clock(records_of(tiny()))
+
+
+# ------------------------------------------------------------------------------------------------------ conflicts of gradients
+
+
+def test_a_record_holds_each_pair_s_mean_cosine_and_the_share_of_steps_that_conflict() -> None:
+    """By hand over four steps; a pair is counted in the steps in which its cosine exists, and begins anew after a record."""
+    log = _Log(0)
+    for cosines in ({"a_b": -0.5, "a_c": 0.2}, {"a_b": 0.25, "a_c": 0.4}, {"a_b": -0.25}, {"a_b": -0.1}):
+        log.add(StepReport(cosines=cosines))
+    figures = log.flush(1)
+    assert figures["train/cosine_a_b"] == pytest.approx(-0.15)
+    assert figures["train/conflicts_a_b"] == pytest.approx(0.75)
+    assert figures["train/cosine_a_c"] == pytest.approx(0.3)
+    assert figures["train/conflicts_a_c"] == 0
+    log.add(StepReport(cosines={"a_c": 0.0}))  # at a right angle: no conflict
+    figures = log.flush(2)
+    assert {name: value for name, value in figures.items() if "_a_" in name} == {
+        "train/cosine_a_c": 0.0,
+        "train/conflicts_a_c": 0.0,
+    }
+
+
+def test_conflicts_are_counted_in_every_step_not_only_where_a_record_falls(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = [record for record in records_of(tiny(gradient="gradvac")) if record["kind"] == "train"]
+    assert len(every) == 10
+    monkeypatch.setattr("minbert_core.train.LOGS_A_TRIAL", 1)
+    config = tiny(gradient="gradvac", budget={"points": [1]})
+    (pooled,) = [record for record in records_of(config) if record["kind"] == "train"]
+    for pair in ("sst_para", "sst_sts", "para_sts"):
+        cosines = [record[f"train/cosine_{pair}"] for record in every]
+        assert [record[f"train/conflicts_{pair}"] for record in every] == [float(cosine < 0) for cosine in cosines]
+        assert pooled[f"train/cosine_{pair}"] == pytest.approx(sum(cosines) / 10, abs=1e-6)
+        assert pooled[f"train/conflicts_{pair}"] == pytest.approx(sum(cosine < 0 for cosine in cosines) / 10)
+    assert 0 < sum(pooled[f"train/conflicts_{pair}"] for pair in ("sst_para", "sst_sts", "para_sts")) < 3, "both kinds of steps"
+
+
+def test_a_plain_sum_computes_no_cosines(tiny: Tiny) -> None:
+    assert not [name for record in records_of(tiny()) for name in record if "cosine" in name or "conflicts" in name]

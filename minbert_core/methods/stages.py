@@ -27,9 +27,7 @@ Share = Annotated[
     float | None,
     Field(gt=0, le=1, description="share of the trial's budget, in (0, 1]; stages without one split what the others leave"),
 ]
-OwnOptimizer = Annotated[
-    Optimizer | None, Field(description="replaces the trial's optimizer in this stage; null inherits it")
-]
+OwnOptimizer = Annotated[Optimizer | None, Field(description="replaces the trial's optimizer in this stage; null inherits it")]
 OwnSchedule = Annotated[
     TaskSchedule | None, Field(description="replaces the trial's task_schedule in this stage; null inherits it")
 ]

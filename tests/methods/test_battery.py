@@ -17,16 +17,19 @@ import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 import minbert_core.methods
 from minbert_core.data.tasks import TaskKind
 from minbert_core.methods.features import PairEncoding, Pooling
-from minbert_core.methods.gradients import GradientMethod, random_orders
+from minbert_core.methods.gradients import GradientMethod, PCGrad, random_orders
 from minbert_core.methods.heads import Head
 from minbert_core.methods.losses import Loss, divergence
-from minbert_core.methods.smoothness import Smoothness
-from minbert_core.methods.task_schedules import TaskSchedule
+from minbert_core.methods.optimizer import Optimizer
+from minbert_core.methods.proximal import Bregman, Proximal
+from minbert_core.methods.smoothness import Smart, Smoothness
+from minbert_core.methods.stages import Stage, StagePlan
+from minbert_core.methods.task_schedules import Mix, TaskSchedule
 from minbert_core.settings import Variant
 
 MODULES = [
@@ -601,3 +604,118 @@ def test_a_penalty_is_a_positive_scalar_that_trains_and_costs_what_it_announces(
     penalty.backward()
     assert weight_DK.grad is not None
     assert weight_DK.grad.abs().max() > 0, f"smoothness '{variant.kind}': gradient does not reach the model ({kind})"
+
+
+# ------------------------------------------------------------------------------------------------------------- proximal
+
+
+def student() -> nn.Sequential:
+    """A frozen layer and a trained one, moved from where it began by `moved`."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+    model[0].requires_grad_(False)
+    return model
+
+
+@torch.no_grad()
+def moved(model: nn.Sequential, seed: int) -> nn.Sequential:
+    for parameter in model[1].parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
+    return model
+
+
+@named(Proximal)
+def test_a_teacher_begins_as_the_student_and_takes_no_gradient(variant: Any) -> None:
+    model, x = moved(student(), 0), torch.randn(5, 3)
+    state = torch.get_rng_state()
+    teacher = variant.start(model)
+    assert torch.equal(torch.get_rng_state(), state), f"proximal '{variant.kind}': draws from torch's global generator"
+    assert variant.weight >= 0, f"proximal '{variant.kind}': weight {variant.weight}"
+    if teacher is None:
+        assert variant.weight == 0, f"proximal '{variant.kind}': a weight, but no teacher"
+        return
+    assert torch.equal(teacher.model(x), model(x)), f"proximal '{variant.kind}': its teacher begins as something else"
+    assert not teacher.model(x).requires_grad, f"proximal '{variant.kind}': a gradient reaches its teacher"
+
+
+@named(Proximal)
+def test_a_teacher_stays_between_where_it_was_and_the_student_and_leaves_the_student_alone(variant: Any) -> None:
+    model = moved(student(), 0)
+    teacher = variant.start(model)
+    if teacher is None:
+        return
+    before = model[1].weight.detach().clone()
+    after = moved(model, 1)[1].weight.detach().clone()
+    for progress in (0.0, 0.5, 1.0):
+        teacher.follow(progress)
+        share = (teacher.model[1].weight - before) / (after - before)
+        assert bool(((share > 0) & (share < 1)).all()), f"proximal '{variant.kind}': its teacher leaps to {share.tolist()}"
+    assert torch.equal(model[1].weight, after), f"proximal '{variant.kind}': moves the student"
+    assert torch.equal(teacher.model[0].weight, model[0].weight), f"proximal '{variant.kind}': moves what is frozen"
+
+
+@named(Proximal)
+def test_the_state_of_a_teacher_is_all_that_is_remembered(variant: Any) -> None:
+    """A teacher restored from a copy goes on as the original does: that is what a checkpoint relies on."""
+    model = moved(student(), 0)
+    teacher = variant.start(model)
+    if teacher is None:
+        return
+    moved(model, 1)
+    teacher.follow(0.0)
+    again = variant.start(model)
+    again.restore({name: value.clone() for name, value in teacher.state().items()})
+    moved(model, 2)
+    for one in (teacher, again):
+        one.follow(0.5)
+    assert all(torch.equal(value, again.state()[name]) for name, value in teacher.state().items()), (
+        f"proximal '{variant.kind}': remembers something outside its state"
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- stages
+
+TRIAL = StagePlan(
+    name="",
+    tasks=TASKS,
+    optimizer=Optimizer(lr=3e-5),
+    task_schedule=Mix(),
+    gradient=PCGrad(),
+    smoothness=Smart(radius=0.05),
+    proximal=Bregman(weight=2.0),
+)
+
+
+@named(Stage)
+def test_a_stage_s_name_in_a_recipe_begins_with_its_kind(variant: Any) -> None:
+    name = variant.plan(TRIAL).name
+    assert name.startswith(variant.kind), f"stage '{variant.kind}': is named '{name}'"
+    assert name.replace("_", "a").replace("-", "a").isalnum(), f"stage '{variant.kind}': '{name}' is not made of [a-z0-9_-]"
+
+
+@named(Stage)
+def test_a_stage_takes_tasks_of_the_trial_and_can_merge_them_where_it_merges(variant: Any) -> None:
+    plan = variant.plan(TRIAL)
+    assert plan.tasks, f"stage '{variant.kind}': has no task"
+    assert set(plan.tasks) <= set(TASKS), f"stage '{variant.kind}': trains {plan.tasks} of {TASKS}"
+    several = plan.task_schedule.tasks_per_step(len(plan.tasks)) > 1
+    assert several or not plan.gradient.needs_several_tasks, f"stage '{variant.kind}': merges the gradient of one task"
+
+
+@named(Stage)
+def test_a_stage_that_trains_no_encoder_has_nothing_that_acts_on_it(variant: Any) -> None:
+    plan = variant.plan(TRIAL)
+    acting = plan.gradient.needs_several_tasks or plan.smoothness.weight or plan.proximal.weight
+    assert plan.trains_encoder or not acting, f"stage '{variant.kind}': passes for a penalty on what it does not train"
+
+
+@named(Stage)
+def test_what_a_stage_may_override_takes_effect_and_else_is_the_trial_s(variant: Any) -> None:
+    others = {"optimizer": Optimizer(lr=0.5), "task_schedule": {"kind": "sequential"}, "gradient": {"kind": "gradvac"},
+              "smoothness": {"kind": "smart", "radius": 0.9}, "proximal": {"kind": "bregman", "beta": 0.3}}  # fmt: skip
+    plan = variant.plan(TRIAL)
+    for knob, value in others.items():
+        if knob in type(variant).model_fields:
+            assert getattr(plan, knob) == getattr(TRIAL, knob), f"stage '{variant.kind}': changes the trial's {knob}"
+            own = type(variant).model_validate({**needed(type(variant)), knob: value})
+            found = getattr(own.plan(TRIAL), knob)
+            assert found == getattr(own, knob) != getattr(TRIAL, knob), f"stage '{variant.kind}': its {knob} has no effect"

@@ -13,6 +13,7 @@ import pytest
 from minbert_core.config import TrialConfig, as_written
 from minbert_core.settings import SettingsError, dump_yaml, parse_yaml
 from search.domains import Choice, Domain
+from search.rungs import Asha, TopK
 from search.space import Sample, Space, cover, default_choice, make_space, read_space
 
 SPACES = sorted((Path(__file__).parents[2] / "spaces").rglob("*.yaml"))
@@ -72,7 +73,8 @@ def test_a_shipped_space_reads_asks_a_question_and_has_a_baseline(path: Path) ->
     assert space.settings.about.endswith("?") or "?" in space.settings.about
     assert space.baselines
     assert space.domains()
-    assert space.settings.trials >= 2 * space.settings.reduction
+    settings = space.settings
+    assert not settings.trial_scheduler.warning(settings.rungs, settings.trials, len(space.baselines), num_recipes=1)
 
 
 @pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
@@ -209,11 +211,14 @@ def test_a_domain_over_the_whole_budget_keeps_the_rungs() -> None:
         ("rungs: [3, 3]", "`rungs` must grow by one whole factor of 2 or more, as [1, 3, 9] does. Got [3, 3]."),
         ("rungs: [9, 3, 1]", "`rungs` must grow by one whole factor of 2 or more, as [1, 3, 9] does. Got [9, 3, 1]."),
         ("rungs: [1, 3, 9, 27, 81, 243]", "`rungs` must end at 81 parts or fewer. Got 243."),
-        ("sampler: tpee", "Unknown `sampler` kind 'tpee'; did you mean 'tpe'? Known: tpe."),
-        ("sampler: {startup: 3}", "`sampler` must be a kind's name, or a map with its `kind`. Got {startup: 3}. Known: tpe."),
+        ("sampler: tpee", "Unknown `sampler` kind 'tpee'; did you mean 'tpe'? Known: random, tpe."),
+        ("sampler: {startup: 3}", "`sampler` must be a kind's name, or a map with its `kind`. Got {startup: 3}. Known: random, "
+         "tpe."),
+        ("sampler: {kind: random, startup: 3}", "Unknown key `sampler/random/startup`."),
         ("sampler: {kind: tpe, startups: 3}", "Unknown key `sampler/tpe/startups`; did you mean 'startup'? Known: startup."),
         ("sampler: {kind: tpe, startup: true}", "`sampler/tpe/startup` must be a whole number. Got true."),
-        ("trial_scheduler: off", "Unknown `trial_scheduler` kind 'off'. Known: asha."),
+        ("trial_scheduler: off", "Unknown `trial_scheduler` kind 'off'. Known: asha, top_k."),
+        ("trial_scheduler: {kind: top_k, k: 0}", "`trial_scheduler/top_k/k` must be > 0. Got 0."),
         ("objective: {choice: [norm, mean]}", "Unknown key `objective/choice`. Known: weights."),
         ("objective: sts1", "Unknown `objective` 'sts1'; did you mean 'sts'? Known: mean, norm, para, sst, sts."),
         ("config: [1]", "`config` must be a map. Got [1]."),
@@ -229,8 +234,17 @@ def test_a_fault_in_the_spaces_own_keys_has_its_line(text: str, sentence: str, f
 
 
 def test_rungs_may_be_one_or_grow_by_any_whole_factor() -> None:
-    for rungs, reduction in (([9], 1), ([1, 2, 4, 8], 2), ([3, 9, 27], 3), ([1, 9, 81], 9)):
-        assert make_space("s", {"rungs": rungs}).settings.reduction == reduction
+    for rungs in ([9], [1, 2, 4, 8], [3, 9, 27], [1, 9, 81]):
+        assert make_space("s", {"rungs": rungs}).settings.rungs == tuple(rungs)
+
+
+def test_top_k_needs_a_rung_to_choose_at_and_one_to_go_on_to(faults: Callable[..., list[str]]) -> None:
+    assert make_space("s", {"rungs": [1, 9], "trial_scheduler": "top_k"}).settings.trial_scheduler == TopK(k=3)
+    assert make_space("s", {"rungs": [1], "trial_scheduler": "asha"}).settings.trial_scheduler == Asha()
+    law = "`trial_scheduler` top_k chooses at one rung who goes on to the next, so it needs 2 `rungs` or more. Got [1]."
+    assert faults("rungs: [1]\ntrial_scheduler: top_k\n") == [f"2: {law}"]
+    [fault] = faults("rungs: [1, 2, 6]\ntrial_scheduler: top_k\n")  # wrong rungs are told once
+    assert "must grow by one whole factor" in fault
 
 
 def test_a_space_that_is_no_map_is_refused(faults: Callable[..., list[str]]) -> None:
@@ -675,6 +689,53 @@ baselines:
     written = text if text.startswith("{") else f"{{{text}}}"
     (only,) = faults(f"{space}{written}\n")
     assert only.startswith(f"5: {sentence}")
+
+
+RECIPES = {
+    "recipe": [
+        {"name": "plain", "set": {"stages": ["multitask"]}},
+        {"name": "lp_ft", "set": {"stages": [{"kind": "linear_probe", "share": {"uniform": [0.1, 0.3]},
+                                              "lr": {"log_uniform": [1e-4, 1e-2]}}, "multitask"]}},
+    ]
+}  # fmt: skip
+
+
+def test_a_baseline_names_what_lies_in_an_entry_of_a_list_by_its_number() -> None:
+    """A knob that is searched, one that is not, and one of a stage that is written as a bare name."""
+    named = {
+        "stages/0/linear_probe/lr": 5e-4,
+        "stages/0/linear_probe/task_schedule": "drop",
+        "stages/1/multitask/gradient": "pcgrad",
+    }
+    space = space_of([{"together/recipe": "lp_ft", **named}, named], {}, together=RECIPES)
+    for i in range(2):  # by the branch's name, or found by what it says
+        sample = space.baseline(i)
+        assert sample.params == {"together/recipe": "lp_ft", "stages/0/linear_probe/share": pytest.approx(0.2),
+                                 "stages/0/linear_probe/lr": 5e-4}  # fmt: skip
+        assert as_written(sample.config())["stages"] == [
+            {"kind": "linear_probe", "share": pytest.approx(0.2), "lr": 5e-4, "task_schedule": {"kind": "drop"}},
+            {"kind": "multitask", "gradient": {"kind": "pcgrad"}},
+        ]
+
+
+@pytest.mark.parametrize(
+    ("named", "sentence"),
+    [
+        ({"together/recipe": "plain", "stages/0/linear_probe/lr": 1e-3},
+         r"`stages/0` is 'linear_probe', but the branch plain of `together/recipe` sets 'multitask'\."),
+        ({"together/recipe": "lp_ft", "stages/0/multitask/gradient": "sum"},
+         r"`stages/0` is 'multitask', but the branch lp_ft of `together/recipe` sets 'linear_probe'\."),
+        ({"together/recipe": "lp_ft", "stages/0/linear_probe/lr": 0.5},
+         r"`stages/0/linear_probe/lr` 0\.5 lies outside its domain, log_uniform \[0\.0001, 0\.01\]\."),
+        ({"together/recipe": "lp_ft", "stages/5/linear_probe/lr": 1e-3}, r"`stages` must be a list\."),
+    ],
+)  # fmt: skip
+def test_a_baseline_that_names_an_entry_that_is_not_there_or_of_another_kind_is_refused(
+    named: dict[str, Any], sentence: str
+) -> None:
+    """Else it would run as another recipe than the one it is told to be."""
+    with pytest.raises(SettingsError, match=sentence):
+        space_of([named], {}, together=RECIPES)
 
 
 def test_a_baseline_finds_the_branch_of_together_that_says_what_it_says(write: Write) -> None:
