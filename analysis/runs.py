@@ -2,7 +2,7 @@
 
     python analysis/runs.py [NAME …] [--runs DIR] [--out trials.parquet]
 
-Prints the ranking of each search; `read_trials` gives the same as an Arrow table.
+Prints the ranking of each search and what each branch of a choice cost; `read_trials` gives the same as an Arrow table.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if not __package__:  # run as a file: Python put analysis/ on the path, where th
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from search.costs import branch_table, read_choices
 from search.narrate import table
 from search.plan import read_plan
 from search.study import TrialResult, read_results
@@ -114,7 +115,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     for search in searches:
         print(f"{search.name}: {search.plan['about']} ({len(search.trials)} of {search.plan['trials']} trials)")
-        print("\n".join(table(search.trials, search.tasks, most=len(search.trials))) + "\n")
+        gpus = search.plan["gpus_per_trial"]
+        print("\n".join(table(search.trials, search.tasks, most=len(search.trials), gpus_per_trial=gpus)) + "\n")
+        if branches := branch_table(search.trials, read_choices(search.folder)):
+            print("\n".join(branches) + "\n")
     if options.out:
         pq.write_table(read_trials(searches), options.out)
         print(f"wrote {options.out}")

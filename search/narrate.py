@@ -1,4 +1,7 @@
-"""What a search tells while it runs: one plain line an event on the terminal and in log.txt, and all of it to MLflow."""
+"""What a search tells while it runs: one plain line an event on the terminal and in log.txt, and all of it to MLflow.
+
+On a terminal a picture of the trials that run stands below the lines (screen.py); the Narrator hands it what it shows.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from search.screen import Picture, Screen, look, read_tail
 from search.study import TrialResult, ranked
 from search.tracking import Tracker
 
@@ -28,13 +32,14 @@ def scores(record: dict[str, Any], tasks: Iterable[str]) -> str:
     return f"{record['dev/score']:.4f} ({each})"
 
 
-def table(trials: Iterable[TrialResult], tasks: list[str], most: int = 10) -> list[str]:
+def table(trials: Iterable[TrialResult], tasks: list[str], most: int = 10, gpus_per_trial: float = 0) -> list[str]:
     """The trials as rows of a Markdown table: the fullest rung first, best score first, then the others, fullest first."""
     trials = list(trials)
     first = ranked(trials)
     rest = [trial for trial in trials if trial not in first]
     rest.sort(key=lambda trial: (trial.status == "failed", -trial.part, -trial.score))
-    rows = [["trial", "score", *tasks, "norm", "mean", "last", "at", "status", "minutes", "ex/s", "parameters"]]
+    costs = ["minutes", "GPU-min"] if gpus_per_trial else ["minutes"]
+    rows = [["trial", "score", *tasks, "norm", "mean", "last", "at", "status", *costs, "ex/s", "parameters"]]
     for trial in [*first, *rest][:most]:
         best = trial.best if trial.points else {}
         cells = [f"{best[f'dev/{key}']:.4f}" if best else "" for key in ("score", *tasks, "norm", "mean")]
@@ -42,33 +47,43 @@ def table(trials: Iterable[TrialResult], tasks: list[str], most: int = 10) -> li
         name = f"{trial.number:03d}" + (" (baseline)" if trial.baseline is not None else "")
         speed = f"{trial.examples / trial.seconds:.0f}" if trial.seconds else ""
         status = trial.status if trial.status != "failed" else f"failed: {trial.reason}"
-        minutes = f"{trial.seconds / 60:.1f}"
-        rows.append([name, *cells, last, str(trial.part or ""), status, minutes, speed, describe(trial.params)])
+        minutes = [f"{trial.seconds / 60 * share:.1f}" for share in (1, gpus_per_trial)[: len(costs)]]
+        rows.append([name, *cells, last, str(trial.part or ""), status, *minutes, speed, describe(trial.params)])
+    left_out = len(trials) - most
+    return markdown(rows) + ([f"({left_out} more in the trials' folders and in MLflow)"] if left_out > 0 else [])
+
+
+def markdown(rows: list[list[str]]) -> list[str]:
+    """Rows, the first of them the heading, as the lines of a Markdown table that is aligned as plain text, too."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    left_out = len(trials) - most
-    return lines + ([f"({left_out} more in the trials' folders and in MLflow)"] if left_out > 0 else [])
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
 
 
 class Narrator:
     """The listener of a search: prints, logs, and hands on to MLflow. Times left are guesses from the trials ended so far."""
 
-    def __init__(self, folder: Path, tasks: list[str], num_trials: int, slots: int, parts: int, tracker: Tracker) -> None:
+    def __init__(
+        self, folder: Path, tasks: list[str], num_trials: int, slots: int, parts: int, tracker: Tracker, budget: int = 0
+    ) -> None:
         self.tasks, self.num_trials, self.slots, self.parts, self.tracker = tasks, num_trials, slots, parts, tracker
+        self.budget = budget  # examples of a full trial
         self.log = (folder / "log.txt").open("a", buffering=1, encoding="utf-8")
         self.trials: dict[int, TrialResult] = {}
+        self.running: dict[int, str] = {}  # trials at work now -> how the picture names them
+        self.began = time.monotonic()
+        self.screen = Screen(self.picture)
         self.warned = False
 
     def say(self, text: str) -> None:
         """One line to the terminal, with the hour, and to log.txt, with the date."""
-        print(f"[{time.strftime('%T')}] {text}", flush=True)
+        self.screen.print(f"[{time.strftime('%T')}] {text}")
         self.log.write(f"{time.strftime('%F %T')} {text}\n")
 
     def show(self, lines: Iterable[str]) -> None:
         """Lines as they are, to the terminal and to log.txt."""
         for line in lines:
-            print(line, flush=True)
+            self.screen.print(line)
             self.log.write(f"{line}\n")
 
     def close(self) -> None:
@@ -87,6 +102,7 @@ class Narrator:
 
     def started(self, trial: TrialResult, resumed: bool) -> None:
         self.trials[trial.number] = trial
+        self.running[trial.number] = in_short(trial)
         self.tracker.trial_started(*self._run(trial))
         kind = f" (baseline {trial.baseline})" if trial.baseline is not None else ""
         how = "started" if not resumed else f"goes on from {trial.part}/{self.parts}" if trial.points else "begins again"
@@ -97,8 +113,17 @@ class Narrator:
         self.tracker.records(trial.number, new)
         self.say(f"{trial.number:03d} at {trial.part}/{self.parts}  {scores(trial.last, self.tasks)}  {self._so_far()}")
 
+    def paused(self, trial: TrialResult, why: str) -> None:
+        """FINISHED in MLflow, where KILLED would show a red cross, and RUNNING again once it goes on."""
+        self.trials[trial.number] = trial
+        self.running.pop(trial.number, None)
+        reason = f"paused at {trial.part}/{self.parts}: {why}"
+        self.tracker.trial_ended(trial.number, "FINISHED", reason, _last_ms(trial))
+        self.say(f"{trial.number:03d} {reason}  {self._so_far()}")
+
     def ended(self, trial: TrialResult) -> None:
         self.trials[trial.number] = trial
+        self.running.pop(trial.number, None)
         self._ended_in_mlflow(trial)
         score = f"  {trial.score:.4f}" if trial.points else ""
         reason = f"  {trial.reason}" if trial.reason != trial.status else ""
@@ -107,11 +132,25 @@ class Narrator:
             self.warned = True
             self.say(f"MLflow: {self.tracker.error} The search goes on; metrics.jsonl keeps all, and --resume logs it again.")
 
+    def picture(self) -> Picture:
+        """The search as it is now, the running trials by their own records. Asked for by a thread of the screen's."""
+        now_ms, known = time.time_ns() // 1_000_000, dict(self.trials)
+        rows = []
+        for number, text in sorted(self.running.copy().items()):
+            trial = known[number]
+            records = ([trial.last] if trial.points else []) + read_tail(trial.folder / "metrics.jsonl")
+            rows.append(look(number, text, records, self.budget, self.parts, now_ms))
+        best = self.best()
+        text = f"best {best.number:03d} {scores(best.best, self.tasks)}  {describe(best.params)}" if best else "no score yet"
+        elapsed = duration(time.monotonic() - self.began)
+        progress = f"{self.num_done()}/{self.num_trials} done, {elapsed} elapsed{self._time_left()}"
+        return Picture(rows, text, progress)
+
     def best(self) -> TrialResult | None:
-        return next(iter(ranked(self.trials.values())), None)
+        return next(iter(ranked(list(self.trials.values()))), None)
 
     def num_done(self) -> int:
-        return sum(trial.status != "running" for trial in self.trials.values())
+        return sum(trial.status != "running" for trial in list(self.trials.values()))
 
     def _so_far(self) -> str:
         best = self.best()
@@ -119,15 +158,7 @@ class Narrator:
         return f"| {text} | {self.num_done()}/{self.num_trials} done{self._time_left()}"
 
     def _time_left(self) -> str:
-        """From the mean time of ended trials, all slots busy; nothing before one has ended."""
-        ended = [trial.seconds for trial in self.trials.values() if trial.status != "running" and trial.seconds]
-        if not ended:
-            return ""
-        mean = sum(ended) / len(ended)
-        running = [trial.seconds for trial in self.trials.values() if trial.status == "running"]
-        waiting = self.num_trials - len(self.trials)
-        left = (waiting * mean + sum(max(mean - seconds, 0.1 * mean) for seconds in running)) / self.slots
-        return f", about {duration(max(left, 1))} left" if waiting or running else ""
+        return time_left(list(self.trials.values()), self.num_trials, self.slots)
 
     def _run(self, trial: TrialResult) -> tuple[int, str, dict[str, Any], Path, dict[str, str]]:
         tags = {"recipe": trial.config().recipe} | ({"baseline": str(trial.baseline)} if trial.baseline is not None else {})
@@ -136,11 +167,33 @@ class Narrator:
 
     def _ended_in_mlflow(self, trial: TrialResult) -> None:
         self.tracker.records(trial.number, trial.records)  # once more: the last ones of a failed trial came with no report
-        ended_ms = trial.records[-1]["time_ms"] if trial.records else time.time_ns() // 1_000_000
+        ended_ms = _last_ms(trial)
         self.tracker.trial_ended(trial.number, "FAILED" if trial.status == "failed" else "FINISHED", trial.reason, ended_ms)
         if (best := self.best()) is not None:
             metrics = {f"best/{key}": best.best[f"dev/{key}"] for key in ("score", *self.tasks, "norm", "mean")}
             self.tracker.best(self.num_done(), metrics | {"trials_done": self.num_done()}, ended_ms)
+
+
+def _last_ms(trial: TrialResult) -> int:
+    return int(trial.records[-1]["time_ms"]) if trial.records else time.time_ns() // 1_000_000
+
+
+def time_left(trials: list[TrialResult], num_trials: int, slots: int) -> str:
+    """`, about 12 min left`: from the mean time of ended trials, all slots busy; empty before one has ended, and at the end."""
+    ended = [trial.seconds for trial in trials if trial.status != "running" and trial.seconds]
+    if not ended:
+        return ""
+    mean = sum(ended) / len(ended)
+    running = [trial.seconds for trial in trials if trial.status == "running"]
+    waiting = num_trials - len(trials)
+    left = (waiting * mean + sum(max(mean - seconds, 0.1 * mean) for seconds in running)) / slots
+    return f", about {duration(max(left, 1))} left" if waiting or running else ""
+
+
+def in_short(trial: TrialResult) -> str:
+    """A trial in its row of the picture: the recipe, unless it is the usual one, and what was searched."""
+    recipe = trial.config().recipe
+    return " ".join(filter(None, ["" if recipe == "multitask" else recipe, describe(trial.params)]))
 
 
 def duration(seconds: float) -> str:

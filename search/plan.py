@@ -14,7 +14,8 @@ import platform
 import socket
 import subprocess
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -28,7 +29,7 @@ from minbert_core.model import build_model
 from minbert_core.settings import did_you_mean
 from search.domains import Choice
 from search.rungs import expected_full_trials
-from search.space import Space, cover, default_choice
+from search.space import Space, cover, default_choice, make_space
 
 FORMAT = 1  # of a search's folder; a newer one is refused by name
 
@@ -92,36 +93,42 @@ def check_cluster(address: str) -> None:
 
 
 def machine_settings(resources: Resources) -> dict[str, Any]:
-    """The `machine` of every trial of a search, chosen once: device, threads, precision."""
+    """The `machine` of every trial of a search, chosen once: device, threads, precision, and what of a GPU it may take."""
     import torch
 
-    from minbert_core.train import resolve_precision
+    from minbert_core.machine import resolve_precision
 
     device = "cuda" if resources.gpus_per_trial else "cpu"
-    return {"device": device, "threads": resources.cpus_per_trial, "precision": resolve_precision("auto", torch.device(device))}
+    share = {"gpu_share": resources.gpus_per_trial} if 0 < resources.gpus_per_trial < 1 else {}
+    precision = resolve_precision("auto", torch.device(device))
+    return {"device": device, "threads": resources.cpus_per_trial, "precision": precision, **share}
 
 
-def localise(space: Space, resources: Resources) -> Space:
-    """The space with what belongs to this machine filled in: absolute data and encoder folders, device, threads, precision.
+def localise(space: Space, resources: Resources, configs: Iterable[TrialConfig]) -> Space:
+    """The space with what belongs to this machine filled in: device, threads, precision, absolute data and encoder folders.
 
+    configs: points that between them name every encoder of the space. Each is fetched here, once: the trials, which may run
+    where there is no network, find its folder in place of its name. Labels stay as they are.
     Raises SettingsError or ValueError: no such folder, no such encoder.
     """
-    from search.space import make_space
-
-    config = space.sample(default_choice).config()
-    local: dict[str, Any] = {"machine": machine_settings(resources)}
-    if config.data != "toy":
-        local["data"] = str(data_folder(config))
-    searched = {"encoder", "encoder/checkpoint"} & set(space.domains())  # then each trial finds its own
-    if config.encoder.checkpoint != TINY and not searched:
-        local["encoder"] = {"checkpoint": str(fetch_encoder(config.encoder.checkpoint))}
     document = dict(space.document)
     tree = document.get("config") or {}
-    machine = lay_over(local.pop("machine"), tree.get("machine") or {})
-    if isinstance(tree.get("encoder"), str):
-        tree = {**tree, "encoder": {"checkpoint": tree["encoder"]}}
-    document["config"] = lay_over({**tree, "machine": machine}, local)
-    return make_space(space.name, document, space.where)
+    local = {"machine": lay_over(machine_settings(resources), tree.get("machine") or {})}
+    config = space.sample(default_choice).config()
+    if config.data != "toy":
+        local["data"] = str(data_folder(config))
+    document["config"] = {**tree, **local}
+    checkpoints = {config.encoder.checkpoint for config in configs} - {TINY}
+    encoders = {**space.encoders, **{name: str(fetch_encoder(name)) for name in sorted(checkpoints)}}
+    return replace(make_space(space.name, document, space.where), encoders=encoders)
+
+
+def branch_configs(space: Space) -> list[TrialConfig]:
+    """Configs that between them take every pair of the space's branches, all else default; and its baselines."""
+    switches = {name: found for name, found in space.domains().items() if isinstance(found[0], Choice)}
+    points = [space.sample(lambda name, domain, f=forced: f.get(name, default_choice(name, domain)))  # type: ignore[misc]
+              for forced in ({}, *cover(switches))]  # fmt: skip
+    return [point.config() for point in (*points, *map(space.baseline, range(len(space.baselines))))]
 
 
 @dataclass(frozen=True)
@@ -137,19 +144,24 @@ class Plan:
     inputs: Inputs
     recipes: tuple[str, ...]
     examples: int  # a full trial's budget
+    best_bytes: int  # the weights of the largest model
+    snapshot_bytes: int  # of a trial of it
 
     @property
     def full_trials(self) -> float:
-        return expected_full_trials(self.num_trials, len(self.space.baselines), len(self.recipes), self.space.settings.rungs)
+        settings, baselines = self.space.settings, len(self.space.baselines)
+        return expected_full_trials(self.num_trials, baselines, len(self.recipes), settings.rungs, settings.trial_scheduler)
 
     def warnings(self) -> list[str]:
-        reduction, per_recipe = self.space.settings.reduction, self.num_trials / len(self.recipes)
-        if per_recipe < 2 * reduction:
-            return [
-                f"{per_recipe:.0f} trials a recipe are few: rungs keep one in {reduction}, so the first ones pass unopposed. "
-                f"{2 * reduction * len(self.recipes)} trials or more would let halving work."
-            ]
-        return []
+        """What may not be what was meant, as sentences: rows that max_length cuts, trials too few for halving."""
+        sentences, max_length = [], self.config.max_length
+        for name, split in self.inputs.train.items():
+            percent = 100 * split.num_longer(self.config.task(name).pair_encoding.kind, max_length) / len(split)
+            if percent >= 1:
+                sentences.append(f"{name}: {percent:.0f} % of the rows are longer than max_length {max_length} and are cut.")
+        settings, baselines = self.space.settings, len(self.space.baselines)
+        few = settings.trial_scheduler.warning(settings.rungs, self.num_trials, baselines, len(self.recipes))
+        return [*sentences, few] if few else sentences
 
     def lines(self, num_dropped: int | None = 5) -> list[str]:
         """The plan as the user reads it; of each file, `num_dropped` of the rows left out are named (None: all of them)."""
@@ -164,8 +176,8 @@ class Plan:
             f"search    {self.name}: {self.space.settings.about or '(no question given: `about`)'}",
             f"data      {inputs.data_folder} (train/dev rows: {rows})",
             *(f"data      {text}" for text in self.left_out(num_dropped)),
-            f"encoder   {config.encoder.checkpoint}",
-            f"machine   {self.resources}; {config.machine.device}, {config.machine.precision}",
+            f"encoder   {', '.join(dict.fromkeys((config.encoder.checkpoint, *self.space.encoders.values())))}",
+            f"machine   {self.resources}; {config.machine.device}, {config.machine.precision}{self._gpu_memory()}",
             f"objective {objective} on dev, the best of a trial's evaluations at {parts} examples",
             f"budget    {self.examples:,} examples a full trial, {self._steps()}",
             f"trials    {self._trials()}",
@@ -189,6 +201,14 @@ class Plan:
                 sentences.append(f"{counted(len(split.dropped), 'row')} of {file} left out: {'; '.join(named)}")
         return sentences
 
+    def _gpu_memory(self) -> str:
+        if self.config.machine.device != "cuda" or self.config.machine.gpu_share == 1:
+            return ""
+        import torch
+
+        whole = torch.cuda.get_device_properties(0).total_memory
+        return f"; at most {self.config.machine.gpu_share * whole / 1e9:.1f} GB of GPU memory each"
+
     def _steps(self) -> str:
         batch_sizes = [self.config.task(name).batch_size for name in self.config.train_on]
         tasks_per_step = self.config.task_schedule.tasks_per_step(len(batch_sizes))
@@ -199,9 +219,10 @@ class Plan:
     def _trials(self) -> str:
         baselines, settings = len(self.space.baselines), self.space.settings
         first = f", of which {counted(baselines, 'baseline runs', 'baselines run')} to the end" if baselines else ""
-        halving = f"; the best 1/{settings.reduction} go on from rung to rung" if len(settings.rungs) > 1 else ""
+        law = settings.trial_scheduler.describe(settings.rungs)
+        stops = f"; {law}" if law else ""
         cost = f"{self.full_trials:.1f} full trials, {self.full_trials * self.examples:,.0f} examples"
-        return f"{self.num_trials}{first}{halving}; expected cost: {cost}"
+        return f"{self.num_trials}{first}{stops}; expected cost: {cost}"
 
     def document(self, arguments: list[str]) -> dict[str, Any]:
         """What plan.json holds: all that `--resume` and a reader need."""
@@ -221,6 +242,7 @@ class Plan:
             "expected_full_trials": round(self.full_trials, 2),
             "data": self.config.data,
             "encoder": self.config.encoder.checkpoint,
+            "encoders": dict(self.space.encoders),
             "objective": as_written(self.config.objective),
             "train_on": list(self.config.train_on),
             "fingerprints": self.fingerprints(),
@@ -238,20 +260,34 @@ class Plan:
 
 def make_plan(name: str, space: Space, seed: int, num_trials: int | None, resources: Resources) -> Plan:
     """Resolve a search and read its data once (tokenised files are kept).  Raises what reading raises."""
-    space = localise(space, resources)
+    configs = branch_configs(space)
+    space = localise(space, resources, configs)
     num_trials = num_trials or space.settings.trials
     if num_trials < len(space.baselines):
         raise ValueError(f"--trials {num_trials} leaves no room for the space's {counted(len(space.baselines), 'baseline')}.")
     config = space.sample(default_choice).config()
     inputs = open_inputs(config)
-    build_model(config, build_encoder(config, inputs))  # a faulty checkpoint shows here, not in every worker
-    domains = space.domains()
-    switches = {name for name, (domain, _) in domains.items() if isinstance(domain, Choice)}
-    recipes: set[str] = set()
-    for forced in cover({name: found for name, found in domains.items() if name in switches}):
-        recipes.add(space.sample(lambda name, domain, f=forced: f.get(name, default_choice(name, domain))).config().recipe)  # type: ignore[misc]
+    best_bytes = 4 * max(map(_num_parameters, _of_each_encoder(space, configs)))
+    trains_encoder = any(stage.trains_encoder for config in configs for stage in config.stage_plans())
+    snapshot_bytes = best_bytes * (3 if trains_encoder else 1)  # AdamW's two moments beside the weights
+    recipes = tuple(sorted({config.recipe for config in configs}))
     examples = config.num_examples(inputs.sizes)
-    return Plan(name, space, seed, num_trials, resources, config, inputs, tuple(sorted(recipes)), examples)
+    return Plan(name, space, seed, num_trials, resources, config, inputs, recipes, examples, best_bytes, snapshot_bytes)
+
+
+def _of_each_encoder(space: Space, configs: Iterable[TrialConfig]) -> list[TrialConfig]:
+    """Of the configs with the same encoder the one of the longest sequences, with the encoder's folder filled in."""
+    longest = {config.encoder.checkpoint: config for config in sorted(configs, key=lambda config: config.max_length)}
+    encoders = {name: config.encoder.model_copy(update={"checkpoint": space.encoders.get(name, name)})
+                for name, config in longest.items()}  # fmt: skip
+    return [config.model_copy(update={"encoder": encoders[name]}) for name, config in longest.items()]
+
+
+def _num_parameters(config: TrialConfig) -> int:
+    """Of the model that `config` describes. It is built, and the corpus tokenised for it: what is faulty shows here, not in
+    every worker, and the workers find the token files."""
+    model = build_model(config, build_encoder(config, open_inputs(config)))
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

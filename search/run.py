@@ -3,8 +3,8 @@
     python -m search.run --space spaces/smart.yaml --gpus 4
     python -m search.run --resume smart
 
-Exit codes: 0 done, 1 no trial finished, 2 what was written is wrong, 3 right but not here or not now, 4 done, but MLflow has
-not recorded all, 130 interrupted.
+Exit codes: 0 done, or out of --hours with something evaluated, 1 no trial finished, 2 what was written is wrong, 3 right but not
+here or not now, 4 done, but MLflow has not recorded all, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,20 +14,26 @@ import contextlib
 import json
 import math
 import os
+import secrets
 import shlex
 import shutil
 import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from minbert_core.config import as_written
 from minbert_core.settings import SettingsError, dump_yaml, parse_yaml
+from search.costs import branch_table, choices_of, total_cost
 from search.domains import NAME
+from search.environment import own_version, report
+from search.estimate import check_disk, measured_lines
 from search.narrate import Narrator, describe, table
 from search.plan import (
     Plan,
@@ -43,10 +49,11 @@ from search.plan import (
     read_plan,
     wait_for_workers,
 )
-from search.rungs import RungScheduler
+from search.searcher import StopOnRequest, StudySearcher, TuneScheduler, unlimited
 from search.space import Space, make_space, read_space
-from search.study import StopOnRequest, Study, StudySearcher, TrialResult, mend_journal
-from search.tracking import Tracker, store_uri, ui_command
+from search.status import show_status
+from search.study import Study, TrialResult, mend_journal
+from search.tracking import Tracker, dashboard_command, parse_tracking_uri, store_fault, store_uri, ui_command
 from search.trainable import run_trial
 
 DONE, NONE_FINISHED, WRONG, REFUSED, NOT_RECORDED, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -84,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--encoder", metavar="NAME", help="hub name or folder of the pretrained BERT, or tiny")
     much = parser.add_argument_group("how much")
     much.add_argument("--trials", type=_positive, metavar="N", help="configurations to try, baselines included")
+    much.add_argument("--hours", type=_hours, metavar="H", help="time to spend; what would not reach its next point pauses")
     much.add_argument("--gpus", type=_gpus, metavar="N|auto", help="GPUs to use; auto (default): all of this machine's")
     much.add_argument("--gpus-per-trial", type=_share, metavar="X", help="GPUs a trial, may be a fraction (default 1)")
     much.add_argument("--cpus-per-trial", type=_positive, metavar="N", help="CPU cores and threads a trial (default 1)")
@@ -91,9 +99,16 @@ def _parser() -> argparse.ArgumentParser:
     where = parser.add_argument_group("where")
     where.add_argument("--name", type=_name, metavar="NAME", help="of the search (default: the space's, then -2, -3 …)")
     where.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="of all searches")
+    where.add_argument(
+        "--tracking-uri", type=_store, metavar="URI", help="MLflow server or file to log to: http://…, sqlite:///…"
+    )
     where.add_argument("--address", type=_address, default="local", metavar="HOST:PORT", help="a Ray cluster to join")
     then = parser.add_argument_group("before and after")
-    then.add_argument("--dry-run", action="store_true", help="print the plan and some samples, check everything, start nothing")
+    then.add_argument("--dry-run", action="store_true", help="print the plan, samples and the measured cost; start nothing")
+    then.add_argument("--price", type=_price, metavar="X", help="of a GPU-hour (on the CPU: of the machine's), for --dry-run")
+    then.add_argument("--env", action="store_true", help="print versions, hardware, places and settings, for a bug report")
+    then.add_argument("--version", action="version", version=f"minbert-search {own_version()}")
+    then.add_argument("--status", metavar="NAME", help="how a search goes that runs elsewhere, or has ended; changes nothing")
     then.add_argument("--resume", metavar="NAME", help="go on with a search that was interrupted, or give it more --trials")
     return parser
 
@@ -102,6 +117,16 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more. Got '{text}'.")
     return int(text)
+
+
+def _hours(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of hours above 0, as in 1.5. Got '{text}'.")
+    return value
 
 
 def _seed(text: str) -> int:
@@ -120,6 +145,16 @@ def _share(text: str) -> float:
     return value
 
 
+def _price(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, as in 1.25. Got '{text}'.")
+    return value
+
+
 def _name(text: str) -> str:
     if not NAME.fullmatch(text):
         raise argparse.ArgumentTypeError(f"must be made of a-z, 0-9, _ and -. Got '{text}'.")
@@ -133,6 +168,13 @@ def _address(text: str) -> str:
     return text
 
 
+def _store(text: str) -> str:
+    try:
+        return parse_tracking_uri(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _gpus(text: str) -> str:
     if text != "auto" and not text.isdigit():
         raise argparse.ArgumentTypeError(f"must be a whole number or auto. Got '{text}'.")
@@ -140,46 +182,70 @@ def _gpus(text: str) -> str:
 
 
 def _main(options: argparse.Namespace, arguments: list[str]) -> int:
+    if options.env:
+        print("\n".join(report()))
+        return DONE
+    if options.status is not None:
+        folder = options.runs.absolute() / options.status
+        show_status(folder, _go_on(folder), _next(folder))
+        return DONE
+    clock = _clock(options.hours)
     runs = options.runs.absolute()
     check_cluster(options.address)
     if (options.space is None) == (options.resume is None):
         raise ValueError("Give either --space FILE (a new search) or --resume NAME (go on with one).")
+    if options.price is not None and (options.resume is not None or not options.dry_run):
+        raise ValueError("--price is for the estimate of a new search: it goes with --space and --dry-run.")
     retry = shlex.join(["python", "-m", "search.run", *_without_gpus(arguments)])
     if options.resume is not None:
-        return _resume(options, runs, retry)
+        return _resume(options, runs, retry, clock)
     sets = [*(options.set or [])]
     sets += [f"data={json.dumps(options.data)}"] if options.data else []
     sets += [f"encoder/checkpoint={json.dumps(options.encoder)}"] if options.encoder else []
     space = read_space(options.space, sets)
     resources = find_resources(options.gpus or "auto", options.gpus_per_trial, options.cpus_per_trial or 1, retry)
     folder = new_search_folder(runs, options.name, space.name)
+    _check_store(options.tracking_uri)
     plan = make_plan(folder.name, space, options.seed or 0, options.trials, resources)
+    check_disk(plan, runs)
     for line in plan.lines():
         print(line)
     if options.dry_run:
         _print_samples(plan.space)
+        start = partial(start_ray, plan.resources, options.address)
+        print(*measured_lines(plan, start, options.price, options.hours), sep="\n")
         print(f"Nothing was started. Without --dry-run the search goes to {folder}.")
         return DONE
     folder = make_search_folder(runs, options.name, space.name)
     plan = replace(plan, name=folder.name)
     with lock(folder):
         (folder / "space.yaml").write_text(dump_yaml(plan.space.document), encoding="utf-8")
-        _write_plan(folder, plan.document(arguments))
-        return run_search(folder, plan, options.address, resumed=False)
+        _write_plan(folder, plan.document(arguments) | {"id": secrets.token_hex(8), "tracking_uri": options.tracking_uri})
+        return run_search(folder, plan, options.address, clock, resumed=False)
 
 
-def _resume(options: argparse.Namespace, runs: Path, retry: str) -> int:
+def _clock(hours: float | None) -> Callable[[], float]:
+    """The seconds left of `hours` from now on."""
+    if hours is None:
+        return unlimited
+    end = time.monotonic() + 3600 * hours
+    return lambda: end - time.monotonic()
+
+
+def _resume(options: argparse.Namespace, runs: Path, retry: str, seconds_left: Callable[[], float]) -> int:
     given = [flag for flag in ("set", "data", "encoder", "seed", "name") if getattr(options, flag) is not None]
     if given:
         raise ValueError(f"--resume takes everything from the record of the search; it does not go with --{given[0]}.")
     folder = runs / options.resume
     record = read_plan(folder)
     document, _ = parse_yaml((folder / "space.yaml").read_text(encoding="utf-8"), str(folder / "space.yaml"))
-    space = make_space(record["space_name"], document)
+    space = replace(make_space(record["space_name"], document), encoders=record.get("encoders", {}))
     gpus = options.gpus or str(int(record["gpus"]))
     _check_hardware(record, gpus)
     per_trial = options.gpus_per_trial if options.gpus_per_trial is not None else record["gpus_per_trial"] or None
     resources = find_resources(gpus, per_trial, options.cpus_per_trial or record["cpus_per_trial"], retry)
+    uri = options.tracking_uri or record.get("tracking_uri")
+    _check_store(uri)
     num_trials = options.trials or record["trials"]
     if num_trials < record["trials"]:
         raise ValueError(f"--trials {num_trials} is fewer than the search's {record['trials']}; it may be raised only.")
@@ -197,8 +263,14 @@ def _resume(options: argparse.Namespace, runs: Path, retry: str) -> int:
         return DONE
     with lock(folder):
         wait_for_workers(folder)
-        _write_plan(folder, record | {"trials": num_trials})
-        return run_search(folder, plan, options.address, resumed=True)
+        _write_plan(folder, record | {"trials": num_trials, "tracking_uri": uri})
+        return run_search(folder, plan, options.address, seconds_left, resumed=True)
+
+
+def _check_store(uri: str | None) -> None:
+    """Raise Refused where the MLflow store that was asked for cannot be logged to."""
+    if uri is not None and (fault := store_fault(uri)):
+        raise Refused(fault)
 
 
 def _check_hardware(record: dict[str, Any], gpus: str) -> None:
@@ -248,27 +320,34 @@ def _print_samples(space: Space) -> None:
 # ----------------------------------------------------------------------------------------------------------- the search
 
 
-def run_search(folder: Path, plan: Plan, address: str, resumed: bool) -> int:
-    """Run (or go on with) the search in `folder` to its end, or to Ctrl-C; the exit code."""
-    uri = store_uri(folder.parent)
+def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[], float], resumed: bool) -> int:
+    """Run (or go on with) the search in `folder` to its end, to Ctrl-C, or while there is time; the exit code."""
+    record = read_plan(folder)
+    uri = record.get("tracking_uri") or store_uri(folder.parent)
     files = [folder / "space.yaml", folder / "plan.json"]
-    tracker = Tracker(uri, plan.name, _note(plan, folder, []), _tags(plan), _params(plan), plan.fingerprints(), files, resumed)
+    note, digests, num_rows = _note(plan, folder, []), plan.fingerprints(), _num_rows(plan)
+    tracker = Tracker(uri, plan.name, note, _tags(plan), _params(plan), digests, files, resumed, num_rows, record.get("id"))
     tracker.start()
     rungs = plan.space.settings.rungs
-    narrator = Narrator(folder, list(plan.config.train_on), plan.num_trials, plan.resources.slots, rungs[-1], tracker)
+    tasks, slots = list(plan.config.train_on), plan.resources.slots
+    narrator = Narrator(folder, tasks, plan.num_trials, slots, rungs[-1], tracker, plan.examples)
     with contextlib.closing(narrator), _Interrupts(narrator.say) as interrupts:
         narrator.log.write("\n".join(plan.lines(num_dropped=None)) + "\n")  # the terminal has them already
-        narrator.show([f"folder    {folder}", f"mlflow    {ui_command(uri, Path.cwd())}"])
+        narrator.show([f"folder    {folder}", _dashboard(folder), f"mlflow    {ui_command(uri, Path.cwd())}"])
         mend_journal(folder)
-        study, scheduler = Study(folder, plan.space, plan.seed), RungScheduler(rungs)
-        to_continue = study.restore(scheduler) if resumed else []
+        study = Study(folder, plan.space, plan.seed)
+        scheduler = plan.space.settings.trial_scheduler.build(rungs, plan.num_trials)
+        unfinished = study.restore(scheduler) if resumed else []
         narrator.replay(study.results())
         if resumed:
-            narrator.say(f"resumed; {narrator.num_done()} of {plan.num_trials} trials have ended, {len(to_continue)} go on")
-        searcher = StudySearcher(study, plan.num_trials, to_continue, narrator)
+            narrator.say(f"resumed; {narrator.num_done()} of {plan.num_trials} trials have ended, {len(unfinished)} go on")
+        searcher = StudySearcher(study, scheduler, plan.num_trials, unfinished, narrator, seconds_left)
         try:
-            if to_continue or searcher.num_begun < plan.num_trials:
-                _fit(plan, searcher, scheduler, address, interrupts)
+            if searcher.has_more():
+                with narrator.screen:
+                    _fit(plan, searcher, TuneScheduler(scheduler, rungs, seconds_left), address, interrupts)
+            if not interrupts.seen:
+                searcher.pause_the_rest()
         except BaseException:  # a fault of Ray's or ours, raised on: what was done stays
             narrator.show([f"go on     {_go_on(folder)}"])
             tracker.close("FAILED")
@@ -375,29 +454,37 @@ class _Interrupts:
 
 def _close(folder: Path, plan: Plan, results: list[TrialResult], narrator: Narrator, interrupted: bool, uri: str) -> int:
     """Show the table and the next command, and end the record in MLflow; the exit code."""
-    rows = table(results, narrator.tasks)
+    resources = plan.resources
+    rows = table(results, narrator.tasks, gpus_per_trial=resources.gpus_per_trial) if results else []
+    if branches := branch_table(results, choices_of(plan.space)):
+        rows += ["", *branches]
+    cost = f"cost      {total_cost(results, resources.cpus_per_trial, resources.gpus_per_trial)}"
     statuses = [trial.status for trial in results]
     counts = {status: statuses.count(status) for status in ("completed", "stopped", "failed", "running")}
-    summary = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    narrator.show(["", f"{counted(len(results), 'trial')}: {summary}.", *rows, ""])
+    summary = ", ".join(f"{count} {'paused' if status == 'running' else status}" for status, count in counts.items() if count)
+    narrator.show(["", f"{counted(len(results), 'trial')}: {summary or 'none has begun'}.", *rows, "", cost])
     if (folder / "best").exists():
         narrator.show([f"best      {folder / 'best'}"])
-    narrator.show([f"compare   {ui_command(uri, Path.cwd())}"])
-    if interrupted:
+    narrator.show([f"compare   {ui_command(uri, Path.cwd())}", _dashboard(folder)])
+    paused, not_begun = counts["running"], plan.num_trials - len(results)
+    out_of_time = not interrupted and paused + not_begun > 0
+    worked = counts["completed"] > 0 or (out_of_time and any(trial.points for trial in results))
+    if out_of_time:
+        narrator.show([f"paused    {counted(paused, 'trial')}, and {not_begun} not begun: no time was left for a next point"])
+    if interrupted or out_of_time:
         narrator.show([f"go on     {_go_on(folder)}"])
-    elif counts["completed"]:
-        next_words = ["python", "analysis/best_to_test.py", "--search", folder.name, *_runs_option(folder)]
-        narrator.show([f"next      {shlex.join(next_words)}"])
-    else:
+    if counts["completed"] and not interrupted:
+        narrator.show([f"next      {_next(folder)}"])
+    if counts["failed"] and not interrupted and not worked:
         narrator.show([f"reasons   {folder / 'trials'}/*/log.txt"])
-    narrator.tracker.note(_note(plan, folder, rows))
-    recorded = narrator.tracker.close("KILLED" if interrupted else "FINISHED" if counts["completed"] else "FAILED")
+    narrator.tracker.note(_note(plan, folder, [*rows, "", cost]))
+    recorded = narrator.tracker.close("KILLED" if interrupted else "FINISHED" if worked else "FAILED")
     if not recorded:
         print(f"\033[31mMLflow: {narrator.tracker.error}\033[0m", file=sys.stderr)
         print(f"The search itself is whole; only MLflow lacks something. This logs it again: {_go_on(folder)}", file=sys.stderr)
     if interrupted:
         return INTERRUPTED
-    if not counts["completed"]:
+    if not worked:
         return NONE_FINISHED
     return DONE if recorded else NOT_RECORDED
 
@@ -409,12 +496,20 @@ def _go_on(folder: Path) -> str:
     return shlex.join(["python", "-m", "search.run", "--resume", folder.name, *_runs_option(folder)])
 
 
+def _next(folder: Path) -> str:
+    return shlex.join(["python", "analysis/best_to_test.py", "--search", folder.name, *_runs_option(folder)])
+
+
+def _dashboard(folder: Path) -> str:
+    return f"dashboard {dashboard_command(folder / 'study.journal', Path.cwd())}"
+
+
 def _runs_option(folder: Path) -> list[str]:
     return [] if folder.parent == Path.cwd() / "runs" else ["--runs", os.path.relpath(folder.parent)]
 
 
-def _note(plan: Plan, folder: Path, rows: list[str]) -> str:
-    body = "\n".join(rows) if rows else "(running)"
+def _note(plan: Plan, folder: Path, lines: list[str]) -> str:
+    body = "\n".join(lines) if lines else "(running)"
     return (
         f"**{plan.space.settings.about or plan.name}**\n\n{body}\n\n"
         f"Next: `python analysis/best_to_test.py --search {plan.name}`\n\nFolder: `{folder}`\n\n"
@@ -427,6 +522,12 @@ def _tags(plan: Plan) -> dict[str, str]:
     record = plan.document([])
     versions = {f"version/{name}": text for name, text in record["versions"].items()}
     return {"about": plan.space.settings.about, "git": record["git_commit"], **versions}
+
+
+def _num_rows(plan: Plan) -> dict[str, int]:
+    """Rows of each data set, under the names of the plan's fingerprints."""
+    splits = {"train": plan.inputs.train, "dev": plan.inputs.dev}
+    return {f"{name}-{split}": len(rows[name]) for name in plan.config.train_on for split, rows in splits.items()}
 
 
 def _params(plan: Plan) -> dict[str, Any]:

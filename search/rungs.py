@@ -1,17 +1,42 @@
-"""Ray's ASHAScheduler, one a recipe, behind a scheduler that is keyed by our trial number.
+"""The family of trial schedulers: which trials go on at the rungs, by the scores that trials had there.
 
-Ray gives a continued trial a new id, under which ASHA would count it twice at its next rung; and it keeps one set of rungs for
-all, in which recipes that start slowly are stopped by those that start fast. Baselines enter the rungs and are never stopped.
+    a point -> decide -> CONTINUE, STOP, or PAUSE (it waits for others)        verdict: what holds for a trial by now
+
+What a scheduler remembers is keyed by our trial number, for Ray gives a trial that goes on a new id. A resumed search refills
+it by entering the points of its records again. search/searcher.py stands between Ray and this.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from pydantic import Field, PositiveInt
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+from minbert_core.settings import BARE_NAME, Variant
+
+CONTINUE, STOP, PAUSE = str(TrialScheduler.CONTINUE), str(TrialScheduler.STOP), str(TrialScheduler.PAUSE)
+
+
+class Scheduler(Protocol):
+    """What a member of the family builds for a search."""
+
+    law: str  # why it stops a trial, as the end of a sentence
+
+    def decide(self, number: int, recipe: str, exempt: bool, part: int, score: float) -> str:
+        """Enter a point, once or again; what holds for the trial then. An exempt one always goes on, but its points count."""
+
+    def lost(self, number: int) -> None:
+        """A trial failed: it will reach no further point."""
+
+    def verdict(self, number: int) -> str:
+        """What holds for a trial now; CONTINUE before its first point. PAUSE may become another, and nothing else does."""
+
+
+# ----------------------------------------------------------------------------------------------------------- asha
 
 
 @dataclass(frozen=True)
@@ -21,22 +46,21 @@ class _Entry:
     trial_id: str
 
 
-class RungScheduler(FIFOScheduler):
-    """Stops a trial at a rung unless its value there is among the best 1/reduction of its recipe so far.
+class RungScheduler:
+    """Ray's ASHAScheduler, one a recipe: stops a trial unless it is among the best 1/reduction of its recipe so far at a rung.
 
-    Reads `number`, `recipe`, `exempt`, `part` and `score` from a report. A rung holds the point's own value, never a best.
+    With one set of rungs for all, recipes that start slowly would be stopped by those that start fast. A rung holds the point's
+    own value, never a best.
     """
 
     def __init__(self, rungs: Sequence[int]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self.rungs = tuple(rungs)
+        self.reduction = self.rungs[1] // self.rungs[0] if len(self.rungs) > 1 else 2
+        self.law = f"below the best 1/{self.reduction} of its rung"
         self._recipes: dict[str, Any] = {}  # recipe -> ASHAScheduler, which asks for Ray's own trials and is handed _Entry
-
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        return True  # metric and mode are ours
+        self._verdicts: dict[int, str] = {}
 
     def decide(self, number: int, recipe: str, exempt: bool, part: int, score: float) -> str:
-        """Enter a point into its recipe's rungs; STOP or CONTINUE."""
         if recipe not in self._recipes:
             self._recipes[recipe] = self._asha()
         asha, entry = self._recipes[recipe], _Entry(str(number))
@@ -45,10 +69,14 @@ class RungScheduler(FIFOScheduler):
         decision = asha.on_trial_result(None, entry, {"part": part, "score": score})
         # at the last point Ray would stop all from outside; ours end by themselves after that report
         stops = decision == TrialScheduler.STOP and not exempt and part < self.rungs[-1]
-        return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
+        self._verdicts[number] = STOP if stops else CONTINUE
+        return self._verdicts[number]
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        return self.decide(result["number"], result["recipe"], result["exempt"], result["part"], result["score"])
+    def lost(self, number: int) -> None:
+        """Nobody waits for it."""
+
+    def verdict(self, number: int) -> str:
+        return self._verdicts.get(number, CONTINUE)
 
     def _asha(self) -> ASHAScheduler:
         return ASHAScheduler(
@@ -57,23 +85,134 @@ class RungScheduler(FIFOScheduler):
             mode="max",
             max_t=self.rungs[-1],
             grace_period=self.rungs[0],
-            reduction_factor=self.rungs[1] // self.rungs[0] if len(self.rungs) > 1 else 2,
+            reduction_factor=self.reduction,
         )
 
 
-def expected_full_trials(
-    num_trials: int, num_baselines: int, num_recipes: int, rungs: Sequence[int], repeats: int = 50
-) -> float:
-    """What a search is expected to cost, in whole budgets of a trial: simulated with scores drawn at random, seed fixed."""
+class Asha(Variant):
+    """Asynchronous successive halving, Li et al. 2018 (arXiv 1810.05934), stopping variant, rungs kept a recipe."""
+
+    kind: Literal["asha"] = "asha"
+    least_rungs: ClassVar[int] = 1  # one rung is no halving: every trial runs to its end
+    most_waiting: ClassVar[int] = 0  # trials that are paused at one time, whose snapshots are kept
+
+    def build(self, rungs: Sequence[int], num_trials: int) -> Scheduler:
+        return RungScheduler(rungs)
+
+    def describe(self, rungs: Sequence[int]) -> str:
+        """What the plan says of it; empty where it stops nobody."""
+        return f"the best 1/{rungs[1] // rungs[0]} go on from rung to rung" if len(rungs) > 1 else ""
+
+    def warning(self, rungs: Sequence[int], num_trials: int, num_baselines: int, num_recipes: int) -> str:
+        """What may not be what was meant, as a sentence; empty where all is well."""
+        reduction, per_recipe = rungs[1] // rungs[0] if len(rungs) > 1 else 0, num_trials / num_recipes
+        if per_recipe >= 2 * reduction:
+            return ""
+        return (
+            f"{per_recipe:.0f} trials a recipe are few: rungs keep one in {reduction}, so the first ones pass unopposed. "
+            f"{2 * reduction * num_recipes} trials or more would let halving work."
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------- top_k
+
+
+class TopKScheduler:
+    """Lets the best k of the first rung run to the end, once all `num_trials` have been there or failed.
+
+    A trial that k others beat can never be among the best k again, so it is stopped at once: at most k wait, and their
+    snapshots are all that is kept. Equal scores: the lower number goes first. One that fails later is not replaced.
+    """
+
+    def __init__(self, rungs: Sequence[int], k: int, num_trials: int) -> None:
+        self.k, self.num_trials = k, num_trials
+        self.law = f"not among the best {k} of the first rung"
+        self._firsts: dict[int, tuple[int, float]] = {}  # number -> (part, score) of the first point; exempt trials have none
+        self._free: set[int] = set()  # exempt, or let through before
+        self._lost: set[int] = set()
+
+    def decide(self, number: int, recipe: str, exempt: bool, part: int, score: float) -> str:
+        if exempt or part > self._firsts.setdefault(number, (part, score))[0]:
+            self._free.add(number)
+        return self.verdict(number)
+
+    def lost(self, number: int) -> None:
+        self._lost.add(number)
+
+    def verdict(self, number: int) -> str:
+        if number in self._free or number not in self._firsts:
+            return CONTINUE
+        if sum(self._order(other) < self._order(number) for other in self._firsts) >= self.k:
+            return STOP
+        arrived = self._firsts.keys() | self._free | self._lost
+        return CONTINUE if len(arrived) >= self.num_trials else PAUSE
+
+    def _order(self, number: int) -> tuple[float, int]:
+        return -self._firsts[number][1], number
+
+
+class TopK(Variant):
+    """One evaluation, then the top k ("1-Epoch", Egele et al. 2023, arXiv 2307.15422).
+
+    Every trial runs to the first rung, and the best k of all recipes together go on to the end without another choice;
+    baselines do so too, beside the k.
+    """
+
+    kind: Literal["top_k"] = "top_k"
+    k: PositiveInt = Field(3, description="trials that go on after the first rung, baselines not counted")
+    least_rungs: ClassVar[int] = 2
+
+    @property
+    def most_waiting(self) -> int:
+        return self.k
+
+    def build(self, rungs: Sequence[int], num_trials: int) -> Scheduler:
+        return TopKScheduler(rungs, self.k, num_trials)
+
+    def describe(self, rungs: Sequence[int]) -> str:
+        return f"the best {self.k} at {rungs[0]}/{rungs[-1]} go on to the end"
+
+    def warning(self, rungs: Sequence[int], num_trials: int, num_baselines: int, num_recipes: int) -> str:
+        if num_trials - num_baselines > self.k:
+            return ""
+        return f"top_k lets {self.k} of {num_trials - num_baselines} trials go on, so it stops none."
+
+
+TrialSchedulerSetting = Annotated[Asha | TopK, Field(discriminator="kind"), BARE_NAME]
+
+
+# ----------------------------------------------------------------------------------------------------------- cost
+
+
+def expected_ends(
+    num_trials: int,
+    num_baselines: int,
+    num_recipes: int,
+    rungs: Sequence[int],
+    trial_scheduler: Asha | TopK,
+    repeats: int = 50,
+) -> list[float]:
+    """How many trials are expected to end at each rung: simulated with scores drawn at random, seed fixed."""
     random = np.random.default_rng(0)
-    total = 0.0
+    ends = [0] * len(rungs)
     for _ in range(repeats):
-        scheduler = RungScheduler(rungs)
-        for number in range(num_trials):
-            exempt = number < num_baselines
-            for part in rungs:
-                stop = scheduler.decide(number, str(number % num_recipes), exempt, part, random.random()) == TrialScheduler.STOP
-                if stop or part == rungs[-1]:
-                    total += part / rungs[-1]
-                    break
-    return total / repeats
+        scheduler = trial_scheduler.build(rungs, num_trials)
+        going, reached = list(range(num_trials)), [-1] * num_trials  # reached: the index of a trial's last rung
+        while going:
+            for number in going:
+                while reached[number] < len(rungs) - 1 and scheduler.verdict(number) == CONTINUE:
+                    reached[number] += 1
+                    part, exempt = rungs[reached[number]], number < num_baselines
+                    scheduler.decide(number, str(number % num_recipes), exempt, part, random.random())
+            going = [n for n in going if reached[n] < len(rungs) - 1 and scheduler.verdict(n) == CONTINUE]  # they had waited
+        for last in reached:
+            ends[last] += 1
+    return [count / repeats for count in ends]
+
+
+def expected_full_trials(
+    num_trials: int, num_baselines: int, num_recipes: int, rungs: Sequence[int], trial_scheduler: Asha | TopK
+) -> float:
+    """What a search is expected to cost, in whole budgets of a trial."""
+    ends = expected_ends(num_trials, num_baselines, num_recipes, rungs, trial_scheduler)
+    return sum(count * part / rungs[-1] for count, part in zip(ends, rungs, strict=True))

@@ -12,42 +12,29 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
 from minbert_core.config import ObjectiveSetting, TrialConfig, as_written, default_at, lay_over
 from minbert_core.faults import Where, fault_at
 from minbert_core.knobs import Knob, knob_at
 from minbert_core.settings import (
-    BARE_NAME,
     Fault,
     Lines,
     Location,
     Settings,
     SettingsError,
-    Variant,
     did_you_mean,
     parse_yaml,
     read_yaml,
     shown,
 )
 from search.domains import NAME, is_domain, parse_domain
+from search.rungs import Asha, TopK, TrialSchedulerSetting
+from search.samplers import SamplerSetting, Tpe
 
 Places = dict[str, tuple[str, int]]  # path -> (file, line)
-
-
-class Tpe(Variant):
-    """Tree-structured Parzen estimator, Bergstra et al. 2011, as Optuna has it (multivariate, constant liar)."""
-
-    kind: Literal["tpe"] = "tpe"
-    startup: PositiveInt = Field(8, description="random trials before the model is trusted")
-
-
-class Asha(Variant):
-    """Asynchronous successive halving, Li et al. 2018 (arXiv 1810.05934), stopping variant, rungs kept a recipe."""
-
-    kind: Literal["asha"] = "asha"
 
 
 class SpaceSettings(Settings):
@@ -59,8 +46,8 @@ class SpaceSettings(Settings):
     rungs: tuple[PositiveInt, ...] = Field(
         (1, 3, 9), min_length=1, description="parts of the budget where a trial is evaluated and may be stopped"
     )
-    sampler: Annotated[Tpe, BARE_NAME] = Tpe()
-    trial_scheduler: Annotated[Asha, BARE_NAME] = Asha()
+    sampler: SamplerSetting = Tpe()
+    trial_scheduler: TrialSchedulerSetting = Asha()
 
     @field_validator("rungs")
     @classmethod
@@ -72,10 +59,14 @@ class SpaceSettings(Settings):
             raise ValueError(f"must end at 81 parts or fewer. Got {rungs[-1]}.")
         return rungs
 
-    @property
-    def reduction(self) -> int:
-        """One in so many trials goes on from rung to rung."""
-        return self.rungs[1] // self.rungs[0] if len(self.rungs) > 1 else 1
+    @field_validator("trial_scheduler")
+    @classmethod
+    def _has_its_rungs(cls, scheduler: Asha | TopK, others: ValidationInfo) -> Asha | TopK:
+        rungs = others.data.get("rungs")  # none where they are wrong themselves
+        if rungs is not None and len(rungs) < scheduler.least_rungs:
+            law = f"chooses at one rung who goes on to the next, so it needs {scheduler.least_rungs} `rungs` or more"
+            raise ValueError(f"`trial_scheduler` {scheduler.kind} {law}. Got {shown(rungs)}.")
+        return scheduler
 
 
 STRUCTURE = {"extends": "a file name", "config": "a map", "together": "a map", "baselines": "a list of maps"}

@@ -1,4 +1,4 @@
-"""The truth of a search: the Optuna study (a journal file) and the trials' own records; the Searcher that Ray asks; resume.
+"""The truth of a search: the Optuna study (a journal file) and the trials' own records; resume.
 
 A trial keeps its number for life: in the study, as its folder trials/NNN, as MLflow run, in the rungs. Ray's own snapshot of an
 experiment is not used: after a crash it loses rungs and runs points twice.
@@ -8,26 +8,24 @@ experiment is not used: after a crash it loses rungs and runs points twice.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from ray.tune.schedulers import TrialScheduler
-from ray.tune.search import Searcher
-from ray.tune.stopper import Stopper
 
 from minbert_core.config import TrialConfig, as_written, read_config, seed_of
 from minbert_core.settings import SettingsError, dump_yaml
 from minbert_core.train import load_snapshot
-from search.rungs import RungScheduler
+from search.rungs import STOP, Scheduler
 from search.space import Sample, Space
 from search.trainable import read_records, state_file, write_records
 
@@ -88,12 +86,26 @@ def ranked(trials: Iterable[TrialResult]) -> list[TrialResult]:
     return sorted((trial for trial in sound if trial.part == fullest), key=lambda trial: (-trial.score, trial.number))
 
 
-class Listener(Protocol):
-    """Who is told what happens: the terminal, the log, MLflow."""
+class _Study(optuna.Study):
+    """An Optuna study whose sampler learns of a waiting trial as of a stopped one, which it may yet become.
 
-    def started(self, trial: TrialResult, resumed: bool) -> None: ...
-    def reported(self, trial: TrialResult, new: list[dict[str, Any]]) -> None: ...
-    def ended(self, trial: TrialResult) -> None: ...
+    Optuna has no state for it: running, it would be unknown to the model, and held for a bad one by TPE's constant liar.
+    """
+
+    waiting: Collection[int] = ()  # their numbers
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        trials = super()._get_trials(deepcopy, None, use_cache)
+        seen = [_as_pruned(trial) if trial.number in self.waiting else trial for trial in trials]
+        return [trial for trial in seen if states is None or trial.state in states]
+
+
+def _as_pruned(trial: FrozenTrial) -> FrozenTrial:
+    pruned = copy.copy(trial)
+    pruned.state = TrialState.PRUNED
+    return pruned
 
 
 class Study:
@@ -103,15 +115,13 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder, self.space, self.seed = folder, space, seed
         self.storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
-        self.study = optuna.create_study(
-            study_name=space.name, storage=self.storage, direction="maximize", load_if_exists=True, sampler=None
-        )
-        num_known = len(self.study.get_trials(deepcopy=False))
-        # a resumed sampler draws on from another seed, else it would suggest its first points again
-        self.study.sampler = optuna.samplers.TPESampler(
-            n_startup_trials=space.settings.sampler.startup, seed=seed_of(seed, "sampler", num_known) % 2**32
-        )
+        optuna.create_study(study_name=space.name, storage=self.storage, direction="maximize", load_if_exists=True)
         self._study_id = self.storage.get_study_id_from_name(space.name)
+        # a resumed sampler draws on from another seed, else it would suggest its first points again
+        sampler = space.settings.sampler.build(seed_of(seed, "sampler", len(self._optuna_trials())) % 2**32)
+        self.study = _Study(space.name, self.storage, sampler)
+        self.waiting: dict[int, TrialResult] = {}  # trials paused at a rung until others have reached it
+        self.study.waiting = self.waiting.keys()
         self._enqueue_baselines()
 
     def _enqueue_baselines(self) -> None:
@@ -121,7 +131,7 @@ class Study:
                 self.study.enqueue_trial(self.space.baseline(i).params, user_attrs={"baseline": i})
 
     def _optuna_trials(self) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False)
+        return self.storage.get_all_trials(self._study_id, deepcopy=False)
 
     def trial_folder(self, number: int) -> Path:
         return self.folder / "trials" / f"{number:03d}"
@@ -190,10 +200,10 @@ class Study:
         """Every trial that began, in order of number."""
         return _results(self.folder, self._optuna_trials())
 
-    def restore(self, scheduler: RungScheduler) -> list[TrialResult]:
-        """Read the trials' records back into study and rungs, in the order they were measured; the trials that must go on.
+    def restore(self, scheduler: Scheduler) -> list[TrialResult]:
+        """Read the trials' records back into study and scheduler, in the order they were measured; the unfinished trials.
 
-        A trial whose snapshot holds the last point is told completed; one that its rung would have stopped is told stopped.
+        A trial whose snapshot holds the last point is told completed; one that the scheduler stops is told stopped.
         """
         for known in self._optuna_trials():
             if known.state == TrialState.RUNNING and not _began(self.folder, known):
@@ -202,7 +212,7 @@ class Study:
                 _trust_snapshot(self.trial_folder(known.number))
         self._enqueue_baselines()
         results = self.results()
-        verdicts = _refill(scheduler, results)
+        _refill(scheduler, results)
         unfinished = []
         for trial in results:
             if trial.status != "running":
@@ -211,8 +221,8 @@ class Study:
                 self.report(trial.number, part, record["dev/score"])
             if trial.part == self.space.settings.rungs[-1]:
                 self.tell(trial.number, "completed", "completed")
-            elif verdicts.get(trial.number) == TrialScheduler.STOP:
-                self.tell(trial.number, "stopped", stopped_at(trial.part, self.space.settings.rungs))
+            elif scheduler.verdict(trial.number) == STOP:
+                self.tell(trial.number, "stopped", f"{stopped_at(trial.part, self.space.settings.rungs)}: {scheduler.law}")
             else:
                 unfinished.append(trial)
         self.keep_best()  # a driver may be killed after it has told that a trial ended, and before this
@@ -269,15 +279,15 @@ def _results(folder: Path, trials: list[FrozenTrial]) -> list[TrialResult]:
     return [_result(folder, trial) for trial in trials if _began(folder, trial)]
 
 
-def _refill(scheduler: RungScheduler, results: list[TrialResult]) -> dict[int, str]:
-    """Enter every point into the rungs as it once was, in order of time; what was decided at each trial's last."""
+def _refill(scheduler: Scheduler, results: list[TrialResult]) -> None:
+    """Enter every point into the scheduler as it once was, in order of time, and who failed."""
     points = [(record["time_ms"], trial.number, trial, record) for trial in results for record in trial.points.values()]
     recipes = {trial.number: trial.config().recipe for trial in results}
-    verdicts = {}
     for _, number, trial, record in sorted(points, key=lambda point: point[:2]):
-        exempt = trial.baseline is not None
-        verdicts[number] = scheduler.decide(number, recipes[number], exempt, record["part"], record["dev/score"])
-    return verdicts
+        scheduler.decide(number, recipes[number], trial.baseline is not None, record["part"], record["dev/score"])
+    for trial in results:
+        if trial.status == "failed":
+            scheduler.lost(trial.number)
 
 
 def _trust_snapshot(folder: Path) -> None:
@@ -293,92 +303,7 @@ def _trust_snapshot(folder: Path) -> None:
 
 
 def stopped_at(part: int, rungs: tuple[int, ...]) -> str:
-    return f"stopped at {part}/{rungs[-1]}: below the best 1/{rungs[1] // rungs[0]} of its rung"
-
-
-class StudySearcher(Searcher):
-    """What Ray asks for trials: first those to continue, then new ones, until `num_trials` have begun."""
-
-    def __init__(self, study: Study, num_trials: int, to_continue: list[TrialResult], listener: Listener) -> None:
-        super().__init__(metric="score", mode="max")
-        self.study, self.num_trials, self.listener = study, num_trials, listener
-        self.queue: Iterator[TrialResult] = iter(to_continue)
-        self.num_begun = len(study.results())
-        self.running: dict[str, TrialResult] = {}  # Ray's trial id -> what the listener knows of ours
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Ray pickles the searcher into a snapshot that we never read
-
-    def save(self, checkpoint_path: str) -> None:
-        Path(checkpoint_path).touch()
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a search is resumed from its study")
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | Any:
-        trial = next(self.queue, None)
-        resumed = trial is not None
-        if trial is None:
-            if self.num_begun >= self.num_trials:
-                return Searcher.FINISHED
-            trial = self.study.ask()
-            self.num_begun += 1
-        self.running[trial_id] = trial
-        self.listener.started(trial, resumed)
-        return {"number": trial.number, "folder": str(trial.folder), "exempt": trial.baseline is not None}
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        number = self.running[trial_id].number
-        self.study.report(number, result["part"], result["score"])
-        self.running[trial_id] = self.study.result(number)
-        self.listener.reported(self.running[trial_id], result["records"])
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        if error:
-            number = self.running.pop(trial_id).number
-            ended = self.study.tell(number, "failed", failure_reason(self.study.trial_folder(number)))
-        else:
-            ended = self._end(trial_id, result or {})
-        self.study.keep_best()
-        self.listener.ended(ended)
-
-    def _end(self, trial_id: str, result: dict[str, Any]) -> TrialResult:
-        known = self.running[trial_id]
-        if self.study.result(known.number).part > known.part:  # the report at which a trial is stopped comes here only
-            self.on_trial_result(trial_id, result)
-            known = self.running[trial_id]
-        del self.running[trial_id]
-        rungs = self.study.space.settings.rungs
-        if known.part == rungs[-1]:
-            return self.study.tell(known.number, "completed", "completed")
-        return self.study.tell(known.number, "stopped", stopped_at(known.part, rungs))
-
-
-class StopOnRequest(Stopper):
-    """What Tune asks ten times a second: whether to end now. The trials that it ends so stay `running` in the study."""
-
-    def __init__(self, requested: Callable[[], bool]) -> None:
-        self.requested = requested
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # as the searcher's
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        return self.requested()
-
-
-def failure_reason(folder: Path) -> str:
-    """Why a trial failed, in a line: what it wrote itself, or that its process died without a word."""
-    path = folder / "failure.txt"
-    if not path.exists():
-        return "its process died without a word (killed, perhaps out of memory)"
-    kind, _, message = path.read_text(encoding="utf-8").partition(": ")
-    path.unlink()
-    first = (message.strip().splitlines() or [""])[0]
-    return f"not finite: {first}" if kind == "NotFiniteError" else f"{kind}: {first}"
+    return f"stopped at {part}/{rungs[-1]}"
 
 
 def read_results(folder: Path, study_name: str) -> list[TrialResult]:

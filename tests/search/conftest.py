@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import search  # noqa: F401 — before any test imports Ray: it sets what Ray reads then, and where workers find the project
 from minbert_core.checkpoints import save_encoder
 from minbert_core.data.tokens import load_tokenizer
 from minbert_core.data.toy import toy_folder

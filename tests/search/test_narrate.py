@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from search.narrate import Narrator, describe, duration, scores, table
+from search.narrate import Narrator, describe, duration, in_short, scores, table
 from search.study import TrialResult
 
 TASKS = ["sst", "sts"]
@@ -88,6 +89,38 @@ def test_the_table_shows_the_fullest_rung_first_and_failures_last(trial: Callabl
     assert "failed: out of memory" in rows[-1]
     assert len({len(row) for row in rows}) == 1
     assert table(trials, TASKS, most=3)[-1] == "(1 more in the trials' folders and in MLflow)"
+
+
+def test_the_table_counts_gpu_minutes_where_there_are_gpus(trial: Callable[..., TrialResult]) -> None:
+    heading, _, row = table([trial(0, 0.6, seconds=120)], TASKS, gpus_per_trial=0.25)
+    costs = {name.strip(): cell.strip() for name, cell in zip(heading.split("|"), row.split("|"), strict=True)}
+    assert (costs["minutes"], costs["GPU-min"]) == ("2.0", "0.5")
+    assert "GPU" not in table([trial(0, 0.6)], TASKS)[0]
+
+
+def test_the_picture_shows_what_runs_now_by_its_own_records(
+    narrator: Narrator, trial: Callable[..., TrialResult], tmp_path: Path
+) -> None:
+    assert narrator.picture().running == []
+    narrator.started(trial(0, None, status="running"), resumed=False)
+    narrator.started(trial(1, None, status="running"), resumed=False)
+    assert [row.examples for row in narrator.picture().running] == [0, 0]  # nothing measured yet
+    own = {"kind": "train", "examples": 150, "seconds": 61, "time_ms": 1, "train/examples_per_second": 20.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(own) + "\n")
+    narrator.reported(trial(0, 0.6, part=1, status="running"), [])
+    narrator.ended(trial(1, 0.5))
+    picture = narrator.picture()
+    [row] = picture.running
+    assert (row.number, row.text, row.at, row.examples, row.score) == (0, "lr=3.21e-05", "1/9", 150, 0.6)
+    assert picture.best == "best 001 0.5000 (sst .441 sts -0.020)  lr=3.21e-05"  # of the fullest rung
+    assert re.fullmatch(r"1/4 done, 0 s elapsed, about \d+ s left", picture.progress)
+
+
+def test_a_recipe_is_named_unless_it_is_the_usual_one(trial: Callable[..., TrialResult], tmp_path: Path) -> None:
+    assert in_short(trial(0)) == "lr=3.21e-05"
+    stages = "stages: [{kind: linear_probe, share: 0.1}, {kind: multitask}]\n"
+    (tmp_path / "config.yaml").write_text("data: toy\nencoder: tiny\n" + stages)
+    assert in_short(trial(0)) == "linear_probe+multitask lr=3.21e-05"
 
 
 def test_an_event_is_one_line_with_the_best_so_far_and_the_time_left(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +18,7 @@ import torch
 from minbert_core.data.corpus import CorpusError, fingerprint
 from minbert_core.settings import SettingsError
 from search import plan as plan_module
+from search.domains import Choice
 from search.plan import (
     FORMAT,
     Plan,
@@ -21,6 +26,7 @@ from search.plan import (
     Resources,
     find_resources,
     lock,
+    machine_settings,
     make_plan,
     make_search_folder,
     new_search_folder,
@@ -38,9 +44,11 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def planned(num_trials: int = 9, baselines: Any = ({}, {}), rungs: Any = None, **config: Any) -> Plan:
-    document = {"config": CONFIG | config, "baselines": list(baselines)} | ({"rungs": rungs} if rungs else {})
-    return make_plan("quick", make_space("quick", document), 0, num_trials, CPUS)
+def planned(
+    num_trials: int = 9, baselines: Any = ({}, {}), rungs: Any = (1, 3, 9), trial_scheduler: Any = "asha", **config: Any
+) -> Plan:
+    own = {"baselines": list(baselines), "rungs": list(rungs), "trial_scheduler": trial_scheduler}
+    return make_plan("quick", make_space("quick", {"config": CONFIG | config, **own}), 0, num_trials, CPUS)
 
 
 def line(plan: Plan, word: str) -> str:
@@ -198,6 +206,32 @@ def test_few_trials_are_warned_of() -> None:
 
 
 @pytest.mark.usefixtures("cache")
+def test_the_plan_of_top_k_says_whom_it_lets_go_on_and_what_that_costs() -> None:
+    plan = planned(9, trial_scheduler={"kind": "top_k", "k": 3})  # 2 baselines and 3 of the others to the end, 4 to 1/9
+    assert plan.full_trials == pytest.approx(5 + 4 / 9)
+    cost = "expected cost: 5.4 full trials, 4,900 examples"
+    assert line(plan, "trials").endswith(f", of which 2 baselines run to the end; the best 3 at 1/9 go on to the end; {cost}")
+    assert plan.warnings() == []
+    assert planned(5, trial_scheduler="top_k").warnings() == ["top_k lets 3 of 3 trials go on, so it stops none."]
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_single_rung_is_not_warned_of() -> None:
+    assert planned(2, rungs=[1]).warnings() == []
+
+
+@pytest.mark.usefixtures("cache")
+def test_rows_that_max_length_cuts_are_warned_of_from_one_in_a_hundred_on() -> None:
+    [warning] = planned(max_length=24, train_on=["sst", "cfimdb"]).warnings()
+    assert re.fullmatch(r"cfimdb: (9\d|100) % of the rows are longer than max_length 24 and are cut\.", warning)
+    assert f"warning   {warning}" in planned(max_length=24, train_on=["sst", "cfimdb"]).lines()
+    plan = planned(max_length=72, train_on=["cfimdb"])
+    assert 0 < plan.inputs.train["cfimdb"].num_longer("cross", 72) < 20  # of 2,000
+    assert plan.warnings() == []
+    assert plan.inputs.sizes == {"cfimdb": 2000}
+
+
+@pytest.mark.usefixtures("cache")
 def test_no_room_for_the_baselines_is_an_error() -> None:
     with pytest.raises(ValueError, match="--trials 1 leaves no room for the space's 2 baselines"):
         planned(1)
@@ -238,6 +272,121 @@ def test_what_a_user_set_of_the_machine_stays() -> None:
     assert planned(machine={"threads": 2}).config.machine.threads == 2
     with pytest.raises(SettingsError, match="threads"):
         planned(machine={"threads": 0})
+
+
+# ------------------------------------------------------------------------------------------------------------ encoders
+
+
+@pytest.fixture
+def two(data: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Here, the folders data, encoder and other, an encoder with one word more."""
+    other = shutil.copytree(encoder, encoder.with_name("other"))
+    vocabulary = (other / "vocab.txt").read_text().removesuffix("\n").split("\n")
+    [unused, *_] = [i for i, word in enumerate(vocabulary) if word not in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")]
+    vocabulary[unused] = "wordofother"
+    (other / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    monkeypatch.chdir(data.parent)
+    return data.parent
+
+
+def searched(**document: Any) -> Plan:
+    document["config"] = CONFIG | {"data": "data"} | document["config"]
+    return make_plan("quick", make_space("quick", document), 0, 9, CPUS)
+
+
+def checkpoint_of(plan: Plan, label: str) -> str:
+    """The checkpoint of the trials that choose `label`."""
+    return (
+        plan.space.sample(lambda name, domain: label if isinstance(domain, Choice) else domain.middle(None))
+        .config()
+        .encoder.checkpoint
+    )
+
+
+NAMED = [{"name": "small", "checkpoint": "encoder"}, {"name": "large", "checkpoint": "other", "hidden_dropout": 0.2}]
+
+
+@pytest.mark.parametrize(
+    ("document", "labels"),
+    [
+        ({"config": {"encoder": {"choice": NAMED}}}, ("small", "large")),
+        ({"config": {"encoder": {"choice": ["encoder", "other"]}}}, ("encoder", "other")),
+        ({"config": {"encoder": {"checkpoint": {"choice": ["./encoder", "./other"]}}}}, ("./encoder", "./other")),
+        (
+            {
+                "config": {},
+                "together": {
+                    "size": [
+                        {"name": "s", "set": {"encoder": "encoder"}},
+                        {"name": "l", "set": {"encoder/checkpoint": "other"}},
+                    ]
+                },
+            },
+            ("s", "l"),
+        ),
+    ],
+    ids=["named", "bare", "checkpoint", "together"],
+)
+def test_trials_find_the_folder_of_a_searched_encoder_under_its_short_label(
+    two: Path, document: dict[str, Any], labels: tuple[str, str]
+) -> None:
+    plan = searched(**document)
+    assert [checkpoint_of(plan, label) for label in labels] == [str(two / "encoder"), str(two / "other")]
+    [choice] = [domain for domain, _ in plan.space.domains().values() if isinstance(domain, Choice)]
+    assert choice.labels == labels
+    assert line(plan, "encoder") == f"encoder   {two / 'encoder'}, {two / 'other'}"
+
+
+def test_a_baselines_own_encoder_is_found_too(two: Path) -> None:
+    plan = searched(config={"encoder": "encoder"}, baselines=[{"encoder": {"checkpoint": "other"}}])
+    assert plan.space.baseline(0).config().encoder.checkpoint == str(two / "other")
+    assert plan.config.encoder.checkpoint == str(two / "encoder")
+
+
+def test_the_driver_tokenises_for_every_searched_encoder(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(two / "cache"))
+    searched(config={"encoder": {"choice": NAMED}})
+    assert len(list((two / "cache" / "minbert" / "tokens").glob("*.arrow"))) == 2 * 3 * 2  # encoders, tasks, train and dev
+
+
+def test_a_fault_in_any_searched_encoder_shows_before_the_search_starts(two: Path) -> None:
+    weights = two / "other" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"Cannot read .*/other/model\.safetensors: .* it may be truncated"):
+        searched(config={"encoder": {"choice": NAMED}})
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"/other has no model\.safetensors"):
+        searched(config={"encoder": {"choice": NAMED}})
+    with pytest.raises(ValueError, match=r"There is no encoder folder nowhere"):
+        searched(config={"encoder": {"choice": [NAMED[0], {"name": "large", "checkpoint": "./nowhere"}]}})
+
+
+def test_a_resumed_search_finds_its_encoders_from_anywhere(two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = searched(config={"encoder": {"choice": NAMED}})
+    monkeypatch.chdir("/")
+    known = json.loads(json.dumps(plan.document([])))["encoders"]
+    again = make_plan("quick", replace(make_space("quick", plan.space.document), encoders=known), 0, 9, CPUS)
+    assert checkpoint_of(again, "large") == str(two / "other")
+
+
+# --------------------------------------------------------------------------------------------------------------- a GPU
+
+
+def test_a_share_of_a_gpu_is_a_share_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    on_gpu = {"device": "cuda", "threads": 2, "precision": "bfloat16"}
+    assert machine_settings(Resources(8, 1, 2, 0.25)) == {**on_gpu, "gpu_share": 0.25}
+    assert machine_settings(Resources(8, 2, 2, 1)) == machine_settings(Resources(8, 2, 2, 2)) == on_gpu
+    assert machine_settings(Resources(8, 0, 2, 0)) == {"device": "cpu", "threads": 2, "precision": "float32"}
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_plan_says_what_a_share_of_a_gpu_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80e9))
+    on_gpu = {"device": "cuda", "precision": "bfloat16"}
+    assert line(planned(machine={**on_gpu, "gpu_share": 0.25}), "machine").endswith("; at most 20.0 GB of GPU memory each")
+    assert line(planned(machine=on_gpu), "machine").endswith("cuda, bfloat16")
+    assert line(planned(), "machine").endswith("cpu, float32")
 
 
 # ------------------------------------------------------------------------------------------------------------ read_plan

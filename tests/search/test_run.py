@@ -87,6 +87,9 @@ def begun(here: Path, typed: Callable[..., Typed], monkeypatch: pytest.MonkeyPat
         ("--space quick.yaml --data nowhere --encoder .", 2, r"There is no data folder /.*/nowhere\. Give .*`--data DIR`"),
         ("--space quick.yaml --data . --encoder ./none", 2, r"There is no encoder folder none\."),
         ("--space quick.yaml --trials 0", 2, r"--trials: must be a whole number of 1 or more\. Got '0'\."),
+        ("--space quick.yaml --hours 0", 2, r"--hours: must be a number of hours above 0, as in 1\.5\. Got '0'\."),
+        ("--space quick.yaml --hours 2h", 2, r"--hours: must be a number of hours above 0, as in 1\.5\. Got '2h'\."),
+        ("--space quick.yaml --hours inf", 2, r"--hours: must be a number of hours above 0, as in 1\.5\. Got 'inf'\."),
         ("--space quick.yaml --gpus many", 2, r"--gpus: must be a whole number or auto\. Got 'many'\."),
         ("--space quick.yaml --gpus-per-trial 1.5", 2, r"--gpus-per-trial: must be a fraction of one GPU, or a whole number"),
         ("--space quick.yaml --gpus-per-trial 0", 2, r"--gpus-per-trial: must be a fraction of one GPU"),
@@ -99,6 +102,9 @@ def begun(here: Path, typed: Callable[..., Typed], monkeypatch: pytest.MonkeyPat
         ("--space quick.yaml --resume quick", 2, r"Give either --space FILE"),
         ("--resume quick", 2, r"There is no search 'quick' in /.*/runs\."),
         ("--resume quick --data toy", 2, r"--resume takes everything from the record .*; it does not go with --data\."),
+        ("--space quick.yaml --tracking-uri mlruns", 2, r"--tracking-uri: MLflow 3 no longer logs to folders\. Got 'mlruns'\."),
+        ("--space quick.yaml --tracking-uri http://127.0.0.1:9", 3, r"No MLflow server answers at http://127\.0\.0\.1:9 \(Con"),
+        ("--status quick", 2, r"There is no search 'quick' in /.*/runs\."),
         ("--resume quick --seed 0", 2, r"it does not go with --seed\."),
     ],
 )
@@ -216,6 +222,20 @@ def test_a_resume_may_raise_the_trials_and_no_more(typed: Callable[..., Typed], 
     assert (begun / "space.yaml").read_bytes() == before
 
 
+def test_the_store_that_was_asked_for_is_kept_until_another_is(
+    typed: Callable[..., Typed], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "run_search", lambda *_, **__: 0)
+    folder = here / "runs" / "quick"
+    assert typed("--space", "quick.yaml", "--tracking-uri", "sqlite:///elsewhere/store.db").code == 0
+    before = read_plan(folder)
+    assert before["tracking_uri"] == f"sqlite:///{here}/elsewhere/store.db"
+    assert typed("--resume", "quick").code == 0
+    assert read_plan(folder) == before
+    assert typed("--resume", "quick", "--tracking-uri", "sqlite:///other.db").code == 0
+    assert read_plan(folder) == before | {"tracking_uri": f"sqlite:///{here}/other.db"}
+
+
 def test_a_search_that_runs_cannot_be_resumed(typed: Callable[..., Typed], begun: Path) -> None:
     with lock(begun):
         refused = typed("--resume", "quick")
@@ -272,22 +292,54 @@ def test_a_ray_that_does_not_start_is_refused_and_the_search_can_go_on(
     assert mlflow_runs(here / "elsewhere", "quick")[0].info.status == "FAILED"
 
 
+def test_a_search_logs_to_the_store_that_was_asked_for(
+    typed: Callable[..., Typed], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: Any) -> None:
+        raise Exception("no")
+
+    monkeypatch.setattr(ray, "init", fail)
+    refused = typed("--space", "quick.yaml", "--tracking-uri", "sqlite:///elsewhere/store.db")
+    assert refused.code == 3
+    uri = f"sqlite:///{here}/elsewhere/store.db"
+    assert f"--backend-store-uri {uri} " in refused.out
+    assert not (here / "mlflow.db").exists()
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    [parent] = client.search_runs([client.get_experiment_by_name("quick").experiment_id])
+    assert parent.data.tags["search_id"] == read_plan(here / "runs" / "quick")["id"]
+    rows = {found.dataset.name: json.loads(found.dataset.profile)["num_rows"] for found in parent.inputs.dataset_inputs}
+    sizes = {"train": 2000, "dev": 400}
+    assert rows == {f"{task}-{split}": sizes[split] for task in ("sst", "para", "sts") for split in sizes}
+
+
 @pytest.mark.parametrize(
-    ("completed", "recorded", "interrupted", "code", "status"),
+    ("trial", "recorded", "interrupted", "code", "status"),
     [
-        (True, True, False, 0, "FINISHED"),
-        (False, True, False, 1, "FAILED"),
-        (True, False, False, 4, "FINISHED"),
-        (False, False, False, 1, "FAILED"),
-        (True, True, True, 130, "KILLED"),
-        (True, False, True, 130, "KILLED"),
+        ("completed", True, False, 0, "FINISHED"),
+        ("failed", True, False, 1, "FAILED"),
+        ("completed", False, False, 4, "FINISHED"),
+        ("failed", False, False, 1, "FAILED"),
+        ("completed", True, True, 130, "KILLED"),
+        ("completed", False, True, 130, "KILLED"),
+        ("paused at 1/9", True, False, 0, "FINISHED"),
+        ("paused at 1/9", False, False, 4, "FINISHED"),
+        ("paused at 0/9", True, False, 1, "FAILED"),
+        ("paused at 1/9", True, True, 130, "KILLED"),
     ],
 )
 def test_the_exit_code_says_how_a_search_ended(
-    here: Path, capsys: pytest.CaptureFixture[str], completed: bool, recorded: bool, interrupted: bool, code: int, status: str
+    here: Path, capsys: pytest.CaptureFixture[str], trial: str, recorded: bool, interrupted: bool, code: int, status: str
 ) -> None:
-    plan = make_plan("quick", make_space("quick", read_space(here / "quick.yaml").document), 0, None, Resources(1, 0, 1, 0))
-    trial = TrialResult(0, "completed" if completed else "failed", "", {}, None, here, [])
+    plan = make_plan("quick", make_space("quick", read_space(here / "quick.yaml").document), 0, 1, Resources(1, 0, 1, 0))
+    completed, paused = trial == "completed", trial.startswith("paused")
+    names = ("norm", "mean", "score", "sst")
+    dev = {"kind": "dev", "part": 1, "examples": 67, "passes": 67, "seconds": 1.0, "time_ms": 1}
+    dev |= {f"dev/{name}": 0.5 for name in names}
+    known: Any = "running" if paused else trial
+    (here / "config.yaml").write_text("data: toy\nencoder: tiny\n")
+    result = TrialResult(0, known, "", {}, None, here, [dev] if trial == "paused at 1/9" else [])
     ends: list[str] = []
 
     def close(status: str) -> bool:
@@ -297,12 +349,16 @@ def test_the_exit_code_says_how_a_search_ended(
     tracker = SimpleNamespace(note=lambda _: None, close=close, error="The disk is full.")
     shown: list[str] = []
     narrator: Any = SimpleNamespace(tasks=["sst"], show=shown.extend, tracker=tracker)
-    assert run._close(here / "runs" / "quick", plan, [trial], narrator, interrupted, store_uri(here / "runs")) == code
+    assert run._close(here / "runs" / "quick", plan, [result], narrator, interrupted, store_uri(here / "runs")) == code
     assert ends == [status]
     err = capsys.readouterr().err
     assert ("The disk is full." in err) == (not recorded)
     assert ("only MLflow lacks something. This logs it again: python -m search.run --resume quick" in err) == (not recorded)
-    assert any(line.startswith("go on     python -m search.run --resume quick") for line in shown) == interrupted
+    goes_on = interrupted or paused
+    assert any(line.startswith("go on     python -m search.run --resume quick") for line in shown) == goes_on
+    sentence = "paused    1 trial, and 0 not begun: no time was left for a next point"
+    assert (sentence in shown) == (paused and not interrupted)
+    assert any(line.startswith("reasons ") for line in shown) == (trial == "failed")
     assert any("best_to_test.py --search quick" in line for line in shown) == (completed and not interrupted)
 
 
@@ -562,3 +618,47 @@ def test_ctrl_c_stops_cleanly_and_prints_the_line_that_goes_on(search: Callable[
     assert resumed.end() == 0, resumed.text
     assert "goes on from" in resumed.text
     assert_healthy(tmp_path, "quickstart", assert_whole(folder, 2))
+
+
+def test_the_best_k_of_the_first_rung_go_on_to_the_end(search: Callable[..., Search], tmp_path: Path) -> None:
+    settings = ["--set", "trial_scheduler={kind: top_k, k: 1}", "--set", "rungs=[1, 3, 9]", "--set", "sampler=random"]
+    one = search("--space", str(SPACES / "quickstart.yaml"), *TINY, "--trials", "4", "--set", "budget/examples=600", *settings)
+    assert one.end() == 0, one.text
+    assert "1 baseline runs to the end; the best 1 at 1/9 go on to the end; expected cost: 2.2 full trials" in one.text
+    trials = assert_whole(tmp_path / "runs" / "quickstart", 4)
+    assert_healthy(tmp_path, "quickstart", trials)
+    at_first = {trial.number: trial.points[1]["dev/score"] for trial in trials if trial.baseline is None}
+    best = max(at_first, key=lambda number: at_first[number])
+    assert {trial.number for trial in trials if trial.status == "completed"} == {0, best}
+    assert {trial.reason for trial in trials if trial.status == "stopped"} == {
+        "stopped at 1/9: not among the best 1 of the first rung"
+    }
+
+
+def test_a_search_out_of_time_pauses_its_trials_and_prints_the_line_that_goes_on(
+    search: Callable[..., Search], tmp_path: Path
+) -> None:
+    # from 1/81 to the end it is 80 times as far as to 1/81, and more than is left of these 40 seconds on any machine
+    budget = ["--set", "rungs=[1, 81]", "--set", "budget/examples=486_000"]
+    one = search("--space", str(SPACES / "quickstart.yaml"), *TINY, "--trials", "2", *budget, "--hours", str(40 / 3600))
+    assert one.end() == 0, one.text
+    folder = tmp_path / "runs" / "quickstart"
+    trials = read_results(folder, "quickstart")
+    assert {(trial.status, trial.part) for trial in trials} == {("running", 1)}
+    assert re.search(r"^paused    [12] trials?, and [01] not begun: no time was left for a next point$", one.text, re.MULTILINE)
+
+    def assert_paused() -> None:
+        parent, children = mlflow_runs(tmp_path, "quickstart")
+        assert parent.info.status == "FINISHED"
+        assert {child.info.status for child in children.values()} == {"FINISHED"}
+        reasons = {child.data.tags["stop_reason"] for child in children.values()}
+        assert reasons == {"paused at 1/81: no time left for its next point"}
+
+    assert_paused()
+    before = [(path, path.stat().st_mtime_ns) for path in sorted(folder.glob("trials/*/state/snapshot.pt"))]
+    assert len(before) == len(trials)
+    [line] = [line for line in one.output if line.startswith("go on     ")]
+    again = search(*shlex.split(line)[5:], "--hours", "1e-6")  # no time at all
+    assert again.end() == 0, again.text
+    assert [(path, path.stat().st_mtime_ns) for path in sorted(folder.glob("trials/*/state/snapshot.pt"))] == before
+    assert_paused()

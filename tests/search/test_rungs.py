@@ -1,7 +1,8 @@
-"""The rungs, without a cluster: points go in, STOP or CONTINUE comes out."""
+"""The trial schedulers, without a cluster: points go in, CONTINUE, STOP or PAUSE comes out."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +10,13 @@ import numpy as np
 import pytest
 from ray.tune.schedulers import ASHAScheduler
 
-from search.rungs import RungScheduler, expected_full_trials
+from search.rungs import Asha, RungScheduler, Scheduler, TopK, expected_ends, expected_full_trials
 
 RUNGS = (1, 3, 9)
 
 
 def enter(
-    scheduler: RungScheduler, number: int, score: float, part: int = 1, recipe: str = "multitask", exempt: bool = False
+    scheduler: Scheduler, number: int, score: float, part: int = 1, recipe: str = "multitask", exempt: bool = False
 ) -> str:
     return scheduler.decide(number, recipe, exempt, part, score)
 
@@ -42,20 +43,12 @@ def test_a_baseline_is_never_stopped_but_its_points_count() -> None:
     assert enter(scheduler, 2, 0.7) == "CONTINUE"
 
 
-def test_a_trial_that_goes_on_under_a_new_id_of_rays_counts_once() -> None:
-    @dataclass
-    class RayTrial:
-        trial_id: str
-
-    def report(scheduler: RungScheduler, ray_id: str, number: int, part: int, score: float) -> str:
-        result = {"number": number, "recipe": "multitask", "exempt": False, "part": part, "score": score}
-        return scheduler.on_trial_result(None, RayTrial(ray_id), result)
-
+def test_a_point_entered_again_counts_once() -> None:
     scheduler = RungScheduler(RUNGS)
-    report(scheduler, "a", 0, 1, 0.2)
-    report(scheduler, "b", 0, 1, 0.9)  # the same trial, told again after a resume: its first value stays
-    assert report(scheduler, "c", 1, 1, 0.3) == "CONTINUE"
-    assert report(scheduler, "d", 0, 3, 0.9) == "CONTINUE"
+    enter(scheduler, 0, 0.2)
+    enter(scheduler, 0, 0.9)  # told again after a resume: its first value stays
+    assert enter(scheduler, 1, 0.3) == "CONTINUE"
+    assert enter(scheduler, 0, 0.9, part=3) == "CONTINUE"
 
 
 def test_a_rung_holds_the_value_of_its_point_not_the_best_so_far() -> None:
@@ -108,10 +101,74 @@ def test_decisions_are_those_of_rays_own_scheduler(rungs: tuple[int, ...]) -> No
     assert decisions.count("STOP") > 20
 
 
+# ---------------------------------------------------------------------------------------------------------------- top_k
+
+
+def top_k(k: int, num_trials: int) -> Scheduler:
+    return TopK(k=k).build(RUNGS, num_trials)
+
+
+def test_top_k_chooses_once_every_trial_has_been_at_the_first_rung() -> None:
+    scheduler = top_k(2, 4)
+    scores = (0.5, 0.8, 0.7, 0.6)
+    assert [enter(scheduler, number, score) for number, score in enumerate(scores)] == ["PAUSE", "PAUSE", "PAUSE", "STOP"]
+    assert [scheduler.verdict(number) for number in range(4)] == ["STOP", "CONTINUE", "CONTINUE", "STOP"]
+
+
+def test_a_trial_that_k_others_beat_is_stopped_without_waiting_for_the_rest() -> None:
+    scheduler = top_k(2, 9)
+    assert [enter(scheduler, number, score) for number, score in enumerate((0.5, 0.6, 0.4, 0.7))][2:] == ["STOP", "PAUSE"]
+    assert [scheduler.verdict(number) for number in range(4)] == ["STOP", "PAUSE", "STOP", "PAUSE"]
+
+
+def test_top_k_does_not_wait_for_a_trial_that_failed() -> None:
+    scheduler = top_k(1, 2)
+    assert enter(scheduler, 0, 0.5) == "PAUSE"
+    scheduler.lost(1)
+    assert scheduler.verdict(0) == "CONTINUE"
+
+
+def test_a_baseline_neither_waits_nor_takes_a_place_of_the_k() -> None:
+    scheduler = top_k(1, 3)
+    assert enter(scheduler, 0, 0.9, exempt=True) == "CONTINUE"
+    assert enter(scheduler, 1, 0.2) == "PAUSE"
+    assert enter(scheduler, 2, 0.1) == "STOP"
+    assert scheduler.verdict(1) == "CONTINUE"
+
+
+def test_who_was_chosen_runs_to_the_end_whatever_comes() -> None:
+    scheduler = top_k(1, 2)
+    enter(scheduler, 0, 0.5)
+    enter(scheduler, 1, 0.4)
+    assert enter(scheduler, 0, 0.1, part=3) == "CONTINUE"
+    more = top_k(1, 4)  # resumed with more trials, two of which are better
+    for number, part, score in ((0, 1, 0.5), (1, 1, 0.4), (0, 3, 0.1), (2, 1, 0.8), (3, 1, 0.9)):
+        enter(more, number, score, part=part)
+    assert [more.verdict(number) for number in range(4)] == ["CONTINUE", "STOP", "STOP", "CONTINUE"]
+
+
+def test_the_best_k_do_not_depend_on_the_order_of_arrival() -> None:
+    scores = {0: 0.5, 1: 0.7, 2: 0.7, 3: 0.6, 4: 0.7}  # of three equal ones the lower numbers are chosen
+    for order in itertools.permutations(scores):
+        scheduler = top_k(2, 5)
+        for number in order:
+            enter(scheduler, number, scores[number])
+        assert [number for number in scores if scheduler.verdict(number) == "CONTINUE"] == [1, 2]
+
+
+# ----------------------------------------------------------------------------------------------------------------- cost
+
+
 @pytest.mark.parametrize(("num_recipes", "full_trials"), [(1, 4.1), (2, 5.2), (4, 7.3), (6, 8.9)])
 def test_the_expected_cost_of_twelve_trials_grows_with_the_recipes(num_recipes: int, full_trials: float) -> None:
-    assert expected_full_trials(12, 0, num_recipes, RUNGS) == pytest.approx(full_trials, abs=0.6)
+    assert expected_full_trials(12, 0, num_recipes, RUNGS, Asha()) == pytest.approx(full_trials, abs=0.6)
 
 
-def test_baselines_cost_full_trials() -> None:
-    assert expected_full_trials(5, 5, 1, RUNGS) == 5
+@pytest.mark.parametrize("trial_scheduler", [Asha(), TopK()])
+def test_baselines_cost_full_trials(trial_scheduler: Asha | TopK) -> None:
+    assert expected_full_trials(5, 5, 1, RUNGS, trial_scheduler) == 5
+
+
+def test_top_k_ends_k_trials_and_the_baselines_at_the_last_rung_and_all_others_at_the_first() -> None:
+    assert expected_ends(12, 2, 3, RUNGS, TopK(k=3)) == [7, 0, 5]
+    assert expected_ends(4, 2, 1, RUNGS, TopK(k=3)) == [0, 0, 4]

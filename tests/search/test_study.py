@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,9 @@ from optuna.trial import TrialState
 
 from minbert_core.config import read_config
 from minbert_core.train import save_snapshot
-from search.rungs import RungScheduler
+from search.rungs import RungScheduler, TopK
 from search.space import Space, make_space
-from search.study import (
-    StopOnRequest,
-    Study,
-    StudySearcher,
-    TrialResult,
-    failure_reason,
-    mend_journal,
-    ranked,
-    read_results,
-    stopped_at,
-)
+from search.study import Study, TrialResult, mend_journal, ranked, read_results, stopped_at
 from search.trainable import read_records, state_file
 
 RUNGS = (1, 3, 9)
@@ -141,6 +131,28 @@ def test_a_resumed_search_does_not_suggest_its_first_points_again(open_study: Ca
     assert open_study(plain).ask().params["optimizer/lr"] != first.params["optimizer/lr"]
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_sampler_draws_the_same_points_from_the_same_seed(tmp_path: Path, sampler: str) -> None:
+    def rates(folder: str, seed: int) -> list[float]:
+        (tmp_path / folder).mkdir()
+        study = Study(tmp_path / folder, make_space("quick", {"config": DOCUMENT["config"], "sampler": sampler}), seed)
+        return [study.ask().params["optimizer/lr"] for _ in range(3)]
+
+    assert rates("a", 7) == rates("b", 7)
+    assert rates("c", 8) != rates("d", 7)
+
+
+def test_a_random_sampler_draws_whatever_came_of_the_others(tmp_path: Path, clock: Clock) -> None:
+    space = make_space("quick", {"config": DOCUMENT["config"], "sampler": "random"})
+
+    def rates(folder: str, score: float) -> list[float]:
+        (tmp_path / folder).mkdir()
+        study = Study(tmp_path / folder, space, 7)
+        return [ended(study, score * number, clock).params["optimizer/lr"] for number in range(12)]
+
+    assert rates("better and better", 0.01) == rates("worse and worse", -0.01)
+
+
 # ----------------------------------------------------------------------------------------------------------------- tell
 
 
@@ -171,21 +183,6 @@ def test_how_a_trial_ended_decides_whether_the_sampler_learns_of_it(
     told = study.tell(study.ask().number, status, reason)
     assert study.study.get_trials()[0].state == state
     assert (told.status, told.reason) == (status, reason)
-
-
-@pytest.mark.parametrize(
-    ("written", "reason"),
-    [
-        ("NotFiniteError: The loss of sst became nan.\nmore", "not finite: The loss of sst became nan."),
-        ("CorpusError: There is no file sts-dev.csv.", "CorpusError: There is no file sts-dev.csv."),
-        (None, "its process died without a word (killed, perhaps out of memory)"),
-    ],
-)
-def test_a_failures_reason_is_one_line(tmp_path: Path, written: str | None, reason: str) -> None:
-    if written is not None:
-        (tmp_path / "failure.txt").write_text(written)
-    assert failure_reason(tmp_path) == reason
-    assert not (tmp_path / "failure.txt").exists()  # it is told once
 
 
 # -------------------------------------------------------------------------------------------------------------- restore
@@ -239,7 +236,6 @@ def test_a_trial_that_never_began_does_not_count_and_its_baseline_comes_again(
     assert study.results() == []
     assert [study.ask().baseline for _ in range(3)] == [1, 0, None]
     assert [trial.number for trial in study.results()] == [1, 2, 3]
-    assert StudySearcher(study, 4, [], Heard()).num_begun == 3
 
 
 def test_an_unreadable_snapshot_is_put_aside_and_the_trial_begins_anew(
@@ -259,15 +255,6 @@ def test_an_unreadable_snapshot_is_put_aside_and_the_trial_begins_anew(
     assert not path.exists()
     assert path.with_name("unreadable.pt").exists()
     assert scheduler.decide(9, "multitask", False, 1, 0.1) == "CONTINUE"  # its old point is in no rung
-
-    heard = Heard()
-    searcher = StudySearcher(study, 1, [goes_on], heard)
-    searcher.suggest("ray")
-    records = [dev(1, 0.2, clock.tick())]
-    write(trial, records)
-    searcher.on_trial_complete("ray", {"part": 1, "score": 0.2, "records": records})
-    assert heard.events == ["started 0 again", "reported 0 at 1", "ended 0 stopped"]
-    assert study.study.get_trials()[0].intermediate_values == {1: 0.2}
 
 
 def test_a_trial_whose_snapshot_holds_the_last_point_is_completed_without_running(
@@ -293,7 +280,18 @@ def test_a_trial_that_its_rung_would_have_stopped_is_told_so(
 
     study = open_study(plain)
     assert study.restore(RungScheduler(RUNGS)) == []
-    assert [(trial.status, trial.reason) for trial in study.results()][1] == ("stopped", stopped_at(1, RUNGS))
+    reason = "stopped at 1/9: below the best 1/3 of its rung"
+    assert [(trial.status, trial.reason) for trial in study.results()][1] == ("stopped", reason)
+
+
+def test_restore_tells_the_scheduler_who_failed(open_study: Callable[[Space], Study], plain: Space, clock: Clock) -> None:
+    study = open_study(plain)
+    write(study.ask(), [dev(1, 0.7, clock.tick())], snapshot=1)
+    study.tell(study.ask().number, "failed", "OutOfMemoryError: CUDA")
+
+    scheduler = TopK(k=1).build(RUNGS, 2)
+    assert [trial.number for trial in open_study(plain).restore(scheduler)] == [0]
+    assert scheduler.verdict(0) == "CONTINUE"  # else it would wait for ever
 
 
 def test_a_driver_killed_while_it_tells_an_end_tells_it_again(
@@ -438,86 +436,3 @@ def test_a_failed_trial_is_never_the_best(open_study: Callable[[Space], Study], 
     best = study.keep_best()
     assert best is not None
     assert best.number == 0
-
-
-# ------------------------------------------------------------------------------------------------------------- searcher
-
-
-class Heard:
-    """A listener that notes what it is told."""
-
-    def __init__(self) -> None:
-        self.events: list[str] = []
-
-    def started(self, trial: TrialResult, resumed: bool) -> None:
-        self.events.append(f"started {trial.number}" + " again" * resumed)
-
-    def reported(self, trial: TrialResult, new: list[dict[str, Any]]) -> None:
-        self.events.append(f"reported {trial.number} at {trial.part}")
-        assert new[-1] == trial.last
-
-    def ended(self, trial: TrialResult) -> None:
-        self.events.append(f"ended {trial.number} {trial.status}")
-
-
-def report(clock: Clock, trial: TrialResult, scores: list[float]) -> Iterator[dict[str, Any]]:
-    """What reaches the driver as a trial goes from point to point."""
-    records: list[dict[str, Any]] = []
-    for part, score in zip(RUNGS, scores, strict=False):
-        records.append(dev(part, score, clock.tick()))
-        write(trial, records)
-        yield {"part": part, "score": score, "records": records[-1:]}
-
-
-def test_the_searcher_gives_trials_to_continue_first_then_new_ones_then_none(
-    open_study: Callable[[Space], Study], plain: Space
-) -> None:
-    study = open_study(plain)
-    goes_on = study.ask()
-    searcher = StudySearcher(study, 2, [goes_on], Heard())
-    first, second = searcher.suggest("a"), searcher.suggest("b")
-    assert [order["number"] for order in (first, second)] == [0, 1]
-    assert first["folder"] == str(goes_on.folder)
-    assert searcher.suggest("c") == "FINISHED"
-    assert len(study.results()) == 2
-
-
-def test_a_point_that_stops_a_trial_is_told_once(open_study: Callable[[Space], Study], plain: Space, clock: Clock) -> None:
-    study, heard = open_study(plain), Heard()
-    searcher = StudySearcher(study, 1, [], heard)
-    searcher.suggest("a")
-    reports = report(clock, study.result(0), [0.5, 0.4])
-    searcher.on_trial_result("a", next(reports))
-    searcher.on_trial_complete("a", next(reports))  # as Ray has it: the report that stops comes here only
-    assert heard.events == ["started 0", "reported 0 at 1", "reported 0 at 3", "ended 0 stopped"]
-    assert study.study.get_trials()[0].intermediate_values == {1: 0.5, 3: 0.4}
-
-
-def test_a_trial_that_ran_to_its_end_is_completed(open_study: Callable[[Space], Study], plain: Space, clock: Clock) -> None:
-    study, heard = open_study(plain), Heard()
-    searcher = StudySearcher(study, 1, [], heard)
-    searcher.suggest("a")
-    for result in report(clock, study.result(0), [0.5, 0.4, 0.6]):
-        searcher.on_trial_result("a", result)
-    searcher.on_trial_complete("a", result)
-    assert heard.events[-2:] == ["reported 0 at 9", "ended 0 completed"]
-    assert (study.folder / "best").exists()
-
-
-def test_a_crashed_trial_is_told_failed_with_its_reason(open_study: Callable[[Space], Study], plain: Space) -> None:
-    study, heard = open_study(plain), Heard()
-    searcher = StudySearcher(study, 1, [], heard)
-    searcher.suggest("a")
-    (study.trial_folder(0) / "failure.txt").write_text("NotFiniteError: The loss of sst became nan.")
-    searcher.on_trial_complete("a", error=True)
-    assert heard.events == ["started 0", "ended 0 failed"]
-    assert study.results()[0].reason == "not finite: The loss of sst became nan."
-
-
-def test_an_interrupt_ends_all_and_stops_no_single_trial() -> None:
-    asked = [False]
-    stopper = StopOnRequest(lambda: asked[0])
-    assert not stopper.stop_all()
-    asked[0] = True
-    assert stopper.stop_all()
-    assert not stopper("a", {})

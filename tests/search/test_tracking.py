@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import logging
 import math
 import os
 import pickle
+import re
 import shlex
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from search import tracking
-from search.tracking import Tracker, prepare_store, store_uri, ui_command
+from search.tracking import (
+    Tracker,
+    dashboard_command,
+    parse_tracking_uri,
+    prepare_store,
+    store_fault,
+    store_uri,
+    ui_command,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 START = 1_750_000_000_000  # some moment, in ms
@@ -261,6 +275,55 @@ def test_a_store_that_is_busy_for_a_while_loses_nothing(
     assert history(uri, 0, "dev/sst") == [(16, 0.1)]
 
 
+def test_a_search_and_its_trials_name_the_data_sets_that_they_read(
+    track: Callable[..., Tracker], uri: str, tmp_path: Path
+) -> None:
+    digests = {"sst-train": "ab" * 32, "sst-dev": "cd" * 32}
+    for resume in (False, True):  # told again, it names them once
+        tracker = track(resume, datasets=digests, num_rows={"sst-train": 8544})
+        begin(tracker, 0, tmp_path)
+        assert tracker.close("FINISHED"), tracker.error
+    parent, children, _ = pages(uri)
+    for run in (parent, children[0]):
+        inputs = {found.dataset.name: found for found in run.inputs.dataset_inputs}
+        assert sorted(inputs) == ["sst-dev", "sst-train"]
+        assert inputs["sst-train"].dataset.digest == "abababababab"
+        assert json.loads(inputs["sst-train"].dataset.profile) == {"num_rows": 8544}
+        assert [(tag.key, tag.value) for tag in inputs["sst-dev"].tags] == [("mlflow.data.context", "dev")]
+
+
+def test_a_search_goes_on_in_its_own_runs_though_another_has_its_name(track: Callable[..., Tracker], uri: str) -> None:
+    assert track(search_id="mine").close("KILLED")
+    assert track(search_id="theirs").close("FINISHED")  # on a server that many log to
+    assert track(True, search_id="mine").close("FINISHED")
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    runs = client.search_runs([client.get_experiment_by_name("smart").experiment_id])
+    assert {run.data.tags["search_id"]: run.info.status for run in runs} == {"mine": "FINISHED", "theirs": "FINISHED"}
+    assert len(runs) == 2
+
+
+def test_a_replay_asks_for_no_metrics_history(
+    track: Callable[..., Tracker], uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = track()
+    begin(first, 0, tmp_path)
+    first.records(0, [record(16, dev_sst=0.1), record(32, dev_sst=0.2)])
+    assert first.close("KILLED")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a query a metric: minutes for a thousand trials")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_client_class(), "get_metric_history", refuse)
+        second = track(True)
+        begin(second, 0, tmp_path)
+        second.records(0, [record(16, dev_sst=0.1), record(32, dev_sst=0.2), record(48, dev_sst=0.3)])
+        assert second.close("FINISHED"), second.error
+    assert history(uri, 0, "dev/sst") == [(16, 0.1), (32, 0.2), (48, 0.3)]
+
+
 def test_a_locked_store_neither_raises_nor_holds_up_the_search(track: Callable[..., Tracker], tmp_path: Path) -> None:
     lock = sqlite3.connect(tmp_path / "mlflow.db")
     lock.execute("BEGIN EXCLUSIVE")
@@ -335,6 +398,114 @@ def test_the_line_for_the_page_names_the_store_and_a_program_that_is_there(
     monkeypatch.setenv("PATH", str(bin_folder))
     monkeypatch.setattr(sys, "platform", "darwin")
     assert ui_command(uri, tmp_path) == f"mlflow ui --backend-store-uri {uri} --port 5001"
+
+
+def test_a_server_is_named_by_its_address(tmp_path: Path) -> None:
+    assert ui_command("http://box:5000", tmp_path) == "http://box:5000"
+
+
+def test_the_line_for_the_dashboard_names_the_journal_and_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = tmp_path / "my runs" / "smart" / "study.journal"
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    assert dashboard_command(journal, tmp_path) == "optuna-dashboard 'my runs/smart/study.journal'"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    line = dashboard_command(journal, tmp_path / "elsewhere")
+    assert line == f"optuna-dashboard '{journal}' (pip install optuna-dashboard)"
+
+
+@pytest.mark.parametrize(
+    ("text", "uri"),
+    [
+        ("http://box:5000/", "http://box:5000"),
+        ("https://box/mlflow", "https://box/mlflow"),
+        ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
+        ("sqlite:///mlflow.db", "sqlite:///{here}/mlflow.db"),
+    ],
+)
+def test_a_store_is_a_server_or_a_file(text: str, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse_tracking_uri(text) == uri.format(here=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("mlruns", r"MLflow 3 no longer logs to folders\. Got 'mlruns'\. In a file there: sqlite:////.*/mlruns/mlflow\.db"),
+        ("file:///data/mlruns", r"no longer logs to folders\. .* sqlite:////data/mlruns/mlflow\.db"),
+        ("postgresql://box/mlflow", r"A search logs to an MLflow server, http\(s\)://…, or to a file, sqlite:///…\. Got"),
+        ("http://", r"An MLflow server's address is http\(s\)://HOST:PORT\. Got 'http://'\."),
+        ("http://me:secret@box", r"holds no password\. Set MLFLOW_TRACKING_USERNAME"),
+    ],
+)
+def test_what_mlflow_does_not_log_to_is_refused(text: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence) as refused:
+        parse_tracking_uri(text)
+    assert "secret" not in str(refused.value)
+
+
+class Answers(BaseHTTPRequestHandler):
+    """A server that answers all requests alike."""
+
+    status, kind = 200, "application/json"
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        self.send_header("Content-Type", self.kind)
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "sentence"),
+    [
+        (200, "application/json", None),
+        (200, "text/html", r"is no MLflow server \(HTTP 200 for /api"),
+        (404, "application/json", r"is no MLflow server \(HTTP 404 for /api"),
+        (401, "text/plain", r"lets nobody in without MLFLOW_TRACKING_USERNAME"),
+    ],
+)
+def test_what_answers_is_asked_whether_it_is_an_mlflow_server(status: int, kind: str, sentence: str | None) -> None:
+    server = HTTPServer(("127.0.0.1", 0), type("Handler", (Answers,), {"status": status, "kind": kind}))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        fault = store_fault(f"http://127.0.0.1:{server.server_port}")
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert (fault is None) if sentence is None else re.search(sentence, str(fault))
+
+
+def test_a_server_that_is_not_there_is_one_sentence(unused_port: int) -> None:
+    uri = f"http://127.0.0.1:{unused_port}"
+    assert store_fault(uri) == (
+        f"No MLflow server answers at {uri} (Connection refused). Start it, or name another store with --tracking-uri."
+    )
+
+
+def test_a_file_that_is_no_database_is_one_sentence(tmp_path: Path, laid_out: Path) -> None:
+    (tmp_path / "notes.txt").write_text("this is no database")
+    assert (
+        store_fault(f"sqlite:///{tmp_path}/notes.txt")
+        == f"{tmp_path}/notes.txt is no SQLite database, so MLflow cannot log there."
+    )
+    assert "is a folder" in str(store_fault(f"sqlite:///{tmp_path}"))
+    assert store_fault(f"sqlite:///{laid_out}") is None
+    assert store_fault(f"sqlite:///{tmp_path}/new.db") is None
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def test_mlflow_and_alembic_are_quiet(laid_out: Path) -> None:

@@ -1,0 +1,115 @@
+"""What a search cost, read off its trials' records: as a whole, and what each branch of a choice costs an example.
+
+At equal examples one branch may cost three times another (SMART's extra passes), which a ranking by score does not show.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minbert_core.settings import parse_yaml
+from search.domains import Choice
+from search.narrate import duration, markdown
+from search.space import Space
+from search.space_file import SpaceSettings
+from search.study import TrialResult
+
+
+@dataclass(frozen=True)
+class BranchCost:
+    """The trials that took one branch of a choice. Times hold evaluations; whatever else differs between the trials differs."""
+
+    parameter: str
+    branch: str
+    num_trials: int
+    best: float | None  # the best score among them, whatever the rung; None where none was evaluated
+    ms_an_example: float
+    passes_an_example: float
+
+
+def choices_of(space: Space) -> list[str]:
+    """The searched parameters that are choices."""
+    return [name for name, (domain, _) in space.domains().items() if isinstance(domain, Choice)]
+
+
+def read_choices(folder: Path) -> list[str]:
+    """`choices_of` the space that a search's folder keeps."""
+    document, _ = parse_yaml((folder / "space.yaml").read_text(encoding="utf-8"), str(folder / "space.yaml"))
+    return choices_of(Space(folder.name, SpaceSettings(), document))
+
+
+def branch_costs(trials: Iterable[TrialResult], choices: Sequence[str]) -> list[BranchCost]:
+    """A row a branch that a trial took, of each choice, cheapest first; and of the recipe, if the trials have several."""
+    trials = [trial for trial in trials if trial.examples]
+    groups: dict[str, dict[Any, list[TrialResult]]] = {name: defaultdict(list) for name in [*choices, "recipe"]}
+    for trial in trials:
+        groups["recipe"][trial.config().recipe].append(trial)
+        for name in choices:
+            if name in trial.params:  # a choice within a branch that this trial did not take is not
+                groups[name][trial.params[name]].append(trial)
+    if len(groups["recipe"]) == 1:
+        del groups["recipe"]
+    costs = [_cost(name, str(branch), taken) for name, branches in groups.items() for branch, taken in branches.items()]
+    order = list(groups)
+    return sorted(costs, key=lambda cost: (order.index(cost.parameter), cost.ms_an_example))
+
+
+def _cost(parameter: str, branch: str, trials: list[TrialResult]) -> BranchCost:
+    examples = sum(trial.examples for trial in trials)
+    best = max((trial.score for trial in trials if trial.points and trial.status != "failed"), default=None)
+    ms = 1000 * sum(trial.seconds for trial in trials) / examples
+    return BranchCost(parameter, branch, len(trials), best, ms, sum(map(_passes, trials)) / examples)
+
+
+def _passes(trial: TrialResult) -> int:
+    return int(trial.records[-1]["passes"]) if trial.records else 0
+
+
+def branch_table(trials: Iterable[TrialResult], choices: Sequence[str]) -> list[str]:
+    """The costs of the branches as the lines of a Markdown table; nothing where no choice was searched."""
+    costs = branch_costs(trials, choices)
+    if not costs:
+        return []
+    cheapest: dict[str, float] = {}
+    for cost in costs:
+        cheapest.setdefault(cost.parameter, cost.ms_an_example)
+    rows = [["parameter", "branch", "trials", "best", "ms an example", "x cheapest", "passes an example"]]
+    for cost in costs:
+        best = "" if cost.best is None else f"{cost.best:.4f}"
+        times = f"{cost.ms_an_example / cheapest[cost.parameter]:.2f}"
+        figures = [f"{cost.ms_an_example:.3g}", times, f"{cost.passes_an_example:.2f}"]
+        rows.append([cost.parameter, cost.branch, str(cost.num_trials), best, *figures])
+    return markdown(rows)
+
+
+def training_seconds(trials: Iterable[TrialResult]) -> float:
+    """How long at least one trial was training, by the clock: neither start-up nor the time between a stop and `--resume`.
+
+    A record says how long its trial has run by then, and when that was: what passed since the one before is an interval, and
+    the union of all intervals is the answer.
+    """
+    intervals = []
+    for trial in trials:
+        before = 0.0
+        for record in trial.records:
+            end = record["time_ms"] / 1000
+            intervals.append((end - (record["seconds"] - before), end))
+            before = record["seconds"]
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def total_cost(trials: Sequence[TrialResult], cpus_per_trial: int, gpus_per_trial: float) -> str:
+    """`1 h 30 min of training, 5.8 GPU-hours, 3,200,000 examples, 8,100,000 passes`; without GPUs core-hours."""
+    hours = sum(trial.seconds for trial in trials) / 3600
+    paid, unit = (hours * gpus_per_trial, "GPU-hours") if gpus_per_trial else (hours * cpus_per_trial, "core-hours")
+    figure = f"{paid:.1f}" if paid >= 1 else f"{paid:.2g}"
+    examples, passes = sum(trial.examples for trial in trials), sum(map(_passes, trials))
+    return f"{duration(training_seconds(trials))} of training, {figure} {unit}, {examples:,} examples, {passes:,} passes"

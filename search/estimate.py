@@ -1,0 +1,302 @@
+"""What a search is going to cost, told before it starts: measured for `--dry-run`, and its disk, from the model's size, always.
+
+    space -> branch_points -> measure_points (Ray, as the search would run them) -> estimate -> lines
+
+Few points are measured: the default's, and each branch of a choice by itself. How much longer than the default's a branch takes
+is its factor; those of several choices are taken to multiply (assumed, not measured), and are averaged over random draws.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minbert_core.config import as_written
+from search.domains import Choice, Domain
+from search.measure import Cost, measure
+from search.narrate import describe, duration
+from search.plan import Plan, Refused, Resources, counted
+from search.rungs import expected_ends
+from search.space import Sample, Space, default_choice
+from search.study import KEEP_BEST
+
+MOST_POINTS = 8  # measured
+BEGIN_SECONDS = 60  # after these no further point is begun
+RANGE = 0.7, 1.5  # what came of estimates: other trials' lengths, and a sampler that drifts to dear branches; assumed (2026-11)
+RECORD_BYTES = 500_000  # a trial's metrics.jsonl, log.txt and rows in mlflow.db, about
+Branch = tuple[str, Any]  # (parameter, label)
+Factors = tuple[float, float]  # of training and of an evaluation
+
+
+def measured_lines(plan: Plan, start_ray: Callable[[], None], price: float | None, hours: float | None) -> list[str]:
+    """Measure and estimate what `plan` costs, told in lines; about a minute, a progress line meanwhile where a terminal is.
+
+    Raises Refused where Ray does not start, or a point cannot be trained here.
+    """
+    import ray
+
+    load, began = os.getloadavg()[0], time.monotonic()
+    start_ray()
+    start_up_seconds = time.monotonic() - began
+    with tempfile.TemporaryDirectory(prefix="minbert-measure-") as scratch:
+        try:
+            points = branch_points(plan.space)
+            costs = measure_points(points, plan.resources, Path(scratch), _tell)
+        finally:
+            _tell("")
+            ray.shutdown()
+    resources = plan.resources
+    told = lines(estimate(plan, points, costs, start_up_seconds), resources, price, hours)
+    if load > 1 + resources.cpus - resources.slots * resources.cpus_per_trial:
+        told.append(f"warning   measured beside other work (load {load:.1f}); without it the search takes less")
+    return told
+
+
+def _tell(text: str) -> None:
+    """The progress line: replaced on a terminal by the next one, an empty one in the end; elsewhere nothing."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\033[K{text}")
+        sys.stderr.flush()
+
+
+# -------------------------------------------------------------------------------------------------------------- points
+
+
+@dataclass(frozen=True)
+class Points:
+    """The points to measure, the default's first, and which of them tells the cost of which branch."""
+
+    samples: list[Sample]
+    branches: dict[Branch, tuple[int, int]]  # -> its point, and the point it is compared with
+    num_branches: int  # of the space, those not among `branches` included
+
+
+def branch_points(space: Space, at_most: int = MOST_POINTS) -> Points:
+    """The default's point and, for each branch of a choice, the one that differs from its parent in that branch alone.
+
+    Choices among variants come before those among numbers, which seldom change what a step costs.
+    """
+    choices = [(name, domain, guards) for name, (domain, guards) in space.domains().items() if isinstance(domain, Choice)]
+    choices.sort(key=lambda choice: all(isinstance(label, int | float) for label in choice[1].labels))
+    samples: list[Sample] = []
+    known: dict[frozenset[Branch], int] = {}
+
+    def index(forced: dict[str, Any]) -> int | None:
+        sample = space.sample(lambda name, domain: forced[name] if name in forced else default_choice(name, domain))
+        taken = frozenset((name, sample.params[name]) for name, *_ in choices if name in sample.params)
+        if taken not in known and len(samples) < at_most:
+            known[taken] = len(samples)
+            samples.append(sample)
+        return known.get(taken)
+
+    index({})
+    pairs = {
+        (name, label): (index({**guards, name: label}), index(dict(guards)))
+        for name, domain, guards in choices
+        for label in domain.labels
+    }
+    found = {branch: (own, parent) for branch, (own, parent) in pairs.items() if own is not None and parent is not None}
+    return Points(samples, found, len(pairs))
+
+
+def measure_points(points: Points, resources: Resources, scratch: Path, tell: Callable[[str], None]) -> dict[int, list[Cost]]:
+    """The costs of the points, as far as BEGIN_SECONDS allow: as many at a time as the search runs trials. Ray must run.
+
+    Where a round would not be full the default's point fills it, so that all are measured under the search's own load.
+    Raises Refused where a point cannot be trained here, saying which.
+    """
+    import ray
+
+    remote = ray.remote(  # max_calls: a process of its own each, as a trial has, whose peak memory is its own
+        num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, max_calls=1, max_retries=0
+    )(measure)
+    order = [*range(len(points.samples)), *[0] * (-len(points.samples) % resources.slots)]
+    began, running, costs = time.monotonic(), {}, {}  # type: tuple[float, dict[Any, int], dict[int, list[Cost]]]
+    while True:
+        while order and len(running) < resources.slots and (not costs or time.monotonic() - began < BEGIN_SECONDS):
+            index = order.pop(0)
+            running[remote.remote(as_written(points.samples[index].config()), time.time(), scratch)] = index
+        if not running:
+            return costs
+        tell(f"measuring {counted(len(points.samples), 'point')} of the space, {len(costs)} done")
+        [done], _ = ray.wait(list(running))
+        index = running.pop(done)
+        try:
+            costs.setdefault(index, []).append(ray.get(done))
+        except ray.exceptions.RayError as error:
+            raise Refused(_failure(points.samples[index], error)) from None
+
+
+def _failure(sample: Sample, error: Exception) -> str:
+    """The sentence for a point that failed: which, why, and what helps if memory was short."""
+    cause = getattr(error, "cause", None)
+    reason = (str(cause or error).strip().splitlines() or [""])[0].rstrip(".")
+    name = describe(sample.params)
+    point = f"The point {name}" if name else "The space's only point"
+    if cause is None:  # its process was killed, by Ray's watch over the memory or by the system
+        return f"{point} could not be measured: its process was killed, perhaps out of memory ({reason}). {_SMALLER}"
+    short = "out of memory" in reason.lower() or isinstance(cause, MemoryError)
+    return f"{point} cannot be trained here ({type(cause).__name__}: {reason}).{' ' + _SMALLER if short else ''}"
+
+
+_SMALLER = "Fewer trials at a time, smaller batches, or `machine/micro_batch_tokens` would need less."
+
+
+# ------------------------------------------------------------------------------------------------------------ arithmetic
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of a whole search; seconds are of wall time."""
+
+    seconds: float
+    trial_seconds: float  # of one trial on average, halving included
+    memory_gb: float  # the most that a point took
+    disk_bytes: int  # the most at one time
+    kept_bytes: int
+    dearest: tuple[str, float] | None  # the branch that costs most beside another of its choice, and how many times as much
+    num_measured: int
+    num_branches: int
+
+
+def estimate(plan: Plan, points: Points, costs: Mapping[int, list[Cost]], start_up_seconds: float) -> Estimate:
+    """What `plan` is expected to cost, given what some points of its space cost; start_up_seconds: of Ray."""
+    rungs = plan.space.settings.rungs
+    at = {index: _mean(found) for index, found in costs.items()}
+    factors = {
+        branch: (at[own][0] / at[parent][0], at[own][1] / at[parent][1])
+        for branch, (own, parent) in points.branches.items()
+        if own in at and parent in at
+    }
+    train_factor, evaluation_factor = mean_factors(plan.space, factors)
+    every = [cost for found in costs.values() for cost in found]
+    start = float(np.mean([cost.start_seconds for cost in every]))
+    train, evaluation = at[0][0] * train_factor, at[0][1] * evaluation_factor
+    ends = expected_ends(
+        plan.num_trials, len(plan.space.baselines), len(plan.recipes), rungs, plan.space.settings.trial_scheduler
+    )
+    until = [start + train * part / rungs[-1] + evaluation * (i + 1) for i, part in enumerate(rungs)]
+    work = sum(count * seconds for count, seconds in zip(ends, until, strict=True))
+    full = {index: seconds + evaluation * len(rungs) for index, (seconds, evaluation) in at.items()}
+    snapshot, best = max(cost.snapshot_bytes for cost in every), max(cost.best_bytes for cost in every)
+    return Estimate(
+        seconds=start_up_seconds + max(work / plan.resources.slots, until[-1]),
+        trial_seconds=work / plan.num_trials,
+        memory_gb=max(cost.memory_gb for cost in every),
+        disk_bytes=disk_bytes(plan, snapshot, best, copies=plan.resources.slots),
+        kept_bytes=min(KEEP_BEST, plan.num_trials) * best + plan.num_trials * RECORD_BYTES,
+        dearest=_dearest({branch: full[own] for branch, (own, _) in points.branches.items() if branch in factors}),
+        num_measured=len(factors),
+        num_branches=points.num_branches,
+    )
+
+
+def _mean(costs: list[Cost]) -> Factors:
+    """(training, one evaluation), seconds."""
+    return float(np.mean([cost.train_seconds for cost in costs])), float(np.mean([cost.evaluation_seconds for cost in costs]))
+
+
+def mean_factors(space: Space, factors: Mapping[Branch, Factors], draws: int = 200) -> Factors:
+    """The mean over random points of the product of their branches' factors; 1 for a branch that was not measured."""
+    random = np.random.default_rng(0)
+
+    def draw(name: str, domain: Domain) -> Any:
+        if isinstance(domain, Choice):
+            return domain.labels[random.integers(len(domain.labels))]
+        return default_choice(name, domain)
+
+    products = []
+    for _ in range(draws):
+        params = space.sample(draw).params
+        found = [factors[branch] for branch in params.items() if branch in factors]
+        products.append([math.prod(train for train, _ in found), math.prod(evaluation for _, evaluation in found)])
+    train, evaluation = np.mean(products, axis=0)
+    return float(train), float(evaluation)
+
+
+def _dearest(seconds: Mapping[Branch, float]) -> tuple[str, float] | None:
+    """Of the branches the one that takes most beside the cheapest of its own choice, with that ratio; None below 1.2."""
+    ratios = {
+        branch: own / min(other for (name, _), other in seconds.items() if name == branch[0]) for branch, own in seconds.items()
+    }
+    branch = max(ratios, key=lambda key: ratios[key], default=None)
+    return (describe(dict([branch])), ratios[branch]) if branch is not None and ratios[branch] > 1.2 else None
+
+
+# ------------------------------------------------------------------------------------------------------------------ disk
+
+
+def disk_bytes(plan: Plan, snapshot: int, best: int, copies: int) -> int:
+    """What a search's folder holds while it runs, `copies` of its trials writing a snapshot beside their last one.
+
+    A trial that runs, or waits at a rung, has its snapshot and its best weights; the best few that ended keep theirs.
+    """
+    trials = min(plan.resources.slots + plan.space.settings.trial_scheduler.most_waiting, plan.num_trials)
+    kept = min(KEEP_BEST, plan.num_trials)
+    return trials * (snapshot + best) + min(copies, trials) * snapshot + kept * best + plan.num_trials * RECORD_BYTES
+
+
+def check_disk(plan: Plan, runs: Path) -> None:
+    """Raise Refused where the disk under `runs` has clearly no room for the search: known from the size of its models."""
+    place = next(path for path in (runs, *runs.parents) if path.exists())
+    free, needed = shutil.disk_usage(place).free, disk_bytes(plan, plan.snapshot_bytes, plan.best_bytes, copies=1)
+    if free < needed:
+        raise Refused(
+            f"{plan.resources} would hold {_gigabytes(needed)} in {runs}, for their states and the best weights, but its disk "
+            f"has {_gigabytes(free)} free. Give another folder with --runs, or fewer trials at a time."
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------------- words
+
+
+def lines(found: Estimate, resources: Resources, price: float | None, hours: float | None) -> list[str]:
+    """The estimate as the user reads it; price: of a GPU-hour, of a machine-hour where there are no GPUs; hours: --hours."""
+    low, high = (_about(found.seconds * factor) for factor in RANGE)
+    wall_hours, at_once = found.seconds / 3600, f"{counted(resources.slots, 'trial')} at a time"
+    used = wall_hours * (resources.gpus or resources.slots * resources.cpus_per_trial)
+    told = [
+        f"about {_about(found.seconds)} on this machine, {at_once} (between {low} and {high}: the sampler may drift); "
+        f"{_rounded(used)} {'GPU' if resources.gpus else 'core'}-hours"
+    ]
+    if found.num_branches:
+        told.append(f"from {found.num_measured} of {counted(found.num_branches, 'branch', 'branches')} measured")
+    if found.dearest is not None:
+        told[-1] += f"; slowest: {found.dearest[0]}, {found.dearest[1]:.1f} times the fastest of its choice"
+    told.append(
+        f"{'GPU memory' if resources.gpus else 'memory'} {found.memory_gb:.1f} GB a trial; "
+        f"disk {_gigabytes(found.disk_bytes)} at most, {_gigabytes(found.kept_bytes)} stays"
+    )
+    if price is not None:
+        unit = "GPU-hour" if resources.gpus else "hour of this machine"
+        told.append(f"${wall_hours * (resources.gpus or 1) * price:,.2f} at ${price:g} per {unit}")
+    if hours is not None:
+        fit = math.floor(hours * 3600 * resources.slots / found.trial_seconds)
+        told.append(f"--hours {hours:g} would do for about {counted(fit, 'trial')}")
+    rows = [f"{'' if i else 'estimate':<9} {text}" for i, text in enumerate(told)]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    if not resources.gpus and resources.slots * found.memory_gb > memory:
+        rows.append(f"warning   {at_once} need more than this machine's {memory:.0f} GB of memory; raise --cpus-per-trial.")
+    return rows
+
+
+def _about(seconds: float) -> str:
+    return duration(seconds) if seconds < 36_000 else f"{seconds / 3600:,.0f} h"
+
+
+def _rounded(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{max(1, round(count / 1e6))} MB"

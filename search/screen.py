@@ -1,0 +1,164 @@
+"""What a running search looks like: below its event lines a table of the trials that run, the best so far, the time left.
+
+    records (the tails of metrics.jsonl) -> Running, a row a trial -> Picture -> render -> rich
+
+Only a terminal that a person looks at gets it (`Screen`), renewed once a second; elsewhere there are the plain lines alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+TAIL_BYTES = 32_768  # of a metrics.jsonl; the last dozens of records, whatever the trial's length
+REFRESH_PER_SECOND = 1
+NOTEBOOKS = ("CI", "COLAB_RELEASE_TAG", "JPY_PARENT_PID")  # these have a terminal at times, but keep each frame as a line
+
+
+@dataclass(frozen=True)
+class Running:
+    """A trial that runs, as its row shows it."""
+
+    number: int
+    text: str  # its recipe, unless that is the usual one, and what was searched
+    at: str  # the last point evaluated, as `3/9`
+    examples: int
+    budget: int  # in examples
+    speed: float | None  # examples a second; None: not yet measured
+    score: float | None  # of the last evaluation
+    seconds: float | None  # it has run so far; None: it has measured nothing yet
+    gpu: str = ""  # `97 % 12.3 GB`, on a GPU
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A search at one moment."""
+
+    running: list[Running]
+    best: str
+    progress: str
+
+
+def read_tail(path: Path, num_bytes: int = TAIL_BYTES) -> list[dict[str, Any]]:
+    """The last records of a metrics.jsonl that is being written: no line cut at either end; [] where it cannot be read now."""
+    try:
+        with path.open("rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - num_bytes)
+            file.seek(start)
+            lines = file.read().split(b"\n")
+        return [json.loads(line) for line in lines[1 if start else 0 : -1]]
+    except (OSError, ValueError):  # not yet there, or half seen over a network: the next look is a second away
+        return []
+
+
+def look(number: int, text: str, records: list[dict[str, Any]], budget: int, parts: int, now_ms: int | None = None) -> Running:
+    """A trial's row from its last records; now_ms: it runs still, so its time goes on after the last of them."""
+    last = records[-1] if records else {}
+    dev: dict[str, Any] = next((record for record in reversed(records) if record["kind"] == "dev"), {})
+    train: dict[str, Any] = next((record for record in reversed(records) if record["kind"] == "train"), {})
+    seconds = last.get("seconds")
+    if last and now_ms is not None:
+        seconds = last["seconds"] + max(0, now_ms - last["time_ms"]) / 1000
+    gpu = (
+        f"{train['system/gpu_percent']:.0f} % {train['system/peak_memory_gb']:.1f} GB" if "system/gpu_percent" in train else ""
+    )
+    at = f"{dev['part']}/{parts}" if dev else ""
+    speed = train.get("train/examples_per_second")
+    return Running(number, text, at, last.get("examples", 0), budget, speed, dev.get("dev/score"), seconds, gpu)
+
+
+def render(picture: Picture, height: int) -> RenderableType:
+    """The picture in at most `height` lines, for any width from 80 columns on; what the parameters lack in room is cut."""
+    with_gpu = any(row.gpu for row in picture.running)
+    table = Table(box=None, pad_edge=False, header_style="dim", expand=True)
+    table.add_column("trial", no_wrap=True)
+    table.add_column("parameters", no_wrap=True, overflow="ellipsis", ratio=1, min_width=8)
+    table.add_column("at", no_wrap=True)
+    table.add_column("", width=8)
+    table.add_column("examples", no_wrap=True, justify="right")
+    table.add_column("ex/s", no_wrap=True, justify="right")
+    table.add_column("dev", no_wrap=True, justify="right")
+    table.add_column("time", no_wrap=True, justify="right")
+    if with_gpu:
+        table.add_column("gpu", no_wrap=True, justify="right")
+    shown = picture.running[: max(1, height - 5)]  # heading, what is left out, best, progress, a line to spare
+    for row in shown:
+        cells: list[RenderableType] = [f"{row.number:03d}", Text(row.text), row.at]
+        cells.append(ProgressBar(total=max(row.budget, 1), completed=min(row.examples, row.budget), width=8))
+        cells.append(f"{count(row.examples)}/{count(row.budget)}")
+        cells.append("" if row.speed is None else f"{row.speed:.0f}")
+        cells.append("" if row.score is None else f"{row.score:.4f}")
+        cells.append("starts" if row.seconds is None else clock(row.seconds))
+        table.add_row(*cells, *([row.gpu] if with_gpu else []))
+    lines: list[RenderableType] = [table] if shown else []
+    if len(picture.running) > len(shown):
+        lines.append(Text(f"… and {len(picture.running) - len(shown)} more", style="dim"))
+    lines += [Text(text, no_wrap=True, overflow="ellipsis") for text in (picture.best, picture.progress) if text]
+    return Group(*lines)
+
+
+def count(number: int) -> str:
+    """`950`, `9.0k`, `400k`, `1.2M`: four characters or so."""
+    for size, unit in ((1_000_000, "M"), (1_000, "k")):
+        if number >= size:
+            return f"{number / size:.1f}{unit}" if number < 10 * size else f"{number / size:.0f}{unit}"
+    return str(number)
+
+
+def clock(seconds: float) -> str:
+    """`0:45`, `12:05`, `3:05:00`."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def is_watched(stream: TextIO, environment: Mapping[str, str]) -> bool:
+    """Whether a stream is a terminal that moves its cursor, with a person before it; not a file, a pipe, CI or a notebook."""
+    moves = environment.get("TERM", "") not in ("", "dumb", "unknown")
+    return stream.isatty() and moves and not any(name in environment for name in NOTEBOOKS)
+
+
+class Screen:
+    """Prints the lines of a search; inside `with`, on a watched terminal, it keeps the picture below them."""
+
+    def __init__(self, picture: Callable[[], Picture]) -> None:
+        self.picture = picture
+        self.live: Live | None = None
+
+    def __enter__(self) -> Screen:
+        if is_watched(sys.stdout, os.environ):
+            console = Console(highlight=False)
+            live = Live(
+                console=console,
+                get_renderable=lambda: render(self.picture(), console.height),
+                refresh_per_second=REFRESH_PER_SECOND,
+                transient=True,  # gone at the end, when the table comes
+            )
+            live.start(refresh=True)
+            console.show_cursor(True)  # Live hides it, and a search that is killed would leave it so
+            self.live = live
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        live, self.live = self.live, None
+        if live is not None:
+            live.stop()
+
+    def print(self, line: str) -> None:
+        """A line above the picture, not cut and not broken; from any thread."""
+        if (live := self.live) is None:
+            print(line, flush=True)
+        else:
+            live.console.print(Text(line), soft_wrap=True)

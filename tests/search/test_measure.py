@@ -1,0 +1,99 @@
+"""What a trial costs, measured: against the trial itself, and that nothing stays behind."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from minbert_core.config import TrialConfig, as_written
+from minbert_core.inputs import build_encoder, open_inputs
+from minbert_core.methods.stages import StagePlan
+from minbert_core.model import build_model
+from minbert_core.train import train
+from search import measure as measure_module
+from search.measure import Cost, kinds_of_step, measure
+
+SIZES = {"sst": 8_544, "para": 283_003, "sts": 6_040}
+BATCH_SIZES = dict.fromkeys(SIZES, 16)
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary folders are made."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def quick(config: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> Cost:
+    """Measured in processor time, which others on the machine do not change."""
+    monkeypatch.setattr(measure_module, "time", SimpleNamespace(monotonic=time.process_time, time=time.time))
+    return measure(as_written(config), time.time(), Path("/nowhere"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"task_schedule": "proportional", "tasks": {"sst": {"batch_size": 2}, "para": {"batch_size": 32}}},
+        {"smoothness": "smart", "gradient": "pcgrad"},
+        {"stages": ["linear_probe", {"kind": "multitask", "share": 0.25}]},
+        {"machine": {"micro_batch_tokens": 100}},
+    ],
+    ids=["default", "single_tasks", "smart", "stages", "micro_batches"],
+)
+def test_measured_training_takes_what_training_takes(
+    tiny: Callable[..., TrialConfig], monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
+) -> None:
+    config = tiny(budget={"examples": 4_800, "points": [1]}, **changes)
+    cost = quick(config, monkeypatch)
+    inputs = open_inputs(config)
+    began = time.process_time()
+    for progress in train(config, inputs):
+        if progress.part is None:
+            real = time.process_time() - began
+    assert 0.6 * real < cost.train_seconds < 1.6 * real
+
+
+def test_the_sizes_of_what_is_saved_are_those_of_the_weights(
+    tiny: Callable[..., TrialConfig], scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(stages=["linear_probe", "multitask"])  # the latter's snapshot is the larger one
+    cost = quick(config, monkeypatch)
+    model = build_model(config, build_encoder(config, open_inputs(config)))
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    assert weights < cost.best_bytes < weights + 100_000
+    assert 3 * weights < cost.snapshot_bytes < 3 * weights + 100_000
+    assert list(scratch.iterdir()) == []
+
+
+def test_start_up_counts_from_when_the_process_was_asked_for(tiny: Callable[..., TrialConfig], tmp_path: Path) -> None:
+    assert 7 < measure(as_written(tiny()), time.time() - 7, tmp_path).start_seconds < 30
+
+
+def plan_of(config: TrialConfig) -> StagePlan:
+    [stage] = config.stage_plans()
+    return stage
+
+
+def test_each_kind_of_step_weighs_as_often_as_its_tasks_come(tiny: Callable[..., TrialConfig]) -> None:
+    every = kinds_of_step(plan_of(tiny()), SIZES, BATCH_SIZES, 400_000, seed=0)
+    assert list(every) == [("sst", "para", "sts")]
+
+    by_size = kinds_of_step(plan_of(tiny(task_schedule="proportional")), SIZES, BATCH_SIZES, 400_000, seed=0)
+    total = sum(SIZES.values())
+    assert by_size["para",] / by_size.total() == pytest.approx(SIZES["para"] / total, abs=0.02)
+
+    annealed = tiny(task_schedule={"kind": "proportional", "alpha": 1, "alpha_end": 0})
+    counts = kinds_of_step(plan_of(annealed), SIZES, BATCH_SIZES, 400_000, seed=0)
+    assert 0.6 < counts["para",] / counts.total() < 0.75  # 1/3 in the end, on average 0.66
+
+
+def test_a_stage_that_shows_one_task_after_the_other_is_measured_on_all(tiny: Callable[..., TrialConfig]) -> None:
+    counts = kinds_of_step(plan_of(tiny(task_schedule="sequential")), SIZES, BATCH_SIZES, sum(SIZES.values()), seed=0)
+    shares = {name: counts[name,] / counts.total() for name in SIZES}
+    assert shares == {name: pytest.approx(size / sum(SIZES.values()), abs=0.01) for name, size in SIZES.items()}
