@@ -34,9 +34,9 @@ from analysis.retrain import Job, answer, open_test_split
 from analysis.selection import FRESH, Selection, choose_baseline, choose_search, choose_trials
 from minbert_core.config import seed_of
 from minbert_core.inputs import open_inputs
+from search.drive import start_ray
 from search.narrate import describe
 from search.plan import Refused, Resources, counted, find_resources, git_commit, lock
-from search.run import start_ray
 from search.tracking import Tracker, store_uri, ui_command
 
 

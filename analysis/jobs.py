@@ -11,8 +11,9 @@ from typing import Any
 
 from analysis.retrain import Job, make_ready, retrain
 from analysis.selection import Selection
-from minbert_core.config import TrialConfig, as_written, read_config
+from minbert_core.config import TrialConfig, read_config
 from minbert_core.inputs import open_inputs
+from minbert_core.paths import as_written
 from minbert_core.settings import dump_yaml
 from search.narrate import duration
 from search.plan import Resources, machine_settings

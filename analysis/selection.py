@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.runs import Search, all_searches, open_search
-from minbert_core.config import as_written
+from minbert_core.paths import as_written
 from search.plan import Refused, git_commit
 from search.study import TrialResult, ranked
 

@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minbert_core.checkpoints import load_encoder, save_encoder
-from minbert_core.config import TaskPlan, TrialConfig, as_written, read_config, seed_of
+from minbert_core.config import TaskPlan, TrialConfig, read_config, seed_of
 from minbert_core.data.tokens import PackedBatch
 from minbert_core.encoder import Encoder, Masks
+from minbert_core.paths import as_written
 from minbert_core.settings import dump_yaml
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")

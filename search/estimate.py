@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from minbert_core.config import as_written
+from minbert_core.paths import as_written
 from search.domains import Choice, Domain
 from search.measure import Cost, measure
 from search.narrate import describe, duration

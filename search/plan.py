@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from minbert_core.checkpoints import fetch_encoder
-from minbert_core.config import TINY, TrialConfig, as_written, flatten, lay_over
+from minbert_core.config import TINY, TrialConfig
 from minbert_core.data.corpus import fingerprint
 from minbert_core.data.tasks import TASKS
 from minbert_core.inputs import Inputs, build_encoder, data_folder, open_inputs
 from minbert_core.model import build_model
+from minbert_core.paths import as_written, flatten, lay_over
 from minbert_core.settings import did_you_mean
 from search.domains import Choice
 from search.rungs import expected_full_trials

@@ -16,8 +16,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from minbert_core.config import TrialConfig, default_at, lay_over, load_config
+from minbert_core.config import TrialConfig, default_at, load_config
 from minbert_core.faults import Where, fault_at, faults_of
+from minbert_core.paths import lay_over
 from minbert_core.settings import Fault, SettingsError, did_you_mean, shown
 from search.domains import DOMAINS, NAME, Choice, Domain, Range, is_domain, parse_domain
 from search.space_file import SPACE_KEYS, Places, SpaceSettings, children, nested, read_document, structure_faults, where_under

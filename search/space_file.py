@@ -16,9 +16,10 @@ from typing import Any
 
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
-from minbert_core.config import ObjectiveSetting, TrialConfig, as_written, default_at, lay_over
+from minbert_core.config import ObjectiveSetting, TrialConfig, default_at
 from minbert_core.faults import Where, fault_at
 from minbert_core.knobs import Knob, knob_at
+from minbert_core.paths import as_written, lay_over
 from minbert_core.settings import (
     Fault,
     Lines,

@@ -22,7 +22,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from minbert_core.config import TrialConfig, as_written, read_config, seed_of
+from minbert_core.config import TrialConfig, read_config, seed_of
+from minbert_core.paths import as_written
 from minbert_core.settings import SettingsError, dump_yaml
 from minbert_core.train import load_snapshot
 from search.rungs import STOP, Scheduler

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from minbert_core.config import TrialConfig, lay_over, load_config
+from minbert_core.config import TrialConfig, load_config
 from minbert_core.data import toy
+from minbert_core.paths import lay_over
 
 torch.set_num_threads(1)
 

@@ -8,24 +8,14 @@ from typing import Any
 
 import pytest
 
-from minbert_core.config import (
-    TASK_DEFAULTS,
-    TrialConfig,
-    as_written,
-    default_at,
-    flatten,
-    lay_over,
-    load_config,
-    read_config,
-    seed_of,
-    unflatten,
-)
+from minbert_core.config import TASK_DEFAULTS, TrialConfig, default_at, load_config, read_config, seed_of
 from minbert_core.knobs import NO_DEFAULT, knob_at
 from minbert_core.methods.features import Bi, Cross, Mean, Pooler
 from minbert_core.methods.gradients import PCGrad, Sum
 from minbert_core.methods.heads import Linear, Mlp
 from minbert_core.methods.losses import Bce, CrossEntropy, Mse, Pearson
 from minbert_core.methods.proximal import Bregman, NoProximal
+from minbert_core.paths import as_written, flatten, lay_over, unflatten
 from minbert_core.settings import SettingsError, dump_yaml, parse_yaml
 from search.domains import Choice, Domain
 from search.space import Space, read_space

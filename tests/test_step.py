@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from minbert_core.config import TrialConfig, lay_over, seed_of
+from minbert_core.config import TrialConfig, seed_of
 from minbert_core.data.tokens import PackedBatch, pack
 from minbert_core.encoder import Masks
 from minbert_core.inputs import Inputs, build_encoder, open_inputs
 from minbert_core.methods.gradients import random_orders
 from minbert_core.model import MultitaskBert, build_model
+from minbert_core.paths import lay_over
 from minbert_core.step import Parts, Stepper, StepReport
 
 Tiny = Callable[..., TrialConfig]

@@ -17,10 +17,11 @@ from analysis.results import Logits, Results, Splits, affine, document, measure
 from analysis.retrain import Job, open_test_split
 from analysis.runs import Search
 from analysis.selection import Selection
-from minbert_core.config import TrialConfig, as_written
+from minbert_core.config import TrialConfig
 from minbert_core.data.tasks import TASKS
 from minbert_core.evaluate import check_submission, metric, overall, score
 from minbert_core.inputs import Inputs, open_inputs
+from minbert_core.paths import as_written
 from minbert_core.settings import dump_yaml
 from search.study import TrialResult
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from analysis.retrain import Job, make_ready, retrain
-from minbert_core.config import TrialConfig, as_written
+from minbert_core.config import TrialConfig
+from minbert_core.paths import as_written
 from minbert_core.settings import dump_yaml
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import ray
 
+from search.drive import start_ray
 from search.estimate import (
     Estimate,
     _failure,
@@ -28,7 +29,7 @@ from search.estimate import (
 )
 from search.measure import Cost
 from search.plan import Plan, Refused, Resources, make_plan
-from search.run import start_ray
+from search.run import main
 from search.space import Sample, Space, make_space
 from search.study import KEEP_BEST
 
@@ -218,6 +219,12 @@ def test_a_point_that_cannot_be_trained_is_told_with_its_reason_and_a_way_out() 
         "Fewer trials at a time, smaller batches, or `machine/micro_batch_tokens` would need less."
     )
     assert "its process was killed, perhaps out of memory" in _failure(sample, ray.exceptions.WorkerCrashedError())
+
+
+@pytest.mark.parametrize("arguments", ["--space quick.yaml --price 1", "--resume quick --dry-run --price 1"])
+def test_a_price_without_a_new_searchs_dry_run_is_refused(capsys: pytest.CaptureFixture[str], arguments: str) -> None:
+    assert main(arguments.split()) == 2
+    assert capsys.readouterr().err == "--price is for the estimate of a new search: it goes with --space and --dry-run.\n"
 
 
 # ------------------------------------------------------------------------------------------------------------- with Ray

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from minbert_core.config import TrialConfig, as_written
+from minbert_core.config import TrialConfig
 from minbert_core.inputs import build_encoder, open_inputs
 from minbert_core.methods.stages import StagePlan
 from minbert_core.model import build_model
+from minbert_core.paths import as_written
 from minbert_core.train import train
 from search import measure as measure_module
 from search.measure import Cost, kinds_of_step, measure

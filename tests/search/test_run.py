@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,8 +22,8 @@ import torch
 
 from minbert_core.config import read_config
 from minbert_core.model import load_model
-from search import run
-from search.plan import Resources, lock, make_plan, read_plan
+from search import drive, run
+from search.plan import Plan, Resources, lock, make_plan, read_plan
 from search.space import make_space, read_space
 from search.study import TrialResult, read_results
 from search.tracking import store_uri
@@ -211,6 +212,21 @@ def test_folders_in_the_record_are_absolute(
     assert (plan["data"], plan["encoder"]) == (str(data), str(encoder))
 
 
+def test_a_search_over_encoders_goes_on_from_anywhere(
+    typed: Callable[..., Typed], here: Path, data: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[Plan] = []
+    monkeypatch.setattr(run, "run_search", lambda folder, plan, *_, **__: plans.append(plan) or 0)
+    shutil.copytree(encoder, here / "other")
+    choice = "encoder/checkpoint={choice: [./encoder, ./other]}"
+    assert typed("--space", "quick.yaml", "--data", "data", "--set", choice).code == 0
+    monkeypatch.chdir("/")
+    assert typed("--resume", "quick", "--runs", str(here / "runs")).code == 0
+    for plan in plans:
+        taken = plan.space.sample(lambda name, domain: domain.middle("./other")).config()
+        assert taken.encoder.checkpoint == str(here / "other")
+
+
 def test_a_resume_may_raise_the_trials_and_no_more(typed: Callable[..., Typed], begun: Path) -> None:
     before = (begun / "space.yaml").read_bytes()
     assert typed("--resume", "quick").code == run.INTERRUPTED
@@ -349,7 +365,7 @@ def test_the_exit_code_says_how_a_search_ended(
     tracker = SimpleNamespace(note=lambda _: None, close=close, error="The disk is full.")
     shown: list[str] = []
     narrator: Any = SimpleNamespace(tasks=["sst"], show=shown.extend, tracker=tracker)
-    assert run._close(here / "runs" / "quick", plan, [result], narrator, interrupted, store_uri(here / "runs")) == code
+    assert drive.close(here / "runs" / "quick", plan, [result], narrator, interrupted, store_uri(here / "runs")) == code
     assert ends == [status]
     err = capsys.readouterr().err
     assert ("The disk is full." in err) == (not recorded)

@@ -10,7 +10,8 @@ from typing import Any
 import optuna
 import pytest
 
-from minbert_core.config import TrialConfig, as_written
+from minbert_core.config import TrialConfig
+from minbert_core.paths import as_written
 from minbert_core.settings import SettingsError, dump_yaml, parse_yaml
 from search.domains import Choice, Domain
 from search.rungs import Asha, TopK

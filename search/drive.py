@@ -1,0 +1,254 @@
+"""A search from its start to its end: Ray, the study, the terminal and MLflow around it; what it says when it is over.
+
+plan -> run_search -> Ray Tune asks StudySearcher for trials -> run_trial on workers -> close -> exit code
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from minbert_core.paths import as_written
+from search.costs import branch_table, choices_of, total_cost
+from search.narrate import Narrator, table
+from search.plan import Plan, Refused, Resources, counted, read_plan
+from search.searcher import StopOnRequest, StudySearcher, TuneScheduler
+from search.study import Study, TrialResult, mend_journal
+from search.tracking import Tracker, dashboard_command, store_uri, ui_command
+from search.trainable import run_trial
+
+DONE, NONE_FINISHED, NOT_RECORDED, INTERRUPTED = 0, 1, 4, 130  # exit codes; run.py has those of what never started
+
+
+def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[], float], resumed: bool) -> int:
+    """Run (or go on with) the search in `folder` to its end, to Ctrl-C, or while there is time; the exit code."""
+    record = read_plan(folder)
+    uri = record.get("tracking_uri") or store_uri(folder.parent)
+    files = [folder / "space.yaml", folder / "plan.json"]
+    note, digests, num_rows = _note(plan, folder, []), plan.fingerprints(), _num_rows(plan)
+    tracker = Tracker(uri, plan.name, note, _tags(plan), _params(plan), digests, files, resumed, num_rows, record.get("id"))
+    tracker.start()
+    rungs = plan.space.settings.rungs
+    tasks, slots = list(plan.config.train_on), plan.resources.slots
+    narrator = Narrator(folder, tasks, plan.num_trials, slots, rungs[-1], tracker, plan.examples)
+    with contextlib.closing(narrator), _Interrupts(narrator.say) as interrupts:
+        narrator.log.write("\n".join(plan.lines(num_dropped=None)) + "\n")  # the terminal has them already
+        narrator.show([f"folder    {folder}", _dashboard(folder), f"mlflow    {ui_command(uri, Path.cwd())}"])
+        mend_journal(folder)
+        study = Study(folder, plan.space, plan.seed)
+        scheduler = plan.space.settings.trial_scheduler.build(rungs, plan.num_trials)
+        unfinished = study.restore(scheduler) if resumed else []
+        narrator.replay(study.results())
+        if resumed:
+            narrator.say(f"resumed; {narrator.num_done()} of {plan.num_trials} trials have ended, {len(unfinished)} go on")
+        searcher = StudySearcher(study, scheduler, plan.num_trials, unfinished, narrator, seconds_left)
+        try:
+            if searcher.has_more():
+                with narrator.screen:
+                    _fit(plan, searcher, TuneScheduler(scheduler, rungs, seconds_left), address, interrupts)
+            if not interrupts.seen:
+                searcher.pause_the_rest()
+        except BaseException:  # a fault of Ray's or ours, raised on: what was done stays
+            narrator.show([f"go on     {go_on(folder)}"])
+            tracker.close("FAILED")
+            raise
+        return close(folder, plan, study.results(), narrator, interrupts.seen, uri)
+
+
+def start_ray(resources: Resources, address: str) -> None:
+    """Start a Ray instance of one's own (address `local`) with `resources`, or join the cluster at `address`; quietly.
+
+    Raises Refused where Ray does not start.
+    """
+    import logging
+
+    import ray
+
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    local: dict[str, Any] = {}
+    if address == "local":
+        temporary = tempfile.gettempdir()
+        # sockets lie 80 characters below it, and a socket's path may have 107 (on macOS 103)
+        scratch = Path(temporary if len(temporary) < 20 else "/tmp") / f"minbert-ray-{os.getuid()}"
+        local = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "include_dashboard": False, "_temp_dir": str(scratch)}
+        local["object_store_memory"] = 100 * 1024**2  # reports only; data goes by path
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    except Exception as error:  # Ray raises a plain one where its processes are not up within 30 s
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Refused(f"Ray did not start; is this machine overloaded, or its disk full? It says: {reason}") from error
+
+
+def _fit(plan: Plan, searcher: Any, scheduler: Any, address: str, interrupts: _Interrupts) -> None:
+    """Hand everything to Ray Tune and wait until the trials have ended, or an interrupt was seen."""
+    import ray
+    from ray import tune
+
+    start_ray(plan.resources, address)
+    interrupts.listen()  # again: Ray has put a handler of its own in place, which leaves at once
+    storage = Path(tempfile.mkdtemp(prefix="minbert-tune-"))
+    resources = {"cpu": plan.resources.cpus_per_trial, "gpu": plan.resources.gpus_per_trial}
+    tuner = tune.Tuner(
+        tune.with_resources(run_trial, resources),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=-1,
+            max_concurrent_trials=plan.resources.slots,
+            reuse_actors=False,
+        ),
+        run_config=tune.RunConfig(
+            name=plan.name,
+            storage_path=str(storage),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=0),
+            stop=StopOnRequest(lambda: interrupts.seen),
+        ),
+    )
+    try:
+        if not interrupts.seen:
+            tuner.fit()
+    finally:
+        ray.shutdown()
+        shutil.rmtree(storage, ignore_errors=True)
+
+
+class _Interrupts:
+    """Ctrl-C and SIGTERM while a search runs: answered at once by a thread, `seen` by the main one, never raised.
+
+    The main thread may wait inside Ray or be in the middle of a file: it is asked to end, and a second Ctrl-C breaks nothing.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say, self.seen = say, False
+
+    def __enter__(self) -> _Interrupts:
+        self.read, self.write = os.pipe()
+        os.set_blocking(self.write, False)
+        self.previous = signal.set_wakeup_fd(self.write, warn_on_full_buffer=False)
+        self.handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.listen()
+        self.thread = threading.Thread(target=self._answer, daemon=True)
+        self.thread.start()
+        return self
+
+    def listen(self) -> None:
+        for number in self.handlers:
+            signal.signal(number, lambda *_: None)  # Python writes the signal's number to the pipe before it calls this
+
+    def _answer(self) -> None:
+        while received := os.read(self.read, 64):
+            if signal.SIGINT in received or signal.SIGTERM in received:
+                self.say("stopping already, some seconds more …" if self.seen else "stopping; the trials' states are saved …")
+                self.seen = True
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self.previous)
+        os.close(self.write)
+        self.thread.join()
+        os.close(self.read)
+
+
+def close(folder: Path, plan: Plan, results: list[TrialResult], narrator: Narrator, interrupted: bool, uri: str) -> int:
+    """Show the table and the next command, and end the record in MLflow; the exit code."""
+    resources = plan.resources
+    rows = table(results, narrator.tasks, gpus_per_trial=resources.gpus_per_trial) if results else []
+    if branches := branch_table(results, choices_of(plan.space)):
+        rows += ["", *branches]
+    cost = f"cost      {total_cost(results, resources.cpus_per_trial, resources.gpus_per_trial)}"
+    statuses = [trial.status for trial in results]
+    counts = {status: statuses.count(status) for status in ("completed", "stopped", "failed", "running")}
+    summary = ", ".join(f"{count} {'paused' if status == 'running' else status}" for status, count in counts.items() if count)
+    narrator.show(["", f"{counted(len(results), 'trial')}: {summary or 'none has begun'}.", *rows, "", cost])
+    if (folder / "best").exists():
+        narrator.show([f"best      {folder / 'best'}"])
+    narrator.show([f"compare   {ui_command(uri, Path.cwd())}", _dashboard(folder)])
+    paused, not_begun = counts["running"], plan.num_trials - len(results)
+    out_of_time = not interrupted and paused + not_begun > 0
+    worked = counts["completed"] > 0 or (out_of_time and any(trial.points for trial in results))
+    if out_of_time:
+        narrator.show([f"paused    {counted(paused, 'trial')}, and {not_begun} not begun: no time was left for a next point"])
+    if interrupted or out_of_time:
+        narrator.show([f"go on     {go_on(folder)}"])
+    if counts["completed"] and not interrupted:
+        narrator.show([f"next      {next_command(folder)}"])
+    if counts["failed"] and not interrupted and not worked:
+        narrator.show([f"reasons   {folder / 'trials'}/*/log.txt"])
+    narrator.tracker.note(_note(plan, folder, [*rows, "", cost]))
+    recorded = narrator.tracker.close("KILLED" if interrupted else "FINISHED" if worked else "FAILED")
+    if not recorded:
+        print(f"\033[31mMLflow: {narrator.tracker.error}\033[0m", file=sys.stderr)
+        print(f"The search itself is whole; only MLflow lacks something. This logs it again: {go_on(folder)}", file=sys.stderr)
+    if interrupted:
+        return INTERRUPTED
+    if not worked:
+        return NONE_FINISHED
+    return DONE if recorded else NOT_RECORDED
+
+
+# -------------------------------------------------------------------------------------------------------------- words
+
+
+def go_on(folder: Path) -> str:
+    return shlex.join(["python", "-m", "search.run", "--resume", folder.name, *_runs_option(folder)])
+
+
+def next_command(folder: Path) -> str:
+    return shlex.join(["python", "analysis/best_to_test.py", "--search", folder.name, *_runs_option(folder)])
+
+
+def _dashboard(folder: Path) -> str:
+    return f"dashboard {dashboard_command(folder / 'study.journal', Path.cwd())}"
+
+
+def _runs_option(folder: Path) -> list[str]:
+    return [] if folder.parent == Path.cwd() / "runs" else ["--runs", os.path.relpath(folder.parent)]
+
+
+def _note(plan: Plan, folder: Path, lines: list[str]) -> str:
+    body = "\n".join(lines) if lines else "(running)"
+    return (
+        f"**{plan.space.settings.about or plan.name}**\n\n{body}\n\n"
+        f"Next: `python analysis/best_to_test.py --search {plan.name}`\n\nFolder: `{folder}`\n\n"
+        "A trial that its rung stopped is FINISHED with a `stop_reason`; FAILED is a fault. The chart page shows ten runs at "
+        "first: choose *Show all* in the eye menu. Metric names in filters need backticks: ``metrics.`dev/norm` > 0.7``."
+    )
+
+
+def _tags(plan: Plan) -> dict[str, str]:
+    record = plan.document([])
+    versions = {f"version/{name}": text for name, text in record["versions"].items()}
+    return {"about": plan.space.settings.about, "git": record["git_commit"], **versions}
+
+
+def _num_rows(plan: Plan) -> dict[str, int]:
+    """Rows of each data set, under the names of the plan's fingerprints."""
+    splits = {"train": plan.inputs.train, "dev": plan.inputs.dev}
+    return {f"{name}-{split}": len(rows[name]) for name in plan.config.train_on for split, rows in splits.items()}
+
+
+def _params(plan: Plan) -> dict[str, Any]:
+    return {
+        "trials": plan.num_trials,
+        "seed": plan.seed,
+        "examples": plan.examples,
+        "rungs": list(plan.space.settings.rungs),
+        "objective": as_written(plan.config.objective),
+        "encoder": plan.config.encoder.checkpoint,
+        "data": plan.config.data,
+        "tasks": list(plan.config.train_on),
+        "resources": str(plan.resources),
+        **{f"space/{name}": str(domain) for name, (domain, _) in plan.space.domains().items()},
+    }
