@@ -86,7 +86,7 @@ def choose_search(name: str | None, runs: Path) -> Search:
     if name is not None:
         search = open_search(runs / name)
     else:
-        found = next((search for search in all_searches(runs) if not search.is_toy and search.is_finished), None)
+        found = next((search for search in all_searches(runs) if not search.is_toy and _is_ready(search)), None)
         if found is None:
             raise ValueError(
                 f"There is no finished search on real data in {runs}. Name one with --search NAME (a toy one, too)."
@@ -95,6 +95,11 @@ def choose_search(name: str | None, runs: Path) -> Search:
     if search.is_running():
         raise Refused(f"The search {search.name} is still running; test its best when it has ended.")
     return search
+
+
+def _is_ready(search: Search) -> bool:
+    """Whether there is something to test: all its trials have ended, or `--hours` ended it with one complete."""
+    return search.is_finished or (not search.is_running() and any(trial.status == "completed" for trial in search.trials))
 
 
 def choose_trials(search: Search, top: int, no_retrain: bool) -> list[TrialResult]:

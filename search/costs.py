@@ -43,7 +43,7 @@ def read_choices(folder: Path) -> list[str]:
 
 
 def branch_costs(trials: Iterable[TrialResult], choices: Sequence[str]) -> list[BranchCost]:
-    """A row a branch that a trial took, of each choice, cheapest first; and of the recipe, if the trials have several."""
+    """A row a branch that a trial took, of each choice, cheapest first; and of the recipe, if no choice tells it."""
     trials = [trial for trial in trials if trial.examples]
     groups: dict[str, dict[Any, list[TrialResult]]] = {name: defaultdict(list) for name in [*choices, "recipe"]}
     for trial in trials:
@@ -51,11 +51,17 @@ def branch_costs(trials: Iterable[TrialResult], choices: Sequence[str]) -> list[
         for name in choices:
             if name in trial.params:  # a choice within a branch that this trial did not take is not
                 groups[name][trial.params[name]].append(trial)
-    if len(groups["recipe"]) == 1:
+    recipes = _partition(groups["recipe"])
+    if len(recipes) == 1 or any(_partition(groups[name]) == recipes for name in choices):  # a choice that says the same
         del groups["recipe"]
     costs = [_cost(name, str(branch), taken) for name, branches in groups.items() for branch, taken in branches.items()]
     order = list(groups)
     return sorted(costs, key=lambda cost: (order.index(cost.parameter), cost.ms_an_example))
+
+
+def _partition(groups: dict[Any, list[TrialResult]]) -> set[frozenset[int]]:
+    """Which trials go together."""
+    return {frozenset(trial.number for trial in trials) for trials in groups.values()}
 
 
 def _cost(parameter: str, branch: str, trials: list[TrialResult]) -> BranchCost:

@@ -65,6 +65,13 @@ def test_recipes_are_compared_where_there_are_several(trial: Callable[..., Trial
     assert branch_table(trials[:1], []) == []
 
 
+def test_a_choice_that_tells_the_recipe_is_shown_once(trial: Callable[..., TrialResult]) -> None:
+    probed = "data: toy\nencoder: tiny\nstages: [{kind: linear_probe, share: 0.5}, {kind: multitask}]\n"
+    plain, first = {"together/recipe": "plain"}, {"together/recipe": "lp_ft"}
+    trials = [trial(0, 2.0, 1000, plain), trial(1, 1.0, 1000, first, config=probed), trial(2, 1.0, 1000, plain)]
+    assert {cost.parameter for cost in branch_costs(trials, ["together/recipe"])} == {"together/recipe"}
+
+
 def test_a_trial_that_measured_nothing_costs_nothing(tmp_path: Path) -> None:
     dead = TrialResult(0, "failed", "it died", {"smoothness": "none"}, None, tmp_path, [])
     assert branch_costs([dead], ["smoothness"]) == []
