@@ -15,15 +15,19 @@ from search.study import TrialResult, ranked
 from search.tracking import Tracker
 
 
-def short_name(path: str) -> str:
-    """The last words of a path that tell it apart for a reader: `optimizer/lr` -> `lr`, `tasks/all/pooling` -> `pooling`."""
-    return path.rpartition("/")[2]
+def short_names(paths: Iterable[str]) -> dict[str, str]:
+    """Each path's last word, `optimizer/lr` -> `lr`; its last two where another path ends alike."""
+    paths = list(paths)
+    last = {path: path.rpartition("/")[2] for path in paths}
+    words = list(last.values())
+    return {path: word if words.count(word) == 1 else "/".join(path.split("/")[-2:]) for path, word in last.items()}
 
 
 def describe(params: dict[str, Any]) -> str:
     """The searched parameters of a trial in a few words: `smoothness=smart lr=3.2e-05`."""
+    names = short_names(params)
     values = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in params.items()}
-    return " ".join(f"{short_name(name)}={value}" for name, value in values.items())
+    return " ".join(f"{names[name]}={value}" for name, value in values.items())
 
 
 def scores(record: dict[str, Any], tasks: Iterable[str]) -> str:

@@ -65,6 +65,11 @@ def test_a_trial_is_described_by_the_last_words_of_its_paths() -> None:
     assert describe(params) == "smoothness=smart radius=0.0123 batch_size=16"
 
 
+def test_paths_that_end_alike_are_told_apart_by_two_words() -> None:
+    params = {"optimizer/lr": 1e-4, "stages/0/linear_probe/lr": 2e-3, "stages/0/linear_probe/share": 0.5}
+    assert describe(params) == "optimizer/lr=0.0001 linear_probe/lr=0.002 share=0.5"
+
+
 def test_scores_are_short_and_keep_their_sign(trial: Callable[..., TrialResult]) -> None:
     assert scores(trial(0, 0.72034).best, TASKS) == "0.7203 (sst .441 sts -0.020)"
 
