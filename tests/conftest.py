@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,8 @@ from minbert_core.data import toy
 from minbert_core.paths import lay_over
 
 torch.set_num_threads(1)
+# a shell that starts pytest in the background has it ignored, here and in what a test starts
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 ENCODER = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "minbert" / "all-MiniLM-L6-v2"

@@ -102,7 +102,7 @@ def test_retraining_reports_dev_and_test_beside_the_claim(toy_runs: Path, capsys
 
 def test_an_interrupted_test_goes_on_and_trains_nothing_twice(tmp_path: Path, make_search: Callable[..., Path]) -> None:
     runs = tmp_path / "runs"
-    make_search(runs, "small", {"data": "toy", "encoder": "tiny", "budget": {"examples": 2000}}, num_trials=1)
+    make_search(runs, "small", {"data": "toy", "encoder": "tiny", "budget": {"examples": 4000}}, num_trials=1)
     command = [sys.executable, str(ROOT / "analysis" / "best_to_test.py"), "--search", "small", "--seeds", "2", "--gpus", "0"]
     folder = runs / "small" / "test" / "retrained"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shlex
 import subprocess
@@ -15,6 +16,14 @@ from search import environment, run
 from search.environment import masked, missing, missing_sentence, open_pins, own_version, report
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the variables that the report tells: other tests import what sets some, and its column is as wide as they are."""
+    for name in list(os.environ):
+        if name.startswith(("RAY_", "CUDA_", "MLFLOW_", "SLURM_")):
+            monkeypatch.delenv(name)
 
 
 def without(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -> None:

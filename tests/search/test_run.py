@@ -512,20 +512,25 @@ def assert_healthy(here: Path, name: str, trials: list[TrialResult]) -> None:
     assert parent.data.metrics["trials_done"] == len(trials)
 
 
-@pytest.mark.parametrize("name", ["quickstart", "smart", "gradvac"])
-def test_two_trials_of_a_shipped_space_finish(search: Callable[..., Search], tmp_path: Path, name: str) -> None:
-    one = search("--space", str(SPACES / f"{name}.yaml"), *TINY, "--trials", "2", "--set", "budget/examples=600")
+@pytest.mark.parametrize(("name", "num_baselines"), [("quickstart", 1), ("stages", 3), ("full", 3)])
+def test_the_baselines_of_a_shipped_space_and_one_trial_more_finish(
+    search: Callable[..., Search], tmp_path: Path, name: str, num_baselines: int
+) -> None:
+    num_trials = num_baselines + 1
+    space = str(SPACES / f"{name}.yaml")
+    one = search("--space", space, *TINY, "--trials", str(num_trials), "--set", "budget/examples=600")
     assert one.end() == 0, one.text
-    trials = assert_whole(tmp_path / "runs" / name, 2)
+    trials = assert_whole(tmp_path / "runs" / name, num_trials)
     assert_healthy(tmp_path, name, trials)
-    assert [trial.baseline for trial in trials] == [0, None]
-    assert (trials[0].status, parts(trials[0])) == ("completed", [1, 3, 9])  # a baseline runs to the end
+    assert [trial.baseline for trial in trials] == [*range(num_baselines), None]
+    for trial in trials[:num_baselines]:
+        assert (trial.status, parts(trial)) == ("completed", [1, 3, 9])  # a baseline runs to the end
     # quiet: the plan, then our own lines, then the table; no box, progress bar or warning of anybody else's
     events = one.text[one.text.index("\nmlflow ") :].strip().splitlines()[1:]
     closing = next(i for i, line in enumerate(events) if not line)
-    event = re.compile(r"\[\d\d:\d\d:\d\d\] 00[01] (started|at|completed|stopped)")
+    event = re.compile(r"\[\d\d:\d\d:\d\d\] 00[0-3] (started|at|completed|stopped)")
     assert all(event.match(line) for line in events[:closing]), one.text
-    assert events[closing + 1].startswith("2 trials: ")
+    assert events[closing + 1].startswith(f"{num_trials} trials: ")
     assert events[-1] == f"next      python analysis/best_to_test.py --search {name}"
 
 
