@@ -102,17 +102,19 @@ def test_retraining_reports_dev_and_test_beside_the_claim(toy_runs: Path, capsys
 
 def test_an_interrupted_test_goes_on_and_trains_nothing_twice(tmp_path: Path, make_search: Callable[..., Path]) -> None:
     runs = tmp_path / "runs"
-    make_search(runs, "small", {"data": "toy", "encoder": "tiny", "budget": {"examples": 4000}}, num_trials=1)
+    make_search(runs, "small", {"data": "toy", "encoder": "tiny", "budget": {"examples": 8000}}, num_trials=1)
     command = [sys.executable, str(ROOT / "analysis" / "best_to_test.py"), "--search", "small", "--seeds", "2", "--gpus", "0"]
     folder = runs / "small" / "test" / "retrained"
 
-    def interrupted(number: int, at_points: int) -> subprocess.CompletedProcess[str]:
-        """Run until both seeds have passed so many points, then send the signal."""
+    def num_points() -> int:
+        files = folder.glob("*/metrics.jsonl")
+        return sum(record["kind"] == "dev" for file in files for record in read_records(file))
+
+    def interrupted(number: int) -> subprocess.CompletedProcess[str]:
+        """Run until one point more has been passed, then send the signal."""
+        known, deadline = num_points(), time.monotonic() + 300
         driver = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        deadline = time.monotonic() + 300
-        while (
-            sum(record["kind"] == "dev" for file in folder.glob("*/metrics.jsonl") for record in read_records(file)) < at_points
-        ):
+        while num_points() <= known:
             assert driver.poll() is None, driver.communicate()[0]
             assert time.monotonic() < deadline, "five minutes have passed"
             time.sleep(0.05)
@@ -120,11 +122,11 @@ def test_an_interrupted_test_goes_on_and_trains_nothing_twice(tmp_path: Path, ma
         output, _ = driver.communicate()
         return subprocess.CompletedProcess(command, driver.returncode, output)
 
-    stopped = interrupted(signal.SIGINT, 1)
+    stopped = interrupted(signal.SIGINT)
     assert stopped.returncode == 130, stopped.stdout
     assert "The same command goes on" in stopped.stdout
     assert {run.info.status for of in tracked(runs).values() for run in of} == {"KILLED"}
-    killed = interrupted(signal.SIGKILL, 2)
+    killed = interrupted(signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL
     assert "goes on after about" in killed.stdout
     assert not (runs / "small" / "test" / "ledger.jsonl").exists()
