@@ -29,9 +29,9 @@ from minbert_core.faults import Where, faults_of, path_of
 from minbert_core.knobs import NO_DEFAULT, knob_at
 from minbert_core.methods.features import Cross, PairEncoding, Pooler, Pooling
 from minbert_core.methods.gradients import GradientMethod, Sum
-from minbert_core.methods.heads import Head, Linear
+from minbert_core.methods.heads import Cosine, Head, Linear
 from minbert_core.methods.loss_weights import LossWeights, Static
-from minbert_core.methods.losses import Loss, default_loss
+from minbert_core.methods.losses import CosineEmbedding, Loss, default_loss
 from minbert_core.methods.optimizer import Optimizer
 from minbert_core.methods.proximal import NoProximal, Proximal
 from minbert_core.methods.smoothness import NoSmoothness, Smoothness
@@ -266,6 +266,11 @@ def _task_faults(config: TrialConfig, name: str) -> Iterator[str]:
     if fits and plan.loss.reads_features and not plan.head.reads_cosine_only:
         law = f"trains the encoder alone, but `{written('head')}` kind '{plan.head.kind}' answers nothing untrained"
         yield f"`{written('loss')}` kind '{plan.loss.kind}' {law}. Use head: cosine."
+    if fits and plan.task.kind == "binary" and isinstance(plan.loss, CosineEmbedding) and isinstance(plan.head, Cosine):
+        boundary, margin = 0.0 - plan.head.offset / plan.head.scale, plan.loss.margin
+        if not margin < boundary < 1:  # where the loss puts the pairs that are not alike, or beyond those that are
+            law = f"parts the classes of {name} at a cosine of {boundary:g}, which must lie between the loss's margin"
+            yield f"`{written('head')}` kind 'cosine' {law} {margin:g} and 1. Set its offset to {-plan.head.scale * (1 + margin) / 2:g}."
     if plan.head.single_output and plan.outputs > 1:
         cause = f" under loss kind '{plan.loss.kind}'" if plan.task.outputs == 1 else ""
         yield f"`{written('head')}` kind '{plan.head.kind}' has one output, but task {name} has {plan.outputs} classes{cause}."

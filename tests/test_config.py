@@ -322,9 +322,13 @@ CROSS = {
     "alone, but `tasks/sts/head` kind 'linear' answers nothing untrained. Use head: cosine.",
     "{tasks: {all: {head: mlp}, pairs: {pair_encoding: bi}, para: {loss: cosine_embedding}}}": "`tasks/para/loss` kind "
     "'cosine_embedding' trains the encoder alone, but `tasks/all/head` kind 'mlp' answers nothing untrained. Use head: cosine.",
+    "{train_on: [para], objective: para, tasks: {all: {pair_encoding: bi, head: cosine, loss: cosine_embedding}}}": "`tasks/"
+    "all/head` kind 'cosine' parts the classes of para at a cosine of 0, which must lie between the loss's margin 0 and 1. Set its "
+    "offset to -2.5.",
     "tasks: {sst: {loss: cosine_embedding}}": "`tasks/sst/loss` kind 'cosine_embedding' does not fit task sst, which is "
     "classification; it fits: regression, binary. Set it for the task it is meant for.",
-    "{train_on: [para, sts], tasks: {pairs: {pair_encoding: bi, head: cosine, loss: cosine_embedding}}, "
+    "{train_on: [para, sts], "
+    "tasks: {pairs: {pair_encoding: bi, head: {kind: cosine, offset: -2.5}, loss: cosine_embedding}}, "
     "stages: [linear_probe, multitask]}": "`stages/0` kind 'linear_probe' trains heads alone, but the losses of para, sts "
     "train the encoder alone. Use another loss, or leave this stage out.",
     "encoder: tiny": "`encoder` tiny knows the toy corpus's words only, but `data` is 'data'. Use data: toy, or a "
@@ -365,7 +369,7 @@ def test_a_loss_that_compares_vectors_is_refused_where_a_pair_is_one_sequence() 
         "`tasks/sts/loss` kind 'cosine_embedding' trains the encoder alone, but `tasks/sts/head` kind 'linear' answers nothing "
         "untrained. Use head: cosine.",
     ]
-    pairs = {"pair_encoding": "bi", "head": "cosine", "loss": "cosine_embedding"}
+    pairs = {"pair_encoding": "bi", "head": {"kind": "cosine", "offset": -2.5}, "loss": "cosine_embedding"}
     assert load_config({"tasks": {"pairs": pairs}, "stages": ["linear_probe", "multitask"]}).recipe == "linear_probe+multitask"
 
 
@@ -493,7 +497,8 @@ NESTED: list[dict[str, Any]] = [
      "optimizer": {"lr_schedule": "cosine", "layer_decay": 0.9}},
     {"stages": ["linear_probe", {"kind": "single_task", "task": "para", "share": 0.3, "proximal": "bregman"},
                 {"kind": "heads_only", "fresh": True, "lr": 1e-2, "task_schedule": {"kind": "sequential", "share": 0.5}}]},
-    {"tasks": {"pairs": {"pair_encoding": "bi", "head": "cosine", "loss": {"kind": "cosine_embedding", "margin": 0.2}},
+    {"tasks": {"pairs": {"pair_encoding": "bi", "head": {"kind": "cosine", "offset": -3},
+                         "loss": {"kind": "cosine_embedding", "margin": 0.2}},
                "sts": {"head": "linear", "loss": {"kind": "classes", "classes": 11}}}},
     {"train_on": ["sts"], "optimizer": {"clip": None}, "encoder": {"checkpoint": "x/y", "hidden_dropout": 0.0}},
     {"task_schedule": {"kind": "proportional", "alpha": 1, "alpha_end": None}, "budget": {"epochs": 1.5, "points": [1, 3]}},

@@ -619,7 +619,7 @@ def test_the_teacher_s_passes_are_counted(tiny: Tiny) -> None:
 
 SIZES = (3, 1, 4)  # one part is a single example, which has no correlation
 NO_HEAD_DROPOUT = {"pair_encoding": "bi", "pooling": "mean", "head": {"kind": "sbert", "dropout": 0}}
-COSINE = {"pair_encoding": "bi", "head": "cosine", "loss": "cosine_embedding"}
+COSINE = {"pair_encoding": "bi", "head": {"kind": "cosine", "offset": -2.5}, "loss": "cosine_embedding"}
 IN_PARTS: dict[str, dict[str, Any]] = {
     "cross-encoded": {},
     "cross-encoded, pearson": {"tasks": {"sts": {"loss": "pearson"}}},
