@@ -270,7 +270,8 @@ def _task_faults(config: TrialConfig, name: str) -> Iterator[str]:
         boundary, margin = 0.0 - plan.head.offset / plan.head.scale, plan.loss.margin
         if not margin < boundary < 1:  # where the loss puts the pairs that are not alike, or beyond those that are
             law = f"parts the classes of {name} at a cosine of {boundary:g}, which must lie between the loss's margin"
-            yield f"`{written('head')}` kind 'cosine' {law} {margin:g} and 1. Set its offset to {-plan.head.scale * (1 + margin) / 2:g}."
+            remedy = f"Set its offset to {-plan.head.scale * (1 + margin) / 2:g}."
+            yield f"`{written('head')}` kind 'cosine' {law} {margin:g} and 1. {remedy}"
     if plan.head.single_output and plan.outputs > 1:
         cause = f" under loss kind '{plan.loss.kind}'" if plan.task.outputs == 1 else ""
         yield f"`{written('head')}` kind '{plan.head.kind}' has one output, but task {name} has {plan.outputs} classes{cause}."

@@ -323,8 +323,8 @@ CROSS = {
     "{tasks: {all: {head: mlp}, pairs: {pair_encoding: bi}, para: {loss: cosine_embedding}}}": "`tasks/para/loss` kind "
     "'cosine_embedding' trains the encoder alone, but `tasks/all/head` kind 'mlp' answers nothing untrained. Use head: cosine.",
     "{train_on: [para], objective: para, tasks: {all: {pair_encoding: bi, head: cosine, loss: cosine_embedding}}}": "`tasks/"
-    "all/head` kind 'cosine' parts the classes of para at a cosine of 0, which must lie between the loss's margin 0 and 1. Set its "
-    "offset to -2.5.",
+    "all/head` kind 'cosine' parts the classes of para at a cosine of 0, which must lie between the loss's margin 0 and 1. Set "
+    "its offset to -2.5.",
     "tasks: {sst: {loss: cosine_embedding}}": "`tasks/sst/loss` kind 'cosine_embedding' does not fit task sst, which is "
     "classification; it fits: regression, binary. Set it for the task it is meant for.",
     "{train_on: [para, sts], "
