@@ -19,12 +19,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from minbert_core.config import TrialConfig, seed_of
-from minbert_core.data.tokens import PackedBatch, pack
+from minbert_core.data.tokens import PackedBatch, pack_parts
 from minbert_core.evaluate import is_constant, metric, overall, predict_logits, predictions, score
 from minbert_core.inputs import Inputs, build_encoder
 from minbert_core.machine import prepare, resolve_precision, usage
@@ -160,13 +159,8 @@ class _Trial:
         start = self.counters.drawn[name]
         rows = example_rows(seed_of(self.config.seed, "rows", name), len(split), start, plan.batch_size)
         self.counters.drawn[name] += plan.batch_size
-        encoding, max_length, specials = plan.pair_encoding.kind, self.config.max_length, self.inputs.specials
-        batch = pack(split, rows, encoding, max_length, specials)
-        if limit is None or sum(batch.lengths) <= limit:
-            return [batch.to(self.device)]
-        tokens_B = np.reshape(batch.lengths, (-1, len(rows))).sum(axis=0)  # two sequences an example under a bi-encoder
-        parts = np.split(rows, cuts(tokens_B.tolist(), limit))
-        return [pack(split, part, encoding, max_length, specials).to(self.device) for part in parts]
+        parts = pack_parts(split, rows, plan.pair_encoding.kind, self.config.max_length, self.inputs.specials, limit)
+        return [part.to(self.device) for part in parts]
 
     def _train_record(self, stage: StagePlan, progress: float, report: StepReport) -> Record:
         counters = self.counters
@@ -259,17 +253,6 @@ class _Log:
 def stage_ends(shares: list[float], total: int) -> list[int]:
     """Where each stage ends, in examples from the trial's start; the last ends with the trial, whatever its share rounds to."""
     return [math.ceil(round(share * total, 6)) for share in accumulate(shares[:-1])] + [total]
-
-
-def cuts(tokens: list[int], limit: int) -> list[int]:
-    """Where to cut a batch into parts of at most `limit` tokens each, given the tokens of its examples; none is cut itself."""
-    found, filled = [], 0
-    for i, count in enumerate(tokens):
-        if filled and filled + count > limit:
-            found.append(i)
-            filled = 0
-        filled += count
-    return found
 
 
 def evaluate_dev(model: MultitaskBert, config: TrialConfig, inputs: Inputs) -> tuple[dict[str, float], dict[str, bool]]:

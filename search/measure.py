@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from minbert_core.config import TrialConfig, load_config, seed_of
-from minbert_core.data.tokens import PackedBatch, pack
+from minbert_core.data.tokens import PackedBatch, pack, pack_parts
 from minbert_core.evaluate import TOKENS_A_PASS
 from minbert_core.inputs import Inputs, build_encoder, open_inputs
 from minbert_core.machine import prepare, resolve_precision, usage
@@ -28,7 +28,7 @@ from minbert_core.methods.stages import StagePlan
 from minbert_core.methods.task_schedules import example_rows
 from minbert_core.model import MultitaskBert, build_model, save_model
 from minbert_core.step import Stepper
-from minbert_core.train import LOGS_A_TRIAL, cuts, save_snapshot
+from minbert_core.train import LOGS_A_TRIAL, save_snapshot
 
 STAGE_SECONDS = 3  # of timed steps in each stage, shared by its kinds of step; each is timed once at least
 MOST_STEPS = 30  # timed of each kind; a small encoder's are many in a second
@@ -140,9 +140,8 @@ def _batch(model: MultitaskBert, name: str, config: TrialConfig, inputs: Inputs,
     plan, split, limit = model.plans[name], inputs.train[name], config.machine.micro_batch_tokens
     device = next(model.parameters()).device
     rows = example_rows(seed_of(config.seed, "measure", name), len(split), start, plan.batch_size)
-    tokens_B = split.lengths(plan.pair_encoding.kind, config.max_length)[rows]
-    parts = np.split(rows, cuts(tokens_B.tolist(), limit) if limit is not None else [])
-    return [pack(split, part, plan.pair_encoding.kind, config.max_length, inputs.specials).to(device) for part in parts]
+    parts = pack_parts(split, rows, plan.pair_encoding.kind, config.max_length, inputs.specials, limit)
+    return [part.to(device) for part in parts]
 
 
 def _wait(device: torch.device) -> None:

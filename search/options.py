@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--encoder", metavar="NAME", help="hub name or folder of the pretrained BERT, or tiny")
     much = made.add_argument_group("how much")
     much.add_argument("--trials", type=_positive, metavar="N", help="configurations to try, baselines included")
-    much.add_argument("--hours", type=_hours, metavar="H", help="time to spend; what would not reach its next point pauses")
+    much.add_argument("--hours", type=_amount, metavar="H", help="time to spend; what would not reach its next point pauses")
     much.add_argument("--gpus", type=_gpus, metavar="N|auto", help="GPUs to use; auto (default): all of this machine's")
     much.add_argument("--gpus-per-trial", type=_share, metavar="X", help="GPUs a trial, may be a fraction (default 1)")
     much.add_argument("--cpus-per-trial", type=_positive, metavar="N", help="CPU cores and threads a trial (default 1)")
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--address", type=_address, default="local", metavar="HOST:PORT", help="a Ray cluster to join")
     then = made.add_argument_group("before and after")
     then.add_argument("--dry-run", action="store_true", help="print the plan, samples and the measured cost; start nothing")
-    then.add_argument("--price", type=_price, metavar="X", help="of a GPU-hour (on the CPU: of the machine's), for --dry-run")
+    then.add_argument("--price", type=_amount, metavar="X", help="of a GPU-hour (on the CPU: of the machine's), for --dry-run")
     then.add_argument("--env", action="store_true", help="print versions, hardware, places and settings, for a bug report")
     then.add_argument("--version", action="version", version=f"minbert-search {own_version()}")
     then.add_argument("--status", metavar="NAME", help="how a search goes that runs elsewhere, or has ended; changes nothing")
@@ -55,13 +55,13 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _hours(text: str) -> float:
+def _amount(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of hours above 0, as in 1.5. Got '{text}'.")
+        raise argparse.ArgumentTypeError(f"must be a number above 0, as in 1.5. Got '{text}'.")
     return value
 
 
@@ -78,16 +78,6 @@ def _share(text: str) -> float:
         value = math.nan
     if not 0 < value < math.inf or (value > 1 and value != int(value)):
         raise argparse.ArgumentTypeError(f"must be a fraction of one GPU, or a whole number of GPUs. Got '{text}'.")
-    return value
-
-
-def _price(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, as in 1.25. Got '{text}'.")
     return value
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from minbert_core.config import TrialConfig
+from minbert_core.data.tokens import cuts
 from minbert_core.inputs import build_encoder, open_inputs
 from minbert_core.model import MultitaskBert, build_model
 from minbert_core.step import Parts, Stepper, StepReport
@@ -20,7 +21,6 @@ from minbert_core.train import (
     NotFiniteError,
     Progress,
     _Log,
-    cuts,
     evaluate_dev,
     load_snapshot,
     save_snapshot,

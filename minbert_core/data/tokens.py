@@ -288,6 +288,34 @@ def pack(
     )
 
 
+def pack_parts(
+    split: TokenisedSplit,
+    rows: Integers,
+    encoding: Encoding,
+    max_length: int,
+    tokenizer_specials: tuple[int, int],
+    limit: int | None,
+) -> list[PackedBatch]:
+    """As `pack`; in parts of at most `limit` tokens each where the rows are more than that (None: no limit)."""
+    batch = pack(split, rows, encoding, max_length, tokenizer_specials)
+    if limit is None or sum(batch.lengths) <= limit:
+        return [batch]
+    tokens_B = np.reshape(batch.lengths, (-1, len(rows))).sum(axis=0)  # two sequences an example under a bi-encoder
+    parts = np.split(rows, cuts(tokens_B.tolist(), limit))
+    return [pack(split, part, encoding, max_length, tokenizer_specials) for part in parts]
+
+
+def cuts(tokens: list[int], limit: int) -> list[int]:
+    """Where to cut a batch into parts of at most `limit` tokens each, given the tokens of its examples; none is cut itself."""
+    found, filled = [], 0
+    for i, count in enumerate(tokens):
+        if filled and filled + count > limit:
+            found.append(i)
+            filled = 0
+        filled += count
+    return found
+
+
 def _ranges(starts: Integers, counts: Integers) -> Integers:
     """The indices starts[i], ..., starts[i] + counts[i] - 1 of every i, one after the other."""
     before = np.cumsum(counts) - counts
