@@ -7,12 +7,9 @@ metrics.jsonl, log.txt, best/, and state/ until it is done.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import shutil
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +22,9 @@ from minbert_core.data.tokens import TokenisedSplit, tokenise_test_split
 from minbert_core.evaluate import predict_logits
 from minbert_core.inputs import cache_folder, open_inputs
 from minbert_core.machine import prepare, resolve_precision
-from minbert_core.model import load_model, save_model
-from minbert_core.train import load_snapshot, save_snapshot, train
-from search.trainable import SAVE_EVERY_SECONDS, read_records, state_file, write_records
+from minbert_core.model import load_model
+from minbert_core.train import load_snapshot
+from search.trainable import locked_log, read_records, state_file, train_in
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Job:
 def make_ready(job: Job, config_text: str) -> None:
     """Give the job its config.yaml. What another config has left in the folder is removed; of the same one, all stays."""
     job.folder.mkdir(parents=True, exist_ok=True)
-    with _locked_log(job.folder):
+    with locked_log(job.folder):
         path = job.folder / "config.yaml"
         if path.exists() and path.read_text(encoding="utf-8") == config_text:
             if job.is_done:  # its worker may have been killed before it could do this
@@ -71,7 +68,7 @@ def make_ready(job: Job, config_text: str) -> None:
 
 def retrain(job: Job) -> str:
     """Train the job, or go on with it from its snapshot, to its end; '' or the reason why it failed."""
-    with _locked_log(job.folder) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    with locked_log(job.folder) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         if job.is_done:  # by a worker that lived longer than its driver
             return ""
         try:
@@ -83,7 +80,7 @@ def retrain(job: Job) -> str:
 
 
 def _train(job: Job) -> None:
-    """Through `train`, keeping the weights of the best evaluation as a search does; a snapshot at each and every 5 minutes."""
+    """As a search trains a trial; a snapshot that cannot be read is as none."""
     folder, state = job.folder, state_file(job.folder)
     config = read_config(folder / "config.yaml")
     inputs = open_inputs(config)
@@ -96,27 +93,10 @@ def _train(job: Job) -> None:
             print(f"{error} Training begins anew.")
     how = f"goes on after {records[-1]['examples']} examples" if records else "starts"
     print(f"{time.strftime('%F %T')} {job.name} {how}")
-    write_records(folder / "metrics.jsonl", records)
-    saved_at = time.monotonic()
-    with (folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8") as file:
-        for progress in train(config, inputs, snapshot):
-            records.append(progress.record)
-            if progress.improved:
-                save_model(progress.model, config, folder / "best", inputs.encoder_folder)
-            if progress.part is not None or time.monotonic() - saved_at > SAVE_EVERY_SECONDS:
-                save_snapshot(state, progress.snapshot(), records)
-                saved_at = time.monotonic()
-            file.write(json.dumps(progress.record) + "\n")
+    for _ in train_in(folder, config, inputs, snapshot, records):
+        pass
     shutil.copyfile(folder / "config.yaml", folder / "done.yaml")  # cut short, it is not equal, and the snapshot is still there
     shutil.rmtree(folder / "state")
-
-
-@contextlib.contextmanager
-def _locked_log(folder: Path) -> Iterator[Any]:
-    """A job's log.txt, to append to, locked: a worker lives some seconds longer than a killed driver, and is waited for."""
-    with (folder / "log.txt").open("a", buffering=1, encoding="utf-8") as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
-        yield log
 
 
 def answer(model_folder: Path, data_folder: Path, out: Path) -> None:

@@ -67,6 +67,7 @@ class Runs:
         self.children: dict[int, _Run] = {}
 
     def open(self) -> None:
+        """Find the experiment and, of a resumed search, its runs; make what is not there."""
         from mlflow import MlflowClient
 
         search = self.search
@@ -97,6 +98,7 @@ class Runs:
     def trial_started(
         self, number: int, name: str, params: dict[str, Any], config_file: Path, tags: dict[str, str], time_ms: int
     ) -> None:
+        """A child run, new at time_ms; or the known one, RUNNING again."""
         run = self.children.get(number)
         if run is None:
             assert self.parent is not None
@@ -113,6 +115,7 @@ class Runs:
         self.client.log_artifact(run.id, str(config_file))
 
     def records(self, number: int, records: Iterable[Record]) -> None:
+        """Every measurement of the records, at x = examples and the time it was taken."""
         self._measure(
             self.children[number],
             [

@@ -72,6 +72,7 @@ class Multitask(Variant):
     proximal: OwnProximal = None
 
     def plan(self, trial: StagePlan) -> StagePlan:
+        """All tasks, with what is overridden here."""
         return replace(
             trial,
             name=self.kind,
@@ -94,6 +95,7 @@ class SingleTask(Variant):
     proximal: OwnProximal = None
 
     def plan(self, trial: StagePlan) -> StagePlan:
+        """Its task alone: nothing to schedule, nothing to merge."""
         return replace(
             trial,
             name=f"{self.kind}-{self.task}",
@@ -118,6 +120,7 @@ class LinearProbe(Variant):
     task_schedule: OwnSchedule = None
 
     def plan(self, trial: StagePlan) -> StagePlan:
+        """Heads alone, from where they are."""
         return _frozen(trial, self.kind, self.lr, self.task_schedule, fresh_heads=False)
 
 
@@ -134,6 +137,7 @@ class HeadsOnly(Variant):
     task_schedule: OwnSchedule = None
 
     def plan(self, trial: StagePlan) -> StagePlan:
+        """Heads alone, newly drawn if `fresh`."""
         return _frozen(trial, self.kind, self.lr, self.task_schedule, self.fresh)
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from analysis.jobs import make_jobs, seconds_left
 from analysis.runs import Search, open_search
-from analysis.selection import Selection, choose_baseline, choose_trials
+from analysis.selection import Selection, choose_baseline, choose_search, choose_trials
 from minbert_core.config import read_config
-from search.plan import Resources
+from search.plan import Resources, lock
 
 
 @pytest.fixture
@@ -28,6 +29,19 @@ def test_the_baseline_is_the_first_that_reached_the_finalists_rung(small: Search
     others = [trial for trial in small.trials if trial.baseline is None and trial.part == 3]
     assert Selection(small, others, baseline, [1]).trials == [*others, baseline]
     assert Selection(small, [baseline], baseline, [1]).trials == [baseline]
+
+
+def test_without_a_name_a_search_that_hours_ended_is_taken_if_a_trial_is_complete(
+    real_like: tuple[Path, Path], tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(real_like[0], runs, symlinks=True)
+    plan = json.loads((runs / "small" / "plan.json").read_text())
+    (runs / "small" / "plan.json").write_text(json.dumps({**plan, "trials": 99}))  # most were never begun
+    search = choose_search(None, runs)
+    assert (search.name, search.is_finished) == ("small", False)
+    with lock(runs / "small"), pytest.raises(ValueError, match="no finished search on real data"):
+        choose_search(None, runs)  # it runs: more is to come
 
 
 def test_a_space_without_baselines_has_none_and_says_so(small: Search) -> None:
