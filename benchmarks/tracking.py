@@ -2,8 +2,9 @@
 
     python benchmarks/tracking.py [URI]
 
-64 trials x 100 records x 20 metrics through `search.tracking.Tracker`, a report at each of three points as a trial makes them,
-into a fresh SQLite file unless a store is named. Prints the seconds that the driver was held up, and those until all was written.
+64 trials x 100 records x 20 metrics through `search.tracking.Tracker`, a report at each of three points as a trial makes
+them, into a fresh SQLite file unless a store is named. Prints the seconds that the driver was held up, and those until all was
+written.
 """
 
 from __future__ import annotations
