@@ -1,16 +1,25 @@
 """One battery over every variant of every family: a new variant is tested by being named in its family's union.
 
-Families are found, not listed: every union in minbert_core.methods. A failure says which law which variant broke.
+Families are found, not listed: every union in minbert_core.methods. A law is a test whose name says it; one that is broken is
+told in a sentence, which variant, what was found, where in its code, and then the law. CONTRIBUTING.md lists the laws.
 Legend: B examples, S sequences, N tokens, D hidden size, F features, K outputs, G groups, T tasks.
 """
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib
 import inspect
 import itertools
+import math
 import pkgutil
+import re
+import traceback
 import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import numpy as np
@@ -24,17 +33,17 @@ from minbert_core.data.tasks import TaskKind
 from minbert_core.methods.features import PairEncoding, Pooling
 from minbert_core.methods.gradients import GradientMethod, PCGrad, random_orders
 from minbert_core.methods.heads import Head
+from minbert_core.methods.loss_weights import LossWeights
 from minbert_core.methods.losses import Loss, divergence
-from minbert_core.methods.optimizer import Optimizer
+from minbert_core.methods.optimizer import LR_SCHEDULES, Optimizer
 from minbert_core.methods.proximal import Bregman, Proximal
 from minbert_core.methods.smoothness import Smart, Smoothness
 from minbert_core.methods.stages import Stage, StagePlan
 from minbert_core.methods.task_schedules import Mix, TaskSchedule
 from minbert_core.settings import Variant
 
-MODULES = [
-    importlib.import_module(f"minbert_core.methods.{m.name}") for m in pkgutil.iter_modules(minbert_core.methods.__path__)
-]
+METHODS = Path(minbert_core.methods.__path__[0])
+MODULES = [importlib.import_module(f"minbert_core.methods.{m.name}") for m in pkgutil.iter_modules([str(METHODS)])]
 
 
 def variants(family: Any) -> list[type[Variant]]:
@@ -50,12 +59,17 @@ def is_family(value: object) -> bool:
 
 
 FAMILIES = {name: value for module in MODULES for name, value in vars(module).items() if is_family(value)}
+FAMILY_OF = {cls: name for name, family in FAMILIES.items() for cls in variants(family)}
+CLASSES = [cls for module in MODULES for cls in vars(module).values() if inspect.isclass(cls) and issubclass(cls, Variant)]
+WRITTEN = {f"{cls.__module__}.{cls.__name__}": cls for cls in CLASSES if cls is not Variant}
 NEEDED = {"task": "sst"}  # a value for each knob that has no default
-ALL = [(family, variant) for family in FAMILIES.values() for variant in variants(family)]
 
 
 def needed(cls: type[Variant]) -> dict[str, str]:
-    return {name: NEEDED[name] for name, field in cls.model_fields.items() if field.is_required()}
+    required = [name for name, field in cls.model_fields.items() if field.is_required()]
+    for name in required:
+        assert name in NEEDED, f"`{name}` has no default; give it one, or this battery a value in NEEDED"
+    return {name: NEEDED[name] for name in required}
 
 
 def plain(cls: type[Variant]) -> Variant:
@@ -63,107 +77,178 @@ def plain(cls: type[Variant]) -> Variant:
     return cls.model_validate(needed(cls))
 
 
-def named(family: Any) -> Any:
-    """Parametrise over a family's variants, each built from its defaults."""
-    return pytest.mark.parametrize("variant", [plain(cls) for cls in variants(family)], ids=lambda variant: variant.kind)
+def kind_of(cls: type[Variant]) -> str:
+    """Its name in YAML; that of the class where it has none, so that it can be told of."""
+    kind = cls.model_fields["kind"].default
+    return kind if isinstance(kind, str) else cls.__name__
 
 
-def of(cls: type[Variant]) -> str:
-    return f"{cls.__module__.rpartition('.')[2]} '{plain(cls).kind}'"
+def word(family: str) -> str:
+    """The name of a family in a sentence: 'gradient method' of GradientMethod."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", family).lower()
+
+
+# ------------------------------------------------------------------------------------- how a law is stated, and its breach told
+
+
+def law(*families: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A test over each variant of `families` (of all, where none is named), given as `variant`, built from its defaults.
+
+    Whatever the variant raises is told as a sentence, with the place in minbert_core that raised it.
+    """
+    members = [cls for cls, family in FAMILY_OF.items() if not families or FAMILIES[family] in families]
+    return over("variant", {f"{word(FAMILY_OF[cls])} '{kind_of(cls)}'": functools.partial(plain, cls) for cls in members})
+
+
+def over(name: str, members: dict[str, Callable[[], Any]]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A test over things that are built within it: how each is called -> what builds it, given as the argument `name`."""
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def told(**arguments: Any) -> None:
+            who, build = arguments[name]
+            try:
+                test(**{**arguments, name: build()})
+            except Exception as error:  # noqa: BLE001  whatever it is, it is the variant's, and this is where it is told
+                raise pytest.fail.Exception(f"{who}: {what_was_found(error)}\n{law_of(test)}", pytrace=False) from None
+
+        ids = [re.sub("[^a-z0-9_-]+", "-", who.lower()).strip("-") for who in members]
+        return pytest.mark.parametrize(name, members.items(), ids=ids)(told)
+
+    return decorate
+
+
+def law_of(test: Callable[..., None]) -> str:
+    text = f"law: {test.__name__.removeprefix('test_').replace('_', ' ')}"
+    return f"{text}\n     {test.__doc__.splitlines()[0]}" if test.__doc__ else text
+
+
+def words(error: Exception) -> str:
+    """What an error says, in one line; of pydantic's each knob and what is wrong with it."""
+    if isinstance(error, ValidationError):
+        faults = [(".".join(map(str, fault["loc"])), fault["msg"], fault["input"]) for fault in error.errors()]
+        return "; ".join(f"`{where}`: {message}, not {given!r}" for where, message, given in faults)
+    return " ".join(str(error).partition("\nassert ")[0].split())  # pytest adds what was compared
+
+
+def what_was_found(error: Exception) -> str:
+    """The sentence of an assertion; of any other error its kind, its words, and the line of minbert_core where it arose."""
+    ours = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(METHODS.parent)]
+    where = f" ({Path(ours[-1].filename).name}:{ours[-1].lineno}: `{ours[-1].line}`)" if ours else ""
+    told = words(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {words(error)}"
+    return (told if len(told) < 500 else f"{told[:500]} …") + where
+
+
+def refusal(call: Callable[[], Any], error: type[Exception]) -> str:
+    """The words with which `call` is refused by an `error`; empty where it is not."""
+    try:
+        call()
+    except error as refused:
+        return words(refused) or error.__name__
+    return ""
+
+
+def test_every_law_says_what_it_found() -> None:
+    nodes = ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
+    bare = [node.lineno for node in nodes if isinstance(node, ast.Assert) and node.msg is None]
+    assert not bare, f"assert without words in lines {bare}"
 
 
 # --------------------------------------------------------------------------------------------------------- all variants
 
-every_variant = pytest.mark.parametrize(("family", "cls"), ALL, ids=[of(cls) for _, cls in ALL])
+
+@over("cls", {f"{name} '{kind_of(cls)}'": lambda cls=cls: cls for name, cls in WRITTEN.items()})
+def test_every_variant_that_is_written_is_in_a_family(cls: type[Variant]) -> None:
+    assert cls in FAMILY_OF, "it is in no union: no config can name it; add it to its family's union, at the end of the file"
 
 
-def test_every_variant_that_is_written_is_in_a_family() -> None:
-    listed = {cls for _, cls in ALL}
-    for module in MODULES:
-        for cls in vars(module).values():
-            if inspect.isclass(cls) and issubclass(cls, Variant) and cls is not Variant:
-                assert cls in listed, f"{module.__name__}.{cls.__name__} is in no union: no config can name it"
+@law()
+def test_a_variant_has_what_its_family_has(variant: Any) -> None:
+    """What all the others have by name and by number of arguments: who asks the family for it must not meet a gap."""
+    cls = type(variant)
+    others = [other for other in variants(FAMILIES[FAMILY_OF[cls]]) if other is not cls]
+    common = set.intersection(*({name for name in vars(other) if is_asked_for(name)} for other in others)) if others else set()
+    missing = ", ".join(f"`{name}`" for name in sorted(common) if not hasattr(variant, name))
+    assert not missing, f"it lacks {missing}; every other {word(FAMILY_OF[cls])} says that of itself"
+    for name in sorted(common):
+        theirs, own = getattr(others[0], name), getattr(cls, name, None)
+        if inspect.isfunction(theirs):
+            expected, found = (list(inspect.signature(function).parameters) for function in (theirs, own))
+            takes = f"`{name}` takes ({', '.join(found)}); that of the others ({', '.join(expected)})"
+            assert len(found) == len(expected), takes
 
 
-def test_kinds_differ_within_a_family() -> None:
-    for name, family in FAMILIES.items():
-        kinds = [plain(cls).kind for cls in variants(family)]
-        assert len(set(kinds)) == len(kinds), f"{name}: a kind is taken twice among {kinds}"
+def is_asked_for(name: str) -> bool:
+    return name == "__call__" or not name.startswith(("_", "model_"))
 
 
-@every_variant
-def test_the_bare_name_means_the_defaults(family: Any, cls: type[Variant]) -> None:
-    adapter = TypeAdapter(family)
-    kind = plain(cls).kind
-    if needed(cls):
-        with pytest.raises(ValidationError, match="Field required"):
-            adapter.validate_python(kind)
+@law()
+def test_the_bare_name_means_the_defaults(variant: Any) -> None:
+    adapter: TypeAdapter[Any] = TypeAdapter(FAMILIES[FAMILY_OF[type(variant)]])
+    if needed(type(variant)):
+        found = refusal(lambda: adapter.validate_python(variant.kind), ValidationError)
+        assert "Field required" in found, f"its bare name lacks {needed(type(variant))} and is not refused for it: {found!r}"
         return
-    assert adapter.validate_python(kind) == adapter.validate_python({"kind": kind}) == cls(), (
-        f"{of(cls)}: its bare name is not it"
-    )
+    for written in (variant.kind, {"kind": variant.kind}):
+        found = adapter.validate_python(written)
+        assert found == type(variant)(), f"`{written}` in a config is read as {found!r}"
 
 
-@every_variant
-def test_a_kind_is_a_name_that_a_path_can_hold(family: Any, cls: type[Variant]) -> None:
-    kind = plain(cls).kind
-    assert kind.isascii() and kind.replace("_", "a").replace("-", "a").isalnum() and kind.islower(), (  # noqa: PT018
-        f"{of(cls)}: a kind is made of [a-z0-9_-]"
-    )
+@law()
+def test_a_kind_is_a_name_that_a_path_can_hold(variant: Any) -> None:
+    assert re.fullmatch("[a-z0-9_-]+", variant.kind), f"a kind is made of [a-z0-9_-], not '{variant.kind}'"
 
 
-@every_variant
-def test_a_variant_is_frozen(family: Any, cls: type[Variant]) -> None:
-    assert cls.model_config["frozen"], f"{of(cls)}: its knobs can be set"
-    with pytest.raises(ValidationError, match="frozen"):
-        plain(cls).kind = "another"
+@law()
+def test_a_variant_is_frozen(variant: Any) -> None:
+    assert variant.model_config["frozen"], "its knobs can be set"
 
 
-@every_variant
-def test_an_unknown_knob_is_refused(family: Any, cls: type[Variant]) -> None:
-    with pytest.raises(ValidationError, match="Extra inputs"):
-        TypeAdapter(family).validate_python({"kind": plain(cls).kind, **needed(cls), "no_such_knob": 1})
+@law()
+def test_an_unknown_knob_is_refused(variant: Any) -> None:
+    written = {"kind": variant.kind, **needed(type(variant)), "no_such_knob": 1}
+    found = refusal(lambda: TypeAdapter(FAMILIES[FAMILY_OF[type(variant)]]).validate_python(written), ValidationError)
+    assert "Extra inputs" in found, f"it takes a knob that it does not have; {found!r}"
 
 
-@every_variant
-def test_a_variant_says_what_it_is_and_where_it_comes_from(family: Any, cls: type[Variant]) -> None:
-    assert cls.__doc__, f"{of(cls)}: has no docstring"
-    assert cls.__doc__ != Variant.__doc__, f"{of(cls)}: inherits its docstring"
+@law()
+def test_a_variant_says_what_it_is_and_where_it_comes_from(variant: Any) -> None:
+    text = type(variant).__doc__ or ""
+    assert text.strip(), "it has no docstring; one line says what it is and names the paper"
+    assert text != Variant.__doc__, "it inherits its docstring"
 
 
-@every_variant
-def test_every_knob_has_a_description(family: Any, cls: type[Variant]) -> None:
-    for name, field in cls.model_fields.items():
-        assert name == "kind" or field.description, f"{of(cls)}: `{name}` has no description"
+@law()
+def test_every_knob_has_a_description(variant: Any) -> None:
+    for name, field in type(variant).model_fields.items():
+        assert name == "kind" or field.description, f'`{name}` has no description: Field(…, description="what, and its unit")'
 
 
-@every_variant
-def test_a_variant_survives_being_written_and_read(family: Any, cls: type[Variant]) -> None:
-    adapter = TypeAdapter(family)
+@law()
+def test_every_default_is_in_its_own_range(variant: Any) -> None:
+    found = refusal(lambda: type(variant).model_validate(variant.model_dump()), ValidationError)
+    assert not found, f"it refuses its own defaults: {found}"
+
+
+@law()
+def test_a_variant_survives_being_written_and_read(variant: Any) -> None:
+    adapter: TypeAdapter[Any] = TypeAdapter(FAMILIES[FAMILY_OF[type(variant)]])
     for mode in ("python", "json"):
-        written = plain(cls).model_dump(mode=mode)
-        assert adapter.validate_python(written) == plain(cls), f"{of(cls)}: {written} is read back as something else"
+        written = variant.model_dump(mode=mode)
+        found = adapter.validate_python(written)
+        assert found == variant, f"{written} is read back as {found!r}"
 
 
-@every_variant
-def test_a_variant_has_a_schema_for_editors(family: Any, cls: type[Variant]) -> None:
-    assert cls.__name__ in str(TypeAdapter(family).json_schema()), f"{of(cls)}: is not in its family's schema"
+@law()
+def test_a_variant_has_a_schema_for_editors(variant: Any) -> None:
+    schema = str(TypeAdapter(FAMILIES[FAMILY_OF[type(variant)]]).json_schema())
+    assert type(variant).__name__ in schema, "it is not in its family's schema"
 
 
 def test_every_family_is_found() -> None:
-    known = {
-        "Pooling",
-        "PairEncoding",
-        "Head",
-        "Loss",
-        "LossWeights",
-        "TaskSchedule",
-        "GradientMethod",
-        "Smoothness",
-        "Proximal",
-    }
-    known |= {"Stage"}
-    assert known <= set(FAMILIES)
+    known = {"Pooling", "PairEncoding", "Head", "Loss", "LossWeights", "TaskSchedule", "GradientMethod", "Smoothness"}
+    missing = (known | {"Proximal", "Stage"}) - set(FAMILIES)
+    assert not missing, f"no union of variants is found under the name {missing}"
 
 
 def test_no_family_imports_another_but_stages() -> None:
@@ -184,50 +269,72 @@ def pooler(first_SD: Tensor) -> Tensor:
     return (2 * first_SD).tanh()
 
 
-@named(Pooling)
+def pooled_by(variant: Any, hidden_ND: Tensor, starts_S1: Tensor = STARTS) -> Tensor:
+    pooled: Tensor = variant.pool(hidden_ND.clone(), starts_S1, pooler)
+    expected = (len(starts_S1) - 1, hidden_ND.shape[1])
+    assert isinstance(pooled, Tensor), f"`pool` gives a {type(pooled).__name__}, not a Tensor"
+    assert pooled.shape == expected, f"`pool` gives shape {tuple(pooled.shape)}, not (S, D) = {expected}"
+    return pooled
+
+
+@law(Pooling)
 def test_a_pooling_gives_one_vector_a_sequence(variant: Any) -> None:
-    pooled = variant.pool(torch.randn(8, 5), STARTS, pooler)
-    assert pooled.shape == (3, 5), f"pooling '{variant.kind}': shape {tuple(pooled.shape)}, not (S, D)"
+    pooled_by(variant, torch.randn(8, 5))
 
 
-@named(Pooling)
+@law(Pooling)
 def test_a_pooled_vector_depends_on_its_own_sequence_alone(variant: Any) -> None:
     hidden_ND = torch.randn(8, 5)
-    together = variant.pool(hidden_ND, STARTS, pooler)
+    together = pooled_by(variant, hidden_ND)
     for s, (start, end) in enumerate(SPANS):
-        alone = variant.pool(hidden_ND[start:end], torch.tensor([0, end - start]), pooler)
-        assert torch.allclose(together[s], alone[0], atol=1e-6), f"pooling '{variant.kind}': batch-mates change sequence {s}"
+        alone = pooled_by(variant, hidden_ND[start:end], torch.tensor([0, end - start]))
+        assert torch.allclose(together[s], alone[0], atol=1e-6), f"sequence {s} has another vector alone than in a batch"
 
 
-@named(Pooling)
+@law(Pooling)
 def test_permuting_sequences_permutes_pooled_vectors(variant: Any) -> None:
     hidden_ND = torch.randn(8, 5)
     permuted = torch.cat([hidden_ND[start:end] for start, end in (SPANS[2], SPANS[0], SPANS[1])])
-    found = variant.pool(permuted, torch.tensor([0, 4, 7, 8]), pooler)
-    expected = variant.pool(hidden_ND, STARTS, pooler)[[2, 0, 1]]
-    assert torch.allclose(found, expected, atol=1e-6), f"pooling '{variant.kind}': does not follow its sequences"
+    found, expected = pooled_by(variant, permuted, torch.tensor([0, 4, 7, 8])), pooled_by(variant, hidden_ND)[[2, 0, 1]]
+    assert torch.allclose(found, expected, atol=1e-6), "its vectors do not follow their sequences"
 
 
-@named(Pooling)
+@law(Pooling)
 def test_a_pooling_says_whether_it_uses_the_pooler(variant: Any) -> None:
     calls = []
     variant.pool(torch.randn(8, 5), STARTS, lambda first: calls.append(1) or first)
-    assert bool(calls) is variant.uses_pooler, f"pooling '{variant.kind}': uses_pooler is {variant.uses_pooler}"
+    does = "calls" if calls else "does not call"
+    assert bool(calls) is variant.uses_pooler, f"it {does} the pooler, but uses_pooler is {variant.uses_pooler}"
 
 
-@named(Pooling)
-def test_gradient_reaches_every_sequence(variant: Any) -> None:
+@law(Pooling)
+def test_the_gradient_reaches_every_sequence(variant: Any) -> None:
     hidden_ND = torch.randn(8, 5, requires_grad=True)
-    variant.pool(hidden_ND, STARTS, pooler).sum().backward()
-    assert hidden_ND.grad is not None
-    for start, end in SPANS:
-        assert hidden_ND.grad[start:end].abs().max() > 0, f"pooling '{variant.kind}': no gradient for tokens {start} to {end}"
+    pooled = pooled_by(variant, hidden_ND)
+    assert pooled.requires_grad, "its vectors are cut off from the hidden states: no gradient comes through (a detach?)"
+    (gradient_ND,) = torch.autograd.grad(pooled.sum(), [hidden_ND])
+    for s, (start, end) in enumerate(SPANS):
+        assert gradient_ND[start:end].abs().max() > 0, f"no gradient reaches sequence {s}, tokens {start} to {end}"
 
 
-@named(PairEncoding)
+@law(Pooling)
+def test_a_pooling_leaves_the_hidden_states_as_they_were(variant: Any) -> None:
+    hidden_ND = torch.randn(8, 5)
+    before = hidden_ND.clone()
+    variant.pool(hidden_ND, STARTS, pooler)
+    assert torch.equal(hidden_ND, before), "it writes into the hidden states"
+
+
+@law(Pooling)
+def test_a_pooling_works_where_its_hidden_states_are(variant: Any) -> None:
+    """On the device `meta`, which like a GPU refuses what lies on the CPU."""
+    variant.pool(torch.randn(8, 5, device="meta"), STARTS.to("meta"), pooler)
+
+
+@law(PairEncoding)
 def test_an_encoding_gives_a_row_an_example_as_wide_as_its_vectors(variant: Any) -> None:
-    features = variant.features(torch.randn(4 * variant.vectors, 5))
-    assert features.shape == (4, 5 * variant.vectors), f"pair encoding '{variant.kind}': shape {tuple(features.shape)}"
+    features, expected = variant.features(torch.randn(4 * variant.vectors, 5)), (4, 5 * variant.vectors)
+    assert features.shape == expected, f"features of shape {tuple(features.shape)}, not (B, F) = {expected}"
 
 
 # ---------------------------------------------------------------------------------------------------------------- heads
@@ -237,254 +344,398 @@ def keep(values: Tensor, probability: float) -> Tensor:
     return values
 
 
-def drop(values: Tensor, probability: float) -> Tensor:
-    return torch.nn.functional.dropout(values, probability)
-
-
 def outputs_of(head: Any) -> tuple[int, ...]:
     return (1,) if head.single_output else (1, 5)
 
 
-@named(Head)
-def test_a_head_gives_a_row_of_logits_an_example(variant: Any) -> None:
-    for outputs in outputs_of(variant):
-        logits = variant.build(8, outputs)(torch.randn(3, 8), keep)
-        assert logits.shape == (3, outputs), f"head '{variant.kind}': shape {tuple(logits.shape)} for K = {outputs}"
+def built(variant: Any, features: int = 8, outputs: int = 1, start: float = 0.0) -> nn.Module:
+    head: nn.Module = variant.build(features, outputs, start)
+    assert isinstance(head, nn.Module), f"`build` gives a {type(head).__name__}, not an nn.Module"
+    return head
 
 
-@named(Head)
-def test_gradient_reaches_every_parameter_and_the_features(variant: Any) -> None:
+def answered(head: nn.Module, features_BF: Tensor, outputs: int = 1) -> Tensor:
+    logits: Tensor = head(features_BF.clone(), keep)
+    assert isinstance(logits, Tensor), f"its `forward` gives a {type(logits).__name__}, not a Tensor"
+    expected = (len(features_BF), outputs)
+    assert logits.shape == expected, f"logits of shape {tuple(logits.shape)}, not (B, K) = {expected}"
+    assert logits.dtype == torch.float32, f"logits in {logits.dtype}, of features in float32"
+    assert logits.requires_grad, "its logits are cut off from its parameters: no gradient at all (a detach, a no_grad?)"
+    return logits
+
+
+@law(Head)
+def test_a_head_gives_a_row_of_logits_an_example_in_float32(variant: Any) -> None:
     for outputs in outputs_of(variant):
-        head, features = variant.build(8, outputs), torch.randn(16, 8, requires_grad=True)
-        (head(features, keep) * torch.randn(16, outputs)).sum().backward()
-        for name, tensor in [*head.named_parameters(), ("features", features)]:
+        answered(built(variant, 8, outputs), torch.randn(3, 8), outputs)
+
+
+@law(Head)
+def test_a_head_that_needs_no_pair_takes_any_number_of_features(variant: Any) -> None:
+    if not variant.needs_pair_vectors:  # which could rely on an even one
+        answered(built(variant, 7), torch.randn(3, 7))
+
+
+@law(Head)
+def test_the_gradient_reaches_every_parameter_and_the_features(variant: Any) -> None:
+    for outputs in outputs_of(variant):
+        head, features = built(variant, 8, outputs), torch.randn(16, 8, requires_grad=True)
+        logits = answered(head, features, outputs)
+        (logits * torch.randn(16, outputs)).sum().backward()
+        for name, tensor in [("the features", features), *head.named_parameters()]:
             reached = tensor.grad is not None and tensor.grad.abs().max() > 0
-            assert reached, f"head '{variant.kind}': gradient does not reach {name} (K = {outputs})"
+            assert reached, f"the gradient does not reach {name} (K = {outputs})"
 
 
-@named(Head)
+@law(Head)
 def test_a_head_is_deterministic_in_evaluation(variant: Any) -> None:
-    head, features = variant.build(8, 1), torch.randn(3, 8)
-    state = torch.get_rng_state()
-    assert torch.equal(head(features, keep), head(features, keep)), f"head '{variant.kind}': two evaluations differ"
-    assert torch.equal(torch.get_rng_state(), state), f"head '{variant.kind}': draws random numbers of its own"
+    head, features, state = built(variant), torch.randn(3, 8), torch.get_rng_state()
+    same = torch.equal(answered(head, features), answered(head, features))
+    hint = "dropout is the function handed to `forward`, not nn.Dropout"
+    assert torch.equal(torch.get_rng_state(), state), f"it draws random numbers of its own, in evaluation too; {hint}"
+    assert same, "two evaluations of the same features differ"
 
 
-@named(Head)
+@law(Head)
+def test_a_head_leaves_the_features_as_they_were(variant: Any) -> None:
+    features = torch.randn(3, 8)
+    before = features.clone()
+    built(variant)(features, keep)
+    assert torch.equal(features, before), "it writes into the features, which losses and penalties read, too"
+
+
+@law(Head)
 def test_a_head_treats_each_example_by_itself(variant: Any) -> None:
-    head, features = variant.build(8, 1), torch.randn(5, 8)
-    order = torch.tensor([3, 1, 4, 0, 2])
-    assert torch.allclose(head(features[order], keep), head(features, keep)[order], atol=1e-6), (
-        f"head '{variant.kind}': permuting examples does not permute logits"
+    head, features = built(variant), torch.randn(5, 8)
+    order, whole = torch.tensor([3, 1, 4, 0, 2]), answered(head, features)
+    assert torch.allclose(answered(head, features[order]), whole[order], atol=1e-6), (
+        "permuting examples does not permute logits"
     )
+    assert torch.allclose(answered(head, features[:2]), whole[:2], atol=1e-6), "an example's logits depend on its batch"
 
 
-@named(Head)
+@law(Head)
 def test_a_head_with_a_dropout_knob_drops_through_the_given_function(variant: Any) -> None:
-    seen: list[float] = []
-    variant.build(8, 1)(torch.randn(3, 8), lambda values, p: seen.append(p) or values)
+    seen: set[float] = set()
+    built(variant)(torch.randn(3, 8), lambda values, p: seen.add(p) or values)
     expected = {variant.dropout} if hasattr(variant, "dropout") else set()
-    assert set(seen) == expected, f"head '{variant.kind}': drops with {set(seen)}, its knob says {expected}"
+    found = f"drops with {sorted(seen)}" if seen else "never calls the function that drops"
+    assert seen == expected, f"it {found}, but its knob `dropout` says {sorted(expected) or 'nothing: it has none'}"
 
 
-@named(Head)
-def test_a_head_survives_its_state_dict(variant: Any) -> None:
-    first, second = variant.build(8, 1), variant.build(8, 1)
+@law(Head)
+def test_a_head_is_saved_whole(variant: Any) -> None:
+    first, second = built(variant), built(variant)
     second.load_state_dict(first.state_dict())
     features = torch.randn(3, 8)
-    assert torch.equal(first(features, keep), second(features, keep)), f"head '{variant.kind}': loses state when saved"
+    same = torch.equal(answered(first, features), answered(second, features))
+    assert same, "its state dict does not hold all it has learned (a layer in a plain list, a Tensor that is no Parameter?)"
 
 
-@named(Head)
+@law(Head)
+def test_the_heads_of_two_tasks_share_nothing(variant: Any) -> None:
+    first, second = built(variant).state_dict(keep_vars=True), built(variant).state_dict(keep_vars=True)
+    shared = [name for name in first if first[name].data_ptr() == second[name].data_ptr()]
+    assert not shared, f"two heads that it builds share {', '.join(shared)}"
+
+
+@law(Head)
+def test_a_head_is_drawn_from_the_current_generator_alone(variant: Any) -> None:
+    heads = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        heads.append(built(variant).state_dict())
+    differ = [name for name, values in heads[0].items() if not torch.equal(values, heads[1][name])]
+    assert not differ, f"{', '.join(differ)} differ between two heads of one seed: a trial could not be repeated"
+
+
+@law(Head)
+def test_a_head_begins_at_the_logit_it_is_told_unless_it_reads_the_cosine_only(variant: Any) -> None:
+    if not variant.reads_cosine_only:
+        mean = answered(built(variant, 8, 1, 2.5), torch.randn(256, 8)).mean().item()
+        assert abs(mean - 2.5) < 0.5, f"built with start 2.5 its logits are {mean:.2f} in the mean; make it its last bias"
+
+
+@law(Head)
+def test_a_head_works_where_its_features_are(variant: Any) -> None:
+    """On the device `meta`, which like a GPU refuses what lies on the CPU."""
+    built(variant).to("meta")(torch.randn(3, 8, device="meta"), keep)
+
+
+@law(Head)
 def test_a_head_can_learn(variant: Any) -> None:
     """Two examples, their features their own: some steps must fit their labels."""
     features = torch.tensor([[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]])
-    labels, head = torch.tensor([[4.0], [1.0]]), variant.build(8, 1)
+    labels, head = torch.tensor([[4.0], [1.0]]), built(variant)
     optimizer = torch.optim.Adam(head.parameters(), lr=0.02)
     for _ in range(300):
         optimizer.zero_grad()
-        loss = (head(features, keep) - labels).square().mean()
+        loss = (answered(head, features) - labels).square().mean()
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.05, f"head '{variant.kind}': does not fit two examples, loss {loss.item():.3f}"
+    assert loss.item() < 0.05, f"300 steps do not fit two examples: loss {loss.item():.3f}"
 
 
-@named(Head)
+@law(Head)
 def test_a_head_that_reads_the_cosine_only_grows_with_it_untrained(variant: Any) -> None:
     """v turns away from a fixed u by a half turn in eight steps; then once more, seven times as long."""
-    angles, head = torch.linspace(0, torch.pi, 9), variant.build(4, 1)
+    angles, head = torch.linspace(0, torch.pi, 9), built(variant, 4)
     u, v = torch.tensor([[1.0, 0.0]]).expand(9, 2), torch.stack([angles.cos(), angles.sin()], dim=1)
-    near, far = (head(torch.cat([u, length * v], dim=1), keep) for length in (1, 7))
+    near, far = (answered(head, torch.cat([u, length * v], dim=1)) for length in (1, 7))
     cosine_only = bool((near.diff(dim=0) < 0).all()) and torch.allclose(near, far)
-    assert cosine_only is variant.reads_cosine_only, f"head '{variant.kind}': reads_cosine_only is {variant.reads_cosine_only}"
+    does = "grows with cos(u, v) and depends on nothing else" if cosine_only else "is no growing function of cos(u, v) alone"
+    assert cosine_only is variant.reads_cosine_only, f"reads_cosine_only is {variant.reads_cosine_only}, but its logit {does}"
 
 
-@named(Head)
-def test_a_head_says_whether_it_can_give_several_outputs(variant: Any) -> None:
+@law(Head)
+def test_a_head_of_a_single_output_refuses_several(variant: Any) -> None:
     if variant.single_output:
-        with pytest.raises(AssertionError, match="one output, not 5"):
-            variant.build(8, 5)
+        found = refusal(lambda: variant.build(8, 5), AssertionError)
+        assert "one output, not 5" in found, (
+            "single_output is True, but `build` gives 5; assert that there is 'one output, not 5'"
+        )
 
 
 # --------------------------------------------------------------------------------------------------------------- losses
 
 
-LABELS: dict[TaskKind, Tensor] = {
-    "classification": torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0]),
-    "binary": torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0]),
-    "regression": torch.tensor([0.0, 1.25, 2.4, 3.8, 5.0]),
-}
-RANGES: dict[TaskKind, tuple[float, float]] = {"classification": (0, 4), "binary": (0, 1), "regression": (0, 5)}
-OUTPUTS: dict[TaskKind, int] = {"classification": 5, "binary": 1, "regression": 1}
+@dataclass(frozen=True)
+class Case:
+    """A kind of task, and labels of five examples of it; `outputs` is what its metric reads."""
+
+    kind: TaskKind
+    labels: Tensor
+    label_range: tuple[float, float]
+    outputs: int
+
+    def __str__(self) -> str:
+        return f"a {self.kind} task with labels in {list(self.label_range)}"
 
 
-def best_of(variant: Any, kind: TaskKind) -> Tensor:
-    """What a loss reads, (B, K) or (B, F), as good as can be for the labels of `kind`."""
-    labels, (low, high) = LABELS[kind], RANGES[kind]
-    outputs = variant.outputs(OUTPUTS[kind])
+CASES = (
+    Case("classification", torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0]), (0, 4), 5),
+    Case("classification", torch.tensor([0.0, 1.0, 2.0, 0.0, 1.0]), (0, 2), 3),
+    Case("binary", torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0]), (0, 1), 1),
+    Case("regression", torch.tensor([0.0, 1.25, 2.4, 3.8, 5.0]), (0, 5), 1),
+    Case("regression", torch.tensor([-30.0, -25.0, -20.4, -14.8, -10.0]), (-30, -10), 1),
+)
+
+
+def cases_of(variant: Any) -> list[tuple[Case, Tensor]]:
+    """Of every kind of task that a loss fits: the case, and what the loss reads where that is as good as can be."""
+    return [(case, best_of(variant, case)) for case in CASES if case.kind in variant.fits]
+
+
+def best_of(variant: Any, case: Case) -> Tensor:
+    """What a loss reads, (B, K) or (B, F), as good as can be for the labels of `case`."""
+    labels, (low, high) = case.labels, case.label_range
+    outputs = variant.outputs(case.outputs)
+    assert isinstance(outputs, int), f"`outputs` gives {outputs!r}, which is no number of logits"
+    assert outputs > 0, f"`outputs` gives {outputs!r}, which is no number of logits"
     if variant.reads_features:  # u and v alike in the upper half of the labels, opposite in the lower
         u = torch.tensor([[1.0, 2.0, -1.0, 0.5]]).expand(5, 4)
         return torch.cat([u, torch.where(labels >= (low + high) / 2, 1.0, -1.0)[:, None] * u], dim=1)
     if outputs > 1:
         values = torch.linspace(low, high, outputs)
         return 20 * torch.eye(outputs)[(labels[:, None] - values).abs().argmin(dim=1)]
-    return (40 * labels - 20 if kind == "binary" else labels)[:, None]
+    return (40 * labels - 20 if case.kind == "binary" else labels)[:, None]
 
 
-def cases_of(variant: Any) -> list[tuple[TaskKind, Tensor, Tensor, tuple[float, float]]]:
-    """Of every kind of task that a loss fits: the kind, values as good as can be, labels, label range."""
-    return [(kind, best_of(variant, kind), LABELS[kind], RANGES[kind]) for kind in variant.fits]
+def loss_of(variant: Any, values: Tensor, case: Case, rows: Any = slice(None)) -> Tensor:
+    """The loss of some rows, with their labels."""
+    loss: Tensor = variant(values, case.labels[rows].clone().to(values.device), case.label_range)
+    assert isinstance(loss, Tensor), f"it gives a {type(loss).__name__}, not a Tensor"
+    assert loss.shape == (), f"it gives shape {tuple(loss.shape)} for {case}, not a scalar; a batch's loss is one number"
+    assert loss.dtype == torch.float32, f"it is in {loss.dtype}, not float32, for {case}"
+    return loss
 
 
-@named(Loss)
+@law(Loss)
 def test_a_loss_fits_some_kind_of_task(variant: Any) -> None:
-    assert variant.fits, f"loss '{variant.kind}': fits no task"
-    assert set(variant.fits) <= set(typing.get_args(TaskKind)), f"loss '{variant.kind}': fits unknown kinds {variant.fits}"
+    known = typing.get_args(TaskKind)
+    assert variant.fits, f"`fits` is empty; known: {known}"
+    assert set(variant.fits) <= set(known), f"`fits` names unknown kinds in {variant.fits}; known: {known}"
 
 
-@named(Loss)
-def test_a_loss_is_lower_at_the_optimum_than_away_from_it(variant: Any) -> None:
-    for kind, values, labels, label_range in cases_of(variant):
-        best, worst = variant(values, labels, label_range), variant(values.flip(0).roll(1, 0), labels, label_range)
-        assert best.shape == (), f"loss '{variant.kind}': shape {tuple(best.shape)}, not a scalar"
-        assert best.item() == pytest.approx(0, abs=1e-4), f"loss '{variant.kind}': {best.item()} at the optimum of {kind}"
-        assert worst > best + 0.01, (
-            f"loss '{variant.kind}': {worst.item()} away from the optimum of {kind}, {best.item()} at it"
-        )
+@law(Loss)
+def test_a_loss_is_lower_where_the_answers_are_right_than_where_they_are_wrong(variant: Any) -> None:
+    for case, values in cases_of(variant):
+        best, worst = loss_of(variant, values, case), loss_of(variant, values.flip(0).roll(1, 0), case)
+        found = f"it is {best.item():.4g} where all answers are right and {worst.item():.4g} where they are wrong"
+        assert worst > best + 0.01, f"{found}, for {case}; does it ignore the labels, or their range?"
 
 
-@named(Loss)
+@law(Loss)
 def test_a_loss_and_its_gradient_are_finite(variant: Any) -> None:
-    for _, good, labels, label_range in cases_of(variant):
+    for case, good in cases_of(variant):
         cases = {"good": good, "bad": -10 * good, "equal": torch.zeros_like(good), "huge": 1e4 * good}
-        for case, whole in cases.items():
-            for rows in (slice(None), slice(0, 1)):
-                values = whole[rows].clone().requires_grad_()
-                loss = variant(values, labels[rows], label_range)
-                loss.backward()
-                assert loss.isfinite(), f"loss '{variant.kind}': {loss.item()} for {case} values"
-                assert values.grad is not None
-                assert values.grad.isfinite().all(), f"loss '{variant.kind}': gradient not finite for {case} values"
+        for (what, whole), rows in itertools.product(cases.items(), (slice(None), slice(0, 1))):
+            values = whole[rows].clone().requires_grad_()
+            loss, batch = loss_of(variant, values, case, rows), f"{what} values, a batch of {len(values)} of {case}"
+            assert loss.isfinite(), f"it is {loss.item()} for {batch}"
+            (gradient,) = torch.autograd.grad(loss, [values])
+            assert gradient.isfinite().all(), f"its gradient is not finite for {batch}"
 
 
-@named(Loss)
+@law(Loss)
+def test_the_gradient_of_a_loss_reaches_what_it_reads(variant: Any) -> None:
+    for case, good in cases_of(variant):
+        values = (good.flip(0).roll(1, 0) / 10 + torch.randn_like(good)).requires_grad_()
+        loss = loss_of(variant, values, case)
+        reached = loss.requires_grad and torch.autograd.grad(loss, [values])[0].abs().max() > 0
+        assert reached, f"no gradient reaches what it reads (a detach, an argmax?), for {case}"
+
+
+@law(Loss)
 def test_a_loss_does_not_depend_on_the_order_of_examples(variant: Any) -> None:
-    for _, values, labels, label_range in cases_of(variant):
+    for case, values in cases_of(variant):
         values, order = values + torch.randn_like(values), torch.tensor([2, 0, 4, 1, 3])
-        found, expected = variant(values[order], labels[order], label_range), variant(values, labels, label_range)
-        assert torch.allclose(found, expected, atol=1e-5), f"loss '{variant.kind}': permuting examples changes it"
+        found, expected = loss_of(variant, values[order], case, order), loss_of(variant, values, case)
+        assert torch.allclose(found, expected, atol=1e-5), f"permuting examples takes it from {expected} to {found}, for {case}"
 
 
-@named(Loss)
+@law(Loss)
 def test_a_loss_is_a_mean_over_its_examples_where_it_says_so_and_only_there(variant: Any) -> None:
     """Of 5 examples as 2 and 3: what a batch that goes through in parts relies on."""
-    for kind, values, labels, label_range in cases_of(variant):
+    for case, values in cases_of(variant):
         values, order = values + torch.randn_like(values), torch.tensor([2, 0, 4, 1, 3])  # no part of equal labels
-        parts = [2 / 5 * variant(values[order[:2]], labels[order[:2]], label_range)]
-        parts += [3 / 5 * variant(values[order[2:]], labels[order[2:]], label_range)]
-        is_mean = torch.allclose(sum(parts), variant(values, labels, label_range), atol=1e-5)
-        assert is_mean is variant.is_mean, f"loss '{variant.kind}': is_mean is {variant.is_mean}, but not true of {kind}"
+        parts = [len(rows) / 5 * loss_of(variant, values[rows], case, rows) for rows in (order[:2], order[2:])]
+        is_mean = torch.allclose(parts[0] + parts[1], loss_of(variant, values, case), atol=1e-5)
+        does = "is" if is_mean else "is not"
+        assert is_mean is variant.is_mean, f"is_mean is {variant.is_mean}, but it {does} the mean over its examples, {case}"
 
 
-@named(Loss)
+@law(Loss)
+def test_a_loss_leaves_what_it_reads_as_it_was(variant: Any) -> None:
+    for case, values in cases_of(variant):
+        read, labels = values.clone(), case.labels.clone()
+        variant(read, labels, case.label_range)
+        assert torch.equal(read, values), f"it writes into the values it reads, for {case}"
+        assert torch.equal(labels, case.labels), f"it writes into the labels, for {case}"
+
+
+@law(Loss)
+def test_a_loss_is_in_float32_whatever_it_reads(variant: Any) -> None:
+    for case, values in cases_of(variant):
+        loss_of(variant, values.bfloat16(), case)
+
+
+@law(Loss)
+def test_a_loss_works_where_its_values_are(variant: Any) -> None:
+    """On the device `meta`, which like a GPU refuses what lies on the CPU; its readout, too."""
+    for case, values in cases_of(variant):
+        loss_of(variant, values.to("meta"), case)
+        variant.readout(torch.randn(5, variant.outputs(case.outputs), device="meta"), case.label_range)
+
+
+@law(Loss)
 def test_a_loss_that_reads_features_says_whether_it_needs_a_pair(variant: Any) -> None:
-    assert variant.reads_features or not variant.needs_pair_vectors, f"loss '{variant.kind}': a pair of what, in logits?"
+    assert variant.reads_features or not variant.needs_pair_vectors, "needs_pair_vectors, but it reads logits: a pair of what?"
 
 
-def logits_of(variant: Any, kind: TaskKind) -> Tensor:
+def logits_of(variant: Any, case: Case) -> Tensor:
     """The head's logits, (B, K), where what the loss reads is as good as can be; of an untrained head if it reads features."""
-    values = best_of(variant, kind)
+    values = best_of(variant, case)
     if not variant.reads_features:
         return values
-    answering = next(head for cls in variants(Head) if (head := cls()).reads_cosine_only)
-    logits: Tensor = answering.build(values.shape[1], variant.outputs(OUTPUTS[kind]))(values, keep).detach()
+    answering = next(head for cls in variants(Head) if (head := plain(cls)).reads_cosine_only)
+    logits: Tensor = answering.build(values.shape[1], variant.outputs(case.outputs))(values, keep).detach()
     return logits
 
 
-@named(Loss)
+@law(Loss)
 def test_a_readout_is_what_the_metric_of_the_task_reads(variant: Any) -> None:
     """At the optimum of the loss the metric is at, or (with labels made into classes) near, its best."""
-    for kind in variant.fits:
-        readout, labels = variant.readout(logits_of(variant, kind), RANGES[kind]), LABELS[kind]
-        shape = (len(labels), OUTPUTS[kind])
-        assert readout.shape == shape, f"loss '{variant.kind}': readout of shape {tuple(readout.shape)}, not {shape}"
-        if kind == "regression":
+    for case, _ in cases_of(variant):
+        readout, labels = variant.readout(logits_of(variant, case), case.label_range), case.labels
+        shape = (len(labels), case.outputs)
+        assert readout.shape == shape, f"its readout has shape {tuple(readout.shape)}, not {shape}, for {case}"
+        if case.kind == "regression":
             r = torch.corrcoef(torch.stack([readout[:, 0], labels]))[0, 1].item()
-            assert r > 0.85, f"loss '{variant.kind}': r {r:.2f} at its optimum"
+            assert r > 0.85, f"where it is lowest its readout correlates with the labels by {r:.2f} only, for {case}"
         else:
-            answers = readout.argmax(1) if kind == "classification" else readout[:, 0] > 0
-            assert answers.tolist() == labels.tolist(), f"loss '{variant.kind}': wrong answers at its optimum of {kind}"
+            answers = readout.argmax(1) if case.kind == "classification" else readout[:, 0] > 0
+            assert answers.tolist() == labels.tolist(), (
+                f"where it is lowest its readout answers {answers.tolist()}, not {labels.tolist()}, for {case}"
+            )
 
 
-@named(Loss)
+@law(Loss)
 def test_a_readout_is_of_each_example_by_itself_and_passes_a_gradient(variant: Any) -> None:
-    for kind in variant.fits:
-        logits, order = torch.randn(5, variant.outputs(OUTPUTS[kind]), requires_grad=True), torch.tensor([2, 0, 4, 1, 3])
-        readout = variant.readout(logits, RANGES[kind])
-        assert torch.allclose(variant.readout(logits[order], RANGES[kind]), readout[order]), (
-            f"loss '{variant.kind}': permuting examples does not permute its readout"
-        )
-        divergence(kind)(readout, torch.zeros_like(readout)).backward()
-        assert logits.grad is not None
-        reached = logits.grad.isfinite().all() and (logits.grad.abs().amax(dim=1) > 0).all()
-        assert reached, f"loss '{variant.kind}': no gradient through its readout of {kind}"
+    for case, _ in cases_of(variant):
+        logits, order = torch.randn(5, variant.outputs(case.outputs), requires_grad=True), torch.tensor([2, 0, 4, 1, 3])
+        readout = variant.readout(logits, case.label_range)
+        same = torch.allclose(variant.readout(logits[order], case.label_range), readout[order])
+        assert same, f"permuting examples does not permute its readout, for {case}"
+        assert readout.requires_grad, f"no gradient comes through its readout, which penalties read (an argmax?), for {case}"
+        (gradient,) = torch.autograd.grad(divergence(case.kind)(readout, torch.zeros_like(readout)), [logits])
+        reached = gradient.isfinite().all() and (gradient.abs().amax(dim=1) > 0).all()
+        assert reached, f"the gradient through its readout is 0 or not finite, for {case}"
+
+
+# --------------------------------------------------------------------------------------------------------- loss weights
+
+
+@law(LossWeights)
+def test_a_loss_weight_is_a_positive_number_for_every_task(variant: Any) -> None:
+    for task in ("sst", "para", "a-task-of-my-own"):
+        weight = variant.weight(task)
+        assert isinstance(weight, float), f"the weight of {task} is {weight!r}, not a float"
+        assert 0 < weight < math.inf, f"the weight of {task} is {weight}; it must be positive and finite"
+        assert weight == variant.weight(task), f"two calls weigh {task} differently"
 
 
 # ------------------------------------------------------------------------------------------------------- task schedules
 
 SIZES = {"sst": 50, "para": 400, "sts": 30}
-BATCHES = {"sst": 8, "para": 16, "sts": 4}
+BATCHES = {"sst": 8, "para": 16, "sts": 4, "mine": 16}
 
 
-@named(TaskSchedule)
+def tasks_at(variant: Any, step: int, progress: float, sizes: dict[str, int] = SIZES, seed: int = 0) -> tuple[str, ...]:
+    tasks: tuple[str, ...] = variant.tasks_of_step(step, progress, dict(sizes), {task: BATCHES[task] for task in sizes}, seed)
+    assert isinstance(tasks, tuple), f"step {step} takes {tasks!r}, not a tuple of task names"
+    return tasks
+
+
+@law(TaskSchedule)
 def test_a_schedule_is_a_function_of_its_arguments(variant: Any) -> None:
-    first, again = ([variant.tasks_of_step(step, 0.3, SIZES, BATCHES, 7) for step in range(20)] for _ in range(2))
-    assert first == again, f"task schedule '{variant.kind}': two calls differ"
+    forwards = [tasks_at(variant, step, 0.3, seed=7) for step in range(20)]
+    backwards = [tasks_at(variant, step, 0.3, seed=7) for step in reversed(range(20))][::-1]
+    differ = [step for step in range(20) if forwards[step] != backwards[step]]
+    hint = "draw from np.random.default_rng((seed, step)), remember nothing"
+    assert not differ, f"asked again, with other steps in between, it takes other tasks at steps {differ}; {hint}"
 
 
-@named(TaskSchedule)
+@law(TaskSchedule)
 def test_a_step_takes_known_tasks_once_each_and_as_many_as_announced(variant: Any) -> None:
-    for step in range(50):
-        tasks = variant.tasks_of_step(step, step / 50, SIZES, BATCHES, 0)
-        assert set(tasks) <= set(SIZES), f"task schedule '{variant.kind}': unknown task among {tasks}"
-        assert len(tasks) == len(set(tasks)), f"task schedule '{variant.kind}': a task twice in {tasks}"
-        assert 1 <= len(tasks) <= variant.tasks_per_step(len(SIZES)), (
-            f"task schedule '{variant.kind}': {len(tasks)} tasks a step"
-        )
+    announced = variant.tasks_per_step(len(SIZES))
+    for step in range(51):
+        tasks = tasks_at(variant, step, step / 50)
+        assert set(tasks) <= set(SIZES), f"step {step} takes {tasks}; known: {tuple(SIZES)}"
+        assert len(tasks) == len(set(tasks)), f"step {step} takes a task twice: {tasks}"
+        assert 1 <= len(tasks) <= announced, f"step {step} takes {len(tasks)} tasks; tasks_per_step announces {announced}"
 
 
-@named(TaskSchedule)
+@law(TaskSchedule)
 def test_every_task_is_reached(variant: Any) -> None:
-    seen = {task for step in range(300) for task in variant.tasks_of_step(step, step / 300, SIZES, BATCHES, 0)}
-    assert seen == set(SIZES), f"task schedule '{variant.kind}': never takes {set(SIZES) - seen}"
+    seen = {task for step in range(300) for task in tasks_at(variant, step, step / 299)}
+    starved = ", ".join(sorted(set(SIZES) - seen))
+    assert not starved, f"it never takes {starved} in 300 steps over {SIZES} rows"
 
 
-@named(TaskSchedule)
+@law(TaskSchedule)
 def test_a_schedule_of_one_task_takes_it_and_its_epoch_is_one_pass(variant: Any) -> None:
-    assert variant.tasks_of_step(3, 0.5, {"sst": 64}, {"sst": 16}, 0) == ("sst",)
-    found = variant.epoch_examples({"sst": 64}, {"sst": 16})
-    assert found == 64, f"task schedule '{variant.kind}': an epoch of 64 examples of one task draws {found}"
-    assert isinstance(found, int), f"task schedule '{variant.kind}': an epoch of {found!r} examples"
+    tasks = tasks_at(variant, 3, 0.5, {"mine": 64})
+    assert tasks == ("mine",), f"of a task 'mine' alone it takes {tasks}"
+    found = variant.epoch_examples({"mine": 64}, {"mine": 16})
+    assert found == 64, f"an epoch of one task of 64 examples draws {found}"
+
+
+@law(TaskSchedule)
+def test_an_epoch_is_a_whole_number_of_examples(variant: Any) -> None:
+    found = variant.epoch_examples(dict(SIZES), {task: BATCHES[task] for task in SIZES})
+    assert isinstance(found, int), f"an epoch draws {found!r} examples, a {type(found).__name__}, not an int"
+    assert found > 0, f"an epoch draws {found} examples"
 
 
 # ------------------------------------------------------------------------------------------------------------ gradients
@@ -502,21 +753,41 @@ def orders_of(num_tasks: int, seed: int = 0) -> Tensor:
     return random_orders(num_tasks, np.random.default_rng(seed))
 
 
-@named(GradientMethod)
-def test_weights_have_a_row_a_group_in_the_gramians_precision(variant: Any) -> None:
+def weights_of(variant: Any, gram: Tensor, state: dict[str, Tensor], seed: int = 0, tasks: tuple[str, ...] = TASKS) -> Tensor:
+    return weighed(variant, gram, tasks, orders_of(len(tasks), seed), state)
+
+
+def weighed(variant: Any, gram: Tensor, tasks: tuple[str, ...], orders: Tensor, state: dict[str, Tensor]) -> Tensor:
+    weights: Tensor = variant.weights(gram, tasks, orders, state)
+    assert isinstance(weights, Tensor), f"`weights` gives a {type(weights).__name__}, not a Tensor"
+    expected = tuple(gram.shape[:2])
+    assert weights.shape == expected, f"weights of shape {tuple(weights.shape)}, not (G, T) = {expected}"
+    assert weights.dtype == gram.dtype, f"weights in {weights.dtype} for a Gramian in {gram.dtype}"
+    for key, value in state.items():
+        assert isinstance(value, Tensor), f"state['{key}'] is a {type(value).__name__}; a checkpoint holds Tensors"
+    return weights
+
+
+@law(GradientMethod)
+def test_weights_have_a_row_a_group_in_the_precision_of_the_gramian(variant: Any) -> None:
     for dtype in (torch.float32, torch.float64):
-        weights = variant.weights(gramians().to(dtype), TASKS, orders_of(3), {})
-        assert weights.shape == (4, 3), f"gradient '{variant.kind}': shape {tuple(weights.shape)}, not (G, T)"
-        assert weights.dtype == dtype, f"gradient '{variant.kind}': {weights.dtype} for a Gramian of {dtype}"
+        weights_of(variant, gramians().to(dtype), {})
 
 
-@named(GradientMethod)
+@law(GradientMethod)
 def test_a_single_task_keeps_its_gradient(variant: Any) -> None:
-    weights = variant.weights(gramians(num_tasks=1), ("sst",), orders_of(1), {})
-    assert torch.equal(weights, torch.ones_like(weights)), f"gradient '{variant.kind}': T = 1 gives weights {weights.tolist()}"
+    weights = weights_of(variant, gramians(num_tasks=1), {}, tasks=("sst",))
+    assert torch.equal(weights, torch.ones_like(weights)), f"of one task it gives weights {weights.flatten().tolist()}, not 1"
 
 
-@named(GradientMethod)
+@law(GradientMethod)
+def test_tasks_that_agree_keep_their_direction(variant: Any) -> None:
+    """Three equal gradients: whatever the weights, they sum to something positive."""
+    total = weights_of(variant, torch.ones(4, 3, 3, dtype=torch.float64), {}).sum(dim=1)
+    assert (total > 0).all(), f"three equal gradients are merged with weights that sum to {total.tolist()}: the step goes up"
+
+
+@law(GradientMethod)
 def test_permuting_tasks_permutes_weights(variant: Any) -> None:
     permutation = [2, 0, 1]
     place = {old: new for new, old in enumerate(permutation)}
@@ -524,53 +795,54 @@ def test_permuting_tasks_permutes_weights(variant: Any) -> None:
     for seed in range(4):  # over steps, so that state is permuted too
         gram, orders = gramians(seed=seed), orders_of(3, seed)
         moved_orders = torch.tensor([[place[j] for j in orders[old].tolist()] for old in permutation])
-        expected = variant.weights(gram, TASKS, orders, states[0])[:, permutation]
-        moved_gram = gram[:, permutation][:, :, permutation]
-        found = variant.weights(moved_gram, tuple(TASKS[old] for old in permutation), moved_orders, states[1])
-        assert torch.allclose(found, expected), f"gradient '{variant.kind}': permuting tasks does not permute weights"
-
-
-@named(GradientMethod)
-def test_scaling_all_gradients_scales_the_result(variant: Any) -> None:
-    for scale in (1e-12, 1e8):
-        expected = variant.weights(gramians(), TASKS, orders_of(3), {})
-        found = variant.weights(scale * gramians(), TASKS, orders_of(3), {})
+        expected = weighed(variant, gram, TASKS, orders, states[0])[:, permutation]
+        moved_gram, moved_tasks = gram[:, permutation][:, :, permutation], tuple(TASKS[old] for old in permutation)
+        found = weighed(variant, moved_gram, moved_tasks, moved_orders, states[1])
         assert torch.allclose(found, expected), (
-            f"gradient '{variant.kind}': weights change when gradients scale by {scale**0.5}"
+            f"the tasks in another order get other weights: {found[0].tolist()}, not {expected[0].tolist()}"
         )
 
 
-@named(GradientMethod)
+@law(GradientMethod)
+def test_scaling_all_gradients_scales_the_result(variant: Any) -> None:
+    expected = weights_of(variant, gramians(), {})
+    for scale in (1e-12, 1e8):
+        found = weights_of(variant, scale * gramians(), {})
+        assert torch.allclose(found, expected), f"gradients {scale**0.5:g} times as long get other weights, {found[0].tolist()}"
+
+
+@law(GradientMethod)
 def test_zero_gradients_stay_finite_for_ever(variant: Any) -> None:
     state: dict[str, Tensor] = {}
     for groups, zero in itertools.product((slice(0, 2), slice(None)), ([0], [0, 1], [0, 1, 2], [])):
         gram = gramians()
         gram[groups, zero] = 0
         gram[groups, :, zero] = 0
-        weights = variant.weights(gram, TASKS, orders_of(3), state)
-        assert weights.isfinite().all(), f"gradient '{variant.kind}': weights not finite with tasks {zero} at zero"
+        after = f"once tasks {zero} have had a gradient of zero" if zero else "after a step with a gradient of zero"
+        weights = weights_of(variant, gram, state)
+        assert weights.isfinite().all(), f"its weights are not finite {after} (0/0?)"
         for key, value in state.items():
-            assert value.isfinite().all(), f"gradient '{variant.kind}': state '{key}' not finite with tasks {zero} at zero"
+            assert value.isfinite().all(), f"state['{key}'] is not finite {after}, and stays so (0/0?)"
 
 
-@named(GradientMethod)
+@law(GradientMethod)
 def test_a_gramian_is_left_as_it_was_and_its_weights_are_repeatable(variant: Any) -> None:
     gram = gramians()
-    first = variant.weights(gram, TASKS, orders_of(3), {})
-    assert torch.equal(gram, gramians()), f"gradient '{variant.kind}': writes into the Gramian"
-    assert torch.equal(first, variant.weights(gram, TASKS, orders_of(3), {})), f"gradient '{variant.kind}': two calls differ"
+    first = weights_of(variant, gram, {})
+    assert torch.equal(gram, gramians()), "it writes into the Gramian"
+    again = weights_of(variant, gram, {})
+    assert torch.equal(first, again), "two calls differ; randomness comes in through `orders`, memory through `state`"
 
 
-@named(GradientMethod)
+@law(GradientMethod)
 def test_state_is_all_that_is_remembered(variant: Any) -> None:
     """A copy of the state goes on as the original does: that is what a checkpoint relies on."""
     state: dict[str, Tensor] = {}
     for seed in range(3):
-        variant.weights(gramians(seed=seed), TASKS, orders_of(3, seed), state)
+        weights_of(variant, gramians(seed=seed), state, seed)
     copy = {key: value.clone() for key, value in state.items()}
-    found = variant.weights(gramians(seed=9), TASKS, orders_of(3), copy)
-    expected = variant.weights(gramians(seed=9), TASKS, orders_of(3), state)
-    assert torch.equal(found, expected), f"gradient '{variant.kind}': remembers something outside its state"
+    found, expected = weights_of(variant, gramians(seed=9), copy), weights_of(variant, gramians(seed=9), state)
+    assert torch.equal(found, expected), "from a copy of its state it goes on otherwise: it remembers something beside it"
 
 
 # ----------------------------------------------------------------------------------------------------------- smoothness
@@ -578,13 +850,14 @@ def test_state_is_all_that_is_remembered(variant: Any) -> None:
 EXAMPLE_N = torch.tensor([0, 0, 1, 1, 1])
 
 
-@named(Smoothness)
+@law(Smoothness)
 @pytest.mark.parametrize("kind", typing.get_args(TaskKind))
 def test_a_penalty_is_a_positive_scalar_that_trains_and_costs_what_it_announces(variant: Any, kind: TaskKind) -> None:
     embeddings_ND, weight_DK = torch.randn(5, 4), torch.randn(4, 5 if kind == "classification" else 1, requires_grad=True)
     passes: list[int] = []
 
     def forward(noise_ND: Tensor) -> Tensor:
+        assert noise_ND.shape == (5, 4), f"noise of shape {tuple(noise_ND.shape)}, not (N, D) = (5, 4)"
         passes.append(1)
         values_NK = ((embeddings_ND + noise_ND) @ weight_DK).tanh()
         return torch.zeros(2, values_NK.shape[1]).index_add(0, EXAMPLE_N, values_NK)
@@ -593,17 +866,36 @@ def test_a_penalty_is_a_positive_scalar_that_trains_and_costs_what_it_announces(
     passes.clear()
     state = torch.get_rng_state()
     penalty = variant.penalty(forward, clean_BK, divergence(kind), EXAMPLE_N, 2, (5, 4), torch.Generator().manual_seed(0))
-    assert len(passes) == variant.extra_passes, f"smoothness '{variant.kind}': {len(passes)} passes, not {variant.extra_passes}"
-    assert torch.equal(torch.get_rng_state(), state), f"smoothness '{variant.kind}': draws from torch's global generator"
-    assert weight_DK.grad is None, f"smoothness '{variant.kind}': leaves a gradient in a parameter before backward"
+    announced = variant.extra_passes
+    assert len(passes) == announced, f"it takes {len(passes)} passes, but extra_passes announces {announced}, which is charged"
+    assert torch.equal(torch.get_rng_state(), state), "it draws from torch's global generator, not from the one handed in"
+    assert weight_DK.grad is None, "it leaves a gradient in a parameter; torch.autograd.grad(…, [noise]) does not"
     if penalty is None:
+        assert variant.weight == 0, f"it has a weight of {variant.weight}, but no penalty"
         return
-    assert penalty.shape == (), f"smoothness '{variant.kind}': shape {tuple(penalty.shape)}, not a scalar"
-    assert penalty.isfinite(), f"smoothness '{variant.kind}': penalty {penalty.item()}"
-    assert penalty > 0, f"smoothness '{variant.kind}': penalty {penalty.item()} for a {kind} task"
+    assert isinstance(penalty, Tensor), f"its penalty is a {type(penalty).__name__}, not a Tensor"
+    assert penalty.shape == (), f"its penalty has shape {tuple(penalty.shape)}; it must be a scalar"
+    assert penalty.isfinite(), f"its penalty is {penalty.item()} for a {kind} task"
+    assert penalty > 0, f"its penalty is {penalty.item()} for a {kind} task, though the logits move"
+    assert penalty.requires_grad, "its penalty is cut off from the model: no gradient (a detach, a no_grad?)"
     penalty.backward()
-    assert weight_DK.grad is not None
-    assert weight_DK.grad.abs().max() > 0, f"smoothness '{variant.kind}': gradient does not reach the model ({kind})"
+    assert weight_DK.grad is not None, f"the gradient of its penalty does not reach the model ({kind})"
+    assert weight_DK.grad.abs().max() > 0, f"the gradient of its penalty does not reach the model ({kind})"
+
+
+@law(Smoothness)
+def test_a_penalty_repeats_from_the_same_generator(variant: Any) -> None:
+    weight_DK, found = torch.randn(4, 1), []
+
+    def forward(noise_ND: Tensor) -> Tensor:
+        return torch.zeros(2, 1).index_add(0, EXAMPLE_N, ((1 + noise_ND) @ weight_DK).tanh())
+
+    for _ in range(2):
+        generator = torch.Generator().manual_seed(3)
+        clean_BK = forward(torch.zeros(5, 4))
+        found.append(variant.penalty(forward, clean_BK, divergence("regression"), EXAMPLE_N, 2, (5, 4), generator))
+    same = found[0] is found[1] is None or torch.equal(*found)
+    assert same, f"from one seed its penalty is {found[0]}, then {found[1]}: a trial could not be repeated"
 
 
 # ------------------------------------------------------------------------------------------------------------- proximal
@@ -623,21 +915,21 @@ def moved(model: nn.Sequential, seed: int) -> nn.Sequential:
     return model
 
 
-@named(Proximal)
+@law(Proximal)
 def test_a_teacher_begins_as_the_student_and_takes_no_gradient(variant: Any) -> None:
     model, x = moved(student(), 0), torch.randn(5, 3)
     state = torch.get_rng_state()
     teacher = variant.start(model)
-    assert torch.equal(torch.get_rng_state(), state), f"proximal '{variant.kind}': draws from torch's global generator"
-    assert variant.weight >= 0, f"proximal '{variant.kind}': weight {variant.weight}"
+    assert torch.equal(torch.get_rng_state(), state), "it draws from torch's global generator"
+    assert variant.weight >= 0, f"its weight is {variant.weight}"
     if teacher is None:
-        assert variant.weight == 0, f"proximal '{variant.kind}': a weight, but no teacher"
+        assert variant.weight == 0, f"it has a weight of {variant.weight}, but no teacher"
         return
-    assert torch.equal(teacher.model(x), model(x)), f"proximal '{variant.kind}': its teacher begins as something else"
-    assert not teacher.model(x).requires_grad, f"proximal '{variant.kind}': a gradient reaches its teacher"
+    assert torch.equal(teacher.model(x), model(x)), "its teacher begins as something else than the student"
+    assert not teacher.model(x).requires_grad, "a gradient reaches its teacher"
 
 
-@named(Proximal)
+@law(Proximal)
 def test_a_teacher_stays_between_where_it_was_and_the_student_and_leaves_the_student_alone(variant: Any) -> None:
     model = moved(student(), 0)
     teacher = variant.start(model)
@@ -648,12 +940,13 @@ def test_a_teacher_stays_between_where_it_was_and_the_student_and_leaves_the_stu
     for progress in (0.0, 0.5, 1.0):
         teacher.follow(progress)
         share = (teacher.model[1].weight - before) / (after - before)
-        assert bool(((share > 0) & (share < 1)).all()), f"proximal '{variant.kind}': its teacher leaps to {share.tolist()}"
-    assert torch.equal(model[1].weight, after), f"proximal '{variant.kind}': moves the student"
-    assert torch.equal(teacher.model[0].weight, model[0].weight), f"proximal '{variant.kind}': moves what is frozen"
+        between = bool(((share > 0) & (share < 1)).all())
+        assert between, f"its teacher is {share.flatten().tolist()} of the way to the student, which must lie in (0, 1)"
+    assert torch.equal(model[1].weight, after), "it moves the student"
+    assert torch.equal(teacher.model[0].weight, model[0].weight), "it moves what is frozen"
 
 
-@named(Proximal)
+@law(Proximal)
 def test_the_state_of_a_teacher_is_all_that_is_remembered(variant: Any) -> None:
     """A teacher restored from a copy goes on as the original does: that is what a checkpoint relies on."""
     model = moved(student(), 0)
@@ -667,9 +960,34 @@ def test_the_state_of_a_teacher_is_all_that_is_remembered(variant: Any) -> None:
     moved(model, 2)
     for one in (teacher, again):
         one.follow(0.5)
-    assert all(torch.equal(value, again.state()[name]) for name, value in teacher.state().items()), (
-        f"proximal '{variant.kind}': remembers something outside its state"
-    )
+    found = [name for name, value in teacher.state().items() if not torch.equal(value, again.state()[name])]
+    assert not found, f"restored from its state it goes on otherwise in {', '.join(found)}"
+
+
+# ------------------------------------------------------------------------------------------------------------ LR schedules
+
+lr_schedules = over(
+    "lr_factor", {f"LR schedule '{name}'": lambda factor=factor: factor for name, factor in LR_SCHEDULES.items()}
+)
+
+
+def test_every_lr_schedule_that_is_written_can_be_chosen() -> None:
+    chosen = get_args(Optimizer.model_fields["lr_schedule"].annotation)
+    assert set(chosen) == set(LR_SCHEDULES), "Optimizer.lr_schedule and LR_SCHEDULES name different LR schedules"
+
+
+@lr_schedules
+def test_an_lr_factor_lies_in_zero_and_one(lr_factor: Any) -> None:
+    for progress, warmup in itertools.product((0.0, 1e-9, 0.05, 0.1, 0.5, 0.99, 1.0), (0.0, 0.1, 1.0)):
+        found = lr_factor(progress, warmup)
+        assert isinstance(found, float), f"it gives a {type(found).__name__} at progress {progress:g}, not a float"
+        assert 0 <= found <= 1, f"the factor is {found:g} at progress {progress:g} with warm-up {warmup:g}; it lies in [0, 1]"
+
+
+@lr_schedules
+def test_an_lr_factor_rises_from_zero_to_one_over_the_warm_up(lr_factor: Any) -> None:
+    found = [round(lr_factor(progress, 0.2), 9) for progress in (0.0, 0.1, 0.2)]
+    assert found == [0, 0.5, 1], f"with warm-up 0.2 it is {found} at progress 0, 0.1 and 0.2, not [0, 0.5, 1]"
 
 
 # --------------------------------------------------------------------------------------------------------------- stages
@@ -685,37 +1003,49 @@ TRIAL = StagePlan(
 )
 
 
-@named(Stage)
-def test_a_stage_s_name_in_a_recipe_begins_with_its_kind(variant: Any) -> None:
-    name = variant.plan(TRIAL).name
-    assert name.startswith(variant.kind), f"stage '{variant.kind}': is named '{name}'"
-    assert name.replace("_", "a").replace("-", "a").isalnum(), f"stage '{variant.kind}': '{name}' is not made of [a-z0-9_-]"
+def planned(variant: Any) -> StagePlan:
+    plan: StagePlan = variant.plan(TRIAL)
+    assert isinstance(plan, StagePlan), f"`plan` gives a {type(plan).__name__}, not a StagePlan"
+    return plan
 
 
-@named(Stage)
+@law(Stage)
+def test_a_stage_is_named_after_its_kind_in_a_recipe(variant: Any) -> None:
+    name = planned(variant).name
+    assert name.startswith(variant.kind), f"its plan is named '{name}', which does not begin with its kind"
+    assert re.fullmatch("[a-zA-Z0-9_-]+", name), f"its plan is named '{name}', which is not made of [a-zA-Z0-9_-]"
+
+
+@law(Stage)
 def test_a_stage_takes_tasks_of_the_trial_and_can_merge_them_where_it_merges(variant: Any) -> None:
-    plan = variant.plan(TRIAL)
-    assert plan.tasks, f"stage '{variant.kind}': has no task"
-    assert set(plan.tasks) <= set(TASKS), f"stage '{variant.kind}': trains {plan.tasks} of {TASKS}"
+    plan = planned(variant)
+    assert plan.tasks, "it trains no task"
+    assert set(plan.tasks) <= set(TASKS), f"it trains {plan.tasks} where the trial has {TASKS}"
     several = plan.task_schedule.tasks_per_step(len(plan.tasks)) > 1
-    assert several or not plan.gradient.needs_several_tasks, f"stage '{variant.kind}': merges the gradient of one task"
+    found = f"gradient '{plan.gradient.kind}' merges several tasks' gradients, but its task schedule gives one a step"
+    assert several or not plan.gradient.needs_several_tasks, found
 
 
-@named(Stage)
+@law(Stage)
 def test_a_stage_that_trains_no_encoder_has_nothing_that_acts_on_it(variant: Any) -> None:
-    plan = variant.plan(TRIAL)
-    acting = plan.gradient.needs_several_tasks or plan.smoothness.weight or plan.proximal.weight
-    assert plan.trains_encoder or not acting, f"stage '{variant.kind}': passes for a penalty on what it does not train"
+    plan = planned(variant)
+    acting = {
+        "gradient": plan.gradient.needs_several_tasks,
+        "smoothness": bool(plan.smoothness.weight),
+        "proximal": bool(plan.proximal.weight),
+    }
+    found = [name for name, acts in acting.items() if acts and not plan.trains_encoder]
+    assert not found, f"it trains no encoder, yet keeps the trial's {', '.join(found)}, which would cost passes for nothing"
 
 
-@named(Stage)
-def test_what_a_stage_may_override_takes_effect_and_else_is_the_trial_s(variant: Any) -> None:
+@law(Stage)
+def test_what_a_stage_overrides_takes_effect_and_the_rest_is_of_the_trial(variant: Any) -> None:
     others = {"optimizer": Optimizer(lr=0.5), "task_schedule": {"kind": "sequential"}, "gradient": {"kind": "gradvac"},
               "smoothness": {"kind": "smart", "radius": 0.9}, "proximal": {"kind": "bregman", "beta": 0.3}}  # fmt: skip
-    plan = variant.plan(TRIAL)
+    plan = planned(variant)
     for knob, value in others.items():
         if knob in type(variant).model_fields:
-            assert getattr(plan, knob) == getattr(TRIAL, knob), f"stage '{variant.kind}': changes the trial's {knob}"
+            assert getattr(plan, knob) == getattr(TRIAL, knob), f"it changes the trial's {knob}, which nobody has overridden"
             own = type(variant).model_validate({**needed(type(variant)), knob: value})
-            found = getattr(own.plan(TRIAL), knob)
-            assert found == getattr(own, knob) != getattr(TRIAL, knob), f"stage '{variant.kind}': its {knob} has no effect"
+            found = getattr(planned(own), knob)
+            assert found == getattr(own, knob) != getattr(TRIAL, knob), f"its own {knob} has no effect: the plan has {found!r}"

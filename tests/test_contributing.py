@@ -1,0 +1,196 @@
+"""CONTRIBUTING.md does what it says: its example is followed in a copy of the tree, its lists are compared with the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import typing
+import warnings
+from pathlib import Path
+
+import pytest
+import yaml
+
+from minbert_core.data.tasks import TaskKind
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+FAMILIES = {  # headings -> what the battery's laws are over
+    "Every variant": "",
+    "Poolings": "Pooling",
+    "Pair encodings": "PairEncoding",
+    "Heads": "Head",
+    "Losses": "Loss",
+    "Loss weights": "LossWeights",
+    "Task schedules": "TaskSchedule",
+    "Gradient methods": "GradientMethod",
+    "Smoothness": "Smoothness",
+    "Proximal": "Proximal",
+    "LR schedules": "lr_schedules",
+    "Stages": "Stage",
+}
+
+
+def code(language: str) -> list[str]:
+    """The code blocks of CONTRIBUTING.md in a language, first to last."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+
+
+# ------------------------------------------------------------------------------------------------ the example, followed
+
+
+@pytest.fixture
+def newcomer(tmp_path: Path) -> Path:
+    """A copy of the packages and the battery, as one has it before the example."""
+    files = [path for package in ("minbert_core", "search") for path in (ROOT / package).rglob("*.py")]
+    files += [ROOT / name for name in ("pyproject.toml", "tests/conftest.py", "tests/methods/test_battery.py")]
+    for path in files:
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    return tmp_path
+
+
+def add_head(root: Path, text: str, in_union: bool = True) -> None:
+    """Write the example's head above the union at the end of heads.py, and name it there."""
+    heads = root / "minbert_core/methods/heads.py"
+    before, union, after = heads.read_text(encoding="utf-8").partition("\nHead = Annotated[")
+    assert union, "heads.py has no union of that name"
+    named = re.sub(r"^([^,]+)", r"\1 | Gated", after) if in_union else after
+    heads.write_text(f"{before}\n{text}\n{union}{named}", encoding="utf-8")
+
+
+def run(root: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *command], cwd=root, capture_output=True, text=True)
+
+
+def run_battery(root: Path) -> subprocess.CompletedProcess[str]:
+    return run(root, "-m", "pytest", "-p", "no:cacheprovider", "-k", "gated")
+
+
+def test_the_head_of_the_example_keeps_every_law_and_its_files_are_read(newcomer: Path) -> None:
+    add_head(newcomer, code("python")[0])
+    done = run_battery(newcomer)
+    assert done.returncode == 0, done.stdout
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 20  # all that are over heads, and over all variants
+    config, space = code("yaml")
+    (newcomer / "gated.yaml").write_text(config, encoding="utf-8")
+    (newcomer / "spaces.yaml").write_text(space, encoding="utf-8")
+    reads = "from pathlib import Path as P; from minbert_core.config import read_config; from search.space import read_space"
+    done = run(newcomer, "-c", f"{reads}; read_config(P('gated.yaml')); read_space(P('spaces.yaml'))")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_law_that_the_example_breaks_is_told_as_the_guide_says(newcomer: Path) -> None:
+    told = re.search(r"^    head 'gated'.*\n    law: .*\n", TEXT, re.MULTILINE)[0].replace("\n    ", "\n").strip()
+    add_head(newcomer, code("python")[0].replace("return logits_BK", "return logits_BK.detach()"))
+    done = run_battery(newcomer)
+    assert done.returncode == 1
+    assert told in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_a_head_that_no_union_names_is_told_so(newcomer: Path) -> None:
+    add_head(newcomer, code("python")[0], in_union=False)
+    done = run_battery(newcomer)
+    assert done.returncode == 1
+    assert "Gated 'gated': it is in no union: no config can name it" in done.stdout
+
+
+# -------------------------------------------------------------------------------------------------------- what it lists
+
+
+def laws() -> dict[str, list[str]]:
+    """Of the battery: what a law is over -> the laws, in words. '' is over all variants."""
+    found: dict[str, list[str]] = {}
+    for node in ast.parse((ROOT / "tests/methods/test_battery.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            for decorator in node.decorator_list:
+                over = re.fullmatch(r"law\((\w*)\)|(lr_schedules)|over\('cls', .*\)", ast.unparse(decorator))
+                if over:
+                    words = node.name.removeprefix("test_").replace("_", " ")
+                    found.setdefault(over[1] or over[2] or "", []).append(words)
+    return found
+
+
+def test_the_laws_that_are_listed_are_those_of_the_battery() -> None:
+    _, _, listed = TEXT.partition("## What the battery checks\n")
+    sections = dict(re.findall(r"^\*\*(.+)\*\*\n\n((?:- .+\n)+)", listed, re.MULTILINE))
+    assert {FAMILIES[name]: lines.replace("- ", "").splitlines() for name, lines in sections.items()} == laws()
+
+
+def test_every_place_that_asks_for_the_kind_of_a_task_is_named() -> None:
+    kinds = set(typing.get_args(TaskKind))
+    section = re.search(r"\*\*A new kind of task\*\*.*?\n\n", TEXT, re.DOTALL)[0]
+    for path in [path for package in ("minbert_core", "search", "analysis") for path in (ROOT / package).rglob("*.py")]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if kinds & {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}:
+            name = path.relative_to(ROOT / path.relative_to(ROOT).parts[0])
+            assert f"`{name}`" in section, f"{path.relative_to(ROOT)} asks for the kind of a task"
+
+
+def test_the_files_that_are_named_are_there() -> None:
+    for name in re.findall(r"`([\w/]+\.(?:py|md))`", TEXT):
+        if name != "utils.py":
+            places = [ROOT, ROOT / "minbert_core", ROOT / "minbert_core/methods"]
+            assert any((place / name).exists() for place in places), f"CONTRIBUTING.md names {name}"
+
+
+# ------------------------------------------------------------------------------------------------ what else a project has
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    version = PROJECT["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["cff-version"], citation["version"]) == ("1.2.0", version)
+    assert citation["license"] == PROJECT["project"]["license"]
+    assert f"\n## [{version}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_every_package_is_installed_and_says_that_it_is_typed() -> None:
+    found = {path.parent.relative_to(ROOT).as_posix() for name in ("minbert_core", "search", "analysis")
+             for path in (ROOT / name).rglob("*.py")}  # fmt: skip
+    packages = PROJECT["tool"]["setuptools"]["packages"]
+    assert {name.replace(".", "/") for name in packages} == found
+    assert PROJECT["tool"]["setuptools"]["package-data"] == {"*": ["py.typed"]}
+    assert all((ROOT / name / "py.typed").exists() for name in packages if "." not in name)
+
+
+@pytest.mark.parametrize("category", [UserWarning, DeprecationWarning, FutureWarning, RuntimeWarning, ResourceWarning])
+@pytest.mark.parametrize("module", ["minbert_core.step", "search.run", "analysis.runs", __name__])
+def test_a_warning_of_ours_is_an_error(module: str, category: type[Warning]) -> None:
+    with pytest.raises(category, match="of ours"):
+        warnings.warn_explicit("of ours", category, "file.py", 1, module=module)
+
+
+@pytest.mark.parametrize(
+    ("module", "category", "is_error"),
+    [
+        ("torch.nn.functional", UserWarning, True),  # a shape that our call has broadcast
+        ("torch.nn.functional", FutureWarning, False),
+        ("torch.cuda", UserWarning, False),
+        ("raymond", UserWarning, True),
+        ("ray", UserWarning, False),
+        ("mlflow.store.tracking", DeprecationWarning, False),
+        ("sqlalchemy.orm", DeprecationWarning, False),
+    ],
+)
+def test_what_a_newer_version_deprecates_within_itself_is_no_error(
+    module: str, category: type[Warning], is_error: bool
+) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        if is_error:
+            with pytest.raises(category):
+                warnings.warn_explicit("of theirs", category, "file.py", 1, module=module)
+        else:
+            warnings.warn_explicit("of theirs", category, "file.py", 1, module=module)
+            assert len(told) == 1
+
+
+def test_the_tests_carry_the_name_that_the_warnings_are_told_apart_by() -> None:
+    assert __name__.startswith("tests.")
