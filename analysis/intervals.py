@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
+from minbert_core.data.tasks import Metric
 from minbert_core.evaluate import is_constant
 
 Floats = NDArray[np.float64]
@@ -29,18 +29,25 @@ RESAMPLES_A_PASS = 100  # bounds the memory: 20,000 rows of Quora make 16 MB of 
 
 @dataclass(frozen=True)
 class Answers:
-    """What J models answered to the same B rows of a task, and what is true."""
+    """What J models answered to the same B rows of a task, and what is true. num_classes is for macro_f1 alone."""
 
-    metric: Literal["accuracy", "pearson"]
+    metric: Metric
     answers_JB: Floats
     labels_B: Floats
+    num_classes: int = 1
 
     def resampled(self, rows_RB: Indices) -> Floats:
         """The metric of each model on each resample of the rows, shape (R, J)."""
         counts_RB = count(rows_RB)
         if self.metric == "accuracy":
             return accuracies(self.answers_JB == self.labels_B, counts_RB)
-        return np.stack([correlations(answers_B, self.labels_B, counts_RB) for answers_B in self.answers_JB], axis=1)
+        if self.metric in ("f1", "macro_f1"):
+            labels = [1] if self.metric == "f1" else range(self.num_classes)
+            each = [f1s(self.answers_JB == label, self.labels_B == label, counts_RB) for label in labels]
+            means_RJ: Floats = np.stack(each).mean(axis=0)
+            return means_RJ
+        correlate = rank_correlations if self.metric == "spearman" else correlations
+        return np.stack([correlate(answers_B, self.labels_B, counts_RB) for answers_B in self.answers_JB], axis=1)
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,37 @@ def accuracies(correct_JB: NDArray[np.bool_], counts_RB: Floats) -> Floats:
     """The share of correct answers of each model in each resample, shape (R, J)."""
     shares_RJ: Floats = counts_RB @ correct_JB.T.astype(np.float64) / correct_JB.shape[1]  # sums of whole numbers: exact
     return shares_RJ
+
+
+def f1s(answered_JB: NDArray[np.bool_], right_B: NDArray[np.bool_], counts_RB: Floats) -> Floats:
+    """F1 of one class, of each model in each resample, shape (R, J); 0 where the class is neither answered nor there."""
+    together_RJ = counts_RB @ answered_JB.T.astype(np.float64) + (counts_RB @ right_B.astype(np.float64))[:, None]
+    hits_RJ = counts_RB @ (answered_JB & right_B).T.astype(np.float64)
+    scores_RJ: Floats = np.divide(2 * hits_RJ, together_RJ, out=np.zeros_like(hits_RJ), where=together_RJ > 0)
+    return scores_RJ
+
+
+def rank_correlations(x_B: Floats, y_B: Floats, counts_RB: Floats) -> Floats:
+    """Spearman's r of x and y in each resample, shape (R,): Pearson's of the ranks that they have in that resample."""
+    if is_constant(x_B) or is_constant(y_B):
+        return np.zeros(len(counts_RB))
+    middle = (x_B.size + 1) / 2  # the mean rank of any sample of that size
+    x_RB, y_RB = (ranks(values_B, counts_RB) - middle for values_B in (x_B, y_B))
+    xx_R, yy_R, xy_R = (np.einsum("RB,RB,RB->R", counts_RB, a, b) for a, b in ((x_RB, x_RB), (y_RB, y_RB), (x_RB, y_RB)))
+    variances_R = xx_R * yy_R
+    found_R: Floats = np.divide(xy_R, np.sqrt(variances_R), out=np.zeros(len(counts_RB)), where=variances_R > 0)
+    return found_R
+
+
+def ranks(values_B: Floats, counts_RB: Floats) -> Floats:
+    """The rank from 1 of each value in each resample, equal ones at the mean of theirs, shape (R, B)."""
+    _, places_B = np.unique(values_B, return_inverse=True)
+    order = np.argsort(places_B, kind="stable")
+    firsts = np.flatnonzero(np.diff(places_B[order], prepend=-1))
+    times_RU = np.add.reduceat(counts_RB[:, order], firsts, axis=1)  # of each value that differs
+    ranks_RU = np.cumsum(times_RU, axis=1) - times_RU + (times_RU + 1) / 2
+    ranks_RB: Floats = ranks_RU[:, places_B]
+    return ranks_RB
 
 
 def correlations(x_B: Floats, y_B: Floats, counts_RB: Floats) -> Floats:

@@ -11,10 +11,10 @@ from analysis.intervals import RESAMPLES
 from analysis.results import SPLITS, Comparison, Logits, Measured, Results, Splits
 from analysis.selection import RULE, Selection
 from minbert_core.config import TrialConfig
-from minbert_core.data.tasks import TASKS
-from minbert_core.evaluate import check_submission, predictions, submission_text
+from minbert_core.evaluate import check_submission, prediction_text
+from minbert_core.model import predictions
 from search.narrate import describe
-from search.plan import counted
+from search.resources import counted
 
 WIDTH = 160  # of a terminal in which everything is read without wrapping
 
@@ -157,7 +157,10 @@ def _sentence(selection: Selection, config: TrialConfig, winner: int, comparison
 
 
 def write_predictions(config: TrialConfig, results: Results, logits: Logits, splits: Splits, folder: Path) -> list[str]:
-    """The course's files of the chosen model, read back and checked; what was written, a line a file.  Raises ValueError."""
+    """The prediction files of the chosen model, the course's read back and checked; what was written, a line a file.
+
+    Raises ValueError where a file is not what the course expects.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     lines = [
@@ -167,10 +170,12 @@ def write_predictions(config: TrialConfig, results: Results, logits: Logits, spl
     faults = []
     for (task, split_name), split in splits.items():
         path = folder / f"{task}-{split_name}-output.csv"
-        text = submission_text(TASKS[task], split.ids, predictions(TASKS[task], logits[task, split_name]))
+        text = prediction_text(split.task, split.ids, predictions(split.task, logits[task, split_name]))
         path.write_bytes(text.encode())
-        faults += check_submission(path, TASKS[task], split.ids)
+        if not split.task.is_own:
+            faults += check_submission(path, split.task, split.ids)
         lines.append(f"- {path} ({len(split)} rows)")
+    lines += [f"- none of {name} on test: it names no test file" for name in config.train_on if (name, "test") not in splits]
     if faults:
         raise ValueError("The prediction files are not what the course expects:\n" + "\n".join(faults))
     return lines

@@ -19,9 +19,10 @@ from analysis.intervals import Answers, Quantity, intervals
 from analysis.retrain import Job
 from analysis.selection import Selection
 from minbert_core.config import TrialConfig
-from minbert_core.data.tasks import TASKS
+from minbert_core.data.tasks import Task
 from minbert_core.data.tokens import TokenisedSplit
-from minbert_core.evaluate import metric, overall, predictions, score
+from minbert_core.evaluate import metric, overall, score
+from minbert_core.model import predictions
 
 SPLITS = ("dev", "test")
 Splits = Mapping[tuple[str, str], TokenisedSplit]  # (task, "dev" or "test")
@@ -108,22 +109,24 @@ def _metrics(config: TrialConfig, logits: Logits, splits: Splits, split: str) ->
     for task in _labelled(config, splits, split):
         labels_B = splits[task, split].labels
         assert labels_B is not None
-        values[task] = metric(TASKS[task], logits[task, split], labels_B)
-    is_whole = len(values) == len(config.train_on)
-    return values | ({name: column(values) for name, column in _overall(config).items()} if is_whole else {})
+        values[task] = metric(config.known_tasks[task], logits[task, split], labels_B)
+    return values | {name: column(values) for name, column in _overall(config, list(values)).items()}
 
 
 def _labelled(config: TrialConfig, splits: Splits, split: str) -> list[str]:
-    return [task for task in config.train_on if splits[task, split].labels is not None]
+    return [task for task in config.train_on if (task, split) in splits and splits[task, split].labels is not None]
 
 
-def _overall(config: TrialConfig) -> dict[str, Callable[[Mapping[str, float]], float]]:
-    """The columns that are computed from the tasks' metrics; `score` is the search's objective."""
-    return {
-        "norm": lambda metrics: overall(metrics)["norm"],
-        "mean": lambda metrics: overall(metrics)["mean"],
-        "score": partial(score, objective=config.objective),
-    }
+def _overall(config: TrialConfig, labelled: list[str]) -> dict[str, Callable[[Mapping[str, float]], float]]:
+    """The columns that the metrics of the labelled tasks are enough to compute; `score` is the search's objective."""
+    tasks, objective = config.known_tasks, config.objective
+    columns: dict[str, Callable[[Mapping[str, float]], float]] = {}
+    if set(config.counted) <= set(labelled):
+        columns["norm"] = lambda metrics: overall(metrics, tasks, objective)["norm"]
+        columns["mean"] = lambda metrics: overall(metrics, tasks, objective)["mean"]
+    if columns or objective in labelled:
+        columns["score"] = partial(score, tasks=tasks, objective=objective)
+    return columns
 
 
 def _pairs(selection: Selection, groups: Mapping[int, Any], winner: int) -> list[tuple[int, int]]:
@@ -146,7 +149,7 @@ def _with_intervals(
     """The columns of each (configuration,) and the differences of each pair on a split, all from one set of resamples."""
     tasks, jobs = _labelled(config, splits, split), list(logits)
     columns: dict[str, Callable[[Mapping[str, float]], float]] = {task: itemgetter(task) for task in tasks}
-    columns |= _overall(config) if len(tasks) == len(config.train_on) else {}
+    columns |= _overall(config, tasks)
     wanted: dict[tuple[tuple[int, ...], str], tuple[list[Job], list[Job]]] = {}  # -> models, and the models subtracted
     for number, seeds in groups.items():
         wanted |= {((number,), column): (list(seeds.values()), []) for column in columns}
@@ -160,7 +163,8 @@ def _with_intervals(
         weights_T, offset = affine(columns[column], tasks)
         places, minus_places = ([jobs.index(job) for job in side] for side in (models, minus))
         quantities.append(Quantity(places, weights_T, 0.0 if minus else offset, minus_places))
-    bounds = intervals([_answers(task, split, splits, logits, jobs) for task in tasks], quantities) if tasks else []
+    answers = [_answers(config.known_tasks[task], split, splits, logits, jobs) for task in tasks]
+    bounds = intervals(answers, quantities) if tasks else []
     found: dict[tuple[int, ...], dict[str, Measured]] = {}
     for ((of, column), sides), (low, high) in zip(wanted.items(), bounds, strict=True):
         values, subtracted = ([metrics[job][split][column] for job in side] for side in sides)
@@ -169,11 +173,11 @@ def _with_intervals(
     return found
 
 
-def _answers(task: str, split: str, splits: Splits, logits: Mapping[Job, Logits], jobs: list[Job]) -> Answers:
-    labels_B = splits[task, split].labels
+def _answers(task: Task, split: str, splits: Splits, logits: Mapping[Job, Logits], jobs: list[Job]) -> Answers:
+    labels_B = splits[task.name, split].labels
     assert labels_B is not None
-    answers_JB = np.stack([predictions(TASKS[task], logits[job][task, split]) for job in jobs])
-    return Answers(TASKS[task].metric, answers_JB, labels_B)
+    answers_JB = np.stack([predictions(task, logits[job][task.name, split]) for job in jobs])
+    return Answers(task.metric, answers_JB, labels_B, task.outputs)
 
 
 def affine(column: Callable[[Mapping[str, float]], float], tasks: list[str]) -> tuple[list[float], float]:

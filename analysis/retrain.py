@@ -10,6 +10,7 @@ import contextlib
 import shutil
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ from typing import Any
 import numpy as np
 
 from minbert_core.config import read_config
-from minbert_core.data.tasks import TASKS
+from minbert_core.data.tasks import Task
 from minbert_core.data.tokens import TokenisedSplit, tokenise_test_split
-from minbert_core.evaluate import predict_logits
 from minbert_core.inputs import cache_folder, open_inputs
 from minbert_core.machine import prepare, resolve_precision
-from minbert_core.model import load_model
+from minbert_core.model import load_model, predict_logits
 from minbert_core.train import load_snapshot
-from search.trainable import locked_log, read_records, state_file, train_in
+from minbert_core.trial_folder import read_records, state_file, train_in
+from search.places import here
+from search.trainable import locked_log
 
 
 @dataclass(frozen=True)
@@ -66,24 +68,27 @@ def make_ready(job: Job, config_text: str) -> None:
         path.write_text(config_text, encoding="utf-8")
 
 
-def retrain(job: Job) -> str:
-    """Train the job, or go on with it from its snapshot, to its end; '' or the reason why it failed."""
+def retrain(job: Job, places: Mapping[str, str]) -> str:
+    """Train the job, or go on with it from its snapshot, to its end; '' or the reason why it failed.
+
+    places: a folder as the job's config names it -> where it lies here.
+    """
     with locked_log(job.folder) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         if job.is_done:  # by a worker that lived longer than its driver
             return ""
         try:
-            _train(job)
+            _train(job, places)
         except Exception as error:  # noqa: BLE001  whatever it is, this seed alone fails, with its reason
             traceback.print_exc()
             return f"{type(error).__name__}: {error}"
     return ""
 
 
-def _train(job: Job) -> None:
+def _train(job: Job, places: Mapping[str, str]) -> None:
     """As a search trains a trial; a snapshot that cannot be read is as none."""
     folder, state = job.folder, state_file(job.folder)
     config = read_config(folder / "config.yaml")
-    inputs = open_inputs(config)
+    inputs = open_inputs(here(config, places))
     snapshot: dict[str, Any] | None = None
     records: list[dict[str, Any]] = []
     if state.exists():
@@ -99,21 +104,23 @@ def _train(job: Job) -> None:
     shutil.rmtree(folder / "state")
 
 
-def answer(model_folder: Path, data_folder: Path, out: Path) -> None:
+def answer(model_folder: Path, places: Mapping[str, str], out: Path) -> None:
     """Dev and TEST logits of a saved model, each task's as `<task>-<split>.npy` in `out`.  Opens the test split."""
     model, config = load_model(model_folder)
     device = prepare(config.machine)
     precision = resolve_precision(config.machine.precision, device)
     model.to(device)
-    inputs = open_inputs(config.model_copy(update={"data": str(data_folder)}) if config.data != "toy" else config)
+    inputs = open_inputs(here(config, places))
     out.mkdir(parents=True, exist_ok=True)
     for name in config.train_on:
-        test = open_test_split(name, inputs.data_folder, inputs.tokenizer)
-        for split_name, split in (("dev", inputs.dev[name]), ("test", test)):
+        splits = {"dev": inputs.dev[name]}
+        if "test" in (task := config.known_tasks[name]).files:
+            splits["test"] = open_test_split(task, inputs.data_folder, inputs.tokenizer)
+        for split_name, split in splits.items():
             logits_BK = predict_logits(model, name, split, config.max_length, inputs.specials, precision)
             np.save(out / f"{name}-{split_name}.npy", logits_BK)
 
 
-def open_test_split(name: str, data_folder: Path, tokenizer: Any) -> TokenisedSplit:
+def open_test_split(task: Task, data_folder: Path, tokenizer: Any) -> TokenisedSplit:
     """A task's TEST split, tokenised; the door through which this package, and nothing else, goes."""
-    return tokenise_test_split(data_folder, TASKS[name], tokenizer, cache_folder() / "tokens")
+    return tokenise_test_split(data_folder, task, tokenizer, cache_folder() / "tokens")

@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from minbert_core.data.own_tasks import OwnTask, named_wrong
 from minbert_core.data.tasks import TASKS, Task
 from minbert_core.faults import Where, faults_of, path_of
 from minbert_core.knobs import NO_DEFAULT, knob_at
@@ -41,6 +43,8 @@ from minbert_core.paths import as_written, lay_over
 from minbert_core.settings import Fault, Settings, SettingsError, did_you_mean, read_yaml, shown
 
 TOY, TINY = "toy", "tiny"
+LAYERS = ("all", "pairs")  # keys of `tasks` that are no task
+OVERALL = ("norm", "mean")  # objectives that are no task
 
 
 class Encoder(Settings):
@@ -49,8 +53,12 @@ class Encoder(Settings):
     checkpoint: str = Field(
         "bert-base-uncased", description="hub name, folder in Hugging Face layout, or `tiny` (random, toy data only)"
     )
-    hidden_dropout: float = Field(0.1, ge=0, lt=1, description="dropout after embeddings, attention and feed-forward")
-    attention_dropout: float = Field(0.1, ge=0, lt=1, description="dropout on attention probabilities")
+    hidden_dropout: float = Field(
+        0.1, ge=0, lt=1, json_schema_extra={"unit": "share"}, description="dropout after embeddings, attention and feed-forward"
+    )
+    attention_dropout: float = Field(
+        0.1, ge=0, lt=1, json_schema_extra={"unit": "share"}, description="dropout on attention probabilities"
+    )
 
 
 class TaskSettings(Settings):
@@ -59,8 +67,12 @@ class TaskSettings(Settings):
     pair_encoding: PairEncoding | None = Field(None, description="cross: one sequence a pair; bi: one a sentence")
     pooling: Pooling | None = Field(None, description="hidden states of a sequence -> one vector")
     head: Head | None = Field(None, description="features -> logits")
-    loss: Loss | None = Field(None, description="default by kind: cross_entropy, bce, mse")
-    batch_size: PositiveInt | None = Field(None, description="examples a batch (a pair is one), default 16")
+    loss: Loss | None = Field(
+        None, description="logits -> a number to lower; by default, by the task's kind: cross_entropy, bce, mse"
+    )
+    batch_size: PositiveInt | None = Field(
+        None, json_schema_extra={"unit": "examples"}, description="a batch, in which a pair is one example; default 16"
+    )
 
 
 TASK_DEFAULTS: dict[str, Any] = {"pair_encoding": Cross(), "pooling": Pooler(), "head": Linear(), "batch_size": 16}
@@ -69,10 +81,19 @@ TASK_DEFAULTS: dict[str, Any] = {"pair_encoding": Cross(), "pooling": Pooler(), 
 class Budget(Settings):
     """What a trial may spend, in examples drawn, and where of it dev is evaluated."""
 
-    examples: PositiveInt | None = Field(None, description="labelled rows drawn, over all tasks; 400,000 if neither is given")
-    epochs: PositiveFloat | None = Field(None, description="instead: epochs as the task schedule counts them")
+    examples: PositiveInt | None = Field(
+        None,
+        json_schema_extra={"unit": "examples"},
+        description="labelled rows drawn, over all tasks; 400,000 if neither is given",
+    )
+    epochs: PositiveFloat | None = Field(
+        None, json_schema_extra={"unit": "epochs"}, description="instead: epochs as the task schedule counts them"
+    )
     points: tuple[PositiveInt, ...] = Field(
-        (1, 3, 9), min_length=1, description="evaluation points in parts of the budget; the last is all"
+        (1, 3, 9),
+        min_length=1,
+        json_schema_extra={"unit": "parts"},
+        description="evaluation points in parts of the budget; the last is all",
     )
 
     @field_validator("points")
@@ -93,14 +114,18 @@ class Machine(Settings):
     """What a trial runs on; chosen once a search and stored with each trial, so that a repeat is to the digit."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is a GPU")
-    threads: PositiveInt = Field(1, description="CPU threads a trial")
+    threads: PositiveInt = Field(1, json_schema_extra={"unit": "threads"}, description="CPU threads")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of matrix products; auto: bfloat16 on a GPU that has it"
     )
     micro_batch_tokens: PositiveInt | None = Field(
-        None, description="a batch of more tokens goes through in several passes, its gradient accumulated; null: in one"
+        None,
+        json_schema_extra={"unit": "tokens"},
+        description="a batch of more tokens goes through in several passes, its gradient accumulated; null: in one",
     )
-    gpu_share: float = Field(1.0, gt=0, le=1, description="share of a GPU's memory that the trial may take")
+    gpu_share: float = Field(
+        1.0, gt=0, le=1, json_schema_extra={"unit": "of a GPU's memory"}, description="what the trial may take of it"
+    )
 
 
 class Objective(Settings):
@@ -122,10 +147,13 @@ def _checkpoint_name(value: object) -> object:
 class TrialConfig(Settings):
     """One trial, whole. Every field has a default that trains."""
 
-    data: str = Field("data", description="folder with the course's files, or `toy`")
+    data: str = Field("data", description="folder with the course's files and those of own tasks, or `toy`")
     encoder: Annotated[Encoder, BeforeValidator(_checkpoint_name)] = Encoder()
+    own_tasks: dict[str, OwnTask] = Field(
+        {}, description="tasks beside the course's: a name -> its kind, files, columns, labels"
+    )
     train_on: tuple[str, ...] = Field(
-        ("sst", "para", "sts"), min_length=1, description="tasks trained on and counted in the objective"
+        ("sst", "para", "sts"), min_length=1, description="tasks trained on, and counted in the objective unless it weighs them"
     )
     tasks: dict[str, TaskSettings] = Field({}, description="`all`, `pairs` or a task's name -> how it is learned")
     budget: Budget = Budget()
@@ -137,7 +165,13 @@ class TrialConfig(Settings):
     proximal: Proximal = NoProximal()
     optimizer: Optimizer = Optimizer()
     stages: tuple[Stage, ...] = Field((Multitask(),), min_length=1, description="what follows what; shares of the budget")
-    max_length: int = Field(128, ge=8, le=512, description="tokens a sequence, specials included; longer ones are cut")
+    max_length: int = Field(
+        128,
+        ge=8,
+        le=512,
+        json_schema_extra={"unit": "tokens"},
+        description="longest sequence, specials included; longer ones are cut",
+    )
     seed: int = Field(0, ge=0, description="of heads, masks, data order and everything else random")
     machine: Machine = Machine()
 
@@ -147,6 +181,16 @@ class TrialConfig(Settings):
             raise ValueError("\n".join(faults))
         return self
 
+    @cached_property
+    def known_tasks(self) -> dict[str, Task]:
+        """The course's tasks and the user's own, by name."""
+        return TASKS | {name: declared.task(name) for name, declared in self.own_tasks.items()}
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """The tasks that norm and mean are over: those that the objective weighs, else all."""
+        return tuple(self.objective.weights) if isinstance(self.objective, Objective) else self.train_on
+
     @property
     def recipe(self) -> str:
         """What follows what: `single_task-para+multitask`; rungs are kept a recipe."""
@@ -154,7 +198,7 @@ class TrialConfig(Settings):
 
     def task(self, name: str) -> TaskPlan:
         """How task `name` is learned: its settings over those of pairs, over all, over the default, field by field."""
-        task = TASKS[name]
+        task = self.known_tasks[name]
         written: Any = {}
         for layer in _layers(task):
             if layer in self.tasks:
@@ -218,9 +262,12 @@ def _layers(task: Task) -> tuple[str, ...]:
 
 
 def _cross_faults(config: TrialConfig) -> Iterator[str]:
-    unknown = [name for name in config.train_on if name not in TASKS]
-    yield from (f"Unknown task in `train_on` '{name}'{did_you_mean(name, TASKS)}" for name in unknown)
-    layers = {"all", "pairs", *TASKS}
+    known, reserved = config.known_tasks, frozenset((*TASKS, *LAYERS, *OVERALL))
+    wrong = {name: named_wrong(name, reserved) for name in config.own_tasks}
+    yield from (f"`own_tasks/{name}` {reason}." for name, reason in wrong.items() if reason)
+    unknown = [name for name in config.train_on if name not in known]
+    yield from (f"Unknown task in `train_on` '{name}'{did_you_mean(name, known)}" for name in unknown)
+    layers = {*LAYERS, *known}
     yield from (f"Unknown `tasks/{name}`{did_you_mean(name, layers)}" for name in config.tasks if name not in layers)
     if len(set(config.train_on)) < len(config.train_on):
         yield f"`train_on` names a task twice. Got {shown(config.train_on)}."
@@ -229,7 +276,7 @@ def _cross_faults(config: TrialConfig) -> Iterator[str]:
         yield f"`encoder` tiny {law}. Use data: toy, or a pretrained encoder."
     yield from _objective_faults(config)
     for name in config.train_on:
-        if name in TASKS:
+        if name in known:
             yield from _task_faults(config, name)
     yield from _stage_faults(config)
     for name in config.loss_weights.weights:
@@ -239,7 +286,7 @@ def _cross_faults(config: TrialConfig) -> Iterator[str]:
 
 def _objective_faults(config: TrialConfig) -> Iterator[str]:
     if isinstance(config.objective, str):
-        known = {"norm", "mean", *config.train_on}
+        known = {*OVERALL, *config.train_on}
         if config.objective not in known:
             yield f"Unknown `objective` '{config.objective}'{did_you_mean(config.objective, known)}"
         return
@@ -300,7 +347,9 @@ def _stage_faults(config: TrialConfig) -> Iterator[str]:
                 f"'{plan.task_schedule.kind}' over {num_tasks} task{'s' * (num_tasks != 1)} gives one. Use gradient: sum, or a "
                 "schedule that gives several."
             )
-        if not plan.trains_encoder and all(task in TASKS and config.task(task).loss.reads_features for task in plan.tasks):
+        if not plan.trains_encoder and all(
+            task in config.known_tasks and config.task(task).loss.reads_features for task in plan.tasks
+        ):
             law = f"trains heads alone, but the losses of {', '.join(plan.tasks)} train the encoder alone"
             yield f"`stages/{i}` kind '{stage.kind}' {law}. Use another loss, or leave this stage out."
 

@@ -162,9 +162,10 @@ class Encoder(nn.Module):
         self.shape = shape
         self.notes: tuple[str, ...] = ()
         self.hidden_dropout, self.attention_dropout = hidden_dropout, attention_dropout
-        self.word_embeddings = nn.Embedding(shape.vocab_size, shape.hidden_size)
-        self.position_embeddings = nn.Embedding(shape.max_position_embeddings, shape.hidden_size)
-        self.segment_embeddings = nn.Embedding(shape.type_vocab_size, shape.hidden_size)
+        rows = (shape.vocab_size, shape.max_position_embeddings, shape.type_vocab_size)
+        # from a tensor, as nn.Embedding() would draw one, and on the meta device that alone takes a second of imports
+        tables = [nn.Embedding.from_pretrained(torch.empty(n, shape.hidden_size), freeze=False) for n in rows]
+        self.word_embeddings, self.position_embeddings, self.segment_embeddings = tables
         self.embedding_norm = nn.LayerNorm(shape.hidden_size, shape.layer_norm_eps)
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.num_hidden_layers))
         self.pooler = nn.Sequential(nn.Linear(shape.hidden_size, shape.hidden_size), nn.Tanh())  # (S, D) -> (S, D)

@@ -1,76 +1,52 @@
-"""Scores and predictions of a split: metrics, both overall scores, the course's submission files and their validator.
+"""Scores of a split, and its prediction files: metrics, both overall scores, files (the course's to the byte) and their check.
 
-B examples, K outputs. Evaluation sorts by length and packs up to a token budget: the order of rows has no influence.
+    model.predict_logits -> logits_BK, what the metric reads -> metric -> overall, score;   predictions -> prediction_text
+
+B examples, K outputs.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from minbert_core.config import Objective
-from minbert_core.data.tasks import TASKS, Task
-from minbert_core.data.tokens import TokenisedSplit, pack
-from minbert_core.model import MultitaskBert
-
-TOKENS_A_PASS = 4096  # large enough for full-rate matrix products, small enough for any GPU; assumed, not measured (2026-11)
-
-
-def predict_logits(
-    model: MultitaskBert,
-    task: str,
-    split: TokenisedSplit,
-    max_length: int,
-    specials: tuple[int, int],
-    precision: str = "float32",
-) -> NDArray[np.float32]:
-    """What the metric reads of every row, shape (rows, K), in the split's own order: the logits, or their readout.
-
-    K is the task's own number of outputs; `precision` is that of the matrix products.
-    """
-    plan = model.plans[task]
-    device = next(model.parameters()).device
-    lengths = split.lengths(plan.pair_encoding.kind, max_length)
-    logits = np.zeros((len(split), plan.task.outputs), dtype=np.float32)
-    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-        for rows in _token_budget(lengths):
-            batch = pack(split, rows, plan.pair_encoding.kind, max_length, specials).to(device)
-            logits[rows] = model.readout(task, model(task, batch).logits_BK).cpu().numpy()
-    return logits
-
-
-def _token_budget(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Rows sorted by length, cut into groups of about TOKENS_A_PASS tokens (over it by less than a row, never empty)."""
-    order = np.argsort(lengths, kind="stable")
-    group = np.cumsum(lengths[order]) // TOKENS_A_PASS
-    return np.split(order, np.flatnonzero(np.diff(group)) + 1) if len(order) else []
-
-
-def predictions(task: Task, logits_BK: NDArray[np.float32]) -> NDArray[np.float64]:
-    """What a task answers, shape (B,): the class, 0.0 or 1.0, or the score in label units."""
-    if task.kind == "classification":
-        classes_B: NDArray[np.float64] = logits_BK.argmax(axis=1).astype(np.float64)
-        return classes_B
-    if task.kind == "binary":
-        return (logits_BK[:, 0] > 0).astype(np.float64)  # a probability of exactly one half rounds to even: 0
-    return logits_BK[:, 0].astype(np.float64)
+from minbert_core.data.tasks import Task
+from minbert_core.model import predictions
 
 
 def metric(task: Task, logits_BK: NDArray[np.float32], labels_B: NDArray[np.float64]) -> float:
-    """Accuracy, or Pearson's r; r of constant predictions is 0.  nan where a logit is not finite."""
+    """The task's metric; a correlation of constant predictions is 0.  nan where a logit is not finite."""
     if not np.isfinite(logits_BK).all():
         return float("nan")
     answers = predictions(task, logits_BK)
-    if task.metric == "accuracy":
-        return float((answers == labels_B).mean())
+    match task.metric:
+        case "accuracy":
+            return float((answers == labels_B).mean())
+        case "f1":
+            return f1(answers, labels_B, 1)
+        case "macro_f1":
+            return _mean([f1(answers, labels_B, label) for label in range(task.outputs)])
     if is_constant(answers) or is_constant(labels_B):
         return 0.0
+    if task.metric == "spearman":
+        from scipy.stats import rankdata  # a second of imports, which only such a task pays
+
+        answers, labels_B = rankdata(answers), rankdata(labels_B)
     return float(np.corrcoef(answers, labels_B)[0, 1])
+
+
+def f1(answers_B: NDArray[np.float64], labels_B: NDArray[np.float64], label: int) -> float:
+    """F1 of one class, 2TP/(2TP + FP + FN); 0 where it is neither answered nor there."""
+    answered, right = answers_B == label, labels_B == label
+    together = answered.sum() + right.sum()
+    return float(2 * (answered & right).sum() / together) if together else 0.0
 
 
 def is_constant(values: NDArray[np.float64]) -> bool:
@@ -78,31 +54,45 @@ def is_constant(values: NDArray[np.float64]) -> bool:
     return bool(np.ptp(values) <= 1e-6 * max(1.0, float(np.abs(values).max())))
 
 
-def overall(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Both overall scores over the tasks in `metrics`: norm takes (r + 1)/2, mean takes r."""
-    return {"norm": _mean([_unit(name, value) for name, value in metrics.items()]), "mean": _mean(list(metrics.values()))}
+def overall(metrics: Mapping[str, float], tasks: Mapping[str, Task], objective: str | Objective) -> dict[str, float]:
+    """Both overall scores: norm takes (r + 1)/2 of a correlation, mean takes r.
+
+    They are over all of `metrics`; where `objective` weighs tasks, over those alone: the others are auxiliary.
+    """
+    counted = [name for name in metrics if not isinstance(objective, Objective) or name in objective.weights]
+    return {
+        "norm": _mean([tasks[name].unit(metrics[name]) for name in counted]),
+        "mean": _mean([metrics[name] for name in counted]),
+    }
 
 
-def score(metrics: Mapping[str, float], objective: str | Objective) -> float:
+def score(metrics: Mapping[str, float], tasks: Mapping[str, Task], objective: str | Objective) -> float:
     """The one number a search maximises: norm, mean, one task's metric, or a weighted mean.
 
     r enters a task's own objective and a weighted mean as (r + 1)/2, so that all lie in [0, 1].
     """
     if isinstance(objective, Objective):
         total = sum(objective.weights.values())
-        return sum(weight * _unit(name, metrics[name]) for name, weight in objective.weights.items()) / total
-    return _unit(objective, metrics[objective]) if objective in metrics else overall(metrics)[objective]
-
-
-def _unit(task: str, value: float) -> float:
-    return (value + 1) / 2 if TASKS[task].metric == "pearson" else value
+        return sum(weight * tasks[name].unit(metrics[name]) for name, weight in objective.weights.items()) / total
+    return tasks[objective].unit(metrics[objective]) if objective in metrics else overall(metrics, tasks, objective)[objective]
 
 
 def _mean(values: Sequence[float]) -> float:
     return float(sum(values) / len(values))
 
 
-# ------------------------------------------------------------------------------------------- the course's submission files
+# ------------------------------------------------------------------------------------------------------ prediction files
+
+
+def prediction_text(task: Task, ids: Sequence[str], answers: NDArray[np.float64]) -> str:
+    """The file of a task's answers: the course's, or for a task of one's own a CSV of id and prediction, classes by name."""
+    if not task.is_own:
+        return submission_text(task, ids, answers)
+    file = io.StringIO(newline="")
+    rows = csv.writer(file, lineterminator="\n")
+    rows.writerow(["id", "prediction"])
+    rows.writerows(zip(ids, [task.classes[int(a)] if task.classes else str(float(a)) for a in answers], strict=True))
+    return file.getvalue()
 
 
 def submission_text(task: Task, ids: Sequence[str], answers: NDArray[np.float64]) -> str:

@@ -106,6 +106,8 @@ def _sentence(item: Any, path: str, model: type[BaseModel]) -> str:
             return sentence if "`" in sentence else f"`{path}` {sentence}"
         case "too_short":
             return f"`{path}` must have {context['min_length']} or more entries. {got}"
+        case "too_long":
+            return f"`{path}` must have at most {context['max_length']} entries. {got}"
     if kind in _BOUNDS:
         return f"`{path}` must be {_BOUNDS[kind]} {next(iter(context.values())):g}. {got}"
     knob = knob_at(model, path)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from minbert_core.checkpoints import fetch_encoder, load_encoder
 from minbert_core.config import TINY, TOY, TrialConfig, seed_of
-from minbert_core.data.corpus import CorpusError
-from minbert_core.data.tasks import TASKS
+from minbert_core.data.tables import CorpusError
 from minbert_core.data.tokens import TokenisedSplit, Tokenizer, load_tokenizer, tokenise_split
 from minbert_core.data.toy import toy_folder
 from minbert_core.encoder import TINY as TINY_SHAPE
@@ -48,8 +47,8 @@ def data_folder(config: TrialConfig) -> Path:
     folder = Path(config.data).expanduser().absolute()
     if not folder.is_dir():
         raise CorpusError(
-            f"There is no data folder {folder}. Give the folder that holds the course's files (ids-sst-train.csv …) with "
-            "`--data DIR`, or try everything on the embedded corpus with `--data toy --encoder tiny`."
+            f"There is no data folder {folder}. Give the folder that holds the course's files (ids-sst-train.csv …) or your own"
+            " tasks' with `--data DIR`, or try everything on the embedded corpus with `--data toy --encoder tiny`."
         )
     return folder
 
@@ -64,8 +63,9 @@ def open_inputs(config: TrialConfig) -> Inputs:
     encoder_folder = toy_folder(cache_folder()) if checkpoint == TINY else fetch_encoder(checkpoint)
     tokenizer = load_tokenizer(encoder_folder)
     tokens = cache_folder() / "tokens"
-    train = {name: tokenise_split(folder, TASKS[name], "train", tokenizer, tokens) for name in config.train_on}
-    dev = {name: tokenise_split(folder, TASKS[name], "dev", tokenizer, tokens) for name in config.train_on}
+    tasks = {name: config.known_tasks[name] for name in config.train_on}
+    train = {name: tokenise_split(folder, task, "train", tokenizer, tokens) for name, task in tasks.items()}
+    dev = {name: tokenise_split(folder, task, "dev", tokenizer, tokens) for name, task in tasks.items()}
     return Inputs(folder, encoder_folder, tokenizer, train, dev)
 
 

@@ -1,31 +1,48 @@
-"""MultitaskBert: one encoder, and for each task its pooling, pair encoding and head.
+"""MultitaskBert: one encoder, and for each task its pooling, pair encoding and head; saved, loaded, and asked for answers.
 
     PackedBatch -> encoder -> hidden_ND -> pooling -> (S, D) -> pair encoding -> features_BF -> head -> logits_BK
 
+    load("runs/smart/best").predict(["A moving film.", ("Is it far?", "How far is it?")])  -> an Answer a task, for each input
+
 B examples, S sequences (B, or 2B for a pair under a bi-encoder), N packed tokens, D hidden size, F features, K outputs.
-A saved model is a folder: encoder/ (Hugging Face layout, tokenizer included), heads.safetensors, config.yaml.
+A saved model is a folder: encoder/ (Hugging Face layout, tokenizer included), heads.safetensors, config.yaml, README.md.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minbert_core.checkpoints import load_encoder, save_encoder
 from minbert_core.config import TaskPlan, TrialConfig, read_config, seed_of
-from minbert_core.data.tokens import PackedBatch
+from minbert_core.data.tasks import Task
+from minbert_core.data.tokens import PackedBatch, TokenisedTexts, Tokenizer, load_tokenizer, pack, tokenise_texts
 from minbert_core.encoder import Encoder, Masks
+from minbert_core.machine import resolve_device, resolve_precision
 from minbert_core.paths import as_written
 from minbert_core.settings import dump_yaml
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
+TOKENS_A_PASS = 4096  # large enough for full-rate matrix products, small enough for any GPU; assumed, not measured (2026-11)
+HEADS = "heads.safetensors"
+README = """\
+A multitask BERT: encoder/ (Hugging Face layout, tokenizer included), heads.safetensors (a head a task), config.yaml.
+
+    python -m minbert_core.predict FOLDER "a sentence"               # or two sentences, for the tasks of pairs
+    minbert_core.model.load(FOLDER).predict(["a sentence", ("one", "another")])
+
+FOLDER is the one that holds this file. encoder/ alone loads in transformers' AutoModel, and has no heads: it answers no task.
+"""
 
 
 class Output(NamedTuple):
@@ -113,7 +130,8 @@ def save_model(model: MultitaskBert, config: TrialConfig, folder: Path, tokenize
     for name in TOKENIZER_FILES:
         if (tokenizer_folder / name).exists():
             shutil.copyfile(tokenizer_folder / name, draft / "encoder" / name)
-    save_file({name: tensor.contiguous() for name, tensor in model.heads.state_dict().items()}, draft / "heads.safetensors")
+    save_file({name: tensor.contiguous() for name, tensor in model.heads.state_dict().items()}, draft / HEADS)
+    (draft / "README.md").write_text(README, encoding="utf-8")
     (draft / "config.yaml").write_text(dump_yaml(as_written(config)), encoding="utf-8")
     if folder.exists():
         folder.rename(replaced)
@@ -123,15 +141,171 @@ def save_model(model: MultitaskBert, config: TrialConfig, folder: Path, tokenize
 
 def load_model(folder: Path) -> tuple[MultitaskBert, TrialConfig]:
     """The model and config that `save_model` wrote.  Raises ValueError where the folder is no such model."""
-    heads = folder / "heads.safetensors"
-    absent = [name for name in ("heads.safetensors", "config.yaml", "encoder") if not (folder / name).exists()]
-    if absent:
-        raise ValueError(f"{folder} holds no saved model: it lacks {', '.join(absent)}.")
+    if reason := _no_model(folder):
+        raise ValueError(reason)
+    folder = folder.resolve()  # a search's `best` is a link that may lead to another model at any time: it is followed once
+    found = folder.stat().st_ino
     config = read_config(folder / "config.yaml")
     dropout = config.encoder.hidden_dropout, config.encoder.attention_dropout
     model = build_model(config, load_encoder(folder / "encoder", *dropout))
     try:
-        model.heads.load_state_dict(load_file(heads))
+        model.heads.load_state_dict(load_file(folder / HEADS))
     except (SafetensorError, OSError, RuntimeError) as error:  # torch's own for a key or a shape that does not fit
-        raise ValueError(f"{heads} does not fit its config.yaml, or is truncated ({str(error).splitlines()[0]}).") from None
+        reason = f"does not fit its config.yaml, or is truncated ({str(error).splitlines()[0]})"
+        raise ValueError(f"{folder / HEADS} {reason}.") from None
+    if folder.stat().st_ino != found:  # meanwhile the trial has saved a better one: these heads may be of another encoder
+        return load_model(folder)
     return model, config
+
+
+def _no_model(folder: Path) -> str:
+    """Why a folder is no saved model, as a sentence that says what it is instead; empty where it is one."""
+    absent = [name for name in (HEADS, "config.yaml", "encoder") if not (folder / name).exists()]
+    if not absent:
+        return ""
+    if not folder.is_dir():
+        return f"There is no folder {folder}."
+    if (folder / "best" / HEADS).exists():
+        return f"{folder} holds no model itself; its best one is {folder / 'best'}: name that."
+    if (folder / "config.json").exists() and (folder.parent / HEADS).exists():
+        return f"{folder} is the encoder of a model, without the heads; the model is {folder.parent}: name that."
+    if (folder / "config.json").exists():
+        return f"{folder} is a Hugging Face checkpoint, without heads for our tasks; train them over it: `encoder: {folder}`."
+    return f"{folder} holds no saved model: it lacks {', '.join(absent)}."
+
+
+# ---------------------------------------------------------------------------------------------------------------- answers
+
+
+def predict_logits(
+    model: MultitaskBert,
+    task: str,
+    texts: TokenisedTexts,
+    max_length: int,
+    specials: tuple[int, int],
+    precision: str = "float32",
+) -> NDArray[np.float32]:
+    """What the metric reads of every row, shape (rows, K), in the order of `texts`: the logits, or their readout.
+
+    K is the task's own number of outputs; `precision` is that of the matrix products.
+    """
+    plan = model.plans[task]
+    device = next(model.parameters()).device
+    lengths = texts.lengths(plan.pair_encoding.kind, max_length)
+    logits = np.zeros((len(texts), plan.task.outputs), dtype=np.float32)
+    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        for rows in _token_budget(lengths):
+            batch = pack(texts, rows, plan.pair_encoding.kind, max_length, specials).to(device)
+            logits[rows] = model.readout(task, model(task, batch).logits_BK).cpu().numpy()
+    return logits
+
+
+def _token_budget(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Rows sorted by length, cut into groups of about TOKENS_A_PASS tokens (over it by less than a row, never empty)."""
+    order = np.argsort(lengths, kind="stable")
+    group = np.cumsum(lengths[order]) // TOKENS_A_PASS
+    return np.split(order, np.flatnonzero(np.diff(group)) + 1) if len(order) else []
+
+
+def predictions(task: Task, logits_BK: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What a task answers, shape (B,): the class, 0.0 or 1.0, or the score in label units."""
+    if task.kind == "classification":
+        classes_B: NDArray[np.float64] = logits_BK.argmax(axis=1).astype(np.float64)
+        return classes_B
+    if task.kind == "binary":
+        return (logits_BK[:, 0] > 0).astype(np.float64)  # a probability of exactly one half rounds to even: 0
+    return logits_BK[:, 0].astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says of one input for one task; plain data by `dataclasses.asdict`.
+
+    `value` is what the metric and the prediction files read: the number of the class (0 or 1 of a binary task), or of a
+    regression the number in label units as it comes, not clipped to the label range: what a loss holds to no scale (pearson)
+    would be lost. `label` is the class's name, `probabilities` those of all classes by name; a regression has neither.
+    `is_cut`: the input had more than the model's `max_length` tokens, of which the end was not read.
+    """
+
+    value: float
+    label: str
+    probabilities: dict[str, float]
+    is_cut: bool
+
+    def __str__(self) -> str:
+        return f"{self.label} ({self.probabilities[self.label]:.0%})" if self.label else f"{self.value:.2f}"
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A saved model, ready to answer: on a GPU in the precision of its evaluation, on the CPU in float32."""
+
+    model: MultitaskBert
+    config: TrialConfig
+    tokenizer: Tokenizer
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """What it answers: a task of one text column for a sentence, one of two for a pair."""
+        return {name: plan.task for name, plan in self.model.plans.items()}
+
+    def predict(self, inputs: Sequence[str | tuple[str, str]]) -> list[dict[str, Answer]]:
+        """For each input, a sentence or a pair of two, the answer of each task that takes it: {task: Answer}.
+
+        Texts are prepared and cut as in training; the order of the inputs and their neighbours have no influence.
+        Raises ValueError for an input that is neither, or empty, or that no task of the model takes.
+        """
+        examples = _examples(inputs, self.tasks)
+        found: list[dict[str, Answer]] = [{} for _ in examples]
+        for name, task in self.tasks.items():
+            rows = [i for i, texts in enumerate(examples) if len(texts) == len(task.text_columns)]
+            for i, answer in zip(rows, self._answers(name, [examples[i] for i in rows]), strict=True):
+                found[i][name] = answer
+        return found
+
+    def _answers(self, name: str, examples: list[tuple[str, ...]]) -> list[Answer]:
+        """The answers of one task, with the softmax of classes or the sigmoid of a single logit as their probabilities."""
+        plan, max_length = self.model.plans[name], self.config.max_length
+        device = next(self.model.parameters()).device
+        precision = resolve_precision(self.config.machine.precision, device) if device.type == "cuda" else "float32"
+        tokens = tokenise_texts(examples, plan.task, self.tokenizer)
+        specials = self.tokenizer.cls_id, self.tokenizer.sep_id
+        logits_BK = predict_logits(self.model, name, tokens, max_length, specials, precision)
+        values = predictions(plan.task, logits_BK).tolist()
+        are_cut = tokens.are_longer(plan.pair_encoding.kind, max_length).tolist()
+        classes = plan.task.classes
+        if not classes:
+            return [Answer(value, "", {}, is_cut) for value, is_cut in zip(values, are_cut, strict=True)]
+        logits = torch.from_numpy(logits_BK).double()
+        shares_BC = (
+            logits.softmax(dim=1) if plan.task.kind == "classification" else torch.cat([-logits, logits], dim=1).sigmoid()
+        )
+        return [
+            Answer(int(value), classes[int(value)], dict(zip(classes, shares, strict=True)), is_cut)
+            for value, shares, is_cut in zip(values, shares_BC.tolist(), are_cut, strict=True)
+        ]
+
+
+def _examples(inputs: Sequence[str | tuple[str, str]], tasks: Mapping[str, Task]) -> list[tuple[str, ...]]:
+    """Each input as a tuple of one text or two.  Raises ValueError."""
+    if isinstance(inputs, str):
+        raise ValueError(f"`predict` takes a list of sentences and pairs. Got one text: write [{inputs!r}].")
+    examples = [(item,) if isinstance(item, str) else tuple(item) for item in inputs]
+    for i, texts in enumerate(examples):
+        if len(texts) not in (1, 2) or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise ValueError(f"Input {i} must be a sentence or a pair of sentences, none empty. Got {inputs[i]!r}.")
+        if all(len(task.text_columns) != len(texts) for task in tasks.values()):
+            what = "a sentence" if len(texts) == 1 else "a pair of sentences"
+            takes = "pairs" if len(texts) == 1 else "single sentences"
+            raise ValueError(f"Input {i} is {what}; this model's tasks take {takes}: {', '.join(tasks)}.")
+    return examples
+
+
+def load(folder: str | Path, device: str = "auto") -> Predictor:
+    """The model in a folder (runs/NAME/best, trials/007/best), on `device`: auto, cpu, cuda.
+
+    Raises ValueError where the folder is no saved model, saying what it is.
+    """
+    folder = Path(folder).expanduser().resolve()  # once, for the weights and the tokenizer
+    model, config = load_model(folder)
+    return Predictor(model.to(resolve_device(device)), config, load_tokenizer(folder / "encoder"))

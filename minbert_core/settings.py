@@ -53,7 +53,7 @@ class Settings(BaseModel):
     def _refuse_booleans(cls, document: object) -> object:
         if not isinstance(document, dict):
             return document
-        return {key: _bare(value) if _takes_bool(cls, key) else _no_number(value) for key, value in document.items()}
+        return {key: bare(value) if _takes_bool(cls, key) else _no_number(value) for key, value in document.items()}
 
 
 class _Boolean:
@@ -71,7 +71,8 @@ def _takes_bool(model: type[BaseModel], key: object) -> bool:
     return known is not None and known.annotation is bool
 
 
-def _bare(value: object) -> object:
+def bare(value: object) -> object:
+    """A value as it was written, where true and false are welcome."""
     return value.value if isinstance(value, _Boolean) else value
 
 

@@ -24,12 +24,12 @@ from torch import Tensor
 
 from minbert_core.config import TrialConfig, seed_of
 from minbert_core.data.tokens import PackedBatch, pack_parts
-from minbert_core.evaluate import is_constant, metric, overall, predict_logits, predictions, score
+from minbert_core.evaluate import is_constant, metric, overall, score
 from minbert_core.inputs import Inputs, build_encoder
 from minbert_core.machine import prepare, resolve_precision, usage
 from minbert_core.methods.stages import StagePlan
 from minbert_core.methods.task_schedules import example_rows
-from minbert_core.model import MultitaskBert, build_model
+from minbert_core.model import MultitaskBert, build_model, predict_logits, predictions
 from minbert_core.step import Stepper, StepReport
 
 LOGS_A_TRIAL = 100
@@ -186,13 +186,14 @@ class _Trial:
                 f"Predictions of {', '.join(broken)} on dev are not finite after {counters.examples} examples."
             )
         counters.part = part
-        value = score(metrics, self.config.objective)
+        value = score(metrics, self.config.known_tasks, self.config.objective)
         improved = value > counters.best_score
         if improved:
             counters.best_score, counters.best_part = value, part
         counters.seconds = time.monotonic() - self.started
         record = self._record("dev") | {"part": part, "dev/score": value, **notes}
-        record |= {f"dev/{name}": number for name, number in {**metrics, **overall(metrics)}.items()}
+        both = overall(metrics, self.config.known_tasks, self.config.objective)
+        record |= {f"dev/{name}": number for name, number in {**metrics, **both}.items()}
         self.log.restart()
         return self._progress(record, part, improved)
 
@@ -264,7 +265,7 @@ def evaluate_dev(model: MultitaskBert, config: TrialConfig, inputs: Inputs) -> t
         logits_BK = predict_logits(model, name, split, config.max_length, inputs.specials, precision)
         task = model.plans[name].task
         metrics[name] = metric(task, logits_BK, split.labels)
-        if task.metric == "pearson" and is_constant(predictions(task, logits_BK)):
+        if task.kind == "regression" and is_constant(predictions(task, logits_BK)):
             notes[f"constant/{name}"] = True
     return metrics, notes
 
@@ -287,3 +288,9 @@ def load_snapshot(path: Path) -> tuple[dict[str, Any], list[Record]]:
         return snapshot, snapshot.pop("records")
     except Exception as error:  # torch raises a different type for every way a file can be broken
         raise ValueError(f"{path} is no whole snapshot ({type(error).__name__}).") from error
+
+
+if __name__ == "__main__":
+    import runpy  # the command's module trains with this one: run by name, it is imported by nothing that it imports
+
+    runpy.run_module("minbert_core.train_command", run_name="__main__", alter_sys=True)

@@ -238,6 +238,13 @@ def test_missing_files_are_named(rewrite: Callable[..., Path], tmp_path: Path) -
         load_encoder(folder, 0, 0)
 
 
+def test_a_checkpoint_of_the_courses_own_code_is_told_what_is_wanted(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "finetune-10-1e-05-multitask.pt"
+    checkpoint.touch()
+    with pytest.raises(ValueError, match=r"multitask\.pt is a file; an encoder is a folder in Hugging Face layout.*is a pickle"):
+        fetch_encoder(str(checkpoint))
+
+
 def test_a_pickle_is_not_opened_but_its_conversion_told(rewrite: Callable[..., Path]) -> None:
     folder = rewrite()
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")

@@ -101,7 +101,7 @@ ONE_FAULT = {
     # unknown keys, at every level
     "optimiser: {}": "Unknown key `optimiser`; did you mean 'optimizer'? Known: budget, data, encoder, gradient, "
     "loss_weights, machine, "
-    "max_length, objective, optimizer, proximal, seed, smoothness, stages, task_schedule, tasks, train_on.",
+    "max_length, objective, optimizer, own_tasks, proximal, seed, smoothness, stages, task_schedule, tasks, train_on.",
     "optimizer: {lrr: 1}": "Unknown key `optimizer/lrr`; did you mean 'lr'? Known: clip, head_lr_factor, layer_decay, lr, "
     "lr_schedule, warmup, weight_decay.",
     "tasks: {sts: {looss: mse}}": "Unknown key `tasks/sts/looss`; did you mean 'loss'? "

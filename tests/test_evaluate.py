@@ -1,22 +1,30 @@
-"""Scores of a split: known values, independence of order and batch, both overall scores, the course's files to the byte."""
+"""Scores of a split: known values, both overall scores, the course's files to the byte."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
+import scipy.stats
 
 from minbert_core import evaluate
 from minbert_core.config import Objective, TrialConfig
 from minbert_core.data.corpus import read_split
-from minbert_core.data.tasks import TASKS
-from minbert_core.data.tokens import pack
-from minbert_core.evaluate import check_submission, metric, overall, predict_logits, predictions, score, submission_text
-from minbert_core.inputs import Inputs, build_encoder, open_inputs
-from minbert_core.model import MultitaskBert, build_model
+from minbert_core.data.tasks import TASKS, Task
+from minbert_core.evaluate import (
+    check_submission,
+    metric,
+    overall,
+    prediction_text,
+    score,
+    submission_text,
+)
+from minbert_core.inputs import open_inputs
+from minbert_core.model import predictions
 
 Tiny = Callable[..., TrialConfig]
 SST, PARA, STS, CFIMDB = (TASKS[name] for name in ("sst", "para", "sts", "cfimdb"))
@@ -42,6 +50,31 @@ def test_pearson_by_hand() -> None:
     assert metric(STS, column(1, 2, 3), np.array([0.0, 3.0, 3.0])) == pytest.approx(3 / 12**0.5)
     assert metric(STS, column(1, 2, 3), np.array([3.0, 2.0, 1.0])) == pytest.approx(-1)
     assert metric(STS, column(11, 21, 31), np.array([1.0, 2.0, 3.0])) == pytest.approx(1)  # any scale
+
+
+def own(**changed: Any) -> Task:
+    """A task of one's own: kind, metric, classes and what follows from them."""
+    return replace(SST, name="mine", course_text=None, **changed)
+
+
+def test_f1_by_hand() -> None:
+    task, labels_B = own(kind="binary", outputs=1, metric="f1"), np.array([1.0, 1.0, 1.0, 0.0, 0.0])
+    assert metric(task, column(1, 1, -1, 1, -1), labels_B) == pytest.approx(
+        2 * 2 / (3 + 3)
+    )  # two hits, three answered, three there
+    assert metric(task, column(-1, -1, -1, -1, -1), np.zeros(5)) == 0
+    logits_BK = np.eye(3, dtype=np.float32)[[0, 1, 1]]
+    macro = own(outputs=3, metric="macro_f1")
+    # class 0: 1 of 1 and 2; class 1: 1 of 2 and 1; class 2 is neither answered nor there
+    assert metric(macro, logits_BK, np.array([0.0, 0.0, 1.0])) == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+
+
+def test_spearman_is_the_correlation_of_ranks() -> None:
+    task = own(kind="regression", outputs=1, metric="spearman")
+    assert metric(task, column(1, 10, 100), np.array([0.0, 0.1, 5.0])) == pytest.approx(1)
+    answers, labels_B = np.array([3.0, 1.0, 1.0, 2.0, 5.0]), np.array([2.0, 0.0, 1.0, 4.0, 4.0])
+    assert metric(task, column(*answers), labels_B) == pytest.approx(scipy.stats.spearmanr(answers, labels_B).statistic)
+    assert metric(task, column(2, 2, 2), np.array([1.0, 2.0, 4.0])) == 0
 
 
 def test_half_a_probability_rounds_to_zero() -> None:
@@ -73,11 +106,27 @@ def test_a_logit_that_is_not_finite_gives_nan(broken: float) -> None:
 
 def test_both_overall_scores_and_how_they_differ() -> None:
     metrics = {"sst": 0.5, "para": 0.8, "sts": 0.6}
-    both = overall(metrics)
+    both = overall(metrics, TASKS, "norm")
     assert both["norm"] == pytest.approx((0.5 + 0.8 + 0.8) / 3)
     assert both["mean"] == pytest.approx(1.9 / 3)
     assert both["norm"] - both["mean"] == pytest.approx((1 - 0.6) / 6)  # both scores exist in print
-    assert overall({"sst": 0.5}) == {"norm": 0.5, "mean": 0.5}
+    assert overall({"sst": 0.5}, TASKS, "norm") == {"norm": 0.5, "mean": 0.5}
+
+
+def test_a_task_that_the_objective_does_not_weigh_is_in_no_overall_score() -> None:
+    metrics = {"sst": 0.5, "mine": 0.9, "sts": 0.6}
+    tasks = TASKS | {"mine": own(metric="accuracy")}
+    assert overall(metrics, tasks, Objective(weights={"sst": 2, "sts": 1})) == pytest.approx({"norm": 0.65, "mean": 0.55})
+    assert overall(metrics, tasks, "norm")["mean"] == pytest.approx(2 / 3)
+    rank = tasks | {"mine": own(kind="regression", metric="spearman")}
+    assert score(metrics, rank, "mine") == pytest.approx(0.95)
+
+
+def test_the_file_of_an_own_task_names_its_classes_and_quotes_what_needs_it() -> None:
+    task = own(classes=("bad", "so, so"), outputs=2)
+    assert prediction_text(task, ["7", 'a"b'], np.array([1.0, 0.0])) == 'id,prediction\n7,"so, so"\n"a""b",bad\n'
+    numbers = own(kind="regression", classes=(), outputs=1)
+    assert prediction_text(numbers, ["1"], np.array([2.5])) == "id,prediction\n1,2.5\n"
 
 
 @pytest.mark.parametrize(
@@ -94,68 +143,10 @@ def test_both_overall_scores_and_how_they_differ() -> None:
     ids=str,
 )
 def test_every_form_of_objective(objective: str | Objective, value: float) -> None:
-    assert score({"sst": 0.5, "para": 0.8, "sts": 0.6}, objective) == pytest.approx(value)
+    assert score({"sst": 0.5, "para": 0.8, "sts": 0.6}, TASKS, objective) == pytest.approx(value)
 
 
 # -------------------------------------------------------------------------------------------------------------- predictions
-
-
-@pytest.fixture(params=["cross", "bi"])
-def model_and_inputs(request: pytest.FixtureRequest, tiny: Tiny) -> tuple[MultitaskBert, Inputs]:
-    """Weights ten times as large as at the start, so that predictions differ."""
-    config = tiny(tasks={"pairs": {"pair_encoding": request.param}})
-    inputs = open_inputs(config)
-    model = build_model(config, build_encoder(config, inputs))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(10 if parameter.dim() > 1 else 1)
-    return model, inputs
-
-
-@pytest.mark.parametrize("task", ["sst", "para", "sts"])
-def test_predictions_keep_the_file_s_order_and_do_not_depend_on_the_batch(
-    model_and_inputs: tuple[MultitaskBert, Inputs], monkeypatch: pytest.MonkeyPatch, task: str
-) -> None:
-    """Whatever the token budget: each row's logits are those of the row alone."""
-    model, inputs = model_and_inputs
-    split = inputs.dev[task]
-    encoding = model.plans[task].pair_encoding.kind
-    assert split.ids == read_split(inputs.data_folder, TASKS[task], "dev").ids
-    with torch.no_grad():
-        alone = [model(task, pack(split, np.array([r]), encoding, 64, inputs.specials)).logits_BK for r in range(len(split))]
-    alone_BK = torch.cat(alone).numpy()
-    assert np.ptp(alone_BK[:, 0]) > 0.1
-    for budget in (1, 100, 4096):
-        monkeypatch.setattr(evaluate, "TOKENS_A_PASS", budget)
-        assert np.allclose(predict_logits(model, task, split, 64, inputs.specials), alone_BK, atol=1e-4)
-
-
-@pytest.mark.parametrize("budget", [1, 50, 300, 10_000])
-def test_token_budget_takes_each_row_once_and_short_ones_first(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
-    monkeypatch.setattr(evaluate, "TOKENS_A_PASS", budget)
-    lengths = np.random.default_rng(0).integers(3, 60, 100)
-    groups = evaluate._token_budget(lengths)
-    order = np.concatenate(groups)
-    assert sorted(order.tolist()) == list(range(100))
-    assert (np.diff(lengths[order]) >= 0).all()
-    assert all(0 < lengths[rows].sum() < budget + lengths[rows].max() for rows in groups)
-
-
-def test_predicting_draws_no_dropout_and_leaves_no_graph(model_and_inputs: tuple[MultitaskBert, Inputs]) -> None:
-    model, inputs = model_and_inputs
-    once, again = (predict_logits(model, "sst", inputs.dev["sst"], 64, inputs.specials) for _ in range(2))
-    assert np.array_equal(once, again)
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_predictions_in_bfloat16_are_near_those_in_float32(model_and_inputs: tuple[MultitaskBert, Inputs]) -> None:
-    model, inputs = model_and_inputs
-    exact, mixed = (
-        predict_logits(model, "para", inputs.dev["para"], 64, inputs.specials, precision)
-        for precision in ("float32", "bfloat16")
-    )
-    assert mixed.dtype == np.float32
-    assert 0 < np.linalg.norm(mixed - exact) < 0.1 * np.linalg.norm(exact)
 
 
 def test_dev_is_not_train(tiny: Tiny) -> None:

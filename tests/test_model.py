@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from minbert_core.checkpoints import load_encoder
 from minbert_core.config import TrialConfig
 from minbert_core.data.corpus import read_split
 from minbert_core.data.tasks import TASKS
 from minbert_core.data.tokens import PackedBatch, pack
-from minbert_core.encoder import Masks
-from minbert_core.evaluate import metric, predict_logits
+from minbert_core.encoder import Encoder, Masks
+from minbert_core.evaluate import metric
 from minbert_core.inputs import Inputs, build_encoder, open_inputs
-from minbert_core.model import MultitaskBert, build_model, load_model, save_model
+from minbert_core.model import MultitaskBert, _token_budget, build_model, load, load_model, predict_logits, save_model
 from minbert_core.settings import SettingsError
 
 Tiny = Callable[..., TrialConfig]
@@ -228,6 +231,67 @@ def test_a_max_length_beyond_the_positions_is_refused(tiny: Tiny) -> None:
         build_model(config, encoder)
 
 
+# -------------------------------------------------------------------------------------------------------- logits of a split
+
+
+@pytest.fixture(params=["cross", "bi"])
+def model_and_inputs(request: pytest.FixtureRequest, tiny: Tiny) -> tuple[MultitaskBert, Inputs]:
+    """Weights ten times as large as at the start, so that predictions differ."""
+    config = tiny(tasks={"pairs": {"pair_encoding": request.param}})
+    inputs = open_inputs(config)
+    model = build_model(config, build_encoder(config, inputs))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(10 if parameter.dim() > 1 else 1)
+    return model, inputs
+
+
+@pytest.mark.parametrize("task", ["sst", "para", "sts"])
+def test_predictions_keep_the_file_s_order_and_do_not_depend_on_the_batch(
+    model_and_inputs: tuple[MultitaskBert, Inputs], monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    """Whatever the token budget: each row's logits are those of the row alone."""
+    model, inputs = model_and_inputs
+    split = inputs.dev[task]
+    encoding = model.plans[task].pair_encoding.kind
+    assert split.ids == read_split(inputs.data_folder, TASKS[task], "dev").ids
+    with torch.no_grad():
+        alone = [model(task, pack(split, np.array([r]), encoding, 64, inputs.specials)).logits_BK for r in range(len(split))]
+    alone_BK = torch.cat(alone).numpy()
+    assert np.ptp(alone_BK[:, 0]) > 0.1
+    for budget in (1, 100, 4096):
+        monkeypatch.setattr("minbert_core.model.TOKENS_A_PASS", budget)
+        assert np.allclose(predict_logits(model, task, split, 64, inputs.specials), alone_BK, atol=1e-4)
+
+
+@pytest.mark.parametrize("budget", [1, 50, 300, 10_000])
+def test_token_budget_takes_each_row_once_and_short_ones_first(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
+    monkeypatch.setattr("minbert_core.model.TOKENS_A_PASS", budget)
+    lengths = np.random.default_rng(0).integers(3, 60, 100)
+    groups = _token_budget(lengths)
+    order = np.concatenate(groups)
+    assert sorted(order.tolist()) == list(range(100))
+    assert (np.diff(lengths[order]) >= 0).all()
+    assert all(0 < lengths[rows].sum() < budget + lengths[rows].max() for rows in groups)
+
+
+def test_predicting_draws_no_dropout_and_leaves_no_graph(model_and_inputs: tuple[MultitaskBert, Inputs]) -> None:
+    model, inputs = model_and_inputs
+    once, again = (predict_logits(model, "sst", inputs.dev["sst"], 64, inputs.specials) for _ in range(2))
+    assert np.array_equal(once, again)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_predictions_in_bfloat16_are_near_those_in_float32(model_and_inputs: tuple[MultitaskBert, Inputs]) -> None:
+    model, inputs = model_and_inputs
+    exact, mixed = (
+        predict_logits(model, "para", inputs.dev["para"], 64, inputs.specials, precision)
+        for precision in ("float32", "bfloat16")
+    )
+    assert mixed.dtype == np.float32
+    assert 0 < np.linalg.norm(mixed - exact) < 0.1 * np.linalg.norm(exact)
+
+
 # ------------------------------------------------------------------------------------------------------------ save and load
 
 
@@ -291,8 +355,70 @@ def test_a_folder_that_is_no_model_is_refused(tiny: Tiny, tmp_path: Path, absent
     (tmp_path / "best" / absent).rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=rf"best holds no saved model: it lacks {absent}\."):
         load_model(tmp_path / "best")
-    with pytest.raises(ValueError, match=r"nowhere holds no saved model"):
-        load_model(tmp_path / "nowhere")
+
+
+def test_a_folder_that_is_something_else_is_refused_by_what_it_is(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny()
+    model, inputs = built(config)
+    folder = tmp_path / "trial" / "best"
+    save_model(model, config, folder, inputs.encoder_folder)
+    shutil.copytree(folder / "encoder", tmp_path / "bert")
+    for other, sentence in (
+        (tmp_path / "nowhere", r"There is no folder \S+nowhere\.$"),
+        (folder / "config.yaml", r"There is no folder \S+config\.yaml\.$"),
+        (folder.parent, r"trial holds no model itself; its best one is \S+best: name that\."),
+        (folder / "encoder", r"encoder is the encoder of a model, without the heads; the model is \S+best: name that\."),
+        (tmp_path / "bert", r"bert is a Hugging Face checkpoint, without heads for our tasks; .* `encoder: \S+bert`\."),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            load_model(other)
+
+
+def test_a_model_that_is_replaced_while_it_is_read_is_read_again(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the encoder would be of one evaluation and the heads of the next."""
+    config = tiny()
+    (old, inputs), (new, _) = built(config), built(tiny(seed=1))
+    save_model(old, config, tmp_path / "best", inputs.encoder_folder)
+    real, calls = load_encoder, []
+
+    def read_while_the_trial_saves(*arguments: Any) -> Encoder:
+        calls.append(arguments)
+        encoder = real(*arguments)
+        if len(calls) == 1:
+            save_model(new, config, tmp_path / "best", inputs.encoder_folder)
+        return encoder
+
+    monkeypatch.setattr("minbert_core.model.load_encoder", read_while_the_trial_saves)
+    loaded, _ = load_model(tmp_path / "best")
+    assert len(calls) == 2
+    assert all(torch.equal(value, new.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_a_link_that_is_turned_to_another_model_while_it_is_read_gives_the_first_whole(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the `best` of a search that runs: two trials, two encoders, two tokenizers."""
+    config = tiny()
+    (one, inputs), (two, _) = built(config), built(tiny(seed=1))
+    save_model(one, config, tmp_path / "one", inputs.encoder_folder)
+    save_model(two, config, tmp_path / "two", inputs.encoder_folder)
+    (tmp_path / "two" / "encoder" / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\n")
+    link, draft = tmp_path / "best", tmp_path / "draft"
+    link.symlink_to("one")
+    draft.symlink_to("two")
+    real = load_encoder
+
+    def read_while_the_link_turns(*arguments: Any) -> Encoder:
+        draft.replace(link)
+        return real(*arguments)
+
+    monkeypatch.setattr("minbert_core.model.load_encoder", read_while_the_link_turns)
+    predictor = load(link, "cpu")
+    assert link.resolve() == tmp_path / "two"
+    assert predictor.tokenizer.vocab_size == inputs.tokenizer.vocab_size
+    assert all(torch.equal(value, one.state_dict()[name]) for name, value in predictor.model.state_dict().items())
 
 
 def test_truncated_or_foreign_heads_are_refused(tiny: Tiny, tmp_path: Path) -> None:
@@ -318,13 +444,18 @@ def test_a_saved_model_does_not_pose_as_a_hugging_face_model_but_its_encoder_is_
     save_model(model, config, tmp_path / "best", inputs.encoder_folder)
     files = sorted(str(path.relative_to(tmp_path / "best")) for path in (tmp_path / "best").rglob("*") if path.is_file())
     assert files == [
+        "README.md",
         "config.yaml",
         "encoder/config.json",
         "encoder/model.safetensors",
         "encoder/vocab.txt",
         "heads.safetensors",
     ]
-    theirs = transformers.BertModel.from_pretrained(tmp_path / "best" / "encoder").eval()
+    for auto in ("AutoConfig", "AutoModel", "AutoModelForSequenceClassification", "AutoTokenizer"):
+        with pytest.raises(ValueError, match=r"Unrecognized model|instantiate"):  # and not fresh heads, or none, in silence
+            getattr(transformers, auto).from_pretrained(tmp_path / "best")
+    theirs = transformers.AutoModel.from_pretrained(tmp_path / "best" / "encoder").eval()
+    assert isinstance(theirs, transformers.BertModel)
     tokens = [inputs.specials[0], 50, 60, 70, inputs.specials[1]]
     want_ND = theirs(input_ids=torch.tensor([tokens])).last_hidden_state[0]
     assert torch.allclose(model.encoder(one_sequence(tokens)), want_ND, atol=1e-5)

@@ -1,8 +1,9 @@
-"""The course's files as examples: the first step of the flow, before any tokenizer or tensor.
+"""A task's files as examples: the first step of the flow, before any tokenizer or tensor.
 
-A folder holds one TAB-separated file a task and split, read by column name with csv's default quoting. Texts are prepared
-as the course prepares them. Rows that the course's own files lost to a quoting accident (label or sentence empty) are
-dropped, each with its line and reason; anything else that is wrong is a CorpusError that names file, line and law.
+The course's files are TAB-separated, read by column name with csv's default quoting, their texts prepared as the course does
+it; those of one's own tasks may be CSV, TSV, JSONL or Parquet (tables.py). Rows without a label or a sentence (the course's
+own files lost some to a quoting accident) are dropped, each with its line and reason; anything else that is wrong is a
+CorpusError that names file, line and law.
 
 `read_split` reads train and dev. The test split has a door of its own, `load_test_split`, at the end of the file.
 
@@ -11,21 +12,16 @@ dropped, each with its line and reason; anything else that is wrong is a CorpusE
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from minbert_core.data.tables import CorpusError, bytes_of, records
 from minbert_core.data.tasks import SplitName, Task
 
 MAX_FAULTS = 5  # shown in one error; the rest are counted
-
-
-class CorpusError(ValueError):
-    """A corpus cannot be read as it is; one sentence a fault, `file:line: what, the law, the value`."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +55,9 @@ class _Row:
 
 
 def read_split(folder: Path, task: Task, split: SplitName) -> Split:
-    """The labelled examples of train or dev.  Raises CorpusError."""
+    """The labelled examples of train or dev; where there is no dev file, its part of the train file.  Raises CorpusError."""
     assert split in ("train", "dev"), f"read_split opens train and dev only, not {split!r}"
-    path = folder / task.files[split]
+    path = folder / task.file(split)
     faults: list[str] = []
     dropped: list[Dropped] = []
     kept: list[_Row] = []
@@ -80,12 +76,33 @@ def read_split(folder: Path, task: Task, split: SplitName) -> Split:
     _raise(faults)
     if not kept:
         raise CorpusError(f"{path.name}: every row was dropped ({dropped[0].reason} in line {dropped[0].line}, and so on).")
-    return Split(task, split, path, [row.id for row in kept], [row.texts for row in kept], labels, dropped)
+    whole = Split(task, split, path, [row.id for row in kept], [row.texts for row in kept], labels, dropped)
+    return _side(whole, split) if task.cuts_dev else whole
 
 
-def fingerprint(path: Path) -> str:
-    """sha256 of the file's bytes, in hex.  Raises CorpusError where it cannot be read."""
-    return hashlib.sha256(_bytes_of(path)).hexdigest()
+def _side(whole: Split, side: SplitName) -> Split:
+    """The train or the dev part of a split that is both: dev is the `dev_share` of the rows whose texts hash lowest.
+
+    Rows of equal text are on one side (dev is then a little more than its share), so that none of dev was trained on. What was
+    dropped is told with train alone.  Raises CorpusError where a side would be empty.
+    """
+    task, texts, labels = whole.task, whole.texts, whole.labels
+    assert labels is not None, "train is read with labels"
+    hashes = [hashlib.blake2b(f"{task.dev_seed}/{row}".encode(), digest_size=8).digest() for row in texts]
+    bound = sorted(hashes)[math.ceil(task.dev_share * len(texts)) - 1]  # of the last row of dev, and of its equals
+    rows = [i for i, value in enumerate(hashes) if (value <= bound) == (side == "dev")]
+    if not rows:
+        raise CorpusError(
+            f"{whole.path.name}: {len(texts)} rows cannot be cut into train and dev, {task.dev_share:g} of them dev. Give more "
+            f"rows, another dev_share, or a dev file."
+        )
+    kept = {"ids": [whole.ids[i] for i in rows], "texts": [texts[i] for i in rows], "labels": [labels[i] for i in rows]}
+    return replace(whole, **kept, dropped=whole.dropped if side == "train" else [])  # type: ignore[arg-type]
+
+
+def fingerprint(path: Path, task: Task) -> str:
+    """sha256 of the bytes of a file of `task`, in hex.  Raises CorpusError where it cannot be read."""
+    return hashlib.sha256(bytes_of(path, _remedy(task))).hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------- a file, row by row
@@ -94,8 +111,11 @@ def fingerprint(path: Path) -> str:
 def _rows(path: Path, task: Task, extra_columns: list[str], faults: list[str]) -> Iterator[_Row]:
     """Each row of the file by column name; what is wrong with a row's form goes to `faults`, with the file itself is raised."""
     seen: dict[str, int] = {}
-    for line, last_line, fields in _records(path, ["id", *task.text_columns, *extra_columns], faults):
-        identity = fields.get("id", "").lower().strip()
+    id_column = [task.id_column] if task.id_column is not None else []
+    columns = [*id_column, *task.text_columns, *extra_columns]
+    found = records(path, columns, [task.label_column], faults, _remedy(task), task.is_own)
+    for number, (line, last_line, fields) in enumerate(found, start=1):
+        identity = _identity(fields.get(task.id_column, ""), task) if task.id_column is not None else str(number)
         lost = [column for column in (*task.text_columns, *extra_columns) if column not in fields]
         if lost and last_line > line:
             # Not one row but several went: each lost row could not be named, so this is no row to drop.
@@ -108,66 +128,31 @@ def _rows(path: Path, task: Task, extra_columns: list[str], faults: list[str]) -
             faults.append(f"{path.name}:{line}: an id must be unique. '{identity}' stands in line {seen[identity]} already.")
         else:
             seen[identity] = line
-            texts = tuple(_prepare(fields.get(column, ""), task) for column in task.text_columns)
+            texts = tuple(prepare(fields.get(column, ""), task) for column in task.text_columns)
             yield _Row(line, identity, texts, fields.get(task.label_column, "").strip())
 
 
-def _records(path: Path, columns: list[str], faults: list[str]) -> Iterator[tuple[int, int, dict[str, str]]]:
-    """(first line, last line, column -> text) of each record; a short record lacks its last columns."""
-    # csv.reader rather than DictReader, whose line number is a record's last line, blank lines before it included.
-    reader = csv.reader(io.StringIO(_text_of(path), newline=""), delimiter="\t")
-    header = next(reader, None)
-    if header is None:
-        raise CorpusError(f"{path.name} is empty; its first line must name the columns {', '.join(columns)}. ({path})")
-    absent = [column for column in columns if column not in header]
-    if absent:
-        found = ", ".join(repr(name) for name in header)
-        raise CorpusError(f"{path.name}:1: column '{absent[0]}' is missing; the columns, separated by TABs, are {found}.")
-    last_line, found_any = reader.line_num, False
-    try:
-        for fields in reader:
-            line, last_line = last_line + 1, reader.line_num
-            if not fields:
-                continue
-            found_any = True
-            if len(fields) > len(header):
-                faults.append(f"{path.name}:{line}: a row must have {len(header)} fields, as the header. Got {len(fields)}.")
-                continue
-            yield line, last_line, dict(zip(header, fields, strict=False))
-    except csv.Error as error:  # in effect: a quote that nothing closes, until the field is larger than csv allows
-        where = f"{path.name}:{last_line + 1}"
-        raise CorpusError(f"{where}: the row cannot be read ({error}); look for an unclosed quote.") from None
-    if not found_any:
-        raise CorpusError(f"{path.name} has a header, but no rows. ({path})")
+def _identity(text: str, task: Task) -> str:
+    return text.strip() if task.is_own else text.lower().strip()  # the course's loader lowers it
 
 
-def _bytes_of(path: Path) -> bytes:
-    if path.is_dir():
-        raise CorpusError(f"{path} is a folder, not a file.")
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        where = f"in the folder {path.parent}" if path.parent.is_dir() else f"because there is no folder {path.parent}"
-        raise CorpusError(
-            f"There is no file {path.name} {where}: give the folder that holds the course's files with `--data DIR` "
-            "(`python -m minbert_core.data.corpus download --to DIR` fetches the public ones), or take the embedded corpus "
-            "with `--data toy --encoder tiny`."
-        ) from None
-    except OSError as error:
-        raise CorpusError(f"Cannot read {path}: {error.strerror}.") from None
+def _remedy(task: Task) -> str:
+    """What to do where a file of the task is missing."""
+    if task.is_own:
+        return (
+            f"`own_tasks/{task.name}/{task.kind}/files` names it. A file is looked for in the folder `data` (`--data DIR`), "
+            "unless its name is absolute."
+        )
+    return (
+        "give the folder that holds the course's files with `--data DIR` (`python -m minbert_core.data.corpus download --to "
+        "DIR` fetches the public ones), or take the embedded corpus with `--data toy --encoder tiny`."
+    )
 
 
-def _text_of(path: Path) -> str:
-    data = _bytes_of(path)
-    try:
-        return data.decode("utf-8-sig")  # a byte-order mark, which spreadsheets write, is no part of the first column's name
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise CorpusError(f"{path.name}:{line}: the file must be UTF-8 text. Got the byte 0x{data[error.start]:02x}.") from None
-
-
-def _prepare(text: str, task: Task) -> str:
+def prepare(text: str, task: Task) -> str:
     """The course's own preparation, its `preprocess_string` for pairs; the tokenizer's normaliser comes after it."""
+    if task.is_own:
+        return text.strip()
     text = text.lower()
     if task.course_text == "strip":
         return text.strip()
@@ -179,6 +164,13 @@ def _prepare(text: str, task: Task) -> str:
 def _label(row: _Row, path: Path, task: Task, faults: list[str]) -> float | None:
     """The label as a real number: STS stays 2.4, Quora's '0.0' is 0. None, and a fault, where it breaks the task's law."""
     low, high = task.label_range
+    if task.is_own and task.classes:
+        try:
+            return float(task.classes.index(_plain_number(row.label)))
+        except ValueError:
+            known = ", ".join(task.classes)
+            faults.append(f"{path.name}:{row.line}: label '{task.label_column}' must be one of {known}. Got '{row.label}'.")
+            return None
     try:
         value = float(row.label)
     except ValueError:
@@ -189,6 +181,11 @@ def _label(row: _Row, path: Path, task: Task, faults: list[str]) -> float | None
     law = f"a {'whole' if whole else 'real'} number in [{low:g}, {high:g}]"
     faults.append(f"{path.name}:{row.line}: label '{task.label_column}' must be {law}. Got '{row.label}'.")
     return None
+
+
+def _plain_number(label: str) -> str:
+    """A label as a config names it: `4.0`, as some tables write the class 4, is `4`."""
+    return label.removesuffix(".0") if label.removesuffix(".0").lstrip("-").isdigit() else label
 
 
 def _raise(faults: list[str]) -> None:

@@ -28,7 +28,8 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from minbert_core.data.corpus import CorpusError, load_test_split, read_split
+from minbert_core.data.corpus import load_test_split, read_split
+from minbert_core.data.tables import CorpusError
 from minbert_core.data.tasks import TASKS
 
 DONE, WRONG, REFUSED, INTERRUPTED = 0, 2, 3, 130
@@ -47,7 +48,7 @@ PUBLISHED = {  # what lies there, and its rows, those that training leaves out i
     "quora-dev.csv": 20214,
 }
 TIMEOUT_SECONDS = 30  # without a byte
-STAYS = "A file that is there and can be read stays as it is: delete it to fetch it again."
+STAYS = "A file that is there and can be read stays: delete it to fetch it again."
 RETRY = "Nothing of it was kept: give the command again."
 
 PARA = TASKS["para"]
@@ -97,14 +98,28 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    start = "python -m minbert_core.data.corpus download"
+    examples = f"examples:\n  {start} --to data/\n  {start} --to data/ --cut-quora"
     parser = argparse.ArgumentParser(
-        prog="python -m minbert_core.data.corpus", description="The course's corpora as files in a folder."
+        prog="python -m minbert_core.data.corpus",
+        description="The course's corpora as files in a folder.",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     about = "fetch the course's public files (SST, CFIMDB, STS, Quora's dev; 9 MB)"
-    command = commands.add_parser("download", help=about, description=f"{about[0].upper()}{about[1:]}. {STAYS}")
+    command = commands.add_parser(
+        "download",
+        help=about,
+        usage=f"{start} [options]",
+        description=f"{about[0].upper()}{about[1:]}.\n{STAYS}",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     command.add_argument("--to", default="data", metavar="DIR", help="folder for the files, made if need be (default data/)")
-    command.add_argument("--from", dest="source", default=SOURCE, metavar="URL", help=f"where they lie (default {SOURCE})")
+    command.add_argument(
+        "--from", dest="source", default=SOURCE, metavar="URL", help="default: the course's repository on GitHub"
+    )
     command.add_argument(
         "--cut-quora",
         action="store_true",

@@ -1,4 +1,7 @@
-"""What a task is, and the course's tasks.  No torch: readers of files and builders of models both start here."""
+"""What a task is, and the course's tasks.  No torch: readers of files and builders of models both start here.
+
+The user's own tasks are declared in a config (own_tasks.py), and are Tasks, too.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 TaskKind = Literal["classification", "binary", "regression"]
+Metric = Literal["accuracy", "macro_f1", "f1", "pearson", "spearman"]
 SplitName = Literal["train", "dev"]  # the test split has a door of its own: corpus.load_test_split
+SPLITS: tuple[SplitName, ...] = ("train", "dev")
 
 
 @dataclass(frozen=True)
@@ -14,55 +19,105 @@ class Task:
     """One labelled task over sentences or sentence pairs.
 
     `outputs` is K, the width of the logits: the number of classes, or 1. Labels lie in `label_range`, both ends included;
-    they are whole numbers but for regression. `files` maps train, dev and test to file names inside a data folder.
-    `course_text` says how the course prepares its text: "strip" or "split_punctuation".
+    they are whole numbers but for regression. `classes` names 0, 1 …; a regression has none. `files` maps train, dev and test
+    to file names inside a data folder; without dev, `dev_share` of the train file is dev, chosen by `dev_seed`.
+    `course_text` says how the course prepares its text: "strip" or "split_punctuation"; None marks a task of the user's own,
+    whose text is taken as it stands, and whose labels are the names in `classes`. `id_column` None: rows are numbered.
     """
 
     name: str
     kind: TaskKind
     outputs: int
     label_range: tuple[float, float]
+    classes: tuple[str, ...]
     text_columns: tuple[str, ...]
     label_column: str
     files: dict[str, str]
-    course_text: Literal["strip", "split_punctuation"]
+    course_text: Literal["strip", "split_punctuation"] | None
     prediction_column: str
+    metric: Metric
+    id_column: str | None = "id"
+    dev_share: float = 0.0
+    dev_seed: int = 0
 
     @property
     def is_pair(self) -> bool:
         return len(self.text_columns) == 2
 
     @property
-    def metric(self) -> Literal["accuracy", "pearson"]:
-        return "pearson" if self.kind == "regression" else "accuracy"
+    def is_own(self) -> bool:
+        return self.course_text is None
+
+    @property
+    def cuts_dev(self) -> bool:
+        """Whether dev is a part of the train file."""
+        return "dev" not in self.files
+
+    def file(self, split: SplitName) -> str:
+        """The file that holds a split's rows; where dev is cut from train, the train file holds both."""
+        return self.files["train" if self.cuts_dev else split]
+
+    def unit(self, value: float) -> float:
+        """A value of the task's metric in [0, 1]: of a correlation (r + 1)/2."""
+        return (value + 1) / 2 if self.metric in ("pearson", "spearman") else value
 
 
 def _files(stem: str) -> dict[str, str]:
     return {"train": f"{stem}-train.csv", "dev": f"{stem}-dev.csv", "test": f"{stem}-test-student.csv"}
 
 
-_PAIR = ("sentence1", "sentence2")
-
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        Task("sst", "classification", 5, (0, 4), ("sentence",), "sentiment", _files("ids-sst"), "strip", "Predicted_Sentiment"),
-        Task(
-            "para", "binary", 1, (0, 1), _PAIR, "is_duplicate", _files("quora"), "split_punctuation", "Predicted_Is_Paraphrase"
-        ),
-        # "Similiary" is the course's own spelling, which its grader expects
-        Task("sts", "regression", 1, (0, 5), _PAIR, "similarity", _files("sts"), "split_punctuation", "Predicted_Similiary"),
-        # whole film reviews, positive or not: seven in eight are longer than 128 word pieces
-        Task(
-            "cfimdb",
-            "classification",
-            2,
-            (0, 1),
-            ("sentence",),
-            "sentiment",
-            _files("ids-cfimdb"),
-            "strip",
-            "Predicted_Sentiment",
-        ),
-    )
-}
+_COURSE = (
+    Task(
+        name="sst",
+        kind="classification",
+        outputs=5,
+        label_range=(0, 4),
+        classes=("very negative", "negative", "neutral", "positive", "very positive"),
+        text_columns=("sentence",),
+        label_column="sentiment",
+        files=_files("ids-sst"),
+        course_text="strip",
+        prediction_column="Predicted_Sentiment",
+        metric="accuracy",
+    ),
+    Task(
+        name="para",
+        kind="binary",
+        outputs=1,
+        label_range=(0, 1),
+        classes=("no paraphrase", "paraphrase"),
+        text_columns=("sentence1", "sentence2"),
+        label_column="is_duplicate",
+        files=_files("quora"),
+        course_text="split_punctuation",
+        prediction_column="Predicted_Is_Paraphrase",
+        metric="accuracy",
+    ),
+    Task(
+        name="sts",
+        kind="regression",
+        outputs=1,
+        label_range=(0, 5),
+        classes=(),
+        text_columns=("sentence1", "sentence2"),
+        label_column="similarity",
+        files=_files("sts"),
+        course_text="split_punctuation",
+        prediction_column="Predicted_Similiary",  # the course's own spelling, which its grader expects
+        metric="pearson",
+    ),
+    Task(  # whole film reviews: seven in eight are longer than 128 word pieces
+        name="cfimdb",
+        kind="classification",
+        outputs=2,
+        label_range=(0, 1),
+        classes=("negative", "positive"),
+        text_columns=("sentence",),
+        label_column="sentiment",
+        files=_files("ids-cfimdb"),
+        course_text="strip",
+        prediction_column="Predicted_Sentiment",
+        metric="accuracy",
+    ),
+)
+TASKS: dict[str, Task] = {task.name: task for task in _COURSE}

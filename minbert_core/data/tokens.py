@@ -12,9 +12,10 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from tokenizers import models, normalizers, pre_tokenizers
 from torch import Tensor
 
-from minbert_core.data.corpus import Dropped, Split, fingerprint, load_test_split, read_split
+from minbert_core.data.corpus import Dropped, Split, fingerprint, load_test_split, prepare, read_split
 from minbert_core.data.tasks import SplitName, Task
 
 Encoding = Literal["cross", "bi"]  # tasks of single sentences ignore it: [CLS] a [SEP]
@@ -97,40 +98,21 @@ def _word_piece(vocabulary: Path, config: dict[str, Any]) -> tokenizers.Tokenize
     return backend
 
 
-# ------------------------------------------------------------------------------------------------- a split as Arrow file
+# ----------------------------------------------------------------------------------------------------- tokenised texts
 
 
-class TokenisedSplit:
-    """One split in a memory-mapped Arrow file: columns id, first, second (pairs only), label. Pickles as its path.
+class TokenisedTexts:
+    """The word pieces of a task's examples, in memory or in a file, and their labels where they have some: what `pack` reads.
 
-    Raises ValueError or OSError where the file is not whole.
+    `pieces` are (ids, offsets), once for each sentence of an example: the ids of all examples one after the other, those of
+    example i from offsets[i] to offsets[i + 1].
     """
 
-    def __init__(self, path: Path, task: Task) -> None:
-        self.path, self.task = path, task
-        with pa.ipc.open_file(pa.memory_map(str(path))) as reader:
-            metadata = reader.schema.metadata or {}
-            batch = reader.get_batch(0)
-        if metadata.get(b"format") != FORMAT.encode() or metadata.get(b"rows") != str(batch.num_rows).encode():
-            raise ValueError(f"{path} is no token file of format {FORMAT}.")
-        batch.validate(full=True)
-        self._batch = batch
-        self.name = metadata[b"split"].decode()
-        self.dropped = [Dropped(**item) for item in json.loads(metadata[b"dropped"])]
-        columns = ("first", "second") if task.is_pair else ("first",)
-        self._pieces = [(batch.column(c).values.to_numpy(), batch.column(c).offsets.to_numpy()) for c in columns]  # views
-        label = batch.column("label")
-        self.labels: NDArray[np.float64] | None = None if label.null_count else label.to_numpy()
+    def __init__(self, task: Task, pieces: list[tuple[Integers, Integers]], labels: NDArray[np.float64] | None) -> None:
+        self.task, self._pieces, self.labels = task, pieces, labels
 
     def __len__(self) -> int:
-        return int(self._batch.num_rows)
-
-    def __reduce__(self) -> tuple[type[TokenisedSplit], tuple[Path, Task]]:
-        return TokenisedSplit, (self.path, self.task)
-
-    @cached_property
-    def ids(self) -> list[str]:
-        return list(self._batch.column("id").to_pylist())
+        return len(self._pieces[0][1]) - 1
 
     def lengths(self, encoding: Encoding, max_length: int) -> Integers:
         """Tokens of each example when packed: special tokens included, after truncation, both sentences of a pair."""
@@ -139,10 +121,13 @@ class TokenisedSplit:
         return np.asarray(sum(counts) + specials)
 
     def num_longer(self, encoding: Encoding, max_length: int) -> int:
-        """How many examples `pack` cuts: a sequence of theirs has more than `max_length` tokens, special tokens included."""
+        """How many examples `pack` cuts."""
+        return int(np.count_nonzero(self.are_longer(encoding, max_length)))
+
+    def are_longer(self, encoding: Encoding, max_length: int) -> NDArray[np.bool_]:
+        """Whether `pack` cuts each example: a sequence of its has more than `max_length` tokens, special tokens included."""
         rows = np.arange(len(self))
-        whole, kept = sum(self._whole_counts(rows)), sum(self._counts(rows, encoding, max_length))
-        return int(np.count_nonzero(whole > kept))
+        return np.asarray(sum(self._whole_counts(rows)) > sum(self._counts(rows, encoding, max_length)))
 
     def _whole_counts(self, rows: Integers) -> list[Integers]:
         """Pieces of each sentence of each example: one array (B,) a sentence."""
@@ -169,15 +154,66 @@ def _longest_first(first: Integers, second: Integers, budget: int) -> list[Integ
     return [np.where(swapped, long, short), np.where(swapped, short, long)]
 
 
+def tokenise_texts(texts: Sequence[tuple[str, ...]], task: Task, tokenizer: Tokenizer) -> TokenisedTexts:
+    """Examples in memory, without labels, their texts prepared as the task's files' are."""
+    columns = [tokenizer.encode([prepare(example[i], task) for example in texts]) for i in range(len(task.text_columns))]
+    pieces = [
+        (np.array([*chain.from_iterable(column)], np.int64), np.array([0, *accumulate(map(len, column))])) for column in columns
+    ]
+    return TokenisedTexts(task, pieces, None)
+
+
+# ------------------------------------------------------------------------------------------------- a split as Arrow file
+
+
+class TokenisedSplit(TokenisedTexts):
+    """One split in a memory-mapped Arrow file: columns id, first, second (pairs only), label. Pickles as its path.
+
+    Raises ValueError or OSError where the file is not whole.
+    """
+
+    def __init__(self, path: Path, task: Task) -> None:
+        self.path, self.task = path, task
+        with pa.ipc.open_file(pa.memory_map(str(path))) as reader:
+            metadata = reader.schema.metadata or {}
+            batch = reader.get_batch(0)
+        if metadata.get(b"format") != FORMAT.encode() or metadata.get(b"rows") != str(batch.num_rows).encode():
+            raise ValueError(f"{path} is no token file of format {FORMAT}.")
+        batch.validate(full=True)
+        self.name, self.source = metadata[b"split"].decode(), metadata[b"source"].decode()
+        self.dropped = [Dropped(**item) for item in json.loads(metadata[b"dropped"])]
+        self._hold(batch)
+
+    def _hold(self, batch: Any) -> None:
+        self._batch = batch
+        columns = ("first", "second") if self.task.is_pair else ("first",)
+        pieces = [(batch.column(c).values.to_numpy(), batch.column(c).offsets.to_numpy()) for c in columns]  # views
+        label = batch.column("label")
+        super().__init__(self.task, pieces, None if label.null_count else label.to_numpy())
+
+    def only(self, rows: Integers) -> TokenisedSplit:
+        """These rows alone, in this order, in memory.  Not to be pickled: what arrives would be the whole split."""
+        part = TokenisedSplit(self.path, self.task)
+        part._hold(self._batch.take(pa.array(rows)))
+        return part
+
+    def __reduce__(self) -> tuple[type[TokenisedSplit], tuple[Path, Task]]:
+        return TokenisedSplit, (self.path, self.task)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        return list(self._batch.column("id").to_pylist())
+
+
 def tokenise_split(folder: Path, task: Task, split: SplitName, tokenizer: Tokenizer, cache: Path) -> TokenisedSplit:
     """The split's token file in `cache`, written first where it is missing or damaged.  Raises CorpusError."""
-    key = _key(fingerprint(folder / task.files[split]), task, tokenizer)
+    key = _key(fingerprint(folder / task.file(split), task), task, tokenizer)
     return _cached(cache / f"{task.name}-{split}-{key}.arrow", task, tokenizer, lambda: read_split(folder, task, split))
 
 
 def tokenise_test_split(folder: Path, task: Task, tokenizer: Tokenizer, cache: Path) -> TokenisedSplit:
     """As `tokenise_split`, for the test split: opens a test file, so only best_to_test calls it."""
-    key = _key(fingerprint(folder / task.files["test"]), task, tokenizer)
+    key = _key(fingerprint(folder / task.files["test"], task), task, tokenizer)
     return _cached(cache / f"{task.name}-test-{key}.arrow", task, tokenizer, lambda: load_test_split(folder, task))
 
 
@@ -244,7 +280,7 @@ class PackedBatch:
 
 
 def pack(
-    split: TokenisedSplit, rows: Integers, encoding: Encoding, max_length: int, tokenizer_specials: tuple[int, int]
+    split: TokenisedTexts, rows: Integers, encoding: Encoding, max_length: int, tokenizer_specials: tuple[int, int]
 ) -> PackedBatch:
     """The examples `rows` of a split as one packed batch, each sequence at most `max_length` tokens, special tokens included.
 
@@ -289,7 +325,7 @@ def pack(
 
 
 def pack_parts(
-    split: TokenisedSplit,
+    split: TokenisedTexts,
     rows: Integers,
     encoding: Encoding,
     max_length: int,

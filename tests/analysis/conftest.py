@@ -19,19 +19,24 @@ from minbert_core.encoder import TINY, new_encoder
 from minbert_core.model import save_model
 from minbert_core.settings import dump_yaml
 from minbert_core.train import train
-from search.plan import Resources, lock, make_plan
+from minbert_core.trial_folder import write_records
+from search.folder import lock
+from search.plan import make_plan
+from search.resources import Resources
 from search.rungs import RungScheduler
 from search.space import make_space
 from search.study import Study, stopped_at
-from search.trainable import write_records
 
 MakeSearch = Callable[..., Path]
 
 
-def _make_search(runs: Path, name: str, config: dict[str, Any], num_trials: int = 4, stops: bool = True) -> Path:
+def _make_search(
+    runs: Path, name: str, config: dict[str, Any], num_trials: int = 4, stops: bool = True, objective: Any = "norm"
+) -> Path:
     """A finished search of a few tiny trials in `runs/name`, run in this process: the same study, records and folders."""
     own = {"budget": {"examples": 600}, "optimizer": {"lr": {"log_uniform": [1e-4, 3e-3]}}}
-    document = {"about": "which rate?", "trials": num_trials, "rungs": [1, 3], "baselines": [{}], "config": {**own, **config}}
+    document = {"about": "which rate?", "trials": num_trials, "rungs": [1, 3], "objective": objective, "baselines": [{}]}
+    document |= {"config": {**own, **config}}
     plan = make_plan(name, make_space("small", document), 0, None, Resources(1, 0, 1, 0))
     folder = runs / name
     (folder / "trials").mkdir(parents=True)
@@ -59,9 +64,16 @@ def _make_search(runs: Path, name: str, config: dict[str, Any], num_trials: int 
     return folder
 
 
+def save_tiny_encoder(folder: Path, vocabulary: Path) -> None:
+    """An untrained encoder that knows the toy corpus's words, as a checkpoint: `tiny` itself is for the toy corpus alone."""
+    words = len(vocabulary.read_text(encoding="utf-8").splitlines())
+    save_encoder(new_encoder(dataclasses.replace(TINY, vocab_size=words), 0, 0.1, 0.1), folder)
+    shutil.copy(vocabulary, folder)
+
+
 @pytest.fixture(scope="session")
 def make_search() -> MakeSearch:
-    """make_search(runs, name, config, num_trials): a search's folder."""
+    """make_search(runs, name, config, num_trials, stops, objective): a search's folder."""
     return _make_search
 
 
@@ -71,6 +83,12 @@ def toy_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("toy") / "runs"
     _make_search(runs, "small", {"data": "toy", "encoder": "tiny"}, stops=False)
     return runs
+
+
+@pytest.fixture(scope="session")
+def make_encoder() -> Callable[[Path, Path], None]:
+    """make_encoder(folder, vocabulary)."""
+    return save_tiny_encoder
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +104,6 @@ def real_like(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         path.write_text(
             "".join("\t".join(cell for i, cell in enumerate(row) if i != column) + "\n" for row in rows), encoding="utf-8"
         )
-    words = len((data / "vocab.txt").read_text(encoding="utf-8").splitlines())
-    save_encoder(new_encoder(dataclasses.replace(TINY, vocab_size=words), 0, 0.1, 0.1), encoder)
-    shutil.copy(data / "vocab.txt", encoder)
+    save_tiny_encoder(encoder, data / "vocab.txt")
     _make_search(place / "runs", "small", {"data": str(data), "encoder": str(encoder)})
     return place / "runs", data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from analysis.intervals import Answers, Quantity, correlations, count, intervals
+from minbert_core.data.tasks import TASKS, Metric, TaskKind
+from minbert_core.evaluate import metric
 
 Floats = NDArray[np.float64]
 
@@ -76,6 +79,23 @@ def test_a_resampled_accuracy_is_the_share_of_right_answers_among_the_drawn_rows
     rows_RB = random.integers(0, 40, (10, 40))
     expected = [[float(answers_B[rows].mean()) for answers_B in task.answers_JB] for rows in rows_RB]
     assert task.resampled(rows_RB) == pytest.approx(np.array(expected), abs=1e-12)
+
+
+@pytest.mark.parametrize("metric_name", ["f1", "macro_f1", "spearman"])
+def test_every_other_metric_is_resampled_as_it_is_computed(metric_name: Metric) -> None:
+    random, size, num_classes = np.random.default_rng(5), 60, 3
+    classes = {"f1": 2, "macro_f1": num_classes, "spearman": 7}[metric_name]  # few values: many ties
+    labels_B = random.integers(0, classes, size).astype(np.float64)
+    answers_JB = random.integers(0, classes, (2, size)).astype(np.float64)
+    rows_RB = random.integers(0, size, (4, size))
+    found_RJ = Answers(metric_name, answers_JB, labels_B, num_classes).resampled(rows_RB)
+    kind: TaskKind = "regression" if metric_name == "spearman" else "binary" if metric_name == "f1" else "classification"
+    task = dataclasses.replace(TASKS["sst"], kind=kind, metric=metric_name, outputs=num_classes)
+    for rows_B, of_J in zip(rows_RB, found_RJ, strict=True):
+        for answers_B, value in zip(answers_JB[:, rows_B], of_J, strict=True):
+            one_hot_BK = np.eye(num_classes)[answers_B.astype(int) % num_classes]
+            logits_BK = one_hot_BK if kind == "classification" else answers_B[:, None] - (0.5 if kind == "binary" else 0)
+            assert value == pytest.approx(metric(task, logits_BK.astype(np.float32), labels_B[rows_B]))
 
 
 def test_correlations_with_what_is_constant_are_zero() -> None:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from analysis.report import WIDTH, report_lines, write_predictions
 from analysis.results import Logits, Results, Splits, affine, document, measure
 from analysis.retrain import Job, open_test_split
-from analysis.runs import Search
 from analysis.selection import Selection
 from minbert_core.config import TrialConfig
 from minbert_core.data.tasks import TASKS
@@ -23,6 +22,7 @@ from minbert_core.evaluate import check_submission, metric, overall, score
 from minbert_core.inputs import Inputs, open_inputs
 from minbert_core.paths import as_written
 from minbert_core.settings import dump_yaml
+from search.results import Search
 from search.study import TrialResult
 
 # how much of the noise in a model's answers is its own; the rest is the same for all models
@@ -38,7 +38,8 @@ def config(tiny: Callable[..., TrialConfig]) -> TrialConfig:
 def splits(config: TrialConfig) -> Splits:
     inputs: Inputs = open_inputs(config)
     dev = {(task, "dev"): split for task, split in inputs.dev.items()}
-    return dev | {(task, "test"): open_test_split(task, inputs.data_folder, inputs.tokenizer) for task in config.train_on}
+    folder, tokenizer = inputs.data_folder, inputs.tokenizer
+    return dev | {(name, "test"): open_test_split(TASKS[name], folder, tokenizer) for name in config.train_on}
 
 
 def trial(number: int, config: TrialConfig, folder: Path, baseline: int | None = None) -> TrialResult:
@@ -152,7 +153,11 @@ def test_a_half_labelled_test_split_has_scores_of_its_tasks_alone(tmp_path: Path
 def test_norm_mean_and_weighted_objectives_are_weighted_sums(tiny: Callable[..., TrialConfig]) -> None:
     objective = tiny(objective={"weights": {"sst": 1, "sts": 3}}).objective
     metrics = {"sst": 0.5, "para": 0.8, "sts": 0.7}
-    columns: list[Any] = [lambda m: overall(m)["norm"], lambda m: overall(m)["mean"], lambda m: score(m, objective)]
+    columns: list[Any] = [
+        lambda m: overall(m, TASKS, "norm")["norm"],
+        lambda m: overall(m, TASKS, "norm")["mean"],
+        lambda m: score(m, TASKS, objective),
+    ]
     for column in columns:
         weights, offset = affine(column, list(metrics))
         assert offset + sum(w * m for w, m in zip(weights, metrics.values(), strict=True)) == pytest.approx(column(metrics))
@@ -210,7 +215,7 @@ def test_the_report_fits_160_columns(tmp_path: Path, tiny: Callable[..., TrialCo
     config = tiny(train_on=["sst", "para", "sts", "cfimdb"], objective={"weights": {"sst": 1, "cfimdb": 2}})
     inputs = open_inputs(config)
     splits = {(task, "dev"): split for task, split in inputs.dev.items()}
-    splits |= {(task, "test"): open_test_split(task, inputs.data_folder, inputs.tokenizer) for task in config.train_on}
+    splits |= {(name, "test"): open_test_split(TASKS[name], inputs.data_folder, inputs.tokenizer) for name in config.train_on}
     selection = select(tmp_path, config, [3, 5, 7], 0, 2)
     long = {f"tasks/all/knob{i}": "a_long_value" for i in range(20)}
     selection = replace(selection, finalists=[replace(selection.finalists[0], params=long), *selection.finalists[1:]])

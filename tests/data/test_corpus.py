@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from minbert_core.data.corpus import CorpusError, Dropped, Split, fingerprint, load_test_split, read_split
+from minbert_core.data.corpus import Dropped, Split, fingerprint, load_test_split, read_split
+from minbert_core.data.tables import CorpusError
 from minbert_core.data.tasks import TASKS
 from minbert_core.data.toy import write_toy_corpus
 
@@ -247,7 +248,7 @@ def test_a_folder_in_place_of_a_file_is_an_error(tmp_path: Path) -> None:
 
 def test_fingerprint_is_the_sha256_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc")
-    assert fingerprint(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert fingerprint(tmp_path / "x", SST) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 # ------------------------------------------------------------------------------------------------------ the test split

@@ -15,7 +15,8 @@ import tokenizers
 import torch
 
 from minbert_core.data import tokens
-from minbert_core.data.corpus import CorpusError, Dropped, read_split
+from minbert_core.data.corpus import Dropped, read_split
+from minbert_core.data.tables import CorpusError
 from minbert_core.data.tasks import TASKS, Task
 from minbert_core.data.tokens import (
     Encoding,
@@ -24,6 +25,7 @@ from minbert_core.data.tokens import (
     pack,
     tokenise_split,
     tokenise_test_split,
+    tokenise_texts,
 )
 from minbert_core.data.toy import toy_folder
 
@@ -267,6 +269,28 @@ def test_the_rows_that_max_length_cuts_are_counted(small: Path) -> None:
     assert [pairs.num_longer("cross", max_length) for max_length in (8, 7, 6, 5)] == [0, 1, 1, 2]
     assert [pairs.num_longer("bi", max_length) for max_length in (5, 4, 3)] == [0, 1, 2]
     assert [sentences.num_longer("cross", max_length) for max_length in (4, 3)] == [0, 1]
+
+
+def test_texts_in_memory_are_packed_as_those_of_a_file(small: Path) -> None:
+    tokenizer = load_tokenizer(small)
+    split, texts = tokenise(small), tokenise_texts([("A b c", "d e"), ("e ", "a.")], STS, tokenizer)
+    for encoding in ("cross", "bi"):
+        theirs, ours = (vars(pack(rows, np.array([1, 0]), encoding, 8, (CLS, SEP))) for rows in (split, texts))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs if name.endswith(("_N", "_S1")))
+        assert texts.are_longer(encoding, 4).tolist() == [True, encoding == "cross"]
+    assert not ours["labels_B"].any()  # the file's first is 2.4
+    assert len(tokenise_texts([], STS, tokenizer)) == 0
+
+
+def test_texts_in_memory_are_prepared_as_their_task_prepares_its_files(small: Path) -> None:
+    """The course lowers its texts; one's own stand as they are."""
+    (small / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    own = replace(SST, course_text=None)
+    ids = [
+        pack(tokenise_texts([("A b",)], task, load_tokenizer(small)), np.array([0]), "cross", 8, (CLS, SEP))
+        for task in (SST, own)
+    ]
+    assert [batch.token_ids_N.tolist() for batch in ids] == [[CLS, A, B, SEP], [CLS, 1, B, SEP]]
 
 
 def test_most_of_the_courses_reviews_are_longer_than_128_tokens(real_data: Path, real_encoder: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ in every worker writes down each such attempt. That the hook would notice is sho
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -55,10 +56,18 @@ def test_the_hook_notices_who_opens_a_test_file(tmp_path: Path, cache: Path, wat
 
 
 def test_a_search_opens_no_test_file(tmp_path: Path, data: Path, encoder: Path, watched: dict[str, str]) -> None:
-    for name in TEST_FILES:
+    """Neither the course's nor that of a task of one's own."""
+    own_test = "mine-test-student.jsonl"
+    for name in (*TEST_FILES, own_test):
         (data / name).mkdir()
+    rows = [{"text": f"the actor is {word}", "label": int(word == "great")} for word in ("great", "awful") for _ in range(20)]
+    (data / "mine.jsonl").write_text(
+        "".join(json.dumps(row | {"text": f"{row['text']} {i}"}) + "\n" for i, row in enumerate(rows))
+    )
+    own = {"mine": {"kind": "binary", "files": {"train": "mine.jsonl", "test": own_test}, "text": "text"}}
     space = ["--space", str(ROOT / "spaces" / "quickstart.yaml"), "--data", str(data), "--encoder", str(encoder)]
     command = [sys.executable, "-m", "search.run", *space, "--gpus", "0", "--trials", "2", "--set", "budget/examples=600"]
+    command += ["--set", f"own_tasks={json.dumps(own)}", "--set", "train_on=[sst, para, sts, mine]"]
     done = subprocess.run(command, cwd=tmp_path, env=watched, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {trial.status for trial in read_results(tmp_path / "runs" / "quickstart", "quickstart")} <= {"completed", "stopped"}

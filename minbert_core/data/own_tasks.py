@@ -1,0 +1,151 @@
+"""The user's own tasks, as a config declares them: what kind, which files, which columns, which labels.
+
+    own_tasks:
+      reviews:
+        kind: classification                       # binary, regression
+        files: {train: reviews.jsonl, test: reviews-test.csv}
+        text: review                               # of a pair: [question, answer]
+        label: stars
+        labels: [1, 2, 3, 4, 5]
+
+How such a task is learned (head, loss …) stands in `tasks/reviews`, as for the course's.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from minbert_core.data.tables import FORMATS, as_text
+from minbert_core.data.tasks import Metric, Task
+from minbert_core.settings import Settings, Variant, bare, shown
+
+
+def _one_or_more(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Label = Annotated[str, BeforeValidator(lambda value: as_text(bare(value)))]  # 1, true and good are all names
+
+
+class Files(Settings):
+    """Where the rows lie: `.csv`, `.tsv`, `.jsonl` or `.parquet`, names inside `data` unless absolute."""
+
+    train: str = Field(description="file of the training rows")
+    dev: str | None = Field(None, description="file of the dev rows; null: dev_share of the train file, by dev_seed")
+    test: str | None = Field(None, description="file of the test rows, which only best_to_test opens; labels may be missing")
+
+    @model_validator(mode="after")
+    def _readable(self) -> Files:
+        written = {split: name for split in ("train", "dev", "test") if (name := getattr(self, split)) is not None}
+        for split, name in written.items():
+            if not name.lower().endswith(FORMATS):
+                raise ValueError(f"`{split}` must end in {', '.join(FORMATS)}. Got '{name}'.")
+        if len(set(written.values())) < len(written):
+            raise ValueError(f"names one file for two splits. Got {shown(written)}. Leave `dev` out to have it cut from train.")
+        return self
+
+
+class _OwnTask(Variant):
+    """What the three kinds share; how each is told from the others is its own."""
+
+    files: Files = Field(description="train, and dev and test where there are such files")
+    text: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = Field(
+        min_length=1, max_length=2, description="column of the sentence, or the two columns of a pair"
+    )
+    label: str = Field("label", description="column of the label")
+    id: str | None = Field(None, description="column of a row's id, for the prediction files; null: rows are numbered from 1")
+    dev_share: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="part of the train file that is dev, where `files` names no dev",
+        json_schema_extra={"unit": "of its rows"},
+    )
+    dev_seed: int = Field(0, ge=0, description="which rows these are; equal texts stay on one side")
+
+    def _task(self, name: str, metric: Metric, classes: tuple[str, ...], label_range: tuple[float, float]) -> Task:
+        cut = {"dev_share": self.dev_share, "dev_seed": self.dev_seed} if self.files.dev is None else {}
+        return Task(
+            name=name,
+            kind=self.kind,  # type: ignore[arg-type]  # each kind is a TaskKind
+            outputs=len(classes) if self.kind == "classification" else 1,
+            label_range=label_range,
+            classes=classes,
+            text_columns=self.text,
+            label_column=self.label,
+            files=self.files.model_dump(exclude_none=True),
+            course_text=None,
+            prediction_column="prediction",
+            metric=metric,
+            id_column=self.id,
+            **cut,  # type: ignore[arg-type]
+        )
+
+
+def _different(labels: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"must differ from each other. Got {shown(labels)}.")
+    return labels
+
+
+class Classification(_OwnTask):
+    """One of several classes, answered by the largest of K logits."""
+
+    kind: Literal["classification"] = "classification"
+    labels: tuple[Label, ...] = Field(min_length=2, description="all labels as the files have them; the first is class 0")
+    metric: Literal["accuracy", "macro_f1"] = Field("accuracy", description="share of right answers, or mean F1 of the classes")
+
+    _labels_differ = field_validator("labels")(_different)
+
+    def task(self, name: str) -> Task:
+        return self._task(name, self.metric, self.labels, (0, len(self.labels) - 1))
+
+
+class Binary(_OwnTask):
+    """No or yes, answered by one logit."""
+
+    kind: Literal["binary"] = "binary"
+    labels: tuple[Label, Label] = Field(("0", "1"), description="no and yes as the files have them")
+    metric: Literal["accuracy", "f1"] = Field("accuracy", description="share of right answers, or F1 of yes")
+
+    _labels_differ = field_validator("labels")(_different)
+
+    def task(self, name: str) -> Task:
+        return self._task(name, self.metric, self.labels, (0, 1))
+
+
+class Regression(_OwnTask):
+    """A real number, answered by one logit in its units."""
+
+    kind: Literal["regression"] = "regression"
+    range: tuple[float, float] = Field(description="the lowest and the highest label there may be")
+    metric: Literal["pearson", "spearman"] = Field("pearson", description="correlation with the labels, or with their ranks")
+
+    @field_validator("range")
+    @classmethod
+    def _rises(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not value[0] < value[1]:
+            raise ValueError(f"must be a lowest and a highest label. Got {shown(value)}.")
+        return value
+
+    def task(self, name: str) -> Task:
+        return self._task(name, self.metric, (), self.range)
+
+
+OwnTask = Annotated[Classification | Binary | Regression, Field(discriminator="kind")]
+
+
+def named_wrong(name: Any, reserved: frozenset[str]) -> str:
+    """Why an own task cannot have a name, as the end of a sentence; empty where it can."""
+    if name in reserved:
+        return "is a name that is taken; give it another"
+    if (
+        not isinstance(name, str)
+        or not name
+        or not set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-")
+        or name.isdigit()
+    ):
+        return "must be named with a-z, 0-9, _ and -, and not with digits alone"
+    return ""

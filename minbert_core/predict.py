@@ -1,0 +1,135 @@
+"""The command that asks a trained model about a sentence or two.
+
+    python -m minbert_core.predict runs/smart/best "A moving film."
+
+FOLDER -> its model -> one sentence: the tasks of sentences; two: the tasks of pairs, and of each sentence -> answers, aligned
+
+Exit codes: 0 done, 2 what was written is wrong, 3 right but not now (a search that has no model yet), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # torch is imported once the line is known to be right: a second
+    from minbert_core.data.tasks import Task
+    from minbert_core.model import Answer
+
+DONE, WRONG, REFUSED, INTERRUPTED = 0, 2, 3, 130
+BAR = 20  # characters of a whole
+MOST_CLASSES = 5  # shown of a task, the likeliest
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, answer, and turn every foreseen fault into its sentence and exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return run(options.folder, options.sentence, options.json)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return WRONG
+    except OSError as error:
+        print(f"Cannot read the model: {error}.", file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m minbert_core.predict",
+        usage="%(prog)s FOLDER SENTENCE [SENTENCE] [--json]",
+        description="Ask a trained model about a sentence, or about two.",
+        epilog='examples:\n  python -m minbert_core.predict runs/smart "A moving film."\n'
+        '  python -m minbert_core.predict runs/smart/best "Is it far?" "How far?"',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("folder", type=Path, metavar="FOLDER", help="a model's folder, or one that holds it as best/")
+    made.add_argument(
+        "sentence", nargs="+", metavar="SENTENCE", help="one, for tasks of sentences; two, for tasks of pairs as well"
+    )
+    made.add_argument("--json", action="store_true", help="print JSON: a list of {input, answers}")
+    return made
+
+
+def run(folder: Path, sentences: list[str], as_json: bool) -> int:
+    """Answer one or two sentences on the screen; the exit code.  Raises ValueError, OSError."""
+    if len(sentences) > 2:
+        raise ValueError(f"A task takes one sentence or two, each in quotes. Got {len(sentences)}: {sentences}.")
+    if not all(sentence.strip() for sentence in sentences):
+        raise ValueError(f"A sentence must not be empty. Got {sentences}.")
+    place = model_folder(folder)
+    if place is None:
+        law = "one comes with the first evaluation, and a search keeps those of its best trials only"
+        print(f"{folder} has no model: {law}.", file=sys.stderr)
+        return REFUSED
+    from minbert_core.model import load
+
+    predictor = load(place)
+    tasks = predictor.tasks
+    sizes = {len(task.text_columns) for task in tasks.values()}
+    pairs = [(sentences[0], sentences[1])] if len(sentences) == 2 else []
+    inputs: list[str | tuple[str, str]] = [*(pairs if 2 in sizes else []), *(sentences if 1 in sizes else [])]
+    if not inputs:
+        raise ValueError(f"{place} answers pairs of sentences only ({', '.join(tasks)}). Got one sentence: add a second.")
+    found = predictor.predict(inputs)
+    if as_json:
+        rows = [{name: asdict(answer) for name, answer in answers.items()} for answers in found]
+        print(json.dumps([{"input": item, "answers": row} for item, row in zip(inputs, rows, strict=True)], ensure_ascii=False))
+        return DONE
+    print(f"model  {place}{f' -> {os.readlink(place)}' if place.is_symlink() else ''}")
+    for item, answers in zip(inputs, found, strict=True):
+        print("", *([item] if isinstance(item, str) else item), sep="\n")
+        print_answers(answers, tasks, predictor.config.max_length)
+    return DONE
+
+
+def model_folder(folder: Path) -> Path | None:
+    """The model that is meant by a folder: the folder, or its best/; None: a search or a trial, which has none now."""
+    if (folder / "heads.safetensors").exists():
+        return folder
+    if (folder / "best").is_dir():
+        return folder / "best"
+    return None if (folder / "trials").is_dir() or (folder / "metrics.jsonl").exists() else folder
+
+
+def print_answers(answers: Mapping[str, Answer], tasks: Mapping[str, Task], max_length: int) -> None:
+    """The answers to one input, their columns aligned over all tasks."""
+    lines = [
+        (name if i == 0 else "", *row)
+        for name, answer in answers.items()
+        for i, row in enumerate(answer_rows(tasks[name], answer, max_length))
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for name, what, share, bar in lines:
+        print(f"  {name:{widths[0]}}  {what:{widths[1]}}  {share:>{widths[2]}}  {bar}".rstrip())
+
+
+def answer_rows(task: Task, answer: Answer, max_length: int) -> list[tuple[str, str, str]]:
+    """An answer as rows of what, probability and bar: the likeliest classes, or the value on its scale; then what to note."""
+    low, high = task.label_range
+    if task.classes:
+        ranking = sorted(answer.probabilities.items(), key=lambda item: (item[0] != answer.label, -item[1]))
+        rows = [(label, f"{100 * share:.1f} %", _bar(share)) for label, share in ranking[:MOST_CLASSES]]
+        rest = len(ranking) - MOST_CLASSES
+        rows += [(f"… and {rest} more", "", "")] if rest > 0 else []
+    else:
+        share, is_inside = (answer.value - low) / (high - low), low <= answer.value <= high
+        bar = _bar(share) if is_inside else "(beyond: nothing holds a model to the range of its labels)"
+        rows = [(f"{answer.value:.2f} of {low:g} to {high:g}", "", bar)]
+    return [*rows, ("", "", f"(cut: the first {max_length} tokens were read)")] if answer.is_cut else rows
+
+
+def _bar(share: float) -> str:
+    return "#" * round(BAR * share)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Tasks of one's own, searched and tested: beside a course task or alone, counted in the objective or not."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.best_to_test import main
+from minbert_core.data.corpus import read_split
+from minbert_core.data.tasks import TASKS
+from minbert_core.data.toy import write_toy_corpus
+from search.results import open_search
+
+MakeSearch = Callable[..., Path]
+Capture = pytest.CaptureFixture[str]
+REVIEWS = {"kind": "binary", "text": "review", "label": "verdict", "labels": ["bad", "good"], "metric": "f1"}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """The toy corpus, and its film reviews as JSONL: 300 rows to train on and cut dev from, 60 labelled ones to test."""
+    folder = tmp_path / "data"
+    write_toy_corpus(folder)
+    for split, name, most in (("train", "reviews.jsonl", 300), ("dev", "held-out.jsonl", 60)):
+        rows = read_split(folder, TASKS["cfimdb"], split)
+        assert rows.labels is not None
+        lines = [
+            {"review": text, "verdict": REVIEWS["labels"][int(label)]}
+            for (text,), label in zip(rows.texts, rows.labels, strict=True)
+        ]
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines[:most]), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def encoder(tmp_path: Path, data: Path, make_encoder: Callable[[Path, Path], None]) -> Path:
+    make_encoder(tmp_path / "encoder", data / "vocab.txt")
+    return tmp_path / "encoder"
+
+
+def predictions(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_task_of_ones_own_alone_is_searched_and_tested(
+    tmp_path: Path, data: Path, encoder: Path, make_search: MakeSearch, capsys: Capture
+) -> None:
+    own = {"reviews": REVIEWS | {"files": {"train": "reviews.jsonl", "test": "held-out.jsonl"}, "dev_share": 0.2}}
+    config = {"data": str(data), "encoder": str(encoder), "own_tasks": own, "train_on": ["reviews"]}
+    folder = make_search(tmp_path / "runs", "mine", config, num_trials=2)
+    record = open_search(folder).trials[0].best
+    assert record["dev/reviews"] == record["dev/norm"] == record["dev/score"]
+    command = [
+        "--search",
+        "mine",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--no-retrain",
+        "--top",
+        "1",
+        "--no-baseline",
+        "--gpus",
+        "0",
+    ]
+    assert main(command) == 0
+    table = (folder / "test" / "table.md").read_text(encoding="utf-8")
+    assert "no labels" not in table
+    results = json.loads((folder / "test" / "results.json").read_text(encoding="utf-8"))
+    (tested,) = results["configurations"]
+    assert tested["dev"]["reviews"]["mean"] == pytest.approx(tested["claimed"]["reviews"])
+    rows = predictions(folder / "test" / "predictions" / "reviews-test-output.csv")
+    assert [row["id"] for row in rows] == [str(i) for i in range(1, 61)]
+    assert {row["prediction"] for row in rows} <= {"bad", "good"}
+    truth = [json.loads(line)["verdict"] for line in (data / "held-out.jsonl").read_text(encoding="utf-8").splitlines()]
+    hits = sum(row["prediction"] == label == "good" for row, label in zip(rows, truth, strict=True))
+    named = sum(row["prediction"] == "good" for row in rows) + truth.count("good")
+    assert tested["test"]["reviews"]["mean"] == pytest.approx(2 * hits / named)
+    assert len(predictions(folder / "test" / "predictions" / "reviews-dev-output.csv")) == 60
+
+
+def test_an_auxiliary_task_is_measured_but_not_counted(
+    tmp_path: Path, data: Path, encoder: Path, make_search: MakeSearch, capsys: Capture
+) -> None:
+    config: dict[str, Any] = {"data": str(data), "encoder": str(encoder), "train_on": ["sst", "reviews"]}
+    config |= {"own_tasks": {"reviews": REVIEWS | {"files": {"train": "reviews.jsonl"}}}}
+    folder = make_search(tmp_path / "runs", "aided", config, num_trials=2, objective={"weights": {"sst": 1}})
+    record = open_search(folder).trials[0].best
+    assert record["dev/norm"] == record["dev/score"] == record["dev/sst"] != record["dev/reviews"]
+    command = [
+        "--search",
+        "aided",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--no-retrain",
+        "--top",
+        "1",
+        "--no-baseline",
+        "--gpus",
+        "0",
+    ]
+    assert main(command) == 0
+    output = capsys.readouterr().out
+    assert "none of reviews on test: it names no test file" in output
+    made = {path.name for path in (folder / "test" / "predictions").iterdir()}
+    assert made == {"sst-dev-output.csv", "sst-test-output.csv", "reviews-dev-output.csv"}
+    results = json.loads((folder / "test" / "results.json").read_text(encoding="utf-8"))
+    assert "reviews" not in results["configurations"][0]["test"]
+    assert {"sst", "norm", "score"} <= set(results["configurations"][0]["test"])
