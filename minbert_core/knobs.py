@@ -1,12 +1,15 @@
 """What may stand at a path: a walk down the models of a config, for defaults, known names, and the kinds of a family.
 
 As in knob_at(TrialConfig, "gradient/gradvac/beta").default, 0.01, or knob_at(TrialConfig, "gradient").kinds: sum, pcgrad …
+`places` walks all of them; `schema_of` one is what pydantic tells of it: its type, bounds, unit and description.
 """
 
 from __future__ import annotations
 
 import typing
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -19,13 +22,15 @@ NO_DEFAULT: Any = PydanticUndefined  # null may be a default, so it cannot stand
 class Knob:
     """One place in a config: the models that a map there may be, and its default.
 
-    `holds_many` where it is a map from names, or a list, of such models; `kind` where the path goes on through a kind.
+    `holds_many` where it is a map from names, or a list, of such models; `kind` where the path goes on through a kind;
+    `field`, model and name, where it is a model's field and not an entry, a kind or the whole.
     """
 
     models: tuple[type[BaseModel], ...]
     default: Any = NO_DEFAULT
     holds_many: bool = False
     kind: str = ""
+    field: tuple[type[BaseModel], str] | None = None
 
     @property
     def kinds(self) -> dict[str, type[BaseModel]]:
@@ -61,10 +66,56 @@ def knob_at(model: type[BaseModel], path: str) -> Knob | None:
     return knob
 
 
+@dataclass(frozen=True)
+class Place:
+    """A path and what may stand there; `same_as` is the path at which its models were met before, else empty."""
+
+    path: str
+    knob: Knob
+    same_as: str = ""
+
+
+def places(
+    knob: Knob, entries: Mapping[str, str], path: str = "", met: dict[tuple[type[BaseModel], ...], str] | None = None
+) -> Iterator[Place]:
+    """Each place from `knob`, which stands at `path`, down; what takes the models of an earlier place is not entered again.
+
+    `entries` says which entry of a map or a list is shown for all, as in {"stages": "0"}; NAME where it says nothing.
+    """
+    met = {} if met is None else met
+    first = met.setdefault(knob.models, path) if knob.models and knob.field else path
+    if path:
+        yield Place(path, knob, first if first != path else "")
+    if first != path:
+        return
+    if knob.holds_many:
+        path, knob = f"{path}/{entries.get(path, 'NAME')}", Knob(knob.models)
+    for part in knob.kinds or knob.keys:
+        below = knob.below(part)
+        assert below is not None, f"{path} names {part} and has it not"
+        yield from places(below, entries, f"{path}/{part}" if path else part, met)
+
+
+def schema_of(knob: Knob) -> tuple[dict[str, Any], bool]:
+    """The JSON schema of a field, and whether null may stand there, which it leaves out.  Of another place: an empty one."""
+    if knob.field is None:
+        return {}, False
+    model, name = knob.field
+    schema: dict[str, Any] = _schema(model)["properties"][name]
+    others = [one for one in schema.get("anyOf", []) if one.get("type") != "null"]
+    is_nullable = len(others) < len(schema.get("anyOf", []))
+    return (schema | others[0] if is_nullable and len(others) == 1 else schema), is_nullable
+
+
+@lru_cache
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema()
+
+
 def _field(model: type[BaseModel], name: str) -> Knob:
     field = model.model_fields[name]
     models, holds_many = _models_in(field.annotation)
-    return Knob(models, field.get_default(call_default_factory=True), holds_many)
+    return Knob(models, field.get_default(call_default_factory=True), holds_many, field=(model, name))
 
 
 def _models_in(annotation: Any) -> tuple[tuple[type[BaseModel], ...], bool]:

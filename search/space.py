@@ -18,13 +18,15 @@ from pydantic import ValidationError
 
 from minbert_core.config import TrialConfig, default_at, load_config
 from minbert_core.faults import Where, fault_at, faults_of
+from minbert_core.overrides import Places
 from minbert_core.paths import lay_over
 from minbert_core.settings import Fault, SettingsError, did_you_mean, shown
 from search.domains import DOMAINS, NAME, Choice, Domain, Range, is_domain, parse_domain
-from search.space_file import SPACE_KEYS, Places, SpaceSettings, children, nested, read_document, structure_faults, where_under
+from search.space_file import SPACE_KEYS, SpaceSettings, children, nested, read_document, structure_faults, where_under
 
 Choose = Callable[[str, Domain], Any]
 Guards = dict[str, Any]  # the branches that lead to a domain: parameter -> label
+FIXED = ("data", "own_tasks")
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,11 @@ class Space:
                 faults.append(fault_at(path, f"`{path}` is a domain {both}; it may be one in one place.", where))
             elif known != domain:
                 faults.append(fault_at(path, f"`{path}` has two domains, {known} and {domain}; it may have one.", where))
+            if path.partition("/")[0] in FIXED:
+                law = (
+                    "says what the data is, the same for all trials, or their scores could not be compared; it holds no domain"
+                )
+                faults.append(fault_at(path, f"`{path}` {law}. `train_on` may choose between tasks.", where))
         if faults:
             raise SettingsError(faults)
         return found
@@ -330,9 +337,12 @@ def _constants(over: Any, path: str, params: Mapping[str, Any]) -> Any:
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def read_space(path: Path, sets: Iterable[str] = ()) -> Space:
-    """The space in a YAML file with `--set` overrides applied, checked whole.  Raises SettingsError with file and line."""
-    return make_space(path.stem, *read_document(path, sets))
+def read_space(source: Path | dict[str, Any], sets: Iterable[str] = (), name: str = "") -> Space:
+    """A space with `--set` overrides applied, checked whole.  Raises SettingsError, of a file with its lines.
+
+    source: a YAML file, whose stem is the space's name; or its content as plain values, with a name.
+    """
+    return make_space(source.stem if isinstance(source, Path) else name, *read_document(source, sets))
 
 
 def make_space(name: str, document: dict[str, Any], where: Places | None = None) -> Space:
@@ -359,3 +369,9 @@ def make_space(name: str, document: dict[str, Any], where: Places | None = None)
     if faults:
         raise SettingsError(faults)
     return space
+
+
+if __name__ == "__main__":
+    import runpy  # the command's module reads spaces with this one: run by name, it is imported by nothing that it imports
+
+    runpy.run_module("search.explain", run_name="__main__", alter_sys=True)

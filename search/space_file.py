@@ -9,17 +9,19 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
-from minbert_core.config import ObjectiveSetting, TrialConfig, default_at
+from minbert_core.config import ObjectiveSetting, TrialConfig
 from minbert_core.faults import Where, fault_at
-from minbert_core.knobs import Knob, knob_at
-from minbert_core.paths import as_written, lay_over
+from minbert_core.knobs import knob_at
+from minbert_core.overrides import Override, Places, note_set, parse_set
+from minbert_core.paths import lay_over
 from minbert_core.settings import (
     Fault,
     Lines,
@@ -27,6 +29,7 @@ from minbert_core.settings import (
     Settings,
     SettingsError,
     did_you_mean,
+    dump_yaml,
     parse_yaml,
     read_yaml,
     shown,
@@ -34,8 +37,6 @@ from minbert_core.settings import (
 from search.domains import NAME, is_domain, parse_domain
 from search.rungs import Asha, TopK, TrialSchedulerSetting
 from search.samplers import SamplerSetting, Tpe
-
-Places = dict[str, tuple[str, int]]  # path -> (file, line)
 
 
 class SpaceSettings(Settings):
@@ -77,20 +78,42 @@ SPACE_KEYS = (*SpaceSettings.model_fields, *STRUCTURE)
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
-def read_document(path: Path, sets: Iterable[str] = ()) -> tuple[dict[str, Any], Places]:
-    """A space's document over the one it extends, `--set` laid over both, and where each path stands.  Raises SettingsError."""
-    document, where = _read_extended(path, ())
+def read_document(source: Path | dict[str, Any], sets: Iterable[str] = ()) -> tuple[dict[str, Any], Places]:
+    """A space's document over the one it extends, `--set` laid over both, and where each path stands.  Raises SettingsError.
+
+    source: its file; or the space itself as plain values, which then is as if it lay in the working directory.
+    """
+    document, where = _read_extended(source, ()) if isinstance(source, Path) else _extend(_plain(source), {}, Path("space"), ())
     for text in sets:
         _apply_set(document, text, where)
     return document, where
 
 
-def _read_extended(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], Places]:
-    document, lines = read_yaml(path)
+def _plain(space: dict[str, Any]) -> dict[str, Any]:
+    """What YAML would give for the values of a space.  Raises SettingsError: no map, or a value that YAML has no word for."""
+    try:
+        document, _ = parse_yaml(dump_yaml(space))
+    except yaml.representer.RepresenterError as error:
+        law = "A space is made of what YAML has: maps, lists, texts, numbers, true, false, null"
+        raise SettingsError([Fault(0, f"{law}. Got {shown(error.args[-1])}.")]) from None
+    return _as_map(document, "", 0)
+
+
+def _as_map(document: Any, source: str, line: int) -> dict[str, Any]:
     if not isinstance(document, dict):
         sentence = f"A space is a map with `config` and what else it says. Got {shown(document)}."
-        raise SettingsError([Fault(1, sentence, str(path))])
-    where = {key: (str(path), line) for key, line in space_lines(document, lines).items()}
+        raise SettingsError([Fault(line, sentence, source)])
+    return document
+
+
+def _read_extended(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], Places]:
+    content, lines = read_yaml(path)
+    document = _as_map(content, str(path), 1)
+    return _extend(document, {key: (str(path), line) for key, line in space_lines(document, lines).items()}, path, seen)
+
+
+def _extend(document: dict[str, Any], where: Places, path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], Places]:
+    """The document that stands at `path`, over the one that it extends; `seen` are the files that lead to it."""
     if "extends" not in document:
         return document, where
     parent, seen = document.pop("extends"), (*seen, path.resolve())
@@ -172,13 +195,8 @@ def nested(tree: Any, path: str = "") -> Any:
 
 
 def _apply_set(document: dict[str, Any], text: str, where: Places) -> None:
-    """`path=value` laid over a space's document, in place; the value is YAML, and may be a domain.  Raises SettingsError."""
-    source = f"--set {text}"
-    written, equals, value_text = text.partition("=")
-    parts = [part for part in written.strip().replace(".", "/").split("/") if part]
-    if not equals or not parts:
-        raise SettingsError([Fault(0, f"--set takes path=value, as in --set optimizer/lr=2e-5. Got '{text}'.")])
-    value, _ = parse_yaml(value_text, source)
+    """`path=value` laid over a space's document, in place; the value may be a domain.  Raises SettingsError."""
+    parts, value, source = parse_set(text)
     if parts[0] == "extends":
         raise SettingsError([Fault(0, "A space says in its file what it `extends`; --set cannot.", source)])
     if parts[0] not in SPACE_KEYS:
@@ -186,74 +204,22 @@ def _apply_set(document: dict[str, Any], text: str, where: Places) -> None:
             known = (*SPACE_KEYS, *TrialConfig.model_fields)
             raise SettingsError([Fault(0, f"Unknown key `{parts[0]}`{did_you_mean(parts[0], known)}", source)])
         parts = ["config", *parts]
-    path = "/".join(parts).removeprefix("config/")
-    for below in [known for known in where if known.startswith(f"{path}/")]:
-        del where[below]
-    where[path] = (source, 0)
-    _set_at(document, parts, value, source, "")
+    note_set(where, "/".join(parts).removeprefix("config/"), source)
+    override = partial(Override, value, source, what="the space", branches=_branches)
+    config = {} if document.get("config") is None else document["config"]
+    if parts[0] == "config" and len(parts) > 1 and isinstance(config, dict):
+        document["config"] = config
+        override(TrialConfig).put(config, parts[1:])
+    else:
+        override(SpaceSettings).put(document, parts)
 
 
-def _set_at(node: dict[str, Any] | list[Any], parts: list[str], value: Any, source: str, above: str) -> None:
-    """Put `value` at `parts` below `node`, which stands at the path `above` of the space."""
-    path = f"{above}/{parts[0]}" if above else parts[0]
-    name, rest = path.removeprefix("config/"), parts[1:]
-    key = _key(node, parts[0], name, source)
-    if not rest:
-        node[key] = value
-        return
-    child = node[key] if isinstance(node, list) else node.get(key)
-    knob = knob_at(TrialConfig, name) if path.startswith("config/") else knob_at(SpaceSettings, name)
-    if knob and knob.kinds:
-        holders = _of_kind(node, key, rest[0], name, knob, source)
-        if len(rest) == 1:
-            law = f"to choose a kind write {name}={rest[0]}; `{name}/{rest[0]}/…` is one of its knobs"
-            raise SettingsError([Fault(0, f"`{name}/{rest[0]}`: {law}.", source)])
-        for holder in holders:
-            _set_at(holder, rest[1:], value, source, f"{path}/{rest[0]}")
-        return
-    if child is None:
-        child = node[key] = {}
-    elif path == "config/encoder" and isinstance(child, str):
-        child = node[key] = {"checkpoint": child}
-    elif not isinstance(child, dict | list) or is_domain(child):
-        what = "a domain" if is_domain(child) else shown(child)
-        raise SettingsError([Fault(0, f"`{name}` is {what}, which has no `{'/'.join(rest)}`; set it whole: {name}=….", source)])
-    _set_at(child, rest, value, source, path)
-
-
-def _key(node: dict[str, Any] | list[Any], part: str, name: str, source: str) -> Any:
-    if isinstance(node, dict):
-        return part
-    if not part.isdigit() or int(part) >= len(node):
-        raise SettingsError([Fault(0, f"`{name}`: the space has {len(node)} entries there, numbered from 0.", source)])
-    return int(part)
-
-
-def _of_kind(node: Any, key: Any, kind: str, name: str, knob: Knob, source: str) -> list[dict[str, Any]]:
-    """The maps of `kind` at `node[key]`: branches of a choice, the value, the default.  Raises SettingsError: there is none."""
-    if kind not in knob.kinds:
-        raise SettingsError([Fault(0, f"Unknown kind '{kind}' in `{name}/{kind}`{did_you_mean(kind, knob.kinds)}", source)])
-    child = node[key] if isinstance(node, list) else node.get(key)
-    inherits = re.match("tasks/(?!all/)", name)  # from what is set for all
-    if child is None and not inherits and kind == (_kind(as_written(knob.default)) or default_at(name)):
-        child = node[key] = {"kind": kind}
-    holder, slots = node, [key]
-    if is_domain(child) and isinstance(child.get("choice"), list):
-        holder = child["choice"]
-        slots = [slot for slot, branch in enumerate(holder) if _kind(branch) == kind]
-    elif _kind(child) != kind:
-        slots = []
-    if not slots:
-        law = f"the space holds no {kind} there; choose it first: {name}={kind}"
-        raise SettingsError([Fault(0, f"`{name}/{kind}`: {law}.", source)])
-    for slot in slots:
-        if isinstance(holder[slot], str):
-            holder[slot] = {"kind": kind}
-    return [holder[slot] for slot in slots]
-
-
-def _kind(value: Any) -> Any:
-    return value.get("kind") if isinstance(value, dict) else value
+def _branches(node: Any) -> list[Any] | None:
+    """Of a domain, what may be looked into: the branches of a choice."""
+    if not is_domain(node):
+        return None
+    branches = node.get("choice")
+    return branches if isinstance(branches, list) else []
 
 
 # ---------------------------------------------------------------------------------------------------------- structure

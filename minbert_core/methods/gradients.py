@@ -124,7 +124,11 @@ class GradVac(Variant):
 
     kind: Literal["gradvac"] = "gradvac"
     beta: float = Field(
-        0.01, ge=0, le=1, description="EMA rate of the cosine targets, a share a step; 0 keeps them at 0: PCGrad"
+        0.01,
+        ge=0,
+        le=1,
+        json_schema_extra={"unit": "a step"},
+        description="EMA rate of the cosine targets; 0 keeps them at 0: PCGrad",
     )
     per: Literal["layer", "model"] = Field(
         "layer",

@@ -33,7 +33,13 @@ Activation = Callable[[Tensor], Tensor]
 INITIAL_DEVIATION = 0.02  # of weights, N(0, 0.02²): BERT's own (Devlin et al. 2019, `initializer_range`)
 
 Dropout = Annotated[
-    float, Field(ge=0, lt=1, description="share of the features dropped before each linear layer of the head, in training")
+    float,
+    Field(
+        ge=0,
+        lt=1,
+        json_schema_extra={"unit": "of the features"},
+        description="dropout before each linear layer of the head, in training",
+    ),
 ]
 
 
@@ -124,7 +130,7 @@ class Mlp(Variant):
 
     kind: Literal["mlp"] = "mlp"
     hidden: tuple[PositiveInt, ...] = Field(
-        (768,), min_length=1, description="widths of the hidden layers, in units, first to last"
+        (768,), min_length=1, json_schema_extra={"unit": "units"}, description="widths of the hidden layers, first to last"
     )
     dropout: Dropout = 0.1
     needs_pair_vectors: ClassVar[bool] = False
@@ -193,8 +199,14 @@ class Cosine(Variant):
     """
 
     kind: Literal["cosine"] = "cosine"
-    scale: float = Field(5.0, gt=0, description="initial value of a, in label units (logits, for a binary task)")
-    offset: float = Field(0.0, description="initial value of b, in label units; -offset/scale is the cosine whose logit is 0")
+    scale: float = Field(
+        5.0, gt=0, json_schema_extra={"unit": "label units"}, description="initial value of a; for a binary task in logits"
+    )
+    offset: float = Field(
+        0.0,
+        json_schema_extra={"unit": "label units"},
+        description="initial value of b; -offset/scale is the cosine whose logit is 0",
+    )
     needs_pair_vectors: ClassVar[bool] = True
     single_output: ClassVar[bool] = True
     reads_cosine_only: ClassVar[bool] = True

@@ -13,7 +13,9 @@ class Static(Variant):
     """A constant factor for each task; 1 where none is given.  With none at all, the plain sum of Caruana 1997."""
 
     kind: Literal["static"] = "static"
-    weights: dict[str, PositiveFloat] = Field({}, description="task name -> factor of its loss, without unit; 1 where absent")
+    weights: dict[str, PositiveFloat] = Field(
+        {}, json_schema_extra={"unit": "times the loss"}, description="task name -> factor; 1 where absent"
+    )
 
     def weight(self, task: str) -> float:
         return self.weights.get(task, 1.0)

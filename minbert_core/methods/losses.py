@@ -192,7 +192,9 @@ class MsePearson(Variant):
     """
 
     kind: Literal["mse_pearson"] = "mse_pearson"
-    mse_share: float = Field(0.5, ge=0, le=1, description="weight of the MSE, in [0, 1]; 1 - r has the rest")
+    mse_share: float = Field(
+        0.5, ge=0, le=1, json_schema_extra={"unit": "share"}, description="weight of the MSE; 1 - r has the rest"
+    )
     fits: ClassVar[tuple[TaskKind, ...]] = ("regression",)
     reads_features: ClassVar[bool] = False
     needs_pair_vectors: ClassVar[bool] = False
@@ -220,9 +222,19 @@ class CosineEmbedding(Variant):
 
     kind: Literal["cosine_embedding"] = "cosine_embedding"
     threshold: float = Field(
-        0.5, gt=0, le=1, description="a pair is alike from this share of the label range on, in (0, 1]; 0.5 is 2.5 of STS"
+        0.5,
+        gt=0,
+        le=1,
+        json_schema_extra={"unit": "of the label range"},
+        description="a pair is alike from here on, its label counted from the lowest; 0.5 is 2.5 of STS",
     )
-    margin: float = Field(0.0, ge=-1, lt=1, description="cosine in [-1, 1) up to which a pair that is not alike costs nothing")
+    margin: float = Field(
+        0.0,
+        ge=-1,
+        lt=1,
+        json_schema_extra={"unit": "cosine"},
+        description="cosine up to which a pair that is not alike costs nothing",
+    )
     fits: ClassVar[tuple[TaskKind, ...]] = ("regression", "binary")
     reads_features: ClassVar[bool] = True
     needs_pair_vectors: ClassVar[bool] = True

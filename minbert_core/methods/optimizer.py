@@ -74,22 +74,34 @@ def layer_of(name: str, num_layers: int) -> int:
 class Optimizer(Settings):
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with linear warm-up, then decay, as BERT is fine-tuned."""
 
-    lr: float = Field(2e-5, gt=0, le=1, description="peak learning rate of the encoder, a step")
+    lr: float = Field(2e-5, gt=0, le=1, json_schema_extra={"unit": "a step"}, description="peak learning rate of the encoder")
     head_lr_factor: float = Field(
-        1.0, gt=0, description="the heads' learning rate as a multiple of the encoder's, without unit"
+        1.0, gt=0, json_schema_extra={"unit": "times the encoder's"}, description="the heads' learning rate"
     )
-    warmup: float = Field(0.1, ge=0, le=1, description="share of the stage's steps, in [0, 1], in which the rate rises from 0")
+    warmup: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        json_schema_extra={"unit": "of the stage's steps"},
+        description="warm-up, in which the rate rises from 0",
+    )
     lr_schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="what the rate does after the warm-up: fall to 0 along a line, along half a cosine, or stay"
     )
     layer_decay: float = Field(
-        1.0, gt=0, le=1, description="the rate of each encoder layer as a multiple of that of the layer above, without unit"
+        1.0, gt=0, le=1, json_schema_extra={"unit": "times the layer above"}, description="the rate of each encoder layer"
     )
     weight_decay: float = Field(
-        0.01, ge=0, description="decoupled weight decay, a step and unit of rate; none on biases, LayerNorm and scalars"
+        0.01,
+        ge=0,
+        json_schema_extra={"unit": "a step, times the rate"},
+        description="decoupled weight decay; none on biases, LayerNorm and scalars",
     )
     clip: float | None = Field(
-        1.0, gt=0, description="largest global norm of the gradient, heads included, in gradient units; null turns clipping off"
+        1.0,
+        gt=0,
+        json_schema_extra={"unit": "gradient norm"},
+        description="largest global norm, heads included; null turns clipping off",
     )
 
     @field_validator("warmup", mode="before")

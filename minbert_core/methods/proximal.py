@@ -75,10 +75,22 @@ class Bregman(Variant):
     """
 
     kind: Literal["bregman"] = "bregman"
-    weight: float = Field(1.0, ge=0, description="mu: factor of the penalty against the task's loss, without unit")
-    beta: float = Field(0.99, ge=0, lt=1, description="EMA rate of the teacher, a share a step; 0 is the previous step's model")
+    weight: float = Field(
+        1.0, ge=0, json_schema_extra={"unit": "times the task's loss"}, description="mu: factor of the penalty"
+    )
+    beta: float = Field(
+        0.99,
+        ge=0,
+        lt=1,
+        json_schema_extra={"unit": "a step"},
+        description="EMA rate of the teacher; 0 is the previous step's model",
+    )
     late_beta: float | None = Field(
-        0.999, ge=0, lt=1, description="the rate after the first tenth of the stage, as in the paper; null keeps beta"
+        0.999,
+        ge=0,
+        lt=1,
+        json_schema_extra={"unit": "a step"},
+        description="the rate after the first tenth of the stage, as in the paper; null keeps beta",
     )
 
     def start(self, student: nn.Module) -> Teacher | None:

@@ -110,11 +110,18 @@ class Smart(Variant):
         1e-2,
         gt=0,
         le=10,
-        description="largest change of any entry of a word embedding, in embedding units (BERT's are about 0.05)",
+        json_schema_extra={"unit": "embedding units"},
+        description="largest change of any entry of a word embedding; BERT's are about 0.05",
     )
-    weight: float = Field(1.0, ge=0, description="lambda_s: factor of the penalty against the task's loss, without unit")
+    weight: float = Field(
+        1.0, ge=0, json_schema_extra={"unit": "times the task's loss"}, description="lambda_s: factor of the penalty"
+    )
     steps: int = Field(
-        1, ge=1, le=10, description="K: ascent steps towards the worst noise, each one more forward and backward pass"
+        1,
+        ge=1,
+        le=10,
+        json_schema_extra={"unit": "steps"},
+        description="K: ascent steps towards the worst noise, each one more forward and backward pass",
     )
 
     @property

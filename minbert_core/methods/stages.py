@@ -25,7 +25,12 @@ from minbert_core.settings import BARE_NAME, Variant
 
 Share = Annotated[
     float | None,
-    Field(gt=0, le=1, description="share of the trial's budget, in (0, 1]; stages without one split what the others leave"),
+    Field(
+        gt=0,
+        le=1,
+        json_schema_extra={"unit": "of the trial's budget"},
+        description="the stage's share; stages without one split what the others leave",
+    ),
 ]
 OwnOptimizer = Annotated[Optimizer | None, Field(description="replaces the trial's optimizer in this stage; null inherits it")]
 OwnSchedule = Annotated[
@@ -41,7 +46,10 @@ OwnSmoothness = Annotated[
 OwnProximal = Annotated[
     Proximal | None, Field(description="replaces the trial's proximal in this stage; null inherits it, `none` turns it off")
 ]
-ProbeRate = Annotated[float, Field(gt=0, le=1, description="peak learning rate of the heads in this stage, a step")]
+ProbeRate = Annotated[
+    float,
+    Field(gt=0, le=1, json_schema_extra={"unit": "a step"}, description="peak learning rate of the heads in this stage"),
+]
 
 
 @dataclass(frozen=True)

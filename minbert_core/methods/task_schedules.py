@@ -99,9 +99,15 @@ class Proportional(Variant):
     """
 
     kind: Literal["proportional"] = "proportional"
-    alpha: float = Field(1.0, ge=0, le=1, description="exponent of the task's size, without unit: 1 by size, 0 uniform")
+    alpha: float = Field(
+        1.0, ge=0, le=1, json_schema_extra={"unit": "exponent"}, description="alpha, over the task's size: 1 by size, 0 uniform"
+    )
     alpha_end: float | None = Field(
-        None, ge=0, le=1, description="exponent at the end of the stage, reached linearly in its progress; null keeps alpha"
+        None,
+        ge=0,
+        le=1,
+        json_schema_extra={"unit": "exponent"},
+        description="alpha at the end of the stage, reached linearly; null keeps it",
     )
 
     def tasks_of_step(
@@ -127,7 +133,9 @@ class Sequential(Variant):
     """
 
     kind: Literal["sequential"] = "sequential"
-    share: float = Field(1.0, gt=0, le=1, description="share of a task's rows shown in one turn, in (0, 1]; 1 is a full pass")
+    share: float = Field(
+        1.0, gt=0, le=1, json_schema_extra={"unit": "of the rows"}, description="a task's turn; 1 is a full pass"
+    )
 
     def tasks_of_step(
         self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
