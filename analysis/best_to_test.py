@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -27,7 +28,9 @@ if not __package__:  # run as a file: Python put analysis/ on the path, where th
 
 import numpy as np
 
+from analysis.figure import write_figure
 from analysis.jobs import Records, make_jobs, say, train_jobs
+from analysis.latex import table_tex
 from analysis.report import report_lines, write_predictions
 from analysis.results import SPLITS, Logits, Results, Splits, document, measure
 from analysis.retrain import Job, answer, open_test_split
@@ -35,8 +38,12 @@ from analysis.selection import FRESH, Selection, choose_baseline, choose_search,
 from minbert_core.config import seed_of
 from minbert_core.inputs import open_inputs
 from search.drive import start_ray
+from search.folder import lock, read_plan, write_plan
 from search.narrate import describe
-from search.plan import Refused, Resources, counted, find_resources, git_commit, lock
+from search.options import gpus, positive, share
+from search.places import find_places, here, moved
+from search.plan import git_commit
+from search.resources import Refused, Resources, counted, find_resources
 from search.tracking import Tracker, store_uri, ui_command
 
 
@@ -59,41 +66,41 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python analysis/best_to_test.py",
-        description="Retrain a search's best configurations over fresh seeds, then open the test sets with them.",
-        epilog="examples:\n  python analysis/best_to_test.py\n"
+        usage="python analysis/best_to_test.py [--search NAME] [options]",
+        description="Retrain a search's best configurations over fresh seeds, then test them.",
+        epilog="examples:\n  python analysis/best_to_test.py --dry-run\n"
         "  python analysis/best_to_test.py --search smart --top 2 --seeds 5 --gpus 4",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
     )
-    parser.add_argument("--search", metavar="NAME", help="default: the newest finished search that is not on the toy corpus")
-    parser.add_argument("--top", type=int, default=3, metavar="K", help="configurations (default 3)")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="fresh seeds a configuration (default 3)")
-    parser.add_argument(
-        "--no-retrain", action="store_true", help="test the weights that the search kept instead (one seed each)"
-    )
-    parser.add_argument(
-        "--no-baseline", action="store_true", help="leave out the space's baseline, else trained and compared too"
-    )
-    parser.add_argument("--gpus", default="auto", metavar="N|auto", help="GPUs to use (default auto: all)")
-    parser.add_argument("--gpus-per-trial", type=float, metavar="X", help="GPUs a model (default 1)")
-    parser.add_argument(
-        "--cpus-per-trial", type=int, metavar="N", help="CPU cores and threads a model (default: as in the search)"
-    )
-    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where searches lie (default runs)")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan, open and start nothing")
+    what = parser.add_argument_group("what")
+    what.add_argument("--search", metavar="NAME", help="default: the newest finished one that is not toy")
+    what.add_argument("--top", type=positive, default=3, metavar="K", help="best configurations to test (default 3)")
+    what.add_argument("--seeds", type=positive, default=3, metavar="N", help="fresh seeds a configuration (default 3)")
+    what.add_argument("--no-retrain", action="store_true", help="test the weights that the search kept, one seed each")
+    what.add_argument("--no-baseline", action="store_true", help="leave out the space's baseline")
+    where = parser.add_argument_group("where and how")
+    where.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
+    where.add_argument("--data", metavar="DIR", help="where the search's data lie now, if they were moved")
+    where.add_argument("--encoder", metavar="NAME", help="where its encoder lies now, if it was moved")
+    where.add_argument("--gpus", type=gpus, default="auto", metavar="N|auto", help="GPUs to use; auto (default): all free ones")
+    where.add_argument("--gpus-per-trial", type=share, metavar="X", help="GPUs a model, may be a fraction (default 1)")
+    where.add_argument("--cpus-per-trial", type=positive, metavar="N", help="CPU cores a model (default: as in the search)")
+    where.add_argument("--dry-run", action="store_true", help="print the plan; open and start nothing")
+    where.add_argument("-h", "--help", action="help", help="print this")
     return parser
 
 
 def _main(options: argparse.Namespace) -> int:
-    if options.top < 1 or options.seeds < 1:
-        raise ValueError(f"--top and --seeds must be 1 or more. Got {options.top} and {options.seeds}.")
     runs = options.runs.absolute()
-    search = choose_search(options.search, runs)
+    search = choose_search(options.search, runs, lambda sentence: print(f"search    {sentence}"))
     finalists = choose_trials(search, options.top, options.no_retrain)
     baseline, about_baseline = None, "left out"
     if not options.no_baseline:
         baseline, about_baseline = choose_baseline(search, finalists, options.no_retrain)
     seeds = [] if options.no_retrain else [FRESH + seed_of("best_to_test", i) % FRESH for i in range(options.seeds)]
-    selection = Selection(search, finalists, baseline, seeds)
+    places = find_places(search.plan, finalists[0].config(), options.data, options.encoder)
+    selection = Selection(search, finalists, baseline, seeds, places)
     cpus = options.cpus_per_trial or search.plan["cpus_per_trial"]
     resources = find_resources(
         options.gpus, options.gpus_per_trial, cpus, f"python analysis/best_to_test.py --search {search.name}"
@@ -108,11 +115,14 @@ def _main(options: argparse.Namespace) -> int:
     described = f"  dev {baseline.score:.4f}  {describe(baseline.params)}" if baseline and baseline not in finalists else ""
     print(f"baseline  {about_baseline}{described}")
     each = f"{counted(len(seeds), 'fresh seed')} each" if seeds else "the weights that the search kept, one seed each"
-    print(f"test      {counted(len(selection.trials), 'configuration')}, {each}; {resources}; to {selection.folder}")
+    print(f"test      {counted(len(selection.trials), 'configuration')}, {each}; to {selection.folder}")
+    print(f"machine   {resources}{resources.which_gpus}")
     if options.dry_run:
         print("Nothing was started, no test file was opened.")
         return 0
     with lock(search.folder):
+        if moved(places) != search.plan.get("moved", {}):
+            write_plan(search.folder, read_plan(search.folder) | {"moved": moved(places)})
         return run(selection, resources)
 
 
@@ -154,7 +164,7 @@ def _train_and_answer(
         tracker.records(_run_number(job), records)
 
     with _ray(resources):
-        failures = train_jobs(jobs, resources, measured) if selection.seeds else {}
+        failures = train_jobs(jobs, selection.places, resources, measured) if selection.seeds else {}
         for job, reason in failures.items():
             tracker.trial_ended(_run_number(job), "FAILED", reason, _now_ms())
         models = [job for job in jobs if job not in failures]
@@ -165,7 +175,7 @@ def _train_and_answer(
 def _report(
     selection: Selection, sha: str, failures: dict[Job, str], logits: dict[Job, Logits], splits: Splits, tracker: Tracker
 ) -> list[str]:
-    """Write results.json, the prediction files and table.md, and tell MLflow; the lines of table.md."""
+    """Write results.json, the prediction files, the table and the figure, and tell MLflow; the lines of table.md."""
     folder, config = selection.folder, selection.trials[0].config()
     results = measure(selection, logits, splits)
     failed = {job.name: reason for job, reason in failures.items()}
@@ -174,6 +184,9 @@ def _report(
     )
     lines = report_lines(selection, results, failed)
     lines += write_predictions(config, results, logits[results.chosen], splits, folder / "predictions")
+    (folder / "table.tex").write_text(table_tex(selection, results), encoding="utf-8")
+    figures = ", ".join(path.name for path in write_figure(selection, results, folder))
+    lines += ["", f"For a report, in {folder}: table.tex (booktabs; a caption stands in it), {figures}"]
     (folder / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     _tell(tracker, results, lines, _num_openings(selection))
     return lines
@@ -205,12 +218,14 @@ def _open_test(selection: Selection, models: list[Job], resources: Resources, sh
     with (selection.folder / "ledger.jsonl").open("a", encoding="utf-8") as ledger:
         ledger.write(json.dumps(entry) + "\n")
     say(f"opening the test files (time {_num_openings(selection)} for this search; ledger.jsonl)")
-    inputs = open_inputs(config)
+    inputs = open_inputs(here(config, selection.places))
     splits = {(task, "dev"): split for task, split in inputs.dev.items()}
-    splits |= {(task, "test"): open_test_split(task, inputs.data_folder, inputs.tokenizer) for task in config.train_on}
+    for name in config.train_on:
+        if "test" in (task := config.known_tasks[name]).files:
+            splits[name, "test"] = open_test_split(task, inputs.data_folder, inputs.tokenizer)
     remote = ray.remote(num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial)(answer)
     outs = {job: selection.folder / "logits" / job.name for job in models}
-    ray.get([remote.remote(job.folder / "best", inputs.data_folder, outs[job]) for job in models])
+    ray.get([remote.remote(job.folder / "best", selection.places, outs[job]) for job in models])
     logits: dict[Job, Logits] = {
         job: {key: np.load(out / f"{key[0]}-{key[1]}.npy") for key in splits} for job, out in outs.items()
     }
@@ -282,4 +297,5 @@ def _now_ms() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGUSR1, signal.default_int_handler)  # as Ctrl-C: Slurm's word before a job's time is over
     sys.exit(main())

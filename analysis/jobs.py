@@ -6,7 +6,7 @@ selection -> a job a configuration and seed -> retrain.py on workers, as many at
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from analysis.retrain import Job, make_ready, retrain
@@ -15,8 +15,9 @@ from minbert_core.config import TrialConfig, read_config
 from minbert_core.inputs import open_inputs
 from minbert_core.paths import as_written
 from minbert_core.settings import dump_yaml
-from search.narrate import duration
-from search.plan import Resources, machine_settings
+from minbert_core.terminal import duration
+from search.places import here
+from search.resources import Resources, machine_settings
 
 Records = list[dict[str, Any]]
 
@@ -42,10 +43,12 @@ def _machine(config: TrialConfig, resources: Resources) -> dict[str, Any]:
     return machine_settings(resources) | {"precision": config.machine.precision} | kept
 
 
-def train_jobs(jobs: list[Job], resources: Resources, measured: Callable[[Job, Records], None]) -> dict[Job, str]:
+def train_jobs(
+    jobs: list[Job], places: Mapping[str, str], resources: Resources, measured: Callable[[Job, Records], None]
+) -> dict[Job, str]:
     """Train what is not yet trained, in parallel; the failures with their reasons. A line at each evaluation and end.
 
-    measured is told every record of every job, those of an interrupted run too, once or twice.
+    places: the selection's. measured is told every record of every job, those of an interrupted run too, once or twice.
     """
     import ray
 
@@ -61,14 +64,14 @@ def train_jobs(jobs: list[Job], resources: Resources, measured: Callable[[Job, R
         waiting.append(job)
     if not waiting:
         return {}
-    budgets = {job: _budget(job) for job in waiting}
+    budgets = {job: _budget(job, places) for job in waiting}
     remote = ray.remote(num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, max_retries=0)(retrain)
-    return _watch({remote.remote(job): job for job in waiting}, budgets, resources.slots, measured)
+    return _watch({remote.remote(job, places): job for job in waiting}, budgets, resources.slots, measured)
 
 
-def _budget(job: Job) -> int:
+def _budget(job: Job, places: Mapping[str, str]) -> int:
     config = read_config(job.folder / "config.yaml")
-    return config.num_examples(open_inputs(config).sizes)
+    return config.num_examples(open_inputs(here(config, places)).sizes)
 
 
 def _watch(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis.runs import Search, all_searches, open_search
 from minbert_core.paths import as_written
-from search.plan import Refused, git_commit
+from search.plan import git_commit
+from search.resources import Refused
+from search.results import Search, all_searches, open_search
 from search.study import TrialResult, ranked
 
 RULE = "best evaluation by dev score, among the trials of the fullest rung"
@@ -26,6 +28,7 @@ class Selection:
     finalists: list[TrialResult]
     baseline: TrialResult | None  # what they are compared with; may be one of them
     seeds: list[int]  # empty: the search's own weights are tested
+    places: Mapping[str, str] = field(default_factory=dict)  # a folder as the trials' configs name it -> where it lies here
 
     @property
     def trials(self) -> list[TrialResult]:
@@ -81,25 +84,32 @@ def _without_circumstances(document: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in document.items() if key not in ("time", "git_commit")}
 
 
-def choose_search(name: str | None, runs: Path) -> Search:
-    """The search named, else the newest finished one that is not toy.  Raises ValueError; Refused while it runs."""
-    if name is not None:
-        search = open_search(runs / name)
-    else:
-        found = next((search for search in all_searches(runs) if not search.is_toy and _is_ready(search)), None)
-        if found is None:
-            raise ValueError(
-                f"There is no finished search on real data in {runs}. Name one with --search NAME (a toy one, too)."
-            )
-        search = found
+def choose_search(name: str | None, runs: Path, tell: Callable[[str], None]) -> Search:
+    """The search named, else the newest that has ended and is not toy; `tell` hears why it is that one, and not a newer one.
+
+    Raises ValueError: no such search. Refused: it still runs.
+    """
+    if name is None:
+        for search in all_searches(runs, tell):
+            if not (reason := _not_ready(search)):
+                tell(f"{search.name} is taken: the newest search in {runs} that has ended and is not toy")
+                return search
+            tell(f"{search.name} is passed over: {reason}")
+        raise ValueError(f"There is no finished search on real data in {runs}. Name one with --search NAME (a toy one, too).")
+    search = open_search(runs / name)
     if search.is_running():
         raise Refused(f"The search {search.name} is still running; test its best when it has ended.")
     return search
 
 
-def _is_ready(search: Search) -> bool:
-    """Whether there is something to test: all its trials have ended, or `--hours` ended it with one complete."""
-    return search.is_finished or (not search.is_running() and any(trial.status == "completed" for trial in search.trials))
+def _not_ready(search: Search) -> str:
+    """Why a search is not the one to test; empty where all its trials have ended, or `--hours` ended it with one complete."""
+    if search.is_toy:
+        return "it is on the toy corpus"
+    if search.is_running():
+        return "it is still running"
+    complete = search.is_finished or any(trial.status == "completed" for trial in search.trials)
+    return "" if complete else "none of its trials is complete"
 
 
 def choose_trials(search: Search, top: int, no_retrain: bool) -> list[TrialResult]:

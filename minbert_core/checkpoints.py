@@ -119,9 +119,9 @@ def fetch_encoder(name_or_folder: str) -> Path:
         return folder.resolve()
     if folder.is_file():
         raise ValueError(
-            f"{folder} is a file; an encoder is a folder in Hugging Face layout: config.json, model.safetensors, a tokenizer. A "
-            ".pt or .bin file is a pickle, which is not opened here: where it was made, write its encoder's weights under the "
-            "names of transformers' BertModel with safetensors.torch.save_file."
+            f"{folder} is a file; an encoder is a folder in Hugging Face layout: config.json, model.safetensors, a tokenizer."
+            " A .pt or .bin file is a pickle, which is not opened here: where it was made, write its encoder's weights under "
+            "the names of transformers' BertModel with safetensors.torch.save_file."
         )
     if folder.is_absolute() or name_or_folder.startswith((".", "~")) or name_or_folder.count("/") > 1:
         raise ValueError(f"There is no encoder folder {folder}.")

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from minbert_core.settings import parse_yaml
+from minbert_core.terminal import duration
 from search.domains import Choice
-from search.narrate import duration, markdown
+from search.narrate import markdown
 from search.space import Space
 from search.space_file import SpaceSettings
 from search.study import TrialResult

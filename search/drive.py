@@ -13,19 +13,22 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from minbert_core.paths import as_written
 from search.costs import branch_table, choices_of, total_cost
+from search.folder import read_plan
 from search.narrate import Narrator, table
-from search.plan import Plan, Refused, Resources, counted, read_plan
+from search.plan import Plan, git_commit, versions
+from search.resources import Refused, Resources, counted, only_these
 from search.searcher import StopOnRequest, StudySearcher, TuneScheduler
 from search.study import Study, TrialResult, mend_journal
 from search.tracking import Tracker, dashboard_command, store_uri, ui_command
 from search.trainable import run_trial
 
+STOPS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})  # which end a search so that it can go on
 DONE, NONE_FINISHED, NOT_RECORDED, INTERRUPTED = 0, 1, 4, 130  # exit codes; run.py has those of what never started
 
 
@@ -50,7 +53,7 @@ def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[]
         narrator.replay(study.results())
         if resumed:
             narrator.say(f"resumed; {narrator.num_done()} of {plan.num_trials} trials have ended, {len(unfinished)} go on")
-        searcher = StudySearcher(study, scheduler, plan.num_trials, unfinished, narrator, seconds_left)
+        searcher = StudySearcher(study, scheduler, plan.num_trials, unfinished, narrator, seconds_left, plan.places)
         try:
             if searcher.has_more():
                 with narrator.screen:
@@ -83,10 +86,21 @@ def start_ray(resources: Resources, address: str) -> None:
         local = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "include_dashboard": False, "_temp_dir": str(scratch)}
         local["object_store_memory"] = 100 * 1024**2  # reports only; data goes by path
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        with only_these(resources.taken), _unheard(signal.SIGUSR1):
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except Exception as error:  # Ray raises a plain one where its processes are not up within 30 s
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise Refused(f"Ray did not start; is this machine overloaded, or its disk full? It says: {reason}") from error
+
+
+@contextlib.contextmanager
+def _unheard(number: signal.Signals) -> Iterator[None]:
+    """Within the block a signal waits. The processes started in it never hear it, though Slurm sends it to all of a step's."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _fit(plan: Plan, searcher: Any, scheduler: Any, address: str, interrupts: _Interrupts) -> None:
@@ -111,6 +125,7 @@ def _fit(plan: Plan, searcher: Any, scheduler: Any, address: str, interrupts: _I
             name=plan.name,
             storage_path=str(storage),
             verbose=0,
+            progress_reporter=tune.CLIReporter(),  # prints nothing; Tune's own choice in a notebook clears the cell's output
             failure_config=tune.FailureConfig(max_failures=0),
             stop=StopOnRequest(lambda: interrupts.seen),
         ),
@@ -124,7 +139,7 @@ def _fit(plan: Plan, searcher: Any, scheduler: Any, address: str, interrupts: _I
 
 
 class _Interrupts:
-    """Ctrl-C and SIGTERM while a search runs: answered at once by a thread, `seen` by the main one, never raised.
+    """Ctrl-C, SIGTERM and SIGUSR1 while a search runs: answered at once by a thread, `seen` by the main one, never raised.
 
     The main thread may wait inside Ray or be in the middle of a file: it is asked to end, and a second Ctrl-C breaks nothing.
     """
@@ -136,7 +151,7 @@ class _Interrupts:
         self.read, self.write = os.pipe()
         os.set_blocking(self.write, False)
         self.previous = signal.set_wakeup_fd(self.write, warn_on_full_buffer=False)
-        self.handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.handlers = {number: signal.getsignal(number) for number in STOPS}
         self.listen()
         self.thread = threading.Thread(target=self._answer, daemon=True)
         self.thread.start()
@@ -148,7 +163,7 @@ class _Interrupts:
 
     def _answer(self) -> None:
         while received := os.read(self.read, 64):
-            if signal.SIGINT in received or signal.SIGTERM in received:
+            if not STOPS.isdisjoint(received):
                 self.say("stopping already, some seconds more …" if self.seen else "stopping; the trials' states are saved …")
                 self.seen = True
 
@@ -228,9 +243,8 @@ def _note(plan: Plan, folder: Path, lines: list[str]) -> str:
 
 
 def _tags(plan: Plan) -> dict[str, str]:
-    record = plan.document([])
-    versions = {f"version/{name}": text for name, text in record["versions"].items()}
-    return {"about": plan.space.settings.about, "git": record["git_commit"], **versions}
+    packages = {f"version/{name}": text for name, text in versions().items()}
+    return {"about": plan.space.settings.about, "git": git_commit(), **packages}
 
 
 def _num_rows(plan: Plan) -> dict[str, int]:

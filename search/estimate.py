@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 
 from minbert_core.paths import as_written
+from minbert_core.terminal import duration
 from search.domains import Choice, Domain
 from search.measure import Cost, measure
-from search.narrate import describe, duration
-from search.plan import Plan, Refused, Resources, counted
+from search.narrate import describe
+from search.plan import Plan
+from search.resources import Refused, Resources, counted
 from search.rungs import expected_ends
 from search.space import Sample, Space, default_choice
 from search.study import KEEP_BEST

@@ -21,12 +21,11 @@ import torch
 
 from minbert_core.config import TrialConfig, load_config, seed_of
 from minbert_core.data.tokens import PackedBatch, pack, pack_parts
-from minbert_core.evaluate import TOKENS_A_PASS
 from minbert_core.inputs import Inputs, build_encoder, open_inputs
 from minbert_core.machine import prepare, resolve_precision, usage
 from minbert_core.methods.stages import StagePlan
 from minbert_core.methods.task_schedules import example_rows
-from minbert_core.model import MultitaskBert, build_model, save_model
+from minbert_core.model import TOKENS_A_PASS, MultitaskBert, build_model, save_model
 from minbert_core.step import Stepper
 from minbert_core.train import LOGS_A_TRIAL, save_snapshot
 

@@ -10,6 +10,7 @@ import contextlib
 import getpass
 import json
 import math
+import sqlite3
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from mlflow.entities import DatasetInput, Run
+    from mlflow.entities import DatasetInput, Experiment, Run
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]  # FAILED: a fault. KILLED: the user. What the scheduler stopped is FINISHED
 Record = Mapping[str, Any]  # kind, step, examples, time_ms, seconds, and metrics under their final names
@@ -159,7 +160,23 @@ class Runs:
             return str(self.client.create_experiment(self.search.name, artifact_location=artifacts, tags=kind))
         if experiment.lifecycle_stage == "deleted":
             self.client.restore_experiment(experiment.experiment_id)
+        if self.search.artifacts is not None:
+            self._follow_move(experiment, f"{self.search.artifacts}/{self.search.name}")
         return str(experiment.experiment_id)
+
+    def _follow_move(self, experiment: Experiment, new: str) -> None:
+        """Tell a database that was moved where its artifacts lie now: it names the old place, which may be another machine's.
+
+        MLflow has no call for that.
+        """
+        number, old = experiment.experiment_id, str(experiment.artifact_location)
+        own_layout = "/".join(new.split("/")[-2:])  # what somebody else has set up stays
+        if old == new or not old.endswith(own_layout):
+            return
+        with contextlib.closing(sqlite3.connect(self.search.uri.removeprefix("sqlite:///"), timeout=20)) as database, database:
+            of = "WHERE experiment_id = ?"
+            database.execute(f"UPDATE experiments SET artifact_location = ? {of}", (new, number))
+            database.execute(f"UPDATE runs SET artifact_uri = replace(artifact_uri, ?, ?) {of}", (old, new, number))
 
     def _find(self, query: str, order: str) -> list[Run]:
         runs: list[Run] = []

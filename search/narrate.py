@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from search.screen import Picture, Screen, look, read_tail
-from search.study import TrialResult, ranked
+from minbert_core.terminal import Screen, duration
+from search.screen import Picture, look, read_tail, render
+from search.study import TrialResult, best_first, ranked
 from search.tracking import Tracker
 
 
@@ -38,13 +39,10 @@ def scores(record: dict[str, Any], tasks: Iterable[str]) -> str:
 
 def table(trials: Iterable[TrialResult], tasks: list[str], most: int = 10, gpus_per_trial: float = 0) -> list[str]:
     """The trials as rows of a Markdown table: the fullest rung first, best score first, then the others, fullest first."""
-    trials = list(trials)
-    first = ranked(trials)
-    rest = [trial for trial in trials if trial not in first]
-    rest.sort(key=lambda trial: (trial.status == "failed", -trial.part, -trial.score))
+    trials = best_first(trials)
     costs = ["minutes", "GPU-min"] if gpus_per_trial else ["minutes"]
     rows = [["trial", "score", *tasks, "norm", "mean", "last", "at", "status", *costs, "ex/s", "parameters"]]
-    for trial in [*first, *rest][:most]:
+    for trial in trials[:most]:
         best = trial.best if trial.points else {}
         cells = [f"{best[f'dev/{key}']:.4f}" if best else "" for key in ("score", *tasks, "norm", "mean")]
         last = f"{trial.last['dev/score']:.4f}" if best else ""
@@ -76,7 +74,7 @@ class Narrator:
         self.trials: dict[int, TrialResult] = {}
         self.running: dict[int, str] = {}  # trials at work now -> how the picture names them
         self.began = time.monotonic()
-        self.screen = Screen(self.picture)
+        self.screen = Screen(lambda height: render(self.picture(), height))
         self.warned = False
 
     def say(self, text: str) -> None:
@@ -198,11 +196,3 @@ def in_short(trial: TrialResult) -> str:
     """A trial in its row of the picture: the recipe, unless it is the usual one, and what was searched."""
     recipe = trial.config().recipe
     return " ".join(filter(None, ["" if recipe == "multitask" else recipe, describe(trial.params)]))
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 05 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

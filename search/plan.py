@@ -1,4 +1,4 @@
-"""What a search is going to do, settled before a process starts: name, folder, resources, budget. It becomes plan.json.
+"""What a search is going to do, settled before a process starts: its space on this machine, its budget. It becomes plan.json.
 
 Everything a run would refuse is refused here: `Refused` (exit 3) where what was written is right but not here or not now,
 SettingsError and ValueError (exit 2) where it is wrong anywhere.
@@ -6,120 +6,46 @@ SettingsError and ValueError (exit 2) where it is wrong anywhere.
 
 from __future__ import annotations
 
-import fcntl
-import json
 import math
-import os
 import platform
-import socket
 import subprocess
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from minbert_core.checkpoints import fetch_encoder
-from minbert_core.config import TINY, TrialConfig
+from minbert_core.config import TINY, TOY, TrialConfig
 from minbert_core.data.corpus import fingerprint
-from minbert_core.data.tasks import TASKS
+from minbert_core.data.tasks import SPLITS
 from minbert_core.inputs import Inputs, build_encoder, data_folder, open_inputs
 from minbert_core.model import build_model
 from minbert_core.paths import as_written, flatten, lay_over
-from minbert_core.settings import did_you_mean
 from search.domains import Choice
+from search.folder import FORMAT
+from search.places import encoder_fingerprint, here, moved
+from search.resources import Resources, counted, machine_settings
 from search.rungs import expected_full_trials
 from search.space import Space, cover, default_choice, make_space
 
-FORMAT = 1  # of a search's folder; a newer one is refused by name
 
-
-class Refused(ValueError):
-    """Right, but not here or not now: too few GPUs, a used name, a locked search. Exit code 3."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a search may use, and how many trials that is at a time."""
-
-    cpus: int
-    gpus: float
-    cpus_per_trial: int
-    gpus_per_trial: float
-
-    @property
-    def slots(self) -> int:
-        by_cpu = self.cpus // self.cpus_per_trial
-        return min(by_cpu, int(self.gpus / self.gpus_per_trial + 1e-9)) if self.gpus_per_trial else by_cpu
-
-    def __str__(self) -> str:
-        each = f"{self.cpus_per_trial} CPU" + (f" and {self.gpus_per_trial:g} GPU" if self.gpus_per_trial else "")
-        return f"{counted(self.slots, 'trial')} at a time, {each} each"
-
-
-def find_resources(gpus: str, gpus_per_trial: float | None, cpus_per_trial: int, retry: str) -> Resources:
-    """Resources from the command line; `retry` is the command up to the GPUs, for the line that works here.
-
-    Raises Refused where the machine has less than was asked for.
-    """
-    import torch
-
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former on Linux only
-    present = torch.cuda.device_count()
-    wanted = present if gpus == "auto" else int(gpus)
-    if wanted > present:
-        have = counted(present, "GPU") if present else "no GPU"
-        at_once = f"{present} at a time" if present else f"{max(1, cpus // cpus_per_trial)} at a time on the CPU"
-        raise Refused(
-            f"--gpus {wanted} asks for more than this machine has ({have}). This works here, {at_once}:\n"
-            f"  {retry} --gpus {present}"
-        )
-    if cpus_per_trial > cpus:
-        raise Refused(f"--cpus-per-trial {cpus_per_trial} asks for more than this machine's {cpus} cores.")
-    per_trial = (1.0 if gpus_per_trial is None else gpus_per_trial) if wanted else 0.0
-    if per_trial > wanted:
-        raise Refused(f"--gpus-per-trial {per_trial:g} asks for more than the {counted(wanted, 'GPU')} of this search.")
-    return Resources(cpus, wanted, cpus_per_trial, per_trial)
-
-
-def check_cluster(address: str) -> None:
-    """Raise Refused where nothing answers at `address`; Ray itself would try for minutes. `local` means one's own."""
-    host, _, port = address.rpartition(":")
-    if host:
-        try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-        except OSError as error:
-            raise Refused(f"No Ray cluster answers at {address} ({error.strerror or error}).") from None
-
-
-def machine_settings(resources: Resources) -> dict[str, Any]:
-    """The `machine` of every trial of a search, chosen once: device, threads, precision, and what of a GPU it may take."""
-    import torch
-
-    from minbert_core.machine import resolve_precision
-
-    device = "cuda" if resources.gpus_per_trial else "cpu"
-    share = {"gpu_share": resources.gpus_per_trial} if 0 < resources.gpus_per_trial < 1 else {}
-    precision = resolve_precision("auto", torch.device(device))
-    return {"device": device, "threads": resources.cpus_per_trial, "precision": precision, **share}
-
-
-def localise(space: Space, resources: Resources, configs: Iterable[TrialConfig]) -> Space:
+def localise(space: Space, resources: Resources, configs: Iterable[TrialConfig], places: Mapping[str, str]) -> Space:
     """The space with what belongs to this machine filled in: device, threads, precision, absolute data and encoder folders.
 
     configs: points that between them name every encoder of the space. Each is fetched here, once: the trials, which may run
-    where there is no network, find its folder in place of its name. Labels stay as they are.
+    where there is no network, find its folder in place of its name. Labels stay as they are, and so do folders among `places`.
     Raises SettingsError or ValueError: no such folder, no such encoder.
     """
     document = dict(space.document)
     tree = document.get("config") or {}
     local = {"machine": lay_over(machine_settings(resources), tree.get("machine") or {})}
     config = space.sample(default_choice).config()
-    if config.data != "toy":
+    if config.data != TOY and config.data not in places:
         local["data"] = str(data_folder(config))
     document["config"] = {**tree, **local}
-    checkpoints = {config.encoder.checkpoint for config in configs} - {TINY}
+    checkpoints = {config.encoder.checkpoint for config in configs} - {TINY, *places}
     encoders = {**space.encoders, **{name: str(fetch_encoder(name)) for name in sorted(checkpoints)}}
     return replace(make_space(space.name, document, space.where), encoders=encoders)
 
@@ -147,6 +73,7 @@ class Plan:
     examples: int  # a full trial's budget
     best_bytes: int  # the weights of the largest model
     snapshot_bytes: int  # of a trial of it
+    places: Mapping[str, str] = field(default_factory=dict)  # a folder as configs name it -> where it lies here
 
     @property
     def full_trials(self) -> float:
@@ -173,12 +100,14 @@ class Plan:
         parts = ", ".join(f"{math.ceil(self.examples * part / rungs[-1]):,}" for part in rungs)
         rows = ", ".join(f"{name} {len(inputs.train[name]):,}/{len(inputs.dev[name]):,}" for name in config.train_on)
         recipes = f"recipes   {len(self.recipes)}, each with its own rungs: {', '.join(self.recipes)}"
+        encoders = dict.fromkeys((config.encoder.checkpoint, *self.space.encoders.values()))
+        machine = f"{config.machine.device}, {config.machine.precision}{self._gpu_memory()}{self.resources.which_gpus}"
         return [
             f"search    {self.name}: {self.space.settings.about or '(no question given: `about`)'}",
             f"data      {inputs.data_folder} (train/dev rows: {rows})",
             *(f"data      {text}" for text in self.left_out(num_dropped)),
-            f"encoder   {', '.join(dict.fromkeys((config.encoder.checkpoint, *self.space.encoders.values())))}",
-            f"machine   {self.resources}; {config.machine.device}, {config.machine.precision}{self._gpu_memory()}",
+            f"encoder   {', '.join(self.places.get(name, name) for name in encoders)}",
+            f"machine   {self.resources}; {machine}",
             f"objective {objective} on dev, the best of a trial's evaluations at {parts} examples",
             f"budget    {self.examples:,} examples a full trial, {self._steps()}",
             f"trials    {self._trials()}",
@@ -198,7 +127,7 @@ class Plan:
                 named = [f"line {row.line} ({row.id[:8]}…, {row.reason})" for row in split.dropped[:at_most]]
                 if len(split.dropped) > len(named):
                     named.append(f"{len(split.dropped) - len(named)} more, which the search's log.txt names")
-                file = split.task.files[split.name]
+                file = split.source
                 sentences.append(f"{counted(len(split.dropped), 'row')} of {file} left out: {'; '.join(named)}")
         return sentences
 
@@ -244,36 +173,45 @@ class Plan:
             "data": self.config.data,
             "encoder": self.config.encoder.checkpoint,
             "encoders": dict(self.space.encoders),
+            "encoder_fingerprints": {name: encoder_fingerprint(Path(name)) for name in self.space.encoders.values()},
+            "moved": moved(self.places),
             "objective": as_written(self.config.objective),
             "train_on": list(self.config.train_on),
             "fingerprints": self.fingerprints(),
             "git_commit": git_commit(),
-            "versions": {name: version(name) for name in ("torch", "ray", "optuna", "mlflow", "pyarrow", "tokenizers")},
+            "versions": versions(),
             "python": platform.python_version(),
             "baselines": [flatten(self.space.baseline(i).document) for i in range(len(self.space.baselines))],
         }
 
     def fingerprints(self) -> dict[str, str]:
         """sha256 of each train and dev file that the search reads."""
-        files = {f"{name}-{split}": TASKS[name].files[split] for name in self.config.train_on for split in ("train", "dev")}
-        return {key: fingerprint(self.inputs.data_folder / file) for key, file in files.items()}
+        tasks = [self.config.known_tasks[name] for name in self.config.train_on]
+        folder = self.inputs.data_folder
+        return {f"{task.name}-{split}": fingerprint(folder / task.file(split), task) for task in tasks for split in SPLITS}
 
 
-def make_plan(name: str, space: Space, seed: int, num_trials: int | None, resources: Resources) -> Plan:
-    """Resolve a search and read its data once (tokenised files are kept).  Raises what reading raises."""
+def make_plan(
+    name: str, space: Space, seed: int, num_trials: int | None, resources: Resources, places: Mapping[str, str] | None = None
+) -> Plan:
+    """Resolve a search and read its data once (tokenised files are kept).  Raises what reading raises.
+
+    places: of a search that goes on, each folder that it names, and where that lies here.
+    """
+    places = places or {}
     configs = branch_configs(space)
-    space = localise(space, resources, configs)
+    space = localise(space, resources, configs, places)
     num_trials = num_trials or space.settings.trials
     if num_trials < len(space.baselines):
         raise ValueError(f"--trials {num_trials} leaves no room for the space's {counted(len(space.baselines), 'baseline')}.")
     config = space.sample(default_choice).config()
-    inputs = open_inputs(config)
-    best_bytes = 4 * max(map(_num_parameters, _of_each_encoder(space, configs)))
+    inputs = open_inputs(here(config, places))
+    best_bytes = 4 * max(_num_parameters(here(config, places)) for config in _of_each_encoder(space, configs))
     trains_encoder = any(stage.trains_encoder for config in configs for stage in config.stage_plans())
     snapshot_bytes = best_bytes * (3 if trains_encoder else 1)  # AdamW's two moments beside the weights
     recipes = tuple(sorted({config.recipe for config in configs}))
     examples = config.num_examples(inputs.sizes)
-    return Plan(name, space, seed, num_trials, resources, config, inputs, recipes, examples, best_bytes, snapshot_bytes)
+    return Plan(name, space, seed, num_trials, resources, config, inputs, recipes, examples, best_bytes, snapshot_bytes, places)
 
 
 def _of_each_encoder(space: Space, configs: Iterable[TrialConfig]) -> list[TrialConfig]:
@@ -291,87 +229,9 @@ def _num_parameters(config: TrialConfig) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def counted(number: int, noun: str, plural: str = "") -> str:
-    """`1 row`, `2 rows`."""
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"
-
-
-# ------------------------------------------------------------------------------------------------------------- folders
-
-
-def new_search_folder(runs: Path, name: str | None, default: str) -> Path:
-    """The folder of a new search, not yet made: `name`, else the space's name, then -2, -3 …  Raises Refused: a used name."""
-    if name is not None:
-        if (runs / name).exists():
-            raise Refused(f"The name '{name}' is used ({runs / name}). Go on with it: --resume {name}; or give another --name.")
-        return runs / name
-    number = 1
-    while (folder := runs / (default if number == 1 else f"{default}-{number}")).exists():
-        number += 1
-    return folder
-
-
-def make_search_folder(runs: Path, name: str | None, default: str) -> Path:
-    """As `new_search_folder`, and made: if another search takes a default name at the same moment, the next is taken."""
-    while True:
-        folder = new_search_folder(runs, name, default)
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        (folder / "trials").mkdir()
-        return folder
-
-
-def lock(folder: Path) -> IO[str]:
-    """Hold the search's lock until the returned file is closed or the process dies.  Raises Refused: somebody else does."""
-    file = (folder / "lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        with file:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-        raise Refused(f"The search in {folder} is running already ({holder}).") from None
-    file.seek(0)
-    file.truncate()
-    file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    return file
-
-
-def wait_for_workers(folder: Path, timeout_seconds: float = 60) -> None:
-    """Wait until no worker of a killed driver writes to a trial any more; Ray ends them some seconds after it.
-
-    Raises Refused where one is still there after `timeout_seconds`.
-    """
-    deadline = time.monotonic() + timeout_seconds
-    for path in sorted(folder.glob("trials/*/log.txt")):
-        with path.open("a") as log:
-            while True:
-                try:
-                    fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError:
-                    if time.monotonic() > deadline:
-                        number = path.parent.name
-                        raise Refused(f"A worker of the interrupted search still runs trial {number} in {folder}.") from None
-                    time.sleep(0.2)
-
-
-def read_plan(folder: Path) -> dict[str, Any]:
-    """A search's plan.json.  Raises ValueError: no search there, or one of a newer format."""
-    path = folder / "plan.json"
-    if not path.exists():
-        known = sorted(other.parent.name for other in folder.parent.glob("*/plan.json"))
-        raise ValueError(f"There is no search '{folder.name}' in {folder.parent}{did_you_mean(folder.name, known)}")
-    try:
-        plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is broken ({error}); without it the search cannot be read.") from None
-    if plan.get("format", 0) > FORMAT:
-        raise ValueError(f"{path} has format {plan['format']}; this version reads up to {FORMAT}.")
-    return plan
+def versions() -> dict[str, str]:
+    """Of the packages on which a search's numbers rest."""
+    return {name: version(name) for name in ("torch", "ray", "optuna", "mlflow", "pyarrow", "tokenizers")}
 
 
 def git_commit() -> str:

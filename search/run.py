@@ -1,10 +1,10 @@
-"""The command line of a search: space + budget -> Ray's Tuner -> the table of the best and the next command.
+"""A search, typed or called: space + budget -> Ray's Tuner -> the table of the best and the next command.
 
-    python -m search.run --space spaces/smart.yaml --gpus 4
-    python -m search.run --resume smart
+    python -m search.run --space spaces/smart.yaml --gpus 4         table = run("spaces/smart.yaml", gpus=4)
+    python -m search.run --resume smart                             table = run(resume="smart")
 
-Exit codes: 0 done, or out of --hours with something evaluated, 1 no trial finished, 2 what was written is wrong, 3 right but
-not here or not now, 4 done, but MLflow has not recorded all, 130 interrupted.
+Exit codes of the command: 0 done, or out of --hours with something evaluated, 1 no trial finished, 2 what was written is wrong,
+3 right but not here or not now, 4 done, but MLflow has not recorded all, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,37 +13,72 @@ import argparse
 import json
 import secrets
 import shlex
+import signal
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from minbert_core.settings import SettingsError, dump_yaml, parse_yaml
-from search.drive import DONE, INTERRUPTED, go_on, next_command, run_search, start_ray
+import pyarrow as pa
+
+from minbert_core.settings import SettingsError, dump_yaml
+from search.drive import DONE, INTERRUPTED, NONE_FINISHED, NOT_RECORDED, STOPS, go_on, next_command, run_search, start_ray
 from search.environment import report
 from search.estimate import check_disk, measured_lines
+from search.folder import check_unused, lock, make_search_folder, new_search_folder, wait_for_workers, write_plan
 from search.narrate import describe
-from search.options import parser
-from search.plan import (
-    Refused,
-    check_cluster,
-    find_resources,
-    lock,
-    make_plan,
-    make_search_folder,
-    new_search_folder,
-    read_plan,
-    wait_for_workers,
-)
+from search.options import Options, as_arguments, parse, parser
+from search.plan import make_plan
+from search.resources import Refused, check_cluster, find_resources
+from search.results import read
+from search.resume import asked_space, goes_on, resumed_plan
 from search.searcher import unlimited
-from search.space import Space, make_space, read_space
+from search.space import Space, read_space
 from search.status import show_status
 from search.tracking import store_fault
 
 WRONG, REFUSED = 2, 3
+UNNAMED = "search"  # the name of a space that is no file, where none is given
+
+
+def run(space: str | Path | dict[str, Any] | None = None, **options: Unpack[Options]) -> pa.Table:
+    """What the command does, from a notebook or a script: the same checks, defaults, lines on stdout and files; its trials.
+
+    space: a file, or what would stand in it, as maps and lists; `name` then names it, too.  None: resume="NAME" goes on.
+    options: those of `python -m search.run --help`, with _ for -: set, data, encoder, trials, hours, gpus, gpus_per_trial,
+    cpus_per_trial, seed, name, runs, tracking_uri, address, resume.
+    Returns `search.results.read` of the search: a row a trial, best first; `.to_pandas()` makes it a data frame.
+    Raises ValueError (SettingsError where the space is at fault; Refused: right, but not here or not now) with the sentence
+    that the command prints; KeyboardInterrupt after Ctrl-C or a notebook's stop, the trials' states being saved; RuntimeError
+    if no trial finished. Warns if MLflow has not recorded all.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise Refused("A search listens to Ctrl-C, which only the main thread of a process hears: call it from there.")
+    is_file = isinstance(space, str | Path)
+    named = [] if space is None else [f"--space={space if is_file else 'FILE'}"]
+    arguments = [*named, *as_arguments(options)]
+    parsed = parse(arguments)
+    if not is_file:
+        parsed.space = space
+    folder, code = _search(parsed, arguments)
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt(f"The trials' states are saved. {_call(folder)} goes on.")
+    if code == NONE_FINISHED:
+        raise RuntimeError(f"No trial of {folder.name} finished; the reasons stand in {folder}/trials/*/log.txt.")
+    if code == NOT_RECORDED:
+        warnings.warn(f"MLflow lacks something of {folder.name}; {_call(folder)} logs it again.", stacklevel=2)
+    return read(folder.name, runs=folder.parent)
+
+
+def _call(folder: Path) -> str:
+    """`go_on` for Python."""
+    elsewhere = "" if folder.parent == Path.cwd() / "runs" else f", runs={str(folder.parent)!r}"
+    return f"run(resume={folder.name!r}{elsewhere})"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,23 +105,32 @@ def _main(options: argparse.Namespace, arguments: list[str]) -> int:
         folder = options.runs.absolute() / options.status
         show_status(folder, go_on(folder), next_command(folder))
         return DONE
+    _, code = _search(options, arguments)
+    return code
+
+
+def _search(options: argparse.Namespace, arguments: list[str]) -> tuple[Path, int]:
+    """Begin a search, or go on with one, and run it to its end; its folder, and the exit code."""
     clock = _clock(options.hours)
     runs = options.runs.absolute()
     check_cluster(options.address)
-    if (options.space is None) == (options.resume is None):
-        raise ValueError("Give either --space FILE (a new search) or --resume NAME (go on with one).")
+    resumed = goes_on(options, runs)
     if options.price is not None and (options.resume is not None or not options.dry_run):
         raise ValueError("--price is for the estimate of a new search: it goes with --space and --dry-run.")
     retry = shlex.join(["python", "-m", "search.run", *_without_gpus(arguments)])
-    if options.resume is not None:
-        return _resume(options, runs, retry, clock)
+    if resumed:
+        return runs / options.resume, _resume(options, runs / options.resume, retry, clock)
+    name = options.resume or options.name
     sets = [*(options.set or [])]
     sets += [f"data={json.dumps(options.data)}"] if options.data else []
     sets += [f"encoder/checkpoint={json.dumps(options.encoder)}"] if options.encoder else []
-    space = read_space(options.space, sets)
-    resources = find_resources(options.gpus or "auto", options.gpus_per_trial, options.cpus_per_trial or 1, retry)
-    folder = new_search_folder(runs, options.name, space.name)
-    _check_store(options.tracking_uri)
+    space = read_space(options.space, sets, name or UNNAMED)
+    resources = find_resources(
+        options.gpus or "auto", options.gpus_per_trial, options.cpus_per_trial or 1, retry, estimate="--dry-run"
+    )
+    folder = new_search_folder(runs, name, space.name)
+    if options.tracking_uri is not None and (fault := store_fault(options.tracking_uri)):
+        raise Refused(fault)
     plan = make_plan(folder.name, space, options.seed or 0, options.trials, resources)
     check_disk(plan, runs)
     for line in plan.lines():
@@ -96,13 +140,16 @@ def _main(options: argparse.Namespace, arguments: list[str]) -> int:
         start = partial(start_ray, plan.resources, options.address)
         print(*measured_lines(plan, start, options.price, options.hours), sep="\n")
         print(f"Nothing was started. Without --dry-run the search goes to {folder}.")
-        return DONE
-    folder = make_search_folder(runs, options.name, space.name)
+        return folder, DONE
+    folder = make_search_folder(runs, name, space.name)
     plan = replace(plan, name=folder.name)
     with lock(folder):
+        check_unused(folder)  # again: another may have had the lock until now
         (folder / "space.yaml").write_text(dump_yaml(plan.space.document), encoding="utf-8")
-        _write_plan(folder, plan.document(arguments) | {"id": secrets.token_hex(8), "tracking_uri": options.tracking_uri})
-        return run_search(folder, plan, options.address, clock, resumed=False)
+        own = {"id": secrets.token_hex(8), "tracking_uri": options.tracking_uri}
+        own["space_sha256"] = asked_space(options.space, options.set or [])
+        write_plan(folder, plan.document(arguments) | own)
+        return folder, run_search(folder, plan, options.address, clock, resumed=False)
 
 
 def _clock(hours: float | None) -> Callable[[], float]:
@@ -113,30 +160,8 @@ def _clock(hours: float | None) -> Callable[[], float]:
     return lambda: end - time.monotonic()
 
 
-def _resume(options: argparse.Namespace, runs: Path, retry: str, seconds_left: Callable[[], float]) -> int:
-    given = [flag for flag in ("set", "data", "encoder", "seed", "name") if getattr(options, flag) is not None]
-    if given:
-        raise ValueError(f"--resume takes everything from the record of the search; it does not go with --{given[0]}.")
-    folder = runs / options.resume
-    record = read_plan(folder)
-    document, _ = parse_yaml((folder / "space.yaml").read_text(encoding="utf-8"), str(folder / "space.yaml"))
-    space = replace(make_space(record["space_name"], document), encoders=record.get("encoders", {}))
-    gpus = options.gpus or str(int(record["gpus"]))
-    _check_hardware(record, gpus)
-    per_trial = options.gpus_per_trial if options.gpus_per_trial is not None else record["gpus_per_trial"] or None
-    resources = find_resources(gpus, per_trial, options.cpus_per_trial or record["cpus_per_trial"], retry)
-    uri = options.tracking_uri or record.get("tracking_uri")
-    _check_store(uri)
-    num_trials = options.trials or record["trials"]
-    if num_trials < record["trials"]:
-        raise ValueError(f"--trials {num_trials} is fewer than the search's {record['trials']}; it may be raised only.")
-    plan = make_plan(record["name"], space, record["seed"], num_trials, resources)
-    changed = sorted(key for key, digest in plan.fingerprints().items() if record["fingerprints"].get(key) != digest)
-    if changed:
-        raise Refused(
-            f"The data changed since the search began ({', '.join(changed)}): its trials could not be compared. "
-            "Start a new search."
-        )
+def _resume(options: argparse.Namespace, folder: Path, retry: str, seconds_left: Callable[[], float]) -> int:
+    plan, record = resumed_plan(options, folder, retry)
     for line in plan.lines():
         print(line)
     if options.dry_run:
@@ -144,33 +169,8 @@ def _resume(options: argparse.Namespace, runs: Path, retry: str, seconds_left: C
         return DONE
     with lock(folder):
         wait_for_workers(folder)
-        _write_plan(folder, record | {"trials": num_trials, "tracking_uri": uri})
+        write_plan(folder, record)
         return run_search(folder, plan, options.address, seconds_left, resumed=True)
-
-
-def _check_store(uri: str | None) -> None:
-    """Raise Refused where the MLflow store that was asked for cannot be logged to."""
-    if uri is not None and (fault := store_fault(uri)):
-        raise Refused(fault)
-
-
-def _check_hardware(record: dict[str, Any], gpus: str) -> None:
-    """Raise Refused where a search that began on GPUs would go on without, or the other way round."""
-    import torch
-
-    began_on_gpu, goes_on_gpu = record["gpus_per_trial"] > 0, torch.cuda.is_available() and gpus != "0"
-    if began_on_gpu != goes_on_gpu:
-        began, now = ("GPUs", "the CPU") if began_on_gpu else ("the CPU", "GPUs")
-        raise Refused(
-            f"The search {record['name']} began on {began} and would go on on {now}: its trials could not be compared. "
-            "Go on on the same hardware, or start a new search."
-        )
-
-
-def _write_plan(folder: Path, document: dict[str, Any]) -> None:
-    draft = folder / "plan.json.tmp"
-    draft.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(folder / "plan.json")
 
 
 def _without_gpus(arguments: list[str]) -> list[str]:
@@ -199,4 +199,6 @@ def _print_samples(space: Space) -> None:
 
 
 if __name__ == "__main__":
+    for number in STOPS:  # as Ctrl-C, from the first moment on
+        signal.signal(number, signal.default_int_handler)
     sys.exit(main())

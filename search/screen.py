@@ -2,29 +2,23 @@
 
     records (the tails of metrics.jsonl) -> Running, a row a trial -> Picture -> render -> rich
 
-Only a terminal that a person looks at gets it (`Screen`), renewed once a second; elsewhere there are the plain lines alone.
+Only a terminal that a person looks at gets it (minbert_core.terminal.Screen); elsewhere there are the plain lines alone.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 TAIL_BYTES = 32_768  # of a metrics.jsonl; the last dozens of records, whatever the trial's length
-REFRESH_PER_SECOND = 1
-NOTEBOOKS = ("CI", "COLAB_RELEASE_TAG", "JPY_PARENT_PID")  # these have a terminal at times, but keep each frame as a line
 
 
 @dataclass(frozen=True)
@@ -122,43 +116,3 @@ def clock(seconds: float) -> str:
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
-
-
-def is_watched(stream: TextIO, environment: Mapping[str, str]) -> bool:
-    """Whether a stream is a terminal that moves its cursor, with a person before it; not a file, a pipe, CI or a notebook."""
-    moves = environment.get("TERM", "") not in ("", "dumb", "unknown")
-    return stream.isatty() and moves and not any(name in environment for name in NOTEBOOKS)
-
-
-class Screen:
-    """Prints the lines of a search; inside `with`, on a watched terminal, it keeps the picture below them."""
-
-    def __init__(self, picture: Callable[[], Picture]) -> None:
-        self.picture = picture
-        self.live: Live | None = None
-
-    def __enter__(self) -> Screen:
-        if is_watched(sys.stdout, os.environ):
-            console = Console(highlight=False)
-            live = Live(
-                console=console,
-                get_renderable=lambda: render(self.picture(), console.height),
-                refresh_per_second=REFRESH_PER_SECOND,
-                transient=True,  # gone at the end, when the table comes
-            )
-            live.start(refresh=True)
-            console.show_cursor(True)  # Live hides it, and a search that is killed would leave it so
-            self.live = live
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        live, self.live = self.live, None
-        if live is not None:
-            live.stop()
-
-    def print(self, line: str) -> None:
-        """A line above the picture, not cut and not broken; from any thread."""
-        if (live := self.live) is None:
-            print(line, flush=True)
-        else:
-            live.console.print(Text(line), soft_wrap=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,10 +62,11 @@ class StudySearcher(Searcher):
         unfinished: list[TrialResult],
         listener: Listener,
         seconds_left: Callable[[], float] = unlimited,
+        places: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(metric="score", mode="max")
         self.study, self.scheduler, self.num_trials, self.listener = study, scheduler, num_trials, listener
-        self.seconds_left = seconds_left
+        self.seconds_left, self.places = seconds_left, dict(places or {})
         self.running: dict[str, TrialResult] = {}  # Ray's trial id -> what the listener knows of ours
         self.to_continue: dict[int, TrialResult] = {}
         begun = study.results()
@@ -103,7 +104,8 @@ class StudySearcher(Searcher):
             return None if self.running else Searcher.FINISHED  # the end of one that runs may let another go on
         self.running[trial_id], self.suggested_at[trial_id] = trial, time.monotonic()
         self.listener.started(trial, resumed)
-        return {"number": trial.number, "folder": str(trial.folder), "exempt": trial.baseline is not None}
+        order = {"number": trial.number, "folder": str(trial.folder), "exempt": trial.baseline is not None}
+        return order | {"places": self.places}
 
     def has_more(self) -> bool:
         """Whether there is a trial to give out, and the time for it."""
@@ -143,6 +145,7 @@ class StudySearcher(Searcher):
             self._note_first_point(result["recipe"], seconds)
         if (at := self.suggested_at.pop(trial_id, None)) is not None:
             self.start_seconds = max(self.start_seconds, time.monotonic() - at - (seconds - known.seconds))
+        self.study.keep_best()
         self.listener.reported(self.running[trial_id], result["records"])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

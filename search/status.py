@@ -15,8 +15,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from search.narrate import duration, in_short, table, time_left
-from search.plan import read_plan
+from minbert_core.terminal import duration
+from search.folder import read_plan
+from search.narrate import in_short, table, time_left
 from search.screen import Picture, look, render
 from search.study import TrialResult, read_results
 from search.tracking import dashboard_command, store_uri, ui_command

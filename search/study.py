@@ -26,9 +26,9 @@ from minbert_core.config import TrialConfig, read_config, seed_of
 from minbert_core.paths import as_written
 from minbert_core.settings import SettingsError, dump_yaml
 from minbert_core.train import load_snapshot
+from minbert_core.trial_folder import read_records, state_file, write_records
 from search.rungs import STOP, Scheduler
 from search.space import Sample, Space
-from search.trainable import read_records, state_file, write_records
 
 Status = Literal["running", "completed", "stopped", "failed"]
 KEEP_BEST = 3  # trials whose weights a search keeps
@@ -85,6 +85,15 @@ def ranked(trials: Iterable[TrialResult]) -> list[TrialResult]:
     sound = [trial for trial in trials if trial.status != "failed" and trial.points]
     fullest = max((trial.part for trial in sound), default=0)
     return sorted((trial for trial in sound if trial.part == fullest), key=lambda trial: (-trial.score, trial.number))
+
+
+def best_first(trials: Iterable[TrialResult]) -> list[TrialResult]:
+    """All the trials: the ranked ones, then the others, fullest first, and failed ones last."""
+    trials = list(trials)
+    first = ranked(trials)
+    numbers = {trial.number for trial in first}
+    rest = [trial for trial in trials if trial.number not in numbers]
+    return first + sorted(rest, key=lambda trial: (trial.status == "failed", -trial.part, -trial.score, trial.number))
 
 
 class _Study(optuna.Study):
@@ -230,22 +239,23 @@ class Study:
         return unfinished
 
     def keep_best(self) -> TrialResult | None:
-        """Keep the weights of the best few ended trials, drop the others' and all leftover states, link the best; the best."""
+        """Link the best, drop the weights of ended trials not among the best few, and all leftover states; the best."""
         results = self.results()
         ranking = ranked(results)
+        if ranking:
+            link, draft = self.folder / "best", self.folder / "best.tmp"
+            draft.unlink(missing_ok=True)  # of a driver that was killed here
+            draft.symlink_to(Path("trials") / f"{ranking[0].number:03d}" / "best")  # relative: the folder may be moved
+            if link.is_dir() and not link.is_symlink():  # the folder was copied by something that follows links
+                shutil.rmtree(link)
+            draft.replace(link)
         keep = {trial.number for trial in ranking[:KEEP_BEST]}
         for trial in results:
             if trial.status != "running":
                 shutil.rmtree(trial.folder / "state", ignore_errors=True)
                 if trial.number not in keep:
                     shutil.rmtree(trial.folder / "best", ignore_errors=True)
-        if not ranking:
-            return None
-        link, draft = self.folder / "best", self.folder / f"best.tmp-{ranking[0].number}"
-        draft.unlink(missing_ok=True)
-        draft.symlink_to(Path("trials") / f"{ranking[0].number:03d}" / "best")
-        draft.replace(link)
-        return ranking[0]
+        return ranking[0] if ranking else None
 
 
 def mend_journal(folder: Path) -> None:

@@ -5,29 +5,35 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from analysis.results import Comparison, Measured, Results
+from analysis.retrain import Job
+from analysis.selection import Selection
 from minbert_core.checkpoints import save_encoder
 from minbert_core.config import TrialConfig
 from minbert_core.data.tasks import TASKS
 from minbert_core.data.toy import write_toy_corpus
 from minbert_core.encoder import TINY, new_encoder
 from minbert_core.model import save_model
+from minbert_core.paths import as_written
 from minbert_core.settings import dump_yaml
 from minbert_core.train import train
 from minbert_core.trial_folder import write_records
 from search.folder import lock
 from search.plan import make_plan
 from search.resources import Resources
+from search.results import Search
 from search.rungs import RungScheduler
 from search.space import make_space
-from search.study import Study, stopped_at
+from search.study import Study, TrialResult, stopped_at
 
 MakeSearch = Callable[..., Path]
+MakeUp = Callable[..., tuple[Selection, Results]]
 
 
 def _make_search(
@@ -107,3 +113,54 @@ def real_like(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     save_tiny_encoder(encoder, data / "vocab.txt")
     _make_search(place / "runs", "small", {"data": str(data), "encoder": str(encoder)})
     return place / "runs", data
+
+
+@pytest.fixture
+def make_up(tmp_path: Path) -> MakeUp:
+    """make_up(config, scores, baseline, beats, params): what a test measured, out of nothing.
+
+    scores: trial -> split -> the score of each seed; the columns before `score` lie 0.01, 0.02 … below it. Every interval
+    reaches 0.02 to both sides. beats: the trials that beat the baseline, the others cannot be told from it. All claim .9.
+    """
+
+    def make(
+        config: TrialConfig,
+        scores: Mapping[int, Mapping[str, Sequence[float]]],
+        baseline: int | None = None,
+        beats: Collection[int] = (),
+        params: Mapping[int, dict[str, Any]] | None = None,
+    ) -> tuple[Selection, Results]:
+        columns = ["score", "mean", "norm", *reversed(config.train_on)]
+        trials, found, metrics = {}, {}, {}
+        for number, of in scores.items():
+            folder = tmp_path / f"{number:03d}"
+            folder.mkdir()
+            (folder / "config.yaml").write_text(dump_yaml(as_written(config)), encoding="utf-8")
+            record = {"kind": "dev", "part": 9, **{f"dev/{column}": 0.9 for column in columns}}
+            own = {"optimizer/lr": 1e-5 * (number + 1), "tasks/all/pooling": "mean"} if params is None else params[number]
+            trials[number] = TrialResult(number, "completed", "completed", own, None, folder, [record])
+            found[number] = {split: _columns(columns, values) for split, values in of.items()}
+            metrics |= {Job(number, seed, folder): {} for seed in range(len(of["dev"]))}
+        finalists = [trial for number, trial in trials.items() if number != baseline]
+        chosen = None if baseline is None else trials[baseline]
+        search = Search(tmp_path / "small", {"baselines": [{}]}, list(trials.values()))
+        comparisons = [
+            Comparison(split, number, baseline, {"score": Measured([0.1], 0.05 if number in beats else -0.05, 0.15)})
+            for number in scores
+            for split in scores[number]
+            if baseline is not None and number != baseline
+        ]
+        seeds = list(range(max(len(of["dev"]) for of in scores.values())))
+        return Selection(search, finalists, chosen, seeds), Results(
+            metrics, found, comparisons, finalists[0].number, next(iter(metrics))
+        )
+
+    return make
+
+
+def _columns(columns: list[str], values: Sequence[float]) -> dict[str, Measured]:
+    found = {}
+    for i, column in enumerate(columns):
+        shifted = [value - 0.01 * i for value in values]
+        found[column] = Measured(shifted, min(shifted) - 0.02, max(shifted) + 0.02)
+    return found

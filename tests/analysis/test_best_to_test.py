@@ -18,16 +18,15 @@ import pytest
 
 from analysis import best_to_test
 from analysis.best_to_test import main
-from analysis.runs import all_searches, open_search, read_trials
-from analysis.runs import main as runs_main
 from analysis.selection import FRESH
 from minbert_core.config import TrialConfig
 from minbert_core.data.tasks import TASKS
 from minbert_core.evaluate import check_submission, metric
 from minbert_core.inputs import open_inputs
 from minbert_core.model import load_model
-from search.plan import lock
-from search.trainable import read_records
+from minbert_core.trial_folder import read_records
+from search.folder import lock
+from search.results import open_search
 
 Capture = pytest.CaptureFixture[str]
 ROOT = Path(__file__).resolve().parents[2]
@@ -206,8 +205,9 @@ def test_a_running_search_is_refused(toy_runs: Path, capsys: Capture) -> None:
 def test_bad_input_gets_a_sentence(toy_runs: Path, capsys: Capture) -> None:
     assert main(["--search", "smal", "--runs", str(toy_runs)]) == 2
     assert "There is no search 'smal'" in capsys.readouterr().err
-    assert main(["--search", "small", "--runs", str(toy_runs), "--top", "0"]) == 2
-    assert "must be 1 or more" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["--search", "small", "--runs", str(toy_runs), "--top", "0"])
+    assert "--top: must be a whole number of 1 or more. Got '0'." in capsys.readouterr().err
     assert main(["--search", "small", "--runs", str(toy_runs), "--gpus", "64"]) == 3
     assert "This works here" in capsys.readouterr().err
 
@@ -217,12 +217,3 @@ def test_it_starts_as_a_file_and_as_a_module(command: list[str]) -> None:
     done = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "usage: python analysis/" in done.stdout
-
-
-def test_the_table_of_runs_has_a_row_a_trial_and_a_column_a_parameter(toy_runs: Path, tmp_path: Path, capsys: Capture) -> None:
-    rows = read_trials(all_searches(toy_runs))
-    assert rows.num_rows == 4
-    assert {"search", "trial", "status", "best/norm", "last/norm", "optimizer/lr"} <= set(rows.column_names)
-    assert runs_main(["small", "--runs", str(toy_runs), "--out", str(tmp_path / "trials.parquet")]) == 0
-    assert "(baseline)" in capsys.readouterr().out
-    assert (tmp_path / "trials.parquet").exists()

@@ -23,7 +23,7 @@ WORKER = """\
 import sys
 from pathlib import Path
 from analysis.retrain import Job, retrain
-sys.exit(bool(retrain(Job(0, 0, Path(sys.argv[1])))))
+sys.exit(bool(retrain(Job(0, 0, Path(sys.argv[1])), {})))
 """
 
 
@@ -64,7 +64,7 @@ def wait_for(what: Callable[[], bool]) -> None:
 
 def test_a_killed_training_goes_on_to_the_same_end(tmp_path: Path, long_text: str) -> None:
     whole = new_job(tmp_path / "whole", long_text)
-    assert retrain(whole) == ""
+    assert retrain(whole, {}) == ""
     killed = new_job(tmp_path / "killed", long_text)
     worker = start(killed)
     wait_for(lambda: len(dev_scores(killed)) == 1)
@@ -72,7 +72,7 @@ def test_a_killed_training_goes_on_to_the_same_end(tmp_path: Path, long_text: st
     worker.wait()
     assert not killed.is_done
     make_ready(killed, long_text)
-    assert retrain(killed) == ""
+    assert retrain(killed, {}) == ""
     assert killed.is_done
     assert "goes on after" in (killed.folder / "log.txt").read_text()
     assert dev_scores(killed) == dev_scores(whole)
@@ -85,7 +85,7 @@ def test_a_killed_training_goes_on_to_the_same_end(tmp_path: Path, long_text: st
 
 def test_another_config_is_trained_anew(tmp_path: Path, text: str) -> None:
     job = new_job(tmp_path / "job", text)
-    assert retrain(job) == ""
+    assert retrain(job, {}) == ""
     other = text.replace("lr: 0.001", "lr: 0.002")
     assert other != text
     make_ready(job, other)
@@ -95,13 +95,13 @@ def test_another_config_is_trained_anew(tmp_path: Path, text: str) -> None:
 
 def test_a_finished_one_stays_as_it_is(tmp_path: Path, text: str) -> None:
     job = new_job(tmp_path / "job", text)
-    assert retrain(job) == ""
+    assert retrain(job, {}) == ""
     (job.folder / "state").mkdir()  # its worker was killed before it had cleared up
     before = (job.folder / "metrics.jsonl").stat().st_mtime_ns
     make_ready(job, text)
     assert job.is_done
     assert not (job.folder / "state").exists()
-    assert retrain(job) == ""
+    assert retrain(job, {}) == ""
     assert (job.folder / "metrics.jsonl").stat().st_mtime_ns == before
 
 
@@ -110,7 +110,7 @@ def test_a_snapshot_that_cannot_be_read_is_not_gone_on_from(tmp_path: Path, text
     (job.folder / "state").mkdir()
     (job.folder / "state" / "snapshot.pt").write_bytes(b"half")
     (job.folder / "metrics.jsonl").write_text(json.dumps({"kind": "dev", "step": 1, "dev/score": 9.0}) + "\n")
-    assert retrain(job) == ""
+    assert retrain(job, {}) == ""
     assert "is no whole snapshot" in (job.folder / "log.txt").read_text()
     assert len(dev_scores(job)) == 3
     assert max(dev_scores(job)) < 1
@@ -120,14 +120,14 @@ def test_a_worker_that_outlives_its_driver_is_waited_for(tmp_path: Path, long_te
     job = new_job(tmp_path / "job", long_text)
     worker = start(job)
     wait_for(lambda: bool(job.records()))
-    assert retrain(job) == ""  # returns once the other is done, and trains nothing itself
+    assert retrain(job, {}) == ""  # returns once the other is done, and trains nothing itself
     assert worker.wait() == 0
     assert (job.folder / "log.txt").read_text().count(" starts") == 1
 
 
 def test_a_failure_is_a_reason(tmp_path: Path, text: str) -> None:
     job = new_job(tmp_path / "job", text.replace("lr: 0.001", "lr: 1.0e+30"))
-    reason = retrain(job)
+    reason = retrain(job, {})
     assert reason
     assert not job.is_done
     assert "Traceback" in (job.folder / "log.txt").read_text()

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from analysis.jobs import make_jobs, seconds_left
-from analysis.runs import Search, open_search
 from analysis.selection import Selection, choose_baseline, choose_search, choose_trials
 from minbert_core.config import read_config
-from search.plan import Resources, lock
+from search.folder import lock
+from search.resources import Resources
+from search.results import Search, open_search
 
 
 @pytest.fixture
@@ -38,10 +39,10 @@ def test_without_a_name_a_search_that_hours_ended_is_taken_if_a_trial_is_complet
     shutil.copytree(real_like[0], runs, symlinks=True)
     plan = json.loads((runs / "small" / "plan.json").read_text())
     (runs / "small" / "plan.json").write_text(json.dumps({**plan, "trials": 99}))  # most were never begun
-    search = choose_search(None, runs)
+    search = choose_search(None, runs, print)
     assert (search.name, search.is_finished) == ("small", False)
     with lock(runs / "small"), pytest.raises(ValueError, match="no finished search on real data"):
-        choose_search(None, runs)  # it runs: more is to come
+        choose_search(None, runs, print)  # it runs: more is to come
 
 
 def test_a_space_without_baselines_has_none_and_says_so(small: Search) -> None:

@@ -28,7 +28,8 @@ from search.estimate import (
     measure_points,
 )
 from search.measure import Cost
-from search.plan import Plan, Refused, Resources, make_plan
+from search.plan import Plan, make_plan
+from search.resources import Refused, Resources
 from search.run import main
 from search.space import Sample, Space, make_space
 from search.study import KEEP_BEST

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from search.narrate import Narrator, describe, duration, in_short, scores, table
+from search.narrate import Narrator, describe, in_short, scores, table
 from search.study import TrialResult
 
 TASKS = ["sst", "sts"]
@@ -72,14 +72,6 @@ def test_paths_that_end_alike_are_told_apart_by_two_words() -> None:
 
 def test_scores_are_short_and_keep_their_sign(trial: Callable[..., TrialResult]) -> None:
     assert scores(trial(0, 0.72034).best, TASKS) == "0.7203 (sst .441 sts -0.020)"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(1, "1 s"), (45.4, "45 s"), (89, "89 s"), (91, "2 min"), (720, "12 min"), (5400, "1 h 30 min"), (11100, "3 h 05 min")],
-)
-def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_the_table_shows_the_fullest_rung_first_and_failures_last(trial: Callable[..., TrialResult]) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,24 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from minbert_core.data.corpus import CorpusError, fingerprint
+from minbert_core.data.corpus import fingerprint
+from minbert_core.data.tables import CorpusError
+from minbert_core.data.tasks import TASKS
 from minbert_core.settings import SettingsError
-from search import plan as plan_module
 from search.domains import Choice
-from search.plan import (
-    FORMAT,
-    Plan,
-    Refused,
-    Resources,
-    find_resources,
-    lock,
-    machine_settings,
-    make_plan,
-    make_search_folder,
-    new_search_folder,
-    read_plan,
-    wait_for_workers,
-)
+from search.folder import FORMAT
+from search.plan import Plan, make_plan
+from search.resources import Resources
 from search.space import make_space
 
 CPUS = Resources(cpus=2, gpus=0, cpus_per_trial=1, gpus_per_trial=0)
@@ -53,107 +41,6 @@ def planned(
 
 def line(plan: Plan, word: str) -> str:
     return next(text for text in plan.lines() if text.startswith(word))
-
-
-# ------------------------------------------------------------------------------------------------------------ resources
-
-
-@pytest.mark.parametrize(
-    ("cpus", "gpus", "cpus_per_trial", "gpus_per_trial", "slots"),
-    [
-        (2, 0, 1, 0, 2),
-        (5, 0, 2, 0, 2),
-        (8, 2, 1, 0.5, 4),
-        (16, 1, 1, 0.1, 10),
-        (128, 7, 1, 0.07, 100),  # in floats 7 / 0.07 is a little less
-        (4, 4, 2, 1, 2),  # the cores are what is short
-        (8, 3, 1, 2, 1),
-    ],
-)
-def test_slots_are_what_both_cores_and_gpus_allow(
-    cpus: int, gpus: float, cpus_per_trial: int, gpus_per_trial: float, slots: int
-) -> None:
-    assert Resources(cpus, gpus, cpus_per_trial, gpus_per_trial).slots == slots
-
-
-@pytest.mark.parametrize(("present", "have", "line"), [(0, "no GPU", "run --gpus 0"), (1, "1 GPU", "run --gpus 1")])
-def test_too_many_gpus_are_refused_with_the_line_that_works(
-    monkeypatch: pytest.MonkeyPatch, present: int, have: str, line: str
-) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: present)
-    with pytest.raises(Refused, match=f"--gpus 4 asks for more than this machine has \\({have}\\)") as refusal:
-        find_resources("4", None, 1, "run")
-    last = str(refusal.value).splitlines()[-1].strip()
-    assert last == line
-    assert find_resources(last.split()[-1], None, 1, "run").gpus == present
-
-
-def test_auto_takes_the_gpus_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    found = find_resources("auto", None, 1, "run")
-    assert (found.gpus, found.gpus_per_trial) == (2, 1.0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    found = find_resources("auto", 0.5, 1, "run")
-    assert (found.gpus, found.gpus_per_trial) == (0, 0)
-
-
-def test_a_trial_larger_than_the_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Refused, match="--cpus-per-trial 100000 asks for more than this machine's"):
-        find_resources("0", None, 100_000, "run")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(Refused, match=r"--gpus-per-trial 2 asks for more than the 1 GPU of this search"):
-        find_resources("1", 2, 1, "run")
-
-
-# -------------------------------------------------------------------------------------------------------------- folders
-
-
-def test_default_names_count_up_and_a_used_explicit_name_is_refused(tmp_path: Path) -> None:
-    assert [make_search_folder(tmp_path, None, "smart").name for _ in range(3)] == ["smart", "smart-2", "smart-3"]
-    assert make_search_folder(tmp_path, "mine", "smart").name == "mine"
-    with pytest.raises(Refused, match=r"The name 'mine' is used .* --resume mine; or give another --name"):
-        new_search_folder(tmp_path, "mine", "smart")
-
-
-def test_two_searches_that_start_at_once_get_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "smart").mkdir()
-    answers = iter([tmp_path / "smart", tmp_path / "smart-2"])  # the first was free when it was looked for
-    monkeypatch.setattr(plan_module, "new_search_folder", lambda *_: next(answers))
-    assert make_search_folder(tmp_path, None, "smart").name == "smart-2"
-
-
-HOLD = """
-import fcntl, sys, time
-with open(sys.argv[1], "a") as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_searchs_lock_is_for_one_and_free_when_its_process_dies(tmp_path: Path) -> None:
-    with lock(tmp_path), pytest.raises(Refused, match=r"is running already \(pid \d+ on .*\)"):
-        lock(tmp_path)
-    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "lock"], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        with pytest.raises(Refused, match="is running already"):
-            lock(tmp_path)
-        process.kill()
-        process.wait()
-        lock(tmp_path).close()
-
-
-def test_a_resumed_search_waits_for_the_workers_of_the_killed_one(tmp_path: Path) -> None:
-    folder = tmp_path / "trials" / "003"
-    folder.mkdir(parents=True)
-    with subprocess.Popen([sys.executable, "-c", HOLD, folder / "log.txt"], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        with pytest.raises(Refused, match="A worker of the interrupted search still runs trial 003"):
-            wait_for_workers(tmp_path, timeout_seconds=0.1)
-        process.kill()
-        wait_for_workers(tmp_path)
 
 
 # ----------------------------------------------------------------------------------------------------------------- plan
@@ -178,7 +65,7 @@ def test_fingerprints_are_of_train_and_dev_only() -> None:
     plan = planned()
     fingerprints = plan.fingerprints()
     assert sorted(fingerprints) == ["para-dev", "para-train", "sst-dev", "sst-train", "sts-dev", "sts-train"]
-    assert fingerprints["sts-dev"] == fingerprint(plan.inputs.data_folder / "sts-dev.csv")
+    assert fingerprints["sts-dev"] == fingerprint(plan.inputs.data_folder / "sts-dev.csv", TASKS["sts"])
 
 
 @pytest.mark.usefixtures("cache")
@@ -372,14 +259,6 @@ def test_a_resumed_search_finds_its_encoders_from_anywhere(two: Path, tmp_path: 
 # --------------------------------------------------------------------------------------------------------------- a GPU
 
 
-def test_a_share_of_a_gpu_is_a_share_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    on_gpu = {"device": "cuda", "threads": 2, "precision": "bfloat16"}
-    assert machine_settings(Resources(8, 1, 2, 0.25)) == {**on_gpu, "gpu_share": 0.25}
-    assert machine_settings(Resources(8, 2, 2, 1)) == machine_settings(Resources(8, 2, 2, 2)) == on_gpu
-    assert machine_settings(Resources(8, 0, 2, 0)) == {"device": "cpu", "threads": 2, "precision": "float32"}
-
-
 @pytest.mark.usefixtures("cache")
 def test_the_plan_says_what_a_share_of_a_gpu_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80e9))
@@ -387,27 +266,3 @@ def test_the_plan_says_what_a_share_of_a_gpu_holds(monkeypatch: pytest.MonkeyPat
     assert line(planned(machine={**on_gpu, "gpu_share": 0.25}), "machine").endswith("; at most 20.0 GB of GPU memory each")
     assert line(planned(machine=on_gpu), "machine").endswith("cuda, bfloat16")
     assert line(planned(), "machine").endswith("cpu, float32")
-
-
-# ------------------------------------------------------------------------------------------------------------ read_plan
-
-
-def test_an_unknown_search_names_the_known_ones(tmp_path: Path) -> None:
-    for name in ("smart", "heads"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "plan.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"There is no search 'smrt' in .*; did you mean 'smart'\? Known: heads, smart\."):
-        read_plan(tmp_path / "smrt")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (json.dumps({"format": FORMAT + 1}), f"has format {FORMAT + 1}; this version reads up to {FORMAT}"),
-        ('{"format": ', "is broken"),
-    ],
-)
-def test_a_plan_that_cannot_be_read_is_refused_in_words(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_plan(tmp_path)

@@ -23,7 +23,9 @@ import torch
 from minbert_core.config import read_config
 from minbert_core.model import load_model
 from search import drive, run
-from search.plan import Plan, Resources, lock, make_plan, read_plan
+from search.folder import lock, read_plan
+from search.plan import Plan, make_plan
+from search.resources import Resources
 from search.space import make_space, read_space
 from search.study import TrialResult, read_results
 from search.tracking import store_uri
@@ -99,14 +101,13 @@ def begun(here: Path, typed: Callable[..., Typed], monkeypatch: pytest.MonkeyPat
         ("--space quick.yaml --cpus-per-trial 5000", 3, r"--cpus-per-trial 5000 asks for more than this machine's \d+ cores\."),
         ("--space quick.yaml --address head:x", 2, r"--address: must be HOST:PORT\. Got 'head:x'\."),
         ("--space quick.yaml --address 127.0.0.1:9", 3, r"No Ray cluster answers at 127\.0\.0\.1:9 \(Connection refused\)\."),
-        ("", 2, r"Give either --space FILE \(a new search\) or --resume NAME \(go on with one\)\."),
-        ("--space quick.yaml --resume quick", 2, r"Give either --space FILE"),
+        ("", 2, r"Give --space FILE \(a new search\), --resume NAME \(go on with one\), or both"),
+        ("--space quick.yaml --resume a/b", 2, r"A search's name, that of --resume, must be made of a-z, .* Got 'a/b'\."),
+        ("--space quick.yaml --resume quick --name quick", 2, r"--resume names the search already; it does not go with --name"),
         ("--resume quick", 2, r"There is no search 'quick' in /.*/runs\."),
-        ("--resume quick --data toy", 2, r"--resume takes everything from the record .*; it does not go with --data\."),
         ("--space quick.yaml --tracking-uri mlruns", 2, r"--tracking-uri: MLflow 3 no longer logs to folders\. Got 'mlruns'\."),
         ("--space quick.yaml --tracking-uri http://127.0.0.1:9", 3, r"No MLflow server answers at http://127\.0\.0\.1:9 \(Con"),
         ("--status quick", 2, r"There is no search 'quick' in /.*/runs\."),
-        ("--resume quick --seed 0", 2, r"it does not go with --seed\."),
     ],
 )
 def test_what_cannot_run_is_refused_in_a_sentence(
@@ -132,10 +133,11 @@ GPUS = ["--space", "quick.yaml", "--set", "optimizer/lr={choice: [1e-3, 1e-4]}",
 def test_too_many_gpus_are_refused_with_a_line_that_works_here(typed: Callable[..., Typed]) -> None:
     refused = typed(*GPUS, "--gpus", "4")
     assert refused.code == 3
-    sentence, line = refused.err.strip().splitlines()
+    sentence, line, how_long = refused.err.strip().splitlines()
     assert sentence.startswith("--gpus 4 asks for more than this machine has (no GPU). This works here, ")
     words = shlex.split(line)
     assert words == ["python", "-m", "search.run", *GPUS, "--gpus", "0"]
+    assert how_long == "(--dry-run tells first how long that would take.)"
     assert typed(*words[3:], "--dry-run").code == 0
 
 
@@ -268,7 +270,7 @@ def test_changed_data_refuse_a_resume(
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
     refused = typed("--resume", "quick")
     assert refused.code == 3
-    assert refused.err.startswith("The data changed since the search began (sst-dev): its trials could not be compared.")
+    assert refused.err.startswith(f"The data in {data} is not what the search began with (sst-dev): its trials could not be")
 
 
 def test_a_record_of_a_newer_version_is_refused(typed: Callable[..., Typed], begun: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,10 +18,10 @@ import pytest
 from optuna.trial import TrialState
 
 from minbert_core.train import save_snapshot
+from minbert_core.trial_folder import read_records, state_file, write_records
 from search.searcher import NO_TIME, WAITS, StopOnRequest, StudySearcher, TuneScheduler, failure_reason, seconds_to_next_point
 from search.space import make_space
 from search.study import Study, TrialResult
-from search.trainable import read_records, state_file, write_records
 
 RUNGS = (1, 3, 9)
 CONFIG: dict[str, Any] = {
@@ -169,6 +170,16 @@ def test_a_point_that_stops_a_trial_is_told_once(tmp_path: Path) -> None:
     trial = driver.study.study.get_trials()[1]
     assert (trial.state, trial.intermediate_values) == (TrialState.PRUNED, {1: 0.5})
     assert driver.study.results()[1].reason == "stopped at 1/9: below the best 1/3 of its rung"
+
+
+def test_the_link_to_the_best_follows_each_evaluation_of_trials_that_still_run(tmp_path: Path) -> None:
+    scores = {(0, 1): 0.5, (1, 1): 0.6, (0, 3): 0.4}
+    driver = Driver(tmp_path, Workers(lambda number, part: scores[number, part]), 2, baselines=[{}, {"seed": 1}])
+    linked = []
+    for _ in range(5):
+        driver.step()
+        linked.append(os.readlink(tmp_path / "best") if (tmp_path / "best").is_symlink() else "")
+    assert linked == ["", "", "trials/000/best", "trials/001/best", "trials/000/best"]  # 000 in the end: of a fuller rung
 
 
 def test_a_trial_that_ran_to_its_end_is_completed(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from search import run
-from search.plan import lock
+from search.folder import lock
 from search.space import read_space
 from search.status import find_driver, rests
 from search.study import Study, TrialResult

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from optuna.trial import TrialState
 
 from minbert_core.config import read_config
 from minbert_core.train import save_snapshot
+from minbert_core.trial_folder import read_records, state_file
 from search.rungs import RungScheduler, TopK
 from search.space import Space, make_space
 from search.study import Study, TrialResult, mend_journal, ranked, read_results, stopped_at
-from search.trainable import read_records, state_file
 
 RUNGS = (1, 3, 9)
 DOCUMENT: dict[str, Any] = {
@@ -417,6 +418,22 @@ def test_the_best_link_follows_the_best(open_study: Callable[[Space], Study], pl
         ended(study, score, clock)
         study.keep_best()
     assert (study.folder / "best" / "heads.safetensors").read_text() == "weights of 1"
+
+
+def test_a_copy_in_which_the_link_became_a_folder_gets_its_link_back(
+    open_study: Callable[[Space], Study], plain: Space, clock: Clock
+) -> None:
+    study = open_study(plain)
+    ended(study, 0.5, clock)
+    study.keep_best()
+    link = study.folder / "best"
+    weights = link.resolve()
+    link.unlink()
+    shutil.copytree(weights, link)  # as `cp -rL` and zip do
+    ended(study, 0.9, clock)
+    study.keep_best()
+    assert link.is_symlink()
+    assert (link / "heads.safetensors").read_text() == "weights of 1"
 
 
 def test_trials_are_ranked_within_the_fullest_rung(open_study: Callable[[Space], Study], plain: Space, clock: Clock) -> None:

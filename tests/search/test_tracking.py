@@ -68,7 +68,8 @@ def track(uri: str, tmp_path: Path) -> Callable[..., Tracker]:
             "datasets": {"sst-train": "ab12"},
             "artifact_files": [tmp_path / "plan.json"],
         }
-        tracker = Tracker(uri, "smart", resume=resume, **settings | changed)
+        settings |= {"uri": uri, "search": "smart", "resume": resume}
+        tracker = Tracker(**settings | changed)
         tracker.start()
         return tracker
 
@@ -220,6 +221,31 @@ def test_resume_after_the_store_was_deleted_writes_a_whole_tree(
     tracker.trial_ended(4, "FINISHED", "complete", START + 9)
     assert tracker.close("FINISHED")
     assert pages(uri)[1].keys() == {4}
+
+
+def test_a_store_that_was_moved_gets_its_files_at_its_new_place(
+    track: Callable[..., Tracker], uri: str, tmp_path: Path
+) -> None:
+    tracker = track()
+    begin(tracker, 0, tmp_path)
+    assert tracker.close("KILLED")
+    new = tmp_path / "elsewhere"
+    new.mkdir()
+    shutil.move(tmp_path / "mlflow.db", new)
+    shutil.rmtree(tmp_path / "mlartifacts")  # of the other machine
+    from mlflow.tracking._tracking_service import utils
+
+    utils._artifact_repos_cache.clear()  # of this process; a search goes on in another
+
+    moved = store_uri(new / "runs")
+    tracker = track(resume=True, uri=moved)
+    begin(tracker, 0, tmp_path)
+    assert tracker.close("FINISHED")
+    parent, children, client = pages(moved)
+    assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["plan.json"]
+    assert [file.path for file in client.list_artifacts(children[0].info.run_id)] == ["config.yaml"]
+    assert children[0].info.artifact_uri.startswith((new / "mlartifacts" / "smart").as_uri())
+    assert not (tmp_path / "mlartifacts").exists()
 
 
 def test_a_trial_left_open_ends_with_the_search(track: Callable[..., Tracker], uri: str, tmp_path: Path) -> None:

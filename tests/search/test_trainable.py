@@ -14,7 +14,8 @@ from minbert_core.config import read_config
 from minbert_core.model import load_model
 from minbert_core.settings import dump_yaml
 from minbert_core.train import NotFiniteError, load_snapshot
-from search.trainable import read_records, run_trial, state_file, write_records
+from minbert_core.trial_folder import read_records, state_file, write_records
+from search.trainable import run_trial
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def work(folder: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int | None = No
             raise SystemExit
 
     monkeypatch.setattr(ray.tune, "report", report)
-    order = {"number": 3, "folder": str(folder), "exempt": False}
+    order = {"number": 3, "folder": str(folder), "exempt": False, "places": {}}
     if stop_at is None:
         run_trial(order)
     else:
@@ -113,7 +114,7 @@ def test_the_log_is_locked_while_a_trial_runs(folder: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(ray.tune, "report", report)
     with pytest.raises(SystemExit):
-        run_trial({"number": 3, "folder": str(folder), "exempt": False})
+        run_trial({"number": 3, "folder": str(folder), "exempt": False, "places": {}})
     with (folder / "log.txt").open("a") as log:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
 

@@ -1,0 +1,163 @@
+"""What goes into a report as a table: table.tex, a booktabs tabular with a row a configuration, its caption as a comment.
+
+The numbers are those of results.json, with four digits, as in table.md.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from typing import Any
+
+from analysis.intervals import RESAMPLES
+from analysis.results import Measured, Results
+from analysis.selection import RULE, Selection
+from minbert_core.config import Objective, TrialConfig
+from search.narrate import describe
+
+WIDTH = 100  # of the caption's lines
+NAME = 20  # letters that are sure to fit into the first column, at 0.3 of a page's text
+ESCAPED = {character: f"\\{character}" for character in "{}$&%#_"} | {
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",  # these three are other signs in TeX's own text fonts
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+}
+METRICS = {
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "macro_f1": "macro F1",
+    "pearson": "Pearson's $r$",
+    "spearman": "Spearman's $r$",
+}
+
+
+def table_tex(selection: Selection, results: Results) -> str:
+    r"""The text of table.tex. To \input it, a document needs \usepackage{booktabs}, nothing else.
+
+    A block a split, test first where it has labels. In bold is the best objective of a block, if its configuration beats the
+    baseline there, as `Comparison.verdict` has it; else nothing is.
+    """
+    config = selection.trials[0].config()
+    columns = [*config.train_on, "norm", "mean", *([] if isinstance(config.objective, str) else ["score"])]
+    splits = [split for split in ("test", "dev") if any(of.get(split) for of in results.configurations.values())]
+    lines = [
+        *(f"% {line}" for line in textwrap.wrap(_caption(selection, config, results), WIDTH, break_on_hyphens=False)),
+        r"\begingroup\small\setlength{\tabcolsep}{4pt}",
+        rf"\begin{{tabular}}{{@{{}}p{{0.3\linewidth}}{'c' * len(columns)}@{{}}}}",
+        r"\toprule",
+        " & ".join(["", *map(escape, columns)]) + r" \\",
+    ]
+    for split in splits:
+        about = "dev, on which they were chosen" if split == "dev" else "test"
+        lines += [r"\midrule", rf"\multicolumn{{{len(columns) + 1}}}{{@{{}}l}}{{\emph{{{about}}}}} \\"]
+        bold = _bold(selection, config, results, split)
+        for number, (name, differs) in names(selection, results).items():
+            measured = results.configurations[number].get(split, {})
+            cells = [_cell(measured.get(column), (number, column) == bold) for column in columns]
+            called = f"{name} {differs}".strip() if split == splits[0] else name  # told once
+            lines.append(" & ".join([rf"\raggedright {_breakable(called)}", *cells]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\endgroup"]) + "\n"
+
+
+def _caption(selection: Selection, config: TrialConfig, results: Results) -> str:
+    """A whole caption, to be cut down: what was tried, chosen and measured, and what bold stands for."""
+    tasks = ", ".join(f"{escape(name)}: {METRICS[config.known_tasks[name].metric]}" for name in config.train_on)
+    objective = escape(objective_column(config))
+    about = f"norm and mean are over {escape(', '.join(config.counted))}; norm takes $r$ as $(r + 1)/2$."
+    if isinstance(config.objective, Objective):
+        weights = " + ".join(f"{weight:g} {name}" for name, weight in config.objective.weights.items())
+        about += f" score: the mean of {escape(weights)}, $r$ as $(r + 1)/2$."
+    tried = f"{len(selection.search.trials)} configurations tried"
+    sentences = [
+        f"Search {escape(selection.search.name)}: {tried}, chosen on dev by: {RULE}.",
+        _seeds(selection, results),
+        f"{tasks}; {about}",
+    ]
+    if selection.baseline:
+        drawn = "rows and seeds" if len(selection.seeds) > 1 else "rows"
+        sentences.append(
+            f"Bold: the best {objective} of a block, if it beats the baseline: the 95\\,\\% interval of the difference, "
+            f"{drawn} paired, lies above 0 (percentile bootstrap, {RESAMPLES:,} resamples of {drawn})."
+        )
+    if shared := _shared(selection):
+        sentences.append(f"All: {escape(describe(shared))}.")
+    return rf"\caption{{{' '.join(sentences)}}}"
+
+
+def _seeds(selection: Selection, results: Results) -> str:
+    """Over how many seeds, and of which configurations some failed."""
+    if not selection.seeds:
+        return "One seed: the weights that the search kept."
+    fewer = {number: len(of["dev"]["score"].values) for number, of in results.configurations.items()}
+    left_out = [f"{number:03d}: {found}" for number, found in fewer.items() if found < len(selection.seeds)]
+    but = f" (the others failed; {', '.join(left_out)})" if left_out else ""
+    if len(selection.seeds) == 1:
+        return f"One fresh seed each{but}."
+    return f"Mean, and standard deviation as index, over {len(selection.seeds)} fresh seeds{but}."
+
+
+def names(selection: Selection, results: Results) -> dict[int, tuple[str, str]]:
+    """What a configuration is called where there is little room: `003 (baseline)`, and the parameters that not all share."""
+    baseline = selection.baseline.number if selection.baseline else None
+    shared = _shared(selection)
+    return {
+        trial.number: (
+            f"{trial.number:03d}" + (" (baseline)" if trial.number == baseline else ""),
+            describe({path: value for path, value in trial.params.items() if path not in shared}),
+        )
+        for trial in selection.trials
+        if trial.number in results.configurations
+    }
+
+
+def _shared(selection: Selection) -> dict[str, Any]:
+    """The parameters in which all configurations agree; none where there is one configuration only."""
+    first, *others = [trial.params for trial in selection.trials]
+    shared = {path: value for path, value in first.items() if all((path, value) in other.items() for other in others)}
+    return shared if others else {}
+
+
+def objective_column(config: TrialConfig) -> str:
+    """The column by which configurations are ranked: it rises with the score."""
+    return config.objective if isinstance(config.objective, str) else "score"
+
+
+def escape(text: str) -> str:
+    """Text as LaTeX prints it: each of its special characters as a command."""
+    return re.sub(r"[\\{}$&%#_^~<>|]", lambda found: ESCAPED[found[0]], text)
+
+
+def _breakable(text: str) -> str:
+    """Escaped text whose words, where one is too long for its column, may be broken after a sign."""
+    return " ".join(
+        re.sub(r"(\\_|[=/+])", r"\1\\allowbreak ", escape(word)) if len(word) > NAME else escape(word)
+        for word in text.split(" ")
+    )
+
+
+def _bold(selection: Selection, config: TrialConfig, results: Results, split: str) -> tuple[int, str] | None:
+    """The cell (trial, column) in bold: the best objective of a split, if it beats the baseline there."""
+    column = objective_column(config)
+    means = {number: of[split][column].mean for number, of in results.configurations.items() if column in of.get(split, {})}
+    best = max(means, key=lambda number: means[number], default=None)
+    verdicts = {(of.split, of.first, of.second): of.verdict for of in results.comparisons}
+    if best is None or selection.baseline is None or verdicts.get((split, best, selection.baseline.number)) != "beats":
+        return None
+    return best, column
+
+
+def _cell(measured: Measured | None, is_bold: bool) -> str:
+    """`$.7350_{\\pm.0041}$`; without a deviation where there is one seed, `--` where a split lacks the labels."""
+    if measured is None:
+        return "--"
+    mean = rf"\mathbf{{{_four(measured.mean)}}}" if is_bold else _four(measured.mean)
+    deviation = "" if measured.deviation is None else rf"_{{\pm{_four(measured.deviation)}}}"
+    return f"${mean}{deviation}$"
+
+
+def _four(value: float) -> str:
+    """`.7350`, `-.0123`: four digits, and no zero before the point, as in table.md."""
+    return re.sub(r"^(-?)0\.", r"\1.", f"{round(value, 4) + 0.0:.4f}")

@@ -1,0 +1,67 @@
+"""What a command shows while it works: lines, and on a terminal that a person looks at a picture below them, always renewed.
+
+Elsewhere (a file, a pipe, a notebook, CI) there are the lines alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+REFRESH_PER_SECOND = 1
+NOTEBOOKS = ("CI", "COLAB_RELEASE_TAG", "JPY_PARENT_PID")  # these have a terminal at times, but keep each frame as a line
+
+
+def is_watched(stream: TextIO, environment: Mapping[str, str]) -> bool:
+    """Whether a stream is a terminal that moves its cursor, with a person before it; not a file, a pipe, CI or a notebook."""
+    moves = environment.get("TERM", "") not in ("", "dumb", "unknown")
+    return stream.isatty() and moves and not any(name in environment for name in NOTEBOOKS)
+
+
+class Screen:
+    """Prints lines; inside `with`, on a watched terminal, it keeps what `render` gives for the terminal's height below them."""
+
+    def __init__(self, render: Callable[[int], RenderableType]) -> None:
+        self.render = render
+        self.live: Live | None = None
+
+    def __enter__(self) -> Screen:
+        if is_watched(sys.stdout, os.environ):
+            console = Console(highlight=False)
+            live = Live(
+                console=console,
+                get_renderable=lambda: self.render(console.height),
+                refresh_per_second=REFRESH_PER_SECOND,
+                transient=True,  # gone at the end, when the results come
+            )
+            live.start(refresh=True)
+            console.show_cursor(True)  # Live hides it, and a process that is killed would leave it so
+            self.live = live
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        live, self.live = self.live, None
+        if live is not None:
+            live.stop()
+
+    def print(self, line: str) -> None:
+        """A line above the picture, not cut and not broken; from any thread."""
+        if (live := self.live) is None:
+            print(line, flush=True)
+        else:
+            live.console.print(Text(line), soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,117 @@
+"""A search's folder: its name, its lock, its plan.json.
+
+    runs/NAME/    space.yaml  plan.json  study.journal  lock  log.txt  trials/  best -> trials/007/best
+
+It can be moved: no path in it needs to stay true but those of data and encoder, which places.py looks up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from minbert_core.settings import did_you_mean
+from search.resources import Refused
+
+FORMAT = 1  # of a search's folder; a newer one is refused by name
+NEEDED = ("name", "space_name", "created", "about", "trials", "data", "train_on", "encoders", "fingerprints")
+BEGUN = {"lock", "trials", "space.yaml", "plan.json.tmp"}  # what lies there before plan.json does
+
+
+def new_search_folder(runs: Path, name: str | None, default: str) -> Path:
+    """The folder of a new search, not yet made: `name`, else the space's name, then -2, -3 …  Raises Refused: a used name."""
+    if name is not None:
+        check_unused(runs / name)
+        return runs / name
+    number = 1
+    while (folder := runs / (default if number == 1 else f"{default}-{number}")).exists():
+        number += 1
+    return folder
+
+
+def check_unused(folder: Path) -> None:
+    """Raise Refused where something lies in `folder`. What a search leaves that was killed before its plan.json is nothing."""
+    if not folder.exists():
+        return
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} - BEGUN or any(folder.glob("trials/*")):
+        name = folder.name
+        raise Refused(f"The name '{name}' is used ({folder}). Go on with it: --resume {name}; or give another --name.")
+
+
+def make_search_folder(runs: Path, name: str | None, default: str) -> Path:
+    """As `new_search_folder`, and made: if another search takes a default name at the same moment, the next is taken."""
+    while True:
+        folder = new_search_folder(runs, name, default)
+        try:
+            folder.mkdir(parents=True, exist_ok=name is not None)
+        except FileExistsError:
+            continue
+        (folder / "trials").mkdir(exist_ok=True)
+        return folder
+
+
+def lock(folder: Path) -> IO[str]:
+    """Hold the search's lock until the returned file is closed or the process dies.  Raises Refused: somebody else does."""
+    file = (folder / "lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        with file:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+        raise Refused(f"The search in {folder} is running already ({holder}).") from None
+    file.seek(0)
+    file.truncate()
+    file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+def wait_for_workers(folder: Path, timeout_seconds: float = 60) -> None:
+    """Wait until no worker of a killed driver writes to a trial any more; Ray ends them some seconds after it.
+
+    Raises Refused where one is still there after `timeout_seconds`.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    for path in sorted(folder.glob("trials/*/log.txt")):
+        with path.open("a") as log:
+            while True:
+                try:
+                    fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if time.monotonic() > deadline:
+                        number = path.parent.name
+                        raise Refused(f"A worker of the interrupted search still runs trial {number} in {folder}.") from None
+                    time.sleep(0.2)
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """A search's plan.json.  Raises ValueError: no search there, a broken file, or a newer format."""
+    path = folder / "plan.json"
+    if not path.exists():
+        known = sorted(other.parent.name for other in folder.parent.glob("*/plan.json"))
+        raise ValueError(f"There is no search '{folder.name}' in {folder.parent}{did_you_mean(folder.name, known)}")
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is broken ({error}); without it the search cannot be read.") from None
+    if not isinstance(plan, dict):
+        raise ValueError(f"{path} is broken (it must be a map); without it the search cannot be read.")
+    if plan.get("format", 0) > FORMAT:
+        raise ValueError(f"{path} has format {plan['format']}; this version reads up to {FORMAT}.")
+    if absent := [key for key in NEEDED if key not in plan]:
+        raise ValueError(f"{path} is broken (it lacks {', '.join(absent)}); without it the search cannot be read.")
+    return plan
+
+
+def write_plan(folder: Path, document: dict[str, Any]) -> None:
+    """Write a search's plan.json, whole or not at all."""
+    draft = folder / "plan.json.tmp"
+    draft.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.replace(folder / "plan.json")

@@ -1,0 +1,169 @@
+"""Searches as one table, finished ones and running ones: a row a trial, best first; a column a parameter path.
+
+    from search.results import read
+    read("smart").to_pandas()                      the trials of runs/smart
+    read("smart", "gradvac", runs="elsewhere")     of several; of all searches without a name
+
+It reads; it takes no lock and changes nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from search.folder import read_plan
+from search.status import read_trials
+from search.study import TrialResult, best_first
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search's folder, its plan.json, its trials."""
+
+    folder: Path
+    plan: dict[str, Any]
+    trials: list[TrialResult]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(self.plan["train_on"])
+
+    @property
+    def is_toy(self) -> bool:
+        data: str = self.plan["data"]
+        return data == "toy"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether as many trials as were planned have ended."""
+        num_planned: int = self.plan["trials"]
+        return sum(trial.status != "running" for trial in self.trials) >= num_planned
+
+    def is_running(self) -> bool:
+        """Whether a process holds the search's lock now."""
+        with (self.folder / "lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False
+
+
+def open_search(folder: Path) -> Search:
+    """Raises ValueError: no search there, one of a newer format, one that is not whole."""
+    plan, journal = read_plan(folder), folder / "study.journal"
+    if not journal.exists() and any(folder.glob("trials/*")):
+        raise ValueError(f"{folder} is not whole: it has trials, but no {journal.name}.")
+    try:
+        return Search(folder, plan, read_trials(folder, plan["space_name"]))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{journal} is broken ({error}); without it the search cannot be read.") from None
+
+
+def all_searches(runs: Path, passed_over: Callable[[str], None]) -> list[Search]:
+    """The searches in a folder, newest first. One that cannot be read is passed over, and told of in a sentence."""
+    found = []
+    for path in sorted(runs.glob("*/plan.json")):
+        try:
+            found.append(open_search(path.parent))
+        except ValueError as error:
+            passed_over(f"{path.parent.name} is passed over: {error}")
+    return sorted(found, key=lambda search: str(search.plan["created"]), reverse=True)
+
+
+def read(*names: str, runs: str | Path = "runs") -> pa.Table:
+    """The trials of the searches `names` in the folder `runs`, of all that are there without a name: see `as_table`.
+
+    Raises ValueError: no such search, none at all, or one of a newer format.
+    """
+    return as_table(find_searches(names, Path(runs).absolute()))
+
+
+def find_searches(names: Iterable[str], runs: Path) -> list[Search]:
+    """The searches named, or all in `runs`, newest first.  Raises ValueError: no such search, or none at all."""
+    searches = [open_search(runs / name) for name in names] or all_searches(runs, _complain)
+    if not searches:
+        raise ValueError(f"There is no search in {runs}. Start one: python -m search.run --space spaces/quickstart.yaml")
+    return searches
+
+
+def _complain(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
+
+
+# what every trial has, whatever its parameters and tasks; folder is absolute, score the best evaluation's, as in the ranking
+COLUMNS = {
+    "search": pa.string(),
+    "trial": pa.int64(),
+    "score": pa.float64(),
+    "status": pa.string(),  # running (also: paused), completed, stopped, failed
+    "reason": pa.string(),
+    "baseline": pa.int64(),  # which of the space's baselines it is; null: none
+    "recipe": pa.string(),
+    "part": pa.int64(),  # of the budget, the last one evaluated
+    "seconds": pa.float64(),
+    "examples": pa.int64(),
+    "passes": pa.int64(),
+    "folder": pa.string(),
+}
+
+
+def as_table(searches: Iterable[Search]) -> pa.Table:
+    """A row a trial, each search's best first: COLUMNS, its parameters, then best/… and last/…, the dev metrics of its best
+    and its last evaluation. What a trial has not (a parameter of a branch not taken, a score before its first) is null."""
+    rows = [(search, trial) for search in searches for trial in best_first(search.trials)]
+    fixed = [_facts(search, trial) for search, trial in rows]
+    columns = {name: pa.array([row[name] for row in fixed], kind) for name, kind in COLUMNS.items()}
+    found = [trial.params for _, trial in rows], [_metrics(trial) for _, trial in rows]
+    for group in found:
+        for name in dict.fromkeys(name for row in group for name in row):
+            columns[name] = _column([row.get(name) for row in group])
+    return pa.table(columns)
+
+
+def _facts(search: Search, trial: TrialResult) -> dict[str, Any]:
+    return {
+        "search": search.name,
+        "trial": trial.number,
+        "score": trial.score if trial.points else None,
+        "status": trial.status,
+        "reason": trial.reason,
+        "baseline": trial.baseline,
+        "recipe": trial.config().recipe,
+        "part": trial.part,
+        "seconds": trial.seconds,
+        "examples": trial.examples,
+        "passes": int(trial.records[-1]["passes"]) if trial.records else 0,
+        "folder": str(trial.folder),
+    }
+
+
+def _metrics(trial: TrialResult) -> dict[str, float]:
+    evaluations = (("best", trial.best), ("last", trial.last)) if trial.points else ()
+    return {
+        f"{label}/{key.removeprefix('dev/')}": value
+        for label, record in evaluations
+        for key, value in record.items()
+        if key.startswith("dev/")
+    }
+
+
+def _column(values: list[Any]) -> pa.Array:
+    """A column of one type: whole numbers, numbers, true and false; else words, also of a choice that mixes these."""
+    kinds = {type(value) for value in values if value is not None}
+    for types, kind in (({bool}, pa.bool_()), ({int}, pa.int64()), ({int, float}, pa.float64())):
+        if kinds and kinds <= types:
+            return pa.array(values, kind)
+    return pa.array([None if value is None else str(value) for value in values], pa.string())

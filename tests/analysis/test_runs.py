@@ -1,0 +1,61 @@
+"""The command that compares searches: what it prints, the files it writes, what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from analysis.runs import main
+from search.results import read
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_the_ranking_of_a_search_is_printed_with_its_baseline_marked(toy_runs: Path, capsys: Capture) -> None:
+    assert main(["small", "--runs", str(toy_runs)]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("small: which rate? (4 of 4 trials)\n| trial ")
+    assert "(baseline)" in output
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_a_file_holds_all_trials_and_columns_in_the_format_of_its_suffix(
+    toy_runs: Path, tmp_path: Path, suffix: str, capsys: Capture
+) -> None:
+    path = tmp_path / f"trials.{suffix}"
+    assert main(["--runs", str(toy_runs), "--out", str(path)]) == 0
+    assert capsys.readouterr().out.endswith(f"wrote {path}\n")
+    table = read("small", runs=toy_runs)
+    with path.open(encoding="utf-8") as file:
+        if suffix == "parquet":
+            assert pyarrow.parquet.read_table(path).equals(table)
+        elif suffix == "jsonl":
+            assert [json.loads(line) for line in file] == table.to_pylist()
+        else:
+            rows = list(csv.DictReader(file))
+            assert [float(row["optimizer/lr"]) for row in rows] == table["optimizer/lr"].to_pylist()
+            assert list(rows[0]) == table.column_names
+
+
+def test_a_suffix_that_names_no_format_is_refused_before_anything_is_read(tmp_path: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["nobody", "--runs", str(tmp_path), "--out", "trials.xlsx"])
+    assert "--out: must end in .parquet, .csv, .jsonl, which says the format. Got 'trials.xlsx'." in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_said_in_a_sentence(toy_runs: Path, tmp_path: Path, capsys: Capture) -> None:
+    for suffix in ("parquet", "csv", "jsonl"):
+        path = tmp_path / "nowhere" / f"trials.{suffix}"
+        assert main(["--runs", str(toy_runs), "--out", str(path)]) == 3
+        assert f"Cannot write {path}: No such file or directory." in capsys.readouterr().err
+
+
+def test_what_is_not_there_is_said_in_a_sentence(toy_runs: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert main(["smal", "--runs", str(toy_runs)]) == 2
+    assert "There is no search 'smal'" in capsys.readouterr().err
+    assert main(["--runs", str(tmp_path)]) == 2
+    assert f"There is no search in {tmp_path}. Start one: " in capsys.readouterr().err

@@ -1,0 +1,218 @@
+"""`search.run.run`: it does what the command does, raises what the command prints, and hands back the table."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minbert_core.settings import SettingsError, parse_yaml
+from search import run as command
+from search.drive import DONE, INTERRUPTED, NONE_FINISHED, NOT_RECORDED
+from search.folder import read_plan
+from search.options import Options, parser
+from search.resources import Refused
+from search.results import COLUMNS
+from search.run import run
+from search.space import read_space
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = """\
+trials: 3
+config:
+  data: toy
+  encoder: tiny
+  budget: {examples: 600}
+  optimizer: {lr: {log_uniform: [1e-4, 1e-2]}}
+"""
+SPACE = parse_yaml(QUICK)[0]
+
+
+@pytest.fixture
+def here(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the call is made: a folder with quick.yaml, on a machine without GPUs."""
+    (tmp_path / "quick.yaml").write_text(QUICK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return tmp_path
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """ends(code): searches are written down, and end at once with that code."""
+    return lambda code: monkeypatch.setattr(command, "run_search", lambda *_, **__: code)
+
+
+def test_the_keywords_are_the_options_that_say_what_a_search_is() -> None:
+    flags = {action.dest for action in parser()._actions}
+    assert flags - set(Options.__annotations__) == {"space", "dry_run", "price", "status", "env", "version", "help"}
+    assert set(Options.__annotations__) < flags
+
+
+@pytest.mark.parametrize(
+    ("typed", "called", "kind"),
+    [
+        ("--space nowhere.yaml", {"space": "nowhere.yaml"}, SettingsError),
+        ("--space quick.yaml --set optimizer/rate=1", {"space": "quick.yaml", "set": "optimizer/rate=1"}, SettingsError),
+        ("--space quick.yaml --set a --set b", {"space": Path("quick.yaml"), "set": ["a", "b"]}, SettingsError),
+        ("--space quick.yaml --trials 0", {"space": "quick.yaml", "trials": 0}, ValueError),
+        ("--space quick.yaml --trials True", {"space": "quick.yaml", "trials": True}, ValueError),
+        ("--space quick.yaml --seed=-1", {"space": "quick.yaml", "seed": -1}, ValueError),
+        ("--space quick.yaml --hours inf", {"space": "quick.yaml", "hours": float("inf")}, ValueError),
+        ("--space quick.yaml --cpus-per-trial 5000", {"space": "quick.yaml", "cpus_per_trial": 5000}, Refused),
+        ("--resume nobody", {"resume": "nobody"}, ValueError),
+        ("--resume nobody --runs .", {"resume": "nobody", "runs": Path()}, ValueError),
+        ("", {}, ValueError),
+    ],
+)
+def test_what_the_command_refuses_is_raised_with_its_sentence(
+    here: Path, capsys: pytest.CaptureFixture[str], typed: str, called: dict[str, Any], kind: type[ValueError]
+) -> None:
+    with contextlib.suppress(SystemExit):  # argparse's own way out, which test_run.py looks at
+        assert command.main(shlex.split(typed)) == (3 if kind is Refused else 2)
+    printed = capsys.readouterr().err
+    with pytest.raises(ValueError) as caught:
+        run(**called)
+    assert type(caught.value) is kind
+    assert printed.endswith(f"{caught.value}\n")
+    assert not (here / "runs").exists()
+
+
+def test_an_unknown_keyword_is_an_error_and_none_is_an_option_not_given(here: Path, ends: Callable[[int], None]) -> None:
+    with pytest.raises(ValueError, match=r"Unknown option `trails`; did you mean 'trials'\? Known: address, "):
+        run("quick.yaml", trails=3)  # type: ignore[call-arg]
+    ends(DONE)
+    run("quick.yaml", trials=None, set=None, gpus=0)  # type: ignore[arg-type]
+    assert read_plan(here / "runs" / "quick")["command"] == ["--space=quick.yaml", "--gpus=0"]
+
+
+def test_a_space_given_as_a_dict_is_the_one_that_its_file_would_be(here: Path, ends: Callable[[int], None]) -> None:
+    ends(DONE)
+    run("quick.yaml", name="file")
+    run(SPACE, name="dict")
+    spaces = [(here / "runs" / name / "space.yaml").read_text() for name in ("file", "dict")]
+    assert spaces[0] == spaces[1]
+    assert read_plan(here / "runs" / "dict")["space_name"] == "dict"
+    run(SPACE)
+    run(SPACE)
+    assert sorted(path.name for path in (here / "runs").iterdir()) == ["dict", "file", "search", "search-2"]
+
+
+def test_a_space_given_as_a_dict_is_not_changed_and_may_extend_a_file(here: Path) -> None:
+    space = {"extends": "quick.yaml", "config": {"optimizer": {"lr": 1e-3, "warmup": {"uniform": (0.0, 0.2)}}}}
+    found = read_space(space, ["seed=3"], "mine")
+    assert (found.name, list(found.domains())) == ("mine", ["optimizer/warmup"])
+    assert space == {"extends": "quick.yaml", "config": {"optimizer": {"lr": 1e-3, "warmup": {"uniform": (0.0, 0.2)}}}}
+
+
+@pytest.mark.parametrize(
+    ("space", "sentence"),
+    [
+        ({"trails": 3}, r"^Unknown key `trails` in a space; did you mean 'trials'\?"),
+        ({"config": {"optimizer": {"lr": "fast"}}}, r"^`optimizer/lr` must be a number\. Got 'fast'\."),
+        ([1, 2], r"^A space is a map with `config` and what else it says\. Got \[1, 2\]\."),
+        ({"config": {"data": Path("x")}}, r"^A space is made of what YAML has: .*\. Got PosixPath\('x'\)\."),
+        ({"config": {1: 2}}, r"^Unknown key `1`"),
+        ({"extends": "nowhere.yaml"}, r"^`extends` names 'nowhere\.yaml', but there is no file nowhere\.yaml\."),
+    ],
+)
+@pytest.mark.usefixtures("here")
+def test_a_fault_of_a_dict_is_a_sentence(space: Any, sentence: str) -> None:
+    with pytest.raises(SettingsError, match=sentence):
+        run(space)
+
+
+def test_a_dict_that_needs_too_many_gpus_is_refused_with_what_works_here(here: Path) -> None:
+    with pytest.raises(Refused, match=r"--space=FILE --trials=4 --gpus 0"):
+        run(SPACE, gpus=4, trials=4)
+
+
+def test_how_a_search_ended_is_raised_warned_of_or_handed_back(here: Path, ends: Callable[[int], None]) -> None:
+    ends(DONE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = run(SPACE, name="one")
+    assert (table.num_rows, table.column_names) == (0, list(COLUMNS))
+    ends(NOT_RECORDED)
+    with pytest.warns(UserWarning, match=r"^MLflow lacks something of one; run\(resume='one'\) logs it again\."):
+        assert run(resume="one").num_rows == 0
+    ends(NONE_FINISHED)
+    with pytest.raises(RuntimeError, match=r"^No trial of one finished; the reasons stand in /.*/one/trials/\*/log\.txt\.$"):
+        run(resume="one")
+    ends(INTERRUPTED)
+    with pytest.raises(KeyboardInterrupt, match=r"^The trials' states are saved\. run\(resume='one'\) goes on\.$"):
+        run(resume="one")
+    with pytest.raises(KeyboardInterrupt, match=r"run\(resume='two', runs='/.*/elsewhere'\) goes on\.$"):
+        run(SPACE, name="two", runs="elsewhere")
+
+
+def test_another_thread_is_refused(here: Path) -> None:
+    raised: list[Exception] = []
+
+    def call() -> None:
+        try:
+            run("quick.yaml")
+        except Refused as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    assert "which only the main thread of a process hears" in str(raised[0])
+    assert not (here / "runs").exists()
+
+
+NOTEBOOK = f"""\
+import asyncio, sys, types
+from unittest.mock import Mock
+
+class ZMQInteractiveShell:  # by this name Ray tells that it is in a notebook
+    events = Mock()
+
+def shown(*_, **__):
+    print("OUTPUT CLEARED")
+
+display = types.ModuleType("IPython.display")
+display.HTML = display.clear_output = display.display = shown
+sys.modules |= {{"IPython": types.ModuleType("IPython"), "IPython.display": display}}
+sys.modules["IPython"].get_ipython = ZMQInteractiveShell
+
+from search.run import run
+
+async def cell():
+    first = run({SPACE!r}, name="cell", trials=1, gpus=0)
+    again = run(resume="cell", trials=2)
+    print(first.num_rows, again.num_rows, again.schema.field("optimizer/lr").type)
+
+asyncio.run(cell())  # a notebook's cell runs in its event loop
+"""
+
+
+def test_it_runs_twice_in_a_notebooks_event_loop_without_a_main_guard(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "cell.py").write_text(NOTEBOOK)
+    own = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "cell.py"],
+        cwd=tmp_path,
+        env=os.environ | own,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "1 2 double"
+    assert done.stdout.startswith("search    cell: ")
+    assert "OUTPUT CLEARED" not in done.stdout
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,40 @@
+"""What README.md shows, done."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def block() -> str:
+    found = re.search(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert found, "README.md has no ```python block"
+    return found[1]
+
+
+def test_the_python_block_runs_as_a_script_and_prints_a_table(block: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(block, encoding="utf-8")
+    own = {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env=os.environ | own,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    heading, *rows = done.stdout[done.stdout.rindex("\nnext ") :].strip().splitlines()[1:]
+    assert heading.split() == ["trial", "score", "status", "optimizer/lr"]
+    assert len(rows) == 3
+    assert {row.split()[3] for row in rows} <= {"completed", "stopped"}
+    assert (tmp_path / "runs" / "rates" / "best").exists()

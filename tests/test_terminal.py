@@ -1,0 +1,102 @@
+"""Lines and a picture below them on a terminal that somebody watches, lines alone elsewhere; and how a time is said."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minbert_core.terminal import NOTEBOOKS, duration, is_watched
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("environment", "watched"),
+    [
+        ({"TERM": "xterm-256color"}, True),
+        ({"TERM": "dumb"}, False),
+        ({}, False),
+        ({"TERM": "xterm-color", "JPY_PARENT_PID": "7"}, False),
+        ({"TERM": "xterm", "COLAB_RELEASE_TAG": "x"}, False),
+        ({"TERM": "xterm", "CI": "true"}, False),
+    ],
+)
+def test_a_picture_is_for_a_terminal_with_a_person_before_it(environment: dict[str, str], watched: bool) -> None:
+    assert is_watched(Terminal(), environment) == watched
+    assert not is_watched(io.StringIO(), environment)
+
+
+SEARCH = """\
+import sys, time
+from rich.text import Text
+from minbert_core.terminal import Screen
+
+try:
+    with Screen(lambda height: Text("THE BEST\\nTHE PROGRESS")) as screen:
+        screen.print("an event " + "longer than the terminal " * 5)
+        time.sleep(1.2)
+        if "fail" in sys.argv:
+            raise KeyboardInterrupt
+finally:
+    print("the table", flush=True)
+"""
+
+
+def on_terminal(*arguments: str) -> str:
+    """What SEARCH sends to a terminal of 80 columns."""
+    ours, theirs = pty.openpty()
+    environment = {name: value for name, value in os.environ.items() if name not in NOTEBOOKS}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SEARCH, *arguments],
+        cwd=ROOT,
+        env=environment | {"TERM": "xterm-256color", "COLUMNS": "80"},
+        stdout=theirs,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(theirs)
+    sent = b""
+    while select.select([ours], [], [], 60)[0]:
+        try:
+            sent += os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            break
+    os.close(ours)
+    process.wait(60)
+    return sent.decode()
+
+
+@pytest.mark.parametrize("arguments", [(), ("fail",)])
+def test_the_terminal_is_left_as_it_was_and_lines_are_whole(arguments: tuple[str, ...]) -> None:
+    sent = on_terminal(*arguments)
+    assert sent.count("THE PROGRESS") >= 2  # renewed
+    assert "an event " + "longer than the terminal " * 5 in sent.replace("\r\n", "")
+    assert sent.rindex("\x1b[?25h") > sent.rindex("\x1b[?25l"), "the cursor is hidden"
+    assert sent.index("\x1b[?25h") < sent.rindex("THE PROGRESS"), "a search that is killed leaves the cursor hidden"
+    after = sent[sent.rindex("THE PROGRESS") :]
+    assert "\x1b[1A\x1b[2K" in after, "the picture stays behind"
+    assert after.endswith("the table\r\n")
+
+
+def test_elsewhere_there_are_plain_lines_alone() -> None:
+    done = subprocess.run([sys.executable, "-c", SEARCH], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "an event " + "longer than the terminal " * 5 + "\nthe table\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(1, "1 s"), (45.4, "45 s"), (89, "89 s"), (91, "2 min"), (720, "12 min"), (5400, "1 h 30 min"), (11100, "3 h 05 min")],
+)
+def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
