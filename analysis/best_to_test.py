@@ -176,7 +176,7 @@ def _report(
     selection: Selection, sha: str, failures: dict[Job, str], logits: dict[Job, Logits], splits: Splits, tracker: Tracker
 ) -> list[str]:
     """Write results.json, the prediction files, the table and the figure, and tell MLflow; the lines of table.md."""
-    folder, config = selection.folder, selection.trials[0].config()
+    folder, config = selection.folder, selection.config
     results = measure(selection, logits, splits)
     failed = {job.name: reason for job, reason in failures.items()}
     (folder / "results.json").write_text(
@@ -208,7 +208,7 @@ def _open_test(selection: Selection, models: list[Job], resources: Resources, sh
     """Write the ledger's line, then let every model answer dev and test; their logits, and both splits."""
     import ray
 
-    config = selection.trials[0].config()
+    config = selection.config
     entry = {
         "time": time.strftime("%FT%T%z"),
         "selection_sha256": sha,

@@ -84,7 +84,7 @@ def _mark(axes: Axes, selection: Selection, results: Results, number: int, what:
 
 def _axis(selection: Selection, series: list[str]) -> str:
     """`norm on dev`, and what the marks are."""
-    config = selection.trials[0].config()
+    config = selection.config
     column = objective_column(config)
     objective = "weighted score" if column == "score" else column
     if column in config.known_tasks:

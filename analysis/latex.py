@@ -10,7 +10,7 @@ import textwrap
 from typing import Any
 
 from analysis.intervals import RESAMPLES
-from analysis.results import Measured, Results
+from analysis.results import Measured, Results, columns_of
 from analysis.selection import RULE, Selection
 from minbert_core.config import Objective, TrialConfig
 from search.narrate import describe
@@ -40,8 +40,8 @@ def table_tex(selection: Selection, results: Results) -> str:
     A block a split, test first where it has labels. In bold is the best objective of a block, if its configuration beats the
     baseline there, as `Comparison.verdict` has it; else nothing is.
     """
-    config = selection.trials[0].config()
-    columns = [*config.train_on, "norm", "mean", *([] if isinstance(config.objective, str) else ["score"])]
+    config = selection.config
+    columns = columns_of(config)
     splits = [split for split in ("test", "dev") if any(of.get(split) for of in results.configurations.values())]
     lines = [
         *(f"% {line}" for line in textwrap.wrap(_caption(selection, config, results), WIDTH, break_on_hyphens=False)),

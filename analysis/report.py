@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from analysis.intervals import RESAMPLES
-from analysis.results import SPLITS, Comparison, Logits, Measured, Results, Splits
+from analysis.results import SPLITS, Comparison, Logits, Measured, Results, Splits, columns_of
 from analysis.selection import RULE, Selection
 from minbert_core.config import TrialConfig
 from minbert_core.evaluate import check_submission, prediction_text
@@ -21,7 +21,7 @@ WIDTH = 160  # of a terminal in which everything is read without wrapping
 
 def report_lines(selection: Selection, results: Results, failures: Mapping[str, str]) -> list[str]:
     """The report without its last paragraph, the prediction files."""
-    config = selection.trials[0].config()
+    config = selection.config
     paragraphs = [
         [f"{name} failed and is left out: {reason}" for name, reason in failures.items()],
         _table(selection, config, results),
@@ -53,8 +53,7 @@ def _parameters(selection: Selection, number: int) -> str:
 
 
 def _table(selection: Selection, config: TrialConfig, results: Results) -> list[str]:
-    columns = [*config.train_on, "norm", "mean"]
-    columns += [] if isinstance(config.objective, str) else ["score"]
+    columns = columns_of(config)
     rows = [["trial", "split", *columns]]
     for trial in selection.trials:
         if trial.number not in results.configurations:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from analysis.intervals import Answers, Quantity, intervals
 from analysis.retrain import Job
 from analysis.selection import Selection
-from minbert_core.config import TrialConfig
+from minbert_core.config import OVERALL, TrialConfig
 from minbert_core.data.tasks import Task
 from minbert_core.data.tokens import TokenisedSplit
 from minbert_core.evaluate import metric, overall, score
@@ -81,9 +81,15 @@ class Results:
     chosen: Job  # its model that is best on dev
 
 
+def columns_of(config: TrialConfig) -> list[str]:
+    """What is shown of a configuration: each task, norm and mean where there are several, the score where tasks are weighed."""
+    several, weighed = len(config.train_on) > 1, not isinstance(config.objective, str)
+    return [*config.train_on, *(OVERALL if several else ()), *(["score"] if weighed else [])]
+
+
 def measure(selection: Selection, logits: Mapping[Job, Logits], splits: Splits) -> Results:
     """Everything that is reported, from the models' logits on both splits."""
-    config = selection.trials[0].config()
+    config = selection.config
     metrics = {job: {split: _metrics(config, of, splits, split) for split in SPLITS} for job, of in logits.items()}
     groups: dict[int, dict[int, Job]] = {}  # trial -> seed -> model
     for job in logits:

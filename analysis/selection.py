@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minbert_core.config import TrialConfig
 from minbert_core.paths import as_written
 from search.plan import git_commit
 from search.resources import Refused
@@ -34,6 +35,13 @@ class Selection:
     def trials(self) -> list[TrialResult]:
         """All that is tested: the finalists, and the baseline if it is not among them."""
         return self.finalists + ([self.baseline] if self.baseline and self.baseline not in self.finalists else [])
+
+    @property
+    def config(self) -> TrialConfig:
+        """What all of `trials` share, as a config: that of the first, with the tasks that each of them has."""
+        configs = [trial.config() for trial in self.trials]
+        shared = tuple(name for name in configs[0].train_on if all(name in config.train_on for config in configs))
+        return configs[0].model_copy(update={"train_on": shared})
 
     @property
     def folder(self) -> Path:

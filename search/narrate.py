@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from minbert_core.config import OVERALL
 from minbert_core.terminal import Screen, duration
 from search.screen import Picture, look, read_tail, render
 from search.study import TrialResult, best_first, ranked
@@ -32,19 +33,23 @@ def describe(params: dict[str, Any]) -> str:
 
 
 def scores(record: dict[str, Any], tasks: Iterable[str]) -> str:
-    """`0.7203 (sst .441 para .812 sts .845)` of a dev record."""
-    each = " ".join(f"{task} {record[f'dev/{task}']:.3f}".replace(" 0.", " .") for task in tasks)
+    """`0.7203 (sst .441 para .812 sts .845)` of a dev record, of the tasks that the trial has."""
+    each = " ".join(f"{task} {record[f'dev/{task}']:.3f}".replace(" 0.", " .") for task in tasks if f"dev/{task}" in record)
     return f"{record['dev/score']:.4f} ({each})"
 
 
 def table(trials: Iterable[TrialResult], tasks: list[str], most: int = 10, gpus_per_trial: float = 0) -> list[str]:
-    """The trials as rows of a Markdown table: the fullest rung first, best score first, then the others, fullest first."""
+    """The trials as rows of a Markdown table: the fullest rung first, best score first, then the others, fullest first.
+
+    norm and mean are shown where there are several tasks.
+    """
     trials = best_first(trials)
     costs = ["minutes", "GPU-min"] if gpus_per_trial else ["minutes"]
-    rows = [["trial", "score", *tasks, "norm", "mean", "last", "at", "status", *costs, "ex/s", "parameters"]]
+    columns = ["score", *tasks, *(OVERALL if len(tasks) > 1 else ())]
+    rows = [["trial", *columns, "last", "at", "status", *costs, "ex/s", "parameters"]]
     for trial in trials[:most]:
         best = trial.best if trial.points else {}
-        cells = [f"{best[f'dev/{key}']:.4f}" if best else "" for key in ("score", *tasks, "norm", "mean")]
+        cells = [f"{best[f'dev/{column}']:.4f}" if f"dev/{column}" in best else "" for column in columns]
         last = f"{trial.last['dev/score']:.4f}" if best else ""
         name = f"{trial.number:03d}" + (" (baseline)" if trial.baseline is not None else "")
         speed = f"{trial.examples / trial.seconds:.0f}" if trial.seconds else ""
@@ -172,7 +177,8 @@ class Narrator:
         ended_ms = _last_ms(trial)
         self.tracker.trial_ended(trial.number, "FAILED" if trial.status == "failed" else "FINISHED", trial.reason, ended_ms)
         if (best := self.best()) is not None:
-            metrics = {f"best/{key}": best.best[f"dev/{key}"] for key in ("score", *self.tasks, "norm", "mean")}
+            keys = ("score", *self.tasks, *OVERALL)
+            metrics = {f"best/{key}": best.best[f"dev/{key}"] for key in keys if f"dev/{key}" in best.best}
             self.tracker.best(self.num_done(), metrics | {"trials_done": self.num_done()}, ended_ms)
 
 

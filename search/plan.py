@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from minbert_core.checkpoints import fetch_encoder
-from minbert_core.config import TINY, TOY, TrialConfig
+from minbert_core.config import OVERALL, TINY, TOY, Objective, TrialConfig
 from minbert_core.data.corpus import fingerprint
 from minbert_core.data.tasks import SPLITS
 from minbert_core.inputs import Inputs, build_encoder, data_folder, open_inputs
@@ -67,7 +67,7 @@ class Plan:
     seed: int
     num_trials: int
     resources: Resources
-    config: TrialConfig  # the defaults' point, for what all trials share
+    config: TrialConfig  # the defaults' point, for what all trials share; train_on has the tasks of all of them
     inputs: Inputs
     recipes: tuple[str, ...]
     examples: int  # a full trial's budget
@@ -105,7 +105,7 @@ class Plan:
         return [
             f"search    {self.name}: {self.space.settings.about or '(no question given: `about`)'}",
             f"data      {inputs.data_folder} (train/dev rows: {rows})",
-            *(f"data      {text}" for text in self.left_out(num_dropped)),
+            *(f"data      {text}" for text in (*self._cut(), *self.left_out(num_dropped))),
             f"encoder   {', '.join(self.places.get(name, name) for name in encoders)}",
             f"machine   {self.resources}; {machine}",
             f"objective {objective} on dev, the best of a trial's evaluations at {parts} examples",
@@ -115,6 +115,15 @@ class Plan:
             f"searched  {counted(len(domains), 'parameter')}",
             *(f"          {name:<{width}}  {domain}" for name, (domain, _) in domains.items()),
             *(f"warning   {text}" for text in self.warnings()),
+        ]
+
+    def _cut(self) -> list[str]:
+        """A sentence for each task whose dev split is a part of its train file."""
+        tasks = [self.config.known_tasks[name] for name in self.config.train_on]
+        return [
+            f"{task.name}: dev is {100 * task.dev_share:g} % of {task.file('dev')}, chosen by dev_seed {task.dev_seed}"
+            for task in tasks
+            if task.cuts_dev
         ]
 
     def left_out(self, at_most: int | None = None) -> list[str]:
@@ -205,6 +214,7 @@ def make_plan(
     if num_trials < len(space.baselines):
         raise ValueError(f"--trials {num_trials} leaves no room for the space's {counted(len(space.baselines), 'baseline')}.")
     config = space.sample(default_choice).config()
+    config = config.model_copy(update={"train_on": _all_tasks(configs, config.objective)})
     inputs = open_inputs(here(config, places))
     best_bytes = 4 * max(_num_parameters(here(config, places)) for config in _of_each_encoder(space, configs))
     trains_encoder = any(stage.trains_encoder for config in configs for stage in config.stage_plans())
@@ -212,6 +222,17 @@ def make_plan(
     recipes = tuple(sorted({config.recipe for config in configs}))
     examples = config.num_examples(inputs.sizes)
     return Plan(name, space, seed, num_trials, resources, config, inputs, recipes, examples, best_bytes, snapshot_bytes, places)
+
+
+def _all_tasks(configs: list[TrialConfig], objective: str | Objective) -> tuple[str, ...]:
+    """The tasks of all configs.  Raises ValueError where an overall score would be over other tasks in some than in others."""
+    tasks = tuple(dict.fromkeys(name for config in configs for name in config.train_on))
+    if objective in OVERALL and any(set(config.train_on) != set(tasks) for config in configs):
+        raise ValueError(
+            f"Trials differ in `train_on`, and so would what `objective` {objective} is over. Name what counts in each of "
+            "them: objective: {weights: {sst: 1, …}}, or one task."
+        )
+    return tasks
 
 
 def _of_each_encoder(space: Space, configs: Iterable[TrialConfig]) -> list[TrialConfig]:

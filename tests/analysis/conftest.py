@@ -19,6 +19,7 @@ from minbert_core.config import TrialConfig
 from minbert_core.data.tasks import TASKS
 from minbert_core.data.toy import write_toy_corpus
 from minbert_core.encoder import TINY, new_encoder
+from minbert_core.inputs import open_inputs
 from minbert_core.model import save_model
 from minbert_core.paths import as_written
 from minbert_core.settings import dump_yaml
@@ -53,7 +54,7 @@ def _make_search(
         for _ in range(num_trials):
             trial = study.ask()
             records, status, reason = [], "completed", "completed"
-            for progress in train(trial.config(), plan.inputs):
+            for progress in train(trial.config(), open_inputs(trial.config())):
                 records.append(progress.record)
                 if progress.improved:
                     save_model(progress.model, trial.config(), trial.folder / "best", plan.inputs.encoder_folder)

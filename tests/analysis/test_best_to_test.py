@@ -80,6 +80,13 @@ def test_retraining_reports_dev_and_test_beside_the_claim(toy_runs: Path, capsys
             ids = [line.split(" , ")[0] for line in path.read_text(encoding="utf-8").splitlines()[1:]]
             assert len(ids) == 400
             assert check_submission(path, TASKS[task], ids) == []
+    tex = (folder / "table.tex").read_text(encoding="utf-8")
+    for entry in results["configurations"]:
+        for split in ("dev", "test"):
+            for column in (*TRAINED, "norm", "mean"):
+                assert f"{entry[split][column]['mean']:.4f}".replace("0.", ".", 1) in tex
+    assert "table.tex (booktabs; a caption stands in it), figure.svg, figure.png, figure.pdf" in table
+    assert all((folder / f"figure.{ending}").stat().st_size for ending in ("svg", "png", "pdf"))
     runs = tracked(toy_runs)
     assert len(runs["search"]) == 1
     assert len(runs["trial"]) == 2 * len(tested)

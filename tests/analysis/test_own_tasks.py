@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from analysis.best_to_test import main
+from analysis.runs import main as runs_main
 from minbert_core.data.corpus import read_split
 from minbert_core.data.tasks import TASKS
 from minbert_core.data.toy import write_toy_corpus
@@ -112,3 +113,31 @@ def test_an_auxiliary_task_is_measured_but_not_counted(
     results = json.loads((folder / "test" / "results.json").read_text(encoding="utf-8"))
     assert "reviews" not in results["configurations"][0]["test"]
     assert {"sst", "norm", "score"} <= set(results["configurations"][0]["test"])
+
+
+def test_whether_an_auxiliary_task_helps_is_searched_and_tested(
+    tmp_path: Path, data: Path, encoder: Path, make_search: MakeSearch, capsys: Capture
+) -> None:
+    config: dict[str, Any] = {"data": str(data), "encoder": str(encoder), "train_on": {"choice": [["sst"], ["sst", "reviews"]]}}
+    config |= {"own_tasks": {"reviews": REVIEWS | {"files": {"train": "reviews.jsonl"}}}}
+    folder = make_search(tmp_path / "runs", "asks", config, num_trials=3, stops=False, objective="sst")
+    trials = open_search(folder).trials
+    assert {trial.config().train_on for trial in trials} == {("sst",), ("sst", "reviews")}
+    assert json.loads((folder / "plan.json").read_text(encoding="utf-8"))["train_on"] == ["sst", "reviews"]
+    assert "reviews-train" in json.loads((folder / "plan.json").read_text(encoding="utf-8"))["fingerprints"]
+    assert runs_main(["asks", "--runs", str(tmp_path / "runs")]) == 0
+    assert "| reviews |" in capsys.readouterr().out
+    command = ["--search", "asks", "--runs", str(tmp_path / "runs"), "--no-retrain", "--top", "3", "--gpus", "0"]
+    assert main(command) == 0
+    results = json.loads((folder / "test" / "results.json").read_text(encoding="utf-8"))
+    assert {len(entry["dev"]) for entry in results["configurations"]} == {len(results["configurations"][0]["dev"])}
+    assert "reviews" not in results["configurations"][0]["dev"]  # not all of them have it
+    assert (folder / "test" / "predictions" / "sst-test-output.csv").exists()
+
+
+def test_an_overall_score_over_other_tasks_in_each_trial_is_refused(
+    tmp_path: Path, data: Path, encoder: Path, make_search: MakeSearch
+) -> None:
+    config = {"data": str(data), "encoder": str(encoder), "train_on": {"choice": [["sst"], ["sst", "cfimdb"]]}}
+    with pytest.raises(ValueError, match=r"Trials differ in `train_on`, and so would what `objective` norm is"):
+        make_search(tmp_path / "runs", "unfair", config)
