@@ -11,7 +11,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.latex import METRICS, names, objective_column
+from analysis.latex import METRICS, names
 from analysis.results import SPLITS, Results
 from analysis.selection import Selection
 
@@ -85,10 +85,9 @@ def _mark(axes: Axes, selection: Selection, results: Results, number: int, what:
 def _axis(selection: Selection, series: list[str]) -> str:
     """`norm on dev`, and what the marks are."""
     config = selection.config
-    column = objective_column(config)
-    objective = "weighted score" if column == "score" else column
-    if column in config.known_tasks:
-        metric = config.known_tasks[column].metric
+    objective = config.objective if isinstance(config.objective, str) else "weighted score"
+    if objective in config.known_tasks:
+        metric = config.known_tasks[objective].metric
         objective += f" ({'(r + 1)/2 of ' if metric in ('pearson', 'spearman') else ''}{METRICS[metric]})"
     where = " and ".join(series[1:])
     drawn = "rows and seeds; ticks: the seeds" if len(selection.seeds) > 1 else "rows"

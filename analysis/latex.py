@@ -65,16 +65,17 @@ def table_tex(selection: Selection, results: Results) -> str:
 def _caption(selection: Selection, config: TrialConfig, results: Results) -> str:
     """A whole caption, to be cut down: what was tried, chosen and measured, and what bold stands for."""
     tasks = ", ".join(f"{escape(name)}: {METRICS[config.known_tasks[name].metric]}" for name in config.train_on)
-    objective = escape(objective_column(config))
-    about = f"norm and mean are over {escape(', '.join(config.counted))}; norm takes $r$ as $(r + 1)/2$."
+    objective, about = escape(_objective_column(config)), ""
+    if "norm" in columns_of(config):
+        about += f"; norm and mean are over {escape(', '.join(config.counted))}; norm takes $r$ as $(r + 1)/2$"
     if isinstance(config.objective, Objective):
         weights = " + ".join(f"{weight:g} {name}" for name, weight in config.objective.weights.items())
-        about += f" score: the mean of {escape(weights)}, $r$ as $(r + 1)/2$."
+        about += f"; score: the mean of {escape(weights)}, $r$ as $(r + 1)/2$"
     tried = f"{len(selection.search.trials)} configurations tried"
     sentences = [
         f"Search {escape(selection.search.name)}: {tried}, chosen on dev by: {RULE}.",
         _seeds(selection, results),
-        f"{tasks}; {about}",
+        f"{tasks}{about}.",
     ]
     if selection.baseline:
         drawn = "rows and seeds" if len(selection.seeds) > 1 else "rows"
@@ -120,9 +121,10 @@ def _shared(selection: Selection) -> dict[str, Any]:
     return shared if others else {}
 
 
-def objective_column(config: TrialConfig) -> str:
-    """The column by which configurations are ranked: it rises with the score."""
-    return config.objective if isinstance(config.objective, str) else "score"
+def _objective_column(config: TrialConfig) -> str:
+    """The column by which configurations are ranked: the score's own or, where that is not shown, one that rises with it."""
+    objective = config.objective if isinstance(config.objective, str) else "score"
+    return objective if objective in columns_of(config) else config.train_on[0]
 
 
 def escape(text: str) -> str:
@@ -140,7 +142,7 @@ def _breakable(text: str) -> str:
 
 def _bold(selection: Selection, config: TrialConfig, results: Results, split: str) -> tuple[int, str] | None:
     """The cell (trial, column) in bold: the best objective of a split, if it beats the baseline there."""
-    column = objective_column(config)
+    column = _objective_column(config)
     means = {number: of[split][column].mean for number, of in results.configurations.items() if column in of.get(split, {})}
     best = max(means, key=lambda number: means[number], default=None)
     verdicts = {(of.split, of.first, of.second): of.verdict for of in results.comparisons}

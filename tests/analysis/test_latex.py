@@ -80,6 +80,15 @@ def test_nothing_is_bold_that_beats_no_baseline(
     assert r"\mathbf" not in table_tex(*make_up(tiny(), SCORES, baseline, beats=beats))
 
 
+def test_of_a_single_task_its_metric_stands_for_norm_and_mean(tiny: Tiny, make_up: MakeUp) -> None:
+    tex = table_tex(*make_up(tiny(train_on=["sts"]), SCORES, 0, beats={3}))
+    check(tex)
+    assert rows(tex)[""][0] == ["", "sts"]
+    assert rows(tex)["dev"][0][1].startswith(r"$\mathbf")
+    assert "sts: Pearson's $r$. Bold: the best sts of a block" in caption(tex)
+    assert "norm" not in caption(tex)
+
+
 def test_what_an_objective_weighs_is_told_and_has_a_column(tiny: Tiny, make_up: MakeUp) -> None:
     config = tiny(objective={"weights": {"sst": 1, "sts": 3}})
     tex = table_tex(*make_up(config, SCORES, 0, beats={3}))
