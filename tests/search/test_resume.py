@@ -29,9 +29,9 @@ from search.tracking import store_uri
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = """\
 about: Which rate?
-trials: 2
+trials: 1
 config:
-  budget: {examples: 3000}
+  budget: {examples: 8000}
   optimizer: {lr: {log_uniform: [1e-4, 1e-2]}}
 """
 FOLDERS = ("--data", "data", "--encoder", "encoder")
@@ -257,7 +257,7 @@ def test_a_search_that_slurm_stops_and_somebody_moves_comes_out_as_if_it_had_run
     started: Callable[..., Search], typing_place: Path
 ) -> None:
     stopped = started(*START)
-    stopped.wait_for(r" 000 at [13]/9 ")
+    stopped.wait_for(r" 000 at 1/9 ")
     stopped.signal_all(signal.SIGUSR1)
     assert stopped.end() == 130, stopped.text
     assert "stopping; the trials' states are saved" in stopped.text
@@ -270,7 +270,7 @@ def test_a_search_that_slurm_stops_and_somebody_moves_comes_out_as_if_it_had_run
     assert resumed.end() == 0, resumed.text
     assert "000 goes on from" in resumed.text
     folder = target / "searches" / "job"
-    first, *_ = read_results(folder, "quick")
+    [first] = read_results(folder, "quick")
     assert first.status == "completed"
     inputs = open_inputs(here(first.config(), read_plan(folder)["moved"]))
     whole = [progress.record for progress in train(first.config(), inputs)]
@@ -283,11 +283,11 @@ def test_a_search_that_slurm_stops_and_somebody_moves_comes_out_as_if_it_had_run
     experiment = client.get_experiment_by_name("job")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
-    assert sorted(run.data.tags.get("trial_number", "") for run in runs) == ["", "0", "1"]
+    assert sorted(run.data.tags.get("trial_number", "") for run in runs) == ["", "0"]
     points = client.get_metric_history(next(r for r in runs if r.data.tags.get("trial_number") == "0").info.run_id, "dev/score")
     assert len(points) == 3  # what the old place's store had is told anew
 
     again = started(*START[:4], *MOVED)
     assert again.end() == 0, again.text
-    assert "2 trials: " in again.text
+    assert "1 trial: 1 completed." in again.text
     assert " started " not in again.text
