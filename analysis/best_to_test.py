@@ -35,8 +35,9 @@ from analysis.report import report_lines, write_predictions
 from analysis.results import SPLITS, Logits, Results, Splits, document, measure
 from analysis.retrain import Job, answer, open_test_split
 from analysis.selection import FRESH, Selection, choose_baseline, choose_search, choose_trials
-from minbert_core.config import seed_of
-from minbert_core.inputs import open_inputs
+from minbert_core.config import TrialConfig, seed_of
+from minbert_core.data.corpus import missing_test_files
+from minbert_core.inputs import data_folder, open_inputs
 from search.drive import start_ray
 from search.folder import lock, read_plan, write_plan
 from search.narrate import describe
@@ -105,7 +106,7 @@ def _main(options: argparse.Namespace) -> int:
     resources = find_resources(
         options.gpus, options.gpus_per_trial, cpus, f"python analysis/best_to_test.py --search {search.name}"
     )
-    print(f"search    {search.name}: {search.plan['about']}")
+    print(f"search    {search.name}: {search.plan['about'] or '(no question given: `about`)'}")
     print(
         f"tried     {len(search.trials)} configurations"
         + ("" if search.is_finished else f" of {search.plan['trials']}: the search is not finished")
@@ -117,6 +118,7 @@ def _main(options: argparse.Namespace) -> int:
     each = f"{counted(len(seeds), 'fresh seed')} each" if seeds else "the weights that the search kept, one seed each"
     print(f"test      {counted(len(selection.trials), 'configuration')}, {each}; to {selection.folder}")
     print(f"machine   {resources}{resources.which_gpus}")
+    _check_test_files(here(selection.config, places))
     if options.dry_run:
         print("Nothing was started, no test file was opened.")
         return 0
@@ -124,6 +126,13 @@ def _main(options: argparse.Namespace) -> int:
         if moved(places) != search.plan.get("moved", {}):
             write_plan(search.folder, read_plan(search.folder) | {"moved": moved(places)})
         return run(selection, resources)
+
+
+def _check_test_files(config: TrialConfig) -> None:
+    """Hours of training are not to end on a file that is not there.  Raises ValueError."""
+    folder = data_folder(config)
+    if missing := missing_test_files(folder, [config.known_tasks[name] for name in config.train_on]):
+        raise ValueError(f"There is no test file {', '.join(missing)} in {folder}. Put it there, or say `--data DIR`.")
 
 
 # -------------------------------------------------------------------------------------------------------------- the run
@@ -197,11 +206,14 @@ def _ray(resources: Resources) -> Iterator[None]:
     """One's own Ray instance for as long as the block lasts."""
     import ray
 
+    before = signal.getsignal(signal.SIGTERM)
     start_ray(resources, "local")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put its own in place, which prints its C++ stack
     try:
         yield
     finally:
         ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _open_test(selection: Selection, models: list[Job], resources: Resources, sha: str) -> tuple[dict[Job, Logits], Splits]:
@@ -297,5 +309,6 @@ def _now_ms() -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGUSR1, signal.default_int_handler)  # as Ctrl-C: Slurm's word before a job's time is over
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # as Ctrl-C; the latter is Slurm's word before a job's time is over
+        signal.signal(number, signal.default_int_handler)
     sys.exit(main())

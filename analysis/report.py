@@ -145,7 +145,7 @@ def _sentence(selection: Selection, config: TrialConfig, winner: int, comparison
     other = f"the {'baseline' if is_baseline else 'best'} ({comparison.second:03d})"
     link = ":" if comparison.verdict == "cannot be told from" else " by"
     text = f"{comparison.first:03d} {comparison.verdict} {other}{link} {_number(found.mean, '+')} {_interval(found, '+')}"
-    if config.objective != "norm":
+    if config.objective != "norm" and "norm" in columns_of(config):
         norm = comparison.differences["norm"]
         text += f" (norm {_number(norm.mean, '+')} {_interval(norm, '+')})"
     num_seeds = len(found.values)
@@ -163,7 +163,7 @@ def write_predictions(config: TrialConfig, results: Results, logits: Logits, spl
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     lines = [
-        f"Prediction files of {results.chosen.name} (of the best configuration the model that is best on dev), checked:",
+        f"Prediction files of {results.chosen.name} (of the best configuration the model that is best on dev):",
         "",
     ]
     faults = []

@@ -35,8 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return WRONG
-    for search in searches:
-        print("\n".join(_lines(search)) + "\n")
+    try:
+        for search in searches:
+            print("\n".join(_lines(search)) + "\n", flush=True)
+    except BrokenPipeError:  # runs.py smart | head
+        drop_output()
     if options.out is None:
         return DONE
     try:
@@ -73,8 +76,9 @@ def _out(text: str) -> Path:
 def _lines(search: Search) -> list[str]:
     gpus = search.plan["gpus_per_trial"]
     branches = branch_table(search.trials, read_choices(search.folder))
+    about = search.plan["about"] or "(no question given: `about`)"
     return [
-        f"{search.name}: {search.plan['about']} ({len(search.trials)} of {search.plan['trials']} trials)",
+        f"{search.name}: {about} ({len(search.trials)} of {search.plan['trials']} trials)",
         *table(search.trials, search.tasks, most=len(search.trials), gpus_per_trial=gpus),
         *(["", *branches] if branches else []),
     ]

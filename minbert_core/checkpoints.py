@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,8 @@ def save_encoder(encoder: Encoder, folder: Path) -> None:
     try:
         save_file(weights, temporary["model.safetensors"], metadata={"format": "pt"})
         temporary["config.json"].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        # safetensors writes for the owner alone; who serves a model is often another user
+        shutil.copymode(temporary["config.json"], temporary["model.safetensors"])
         for name, path in temporary.items():
             os.replace(path, folder / name)
     finally:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from minbert_core.knobs import knob_at
+from minbert_core.knobs import elsewhere, knob_at
 from minbert_core.settings import Fault, Location, did_you_mean, shown
 
 Where = Mapping[str, tuple[str, int]]  # path -> (source, line)
@@ -90,7 +90,7 @@ def _sentence(item: Any, path: str, model: type[BaseModel]) -> str:
         case "extra_forbidden":
             above, _, key = path.rpartition("/")
             knob = knob_at(model, above)
-            return f"Unknown key `{path}`{did_you_mean(key, knob.keys if knob else ())}"
+            return f"Unknown key `{path}`{did_you_mean(key, knob.keys if knob else ())}{elsewhere(model, key)}"
         case "missing":
             return f"`{path}` is missing."
         case "union_tag_invalid":

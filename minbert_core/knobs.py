@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 NO_DEFAULT: Any = PydanticUndefined  # null may be a default, so it cannot stand for none
+ENTRIES = {"tasks": "all", "stages": "0"}  # of a config: which entry of a map or a list stands for all
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,17 @@ def places(
         below = knob.below(part)
         assert below is not None, f"{path} names {part} and has it not"
         yield from places(below, entries, f"{path}/{part}" if path else part, met)
+
+
+def elsewhere(model: type[BaseModel], key: str, above: str = "") -> str:
+    """The end of a sentence about a key that is unknown where it was written: ` There is `optimizer/lr`.`, or nothing.
+
+    Of several places those nearest to the top are named, three at most; they stand below `above`.
+    """
+    found = [place.path for place in places(Knob((model,)), ENTRIES) if place.path.rpartition("/")[2] == key]
+    top = min((path.count("/") for path in found), default=0)
+    nearest = [f"`{above}{path}`" for path in found if path.count("/") == top]
+    return f" There is {', '.join(nearest[:3])}{' …' if len(nearest) > 3 else ''}." if nearest else ""
 
 
 def schema_of(knob: Knob) -> tuple[dict[str, Any], bool]:

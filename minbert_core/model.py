@@ -133,6 +133,7 @@ def save_model(model: MultitaskBert, config: TrialConfig, folder: Path, tokenize
     save_file({name: tensor.contiguous() for name, tensor in model.heads.state_dict().items()}, draft / HEADS)
     (draft / "README.md").write_text(README, encoding="utf-8")
     (draft / "config.yaml").write_text(dump_yaml(as_written(config)), encoding="utf-8")
+    shutil.copymode(draft / "config.yaml", draft / HEADS)  # as in save_encoder
     if folder.exists():
         folder.rename(replaced)
     draft.rename(folder)
@@ -290,7 +291,7 @@ def _examples(inputs: Sequence[str | tuple[str, str]], tasks: Mapping[str, Task]
     """Each input as a tuple of one text or two.  Raises ValueError."""
     if isinstance(inputs, str):
         raise ValueError(f"`predict` takes a list of sentences and pairs. Got one text: write [{inputs!r}].")
-    examples = [(item,) if isinstance(item, str) else tuple(item) for item in inputs]
+    examples = [tuple(item) if isinstance(item, (tuple, list)) else (item,) for item in inputs]
     for i, texts in enumerate(examples):
         if len(texts) not in (1, 2) or not all(isinstance(text, str) and text.strip() for text in texts):
             raise ValueError(f"Input {i} must be a sentence or a pair of sentences, none empty. Got {inputs[i]!r}.")

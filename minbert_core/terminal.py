@@ -53,10 +53,23 @@ class Screen:
 
     def print(self, line: str) -> None:
         """A line above the picture, not cut and not broken; from any thread."""
-        if (live := self.live) is None:
-            print(line, flush=True)
-        else:
-            live.console.print(Text(line), soft_wrap=True)
+        try:
+            if (live := self.live) is None:
+                print(line, flush=True)
+            else:
+                live.console.print(Text(line), soft_wrap=True)
+        except BrokenPipeError:  # of `| tee log.txt`: Ctrl-C has ended tee, too
+            drop_output()
+
+
+def drop_output() -> None:
+    """The reader of a pipe has left (`| head` has enough): what is still said there goes nowhere, and is no fault."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    out, err = sys.stdout.fileno(), sys.stderr.fileno()
+    if os.path.sameopenfile(out, err):  # 2>&1
+        os.dup2(nowhere, err)
+    os.dup2(nowhere, out)
+    os.close(nowhere)
 
 
 def duration(seconds: float) -> str:

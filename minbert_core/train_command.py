@@ -166,7 +166,8 @@ def settle(config: TrialConfig, recorded: TrialConfig | None) -> TrialConfig:
     else:
         device = resolve_device(config.machine.device)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former: Linux
-        threads = cores if device == "cpu" else 1
+        # `tiny` has nothing to share out: beside other work its threads wait for each other, 40 s for 7 on 2 cores (2026-11)
+        threads = cores if device == "cpu" and config.encoder.checkpoint != TINY else 1
         precision = resolve_precision("auto", torch.device(device))
         machine = {"device": device, "threads": threads, "precision": precision} | written
     if Machine.model_validate(machine).device == "cuda" and not torch.cuda.is_available():

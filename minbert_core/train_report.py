@@ -164,12 +164,13 @@ def closing_lines(config: TrialConfig, records: list[Record], folder: Path) -> l
     sentences = ["a sentence"] if has_single else ["a sentence", "another"]
     words: list[Any] = ["--data", near(Path(config.data)), "--encoder", near(Path(config.encoder.checkpoint))]
     space = ["spaces/quickstart.yaml"] if is_toy else ["spaces/smart.yaml", *words]
+    course = set(config.train_on) >= set(TrialConfig().train_on)  # what the shipped spaces search
     return [
         f"best      at {at}: {evaluation(best, config)}",
         f"took      {duration(last['seconds'])}, {last['examples']:,} examples, {last['step']:,} steps",
         f"folder    {folder}: best/ is the model, metrics.jsonl the course of its training",
         f"predict   {shlex.join(['python', '-m', 'minbert_core.predict', model, *sentences])}",
-        f"search    {shlex.join(['python', '-m', 'search.run', '--space', *space])}",
+        *([f"search    {shlex.join(['python', '-m', 'search.run', '--space', *space])}"] if course else []),
     ]
 
 

@@ -5,6 +5,7 @@ A domain is written as a map with its name alone, `lr: {log_uniform: [5e-6, 5e-5
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import Any
 
 import optuna
 
-from minbert_core.settings import shown
+from minbert_core.settings import did_you_mean, shown
 
 NAME = re.compile(r"[a-z0-9_-]+")
 GOLDEN = (3 - math.sqrt(5)) / 2  # being irrational, it divides no range of whole ends at a whole number
@@ -123,6 +124,14 @@ def _same(value: Any, other: Any) -> bool:
 def is_domain(node: Any) -> bool:
     """Whether a value of a space is a domain: a map that has a domain's name among its keys."""
     return isinstance(node, dict) and any(name in node for name in DOMAINS)
+
+
+def misspelt_domain(node: Any, path: str) -> Iterator[str]:
+    """A sentence where `node` looks like a domain whose name is written wrong: `{loguniform: [1e-5, 1e-4]}`."""
+    if isinstance(node, dict) and len(node) == 1:
+        [(name, bounds)] = node.items()
+        if isinstance(bounds, list) and difflib.get_close_matches(str(name).lower(), DOMAINS, n=1, cutoff=0.75):
+            yield f"`{path}`: unknown domain '{name}'{did_you_mean(str(name).lower(), DOMAINS)}"
 
 
 def parse_domain(node: dict[str, Any], path: str) -> tuple[Domain | None, list[str]]:

@@ -164,8 +164,8 @@ class _Interrupts:
     def _answer(self) -> None:
         while received := os.read(self.read, 64):
             if not STOPS.isdisjoint(received):
-                self.say("stopping already, some seconds more …" if self.seen else "stopping; the trials' states are saved …")
-                self.seen = True
+                again, self.seen = self.seen, True
+                self.say("stopping already, some seconds more …" if again else "stopping; the trials' states are saved …")
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.handlers.items():
@@ -179,7 +179,7 @@ class _Interrupts:
 def close(folder: Path, plan: Plan, results: list[TrialResult], narrator: Narrator, interrupted: bool, uri: str) -> int:
     """Show the table and the next command, and end the record in MLflow; the exit code."""
     resources = plan.resources
-    rows = table(results, narrator.tasks, gpus_per_trial=resources.gpus_per_trial) if results else []
+    rows = table(results, narrator.tasks, gpus_per_trial=resources.gpus_per_trial, unended="paused") if results else []
     if branches := branch_table(results, choices_of(plan.space)):
         rows += ["", *branches]
     cost = f"cost      {total_cost(results, resources.cpus_per_trial, resources.gpus_per_trial)}"

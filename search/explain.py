@@ -22,12 +22,11 @@ from rich.console import Console
 from rich.padding import Padding
 
 from minbert_core.config import TrialConfig
-from minbert_core.knobs import Knob, knob_at, places
+from minbert_core.knobs import ENTRIES, Knob, knob_at, places
 from search.domains import DOMAINS
 from search.examples import SHARED, canonical, example, searched_in
 from search.listing import (
     DOMAIN_ABOUT,
-    ENTRIES,
     FROM_SPACE,
     INHERITS,
     STRUCTURE_ABOUT,

@@ -17,12 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from minbert_core.config import TrialConfig, default_at
-from minbert_core.knobs import NO_DEFAULT, Knob, Place, places, schema_of
+from minbert_core.knobs import ENTRIES, NO_DEFAULT, Knob, Place, places, schema_of
 from minbert_core.paths import as_written
 from search.space_file import STRUCTURE, SpaceSettings
 
 ROOT = Path(__file__).resolve().parents[1]
-ENTRIES = {"tasks": "all", "stages": "0"}  # which entry of a map or a list stands for all
 
 STRUCTURE_ABOUT = {
     "extends": "file of another space, beside this one; this is laid over it",

@@ -38,10 +38,12 @@ def scores(record: dict[str, Any], tasks: Iterable[str]) -> str:
     return f"{record['dev/score']:.4f} ({each})"
 
 
-def table(trials: Iterable[TrialResult], tasks: list[str], most: int = 10, gpus_per_trial: float = 0) -> list[str]:
+def table(
+    trials: Iterable[TrialResult], tasks: list[str], most: int = 10, gpus_per_trial: float = 0, unended: str = "running"
+) -> list[str]:
     """The trials as rows of a Markdown table: the fullest rung first, best score first, then the others, fullest first.
 
-    norm and mean are shown where there are several tasks.
+    norm and mean are shown where there are several tasks; `unended` is what a trial that has not ended is said to be.
     """
     trials = best_first(trials)
     costs = ["minutes", "GPU-min"] if gpus_per_trial else ["minutes"]
@@ -53,7 +55,7 @@ def table(trials: Iterable[TrialResult], tasks: list[str], most: int = 10, gpus_
         last = f"{trial.last['dev/score']:.4f}" if best else ""
         name = f"{trial.number:03d}" + (" (baseline)" if trial.baseline is not None else "")
         speed = f"{trial.examples / trial.seconds:.0f}" if trial.seconds else ""
-        status = trial.status if trial.status != "failed" else f"failed: {trial.reason}"
+        status = {"failed": f"failed: {trial.reason}", "running": unended}.get(trial.status, trial.status)
         minutes = [f"{trial.seconds / 60 * share:.1f}" for share in (1, gpus_per_trial)[: len(costs)]]
         rows.append([name, *cells, last, str(trial.part or ""), status, *minutes, speed, describe(trial.params)])
     left_out = len(trials) - most

@@ -18,7 +18,7 @@ from typing import Any
 
 from minbert_core.checkpoints import fetch_encoder
 from minbert_core.config import OVERALL, TINY, TOY, Objective, TrialConfig
-from minbert_core.data.corpus import fingerprint
+from minbert_core.data.corpus import Dropped, fingerprint, missing_test_files
 from minbert_core.data.tasks import SPLITS
 from minbert_core.inputs import Inputs, build_encoder, data_folder, open_inputs
 from minbert_core.model import build_model
@@ -81,12 +81,15 @@ class Plan:
         return expected_full_trials(self.num_trials, baselines, len(self.recipes), settings.rungs, settings.trial_scheduler)
 
     def warnings(self) -> list[str]:
-        """What may not be what was meant, as sentences: rows that max_length cuts, trials too few for halving."""
+        """What may not be what was meant, as sentences: rows cut, no test files, trials too few for halving."""
         sentences, max_length = [], self.config.max_length
         for name, split in self.inputs.train.items():
             percent = 100 * split.num_longer(self.config.task(name).pair_encoding.kind, max_length) / len(split)
             if percent >= 1:
                 sentences.append(f"{name}: {percent:.0f} % of the rows are longer than max_length {max_length} and are cut.")
+        tasks = [self.config.known_tasks[name] for name in self.config.train_on]
+        if missing := missing_test_files(self.inputs.data_folder, tasks):
+            sentences.append(f"no {' and no '.join(missing)} in the data folder: the search needs none, best_to_test will.")
         settings, baselines = self.space.settings, len(self.space.baselines)
         few = settings.trial_scheduler.warning(settings.rungs, self.num_trials, baselines, len(self.recipes))
         return [*sentences, few] if few else sentences
@@ -130,10 +133,11 @@ class Plan:
         """A sentence for each file of which rows were dropped, naming them: `1 row of sts-dev.csv left out: line 12 (…)`."""
         sentences = []
         for name in self.config.train_on:
+            has_ids = self.config.known_tasks[name].id_column is not None
             for split in (self.inputs.train[name], self.inputs.dev[name]):
                 if not split.dropped:
                     continue
-                named = [f"line {row.line} ({row.id[:8]}…, {row.reason})" for row in split.dropped[:at_most]]
+                named = [_named(row, has_ids) for row in split.dropped[:at_most]]
                 if len(split.dropped) > len(named):
                     named.append(f"{len(split.dropped) - len(named)} more, which the search's log.txt names")
                 file = split.source
@@ -248,6 +252,12 @@ def _num_parameters(config: TrialConfig) -> int:
     every worker, and the workers find the token files."""
     model = build_model(config, build_encoder(config, open_inputs(config)))
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _named(row: Dropped, has_ids: bool) -> str:
+    """A row left out, by its line, the start of its id (where the file has ids), and why."""
+    identity = f"{row.id if len(row.id) <= 8 else row.id[:8] + '…'}, " if has_ids else ""
+    return f"line {row.line} ({identity}{row.reason})"
 
 
 def versions() -> dict[str, str]:

@@ -27,6 +27,7 @@ from typing import Any, Unpack
 import pyarrow as pa
 
 from minbert_core.settings import SettingsError, dump_yaml
+from minbert_core.terminal import drop_output
 from search.drive import DONE, INTERRUPTED, NONE_FINISHED, NOT_RECORDED, STOPS, go_on, next_command, run_search, start_ray
 from search.environment import report
 from search.estimate import check_disk, measured_lines
@@ -85,13 +86,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse, run, and turn every foreseen fault into its sentence and exit code."""
     options = parser().parse_args(arguments)
     try:
-        return _main(options, sys.argv[1:] if arguments is None else arguments)
+        code = _main(options, sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+        return code
     except Refused as error:
         print(error, file=sys.stderr)
         return REFUSED
     except (SettingsError, ValueError) as error:
         print(error, file=sys.stderr)
         return WRONG
+    except BrokenPipeError:  # --status smart | head
+        drop_output()
+        return DONE
     except KeyboardInterrupt:  # before the search itself, which has its own way to stop
         print("Interrupted before anything started.", file=sys.stderr)
         return INTERRUPTED

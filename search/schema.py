@@ -16,8 +16,9 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from minbert_core.config import TrialConfig
+from minbert_core.knobs import ENTRIES
 from search.domains import DOMAINS, RANGES
-from search.listing import DOMAIN_ABOUT, ENTRIES, FROM_SPACE, STRUCTURE_ABOUT, config_places, first_sentence
+from search.listing import DOMAIN_ABOUT, FROM_SPACE, STRUCTURE_ABOUT, config_places, first_sentence
 from search.space_file import SpaceSettings
 
 SCHEMA = Path(__file__).resolve().parents[1] / "spaces" / "schema.json"
@@ -126,7 +127,7 @@ class _Written:
 
     def _family(self, names: list[str]) -> Json:
         bare = {self.kind(name): self.models[name] for name in names if not self.models[name].get("required")}
-        about = [first_sentence(model["description"]) for model in bare.values()]
+        about = [first_sentence(model.get("description", "")) for model in bare.values()]
         words = [{"enum": list(bare), "enumDescriptions": about}] if bare else []
         return {"anyOf": [*words, *(self.ref(name) for name in names)]}
 

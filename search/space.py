@@ -18,10 +18,11 @@ from pydantic import ValidationError
 
 from minbert_core.config import TrialConfig, default_at, load_config
 from minbert_core.faults import Where, fault_at, faults_of
+from minbert_core.knobs import elsewhere
 from minbert_core.overrides import Places
 from minbert_core.paths import lay_over
 from minbert_core.settings import Fault, SettingsError, did_you_mean, shown
-from search.domains import DOMAINS, NAME, Choice, Domain, Range, is_domain, parse_domain
+from search.domains import DOMAINS, NAME, Choice, Domain, Range, is_domain, misspelt_domain, parse_domain
 from search.space_file import SPACE_KEYS, SpaceSettings, children, nested, read_document, structure_faults, where_under
 
 Choose = Callable[[str, Domain], Any]
@@ -282,6 +283,7 @@ def _branch_path(path: str, label: Any, branch: Any) -> str:
 def _walk(node: Any, path: str, guards: Guards, faults: list[Fault], where: Where) -> Iterator[tuple[str, Domain, Guards]]:
     """(path, domain, guards) of every domain in `node`, all branches entered; what is wrong with one joins `faults`."""
     if not is_domain(node):
+        faults += [fault_at(path, sentence, where) for sentence in misspelt_domain(node, path)]
         for _, child, below in children(node, path):
             yield from _walk(child, below, guards, faults, where)
         return
@@ -350,8 +352,9 @@ def make_space(name: str, document: dict[str, Any], where: Places | None = None)
     where = where or {}
     faults = list(structure_faults(document, where))
     can_be_walked = not faults
-    faults += [fault_at(key, f"Unknown key `{key}` in a space{did_you_mean(key, SPACE_KEYS)}", where)
-               for key in document if key not in SPACE_KEYS]  # fmt: skip
+    for key in (key for key in document if key not in SPACE_KEYS):
+        known = f"{did_you_mean(key, SPACE_KEYS)}{elsewhere(TrialConfig, key, 'config/')}"
+        faults.append(fault_at(key, f"Unknown key `{key}` in a space{known}", where))
     if not NAME.fullmatch(name):
         faults.append(Fault(0, f"A space's name is its file's, made of a-z, 0-9, _ and -. Got '{name}'."))
     own = {key: value for key, value in document.items() if key in SpaceSettings.model_fields}

@@ -19,7 +19,7 @@ from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
 from minbert_core.config import ObjectiveSetting, TrialConfig
 from minbert_core.faults import Where, fault_at
-from minbert_core.knobs import knob_at
+from minbert_core.knobs import elsewhere, knob_at
 from minbert_core.overrides import Override, Places, note_set, parse_set
 from minbert_core.paths import lay_over
 from minbert_core.settings import (
@@ -201,8 +201,9 @@ def _apply_set(document: dict[str, Any], text: str, where: Places) -> None:
         raise SettingsError([Fault(0, "A space says in its file what it `extends`; --set cannot.", source)])
     if parts[0] not in SPACE_KEYS:
         if parts[0] not in TrialConfig.model_fields:
-            known = (*SPACE_KEYS, *TrialConfig.model_fields)
-            raise SettingsError([Fault(0, f"Unknown key `{parts[0]}`{did_you_mean(parts[0], known)}", source)])
+            known = {*SPACE_KEYS, *TrialConfig.model_fields}
+            there = elsewhere(TrialConfig, parts[0])
+            raise SettingsError([Fault(0, f"Unknown key `{parts[0]}`{did_you_mean(parts[0], known)}{there}", source)])
         parts = ["config", *parts]
     note_set(where, "/".join(parts).removeprefix("config/"), source)
     override = partial(Override, value, source, what="the space", branches=_branches)

@@ -55,11 +55,17 @@ def show_status(folder: Path, go_on: str, next_command: str) -> None:
         console.print(render(Picture(rows, "", ""), height=len(rows) + 5))
     if num_ended:
         print()
-        print("\n".join(table(trials, plan["train_on"], gpus_per_trial=plan["gpus_per_trial"])))
+        unended = "running" if running else "paused"
+        print("\n".join(table(trials, plan["train_on"], gpus_per_trial=plan["gpus_per_trial"], unended=unended)))
     print()
     if (folder / "best").exists():
         print(f"best      {folder / 'best'}")
-    print(f"compare   {ui_command(plan.get('tracking_uri') or store_uri(folder.parent), Path.cwd())}")
+    uri = plan.get("tracking_uri") or store_uri(folder.parent)
+    database = Path(uri.removeprefix("sqlite:///"))
+    if uri != str(database) and not database.exists():  # the folder was copied without it
+        print(f"compare   there is no {database}: copy it, too, or log the search anew: {go_on}")
+    else:
+        print(f"compare   {ui_command(uri, Path.cwd())}")
     print(f"dashboard {dashboard_command(folder / 'study.journal', Path.cwd())}")
     if drives:
         print(f"follow    tail -f {shlex.quote(os.path.relpath(folder / 'log.txt'))}")

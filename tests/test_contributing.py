@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md does what it says: its example is followed in a copy of the tree, its lists are compared with the code."""
+"""CONTRIBUTING.md does what it says: its example is followed in a copy of the tree, what it names is there."""
 
 from __future__ import annotations
 
@@ -16,24 +16,12 @@ import pytest
 import yaml
 
 from minbert_core.data.tasks import TaskKind
+from search.schema import SCHEMA, schema_line
+from search.space_file import SpaceSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-FAMILIES = {  # headings -> what the battery's laws are over
-    "Every variant": "",
-    "Poolings": "Pooling",
-    "Pair encodings": "PairEncoding",
-    "Heads": "Head",
-    "Losses": "Loss",
-    "Loss weights": "LossWeights",
-    "Task schedules": "TaskSchedule",
-    "Gradient methods": "GradientMethod",
-    "Smoothness": "Smoothness",
-    "Proximal": "Proximal",
-    "LR schedules": "lr_schedules",
-    "Stages": "Stage",
-}
 
 
 def code(language: str) -> list[str]:
@@ -102,26 +90,33 @@ def test_a_head_that_no_union_names_is_told_so(newcomer: Path) -> None:
     assert "Gated 'gated': it is in no union: no config can name it" in done.stdout
 
 
-# -------------------------------------------------------------------------------------------------------- what it lists
+def test_a_variant_is_one_class_and_one_name(newcomer: Path) -> None:
+    """No other file asks for it but the schema, which one command writes: no test lists a family whole."""
+    add_head(newcomer, code("python")[0])
+    gradients = newcomer / "minbert_core/methods/gradients.py"
+    before, union, after = gradients.read_text(encoding="utf-8").partition("\nGradientMethod = Annotated[")
+    again = f"class Again{before.partition('class Sum')[2].partition('class ')[0]}".replace('"sum"', '"again"')
+    gradients.write_text(f"{before}\n{again}{union}{after.replace('GradVac', 'GradVac | Again', 1)}", encoding="utf-8")
+    tests = ["tests/test_config.py", "tests/search/test_schema.py", "tests/search/test_explain.py"]
+    for path in [*(ROOT / "spaces").iterdir(), *(ROOT / name for name in tests)]:
+        copy = newcomer / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    done = run(newcomer, "-m", "search.space", "--schema")
+    assert done.returncode == 0, done.stderr
+    done = run(newcomer, "-m", "pytest", "-p", "no:cacheprovider", *tests, "-k", "not example and not loader and not searched")
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
-def laws() -> dict[str, list[str]]:
-    """Of the battery: what a law is over -> the laws, in words. '' is over all variants."""
-    found: dict[str, list[str]] = {}
-    for node in ast.parse((ROOT / "tests/methods/test_battery.py").read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-            for decorator in node.decorator_list:
-                over = re.fullmatch(r"law\((\w*)\)|(lr_schedules)|over\('cls', .*\)", ast.unparse(decorator))
-                if over:
-                    words = node.name.removeprefix("test_").replace("_", " ")
-                    found.setdefault(over[1] or over[2] or "", []).append(words)
-    return found
+def test_the_space_of_the_example_may_stay_among_the_shipped_ones() -> None:
+    space = code("yaml")[1]
+    assert space.splitlines()[0] == schema_line(SCHEMA)
+    written = yaml.safe_load(space)
+    settings = SpaceSettings.model_validate({key: written[key] for key in ("about", "trials")})
+    assert not settings.trial_scheduler.warning(settings.rungs, settings.trials, num_baselines=1, num_recipes=1)
 
 
-def test_the_laws_that_are_listed_are_those_of_the_battery() -> None:
-    _, _, listed = TEXT.partition("## What the battery checks\n")
-    sections = dict(re.findall(r"^\*\*(.+)\*\*\n\n((?:- .+\n)+)", listed, re.MULTILINE))
-    assert {FAMILIES[name]: lines.replace("- ", "").splitlines() for name, lines in sections.items()} == laws()
+# -------------------------------------------------------------------------------------------------------- what it names
 
 
 def test_every_place_that_asks_for_the_kind_of_a_task_is_named() -> None:

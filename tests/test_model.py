@@ -451,6 +451,7 @@ def test_a_saved_model_does_not_pose_as_a_hugging_face_model_but_its_encoder_is_
         "encoder/vocab.txt",
         "heads.safetensors",
     ]
+    assert len({(tmp_path / "best" / name).stat().st_mode for name in files}) == 1  # whoever may read one may read all
     for auto in ("AutoConfig", "AutoModel", "AutoModelForSequenceClassification", "AutoTokenizer"):
         with pytest.raises(ValueError, match=r"Unrecognized model|instantiate"):  # and not fresh heads, or none, in silence
             getattr(transformers, auto).from_pretrained(tmp_path / "best")

@@ -204,6 +204,7 @@ def test_a_model_of_a_gpu_answers_on_the_cpu_and_where_its_corpus_is_not(tiny: T
 def test_inputs_that_are_none_are_refused(known: Predictor, tiny: Tiny, tmp_path: Path) -> None:
     for inputs, sentence in (
         ("a film", r"`predict` takes a list of sentences and pairs\. Got one text: write \['a film'\]\."),
+        (["a film", None], r"Input 1 must be a sentence or a pair of sentences, none empty\. Got None\."),
         (["a film", " "], r"Input 1 must be a sentence or a pair of sentences, none empty\. Got ' '\."),
         ([("a", "b", "c")], r"Input 0 must be a sentence or a pair of sentences, none empty\. Got \('a', 'b', 'c'\)\."),
         ([("a film", None)], r"Input 0 must be a sentence or a pair of sentences, none empty\."),

@@ -100,3 +100,13 @@ def test_elsewhere_there_are_plain_lines_alone() -> None:
 )
 def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_lines_go_nowhere_once_the_reader_of_a_pipe_has_left() -> None:
+    """As of `search 2>&1 | tee log.txt`, where Ctrl-C ends tee, too, and the states are still to be saved."""
+    program = SEARCH + 'screen.print("more")\nprint("a warning", file=sys.stderr)\nsys.exit(130)\n'
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=theirs, stderr=theirs, check=False)
+    os.close(theirs)
+    assert done.returncode == 130

@@ -235,8 +235,14 @@ def test_a_snapshot_that_is_broken_is_as_none(typed: Typed, here: Path) -> None:
 def test_a_training_keeps_the_threads_it_began_with(typed: Typed, here: Path) -> None:
     """What the config leaves open is chosen once: on a machine with other cores it goes on as it began."""
     (here / "mine.yaml").write_text(CONFIG.replace("machine: {threads: 1}\n", ""))
-    typed("mine.yaml --set machine/threads=1")
+    typed("mine.yaml --set machine/threads=2")
     assert "It is trained already" in typed("mine.yaml")[1]
+
+
+def test_the_tiny_encoder_takes_one_thread(typed: Typed, here: Path) -> None:
+    (here / "mine.yaml").write_text(CONFIG.replace("machine: {threads: 1}\n", ""))
+    typed("mine.yaml --set machine/device=cpu")
+    assert read_config(here / "trained" / "mine" / "config.yaml").machine.threads == 1
 
 
 def test_no_search_engine_is_imported(here: Path) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -197,6 +197,11 @@ def _raise(faults: list[str]) -> None:
 # -------------------------------------------------------------------------------------------------------- the test split
 # Its own function, so that searching for its callers finds everyone who ever opens a test file: best_to_test, and the
 # download, which reads what it has fetched.
+
+
+def missing_test_files(folder: Path, tasks: Iterable[Task]) -> list[str]:
+    """Of the test files that the tasks name those that do not lie in `folder`; looked for, not opened."""
+    return [task.files["test"] for task in tasks if "test" in task.files and not (folder / task.files["test"]).exists()]
 
 
 def load_test_split(folder: Path, task: Task) -> Split:

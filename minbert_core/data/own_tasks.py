@@ -140,7 +140,7 @@ OwnTask = Annotated[Classification | Binary | Regression, Field(discriminator="k
 def named_wrong(name: Any, reserved: frozenset[str]) -> str:
     """Why an own task cannot have a name, as the end of a sentence; empty where it can."""
     if name in reserved:
-        return "is a name that is taken; give it another"
+        return f"is a name that is taken; give it another. Taken: {', '.join(sorted(reserved))}"
     if (
         not isinstance(name, str)
         or not name

@@ -108,19 +108,19 @@ def test_retraining_reports_dev_and_test_beside_the_claim(toy_runs: Path, capsys
 
 def test_an_interrupted_test_goes_on_and_trains_nothing_twice(tmp_path: Path, make_search: Callable[..., Path]) -> None:
     runs = tmp_path / "runs"
-    make_search(runs, "small", {"data": "toy", "encoder": "tiny", "budget": {"examples": 8000}}, num_trials=1)
+    make_search(runs, "small", {"data": "toy", "encoder": "tiny", "budget": {"examples": 12000}}, num_trials=1)
     command = [sys.executable, str(ROOT / "analysis" / "best_to_test.py"), "--search", "small", "--seeds", "2", "--gpus", "0"]
     folder = runs / "small" / "test" / "retrained"
 
-    def num_points() -> int:
-        files = folder.glob("*/metrics.jsonl")
-        return sum(record["kind"] == "dev" for file in files for record in read_records(file))
+    def num_records(kind: str) -> int:
+        return sum(record["kind"] == kind for file in folder.glob("*/metrics.jsonl") for record in read_records(file))
 
-    def interrupted(number: int) -> subprocess.CompletedProcess[str]:
-        """Run until one point more has been passed, then send the signal."""
-        known, deadline = num_points(), time.monotonic() + 300
+    def interrupted(number: int, kind: str, more: int) -> subprocess.CompletedProcess[str]:
+        """Run until `more` records have come (what is trained again is first taken out), then send the signal."""
+        fewest, deadline = num_records(kind), time.monotonic() + 300
         driver = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        while num_points() <= known:
+        while (found := num_records(kind)) < fewest + more:
+            fewest = min(fewest, found)
             assert driver.poll() is None, driver.communicate()[0]
             assert time.monotonic() < deadline, "five minutes have passed"
             time.sleep(0.05)
@@ -128,11 +128,11 @@ def test_an_interrupted_test_goes_on_and_trains_nothing_twice(tmp_path: Path, ma
         output, _ = driver.communicate()
         return subprocess.CompletedProcess(command, driver.returncode, output)
 
-    stopped = interrupted(signal.SIGINT)
+    stopped = interrupted(signal.SIGINT, "dev", 1)
     assert stopped.returncode == 130, stopped.stdout
     assert "The same command goes on" in stopped.stdout
     assert {run.info.status for of in tracked(runs).values() for run in of} == {"KILLED"}
-    killed = interrupted(signal.SIGKILL)
+    killed = interrupted(signal.SIGKILL, "train", 3)
     assert killed.returncode == -signal.SIGKILL
     assert "goes on after about" in killed.stdout
     assert not (runs / "small" / "test" / "ledger.jsonl").exists()
@@ -195,6 +195,19 @@ def test_a_dry_run_opens_and_writes_nothing(real_like: tuple[Path, Path], tmp_pa
     output = capsys.readouterr().out
     assert "no test file was opened" in output
     assert "baseline  000" in output
+    assert not (runs / "small" / "test").exists()
+
+
+def test_a_missing_test_file_is_told_before_anything_is_frozen_or_trained(
+    real_like: tuple[Path, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    runs, data = tmp_path / "runs", tmp_path / "data"
+    shutil.copytree(real_like[0], runs, symlinks=True)
+    shutil.rmtree(runs / "small" / "test", ignore_errors=True)
+    shutil.copytree(real_like[1], data)
+    (data / TASKS["para"].files["test"]).unlink()
+    assert main(["--runs", str(runs), "--data", str(data), "--gpus", "0"]) == 2
+    assert f"There is no test file quora-test-student.csv in {data}." in capsys.readouterr().err
     assert not (runs / "small" / "test").exists()
 
 

@@ -90,7 +90,9 @@ def test_what_is_wrong_with_a_declaration_is_a_sentence(own: dict[str, Any], sen
 
 @pytest.mark.parametrize("name", ["sst", "all", "norm", "My Task", "7", "a/b"])
 def test_a_name_that_is_taken_or_no_path_is_refused(name: str) -> None:
-    with pytest.raises(SettingsError, match=r"`own_tasks/.*` (is a name that is taken|must be named with)"):
+    with pytest.raises(
+        SettingsError, match=r"`own_tasks/.*` (is a name that is taken.* Taken: all, cfimdb, |must be named with)"
+    ):
         load_config({"own_tasks": {name: REVIEWS}})
 
 

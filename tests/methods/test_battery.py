@@ -1,7 +1,7 @@
 """One battery over every variant of every family: a new variant is tested by being named in its family's union.
 
 Families are found, not listed: every union in minbert_core.methods. A law is a test whose name says it; one that is broken is
-told in a sentence, which variant, what was found, where in its code, and then the law. CONTRIBUTING.md lists the laws.
+told in a sentence, which variant, what was found, where in its code, and then the law.
 Legend: B examples, S sequences, N tokens, D hidden size, F features, K outputs, G groups, T tasks.
 """
 

@@ -141,6 +141,25 @@ def test_dropped_rows_are_counted_and_named(data: Path, encoder: Path) -> None:
     assert "sts 1,993/400" in line(plan, "data")
 
 
+@pytest.mark.usefixtures("cache")
+def test_a_dropped_row_of_a_file_without_ids_is_named_by_its_line_alone(data: Path, encoder: Path) -> None:
+    (data / "mine.csv").write_text("text,label\n" + "a film,1\n,1\nno film,0\n" * 20)
+    own = {"mine": {"kind": "binary", "files": {"train": "mine.csv"}, "text": "text"}}
+    plan = planned(data=str(data), encoder=str(encoder), own_tasks=own, train_on=["mine"])
+    [sentence] = plan.left_out()
+    assert sentence.startswith("20 rows of mine.csv left out: line 3 (empty: text); line 6 (empty: text); ")
+
+
+def test_a_test_file_that_is_not_there_is_told_before_the_search(data: Path, encoder: Path) -> None:
+    (data / "mine.csv").write_text("text,label\n" + "a film,1\nno film,0\n" * 20)
+    own = {"mine": {"kind": "binary", "files": {"train": "mine.csv", "test": "mine-tset.csv"}, "text": "text"}}
+    said = "no mine-tset.csv in the data folder: the search needs none, best_to_test will."
+    plan = planned(data=str(data), encoder=str(encoder), own_tasks=own, train_on=["mine"])
+    assert said in plan.warnings()
+    (data / "mine-tset.csv").mkdir()  # looked for, never opened
+    assert said not in plan.warnings()
+
+
 def test_folders_are_absolute_in_a_plan(data: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(data.parent)
     plan = planned(data="data", encoder="encoder")

@@ -372,6 +372,8 @@ def test_the_exit_code_says_how_a_search_ended(
     err = capsys.readouterr().err
     assert ("The disk is full." in err) == (not recorded)
     assert ("only MLflow lacks something. This logs it again: python -m search.run --resume quick" in err) == (not recorded)
+    [row] = [line for line in shown if line.startswith("| 000")]
+    assert f"| {'paused' if paused else trial}" in row
     goes_on = interrupted or paused
     assert any(line.startswith("go on     python -m search.run --resume quick") for line in shown) == goes_on
     sentence = "paused    1 trial, and 0 not begun: no time was left for a next point"

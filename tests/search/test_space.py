@@ -198,7 +198,10 @@ def test_a_domain_over_the_whole_budget_keeps_the_rungs() -> None:
          "rungs, sampler, together, trial_scheduler, trials."),
         ("optimizer: {lr: 1}",
          "Unknown key `optimizer` in a space. Known: about, baselines, config, extends, objective, rungs, "
-         "sampler, together, trial_scheduler, trials."),
+         "sampler, together, trial_scheduler, trials. There is `config/optimizer`."),
+        ("lr: 1",
+         "Unknown key `lr` in a space. Known: about, baselines, config, extends, objective, rungs, sampler, together, "
+         "trial_scheduler, trials. There is `config/optimizer/lr`."),
         ("trials: 0", "`trials` must be > 0. Got 0."),
         ("trials: true", "`trials` must be a whole number. Got true."),
         ("trials: {int: [1, 2]}", "`trials` must be a whole number. Got {int: [1, 2]}."),
@@ -215,7 +218,7 @@ def test_a_domain_over_the_whole_budget_keeps_the_rungs() -> None:
         ("sampler: tpee", "Unknown `sampler` kind 'tpee'; did you mean 'tpe'? Known: random, tpe."),
         ("sampler: {startup: 3}", "`sampler` must be a kind's name, or a map with its `kind`. Got {startup: 3}. Known: random, "
          "tpe."),
-        ("sampler: {kind: random, startup: 3}", "Unknown key `sampler/random/startup`."),
+        ("sampler: {kind: random, startup: 3}", "Unknown key `sampler/random/startup`. There is `sampler/tpe/startup`."),
         ("sampler: {kind: tpe, startups: 3}", "Unknown key `sampler/tpe/startups`; did you mean 'startup'? Known: startup."),
         ("sampler: {kind: tpe, startup: true}", "`sampler/tpe/startup` must be a whole number. Got true."),
         ("trial_scheduler: off", "Unknown `trial_scheduler` kind 'off'. Known: asha, top_k."),
@@ -307,6 +310,15 @@ def test_every_bad_domain_is_told_with_its_line(faults: Callable[..., list[str]]
     text += "  t:\n    - {name: a, set: {}}\n"
     text += "    - name: b\n      set:\n        max_length: {int: [9, 8]}\n"
     assert [fault.partition(" ")[0] for fault in faults(text)] == ["3:", "4:", "10:"]
+
+
+def test_a_misspelt_domain_is_told_with_the_nearest(faults: Callable[..., list[str]]) -> None:
+    text = "config:\n  optimizer: {lr: {loguniform: [1e-5, 1e-4]}}\n  gradient: {choices: [sum, pcgrad]}\n"
+    known = "Known: choice, int, log_uniform, uniform."
+    assert faults(text) == [
+        f"2: `optimizer/lr`: unknown domain 'loguniform'; did you mean 'log_uniform'? {known}",
+        f"3: `gradient`: unknown domain 'choices'; did you mean 'choice'? {known}",
+    ]
 
 
 def test_a_fault_that_only_one_pair_of_branches_shows_is_found(faults: Callable[..., list[str]]) -> None:
@@ -835,6 +847,7 @@ def test_set_needs_no_config_in_the_space(write: Write) -> None:
         ("optimizer/lr", "--set takes path=value, as in --set optimizer/lr=2e-5. Got 'optimizer/lr'."),
         ("=3", "--set takes path=value, as in --set optimizer/lr=2e-5. Got '=3'."),
         ("trails=3", "Unknown key `trails`; did you mean 'trials'?"),
+        ("lr=3", "There is `optimizer/lr`."),
         ("optimiser/lr=3", "Unknown key `optimiser`; did you mean 'optimizer'?"),
         ("extends=x.yaml", "A space says in its file what it `extends`; --set cannot."),
         ("optimizer/lrr=3", "Unknown key `optimizer/lrr`; did you mean 'lr'?"),
@@ -853,8 +866,8 @@ def test_set_needs_no_config_in_the_space(write: Write) -> None:
         ("tasks/sts/head/linear/dropout=0.1", "`tasks/sts/head/linear`: the space holds no linear there; choose it first: "
          "tasks/sts/head=linear."),
         ("gradient/pcgard/x=1",
-         "Unknown kind 'pcgard' in `gradient/pcgard`; did you mean 'pcgrad'? Known: gradvac, pcgrad, sum."),
-        ("gradient/beta=1", "Unknown kind 'beta' in `gradient/beta`. Known: gradvac, pcgrad, sum."),
+         "Unknown kind 'pcgard' in `gradient/pcgard`; did you mean 'pcgrad'? Known: "),
+        ("gradient/beta=1", "Unknown kind 'beta' in `gradient/beta`. Known: "),
         ("gradient/pcgrad=1",
          "`gradient/pcgrad`: to choose a kind write gradient=pcgrad; `gradient/pcgrad/…` is one of its knobs."),
         ("stages/2/multitask/share=1", "`stages/2`: the space has 2 entries there, numbered from 0."),

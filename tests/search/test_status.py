@@ -112,6 +112,16 @@ def test_an_interrupted_search_names_the_command_that_goes_on(study: Study, stat
     assert lines["go"] == "go on     python -m search.run --resume quick"
 
 
+def test_a_search_copied_without_its_database_says_so_in_place_of_the_line_that_opens_it(
+    folder: Path, status: Callable[[], dict[str, str]]
+) -> None:
+    database = folder.parent.with_name("mlflow.db")
+    way = "copy it, too, or log the search anew: python -m search.run --resume quick"
+    assert status()["compare"] == f"compare   there is no {database}: {way}"
+    database.touch()
+    assert f"sqlite:///{database}" in status()["compare"]
+
+
 def test_a_finished_search_names_the_next_command(study: Study, status: Callable[[], dict[str, str]]) -> None:
     for _ in range(3):
         study.tell(begin(study, record(9, 0.5)).number, "completed", "completed")
