@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from minbert_core.terminal import drop_output
 from search.costs import branch_table, read_choices
 from search.narrate import table
 from search.results import Search, as_table, find_searches
