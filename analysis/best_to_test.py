@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--data", metavar="DIR", help="where the search's data lie now, if they were moved")
     where.add_argument("--encoder", metavar="NAME", help="where its encoder lies now, if it was moved")
     where.add_argument("--gpus", type=gpus, default="auto", metavar="N|auto", help="GPUs to use; auto (default): all free ones")
-    where.add_argument("--gpus-per-trial", type=share, metavar="X", help="GPUs a model, may be a fraction (default 1)")
+    where.add_argument("--gpus-per-trial", type=share, metavar="X", help="share of a GPU that a model takes (default 1)")
     where.add_argument("--cpus-per-trial", type=positive, metavar="N", help="CPU cores a model (default: as in the search)")
     where.add_argument("--dry-run", action="store_true", help="print the plan; open and start nothing")
     where.add_argument("-h", "--help", action="help", help="print this")
@@ -117,6 +117,8 @@ def _main(options: argparse.Namespace) -> int:
     print(f"baseline  {about_baseline}{described}")
     each = f"{counted(len(seeds), 'fresh seed')} each" if seeds else "the weights that the search kept, one seed each"
     print(f"test      {counted(len(selection.trials), 'configuration')}, {each}; to {selection.folder}")
+    if times := _num_openings(selection):
+        print(f"opened    the test files, for this search: {counted(times, 'time')} before; ledger.jsonl")
     print(f"machine   {resources}{resources.which_gpus}")
     _check_test_files(here(selection.config, places))
     if options.dry_run:
@@ -245,7 +247,8 @@ def _open_test(selection: Selection, models: list[Job], resources: Resources, sh
 
 
 def _num_openings(selection: Selection) -> int:
-    return len((selection.folder / "ledger.jsonl").read_text(encoding="utf-8").splitlines())
+    ledger = selection.folder / "ledger.jsonl"
+    return len(ledger.read_text(encoding="utf-8").splitlines()) if ledger.exists() else 0
 
 
 # ---------------------------------------------------------------------------------------------------------------- MLflow

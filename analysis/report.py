@@ -26,7 +26,7 @@ def report_lines(selection: Selection, results: Results, failures: Mapping[str, 
         [f"{name} failed and is left out: {reason}" for name, reason in failures.items()],
         _table(selection, config, results),
         [f"{_name(selection, number)}  {_parameters(selection, number)}" for number in results.configurations],
-        _legend(selection),
+        _legend(selection, results),
         [_claim(selection, results)],
         *(_compared(selection, config, results, split) for split in reversed(SPLITS)),
     ]
@@ -89,7 +89,7 @@ def _interval(measured: Measured, sign: str = "") -> str:
 # --------------------------------------------------------------------------------------------------------- what it says
 
 
-def _legend(selection: Selection) -> list[str]:
+def _legend(selection: Selection, results: Results) -> list[str]:
     """What was chosen from what, and what the figures cover."""
     num_seeds = len(selection.seeds)
     what = (
@@ -106,9 +106,16 @@ def _legend(selection: Selection) -> list[str]:
     few = (
         " Fewer than five seeds tell little about seeds: where they differ much, it is too narrow." if 1 < num_seeds < 5 else ""
     )
+    of_a_split = [measured for splits in results.configurations.values() for measured in splits.values()]
+    flat = (
+        " One without width is no certainty: all its answers were right, or wrong, or the same; of n rows of which none is "
+        "wrong, up to 3/n may be elsewhere."
+        if any(column.low == column.high for measured in of_a_split for column in measured.values())
+        else ""
+    )
     return [
         f"{what}; chosen on dev among {len(selection.search.trials)} configurations by: {RULE}.",
-        f"95 %: percentile bootstrap interval of the mean, {RESAMPLES:,} resamples: {covers}.{few} It does not cover the "
+        f"95 %: percentile bootstrap interval of the mean, {RESAMPLES:,} resamples: {covers}.{few}{flat} It does not cover the "
         "choice: the best of many on a dev split look better there than they are.",
     ]
 

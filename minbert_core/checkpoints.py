@@ -145,6 +145,10 @@ def fetch_encoder(name_or_folder: str) -> Path:
             folder = snapshot(revision=revision)
     except Exception as error:  # the hub's own errors, the HTTP library's and the system's have no common base
         reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+        if huggingface_hub.constants.HF_HUB_OFFLINE:
+            fetch = f'python -c "from minbert_core.checkpoints import fetch_encoder; fetch_encoder({name_or_folder!r})"'
+            cache = huggingface_hub.constants.HF_HUB_CACHE
+            reason = f"HF_HUB_OFFLINE is set, and {cache} lacks it; where there is a network, {fetch} puts it there"
         raise ValueError(
             f"The encoder '{name_or_folder}' is no folder, and the Hugging Face hub did not give it ({reason}); use "
             "`--encoder DIR` with a folder in Hugging Face layout, or `encoder: tiny` with the toy corpus."

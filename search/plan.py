@@ -99,7 +99,9 @@ class Plan:
         config, inputs, rungs = self.config, self.inputs, self.space.settings.rungs
         domains = self.space.domains()
         width = max((len(name) for name in domains), default=0)
-        objective = config.objective if isinstance(config.objective, str) else dict(config.objective.weights)
+        objective = config.objective
+        if not isinstance(objective, str):
+            objective = "weights " + ", ".join(f"{name} {weight:g}" for name, weight in objective.weights.items())
         parts = ", ".join(f"{math.ceil(self.examples * part / rungs[-1]):,}" for part in rungs)
         rows = ", ".join(f"{name} {len(inputs.train[name]):,}/{len(inputs.dev[name]):,}" for name in config.train_on)
         recipes = f"recipes   {len(self.recipes)}, each with its own rungs: {', '.join(self.recipes)}"

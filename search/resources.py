@@ -89,6 +89,8 @@ def find_resources(gpus: str, gpus_per_trial: float | None, cpus_per_trial: int,
     wanted = None if gpus == "auto" else int(gpus)
     if wanted is not None and wanted > len(present):
         have = counted(len(present), "GPU") if present else "no GPU"
+        if (visible := os.environ.get(VISIBLE)) is not None:
+            have += f"; {VISIBLE}={visible} hides any other"
         at_once = f"{len(present)} at a time" if present else f"{max(1, cpus // cpus_per_trial)} at a time on the CPU"
         how_long = f"\n({estimate} tells first how long that would take.)" if estimate and not present else ""
         raise Refused(
@@ -101,19 +103,19 @@ def find_resources(gpus: str, gpus_per_trial: float | None, cpus_per_trial: int,
     freest = sorted(free, key=lambda gpu: gpu.used_gb)[:wanted]
     taken = tuple(gpu for gpu in present if gpu in freest)
     per_trial = (1.0 if gpus_per_trial is None else gpus_per_trial) if taken else 0.0
-    if per_trial > len(taken):
-        raise Refused(f"--gpus-per-trial {per_trial:g} asks for more than the {counted(len(taken), 'GPU')} of this search.")
     left_out = tuple(gpu for gpu in present if gpu.is_busy and gpu not in taken) if taken else ()
     return Resources(cpus, len(taken), cpus_per_trial, per_trial, taken, left_out)
 
 
 def _too_busy(wanted: int | None, present: list[Gpu], free: list[Gpu], retry: str) -> str:
     busy = tuple(gpu for gpu in present if gpu not in free)
-    asked = f"--gpus {wanted or 'auto'} asks for {counted(wanted, 'GPU') if wanted else 'a GPU'}"
-    named = f"which {'are' if len(busy) > 1 else 'is'} busy: GPU {_listed(busy)}"
+    asked = f"--gpus {wanted} asks for {counted(wanted, 'GPU')}" if wanted else "A GPU is asked for"
+    held = (
+        f"of this machine's {len(present)} others use {len(busy)}" if len(present) > 1 else "others use this machine's only one"
+    )
     works = f" This works now, {len(free)} at a time:\n  {retry} --gpus {len(free)}\n" if free else " "
     return (
-        f"{asked}, but of this machine's {len(present)} others use {len(busy)}, {named}.{works}"
+        f"{asked}, but {held}: GPU {_listed(busy)}.{works}"
         f"Wait for the others; or take a busy one all the same by its number: {VISIBLE}={busy[0].name}."
     )
 

@@ -81,7 +81,7 @@ def _check_asked(options: argparse.Namespace, record: dict[str, Any]) -> None:
         what = options.space if isinstance(options.space, Path) else "the one given"
         raise Refused(
             f"The search {record['name']} began with another space than {what} is now (--set included), and keeps it. Go on "
-            f"without --space and --set, or start this one under another name."
+            "without --space and --set (more trials: with --trials N), or start this one under another name."
         )
     if options.seed not in (None, record["seed"]):
         raise Refused(f"The search {record['name']} has the seed {record['seed']} and keeps it. Got --seed {options.seed}.")

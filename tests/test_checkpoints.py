@@ -300,6 +300,17 @@ def test_a_hub_that_cannot_be_reached_fails_in_seconds_with_advice(silent_hub: s
         assert time.monotonic() - start < limit_seconds
 
 
+def test_without_a_network_one_reads_how_the_cache_is_filled(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    fetch = r"""python -c "from minbert_core\.checkpoints import fetch_encoder; fetch_encoder\('some/model'\)" """
+    with pytest.raises(
+        ValueError, match=rf"HF_HUB_OFFLINE is set, and {empty_cache} lacks it; where there is a network, {fetch}"
+    ):
+        fetch_encoder("some/model")
+
+
 @pytest.mark.usefixtures("empty_cache")
 def test_what_is_no_name_of_a_model_gets_the_same_advice() -> None:
     with pytest.raises(ValueError, match=ADVICE):

@@ -195,7 +195,12 @@ def test_a_dry_run_opens_and_writes_nothing(real_like: tuple[Path, Path], tmp_pa
     output = capsys.readouterr().out
     assert "no test file was opened" in output
     assert "baseline  000" in output
+    assert "before; ledger.jsonl" not in output
     assert not (runs / "small" / "test").exists()
+    (runs / "small" / "test").mkdir()
+    (runs / "small" / "test" / "ledger.jsonl").write_text("{}\n{}\n")
+    assert main(["--runs", str(runs), "--dry-run", "--gpus", "0"]) == 0
+    assert "opened    the test files, for this search: 2 times before; ledger.jsonl" in capsys.readouterr().out
 
 
 def test_a_missing_test_file_is_told_before_anything_is_frozen_or_trained(

@@ -114,9 +114,12 @@ def test_a_search_keeps_its_space_and_seed(typed: Type, typing_place: Path, plan
     assert [resumed for _, resumed in plans] == [False]
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(130, True), (0, False), (3, False)])
-def test_the_slurm_example_starts_or_resumes_and_requeues_what_was_interrupted(
-    tmp_path: Path, code: int, requeued: bool
+@pytest.mark.parametrize(
+    ("code", "state", "requeued"),
+    [(130, "RUNNING", True), (130, "COMPLETING", False), (0, "RUNNING", False), (3, "RUNNING", False)],
+)
+def test_the_slurm_example_starts_or_resumes_and_requeues_what_was_interrupted_but_not_cancelled(
+    tmp_path: Path, code: int, state: str, requeued: bool
 ) -> None:
     """Run with stand-ins for Slurm's own commands."""
     bin_folder = tmp_path / ".venv" / "bin"
@@ -124,6 +127,7 @@ def test_the_slurm_example_starts_or_resumes_and_requeues_what_was_interrupted(
     (bin_folder / "activate").write_text(f'PATH="{bin_folder}:$PATH"\n')
     database = 'touch "${!###sqlite:///}"'  # of its last argument
     stands_in = {"srun": f'printf "%s\\n" "$@" > srun.txt; {database}; exit {code}', "scontrol": 'echo "$@" > requeued.txt'}
+    stands_in["squeue"] = f"echo {state}"
     for name, script in stands_in.items():
         (bin_folder / name).write_text(f"#!/bin/bash\n{script}\n")
         (bin_folder / name).chmod(0o755)
