@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from search.space import read_space
+
 ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
 def block() -> str:
-    found = re.search(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    found = re.search(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     assert found, "README.md has no ```python block"
     return found[1]
 
@@ -38,3 +41,9 @@ def test_the_python_block_runs_as_a_script_and_prints_a_table(block: str, tmp_pa
     assert len(rows) == 3
     assert {row.split()[3] for row in rows} <= {"completed", "stopped"}
     assert (tmp_path / "runs" / "rates" / "best").exists()
+
+
+@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
+def test_every_space_that_the_readme_shows_is_sound(block: str, tmp_path: Path) -> None:
+    (tmp_path / "shown.yaml").write_text(block, encoding="utf-8")
+    read_space(tmp_path / "shown.yaml")
