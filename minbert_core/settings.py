@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 
 Location = tuple[str | int, ...]  # where a value stands in a document: keys and list indices
 Lines = dict[Location, int]
+NAME = re.compile(r"[a-z0-9_-]+")  # of a space, a branch, a search, a task: what a path, a folder and a command line can hold
 
 
 @dataclass(frozen=True, order=True)

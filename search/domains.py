@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 
-from minbert_core.settings import did_you_mean, shown
+from minbert_core.settings import NAME, did_you_mean, shown
 
-NAME = re.compile(r"[a-z0-9_-]+")
 GOLDEN = (3 - math.sqrt(5)) / 2  # being irrational, it divides no range of whole ends at a whole number
 Scalar = str | int | float | bool | None
 

@@ -131,6 +131,7 @@ class Narrator:
         self.say(f"{trial.number:03d} {reason}  {self._so_far()}")
 
     def ended(self, trial: TrialResult) -> None:
+        """Say how a trial ended, and end its run in MLflow; the first time that MLflow fails, say that, too."""
         self.trials[trial.number] = trial
         self.running.pop(trial.number, None)
         self._ended_in_mlflow(trial)

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from minbert_core.settings import did_you_mean
-from search.domains import NAME
+from minbert_core.settings import NAME, did_you_mean
 from search.environment import own_version
 from search.tracking import parse_tracking_uri
 
@@ -98,6 +97,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def positive(text: str) -> int:
+    """A whole number of 1 or more, for argparse."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more. Got '{text}'.")
     return int(text)
@@ -120,6 +120,7 @@ def _seed(text: str) -> int:
 
 
 def share(text: str) -> float:
+    """A share of one GPU, in (0, 1], for argparse."""
     try:
         value = float(text)
     except ValueError:
@@ -150,6 +151,7 @@ def _store(text: str) -> str:
 
 
 def gpus(text: str) -> str:
+    """`auto` or a number of GPUs, for argparse."""
     if text != "auto" and not text.isdigit():
         raise argparse.ArgumentTypeError(f"must be a whole number or auto. Got '{text}'.")
     return text

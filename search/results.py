@@ -53,7 +53,9 @@ class Search:
 
     def is_running(self) -> bool:
         """Whether a process holds the search's lock now."""
-        with (self.folder / "lock").open("a") as file:
+        if not (path := self.folder / "lock").exists():
+            return False
+        with path.open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except OSError:

@@ -12,8 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from minbert_core.settings import dump_yaml, parse_yaml
-from search.domains import NAME
+from minbert_core.settings import NAME, dump_yaml, parse_yaml
 from search.folder import read_plan
 from search.places import find_places, moved
 from search.plan import Plan, make_plan

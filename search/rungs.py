@@ -61,6 +61,7 @@ class RungScheduler:
         self._verdicts: dict[int, str] = {}
 
     def decide(self, number: int, recipe: str, exempt: bool, part: int, score: float) -> str:
+        """Enter a trial's score at a point into its recipe's rungs: STOP or CONTINUE, which exempt trials always do."""
         if recipe not in self._recipes:
             self._recipes[recipe] = self._asha()
         asha, entry = self._recipes[recipe], _Entry(str(number))

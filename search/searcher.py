@@ -95,6 +95,7 @@ class StudySearcher(Searcher):
     # ---- giving out trials
 
     def suggest(self, trial_id: str) -> dict[str, Any] | Any:
+        """The next trial's order, as `run_trial` takes it: one that waits first, then a new one. None: ask again; FINISHED."""
         if (number := self._next_to_continue()) is not None:
             trial, resumed = self.to_continue.pop(number), True
         elif self._may_begin():
@@ -137,6 +138,7 @@ class StudySearcher(Searcher):
     # ---- hearing of them
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """A trial has reached a point: into the study, the link to the best, the listener."""
         known = self.running[trial_id]
         self.study.report(known.number, result["part"], result["score"])
         self.running[trial_id] = self.study.result(known.number)

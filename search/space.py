@@ -21,8 +21,8 @@ from minbert_core.faults import Where, fault_at, faults_of
 from minbert_core.knobs import elsewhere
 from minbert_core.overrides import Places
 from minbert_core.paths import lay_over
-from minbert_core.settings import Fault, SettingsError, did_you_mean, shown
-from search.domains import DOMAINS, NAME, Choice, Domain, Range, is_domain, misspelt_domain, parse_domain
+from minbert_core.settings import NAME, Fault, SettingsError, did_you_mean, shown
+from search.domains import DOMAINS, Choice, Domain, Range, is_domain, misspelt_domain, parse_domain
 from search.space_file import SPACE_KEYS, SpaceSettings, children, nested, read_document, structure_faults, where_under
 
 Choose = Callable[[str, Domain], Any]

@@ -23,6 +23,7 @@ from minbert_core.knobs import elsewhere, knob_at
 from minbert_core.overrides import Override, Places, note_set, parse_set
 from minbert_core.paths import lay_over
 from minbert_core.settings import (
+    NAME,
     Fault,
     Lines,
     Location,
@@ -34,7 +35,7 @@ from minbert_core.settings import (
     read_yaml,
     shown,
 )
-from search.domains import NAME, is_domain, parse_domain
+from search.domains import is_domain, parse_domain
 from search.rungs import Asha, TopK, TrialSchedulerSetting
 from search.samplers import SamplerSetting, Tpe
 

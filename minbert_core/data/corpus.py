@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minbert_core.data.tables import CorpusError, bytes_of, records
+from minbert_core.data.tables import CorpusError, as_label, bytes_of, records
 from minbert_core.data.tasks import SplitName, Task
 
 MAX_FAULTS = 5  # shown in one error; the rest are counted
@@ -96,8 +96,13 @@ def _side(whole: Split, side: SplitName) -> Split:
             f"{whole.path.name}: {len(texts)} rows cannot be cut into train and dev, {task.dev_share:g} of them dev. Give more "
             f"rows, another dev_share, or a dev file."
         )
-    kept = {"ids": [whole.ids[i] for i in rows], "texts": [texts[i] for i in rows], "labels": [labels[i] for i in rows]}
-    return replace(whole, **kept, dropped=whole.dropped if side == "train" else [])  # type: ignore[arg-type]
+    return replace(
+        whole,
+        ids=[whole.ids[i] for i in rows],
+        texts=[texts[i] for i in rows],
+        labels=[labels[i] for i in rows],
+        dropped=whole.dropped if side == "train" else [],
+    )
 
 
 def fingerprint(path: Path, task: Task) -> str:
@@ -166,7 +171,7 @@ def _label(row: _Row, path: Path, task: Task, faults: list[str]) -> float | None
     low, high = task.label_range
     if task.is_own and task.classes:
         try:
-            return float(task.classes.index(_plain_number(row.label)))
+            return float(task.classes.index(as_label(row.label)))
         except ValueError:
             known = ", ".join(task.classes)
             faults.append(f"{path.name}:{row.line}: label '{task.label_column}' must be one of {known}. Got '{row.label}'.")
@@ -181,11 +186,6 @@ def _label(row: _Row, path: Path, task: Task, faults: list[str]) -> float | None
     law = f"a {'whole' if whole else 'real'} number in [{low:g}, {high:g}]"
     faults.append(f"{path.name}:{row.line}: label '{task.label_column}' must be {law}. Got '{row.label}'.")
     return None
-
-
-def _plain_number(label: str) -> str:
-    """A label as a config names it: `4.0`, as some tables write the class 4, is `4`."""
-    return label.removesuffix(".0") if label.removesuffix(".0").lstrip("-").isdigit() else label
 
 
 def _raise(faults: list[str]) -> None:

@@ -13,20 +13,20 @@ How such a task is learned (head, loss …) stands in `tasks/reviews`, as for th
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from minbert_core.data.tables import FORMATS, as_text
+from minbert_core.data.tables import FORMATS, as_label
 from minbert_core.data.tasks import Metric, Task
-from minbert_core.settings import Settings, Variant, bare, shown
+from minbert_core.settings import NAME, Settings, Variant, bare, shown
 
 
 def _one_or_more(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-Label = Annotated[str, BeforeValidator(lambda value: as_text(bare(value)))]  # 1, true and good are all names
+Label = Annotated[str, BeforeValidator(lambda value: as_label(bare(value)))]  # 1, true and good are all names
 
 
 class Files(Settings):
@@ -66,7 +66,6 @@ class _OwnTask(Variant):
     dev_seed: int = Field(0, ge=0, description="which rows these are; equal texts stay on one side")
 
     def _task(self, name: str, metric: Metric, classes: tuple[str, ...], label_range: tuple[float, float]) -> Task:
-        cut = {"dev_share": self.dev_share, "dev_seed": self.dev_seed} if self.files.dev is None else {}
         return Task(
             name=name,
             kind=self.kind,  # type: ignore[arg-type]  # each kind is a TaskKind
@@ -80,13 +79,16 @@ class _OwnTask(Variant):
             prediction_column="prediction",
             metric=metric,
             id_column=self.id,
-            **cut,  # type: ignore[arg-type]
+            dev_share=self.dev_share if self.files.dev is None else 0.0,
+            dev_seed=self.dev_seed if self.files.dev is None else 0,
         )
 
 
 def _different(labels: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(labels)) < len(labels):
         raise ValueError(f"must differ from each other. Got {shown(labels)}.")
+    if "" in labels:
+        raise ValueError(f"must not be empty: a row without a label is left out. Got {shown(labels)}.")
     return labels
 
 
@@ -137,15 +139,10 @@ class Regression(_OwnTask):
 OwnTask = Annotated[Classification | Binary | Regression, Field(discriminator="kind")]
 
 
-def named_wrong(name: Any, reserved: frozenset[str]) -> str:
+def named_wrong(name: str, reserved: frozenset[str]) -> str:
     """Why an own task cannot have a name, as the end of a sentence; empty where it can."""
     if name in reserved:
         return f"is a name that is taken; give it another. Taken: {', '.join(sorted(reserved))}"
-    if (
-        not isinstance(name, str)
-        or not name
-        or not set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-")
-        or name.isdigit()
-    ):
+    if not NAME.fullmatch(name) or name.isdigit():
         return "must be named with a-z, 0-9, _ and -, and not with digits alone"
     return ""

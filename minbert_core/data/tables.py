@@ -66,6 +66,13 @@ def as_text(value: object) -> str:
     raise ValueError(f"must be text, a number or a boolean. Got {type(value).__name__}.")
 
 
+def as_label(value: object) -> str:
+    """A class's name alike from a config and from every format: as `as_text`, without blanks at its ends, `4.0` being `4`."""
+    text = as_text(value).strip()
+    whole = text.removesuffix(".0")
+    return whole if whole.removeprefix("-").isdigit() else text
+
+
 def _separated(path: Path, delimiter: str, columns: list[str], faults: list[str], remedy: str) -> Iterator[Record]:
     # csv.reader rather than DictReader, whose line number is a record's last line, blank lines before it included.
     reader = csv.reader(io.StringIO(_text_of(path, remedy), newline=""), delimiter=delimiter)

@@ -94,6 +94,7 @@ class NoSmoothness(Variant):
         shape_ND: tuple[int, int],
         generator: torch.Generator,
     ) -> Tensor | None:
+        """None: nothing is added to the loss, and no further pass is made. The arguments are those of `Smart.penalty`."""
         return None
 
 

@@ -44,6 +44,13 @@ def encoder(tmp_path: Path, data: Path, make_encoder: Callable[[Path, Path], Non
     return tmp_path / "encoder"
 
 
+def best_to_test(folder: Path, *options: str) -> Any:
+    """results.json after best_to_test on the weights that the search in `folder` has kept."""
+    command = ["--search", folder.name, "--runs", str(folder.parent), "--no-retrain", "--gpus", "0", *options]
+    assert main(command) == 0
+    return json.loads((folder / "test" / "results.json").read_text(encoding="utf-8"))
+
+
 def predictions(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
@@ -57,22 +64,9 @@ def test_a_task_of_ones_own_alone_is_searched_and_tested(
     folder = make_search(tmp_path / "runs", "mine", config, num_trials=2)
     record = open_search(folder).trials[0].best
     assert record["dev/reviews"] == record["dev/norm"] == record["dev/score"]
-    command = [
-        "--search",
-        "mine",
-        "--runs",
-        str(tmp_path / "runs"),
-        "--no-retrain",
-        "--top",
-        "1",
-        "--no-baseline",
-        "--gpus",
-        "0",
-    ]
-    assert main(command) == 0
+    results = best_to_test(folder, "--top", "1", "--no-baseline")
     table = (folder / "test" / "table.md").read_text(encoding="utf-8")
     assert "no labels" not in table
-    results = json.loads((folder / "test" / "results.json").read_text(encoding="utf-8"))
     (tested,) = results["configurations"]
     assert tested["dev"]["reviews"]["mean"] == pytest.approx(tested["claimed"]["reviews"])
     rows = predictions(folder / "test" / "predictions" / "reviews-test-output.csv")
@@ -93,24 +87,11 @@ def test_an_auxiliary_task_is_measured_but_not_counted(
     folder = make_search(tmp_path / "runs", "aided", config, num_trials=2, objective={"weights": {"sst": 1}})
     record = open_search(folder).trials[0].best
     assert record["dev/norm"] == record["dev/score"] == record["dev/sst"] != record["dev/reviews"]
-    command = [
-        "--search",
-        "aided",
-        "--runs",
-        str(tmp_path / "runs"),
-        "--no-retrain",
-        "--top",
-        "1",
-        "--no-baseline",
-        "--gpus",
-        "0",
-    ]
-    assert main(command) == 0
+    results = best_to_test(folder, "--top", "1", "--no-baseline")
     output = capsys.readouterr().out
     assert "none of reviews on test: it names no test file" in output
     made = {path.name for path in (folder / "test" / "predictions").iterdir()}
     assert made == {"sst-dev-output.csv", "sst-test-output.csv", "reviews-dev-output.csv"}
-    results = json.loads((folder / "test" / "results.json").read_text(encoding="utf-8"))
     assert "reviews" not in results["configurations"][0]["test"]
     assert {"sst", "norm", "score"} <= set(results["configurations"][0]["test"])
 
@@ -127,9 +108,7 @@ def test_whether_an_auxiliary_task_helps_is_searched_and_tested(
     assert "reviews-train" in json.loads((folder / "plan.json").read_text(encoding="utf-8"))["fingerprints"]
     assert runs_main(["asks", "--runs", str(tmp_path / "runs")]) == 0
     assert "| reviews |" in capsys.readouterr().out
-    command = ["--search", "asks", "--runs", str(tmp_path / "runs"), "--no-retrain", "--top", "3", "--gpus", "0"]
-    assert main(command) == 0
-    results = json.loads((folder / "test" / "results.json").read_text(encoding="utf-8"))
+    results = best_to_test(folder, "--top", "3")
     assert {len(entry["dev"]) for entry in results["configurations"]} == {len(results["configurations"][0]["dev"])}
     assert "reviews" not in results["configurations"][0]["dev"]  # not all of them have it
     assert (folder / "test" / "predictions" / "sst-test-output.csv").exists()

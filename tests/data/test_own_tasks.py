@@ -75,6 +75,8 @@ def test_a_declaration_survives_being_written_as_yaml_and_as_paths() -> None:
         ({"kind": "ranking"}, "Unknown `own_tasks/mine` kind 'ranking'. Known: binary, classification, regression."),
         ({"labels": ["a"]}, "`own_tasks/mine/classification/labels` must have 2 or more entries. Got ['a']."),
         ({"labels": ["1", 1, 2]}, "`own_tasks/mine/classification/labels` must differ from each other. Got ['1', '1', '2']."),
+        ({"labels": ["good", None]}, "`own_tasks/mine/classification/labels` must not be empty: a row without a label is left"),
+        ({"labels": ["4.0", 4]}, "`own_tasks/mine/classification/labels` must differ from each other. Got ['4', '4']."),
         ({"text": ["a", "b", "c"]}, "`own_tasks/mine/classification/text` must have at most 2 entries. Got ['a', 'b', 'c']."),
         ({"files": {"train": "x.txt"}}, "`train` must end in .csv, .tsv, .jsonl, .parquet. Got 'x.txt'."),
         ({"files": {"train": "x.csv", "dev": "x.csv"}}, "names one file for two splits"),
@@ -142,6 +144,13 @@ def test_labels_that_are_numbers_are_known_by_their_names_in_every_format(suffix
     write(tmp_path / f"r.{suffix}", rows)
     split = read(tmp_path, files={"train": f"r.{suffix}", "dev": "d.csv"}, text=["a", "b"], id="key", labels=[1, 4])
     assert (split.ids, split.texts[0], split.labels) == (["k0", "k1", "k2"], ("x", "y z"), [1, 0, 1])
+
+
+def test_a_label_is_one_name_however_config_and_file_write_it(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text("review,stars\nx,4.0\ny, 5 \nz,-1.0\n4.0,4\n", encoding="utf-8")
+    split = read(tmp_path, files={"train": "r.csv", "dev": "d.csv"}, labels=["4.0", " 5 ", -1])
+    assert split.labels == [0, 1, 2, 0]
+    assert split.texts[-1] == ("4.0",)  # a text is left as it is
 
 
 def test_json_booleans_are_labels(tmp_path: Path) -> None:

@@ -128,6 +128,8 @@ def test_what_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 def test_a_search_whose_lock_is_held_runs(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(json.dumps(dict.fromkeys(NEEDED, "")))
+    assert not open_search(tmp_path).is_running()
+    assert not (tmp_path / "lock").exists()  # to ask changes nothing: the folder may be read-only
     with lock(tmp_path):
         assert open_search(tmp_path).is_running()
     assert not open_search(tmp_path).is_running()
