@@ -28,7 +28,7 @@ from search.folder import FORMAT
 from search.places import encoder_fingerprint, here, moved
 from search.resources import Resources, counted, machine_settings
 from search.rungs import expected_full_trials
-from search.space import Space, cover, default_choice, make_space
+from search.space import FIXED, Space, cover, default_choice, make_space
 
 
 def localise(space: Space, resources: Resources, configs: Iterable[TrialConfig], places: Mapping[str, str]) -> Space:
@@ -215,6 +215,7 @@ def make_plan(
     """
     places = places or {}
     configs = branch_configs(space)
+    _check_same_data(configs)
     space = localise(space, resources, configs, places)
     num_trials = num_trials or space.settings.trials
     if num_trials < len(space.baselines):
@@ -228,6 +229,15 @@ def make_plan(
     recipes = tuple(sorted({config.recipe for config in configs}))
     examples = config.num_examples(inputs.sizes)
     return Plan(name, space, seed, num_trials, resources, config, inputs, recipes, examples, best_bytes, snapshot_bytes, places)
+
+
+def _check_same_data(configs: list[TrialConfig]) -> None:
+    """Raise ValueError where a baseline or a branch of `together` sets what the data is: the scores could not be compared."""
+    for key in FIXED:
+        if any(getattr(config, key) != getattr(configs[0], key) for config in configs):
+            raise ValueError(
+                f"`{key}` must be the same for all trials, or their scores could not be compared. Set it in `config`."
+            )
 
 
 def _all_tasks(configs: list[TrialConfig], objective: str | Objective) -> tuple[str, ...]:

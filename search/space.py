@@ -27,7 +27,7 @@ from search.space_file import SPACE_KEYS, SpaceSettings, children, nested, read_
 
 Choose = Callable[[str, Domain], Any]
 Guards = dict[str, Any]  # the branches that lead to a domain: parameter -> label
-FIXED = ("data", "own_tasks")
+FIXED = ("data", "own_tasks")  # what the data is, the same for all trials
 
 
 @dataclass(frozen=True)

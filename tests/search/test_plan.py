@@ -195,6 +195,16 @@ def two(data: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return data.parent
 
 
+@pytest.mark.parametrize("over", [{"data": "elsewhere", "encoder": "other"}, {"own_tasks": {"mine": {"dev_seed": 1}}}])
+def test_no_baseline_and_no_branch_sets_what_the_data_is(over: dict[str, Any]) -> None:
+    own = {"mine": {"kind": "binary", "files": {"train": "mine.csv"}, "text": "text"}}
+    together = {"set": [{"name": "one", "set": {}}, {"name": "other", "set": over}]}
+    for document in ({"baselines": [{}, over]}, {"together": together}):
+        space = make_space("quick", {"config": CONFIG | {"own_tasks": own}, **document})
+        with pytest.raises(ValueError, match=f"`{next(iter(over))}` must be the same for all trials"):
+            make_plan("quick", space, 0, 9, CPUS)
+
+
 def searched(**document: Any) -> Plan:
     document["config"] = CONFIG | {"data": "data"} | document["config"]
     return make_plan("quick", make_space("quick", document), 0, 9, CPUS)
