@@ -29,7 +29,8 @@ _STORED_MODULES = {
     "position_embeddings": ["embeddings.position_embeddings"],
     "segment_embeddings": ["embeddings.token_type_embeddings"],
     "embedding_norm": ["embeddings.LayerNorm"],
-    "qkv": ["attention.self.query", "attention.self.key", "attention.self.value"],  # one matrix here, three there
+    "query": ["attention.self.query"],
+    "key_value": ["attention.self.key", "attention.self.value"],  # one matrix here, two there
     "attention_output": ["attention.output.dense"],
     "attention_norm": ["attention.output.LayerNorm"],
     "intermediate": ["intermediate.dense"],
@@ -85,7 +86,7 @@ def save_encoder(encoder: Encoder, folder: Path) -> None:
     Each file is written beside its place and then renamed: a reader sees the old one or the new one whole.
     """
     weights: dict[str, Tensor] = {}
-    for name, tensor in encoder.state_dict().items():
+    for name, tensor in {**encoder.state_dict(), "word_embeddings.weight": encoder.all_word_embeddings()}.items():
         parts = _stored_names(name)
         for part, chunk in zip(parts, tensor.detach().to("cpu", torch.float32).chunk(len(parts)), strict=True):
             weights[part] = chunk.clone()

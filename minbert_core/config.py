@@ -118,6 +118,10 @@ class Machine(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of matrix products; auto: bfloat16 on a GPU that has it"
     )
+    matmul: Literal["torch", "onednn"] = Field(
+        "torch",
+        description="what multiplies float32 matrices on the CPU: torch's default, or oneDNN where that is faster, as exact",
+    )
     micro_batch_tokens: PositiveInt | None = Field(
         None,
         json_schema_extra={"unit": "tokens"},

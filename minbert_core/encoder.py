@@ -55,14 +55,22 @@ TINY = EncoderShape(vocab_size=1000, hidden_size=64, num_hidden_layers=2, num_at
 
 
 class Masks:
-    """Dropout with a generator of its own: the same seed and the same sequence of shapes replay the same masks.
+    """Dropout with a generator of its own: the same seed and the same sequence of shapes give the same masks.
 
     16 random bits an element, four elements to an int64: drawing is a sixth of the cost of Bernoulli numbers, and p is
     rounded to a multiple of 1/65536. The kept are scaled by 1 / (1 - p) of that rounded p, so the mean is exact.
+    What was drawn is kept, so that further passes of the same batch (`rewind`) neither draw it nor hold it again.
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
         self.generator = torch.Generator(device).manual_seed(seed)
+        self._drawn: list[Tensor] = []
+        self._next = 0
+
+    def rewind(self) -> Masks:
+        """These masks, to be replayed from the first one on."""
+        self._next = 0
+        return self
 
     def __call__(self, x: Tensor, p: float) -> Tensor:
         """`x` with each element zeroed with probability p in [0, 1), same shape; p = 0 draws nothing and returns `x`."""
@@ -71,10 +79,19 @@ class Masks:
         threshold = min(round(p * 65536), 65535)
         if threshold == 0:
             return x
+        if self._next == len(self._drawn):
+            self._drawn.append(self._draw(x, threshold))
+        mask = self._drawn[self._next]
+        self._next += 1
+        assert mask.shape == x.shape, f"a mask of shape {tuple(mask.shape)} is replayed on {tuple(x.shape)}"
+        return x * mask
+
+    def _draw(self, x: Tensor, threshold: int) -> Tensor:
         # the range is spelled out: a bare random_() leaves an int64's sign bit 0, so every fourth element would never drop
         words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
         bits = words.random_(-(2**63), None, generator=self.generator).view(torch.int16)[: x.numel()].view(x.shape)
-        return x * (bits >= threshold - 32768).to(x.dtype).mul_(65536 / (65536 - threshold))
+        # compared as float32, which holds every int16: five times as fast on a CPU as by way of booleans
+        return bits.float().ge_(threshold - 32768).mul_(65536 / (65536 - threshold)).to(x.dtype)
 
 
 # ----------------------------------------------------------------------------------------------------------- attention
@@ -88,6 +105,7 @@ class Layout:
     """
 
     slot_N: Tensor  # the slot of each packed token
+    rank_S: Tensor  # the place of each sequence in the order of lengths
     groups: tuple[tuple[int, int, Tensor], ...]  # (S, L, bias_S11L) a group; the bias is -inf on padding, else 0
     num_slots: int  # P
 
@@ -95,10 +113,12 @@ class Layout:
     def of(lengths: tuple[int, ...], device: torch.device) -> Layout:
         """The layout of sequences of these lengths (tokens, in the batch's order); computed on the host, without waiting."""
         length_S = torch.tensor(lengths)
-        first_slot_S = torch.empty_like(length_S)
+        order_S = torch.argsort(length_S, stable=True)
+        first_slot_S, rank_S = torch.empty_like(length_S), torch.empty_like(length_S)
+        rank_S[order_S] = torch.arange(len(lengths))
         groups, num_slots = [], 0
         # below four sequences a group, more groups cost more in calls than they save in padding
-        for rows in torch.argsort(length_S, stable=True).tensor_split(min(4, max(1, len(lengths) // 4))):
+        for rows in order_S.tensor_split(min(4, max(1, len(lengths) // 4))):
             longest = int(length_S[rows[-1]])
             first_slot_S[rows] = num_slots + longest * torch.arange(len(rows))
             padding_SL = torch.arange(longest) >= length_S[rows, None]
@@ -107,26 +127,40 @@ class Layout:
             num_slots += len(rows) * longest
         start_S = length_S.cumsum(0) - length_S
         slot_N = torch.arange(int(length_S.sum())) + (first_slot_S - start_S).repeat_interleave(length_S)
-        return Layout(slot_N.to(device), tuple(groups), num_slots)
+        return Layout(slot_N.to(device), rank_S.to(device), tuple(groups), num_slots)
+
+    def of_one_token_each(self) -> Layout:
+        """The layout of one token of each sequence, in the same groups: of those that ask where only [CLS] is read."""
+        groups = tuple((num_sequences, 1, bias_S11L[..., :1]) for num_sequences, _, bias_S11L in self.groups)
+        return Layout(self.rank_S, self.rank_S, groups, len(self.rank_S))
+
+    def pad(self, x_ND: Tensor) -> Tensor:
+        """The rows of `x_ND` at their slots, (P, D); zeros where there is padding."""
+        return x_ND.new_zeros(self.num_slots, x_ND.shape[1]).index_copy_(0, self.slot_N, x_ND)
 
 
-def attend(qkv_N3D: Tensor, layout: Layout, num_heads: int, drop: Dropout) -> Tensor:
-    """softmax(q k^T / sqrt(Dh)) v within each sequence and head, shape (N, D); `drop` acts on the probabilities.
+def attend(q_RD: Tensor, kv_N2D: Tensor, asking: Layout, asked: Layout, num_heads: int, drop: Dropout) -> Tensor:
+    """softmax(q k^T / sqrt(Dh)) v within each sequence and head, shape (R, D); `drop` acts on the probabilities.
 
-    qkv_N3D holds q, k and v side by side, (N, 3D). The softmax is never below float32.
+    R tokens ask, laid out as `asking`, among the N that are asked; kv_N2D holds k and v side by side, (N, 2D).
+    The softmax is never below float32.
     The one place that knows how attention is computed: a kernel for variable lengths would take this function's place.
     """
-    padded_P3D = qkv_N3D.new_zeros(layout.num_slots, qkv_N3D.shape[1]).index_copy(0, layout.slot_N, qkv_N3D)
-    contexts, first = [], 0
-    for num_sequences, longest, bias_S11L in layout.groups:
-        group = padded_P3D[first : first + num_sequences * longest].view(num_sequences, longest, 3, num_heads, -1)
-        q_SHLDh, k_SHLDh, v_SHLDh = group.permute(2, 0, 3, 1, 4)
-        scores_SHLL = q_SHLDh @ k_SHLDh.transpose(-1, -2) / math.sqrt(q_SHLDh.shape[-1]) + bias_S11L
-        precision = torch.promote_types(scores_SHLL.dtype, torch.float32)
-        probabilities_SHLL = drop(scores_SHLL.softmax(-1, dtype=precision)).to(v_SHLDh.dtype)
-        contexts.append((probabilities_SHLL @ v_SHLDh).transpose(1, 2).flatten(2).flatten(0, 1))  # (S * L, D)
-        first += num_sequences * longest
-    return torch.cat(contexts).index_select(0, layout.slot_N)
+    precision = torch.promote_types(q_RD.dtype, torch.float32)
+    if q_RD.device.type == "cpu":  # where products as small as these are faster in float32 than in bfloat16
+        q_RD, kv_N2D = q_RD.to(precision), kv_N2D.to(precision)
+    q_PD, kv_P2D = asking.pad(q_RD), asked.pad(kv_N2D)
+    contexts, first_q, first_kv = [], 0, 0
+    for (num_sequences, num_asking, _), (_, longest, bias_S11L) in zip(asking.groups, asked.groups, strict=True):
+        end_q, end_kv = first_q + num_sequences * num_asking, first_kv + num_sequences * longest
+        q_SHQDh = q_PD[first_q:end_q].view(num_sequences, num_asking, num_heads, -1).transpose(1, 2)
+        k_SHLDh, v_SHLDh = kv_P2D[first_kv:end_kv].view(num_sequences, longest, 2, num_heads, -1).permute(2, 0, 3, 1, 4)
+        products_SHQL = (q_SHQDh @ k_SHLDh.transpose(-1, -2)).to(precision)
+        scores_SHQL = torch.add(bias_S11L, products_SHQL, alpha=q_SHQDh.shape[-1] ** -0.5)
+        probabilities_SHQL = drop(scores_SHQL.softmax(-1)).to(v_SHLDh.dtype)
+        contexts.append((probabilities_SHQL @ v_SHLDh).transpose(1, 2).flatten(2).flatten(0, 1))  # (S * Q, D)
+        first_q, first_kv = end_q, end_kv
+    return torch.cat(contexts).index_select(0, asking.slot_N)
 
 
 # ------------------------------------------------------------------------------------------------------------- encoder
@@ -138,20 +172,46 @@ class Layer(nn.Module):
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
         self.num_heads = shape.num_attention_heads
-        self.qkv = nn.Linear(shape.hidden_size, 3 * shape.hidden_size)
+        self.query = nn.Linear(shape.hidden_size, shape.hidden_size)
+        self.key_value = nn.Linear(shape.hidden_size, 2 * shape.hidden_size)
         self.attention_output = nn.Linear(shape.hidden_size, shape.hidden_size)
         self.attention_norm = nn.LayerNorm(shape.hidden_size, shape.layer_norm_eps)
         self.intermediate = nn.Linear(shape.hidden_size, shape.intermediate_size)
         self.output = nn.Linear(shape.intermediate_size, shape.hidden_size)
         self.output_norm = nn.LayerNorm(shape.hidden_size, shape.layer_norm_eps)
 
-    def forward(self, hidden_ND: Tensor, layout: Layout, hidden_drop: Dropout, attention_drop: Dropout) -> Tensor:
-        """hidden_ND of the next layer. Under autocast the residual stream, and so LayerNorm, stays float32."""
-        context_ND = attend(self.qkv(hidden_ND), layout, self.num_heads, attention_drop)
-        hidden_ND = self.attention_norm(hidden_ND + hidden_drop(self.attention_output(context_ND)))
-        feed_forward_ND = self.output(F.gelu(self.intermediate(hidden_ND)))
-        normalised_ND: Tensor = self.output_norm(hidden_ND + hidden_drop(feed_forward_ND))
-        return normalised_ND
+    def forward(
+        self,
+        hidden_ND: Tensor,
+        asking: Layout,
+        asked: Layout,
+        hidden_drop: Dropout,
+        attention_drop: Dropout,
+        rows_R: Tensor | None,
+    ) -> Tensor:
+        """The next layer's hidden states, (N, D); of the tokens `rows_R` alone, (R, D), where those are all that is read.
+
+        Under autocast the residual stream, and so LayerNorm, stays float32.
+        """
+        hidden_RD = hidden_ND if rows_R is None else hidden_ND[rows_R]
+        q_RD, kv_N2D = self.query(hidden_RD), self.key_value(hidden_ND)
+        with torch.autocast(q_RD.device.type, enabled=False):  # attention chooses its own precision
+            context_RD = attend(q_RD, kv_N2D, asking, asked, self.num_heads, attention_drop)
+        hidden_RD = self.attention_norm(hidden_RD + hidden_drop(self.attention_output(context_RD)))
+        feed_forward_RD = self.output(F.gelu(self.intermediate(hidden_RD)))
+        normalised_RD: Tensor = self.output_norm(hidden_RD + hidden_drop(feed_forward_RD))
+        return normalised_RD
+
+
+@dataclass(frozen=True, eq=False)
+class _Vocabulary:
+    """All word embeddings as they were, and the tokens whose rows are trained elsewhere. It never changes: copies share it."""
+
+    table_VD: Tensor
+    trained_ids: Tensor
+
+    def __deepcopy__(self, memo: object) -> _Vocabulary:
+        return self
 
 
 class Encoder(nn.Module):
@@ -162,22 +222,47 @@ class Encoder(nn.Module):
         self.shape = shape
         self.notes: tuple[str, ...] = ()
         self.hidden_dropout, self.attention_dropout = hidden_dropout, attention_dropout
-        rows = (shape.vocab_size, shape.max_position_embeddings, shape.type_vocab_size)
-        # from a tensor, as nn.Embedding() would draw one, and on the meta device that alone takes a second of imports
-        tables = [nn.Embedding.from_pretrained(torch.empty(n, shape.hidden_size), freeze=False) for n in rows]
-        self.word_embeddings, self.position_embeddings, self.segment_embeddings = tables
+        self.word_embeddings = _table(shape.vocab_size, shape.hidden_size)
+        self.position_embeddings = _table(shape.max_position_embeddings, shape.hidden_size)
+        self.segment_embeddings = _table(shape.type_vocab_size, shape.hidden_size)
+        self.row_of_token_V: Tensor | None
+        self.register_buffer("row_of_token_V", None, persistent=False)  # of a vocabulary cut to what is trained
+        self._whole: _Vocabulary | None = None
         self.embedding_norm = nn.LayerNorm(shape.hidden_size, shape.layer_norm_eps)
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.num_hidden_layers))
         self.pooler = nn.Sequential(nn.Linear(shape.hidden_size, shape.hidden_size), nn.Tanh())  # (S, D) -> (S, D)
 
+    def train_words(self, token_ids: Tensor) -> None:
+        """Keep of the word embeddings those of these tokens (ascending) as the parameter; put the others aside as they are.
+
+        Of MiniLM's weights half are word embeddings, of which a corpus touches a part: what it never touches would cost as much
+        as the rest in every step. No other token can be embedded from here on; what is saved holds them all.
+        """
+        table_VD = self.word_embeddings.weight.detach()
+        self._whole = _Vocabulary(table_VD, token_ids)
+        row_of_token_V = torch.full((len(table_VD),), -1).index_copy_(0, token_ids, torch.arange(len(token_ids)))
+        self.register_buffer("row_of_token_V", row_of_token_V, persistent=False)
+        self.word_embeddings = nn.Embedding.from_pretrained(table_VD[token_ids], freeze=False)
+
+    def all_word_embeddings(self) -> Tensor:
+        """The word embeddings of the whole vocabulary, (V, D), on the CPU where some were put aside."""
+        table = self.word_embeddings.weight.detach()
+        return table if self._whole is None else self._whole.table_VD.index_copy(0, self._whole.trained_ids, table.to("cpu"))
+
     def embed_words(self, batch: PackedBatch) -> Tensor:
         """The word-embedding rows of the batch, (N, D): what noise is added to."""
-        rows_ND: Tensor = self.word_embeddings(batch.token_ids_N)
-        return rows_ND
+        if self.row_of_token_V is None:
+            rows_ND: Tensor = self.word_embeddings(batch.token_ids_N)
+            return rows_ND
+        # a sparse gradient, added to what `.grad` holds: of tens of thousands of rows a batch has a few hundred
+        return F.embedding(self.row_of_token_V[batch.token_ids_N], self.word_embeddings.weight, sparse=True)
 
-    def forward(self, batch: PackedBatch, masks: Masks | None = None, noise_ND: Tensor | None = None) -> Tensor:
+    def forward(
+        self, batch: PackedBatch, masks: Masks | None = None, noise_ND: Tensor | None = None, only_first: bool = False
+    ) -> Tensor:
         """The last hidden states, (N, D), in the order of the batch's tokens; the first of each is at `starts_S1[:-1]`.
 
+        only_first: those first ones alone, (S, D); the last layer then computes nothing else, to the same result.
         Without `masks` there is no dropout. `noise_ND` is added to the word-embedding rows, before position and segment.
         """
         longest, positions = max(batch.lengths), self.shape.max_position_embeddings
@@ -195,9 +280,12 @@ class Encoder(nn.Module):
         hidden_ND = hidden_ND + self.segment_embeddings(batch.segment_ids_N) + self.position_embeddings(batch.position_ids_N)
         hidden_ND = hidden_drop(self.embedding_norm(hidden_ND))
         layout = Layout.of(batch.lengths, hidden_ND.device)
-        for layer in self.layers:
-            hidden_ND = layer(hidden_ND, layout, hidden_drop, attention_drop)
-        return hidden_ND
+        *layers, last = self.layers
+        for layer in layers:
+            hidden_ND = layer(hidden_ND, layout, layout, hidden_drop, attention_drop, None)
+        asking, rows = (layout.of_one_token_each(), batch.starts_S1[:-1]) if only_first else (layout, None)
+        last_RD: Tensor = last(hidden_ND, asking, layout, hidden_drop, attention_drop, rows)
+        return last_RD
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Every parameter once, from the input to the output: "embeddings", "layer.0", ..., "pooler"."""
@@ -205,6 +293,12 @@ class Encoder(nn.Module):
         groups = {"embeddings": [parameter for module in embeddings for parameter in module.parameters()]}
         groups |= {f"layer.{i}": list(layer.parameters()) for i, layer in enumerate(self.layers)}
         return groups | {"pooler": list(self.pooler.parameters())}
+
+
+def _table(num_rows: int, hidden_size: int) -> nn.Embedding:
+    # from a tensor: nn.Embedding() would draw one, and on the meta device that alone takes a second of imports
+    table: nn.Embedding = nn.Embedding.from_pretrained(torch.empty(num_rows, hidden_size), freeze=False)
+    return table
 
 
 # --------------------------------------------------------------------------------------------------------------- weights

@@ -6,6 +6,10 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from minbert_core.checkpoints import fetch_encoder, load_encoder
 from minbert_core.config import TINY, TOY, TrialConfig, seed_of
 from minbert_core.data.tables import CorpusError
@@ -33,6 +37,16 @@ class Inputs:
     def sizes(self) -> dict[str, int]:
         """Rows of each task's train split."""
         return {name: len(split) for name, split in self.train.items()}
+
+    @property
+    def token_ids(self) -> Tensor:
+        """Every token that a train or dev split can bring up, special tokens included; ascending, int64."""
+        used_V = np.zeros(self.tokenizer.vocab_size, dtype=bool)
+        used_V[list(self.specials)] = True
+        for split in (*self.train.values(), *self.dev.values()):
+            for ids in split.pieces:
+                used_V[ids] = True
+        return torch.from_numpy(np.flatnonzero(used_V))
 
 
 def cache_folder() -> Path:

@@ -96,8 +96,10 @@ class MultitaskBert(nn.Module):
         embeddings, before position and LayerNorm.
         """
         plan = self.plans[task]
-        hidden_ND = self.encoder(batch, masks if encoder_drops else None, noise_ND)
-        pooled_SD = plan.pooling.pool(hidden_ND, batch.starts_S1, self.encoder.pooler)
+        only_first = plan.pooling.reads_only_first
+        hidden_ND = self.encoder(batch, masks if encoder_drops else None, noise_ND, only_first)
+        starts_S1 = torch.arange(len(batch.lengths) + 1, device=hidden_ND.device) if only_first else batch.starts_S1
+        pooled_SD = plan.pooling.pool(hidden_ND, starts_S1, self.encoder.pooler)
         features_BF = plan.pair_encoding.features(pooled_SD) if plan.vectors == 2 else pooled_SD
         # heads are small: in float32 also under autocast, since bfloat16 would round a similarity of 4.5 to steps of 1/32
         with torch.autocast(features_BF.device.type, enabled=False):

@@ -167,7 +167,8 @@ class Stepper:
         """d loss / d what the loss reads, for each part: of a loss that is of the batch as a whole, in one more pass."""
         plan = self.model.plans[task]
         with torch.no_grad():
-            values = [self._read(task, self._forward(number, task, part, batch, report)) for part, batch in enumerate(parts)]
+            masks = [self._masks(number, task, part, batch) for part, batch in enumerate(parts)]
+            values = [self._read(task, self._forward(task, *pair, report)) for pair in zip(parts, masks, strict=True)]
         whole = torch.cat(values).requires_grad_()
         loss = plan.loss(whole, torch.cat([batch.labels_B for batch in parts]), plan.task.label_range)
         report.add_loss(task, loss)
@@ -178,23 +179,24 @@ class Stepper:
         """What the task's loss reads of a pass."""
         return output.features_BF if self.model.plans[task].loss.reads_features else output.logits_BK
 
+    def _masks(self, number: int, task: str, part: int, batch: PackedBatch) -> Masks:
+        """The one set of masks of a part, which all its passes in a step replay."""
+        return Masks(seed_of(self.seed, "masks", number, task, part), batch.token_ids_N.device)
+
     def _forward(
         self,
-        number: int,
         task: str,
-        part: int,
         batch: PackedBatch,
+        masks: Masks,
         report: StepReport,
         noise_ND: Tensor | None = None,
         model: nn.Module | None = None,
     ) -> Output:
-        """A pass of one part, by the student or by `model` (the teacher); all its passes in a step replay one set of masks."""
-        device = batch.token_ids_N.device
-        masks = Masks(seed_of(self.seed, "masks", number, task, part), device)
+        """A pass of one part, by the student or by `model` (the teacher)."""
         report.passes += batch.num_examples
         bfloat16 = self.bfloat16 and not self.stage.smoothness.needs_float32
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            output: Output = (model or self.model)(task, batch, masks, noise_ND, self.stage.trains_encoder)
+        with torch.autocast(batch.token_ids_N.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            output: Output = (model or self.model)(task, batch, masks.rewind(), noise_ND, self.stage.trains_encoder)
         return output
 
     def _backward_part(
@@ -215,7 +217,8 @@ class Stepper:
         plan, stage = self.model.plans[task], self.stage
         weight, readout = self.task_weights(task), partial(self.model.readout, task)
         distance = divergence(plan.task.kind)
-        output = self._forward(number, task, part, batch, report)
+        masks = self._masks(number, task, part, batch)
+        output = self._forward(task, batch, masks, report)
         values, answers_BK = self._read(task, output), readout(output.logits_BK)
         if upstream is None:
             loss = share * plan.loss(values, batch.labels_B, plan.task.label_range)
@@ -224,12 +227,12 @@ class Stepper:
             loss = (values * upstream).sum()
         if self.teacher:
             with torch.no_grad():
-                taught = self._forward(number, task, part, batch, report, model=self.teacher.model)
+                taught = self._forward(task, batch, masks, report, model=self.teacher.model)
             proximal = share * distance(answers_BK, readout(taught.logits_BK))
             report.add_loss(f"{task}_proximal", proximal)
             loss = loss + stage.proximal.weight * proximal
         smoothness = stage.smoothness.penalty(
-            lambda noise_ND: readout(self._forward(number, task, part, batch, report, noise_ND).logits_BK),
+            lambda noise_ND: readout(self._forward(task, batch, masks, report, noise_ND).logits_BK),
             answers_BK,
             distance,
             batch.example_N,
@@ -253,7 +256,8 @@ class Stepper:
         parameters = [parameter for parameter in self.shared.parameters if parameter.requires_grad]
         of_penalty = torch.autograd.grad(penalty, parameters, retain_graph=True, allow_unused=True)
         of_loss = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-        norms = [float(nn.utils.get_total_norm([g for g in grads if g is not None])) for grads in (of_penalty, of_loss)]
+        dense = [[g.to_dense() if g.is_sparse else g for g in grads if g is not None] for grads in (of_penalty, of_loss)]
+        norms = [float(nn.utils.get_total_norm(grads)) for grads in dense]
         report.figures[f"{task}_smoothness_gradient_ratio"] = norms[0] / max(norms[1], 1e-12)
         (loss + penalty).backward()
 

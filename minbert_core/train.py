@@ -83,12 +83,19 @@ def train(config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None =
     return _Trial(config, inputs, snapshot).run()
 
 
+def model_to_train(config: TrialConfig, inputs: Inputs) -> MultitaskBert:
+    """The model a trial starts from, which trains the words of its own corpus alone."""
+    model = build_model(config, build_encoder(config, inputs))
+    model.encoder.train_words(inputs.token_ids)
+    return model
+
+
 class _Trial:
     def __init__(self, config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None) -> None:
         self.config, self.inputs = config, inputs
         self.device = prepare(config.machine)
         self.precision = resolve_precision(config.machine.precision, self.device)
-        self.model = build_model(config, build_encoder(config, inputs)).to(self.device)
+        self.model = model_to_train(config, inputs).to(self.device)
         self.total = config.num_examples(inputs.sizes)
         self.counters = Counters(drawn=dict.fromkeys(config.train_on, 0))
         self.snapshot_at_start = snapshot

@@ -31,7 +31,7 @@ from minbert_core.checkpoints import fetch_encoder
 from minbert_core.config import TINY, TOY, Machine, TrialConfig, load_config, read_config
 from minbert_core.faults import fault_at, path_of
 from minbert_core.inputs import data_folder, open_inputs
-from minbert_core.machine import resolve_device, resolve_precision
+from minbert_core.machine import fastest_matmul, resolve_device, resolve_precision
 from minbert_core.overfit import run_overfit
 from minbert_core.overrides import Override, Places, note_set, parse_set
 from minbert_core.paths import as_written, flatten
@@ -155,7 +155,7 @@ def _domains(node: Any, location: Location) -> Iterator[tuple[Location, Any]]:
 
 
 def settle(config: TrialConfig, recorded: TrialConfig | None) -> TrialConfig:
-    """`config` with what belongs to this place filled in: absolute folders, device, threads and precision.
+    """`config` with what belongs to this place filled in: absolute folders, and of the machine what is probed.
 
     recorded: what the folder was begun with; it says what of the machine `config` leaves open, so that the rest repeats.
     Raises Refused where a GPU is asked for and none is here, ValueError where there is no such data folder or encoder.
@@ -169,7 +169,8 @@ def settle(config: TrialConfig, recorded: TrialConfig | None) -> TrialConfig:
         # `tiny` has nothing to share out: beside other work its threads wait for each other, 40 s for 7 on 2 cores (2026-11)
         threads = cores if device == "cpu" and config.encoder.checkpoint != TINY else 1
         precision = resolve_precision("auto", torch.device(device))
-        machine = {"device": device, "threads": threads, "precision": precision} | written
+        matmul = fastest_matmul(torch.device(device), threads) if config.encoder.checkpoint != TINY else "torch"
+        machine = {"device": device, "threads": threads, "precision": precision, "matmul": matmul} | written
     if Machine.model_validate(machine).device == "cuda" and not torch.cuda.is_available():
         remedy = "On the CPU, with other last digits: --set machine/device=cpu --set machine/precision=float32"
         raise Refused(f"This configuration trains on a GPU (`machine/device` cuda), and there is none here. {remedy}")

@@ -329,3 +329,14 @@ def test_a_model_in_the_cache_is_taken_without_network(empty_cache: Path, monkey
     for name in ("config.json", "model.safetensors", "vocab.txt"):
         (snapshot / name).touch()
     assert fetch_encoder("some/model") == snapshot.resolve()
+
+
+def test_a_cut_vocabulary_is_saved_whole(tmp_path: Path) -> None:
+    encoder = new_encoder(SHAPE, seed=0, hidden_dropout=0, attention_dropout=0)
+    whole = encoder.word_embeddings.weight.detach().clone()
+    encoder.train_words(torch.tensor([0, 7]))
+    with torch.no_grad():
+        encoder.word_embeddings.weight[1] = 5
+    whole[7] = 5
+    save_encoder(encoder, tmp_path)
+    assert torch.equal(load_encoder(tmp_path, 0, 0).word_embeddings.weight, whole)

@@ -123,7 +123,7 @@ ONE_FAULT = {
     "lr_schedule, warmup, weight_decay. There is `tasks/all/pooling`.",
     "stages: [{kind: multitask, shar: 1}]": "Unknown key `stages/0/multitask/shar`; did you mean 'share'? "
     "Known: gradient, optimizer, proximal, share, smoothness, task_schedule.",
-    "machine: {gpu: 1}": "Unknown key `machine/gpu`. Known: device, gpu_share, micro_batch_tokens, precision, threads.",
+    "machine: {gpu: 1}": "Unknown key `machine/gpu`. Known: device, gpu_share, matmul, micro_batch_tokens, precision, threads.",
     # stages, proximal terms and machine
     "stages: [single_task]": "`stages/0/single_task/task` is missing.",
     "stages: [{kind: single_task, task: 5}]": "`stages/0/single_task/task` must be a name. Got 5.",

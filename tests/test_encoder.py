@@ -5,6 +5,7 @@ Then what packing must not change, noise, dropout masks, and every refusal of a 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -135,6 +136,7 @@ def hugging_face_gradients(encoder: Encoder) -> dict[str, Tensor]:
     for i in range(encoder.shape.num_hidden_layers):
         block = f"encoder.layer.{i}"
         names |= {
+            f"layers.{i}.query": f"{block}.attention.self.query",
             f"layers.{i}.attention_output": f"{block}.attention.output.dense",
             f"layers.{i}.attention_norm": f"{block}.attention.output.LayerNorm",
             f"layers.{i}.intermediate": f"{block}.intermediate.dense",
@@ -144,9 +146,9 @@ def hugging_face_gradients(encoder: Encoder) -> dict[str, Tensor]:
     for name, parameter in encoder.named_parameters():
         assert parameter.grad is not None, name
         module, _, leaf = name.rpartition(".")
-        if module.endswith(".qkv"):
+        if module.endswith(".key_value"):
             index = module.split(".")[1]
-            for part, chunk in zip(("query", "key", "value"), parameter.grad.chunk(3), strict=True):
+            for part, chunk in zip(("key", "value"), parameter.grad.chunk(2), strict=True):
                 gradients[f"encoder.layer.{index}.attention.self.{part}.{leaf}"] = chunk
         else:
             gradients[f"{names[module]}.{leaf}"] = parameter.grad
@@ -216,7 +218,7 @@ def test_every_linear_sees_the_real_tokens_only(encoder: Encoder) -> None:
         if isinstance(module, torch.nn.Linear | torch.nn.LayerNorm):
             module.register_forward_pre_hook(lambda _, args, name=name: rows.__setitem__(name, len(args[0])))
     encoder(batch_of([[1], [1, 2, 3, 4, 5, 6, 7], [1, 2, 3]]))
-    assert len(rows) == 6 * SHAPE.num_hidden_layers
+    assert len(rows) == 7 * SHAPE.num_hidden_layers
     assert set(rows.values()) == {1 + 7 + 3}
 
 
@@ -249,16 +251,43 @@ def test_a_sequence_beyond_the_positions_is_named(encoder: Encoder) -> None:
 
 
 def test_attention_of_one_token_is_its_value() -> None:
-    qkv = torch.tensor([[5.0, -3.0, 0.5, 0.25, 7.0, 8.0]])  # q, k, v of two heads of one dimension
-    assert attend(qkv, Layout.of((1,), torch.device("cpu")), 2, lambda x: x).tolist() == [[7.0, 8.0]]
+    q, kv = torch.tensor([[5.0, -3.0]]), torch.tensor([[0.5, 0.25, 7.0, 8.0]])  # two heads of one dimension
+    layout = Layout.of((1,), torch.device("cpu"))
+    assert attend(q, kv, layout, layout, 2, lambda x: x).tolist() == [[7.0, 8.0]]
 
 
 def test_attention_by_hand() -> None:
     # one head of one dimension; keys 0 and ln 3 under a query of 1 weigh 1 : 3, under a query of 0 they weigh 1 : 1
     log3 = float(np.log(3))
-    qkv = torch.tensor([[1.0, 0.0, 4.0], [0.0, log3, 8.0]])
-    context = attend(qkv, Layout.of((2,), torch.device("cpu")), 1, lambda x: x)
-    assert context.flatten().tolist() == pytest.approx([7.0, 6.0])
+    q, kv = torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0, 4.0], [log3, 8.0]])
+    layout = Layout.of((2,), torch.device("cpu"))
+    assert attend(q, kv, layout, layout, 1, lambda x: x).flatten().tolist() == pytest.approx([7.0, 6.0])
+
+
+def test_the_first_tokens_alone_are_those_of_the_whole_pass(encoder: Encoder) -> None:
+    """Hidden states and every gradient, also where a batch mate is broken and lengths are in no order."""
+    batch = random_batch()
+    direction_SD = torch.randn(len(batch.lengths), SHAPE.hidden_size)
+    wanted, gradients = [], []
+    for hidden_SD in (first_SD(encoder(batch), batch), encoder(batch, only_first=True)):
+        encoder.zero_grad()
+        (hidden_SD * direction_SD).sum().backward()
+        wanted.append(hidden_SD)
+        gradients.append({n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None})
+    assert torch.allclose(*wanted, rtol=0, atol=1e-5)
+    assert gradients[0].keys() == gradients[1].keys()
+    largest = max(float(gradient.norm()) for gradient in gradients[0].values())
+    for name, gradient in gradients[0].items():
+        assert (gradients[1][name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6 * largest, name
+
+
+def test_of_the_last_layer_only_keys_and_values_see_more_than_the_first_tokens(encoder: Encoder) -> None:
+    rows: dict[str, int] = {}
+    for name, module in encoder.layers[-1].named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda _, args, name=name: rows.__setitem__(name, len(args[0])))
+    encoder(batch_of([[1], [1, 2, 3, 4, 5, 6, 7], [1, 2, 3]]), only_first=True)
+    assert rows == {"query": 3, "key_value": 11, "attention_output": 3, "intermediate": 3, "output": 3}
 
 
 def test_length_groups_compute_little_padding() -> None:
@@ -279,6 +308,45 @@ def test_bf16_autocast_stays_near_float32_and_keeps_the_residual_stream_float32(
     hidden_ND.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for n, p in encoder.named_parameters() if "pooler" not in n)
     assert 0 < (plain_ND - exact_ND).norm() / exact_ND.norm() < 0.03
+
+
+# -------------------------------------------------------------------------------------------------------- a cut vocabulary
+
+
+def test_a_cut_vocabulary_changes_no_hidden_state_and_no_gradient(encoder: Encoder) -> None:
+    batch = random_batch()
+    cut, used = copy.deepcopy(encoder), torch.unique(batch.token_ids_N)
+    assert len(used) < SHAPE.vocab_size
+    cut.train_words(used)
+    for network in (encoder, cut):
+        network.word_embeddings.weight.grad = torch.zeros_like(network.word_embeddings.weight)  # as the flat buffer's rows are
+        network(batch).square().sum().backward()
+    assert torch.equal(encoder(batch), cut(batch))
+    gradients = [dict(network.named_parameters()) for network in (encoder, cut)]
+    for name, parameter in gradients[1].items():
+        whole = gradients[0][name].grad
+        if whole is not None:
+            wanted = whole[used] if name == "word_embeddings.weight" else whole
+            assert torch.allclose(parameter.grad, wanted, rtol=1e-5, atol=1e-6), name
+
+
+def test_the_words_put_aside_are_kept_as_they_were_and_the_others_as_they_became(encoder: Encoder) -> None:
+    before = encoder.word_embeddings.weight.detach().clone()
+    used = torch.tensor([3, 5, 39])
+    encoder.train_words(used)
+    assert encoder.word_embeddings.weight.shape == (3, SHAPE.hidden_size)
+    with torch.no_grad():
+        encoder.word_embeddings.weight += 1
+    after = encoder.all_word_embeddings()
+    assert torch.equal(after[used], before[used] + 1)
+    others = [i for i in range(SHAPE.vocab_size) if i not in (3, 5, 39)]
+    assert torch.equal(after[others], before[others])
+
+
+def test_a_word_put_aside_cannot_be_embedded_by_mistake(encoder: Encoder) -> None:
+    encoder.train_words(torch.tensor([1, 2]))
+    with pytest.raises(IndexError, match="out of range"):
+        encoder(batch_of([[1, 2, 3]]))
 
 
 # ------------------------------------------------------------------------------------------------------------------ noise
@@ -368,6 +436,21 @@ def test_the_gradient_passes_through_the_mask() -> None:
     dropped = Masks(0)(x, 0.4)
     dropped.sum().backward()
     assert torch.equal(x.grad, dropped.detach())  # of ones
+
+
+def test_rewound_masks_replay_what_they_drew_and_go_on_drawing_after_it() -> None:
+    masks, other, x = Masks(3), Masks(3), torch.ones(5, 7)
+    first = masks(x, 0.5)
+    assert torch.equal(masks.rewind()(2 * x, 0.5), 2 * first)
+    assert torch.equal(first, other(x, 0.5))
+    assert torch.equal(masks(x, 0.5), other(x, 0.5))
+
+
+def test_a_mask_replayed_on_another_shape_is_our_fault() -> None:
+    masks = Masks(3)
+    masks(torch.ones(5, 7), 0.5)
+    with pytest.raises(AssertionError, match=r"a mask of shape \(5, 7\) is replayed on \(5, 8\)"):
+        masks.rewind()(torch.ones(5, 8), 0.5)
 
 
 def test_passes_with_one_seed_replay_their_masks_and_another_seed_does_not(encoder: Encoder) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from pynvml import NVMLError_NotSupported
 
 from minbert_core.config import Machine
-from minbert_core.machine import prepare, resolve_device, resolve_precision, usage
+from minbert_core.machine import fastest_matmul, prepare, resolve_device, resolve_precision, usage
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -80,3 +82,53 @@ def test_on_a_gpu_memory_and_use_are_told_and_use_is_left_out_where_the_driver_i
 
     monkeypatch.setattr(torch.cuda, "utilization", silent)
     assert usage(CUDA) == {"system/peak_memory_gb": 3.0}
+
+
+# --------------------------------------------------------------------------------------------------------- matrix products
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
+    """Pretends at torch's border that the other route takes so long and errs so much: seconds are told by the clock."""
+    real, clock = torch.Tensor.__matmul__, [0.0]
+
+    def pretend(seconds: float, error: float) -> None:
+        def multiply(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            is_other = torch.get_float32_matmul_precision() == "medium"
+            clock[0] += seconds if is_other else 1.0
+            return real(x, weight) + (error if is_other and x.dtype == torch.float32 else 0.0)
+
+        monkeypatch.setattr(torch.Tensor, "__matmul__", multiply)
+        monkeypatch.setattr("minbert_core.machine.time.perf_counter", lambda: clock[0])
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error", "route"),
+    [(0.5, 0.0, "onednn"), (0.97, 0.0, "torch"), (2.0, 0.0, "torch"), (0.1, 0.05, "torch")],
+    ids=["twice as fast", "hardly faster", "slower", "fast because it rounds"],
+)
+def test_the_fastest_exact_route_is_taken(
+    products: Callable[[float, float], None], seconds: float, error: float, route: str
+) -> None:
+    before = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    products(seconds, error)
+    assert fastest_matmul(CPU, 1) == route
+    assert (torch.get_float32_matmul_precision(), torch.get_num_threads()) == before
+
+
+def test_the_probe_finds_a_route_on_this_machine_and_none_is_sought_on_a_gpu() -> None:
+    assert fastest_matmul(CPU, 1) in ("torch", "onednn")
+    assert fastest_matmul(CUDA, 1) == "torch"
+
+
+def test_a_trial_s_products_go_where_its_config_says_and_never_below_float32_on_a_gpu(caps: list[float]) -> None:
+    try:
+        prepare(Machine(device="cpu", matmul="onednn"))
+        assert torch.get_float32_matmul_precision() == "medium"
+        prepare(Machine(device="cuda", matmul="onednn"))
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        prepare(Machine(device="cpu"))
+    assert torch.get_float32_matmul_precision() == "highest"

@@ -652,7 +652,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(tiny: Tiny, changes: dic
     assert close(head_gradients(parted), head_gradients(whole), tolerance)
     assert report.losses.keys() == wanted.losses.keys()
     for name, loss in wanted.losses.items():
-        assert float(report.losses[name]) == pytest.approx(float(loss), rel=1e-5), name
+        assert float(report.losses[name]) == pytest.approx(float(loss), rel=tolerance), name
     for pair, cosine in wanted.cosines.items():
         assert report.cosines[pair] == pytest.approx(cosine, abs=1e-5), pair
     assert report.passes == wanted.passes + 8 * two_passes

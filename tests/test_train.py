@@ -14,8 +14,8 @@ import torch
 
 from minbert_core.config import TrialConfig
 from minbert_core.data.tokens import cuts
-from minbert_core.inputs import build_encoder, open_inputs
-from minbert_core.model import MultitaskBert, build_model
+from minbert_core.inputs import open_inputs
+from minbert_core.model import MultitaskBert
 from minbert_core.step import Parts, Stepper, StepReport
 from minbert_core.train import (
     NotFiniteError,
@@ -23,6 +23,7 @@ from minbert_core.train import (
     _Log,
     evaluate_dev,
     load_snapshot,
+    model_to_train,
     save_snapshot,
     stage_ends,
     train,
@@ -404,7 +405,7 @@ def test_a_save_that_fails_leaves_the_former_snapshot_whole(saved: Path, monkeyp
 
 def fresh(config: TrialConfig) -> MultitaskBert:
     """The model that a trial begins with."""
-    return build_model(config, build_encoder(config, open_inputs(config)))
+    return model_to_train(config, open_inputs(config))
 
 
 def changed(config: TrialConfig) -> set[str]:

@@ -114,6 +114,11 @@ class TokenisedTexts:
     def __len__(self) -> int:
         return len(self._pieces[0][1]) - 1
 
+    @property
+    def pieces(self) -> list[Integers]:
+        """The piece ids of all examples, one after the other: one array a sentence."""
+        return [ids for ids, _ in self._pieces]
+
     def lengths(self, encoding: Encoding, max_length: int) -> Integers:
         """Tokens of each example when packed: special tokens included, after truncation, both sentences of a pair."""
         counts = self._counts(np.arange(len(self)), encoding, max_length)

@@ -5,6 +5,8 @@ Legend: N packed tokens, S sequences, D hidden size, B examples of the batch, F 
 
 A pair is either one sequence (cross: S = B) or two (bi: S = 2B, all u first, then all v). A task of single sentences has
 nothing to encode: its pooled vectors are its features, whatever pair encoding is set.
+
+A pooling that reads first tokens alone says so (`reads_only_first`): the encoder then gives it those, N = S, at less cost.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ class Cls(Variant):
 
     kind: Literal["cls"] = "cls"
     uses_pooler: ClassVar[bool] = False
+    reads_only_first: ClassVar[bool] = True
 
     def pool(self, hidden_ND: Tensor, starts_S1: Tensor, pooler: Callable[[Tensor], Tensor]) -> Tensor:
         return first_tokens(hidden_ND, starts_S1)
@@ -58,6 +61,7 @@ class Pooler(Variant):
 
     kind: Literal["pooler"] = "pooler"
     uses_pooler: ClassVar[bool] = True
+    reads_only_first: ClassVar[bool] = True
 
     def pool(self, hidden_ND: Tensor, starts_S1: Tensor, pooler: Callable[[Tensor], Tensor]) -> Tensor:
         return pooler(first_tokens(hidden_ND, starts_S1))
@@ -68,6 +72,7 @@ class Mean(Variant):
 
     kind: Literal["mean"] = "mean"
     uses_pooler: ClassVar[bool] = False
+    reads_only_first: ClassVar[bool] = False
 
     def pool(self, hidden_ND: Tensor, starts_S1: Tensor, pooler: Callable[[Tensor], Tensor]) -> Tensor:
         return mean_tokens(hidden_ND, starts_S1)
