@@ -40,7 +40,7 @@ def make_jobs(selection: Selection, resources: Resources) -> list[Job]:
 def _machine(config: TrialConfig, resources: Resources) -> dict[str, Any]:
     """Device and threads of here and now; of the trial's own what changes its numbers."""
     kept = {key: value for key, value in as_written(config.machine).items() if key == "micro_batch_tokens"}
-    return machine_settings(resources) | {"precision": config.machine.precision} | kept
+    return machine_settings(resources, [config.encoder.checkpoint]) | {"precision": config.machine.precision} | kept
 
 
 def train_jobs(

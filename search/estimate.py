@@ -29,7 +29,7 @@ from search.narrate import describe
 from search.plan import Plan
 from search.resources import Refused, Resources, counted
 from search.rungs import expected_ends
-from search.space import Sample, Space, default_choice
+from search.space import Choose, Sample, Space, default_choice
 from search.study import KEEP_BEST
 
 MOST_POINTS = 8  # measured
@@ -40,22 +40,25 @@ Branch = tuple[str, Any]  # (parameter, label)
 Factors = tuple[float, float]  # of training and of an evaluation
 
 
-def measured_lines(plan: Plan, start_ray: Callable[[], None], price: float | None, hours: float | None) -> list[str]:
+def measured_lines(
+    plan: Plan, start_ray: Callable[[], None], price: float | None, hours: float | None, load: float
+) -> list[str]:
     """Measure and estimate what `plan` costs, told in lines; about a minute, a progress line meanwhile where a terminal is.
 
+    load: what the machine had to do before.
     Raises Refused where Ray does not start, or a point cannot be trained here.
     """
     import ray
 
-    load, began = os.getloadavg()[0], time.monotonic()
+    began = time.monotonic()
     start_ray()
     start_up_seconds = time.monotonic() - began
     with tempfile.TemporaryDirectory(prefix="minbert-measure-") as scratch:
         try:
             points = branch_points(plan.space)
-            costs = measure_points(points, plan.resources, Path(scratch), _tell)
+            costs = measure_points(points, plan.resources, Path(scratch), tell)
         finally:
-            _tell("")
+            tell("")
             ray.shutdown()
     resources = plan.resources
     told = lines(estimate(plan, points, costs, start_up_seconds), resources, price, hours)
@@ -64,7 +67,7 @@ def measured_lines(plan: Plan, start_ray: Callable[[], None], price: float | Non
     return told
 
 
-def _tell(text: str) -> None:
+def tell(text: str) -> None:
     """The progress line: replaced on a terminal by the next one, an empty one in the end; elsewhere nothing."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\033[K{text}")
@@ -83,10 +86,11 @@ class Points:
     num_branches: int  # of the space, those not among `branches` included
 
 
-def branch_points(space: Space, at_most: int = MOST_POINTS) -> Points:
+def branch_points(space: Space, at_most: int = MOST_POINTS, choose: Choose = default_choice) -> Points:
     """The default's point and, for each branch of a choice, the one that differs from its parent in that branch alone.
 
     Choices among variants come before those among numbers, which seldom change what a step costs.
+    choose: what is taken where no branch is meant, in place of the default.
     """
     choices = [(name, domain, guards) for name, (domain, guards) in space.domains().items() if isinstance(domain, Choice)]
     choices.sort(key=lambda choice: all(isinstance(label, int | float) for label in choice[1].labels))
@@ -94,7 +98,7 @@ def branch_points(space: Space, at_most: int = MOST_POINTS) -> Points:
     known: dict[frozenset[Branch], int] = {}
 
     def index(forced: dict[str, Any]) -> int | None:
-        sample = space.sample(lambda name, domain: forced[name] if name in forced else default_choice(name, domain))
+        sample = space.sample(lambda name, domain: forced[name] if name in forced else choose(name, domain))
         taken = frozenset((name, sample.params[name]) for name, *_ in choices if name in sample.params)
         if taken not in known and len(samples) < at_most:
             known[taken] = len(samples)
@@ -136,10 +140,10 @@ def measure_points(points: Points, resources: Resources, scratch: Path, tell: Ca
         try:
             costs.setdefault(index, []).append(ray.get(done))
         except ray.exceptions.RayError as error:
-            raise Refused(_failure(points.samples[index], error)) from None
+            raise Refused(failure(points.samples[index], error)) from None
 
 
-def _failure(sample: Sample, error: Exception) -> str:
+def failure(sample: Sample, error: Exception) -> str:
     """The sentence for a point that failed: which, why, and what helps if memory was short."""
     cause = getattr(error, "cause", None)
     reason = (str(cause or error).strip().splitlines() or [""])[0].rstrip(".")

@@ -1,13 +1,16 @@
 """What a trial of a config costs on this machine: some real steps of every stage, some of the evaluation, one save.
 
     Ray worker: measure(config as plain values) -> Cost;   estimate.py makes a search's cost of several
+    Ray actor:  Sharer(config as plain values) -> memory, speed;   packing.py makes of them how many trials share a GPU
 
-It is run as a trial is: a fresh process with the trial's share of cores and GPU, beside as many others as the search has trials
-at a time. What it writes goes to a temporary folder that is gone when it returns, or when the driver is interrupted.
+`measure` is run as a trial is: a fresh process with the trial's share of cores and GPU, beside as many others as the search has
+trials at a time. What it writes goes to a temporary folder that is gone when it returns, or when the driver is interrupted.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import tempfile
 import time
 from collections import Counter
@@ -21,13 +24,13 @@ import torch
 
 from minbert_core.config import TrialConfig, load_config, seed_of
 from minbert_core.data.tokens import PackedBatch, pack, pack_parts
-from minbert_core.inputs import Inputs, build_encoder, open_inputs
+from minbert_core.inputs import Inputs, open_inputs
 from minbert_core.machine import prepare, resolve_precision, usage
 from minbert_core.methods.stages import StagePlan
 from minbert_core.methods.task_schedules import example_rows
-from minbert_core.model import TOKENS_A_PASS, MultitaskBert, build_model, save_model
+from minbert_core.model import TOKENS_A_PASS, MultitaskBert, save_model
 from minbert_core.step import Stepper
-from minbert_core.train import LOGS_A_TRIAL, save_snapshot
+from minbert_core.train import LOGS_A_TRIAL, model_to_train, save_snapshot
 
 STAGE_SECONDS = 3  # of timed steps in each stage, shared by its kinds of step; each is timed once at least
 MOST_STEPS = 30  # timed of each kind; a small encoder's are many in a second
@@ -35,6 +38,7 @@ EVALUATION_SECONDS = 0.5  # a task
 MOST_PASSES = 8  # of an evaluation
 FIRST_TOKENS = 256  # of the first evaluation pass, small because a BERT-base on one core takes a second for it
 SCHEDULE_SAMPLES = 500  # of a stage's steps, to see how often each tuple of tasks comes
+PEAK_SECONDS = 1  # of steps in each stage of a Sharer before its peak is read
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,7 @@ def measure(document: dict[str, Any], asked_at: float, scratch: Path) -> Cost:
     """
     from ray import tune  # noqa: F401 — a trial's process imports it, which takes a second
 
-    config = load_config(document)
-    device = prepare(config.machine)
-    precision = resolve_precision(config.machine.precision, device)
-    inputs = open_inputs(config)
-    model = build_model(config, build_encoder(config, inputs)).to(device)
+    config, device, precision, inputs, model = _built(document)
     start_seconds = max(0.0, time.time() - asked_at)
     total, train_seconds, saves = config.num_examples(inputs.sizes), 0.0, []
     for stage in config.stage_plans():
@@ -80,6 +80,68 @@ def measure(document: dict[str, Any], asked_at: float, scratch: Path) -> Cost:
     )
 
 
+def _built(document: dict[str, Any]) -> tuple[TrialConfig, torch.device, str, Inputs, MultitaskBert]:
+    """A trial's config, device, precision, inputs and model."""
+    config = load_config(document)
+    device = prepare(config.machine)
+    inputs = open_inputs(config)
+    model = model_to_train(config, inputs).to(device)
+    return config, device, resolve_precision(config.machine.precision, device), inputs, model
+
+
+# ------------------------------------------------------------------------------------------------------- sharing a GPU
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of a trial and of the device under it, in GB: of the GPU, on the CPU of the machine."""
+
+    peak_gb: float
+    free_gb: float  # as it would be without this trial
+    total_gb: float
+
+
+class Sharer:
+    """A trial that trains while it is told to, beside others on the same GPU; its process stays from one timing to the next.
+
+    Raises what a trial would: no such folder, out of memory.
+    """
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.document = document
+
+    def begin(self) -> Memory:
+        """Build the trial and warm it up: some steps of every stage, some of the evaluation."""
+        self.config, self.device, self.precision, self.inputs, self.model = _built(self.document)
+        self._seconds_an_example(PEAK_SECONDS, MOST_STEPS)
+        for name in self.inputs.dev:
+            _dev_seconds(self.model, name, self.config, self.inputs, self.precision)
+        return Memory(usage(self.device)["system/peak_memory_gb"], *_free_and_total_gb(self.device))
+
+    def rate(self, begins_at: float, seconds: float) -> float:
+        """Examples a second in the `seconds` from begins_at (by `time.time()`) on, the same for all that share the GPU."""
+        time.sleep(max(0.0, begins_at - time.time()))
+        return 1 / self._seconds_an_example(seconds / len(self.config.stage_plans()), math.inf)
+
+    def _seconds_an_example(self, stage_seconds: float, most_steps: float) -> float:
+        """The mean over the stages, each weighed by its share of the trial."""
+        config, total, mean = self.config, self.config.num_examples(self.inputs.sizes), 0.0
+        for stage in config.stage_plans():
+            stepper = Stepper(self.model, stage, config.loss_weights.weight, seed_of(config.seed, "measure"), self.precision)
+            examples = stage.share * total
+            mean += stage.share * _seconds_an_example(stepper, stage, config, self.inputs, examples, stage_seconds, most_steps)
+        return mean
+
+
+def _free_and_total_gb(device: torch.device) -> tuple[float, float]:
+    """What the trials on a device may take between them, and all that it has; of the CPU's memory, all."""
+    if device.type != "cuda":
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+        return total, total
+    free, whole = torch.cuda.mem_get_info(device)
+    return (free + torch.cuda.memory_reserved(device)) / 1e9, whole / 1e9
+
+
 # ---------------------------------------------------------------------------------------------------------------- steps
 
 
@@ -96,7 +158,15 @@ def kinds_of_step(
     )
 
 
-def _seconds_an_example(stepper: Stepper, stage: StagePlan, config: TrialConfig, inputs: Inputs, examples: float) -> float:
+def _seconds_an_example(
+    stepper: Stepper,
+    stage: StagePlan,
+    config: TrialConfig,
+    inputs: Inputs,
+    examples: float,
+    stage_seconds: float = STAGE_SECONDS,
+    most_steps: float = MOST_STEPS,
+) -> float:
     """Seconds of wall time an example of this stage, whose kinds of step are weighed by how often they come."""
     sizes = {name: inputs.sizes[name] for name in stage.tasks}
     batch_sizes = {name: stepper.model.plans[name].batch_size for name in stage.tasks}
@@ -118,16 +188,17 @@ def _seconds_an_example(stepper: Stepper, stage: StagePlan, config: TrialConfig,
     # in a trial of few steps, the figures that are measured a hundred times cost something
     logs_a_step = LOGS_A_TRIAL * total / kinds.total() / config.num_examples(inputs.sizes)
     device = next(stepper.model.parameters()).device
-    times = {names: _seconds_a_call(lambda n=names: step(n), STAGE_SECONDS / len(kinds), device) for names in kinds}  # type: ignore[misc]
+    each = stage_seconds / len(kinds)
+    times = {names: _seconds_a_call(lambda n=names: step(n), each, most_steps, device) for names in kinds}  # type: ignore[misc]
     return sum(count * times[names] for names, count in kinds.items()) / total
 
 
-def _seconds_a_call(call: Callable[[], None], at_least: float, device: torch.device) -> float:
-    """The mean over calls in a row that take `at_least` seconds, one to MOST_STEPS; one before them is not counted."""
+def _seconds_a_call(call: Callable[[], None], at_least: float, most_calls: float, device: torch.device) -> float:
+    """The mean over calls in a row that take `at_least` seconds, one to most_calls; one before them is not counted."""
     call()  # allocates the optimiser's moments and the buffers of the matrix products
     _wait(device)
     began, calls = time.monotonic(), 0
-    while calls == 0 or (calls < MOST_STEPS and time.monotonic() - began < at_least):
+    while calls == 0 or (calls < most_calls and time.monotonic() - began < at_least):
         call()
         calls += 1
     _wait(device)

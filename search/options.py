@@ -55,7 +55,7 @@ def parser(exit_on_error: bool = True) -> argparse.ArgumentParser:
     much.add_argument("--trials", type=positive, metavar="N", help="configurations to try, baselines included")
     much.add_argument("--hours", type=_amount, metavar="H", help="to spend; trials that cannot reach a next point pause")
     much.add_argument("--gpus", type=gpus, metavar="N|auto", help="GPUs to use; auto (default): all that are free here")
-    much.add_argument("--gpus-per-trial", type=share, metavar="X", help="share of a GPU that a trial takes (default 1)")
+    much.add_argument("--gpus-per-trial", type=share, metavar="X", help="share of a GPU a trial (auto: what pays; else 1)")
     much.add_argument("--cpus-per-trial", type=positive, metavar="N", help="CPU cores and threads a trial (default 1)")
     much.add_argument("--seed", type=_seed, metavar="N", help="of the sampler and of the trials (default 0)")
     where = made.add_argument_group("where")

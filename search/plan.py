@@ -26,7 +26,7 @@ from minbert_core.paths import as_written, flatten, lay_over
 from search.domains import Choice
 from search.folder import FORMAT
 from search.places import encoder_fingerprint, here, moved
-from search.resources import Resources, counted, machine_settings
+from search.resources import Refused, Resources, counted, machine_settings
 from search.rungs import expected_full_trials
 from search.space import FIXED, Space, cover, default_choice, make_space
 
@@ -40,19 +40,24 @@ def localise(space: Space, resources: Resources, configs: Iterable[TrialConfig],
     """
     document = dict(space.document)
     tree = document.get("config") or {}
-    local = {"machine": lay_over(machine_settings(resources), tree.get("machine") or {})}
+    checkpoints = {config.encoder.checkpoint for config in configs}
+    local = {"machine": lay_over(machine_settings(resources, checkpoints), tree.get("machine") or {})}
     config = space.sample(default_choice).config()
     if config.data != TOY and config.data not in places:
         local["data"] = str(data_folder(config))
     document["config"] = {**tree, **local}
-    checkpoints = {config.encoder.checkpoint for config in configs} - {TINY, *places}
-    encoders = {**space.encoders, **{name: str(fetch_encoder(name)) for name in sorted(checkpoints)}}
+    named = checkpoints - {TINY, *places}
+    encoders = {**space.encoders, **{name: str(fetch_encoder(name)) for name in sorted(named)}}
     return replace(make_space(space.name, document, space.where), encoders=encoders)
 
 
 def branch_configs(space: Space) -> list[TrialConfig]:
-    """Configs that between them take every pair of the space's branches, all else default; and its baselines."""
-    switches = {name: found for name, found in space.domains().items() if isinstance(found[0], Choice)}
+    """Configs that between them take every pair of the space's branches, all else default; and its baselines.
+
+    A range of `machine/threads` counts as a choice of its two ends: the cores must do for both.
+    """
+    switches = {name: found for name, found in space.domains().items()
+                if isinstance(found[0], Choice) or name.startswith("machine/threads")}  # fmt: skip
     points = [space.sample(lambda name, domain, f=forced: f.get(name, default_choice(name, domain)))  # type: ignore[misc]
               for forced in ({}, *cover(switches))]  # fmt: skip
     return [point.config() for point in (*points, *map(space.baseline, range(len(space.baselines))))]
@@ -106,13 +111,15 @@ class Plan:
         rows = ", ".join(f"{name} {len(inputs.train[name]):,}/{len(inputs.dev[name]):,}" for name in config.train_on)
         recipes = f"recipes   {len(self.recipes)}, each with its own rungs: {', '.join(self.recipes)}"
         encoders = dict.fromkeys((config.encoder.checkpoint, *self.space.encoders.values()))
-        machine = f"{config.machine.device}, {config.machine.precision}{self._gpu_memory()}{self.resources.which_gpus}"
+        by = " by oneDNN" if config.machine.matmul == "onednn" else ""
+        machine = f"{config.machine.device}, {config.machine.precision}{by}{self._gpu_memory()}{self.resources.which_gpus}"
         return [
             f"search    {self.name}: {self.space.settings.about or '(no question given: `about`)'}",
             f"data      {inputs.data_folder} (train/dev rows: {rows})",
             *(f"data      {text}" for text in (*self._cut(), *self.left_out(num_dropped))),
             f"encoder   {', '.join(self.places.get(name, name) for name in encoders)}",
             f"machine   {self.resources}; {machine}",
+            *([f"sharing   {self.resources.sharing}"] if self.resources.sharing else []),
             f"objective {objective} on dev, the best of a trial's evaluations at {parts} examples",
             f"budget    {self.examples:,} examples a full trial, {self._steps()}",
             f"trials    {self._trials()}",
@@ -183,6 +190,7 @@ class Plan:
             "gpus": self.resources.gpus,
             "gpus_per_trial": self.resources.gpus_per_trial,
             "cpus_per_trial": self.resources.cpus_per_trial,
+            "sharing": self.resources.sharing,
             "examples": self.examples,
             "expected_full_trials": round(self.full_trials, 2),
             "data": self.config.data,
@@ -220,6 +228,7 @@ def make_plan(
     num_trials = num_trials or space.settings.trials
     if num_trials < len(space.baselines):
         raise ValueError(f"--trials {num_trials} leaves no room for the space's {counted(len(space.baselines), 'baseline')}.")
+    _check_threads(most_threads(configs), resources, num_trials)
     config = space.sample(default_choice).config()
     config = config.model_copy(update={"train_on": _all_tasks(configs, config.objective)})
     inputs = open_inputs(here(config, places))
@@ -229,6 +238,34 @@ def make_plan(
     recipes = tuple(sorted({config.recipe for config in configs}))
     examples = config.num_examples(inputs.sizes)
     return Plan(name, space, seed, num_trials, resources, config, inputs, recipes, examples, best_bytes, snapshot_bytes, places)
+
+
+def with_resources(plan: Plan, resources: Resources) -> Plan:
+    """The same search, planned for whole GPUs, with shares of them."""
+    space = localise(plan.space, resources, [], plan.places)
+    config = plan.config.model_copy(update={"machine": space.sample(default_choice).config().machine})
+    return replace(plan, space=space, resources=resources, config=config)
+
+
+def most_threads(configs: Iterable[TrialConfig]) -> int:
+    """Of a trial."""
+    return max(config.machine.threads for config in configs)
+
+
+def _check_threads(threads: int, resources: Resources, num_trials: int) -> None:
+    """Raise Refused where the trials at a time have more threads than the machine has cores.
+
+    Two trials of two threads on two cores ran at half the speed of one (measured, 2026-11).
+    """
+    at_once, cores = min(resources.slots, num_trials), resources.cpus
+    if threads <= resources.cpus_per_trial or threads * at_once <= cores:
+        return
+    fewer_trials = f" Fewer trials at a time: --cpus-per-trial {threads}." if threads <= cores else ""
+    raise Refused(
+        f"`machine/threads` {threads} for each of {counted(at_once, 'trial')} at a time is more than this machine's "
+        f"{counted(cores, 'core')}; they would hold each other up.{fewer_trials} Fewer threads: "
+        f"--set machine/threads={max(1, cores // at_once)}."
+    )
 
 
 def _check_same_data(configs: list[TrialConfig]) -> None:

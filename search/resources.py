@@ -8,13 +8,18 @@ A GPU is chosen by the memory that is in use on it before the search begins, and
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from minbert_core.config import TINY
+
 BUSY_GB, BUSY_SHARE = 1.0, 0.05  # of a GPU's memory, the larger of the two; a desktop's screen takes less (assumed, 2026-11)
+CGROUP = Path("/sys/fs/cgroup")  # where Linux tells a container its limits
 VISIBLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 
 
@@ -48,6 +53,7 @@ class Resources:
     gpus_per_trial: float
     taken: tuple[Gpu, ...] = ()  # which GPUs these are
     left_out: tuple[Gpu, ...] = ()  # because others use them
+    sharing: str = ""  # how many trials share a GPU and why, where packing.py chose it
 
     @property
     def slots(self) -> int:
@@ -82,7 +88,7 @@ def find_resources(gpus: str, gpus_per_trial: float | None, cpus_per_trial: int,
     retry: the command up to the GPUs, for the line that works here; estimate: the option that tells how long that would take.
     Raises Refused where the machine has less than was asked for, or too little of it is free.
     """
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former on Linux only
+    cpus = num_cores(CGROUP)
     if cpus_per_trial > cpus:
         raise Refused(f"--cpus-per-trial {cpus_per_trial} asks for more than this machine's {cpus} cores.")
     present = find_gpus()
@@ -105,6 +111,28 @@ def find_resources(gpus: str, gpus_per_trial: float | None, cpus_per_trial: int,
     per_trial = (1.0 if gpus_per_trial is None else gpus_per_trial) if taken else 0.0
     left_out = tuple(gpu for gpu in present if gpu.is_busy and gpu not in taken) if taken else ()
     return Resources(cpus, len(taken), cpus_per_trial, per_trial, taken, left_out)
+
+
+def num_cores(cgroup: Path) -> int:
+    """The cores that this process may use: those that it is bound to, or what its container may take of them if that is less.
+
+    A container's limit (`docker --cpus=2`) is one of time, which does not show in the former. cgroup: where it is told.
+    """
+    bound_to = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former: Linux
+    return max(1, math.floor(min(bound_to, _limit_in_cores(cgroup))))
+
+
+def _limit_in_cores(cgroup: Path) -> float:
+    """The container's CPU time a second; infinite without a limit, or where nothing is told. Of cgroups version 2, else 1."""
+    unified, old = cgroup / "cpu.max", cgroup / "cpu"
+    try:
+        if unified.exists():
+            quota, period = unified.read_text().split()
+        else:
+            quota, period = ((old / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        return math.inf if quota in ("max", "-1") else int(quota) / int(period)
+    except (OSError, ValueError):
+        return math.inf
 
 
 def _too_busy(wanted: int | None, present: list[Gpu], free: list[Gpu], retry: str) -> str:
@@ -178,13 +206,23 @@ def check_cluster(address: str) -> None:
             raise Refused(f"No Ray cluster answers at {address} ({error.strerror or error}).") from None
 
 
-def machine_settings(resources: Resources) -> dict[str, Any]:
-    """The `machine` of every trial of a search, chosen once: device, threads, precision, and what of a GPU it may take."""
+def machine_settings(resources: Resources, checkpoints: Iterable[str]) -> dict[str, Any]:
+    """The `machine` of every trial of a search, chosen once: device, threads, precision, matrix products, share of a GPU.
+
+    checkpoints: the encoders that are trained; a tiny one's products are too small to gain by a route, and are not probed.
+    """
     import torch
 
-    from minbert_core.machine import resolve_precision
+    from minbert_core.machine import fastest_matmul, resolve_precision
 
     device = "cuda" if resources.gpus_per_trial else "cpu"
-    share = {"gpu_share": resources.gpus_per_trial} if 0 < resources.gpus_per_trial < 1 else {}
-    precision = resolve_precision("auto", torch.device(device))
-    return {"device": device, "threads": resources.cpus_per_trial, "precision": precision, **share}
+    settings = {
+        "device": device,
+        "threads": resources.cpus_per_trial,
+        "precision": resolve_precision("auto", torch.device(device)),
+    }
+    if 0 < resources.gpus_per_trial < 1:
+        settings["gpu_share"] = resources.gpus_per_trial
+    if set(checkpoints) - {TINY}:
+        settings["matmul"] = fastest_matmul(torch.device(device), resources.cpus_per_trial)
+    return settings

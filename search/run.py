@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import secrets
 import shlex
 import signal
@@ -34,6 +35,7 @@ from search.estimate import check_disk, measured_lines
 from search.folder import check_unused, lock, make_search_folder, new_search_folder, wait_for_workers, write_plan
 from search.narrate import describe
 from search.options import Options, as_arguments, parse, parser
+from search.packing import packed
 from search.plan import make_plan
 from search.resources import Refused, check_cluster, find_resources
 from search.results import read
@@ -117,7 +119,7 @@ def _main(options: argparse.Namespace, arguments: list[str]) -> int:
 
 def _search(options: argparse.Namespace, arguments: list[str]) -> tuple[Path, int]:
     """Begin a search, or go on with one, and run it to its end; its folder, and the exit code."""
-    clock = _clock(options.hours)
+    clock, load = _clock(options.hours), os.getloadavg()[0]
     runs = options.runs.absolute()
     check_cluster(options.address)
     resumed = goes_on(options, runs)
@@ -139,12 +141,15 @@ def _search(options: argparse.Namespace, arguments: list[str]) -> tuple[Path, in
         raise Refused(fault)
     plan = make_plan(folder.name, space, options.seed or 0, options.trials, resources)
     check_disk(plan, runs)
+    if options.gpus in (None, "auto") and options.gpus_per_trial is None:
+        plan = packed(plan, options.address, partial(start_ray, address=options.address))
+        check_disk(plan, runs)
     for line in plan.lines():
         print(line)
     if options.dry_run:
         _print_samples(plan.space)
         start = partial(start_ray, plan.resources, options.address)
-        print(*measured_lines(plan, start, options.price, options.hours), sep="\n")
+        print(*measured_lines(plan, start, options.price, options.hours, load), sep="\n")
         print(f"Nothing was started. Without --dry-run the search goes to {folder}.")
         return folder, DONE
     folder = make_search_folder(runs, name, space.name)

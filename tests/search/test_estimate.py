@@ -18,11 +18,11 @@ import ray
 from search.drive import start_ray
 from search.estimate import (
     Estimate,
-    _failure,
     branch_points,
     check_disk,
     disk_bytes,
     estimate,
+    failure,
     lines,
     mean_factors,
     measure_points,
@@ -215,11 +215,11 @@ def test_trials_that_need_more_memory_than_there_is_are_warned_of() -> None:
 def test_a_point_that_cannot_be_trained_is_told_with_its_reason_and_a_way_out() -> None:
     sample = Sample({"smoothness": "smart", "optimizer/lr": 1e-5}, {}, {})
     error: Any = ray.exceptions.RayTaskError("measure", "…", RuntimeError("CUDA out of memory. Tried 2 GiB.\nmore"))
-    assert _failure(sample, error) == (
+    assert failure(sample, error) == (
         "The point smoothness=smart lr=1e-05 cannot be trained here (RuntimeError: CUDA out of memory. Tried 2 GiB). "
         "Fewer trials at a time, smaller batches, or `machine/micro_batch_tokens` would need less."
     )
-    assert "its process was killed, perhaps out of memory" in _failure(sample, ray.exceptions.WorkerCrashedError())
+    assert "its process was killed, perhaps out of memory" in failure(sample, ray.exceptions.WorkerCrashedError())
 
 
 @pytest.mark.parametrize("arguments", ["--space quick.yaml --price 1", "--resume quick --dry-run --price 1"])

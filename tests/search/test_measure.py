@@ -15,9 +15,9 @@ from minbert_core.inputs import build_encoder, open_inputs
 from minbert_core.methods.stages import StagePlan
 from minbert_core.model import build_model
 from minbert_core.paths import as_written
-from minbert_core.train import train
+from minbert_core.train import model_to_train, train
 from search import measure as measure_module
-from search.measure import Cost, kinds_of_step, measure
+from search.measure import Cost, Sharer, kinds_of_step, measure
 
 SIZES = {"sst": 8_544, "para": 283_003, "sts": 6_040}
 BATCH_SIZES = dict.fromkeys(SIZES, 16)
@@ -32,7 +32,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def quick(config: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> Cost:
     """Measured in processor time, which others on the machine do not change."""
-    monkeypatch.setattr(measure_module, "time", SimpleNamespace(monotonic=time.process_time, time=time.time))
+    monkeypatch.setattr(measure_module, "time", SimpleNamespace(monotonic=time.process_time, time=time.time, sleep=time.sleep))
     return measure(as_written(config), time.time(), Path("/nowhere"))
 
 
@@ -65,15 +65,30 @@ def test_the_sizes_of_what_is_saved_are_those_of_the_weights(
 ) -> None:
     config = tiny(stages=["linear_probe", "multitask"])  # the latter's snapshot is the larger one
     cost = quick(config, monkeypatch)
-    model = build_model(config, build_encoder(config, open_inputs(config)))
-    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
-    assert weights < cost.best_bytes < weights + 100_000
-    assert 3 * weights < cost.snapshot_bytes < 3 * weights + 100_000
+    inputs = open_inputs(config)
+    models = build_model(config, build_encoder(config, inputs)), model_to_train(config, inputs)
+    whole, trained = (4 * sum(parameter.numel() for parameter in model.parameters()) for model in models)
+    assert whole < cost.best_bytes < whole + 100_000
+    assert 3 * trained < cost.snapshot_bytes < 3 * trained + 100_000
     assert list(scratch.iterdir()) == []
 
 
 def test_start_up_counts_from_when_the_process_was_asked_for(tiny: Callable[..., TrialConfig], tmp_path: Path) -> None:
     assert 7 < measure(as_written(tiny()), time.time() - 7, tmp_path).start_seconds < 30
+
+
+def test_a_trial_that_shares_a_gpu_trains_as_fast_as_it_is_measured_from_the_moment_it_is_told(
+    tiny: Callable[..., TrialConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(stages=["linear_probe", {"kind": "multitask", "share": 0.25}], budget={"examples": 4_800})
+    cost = quick(config, monkeypatch)
+    sharer = Sharer(as_written(config))
+    memory = sharer.begin()
+    assert 0 < memory.peak_gb < memory.free_gb == memory.total_gb
+    begins_at = time.time() + 0.5
+    rate = sharer.rate(begins_at, 0.6)
+    assert time.time() > begins_at + 0.6
+    assert rate == pytest.approx(4_800 / cost.train_seconds, rel=0.5)
 
 
 def plan_of(config: TrialConfig) -> StagePlan:

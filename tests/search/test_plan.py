@@ -20,7 +20,7 @@ from minbert_core.settings import SettingsError
 from search.domains import Choice
 from search.folder import FORMAT
 from search.plan import Plan, make_plan
-from search.resources import Resources
+from search.resources import Refused, Resources
 from search.space import make_space
 
 CPUS = Resources(cpus=2, gpus=0, cpus_per_trial=1, gpus_per_trial=0)
@@ -175,9 +175,44 @@ def test_a_missing_data_folder_says_what_to_do(tmp_path: Path, encoder: Path) ->
 
 @pytest.mark.usefixtures("cache")
 def test_what_a_user_set_of_the_machine_stays() -> None:
-    assert planned(machine={"threads": 2}).config.machine.threads == 2
+    assert planned(machine={"precision": "bfloat16"}).config.machine.precision == "bfloat16"
     with pytest.raises(SettingsError, match="threads"):
         planned(machine={"threads": 0})
+
+
+def on(resources: Resources, num_trials: int = 9, **document: Any) -> Plan:
+    document["config"] = CONFIG | document.get("config", {})
+    return make_plan("quick", make_space("quick", document), 0, num_trials, resources)
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"config": {"machine": {"threads": 2}}},
+        {"config": {"machine": {"threads": {"choice": [1, 2]}}}},
+        {"config": {"machine": {"threads": {"int": [1, 2]}}}},
+        {"baselines": [{"machine/threads": 2}]},
+    ],
+    ids=["constant", "choice", "range", "baseline"],
+)
+def test_more_threads_than_cores_are_refused_with_what_cures_it(document: dict[str, Any]) -> None:
+    said = (
+        "`machine/threads` 2 for each of 2 trials at a time is more than this machine's 2 cores; they would hold each other "
+        "up. Fewer trials at a time: --cpus-per-trial 2. Fewer threads: --set machine/threads=1."
+    )
+    with pytest.raises(Refused, match=f"^{re.escape(said)}$"):
+        on(CPUS, **document)
+    assert on(Resources(2, 0, 2, 0), **document).resources.slots == 1
+
+
+@pytest.mark.usefixtures("cache")
+def test_threads_for_which_there_are_cores_are_the_users_own_affair() -> None:
+    threads = {"config": {"machine": {"threads": 4}}}
+    with pytest.raises(Refused, match=r"this machine's 2 cores; they would hold each other up\. Fewer threads: .*=1\.$"):
+        on(CPUS, **threads)
+    assert on(Resources(4, 0, 1, 0), num_trials=1, **threads).config.machine.threads == 4
+    assert on(Resources(8, 2, 1, 1), **threads).config.machine.threads == 4
 
 
 # ------------------------------------------------------------------------------------------------------------ encoders

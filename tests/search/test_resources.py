@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pynvml
 import pytest
 import torch
 
-from search.resources import ORDER, VISIBLE, Refused, Resources, find_resources, machine_settings, only_these
+from search import resources
+from search.resources import ORDER, VISIBLE, Refused, Resources, find_resources, machine_settings, num_cores, only_these
 
 
 @pytest.mark.parametrize(
@@ -60,9 +62,40 @@ def test_a_trial_larger_than_the_machine_is_refused(monkeypatch: pytest.MonkeyPa
 def test_a_share_of_a_gpu_is_a_share_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     on_gpu = {"device": "cuda", "threads": 2, "precision": "bfloat16"}
-    assert machine_settings(Resources(8, 1, 2, 0.25)) == {**on_gpu, "gpu_share": 0.25}
-    assert machine_settings(Resources(8, 2, 2, 1)) == on_gpu
-    assert machine_settings(Resources(8, 0, 2, 0)) == {"device": "cpu", "threads": 2, "precision": "float32"}
+    assert machine_settings(Resources(8, 1, 2, 0.25), ["tiny"]) == {**on_gpu, "gpu_share": 0.25}
+    assert machine_settings(Resources(8, 2, 2, 1), ["tiny"]) == on_gpu
+    assert machine_settings(Resources(8, 2, 2, 1), ["bert-base-uncased"]) == {**on_gpu, "matmul": "torch"}
+    assert machine_settings(Resources(8, 0, 1, 0), ["tiny", "bert-base-uncased"])["matmul"] in ("torch", "onednn")
+    assert machine_settings(Resources(8, 0, 2, 0), ["tiny"]) == {"device": "cpu", "threads": 2, "precision": "float32"}
+
+
+# --------------------------------------------------------------------------------------------------------------- cores
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "200000 100000\n"}, 2),  # docker --cpus=2
+        ({"cpu.max": "250000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "6400000 100000\n"}, 16),
+        ({"cpu.max": "max 100000\n"}, 16),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 16),
+        ({"cpu.max": ""}, 16),
+        ({}, 16),
+    ],
+)
+def test_a_containers_limit_counts_where_it_is_less_than_the_cores_one_is_bound_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16), raising=False)
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert num_cores(tmp_path) == cores
+    monkeypatch.setattr(resources, "CGROUP", tmp_path)
+    assert find_resources("0", None, 1, "run").slots == cores
 
 
 # ----------------------------------------------------------------------------------------------------------- GPUs in use
@@ -88,6 +121,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     monkeypatch.delenv(VISIBLE, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16), raising=False)
+    monkeypatch.setattr(resources, "CGROUP", Path("/nowhere"))
     return machine
 
 
