@@ -1,5 +1,6 @@
 # demo   a whole search on the embedded toy corpus: search, comparison, test table (under 90 s once installed)
 # test   all tests            check   lint, types, tests            clean   remove the environment made here, keep runs/
+# bench  DATA=DIR ENCODER=DIR: the speed table against public peers, into runs/bench (an hour; ROWS="1 5": some rows)
 #
 # Each first builds .venv from the pins, with uv where it is installed, else with pip; again where pyproject.toml or
 # constraints.txt changed. A .venv that was there before is kept, with all that is in it: the pins are for what it lacks.
@@ -24,7 +25,7 @@ else
   PY := .venv/bin/python
 endif
 
-.PHONY: demo test check clean current
+.PHONY: demo test check bench clean current
 
 demo: $(READY)
 	$(PY) -m search.run --space spaces/quickstart.yaml
@@ -41,6 +42,11 @@ check: $(READY)
 	$(PY) -m mypy
 	$(PY) -m pytest
 
+bench: $(READY)
+	@$(PY) -c "import accelerate, smart_pytorch" 2>/dev/null || \
+	  { $(INSTALL) -e '.[dev,bench]' -c $(PINS) && $(INSTALL) --no-deps smart-pytorch==0.0.4; }
+	$(PY) -m benchmarks --data $(or $(DATA),data) --encoder $(or $(ENCODER),encoder) $(if $(ROWS),--rows $(ROWS))
+
 clean:
 	$(if $(YOURS),@echo "The .venv here was there before make: it is kept.",rm -rf .venv)
 
@@ -50,7 +56,7 @@ define new_enough
   echo "minbert-search needs Python 3.11 or newer; '$(1)' says: $$($(1) --version 2>&1). $(2)" >&2; exit 1; }
 endef
 
-test check: EXTRA := dev
+test check bench: EXTRA := dev
 current:
 	$(call new_enough,$(PY),Name another: make ENV=current PYTHON=python3.12)
 	@$(PY) -m search.environment --missing $(EXTRA)

@@ -21,7 +21,7 @@ from minbert_core.config import read_config
 from minbert_core.data.tasks import Task
 from minbert_core.data.tokens import TokenisedSplit, tokenise_test_split
 from minbert_core.inputs import cache_folder, open_inputs
-from minbert_core.machine import prepare, resolve_precision
+from minbert_core.machine import pack_linears, prepare, resolve_precision
 from minbert_core.model import load_model, predict_logits
 from minbert_core.train import load_snapshot
 from minbert_core.trial_folder import read_records, state_file, train_in
@@ -109,7 +109,7 @@ def answer(model_folder: Path, places: Mapping[str, str], out: Path) -> None:
     model, config = load_model(model_folder)
     device = prepare(config.machine)
     precision = resolve_precision(config.machine.precision, device)
-    model.to(device)
+    pack_linears(model.to(device).encoder, precision)
     inputs = open_inputs(here(config, places))
     out.mkdir(parents=True, exist_ok=True)
     for name in config.train_on:

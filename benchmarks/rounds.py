@@ -36,7 +36,7 @@ class Row:
     `setting`: workload, batch size, threads, in words. `figure` is None where this machine cannot tell, `why` says why.
     """
 
-    number: int  # of the table in README.md's benchmarks section: rows of one number are one question
+    number: int  # of the table in LOG.md: rows of one number are one question
     what: str
     setting: str
     goal: tuple[Literal[">=", "<="], float]
@@ -55,7 +55,7 @@ class Row:
 
 
 def alternate(contestants: Mapping[str, Callable[[], object]], rounds: int, calls: int = 1, warm_up: int = 2) -> Times:
-    """Seconds of wall time a call of each contestant in each round, `calls` calls in a row; the order turns from round to round.
+    """Seconds of wall time a call of each contestant in each round, `calls` in a row; the order turns from round to round.
 
     warm_up: calls of each before the first round, which allocate what a steady run has.
     """

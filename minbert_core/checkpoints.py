@@ -59,7 +59,7 @@ def load_encoder(folder: Path, hidden_dropout: float, attention_dropout: float) 
         expected = {name: tensor for name, tensor in expected.items() if not name.startswith("pooler.")}
         notes.append("The checkpoint has no pooler: a fresh one was drawn.")
     for name, like in expected.items():
-        parts = _stored_names(name)
+        parts = stored_names(name)
         part_shape = (like.shape[0] // len(parts), *like.shape[1:])
         tensors = [stored.pop(part, None) for part in parts]
         for part, tensor in zip(parts, tensors, strict=True):
@@ -87,7 +87,7 @@ def save_encoder(encoder: Encoder, folder: Path) -> None:
     """
     weights: dict[str, Tensor] = {}
     for name, tensor in {**encoder.state_dict(), "word_embeddings.weight": encoder.all_word_embeddings()}.items():
-        parts = _stored_names(name)
+        parts = stored_names(name)
         for part, chunk in zip(parts, tensor.detach().to("cpu", torch.float32).chunk(len(parts)), strict=True):
             weights[part] = chunk.clone()
     config = {
@@ -164,7 +164,7 @@ def _conversion(source: str, target: str) -> str:
     return f'convert its pickle once: python -c "from transformers import AutoTokenizer as T, BertModel as B; {calls}"'
 
 
-def _stored_names(name: str) -> list[str]:
+def stored_names(name: str) -> list[str]:
     """The names in a checkpoint of our parameter `name`: "layers.3.output.bias" -> ["encoder.layer.3.output.dense.bias"]."""
     module, _, leaf = name.rpartition(".")
     prefix = ""

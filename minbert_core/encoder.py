@@ -108,6 +108,7 @@ class Layout:
     rank_S: Tensor  # the place of each sequence in the order of lengths
     groups: tuple[tuple[int, int, Tensor], ...]  # (S, L, bias_S11L) a group; the bias is -inf on padding, else 0
     num_slots: int  # P
+    is_packed: bool  # slots are the packed order: of a sentence alone, which then costs no copies
 
     @staticmethod
     def of(lengths: tuple[int, ...], device: torch.device) -> Layout:
@@ -127,15 +128,17 @@ class Layout:
             num_slots += len(rows) * longest
         start_S = length_S.cumsum(0) - length_S
         slot_N = torch.arange(int(length_S.sum())) + (first_slot_S - start_S).repeat_interleave(length_S)
-        return Layout(slot_N.to(device), rank_S.to(device), tuple(groups), num_slots)
+        return Layout(slot_N.to(device), rank_S.to(device), tuple(groups), num_slots, len(lengths) == 1)
 
     def of_one_token_each(self) -> Layout:
         """The layout of one token of each sequence, in the same groups: of those that ask where only [CLS] is read."""
         groups = tuple((num_sequences, 1, bias_S11L[..., :1]) for num_sequences, _, bias_S11L in self.groups)
-        return Layout(self.rank_S, self.rank_S, groups, len(self.rank_S))
+        return Layout(self.rank_S, self.rank_S, groups, len(self.rank_S), self.is_packed)
 
     def pad(self, x_ND: Tensor) -> Tensor:
         """The rows of `x_ND` at their slots, (P, D); zeros where there is padding."""
+        if self.is_packed:
+            return x_ND
         return x_ND.new_zeros(self.num_slots, x_ND.shape[1]).index_copy_(0, self.slot_N, x_ND)
 
 
@@ -160,7 +163,7 @@ def attend(q_RD: Tensor, kv_N2D: Tensor, asking: Layout, asked: Layout, num_head
         probabilities_SHQL = drop(scores_SHQL.softmax(-1)).to(v_SHLDh.dtype)
         contexts.append((probabilities_SHQL @ v_SHLDh).transpose(1, 2).flatten(2).flatten(0, 1))  # (S * Q, D)
         first_q, first_kv = end_q, end_kv
-    return torch.cat(contexts).index_select(0, asking.slot_N)
+    return contexts[0] if asking.is_packed else torch.cat(contexts).index_select(0, asking.slot_N)
 
 
 # ------------------------------------------------------------------------------------------------------------- encoder

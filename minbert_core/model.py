@@ -28,7 +28,7 @@ from minbert_core.config import TaskPlan, TrialConfig, read_config, seed_of
 from minbert_core.data.tasks import Task
 from minbert_core.data.tokens import PackedBatch, TokenisedTexts, Tokenizer, load_tokenizer, pack, tokenise_texts
 from minbert_core.encoder import Encoder, Masks
-from minbert_core.machine import resolve_device, resolve_precision
+from minbert_core.machine import pack_linears, resolve_device, resolve_precision
 from minbert_core.paths import as_written
 from minbert_core.settings import dump_yaml
 
@@ -311,4 +311,5 @@ def load(folder: str | Path, device: str = "auto") -> Predictor:
     """
     folder = Path(folder).expanduser().resolve()  # once, for the weights and the tokenizer
     model, config = load_model(folder)
-    return Predictor(model.to(resolve_device(device)), config, load_tokenizer(folder / "encoder"))
+    pack_linears(model.to(resolve_device(device)).encoder, "float32")  # on a GPU none is
+    return Predictor(model, config, load_tokenizer(folder / "encoder"))

@@ -26,7 +26,7 @@ from minbert_core.config import TrialConfig, seed_of
 from minbert_core.data.tokens import PackedBatch, pack_parts
 from minbert_core.evaluate import is_constant, metric, overall, score
 from minbert_core.inputs import Inputs, build_encoder
-from minbert_core.machine import prepare, resolve_precision, usage
+from minbert_core.machine import packed_linears, prepare, resolve_precision, usage
 from minbert_core.methods.stages import StagePlan
 from minbert_core.methods.task_schedules import example_rows
 from minbert_core.model import MultitaskBert, build_model, predict_logits, predictions
@@ -267,11 +267,15 @@ def evaluate_dev(model: MultitaskBert, config: TrialConfig, inputs: Inputs) -> t
     """Each task's dev metric, and a note `constant/<task>` where a regression answered all rows alike (its r counts as 0)."""
     metrics, notes = {}, {}
     precision = resolve_precision(config.machine.precision, next(model.parameters()).device)
-    for name, split in inputs.dev.items():
-        assert split.labels is not None, "dev splits are read with labels"
-        logits_BK = predict_logits(model, name, split, config.max_length, inputs.specials, precision)
-        task = model.plans[name].task
-        metrics[name] = metric(task, logits_BK, split.labels)
+    with packed_linears(model.encoder, precision):
+        logits = {
+            name: predict_logits(model, name, split, config.max_length, inputs.specials, precision)
+            for name, split in inputs.dev.items()
+        }
+    for name, logits_BK in logits.items():
+        task, labels_B = model.plans[name].task, inputs.dev[name].labels
+        assert labels_B is not None, "dev splits are read with labels"
+        metrics[name] = metric(task, logits_BK, labels_B)
         if task.kind == "regression" and is_constant(predictions(task, logits_BK)):
             notes[f"constant/{name}"] = True
     return metrics, notes

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import json
 import time
 import traceback
@@ -35,6 +36,7 @@ def run_trial(order: dict[str, Any]) -> None:
 
 
 def _run(order: dict[str, Any], folder: Path) -> None:
+    gc.disable()  # imports make objects by the hundred thousand and no garbage: looking for it takes a quarter of their time
     from ray import tune  # a worker has Ray already; torch and ours are imported once the trial is there
 
     from minbert_core.config import read_config
@@ -43,6 +45,7 @@ def _run(order: dict[str, Any], folder: Path) -> None:
     from minbert_core.trial_folder import state_file, train_in
     from search.places import here
 
+    gc.enable()
     (folder / "failure.txt").unlink(missing_ok=True)  # of an earlier try that nobody was there to hear of
     config = read_config(folder / "config.yaml")
     inputs = open_inputs(here(config, order["places"]))

@@ -5,6 +5,7 @@ Flow: merged gradient -> clip (global norm, heads included) -> rate of each grou
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Iterable
@@ -71,6 +72,18 @@ def layer_of(name: str, num_layers: int) -> int:
     return 0
 
 
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW without the wrappers that keep it out of torch.compile, which is not used here.
+
+    At the first call they import the compiler, .9 s that every trial of a search would spend. What they wrap is unchanged.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
 class Optimizer(Settings):
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with linear warm-up, then decay, as BERT is fine-tuned."""
 
@@ -115,7 +128,7 @@ class Optimizer(Settings):
         """What every group's rate is multiplied by, in [0, 1], at a stage's progress in [0, 1]."""
         return LR_SCHEDULES[self.lr_schedule](progress, self.warmup)
 
-    def build(self, encoder_named_parameters: NamedParameters, head_named_parameters: NamedParameters) -> torch.optim.AdamW:
+    def build(self, encoder_named_parameters: NamedParameters, head_named_parameters: NamedParameters) -> AdamW:
         """AdamW with two groups a rate, with and without weight decay; a group may be empty. The heads' two come last.
 
         One rate serves the whole encoder where `layer_decay` is 1; else layer l of L has lr * layer_decay^(L - l) (xi of Sun et
@@ -133,7 +146,7 @@ class Optimizer(Settings):
             vectors = [parameter for parameter in trained if parameter.dim() < 2]
             groups.append({"params": matrices, "lr": lr, "base_lr": lr, "weight_decay": self.weight_decay})
             groups.append({"params": vectors, "lr": lr, "base_lr": lr, "weight_decay": 0.0})
-        return torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, fused=True)
+        return AdamW(groups, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
     def _encoder_parts(self, named: list[tuple[str, nn.Parameter]]) -> list[tuple[list[nn.Parameter], float]]:
         """The encoder's parameters by rate, from the embeddings up: all together unless rates decay."""

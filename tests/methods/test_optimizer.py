@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -9,6 +13,8 @@ from torch import nn
 
 from minbert_core.encoder import Encoder, EncoderShape, new_encoder
 from minbert_core.methods.optimizer import Optimizer, constant_schedule, cosine_schedule, linear_schedule
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def parts() -> tuple[nn.Module, nn.Module]:
@@ -191,3 +197,20 @@ def test_clipping_can_be_turned_off() -> None:
 
 def test_every_knob_has_a_description() -> None:
     assert [name for name, field in Optimizer.model_fields.items() if not field.description] == []
+
+
+def test_a_step_without_torch_s_wrappers_is_torch_s_own_and_imports_no_compiler() -> None:
+    """The compiler would cost every trial most of a second."""
+    code = (
+        "import sys, torch; from minbert_core.methods.optimizer import AdamW\n"
+        "w = torch.nn.Parameter(torch.arange(6.0).view(2, 3)); o = AdamW([w], lr=0.1, fused=True); w.grad = torch.ones(2, 3)\n"
+        "o.step(); o.load_state_dict(o.state_dict()); o.step(); assert 'torch._dynamo' not in sys.modules; print(w.tolist())"
+    )
+    ours = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ours.returncode == 0, ours.stderr
+    weight = torch.nn.Parameter(torch.arange(6.0).view(2, 3))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    for _ in range(2):
+        weight.grad = torch.ones(2, 3)
+        optimizer.step()
+    assert ours.stdout.strip() == str(weight.tolist())

@@ -1,0 +1,137 @@
+"""Every row of the speed table, measured here: against public peers, in turns, each side in a process of its own.
+
+    python -m benchmarks --data DATA --encoder ENCODER [--rows 1 5 9] [--rounds 5] [--out DIR]
+    make bench DATA=DATA ENCODER=ENCODER
+
+DATA: the course's folder; ENCODER: a folder in Hugging Face layout (MiniLM takes about an hour on two cores). bench.md and
+bench.json are written into DIR (default: runs/bench) after each row, so that a run cut short leaves what it found. Where a
+machine cannot tell, a row's figure stays empty. What the rows ask, and one machine's answers, are in LOG.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rounds import Row
+
+MODULES = {  # the module that measures each row
+    (1, 2, 3, 4): "training",
+    (5, 6, 7): "methods",
+    (8,): "evaluating",
+    (9,): "start_up",
+    (10,): "whole_search",
+    (11,): "prediction",
+    (12,): "exactness",
+    (13,): "gpu",
+}
+ROUNDS = 3
+
+
+def main() -> int:
+    """Measure the rows asked for; 2 where what they need is not here."""
+    options = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with the course's files")
+    options.add_argument("--encoder", type=Path, required=True, metavar="DIR", help="encoder in Hugging Face layout")
+    options.add_argument("--rows", type=int, nargs="+", choices=range(1, 14), metavar="N", help="1 to 13 (default: all)")
+    options.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help=f"in turns (default {ROUNDS})")
+    options.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR", help="for bench.md and bench.json")
+    given = options.parse_args()
+    if fault := missing(given.data, given.encoder):
+        print(fault, file=sys.stderr)
+        return 2
+    given.out.mkdir(parents=True, exist_ok=True)
+    found: list[Row] = []
+    began, load = time.monotonic(), os.getloadavg()[0]
+    for numbers, module in MODULES.items():
+        if given.rows and not set(numbers) & set(given.rows):
+            continue
+        measure = importlib.import_module(f"benchmarks.{module}").rows
+        for row in measure(given.data.resolve(), given.encoder.resolve(), given.rounds):
+            if given.rows and row.number not in given.rows:
+                continue
+            found.append(row)
+            print(f"{(time.monotonic() - began) / 60:5.1f} min  {line(row)}", flush=True)
+            write(given.out, found, load)
+    print(f"Written: {given.out / 'bench.md'}, {given.out / 'bench.json'}")
+    return 0
+
+
+def missing(data: Path, encoder: Path) -> str:
+    """What a benchmark needs and is not here, as a sentence; empty where all is."""
+    if not (data / "ids-sst-train.csv").is_file():
+        return f"{data} does not hold the course's files (ids-sst-train.csv …). Name their folder with --data."
+    if not (encoder / "config.json").is_file():
+        return f"{encoder} is no encoder in Hugging Face layout (config.json, model.safetensors). Name one with --encoder."
+    absent = [name for name in ("transformers", "accelerate", "torchjd", "smart_pytorch") if not importlib.util.find_spec(name)]
+    return f"The peers are not installed: no {', '.join(absent)}. `make bench` installs them." if absent else ""
+
+
+def write(folder: Path, found: list[Row], load: float) -> None:
+    """bench.json with all there is, bench.md with a line a row."""
+    head = about(load)
+    document = {"machine": head, "rows": [asdict(row) | {"is_met": row.is_met} for row in found]}
+    (folder / "bench.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    lines = ["# Speed, measured", "", ", ".join(f"{key} {value}" for key, value in head.items()), ""]
+    lines += ["| # | what | setting | goal | median | range | met |", "|---|---|---|---|---|---|---|"]
+    lines += [line(row) for row in sorted(found, key=lambda row: row.number)]
+    (folder / "bench.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def line(row: Row) -> str:
+    """A row of the Markdown table."""
+    sign, value = row.goal
+    goal = f"{'≥' if sign == '>=' else '≤'} {number(value)} {row.unit}".rstrip()
+    if row.figure is None:
+        return f"| {row.number} | {row.what} | {row.setting} | {goal} | {row.why or 'not measured'} | | |"
+    spread = "" if row.figure.low == row.figure.high else f"{number(row.figure.low)} – {number(row.figure.high)}"
+    met = {True: "yes", False: "no", None: ""}[row.is_met]
+    return f"| {row.number} | {row.what} | {row.setting} | {goal} | {number(row.figure.median)} | {spread} | {met} |"
+
+
+def number(value: float) -> str:
+    """Three digits that matter."""
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def about(load: float) -> dict[str, Any]:
+    """The machine and the versions that the figures belong to."""
+    from importlib.metadata import version
+
+    import torch
+
+    cpu = next((text.split(":")[1].strip() for text in _cpuinfo() if text.startswith("model name")), platform.processor())
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    packages = {name: version(name) for name in ("torch", "transformers", "ray", "torchjd")}
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    today = time.strftime("%F")
+    return {
+        "date": today,
+        "command": command,
+        "CPU": cpu,
+        "cores": os.cpu_count(),
+        "GPU": gpu,
+        "load before": round(load, 1),
+        **packages,
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""Our side of the training benchmarks: steps exactly as a trial makes them, packing included."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.rounds import Figure, Times
+from minbert_core.config import load_config
+from minbert_core.inputs import open_inputs
+from minbert_core.machine import fastest_matmul, prepare
+from minbert_core.step import Stepper
+from minbert_core.train import evaluate_dev, model_to_train
+
+WORKLOADS = (("sst", "single"), ("para", "cross"), ("para", "bi"), ("sts", "cross"), ("sts", "bi"))
+NUM_BATCHES = 4  # that a step takes in turn; a round is all of them
+
+
+def document(
+    data: Path, encoder: Path, tasks: tuple[str, ...], encoding: str, batch: int, machine: dict[str, Any]
+) -> dict[str, Any]:
+    """A trial's config: the default model with dropout .1, AdamW and clipping."""
+    pairs = {} if encoding == "single" else {"pairs": {"pair_encoding": encoding}}
+    return {
+        "data": str(data),
+        "encoder": str(encoder),
+        "train_on": list(tasks),
+        "tasks": {"all": {"batch_size": batch}, **pairs},
+        "machine": machine,
+    }
+
+
+def machine(threads: int, precision: str = "float32", device: str = "cpu") -> dict[str, Any]:
+    """The machine as a search would choose it here."""
+    route = fastest_matmul(torch.device(device), threads)
+    return {"device": device, "threads": threads, "precision": precision, "matmul": route}
+
+
+def training_step(config: dict[str, Any]) -> Callable[[], object]:
+    """A step of the trial that `config` describes: the next batch of each task, packed, and all that follows."""
+    from minbert_core.data.tokens import pack_parts
+    from minbert_core.methods.task_schedules import example_rows
+
+    trial = load_config(config)
+    inputs, device = open_inputs(trial), prepare(trial.machine)
+    model = model_to_train(trial, inputs).to(device)
+    [stage] = trial.stage_plans()
+    stepper = Stepper(model, stage, trial.loss_weights.weight, 0, trial.machine.precision)
+    numbers = itertools.count()
+
+    def step() -> None:
+        number = next(numbers)
+        batches = {}
+        for task in trial.train_on:
+            plan, split = model.plans[task], inputs.train[task]
+            start = number % NUM_BATCHES * plan.batch_size
+            rows = example_rows(0, len(split), start, plan.batch_size)
+            parts = pack_parts(split, rows, plan.pair_encoding.kind, trial.max_length, inputs.specials, None)
+            batches[task] = [part.to(device) for part in parts]
+        stepper.step(number, batches, 0.5, measure=False)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def evaluation(config: dict[str, Any]) -> Callable[[], object]:
+    """An evaluation of the dev splits of all tasks, as a trial makes it."""
+    trial = load_config(config)
+    inputs, device = open_inputs(trial), prepare(trial.machine)
+    model = model_to_train(trial, inputs).to(device)
+    return lambda: evaluate_dev(model, trial, inputs)
+
+
+def forward_work(config: dict[str, Any]) -> float:
+    """Floating-point operations of a mean batch's forward pass: products and attention over real tokens, as computed.
+
+    Where [CLS] alone is read, the last layer's skipped part is not counted: it is not done.
+    """
+    import numpy as np
+
+    from minbert_core.checkpoints import load_encoder
+    from minbert_core.methods.task_schedules import example_rows
+
+    trial = load_config(config)
+    inputs = open_inputs(trial)
+    shape = load_encoder(inputs.encoder_folder, 0, 0).shape
+    [task] = trial.train_on
+    plan, split = trial.task(task), inputs.train[task]
+    rows = example_rows(0, len(split), 0, NUM_BATCHES * plan.batch_size)
+    counts = split.lengths(plan.pair_encoding.kind, trial.max_length)[rows]
+    sequences = plan.vectors * plan.batch_size
+    tokens = float(counts.sum()) / NUM_BATCHES
+    lengths = float(np.mean(counts / plan.vectors))
+    hidden, wide = shape.hidden_size, shape.intermediate_size
+    asks = 2 * (2 * hidden * hidden + 2 * hidden * wide) + 4 * lengths * hidden  # query, output, feed-forward, attention
+    asked = 2 * 2 * hidden * hidden
+    assert plan.pooling.reads_only_first, "the default pooling reads [CLS]"
+    full = (shape.num_hidden_layers - 1) * tokens * (asks + asked)
+    return full + tokens * asked + sequences * asks
+
+
+PROBES = {"cpu": ((1024, 384, 1536), 30), "cuda": ((8192, 768, 3072), 300)}  # shape of a layer's product, how many a call
+
+
+def matmul_probe(threads: int, device: str = "cpu") -> Callable[[], object]:
+    """Products of a layer's shape: float32 by the fastest route on the CPU, bfloat16 on a GPU."""
+    (rows, inner, columns), repeats = PROBES[device]
+    x, weight = torch.randn(rows, inner, device=device), torch.randn(inner, columns, device=device)
+    torch.set_num_threads(threads)
+    if device == "cuda":
+        x, weight = x.bfloat16(), weight.bfloat16()
+    elif fastest_matmul(torch.device(device), threads) == "onednn":
+        torch.set_float32_matmul_precision("medium")
+
+    def step() -> None:
+        for _ in range(repeats):
+            x @ weight
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def share_of_probe(config: dict[str, Any], times: Times) -> Figure:
+    """Model-FLOPs utilisation in percent: the work of a step, forward and twice that backward, against the probe's rate."""
+    shape, repeats = PROBES[config["machine"]["device"]]
+    work, probed = 3 * forward_work(config), 2 * math.prod(shape) * repeats
+    rounds = zip(times["ours"], times["probe"], strict=True)
+    return Figure.of([100 * work / taken / (probed / free) for taken, free in rounds])
