@@ -13,7 +13,6 @@ from minbert_core.checkpoints import stored_names
 from minbert_core.config import load_config
 from minbert_core.data.tokens import pack
 from minbert_core.inputs import build_encoder, open_inputs
-from minbert_core.methods.task_schedules import example_rows
 from minbert_core.model import build_model
 
 BATCH = 32
@@ -35,7 +34,9 @@ def _differences(data: Path, encoder: Path, task: str, encoding: str) -> tuple[f
     peer = peers.BertTask(encoder, {task: peers.PaddedBatches(data, encoder, task, encoding, BATCH, bucketed=False)})
     peer.model.eval()
     split, plan = inputs.train[task], model.plans[task]
-    batch = pack(split, example_rows(0, len(split), 0, BATCH), plan.pair_encoding.kind, config.max_length, inputs.specials)
+    encoding_kind = plan.pair_encoding.kind
+    rows = ours.even_rows(split.lengths(encoding_kind, config.max_length), BATCH)[0]
+    batch = pack(split, rows, encoding_kind, config.max_length, inputs.specials)
     ours_BK = model(task, batch).logits_BK
     theirs_BK = model.heads[task](peer.features(task, 0), lambda x, p: x)
     direction_BK = torch.randn(ours_BK.shape, generator=torch.Generator().manual_seed(0))

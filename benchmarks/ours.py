@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.rounds import Figure, Times
+from minbert_core.checkpoints import load_encoder
 from minbert_core.config import load_config
+from minbert_core.data.tokens import Integers, pack_parts
 from minbert_core.inputs import open_inputs
 from minbert_core.machine import fastest_matmul, prepare
 from minbert_core.step import Stepper
@@ -35,6 +38,14 @@ def document(
     }
 
 
+def even_rows(lengths: Integers, batch: int) -> list[Integers]:
+    """Rows of NUM_BATCHES random batches that have, between them, every length of the corpus in its share."""
+    order = np.argsort(lengths, kind="stable")
+    places = (np.arange(NUM_BATCHES * batch) + 0.5) / (NUM_BATCHES * batch) * len(order)
+    rows = np.random.default_rng(0).permutation(order[places.astype(int)])
+    return list(rows.reshape(NUM_BATCHES, batch))
+
+
 def machine(threads: int, precision: str = "float32", device: str = "cpu") -> dict[str, Any]:
     """The machine as a search would choose it here."""
     route = fastest_matmul(torch.device(device), threads)
@@ -43,24 +54,23 @@ def machine(threads: int, precision: str = "float32", device: str = "cpu") -> di
 
 def training_step(config: dict[str, Any]) -> Callable[[], object]:
     """A step of the trial that `config` describes: the next batch of each task, packed, and all that follows."""
-    from minbert_core.data.tokens import pack_parts
-    from minbert_core.methods.task_schedules import example_rows
-
     trial = load_config(config)
     inputs, device = open_inputs(trial), prepare(trial.machine)
     model = model_to_train(trial, inputs).to(device)
     [stage] = trial.stage_plans()
     stepper = Stepper(model, stage, trial.loss_weights.weight, 0, trial.machine.precision)
+    rows = {
+        task: even_rows(inputs.train[task].lengths(plan.pair_encoding.kind, trial.max_length), plan.batch_size)
+        for task, plan in model.plans.items()
+    }
     numbers = itertools.count()
 
     def step() -> None:
         number = next(numbers)
         batches = {}
-        for task in trial.train_on:
-            plan, split = model.plans[task], inputs.train[task]
-            start = number % NUM_BATCHES * plan.batch_size
-            rows = example_rows(0, len(split), start, plan.batch_size)
-            parts = pack_parts(split, rows, plan.pair_encoding.kind, trial.max_length, inputs.specials, None)
+        for task, plan in model.plans.items():
+            some, encoding = rows[task][number % NUM_BATCHES], plan.pair_encoding.kind
+            parts = pack_parts(inputs.train[task], some, encoding, trial.max_length, inputs.specials, None)
             batches[task] = [part.to(device) for part in parts]
         stepper.step(number, batches, 0.5, measure=False)
         if device.type == "cuda":
@@ -82,21 +92,15 @@ def forward_work(config: dict[str, Any]) -> float:
 
     Where [CLS] alone is read, the last layer's skipped part is not counted: it is not done.
     """
-    import numpy as np
-
-    from minbert_core.checkpoints import load_encoder
-    from minbert_core.methods.task_schedules import example_rows
-
     trial = load_config(config)
     inputs = open_inputs(trial)
     shape = load_encoder(inputs.encoder_folder, 0, 0).shape
     [task] = trial.train_on
     plan, split = trial.task(task), inputs.train[task]
-    rows = example_rows(0, len(split), 0, NUM_BATCHES * plan.batch_size)
-    counts = split.lengths(plan.pair_encoding.kind, trial.max_length)[rows]
+    counts = split.lengths(plan.pair_encoding.kind, trial.max_length)
+    counts = counts[np.concatenate(even_rows(counts, plan.batch_size))]
     sequences = plan.vectors * plan.batch_size
-    tokens = float(counts.sum()) / NUM_BATCHES
-    lengths = float(np.mean(counts / plan.vectors))
+    tokens, lengths = float(counts.sum()) / NUM_BATCHES, float(counts.mean()) / plan.vectors
     hidden, wide = shape.hidden_size, shape.intermediate_size
     asks = 2 * (2 * hidden * hidden + 2 * hidden * wide) + 4 * lengths * hidden  # query, output, feed-forward, attention
     asked = 2 * 2 * hidden * hidden

@@ -81,22 +81,19 @@ class PaddedBatches:
         import numpy as np
         import torch
 
-        from benchmarks.ours import NUM_BATCHES
+        from benchmarks.ours import NUM_BATCHES, even_rows
         from minbert_core.data.tasks import TASKS
-        from minbert_core.methods.task_schedules import example_rows
 
         tokenizer = transformers().AutoTokenizer.from_pretrained(encoder)
         examples, labels = texts(data, task, "train")
         sides = [[(text,) for text in column] for column in zip(*examples, strict=True)] if encoding == "bi" else [examples]
         ids = [tokenise(tokenizer, side) for side in sides]
+        lengths = np.sum([[len(row) for row in side["input_ids"]] for side in ids], axis=0)
+        rows = even_rows(lengths, batch)
         if bucketed:
-            lengths = sum(np.array([len(row) for row in side["input_ids"]]) for side in ids)
             order = np.argsort(lengths, kind="stable")
             first = (np.arange(NUM_BATCHES) + 0.5) / NUM_BATCHES * (len(order) - batch)
             rows = [order[int(start) :][:batch] for start in first]
-        else:
-            rows = [example_rows(0, len(labels), number * batch, batch) for number in range(NUM_BATCHES)]
-        self.is_class = TASKS[task].kind == "classification"
         self.outputs = TASKS[task].outputs
         self.kind = TASKS[task].kind
         self._padded = [

@@ -36,6 +36,7 @@ def prepare(machine: Machine) -> torch.device:
     # on a GPU "medium" would round to TF32 or bfloat16, silently
     torch.set_float32_matmul_precision("medium" if machine.matmul == "onednn" and device.type == "cpu" else "highest")
     if device.type == "cpu":
+        torch.set_flush_denormal(True)  # AdamW's means of a word unseen for 900 steps are denormal, and slow to compute with
         _keep_freed_memory()
     elif machine.gpu_share < 1:
         torch.cuda.set_per_process_memory_fraction(machine.gpu_share)

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from minbert_core.checkpoints import load_encoder, save_encoder
 from minbert_core.config import TrialConfig
 from minbert_core.data.tokens import cuts
-from minbert_core.inputs import open_inputs
+from minbert_core.inputs import build_encoder, open_inputs
 from minbert_core.model import MultitaskBert
 from minbert_core.step import Parts, Stepper, StepReport
 from minbert_core.train import (
@@ -406,6 +407,21 @@ def test_a_save_that_fails_leaves_the_former_snapshot_whole(saved: Path, monkeyp
 def fresh(config: TrialConfig) -> MultitaskBert:
     """The model that a trial begins with."""
     return model_to_train(config, open_inputs(config))
+
+
+def test_a_trial_trains_the_words_of_its_train_and_dev_splits_alone_and_exports_all(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny(train_on=["sst"])
+    inputs = open_inputs(config)
+    used = {*inputs.specials, *inputs.train["sst"].pieces[0].tolist(), *inputs.dev["sst"].pieces[0].tolist()}
+    assert set(inputs.token_ids.tolist()) == used
+    assert len(used) < inputs.tokenizer.vocab_size
+    model = run(config)[-1].model
+    assert len(model.encoder.word_embeddings.weight) == len(used)
+    save_encoder(model.encoder, tmp_path)
+    saved, start = load_encoder(tmp_path, 0, 0).word_embeddings.weight, build_encoder(config, inputs).word_embeddings.weight
+    moved = {int(row) for row in (saved != start).any(dim=1).nonzero()}
+    assert moved
+    assert moved <= used
 
 
 def changed(config: TrialConfig) -> set[str]:

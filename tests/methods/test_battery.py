@@ -300,6 +300,18 @@ def test_permuting_sequences_permutes_pooled_vectors(variant: Any) -> None:
 
 
 @law(Pooling)
+def test_a_pooling_says_whether_it_reads_first_tokens_alone(variant: Any) -> None:
+    """Where it says so it is given nothing else; a pooling of all tokens would be one of [CLS], in silence."""
+    hidden_ND = torch.randn(8, 5)
+    other_ND = torch.randn(8, 5).index_copy(0, STARTS[:-1], hidden_ND[STARTS[:-1]])  # the same first tokens
+    reads_more = not torch.equal(pooled_by(variant, hidden_ND), pooled_by(variant, other_ND))
+    does = "reads more than" if reads_more else "reads only"
+    assert variant.reads_only_first is not reads_more, (
+        f"it {does} the first tokens, but reads_only_first is {variant.reads_only_first}"
+    )
+
+
+@law(Pooling)
 def test_a_pooling_says_whether_it_uses_the_pooler(variant: Any) -> None:
     calls = []
     variant.pool(torch.randn(8, 5), STARTS, lambda first: calls.append(1) or first)
