@@ -23,9 +23,14 @@ class Contestant:
 
     def __init__(self, make: Callable[..., Step], *arguments: Any, threads: int = 1) -> None:
         self._pipe, child = multiprocessing.Pipe()
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # read when the child imports torch
         self._process = multiprocessing.get_context("spawn").Process(target=_serve, args=(child, make, arguments), daemon=True)
-        self._process.start()
+        before = os.environ.get("OMP_NUM_THREADS")
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # read when the child imports torch
+        try:
+            self._process.start()
+        finally:
+            os.environ.pop("OMP_NUM_THREADS")
+            os.environ.update({} if before is None else {"OMP_NUM_THREADS": before})
         child.close()
         self._receive()
 

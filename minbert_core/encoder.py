@@ -6,7 +6,7 @@ Linears, LayerNorm and GELU see real tokens only; padding exists inside `attend`
 `nn.Module`'s train / eval switch plays no part: whoever wants dropout hands in `Masks`.
 
 Legend: N packed tokens, S sequences, L tokens of the longest sequence in a group, D hidden size, H attention heads, Dh = D / H,
-P slots of the padded buffer inside attention.
+P slots of the padded buffer inside attention, R tokens that ask in it: N, or S where [CLS] alone is read; Q of one sequence.
 Source: Devlin et al. 2019 (arXiv 1810.04805); post-LayerNorm blocks, exact (erf) GELU, as the published checkpoints have them.
 """
 
