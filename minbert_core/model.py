@@ -70,6 +70,17 @@ class MultitaskBert(nn.Module):
             torch.manual_seed(seed_of(seed, "head", task))
             return plan.head.build(plan.vectors * self.encoder.shape.hidden_size, plan.outputs, start)
 
+    def shared_groups(self, with_encoder: bool) -> dict[str, list[nn.Parameter]]:
+        """The parameters whose task gradients are merged, by group: the encoder's, where a stage trains it."""
+        return self.encoder.parameter_groups() if with_encoder else {}
+
+    def own_parameters(self, task: str) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that `task` alone trains, by name: its head's.
+
+        A loss of features leaves its head as it was built, also where a penalty would move it.
+        """
+        return [] if self.plans[task].loss.reads_features else list(self.heads[task].named_parameters(task))
+
     @torch.no_grad()
     def renew_head(self, task: str, seed: int) -> None:
         """Draw the head of `task` again, in place."""

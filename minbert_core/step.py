@@ -98,12 +98,10 @@ class Stepper:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
             parameter.grad = None
-        groups = model.encoder.parameter_groups() if stage.trains_encoder else {}
+        groups = model.shared_groups(stage.trains_encoder)
         if not any(self.uses_pooler.values()):
             groups.pop("pooler", None)
-        # a loss of features leaves its head as it was built, also where a penalty would move it
-        taught = [name for name in stage.tasks if not model.plans[name].loss.reads_features]
-        heads = [item for name in taught for item in model.heads[name].named_parameters(name)]
+        heads = [item for name in stage.tasks for item in model.own_parameters(name)]
         self.head_parameters = [parameter for _, parameter in heads]
         for parameter in (*self.head_parameters, *(parameter for group in groups.values() for parameter in group)):
             parameter.requires_grad_(True)
