@@ -1,0 +1,179 @@
+"""What the field argues about, on real data: methods against a plain baseline over paired seeds.
+
+    python -m benchmarks.findings --data DATA --encoder ENCODER --out FILE [--examples 3000] [--arms pcgrad smart_1e-2]
+
+One arm differs from the baseline in one thing; at one seed all arms share the heads' start and each task's order of examples.
+Trials run in processes of one thread; each that has ended is a line of FILE, and the same command goes on from there. The
+table, in Markdown: of each arm dev norm minus the baseline's, its 95 % interval (Student's t over the paired seeds), its cost.
+
+Equal examples first. An arm whose training costs another CPU time an example (by more than `SAME_COST`, first seed) is trained
+again at equal seconds: with as many examples as the baseline's time pays for. CPU time, as wall time tells of what ran beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.learning import SEEDS, compare
+
+HERE = Path(__file__).resolve().parents[1]
+SAME_COST = 0.1
+BASELINE = "baseline"
+ARMS: dict[str, dict[str, Any]] = {
+    BASELINE: {},  # the sum, round_robin in batches of 16, one stage, linear heads, no regulariser
+    "pcgrad": {"gradient": "pcgrad"},
+    "gradvac": {"gradient": "gradvac"},
+    "cagrad": {"gradient": "cagrad"},
+    "smart_1e-3": {"smoothness": {"kind": "smart", "radius": 1e-3}},
+    "smart_1e-2": {"smoothness": {"kind": "smart", "radius": 1e-2}},
+    "smart_1e-1": {"smoothness": {"kind": "smart", "radius": 1e-1}},
+    "r_drop": {"smoothness": "r_drop"},
+    "mix": {"task_schedule": "mix", "tasks": {"sst": {"batch_size": 4}, "para": {"batch_size": 40}, "sts": {"batch_size": 4}}},
+    "proportional": {"task_schedule": "proportional"},
+    "annealed": {"task_schedule": {"kind": "proportional", "alpha": 1.0, "alpha_end": 0.2}},
+    "para_first": {"stages": [{"kind": "single_task", "task": "para", "share": 0.3}, "multitask"]},
+    "lp_ft": {"stages": [{"kind": "linear_probe", "share": 0.3}, "multitask"]},
+    "mlp_192": {"tasks": {"all": {"head": {"kind": "mlp", "hidden": [192]}}}},
+    "mlp_768": {"tasks": {"all": {"head": {"kind": "mlp", "hidden": [768]}}}},
+}
+TRIAL = """
+import json, sys, time
+from minbert_core.config import load_config
+from minbert_core.inputs import open_inputs
+from minbert_core.train import train
+config = load_config(json.loads(sys.argv[1]))
+inputs, started, trained = open_inputs(config), time.process_time(), 0.0
+for progress in train(config, inputs):
+    trained = time.process_time() - started if progress.record["kind"] == "train" else trained
+print(json.dumps({**progress.record, "cpu_seconds": trained}))
+"""
+
+
+def document(data: Path, encoder: Path, arm: str, examples: int, seed: int) -> dict[str, Any]:
+    """The trial's config: what all arms share, then what the arm has of its own."""
+    own = ARMS[arm]
+    tasks = {"all": {"pooling": "mean"}}
+    for name, settings in own.get("tasks", {}).items():
+        tasks[name] = {**tasks.get(name, {}), **settings}
+    return {
+        "data": str(data),
+        "encoder": str(encoder),
+        "budget": {"examples": examples, "points": [1]},
+        "optimizer": {"lr": 1e-4},
+        "seed": seed,
+        "machine": {"device": "cpu", "threads": 1, "precision": "bfloat16"},
+        **own,
+        "tasks": tasks,
+    }
+
+
+def train_one(data: Path, encoder: Path, arm: str, examples: int, seed: int) -> dict[str, Any]:
+    """Train one arm with one seed in a process of its own; its line of the file."""
+    environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", TRIAL, json.dumps(document(data, encoder, arm, examples, seed))]
+    done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"The arm {arm}, seed {seed}, failed:\n{done.stderr[-2000:]}")
+    record = json.loads(done.stdout.splitlines()[-1])
+    figures = {name: value for name, value in record.items() if name.startswith("dev/")}
+    return {"arm": arm, "examples": examples, "seed": seed, "cpu_seconds": record["cpu_seconds"], **figures}
+
+
+class Lines:
+    """The trials that have ended, by arm, examples and seed; a file that grows by a line each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.known = path, {}
+        if path.exists():
+            self.known = {self._key(line): line for line in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+
+    def add(self, line: dict[str, Any]) -> None:
+        self.known[self._key(line)] = line
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def scores(self, arm: str, examples: int) -> list[float]:
+        """Dev norm of each seed that every arm is compared over, in their order; fewer while some are not trained."""
+        found = [self.known.get((arm, examples, seed)) for seed in SEEDS]
+        return [line["dev/norm"] for line in found if line]
+
+    def cost(self, arm: str, examples: int) -> float:
+        """CPU time an example relative to the baseline's, with the first seed; 0 while it is not known."""
+        pair = [self.known.get((name, examples, SEEDS[0])) for name in (arm, BASELINE)]
+        return pair[0]["cpu_seconds"] / pair[1]["cpu_seconds"] if all(pair) else 0.0
+
+    @staticmethod
+    def _key(line: dict[str, Any]) -> tuple[str, int, int]:
+        return line["arm"], line["examples"], line["seed"]
+
+
+def equal_seconds(lines: Lines, arm: str, examples: int) -> int:
+    """The examples that the baseline's training time pays for; `examples` where an example costs about the same."""
+    cost = lines.cost(arm, examples)
+    return examples if abs(cost - 1) <= SAME_COST else round(examples / cost)
+
+
+def train_all(data: Path, encoder: Path, lines: Lines, arms: list[str], examples: int, at_once: int) -> None:
+    """Every trial that FILE lacks: all arms at the first seed, which prices them, then the others, then at equal seconds."""
+    rounds = [
+        lambda: [(arm, examples, SEEDS[0]) for arm in arms],
+        lambda: [(arm, examples, seed) for seed in SEEDS for arm in arms],
+        lambda: [(arm, equal_seconds(lines, arm, examples), seed) for seed in SEEDS for arm in arms],
+    ]
+    for orders in rounds:
+        missing = [order for order in orders() if order not in lines.known]
+        with ThreadPoolExecutor(at_once) as pool:
+            for number, line in enumerate(pool.map(lambda order: train_one(data, encoder, *order), missing), start=1):
+                lines.add(line)
+                told = f"{line['arm']:<12} {line['examples']:>6} examples  seed {line['seed']}  norm {line['dev/norm']:.4f}"
+                print(f"[{number}/{len(missing)}] {told}  {line['cpu_seconds']:.0f} s", flush=True)
+
+
+def table(lines: Lines, arms: list[str], examples: int) -> Iterator[str]:
+    """A row an arm: its scores and how they differ from the baseline's, at equal examples and at equal seconds."""
+    yield "| arm | cost an example | norm | - baseline, equal examples | - baseline, equal seconds |"
+    yield "|---|---|---|---|---|"
+    plain = lines.scores(BASELINE, examples)
+    for arm in arms:
+        scores, fewer = lines.scores(arm, examples), equal_seconds(lines, arm, examples)
+        if len(scores) < len(SEEDS):
+            continue
+        mean = f"{sum(scores) / len(scores):.4f}"
+        both = ["", ""] if arm == BASELINE else [difference(scores, plain), difference(lines.scores(arm, fewer), plain)]
+        both[1] = "the same" if fewer == examples and arm != BASELINE else both[1]
+        yield f"| {arm} | {lines.cost(arm, examples):.2f} | {mean} | {both[0]} | {both[1]} |"
+
+
+def difference(scores: list[float], plain: list[float]) -> str:
+    """`+.0012 [-.0031, +.0055]`: the mean of the paired differences and its 95 % interval."""
+    if len(scores) < len(plain):
+        return "not trained"
+    mean, half, _ = compare(scores, plain)
+    return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
+
+
+def main() -> None:
+    """Train what is missing, print the table."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data", type=Path, required=True)
+    options.add_argument("--encoder", type=Path, required=True)
+    options.add_argument("--out", type=Path, required=True, help="a line for each trial that has ended")
+    options.add_argument("--examples", type=int, default=3_000, help="labelled rows a trial (default 3000)")
+    options.add_argument("--arms", nargs="+", choices=[arm for arm in ARMS if arm != BASELINE], help="default: all")
+    options.add_argument("--at-once", type=int, default=os.cpu_count(), metavar="N", help="trials (default: one a core)")
+    given = options.parse_args()
+    arms, lines = [BASELINE, *(given.arms or [arm for arm in ARMS if arm != BASELINE])], Lines(given.out)
+    train_all(given.data.resolve(), given.encoder.resolve(), lines, arms, given.examples, given.at_once)
+    print("\n".join(table(lines, arms, given.examples)))
+
+
+if __name__ == "__main__":
+    main()
