@@ -32,6 +32,7 @@ echo "uv $*" >> log
 exit 0
 """
 PIP = "python -m pip install --quiet --disable-pip-version-check"
+TESTS = "python -m pytest -n 2 --dist loadfile"
 PINNED = "-e .[dev] -c constraints.txt"
 
 pytestmark = pytest.mark.skipif(MAKE is None, reason="make is not installed")
@@ -84,9 +85,9 @@ def with_venv(checkout: Checkout) -> Checkout:
 
 def test_pip_builds_the_environment_once_from_the_pins(checkout: Checkout) -> None:
     assert checkout.make("test").returncode == 0
-    assert checkout.asked() == ["python3 -m venv .venv", f"{PIP} {PINNED}", "python -m pytest"]
+    assert checkout.asked() == ["python3 -m venv .venv", f"{PIP} {PINNED}", TESTS]
     checkout.make("test")
-    assert checkout.asked() == ["python -m pytest"]
+    assert checkout.asked() == [TESTS]
 
 
 def test_uv_is_used_where_it_is_installed(checkout: Checkout) -> None:
@@ -95,7 +96,7 @@ def test_uv_is_used_where_it_is_installed(checkout: Checkout) -> None:
     venv, install, tests = checkout.asked()
     assert venv == "uv venv --quiet --allow-existing --python python3 .venv"
     assert install == f"uv pip install --quiet --python .venv/bin/python {PINNED}"
-    assert tests == "python -m pytest"
+    assert tests == TESTS
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_an_interrupted_install_is_begun_again(checkout: Checkout) -> None:
     assert checkout.make("test", PIP_FAILS="1").returncode != 0
     checkout.asked()
     assert checkout.make("test").returncode == 0
-    assert checkout.asked() == ["python3 -m venv .venv", f"{PIP} {PINNED}", "python -m pytest"]
+    assert checkout.asked() == ["python3 -m venv .venv", f"{PIP} {PINNED}", TESTS]
 
 
 def test_a_venv_of_the_user_is_added_to_and_never_cleared(with_venv: Checkout) -> None:
