@@ -1,5 +1,6 @@
 # demo   a whole search on the embedded toy corpus: search, comparison, test table (under 90 s once installed)
 # test   all tests            check   lint, types, tests            clean   remove the environment made here, keep runs/
+# papers each row of the papers' tables: how far it is from our defaults, what was published, that it is a config (seconds)
 # bench  DATA=DIR ENCODER=DIR: the speed table against public peers, into runs/bench (an hour; ROWS="1 5": some rows)
 #
 # Each first builds .venv from the pins, with uv where it is installed, else with pip; again where pyproject.toml or
@@ -28,7 +29,7 @@ endif
 # In two processes, a file in one of them: half of the time on two cores, no more memory on many. `pytest` alone takes one.
 IN_TWO := -n 2 --dist loadfile
 
-.PHONY: demo test check bench clean current
+.PHONY: demo test check papers bench clean current
 
 demo: $(READY)
 	$(PY) -m search.run --space spaces/quickstart.yaml
@@ -44,6 +45,9 @@ check: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(PY) -m pytest $(IN_TWO)
+
+papers: $(READY)
+	@$(PY) -m search.papers
 
 bench: $(READY)
 	@$(PY) -c "import accelerate, smart_pytorch" 2>/dev/null || \

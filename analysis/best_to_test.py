@@ -34,8 +34,8 @@ from analysis.latex import table_tex
 from analysis.report import report_lines, write_predictions
 from analysis.results import SPLITS, Logits, Results, Splits, document, measure
 from analysis.retrain import Job, answer, open_test_split
-from analysis.selection import FRESH, Selection, choose_baseline, choose_search, choose_trials
-from minbert_core.config import TrialConfig, seed_of
+from analysis.selection import Selection, choose_baseline, choose_search, choose_trials, fresh_seeds
+from minbert_core.config import TrialConfig
 from minbert_core.data.corpus import missing_test_files
 from minbert_core.inputs import data_folder, open_inputs
 from search.drive import start_ray
@@ -45,6 +45,7 @@ from search.options import gpus, positive, share
 from search.places import find_places, here, moved
 from search.plan import git_commit
 from search.resources import Refused, Resources, counted, find_resources
+from search.results import Search
 from search.tracking import Tracker, store_uri, ui_command
 
 
@@ -99,7 +100,7 @@ def _main(options: argparse.Namespace) -> int:
     baseline, about_baseline = None, "left out"
     if not options.no_baseline:
         baseline, about_baseline = choose_baseline(search, finalists, options.no_retrain)
-    seeds = [] if options.no_retrain else [FRESH + seed_of("best_to_test", i) % FRESH for i in range(options.seeds)]
+    seeds = [] if options.no_retrain else fresh_seeds(options.seeds)
     places = find_places(search.plan, finalists[0].config(), options.data, options.encoder)
     selection = Selection(search, finalists, baseline, seeds, places)
     cpus = options.cpus_per_trial or search.plan["cpus_per_trial"]
@@ -117,20 +118,17 @@ def _main(options: argparse.Namespace) -> int:
     print(f"baseline  {about_baseline}{described}")
     each = f"{counted(len(seeds), 'fresh seed')} each" if seeds else "the weights that the search kept, one seed each"
     print(f"test      {counted(len(selection.trials), 'configuration')}, {each}; to {selection.folder}")
-    if times := _num_openings(selection):
+    if times := num_openings(selection):
         print(f"opened    the test files, for this search: {counted(times, 'time')} before; ledger.jsonl")
     print(f"machine   {resources}{resources.which_gpus}")
-    _check_test_files(here(selection.config, places))
+    check_test_files(here(selection.config, places))
     if options.dry_run:
         print("Nothing was started, no test file was opened.")
         return 0
-    with lock(search.folder):
-        if moved(places) != search.plan.get("moved", {}):
-            write_plan(search.folder, read_plan(search.folder) | {"moved": moved(places)})
-        return run(selection, resources)
+    return run(selection, resources)
 
 
-def _check_test_files(config: TrialConfig) -> None:
+def check_test_files(config: TrialConfig) -> None:
     """Hours of training are not to end on a file that is not there.  Raises ValueError."""
     folder = data_folder(config)
     if missing := missing_test_files(folder, [config.known_tasks[name] for name in config.train_on]):
@@ -140,8 +138,19 @@ def _check_test_files(config: TrialConfig) -> None:
 # -------------------------------------------------------------------------------------------------------------- the run
 
 
-def run(selection: Selection, resources: Resources) -> int:
-    """Freeze, retrain, open the test split, report; the exit code."""
+def run(selection: Selection, resources: Resources, shows_report: bool = True) -> int:
+    """Freeze, retrain, open the test split, report; the exit code.  Raises Refused: somebody else is at this search.
+
+    shows_report: to the terminal; table.md has it in any case.
+    """
+    search, places = selection.search, selection.places
+    with lock(search.folder):
+        if moved(places) != search.plan.get("moved", {}):
+            write_plan(search.folder, read_plan(search.folder) | {"moved": moved(places)})
+        return _run(selection, resources, shows_report)
+
+
+def _run(selection: Selection, resources: Resources, shows_report: bool) -> int:
     sha = selection.freeze()
     print(f"frozen    {selection.folder / 'selection.json'} (sha256 {sha[:12]})", flush=True)
     jobs = make_jobs(selection, resources)
@@ -157,10 +166,12 @@ def run(selection: Selection, resources: Resources) -> int:
     except BaseException as error:
         tracker.close("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
         raise
-    print("\n".join(["", *lines]))
+    if shows_report:
+        print("\n".join(["", *lines]))
     if not tracker.close("FINISHED"):
         print(f"MLflow: {tracker.error} The table stands in {selection.folder / 'table.md'}.", file=sys.stderr)
-    print(f"compare   {ui_command(_tracking_uri(selection), Path.cwd())}")
+    if shows_report:
+        print(f"compare   {ui_command(tracking_uri(selection.search), Path.cwd())}")
     return 0
 
 
@@ -199,7 +210,7 @@ def _report(
     figures = ", ".join(path.name for path in write_figure(selection, results, folder))
     lines += ["", f"For a report, in {folder}: table.tex (booktabs; a caption stands in it), {figures}"]
     (folder / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    _tell(tracker, results, lines, _num_openings(selection))
+    _tell(tracker, results, lines, num_openings(selection))
     return lines
 
 
@@ -231,7 +242,7 @@ def _open_test(selection: Selection, models: list[Job], resources: Resources, sh
     }
     with (selection.folder / "ledger.jsonl").open("a", encoding="utf-8") as ledger:
         ledger.write(json.dumps(entry) + "\n")
-    say(f"opening the test files (time {_num_openings(selection)} for this search; ledger.jsonl)")
+    say(f"opening the test files (time {num_openings(selection)} for this search; ledger.jsonl)")
     inputs = open_inputs(here(config, selection.places))
     splits = {(task, "dev"): split for task, split in inputs.dev.items()}
     for name in config.train_on:
@@ -246,7 +257,8 @@ def _open_test(selection: Selection, models: list[Job], resources: Resources, sh
     return logits, splits
 
 
-def _num_openings(selection: Selection) -> int:
+def num_openings(selection: Selection) -> int:
+    """How often a model of this search has been shown the test files."""
     ledger = selection.folder / "ledger.jsonl"
     return len(ledger.read_text(encoding="utf-8").splitlines()) if ledger.exists() else 0
 
@@ -254,8 +266,8 @@ def _num_openings(selection: Selection) -> int:
 # ---------------------------------------------------------------------------------------------------------------- MLflow
 
 
-def _tracking_uri(selection: Selection) -> str:
-    search = selection.search
+def tracking_uri(search: Search) -> str:
+    """The store that a search logs to."""
     return search.plan.get("tracking_uri") or store_uri(search.folder.parent)
 
 
@@ -263,7 +275,7 @@ def _tracker(selection: Selection) -> Tracker:
     """One parent run for all tests of a search: a repeated one goes on in it, and no model is entered twice."""
     search = selection.search
     return Tracker(
-        _tracking_uri(selection),
+        tracking_uri(search),
         f"{search.name}-test",
         f"Test of the best configurations of the search **{search.name}** (running)",
         {"tested_search": search.name, "git": git_commit()},

@@ -32,11 +32,12 @@ def report_lines(selection: Selection, results: Results, failures: Mapping[str, 
     ]
     lines: list[str] = []
     for paragraph in paragraphs:
-        lines += [row for line in paragraph for row in _wrapped(line)] + ([""] if paragraph else [])
+        lines += [row for line in paragraph for row in wrapped(line)] + ([""] if paragraph else [])
     return lines
 
 
-def _wrapped(line: str) -> list[str]:
+def wrapped(line: str) -> list[str]:
+    """A line as rows that a terminal shows whole; a table's stays as it is."""
     return [line] if line.startswith("|") else textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_long_words=False)
 
 
@@ -58,32 +59,37 @@ def _table(selection: Selection, config: TrialConfig, results: Results) -> list[
     for trial in selection.trials:
         if trial.number not in results.configurations:
             continue
-        claimed = [_number(trial.best[f"dev/{column}"]) for column in columns]
+        claimed = [short(trial.best[f"dev/{column}"]) for column in columns]
         rows.append([_name(selection, trial.number), "dev, claimed", *claimed])
         for split in SPLITS:
             measured = results.configurations[trial.number].get(split, {})
             rows.append(["", split, *(_mean(measured[column]) if column in measured else "no labels" for column in columns)])
             if measured:
                 rows.append(["", "  95 %", *(_interval(measured[column]) if column in measured else "" for column in columns)])
+    return table_lines(rows)
+
+
+def table_lines(rows: list[list[str]]) -> list[str]:
+    """Rows of cells, the first their heads, as a Markdown table that is aligned to the eye, too."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return lines
 
 
-def _number(value: float, sign: str = "") -> str:
+def short(value: float, sign: str = "", digits: int = 4) -> str:
     """`.4750`, `+.0123`: four digits, and no zero before the point."""
-    text = f"{value + 0.0:{sign}.4f}"
+    text = f"{value + 0.0:{sign}.{digits}f}"
     return text.replace("0.", ".", 1) if text.lstrip("+-").startswith("0.") else text
 
 
 def _mean(measured: Measured) -> str:
     deviation = measured.deviation
-    return _number(measured.mean) + (f" ± {_number(deviation)}" if deviation is not None else "")
+    return short(measured.mean) + (f" ± {short(deviation)}" if deviation is not None else "")
 
 
 def _interval(measured: Measured, sign: str = "") -> str:
-    return f"[{_number(measured.low, sign)}, {_number(measured.high, sign)}]"
+    return f"[{short(measured.low, sign)}, {short(measured.high, sign)}]"
 
 
 # --------------------------------------------------------------------------------------------------------- what it says
@@ -126,11 +132,11 @@ def _claim(selection: Selection, results: Results) -> str:
     claimed = next(trial for trial in selection.trials if trial.number == number).score
     found = results.configurations[number]["dev"]["score"]
     if not selection.seeds:
-        return f"Best on dev: {_name(selection, number)}, {_number(found.mean)}. Nothing was retrained."
+        return f"Best on dev: {_name(selection, number)}, {short(found.mean)}. Nothing was retrained."
     text = (
-        f"Best by retrained dev: {_name(selection, number)}. The search had claimed {_number(claimed)} for it; fresh seeds say "
+        f"Best by retrained dev: {_name(selection, number)}. The search had claimed {short(claimed)} for it; fresh seeds say "
     )
-    text += f"{_number(found.mean)} {_interval(found)} ({_number(found.mean - claimed, '+')})."
+    text += f"{short(found.mean)} {_interval(found)} ({short(found.mean - claimed, '+')})."
     if number not in [trial.number for trial in selection.finalists]:
         text += " No finalist did better than the baseline."
     return text
@@ -151,10 +157,10 @@ def _sentence(selection: Selection, config: TrialConfig, winner: int, comparison
     is_baseline = selection.baseline is not None and comparison.second == selection.baseline.number
     other = f"the {'baseline' if is_baseline else 'best'} ({comparison.second:03d})"
     link = ":" if comparison.verdict == "cannot be told from" else " by"
-    text = f"{comparison.first:03d} {comparison.verdict} {other}{link} {_number(found.mean, '+')} {_interval(found, '+')}"
+    text = f"{comparison.first:03d} {comparison.verdict} {other}{link} {short(found.mean, '+')} {_interval(found, '+')}"
     if config.objective != "norm" and "norm" in columns_of(config):
         norm = comparison.differences["norm"]
-        text += f" (norm {_number(norm.mean, '+')} {_interval(norm, '+')})"
+        text += f" (norm {short(norm.mean, '+')} {_interval(norm, '+')})"
     num_seeds = len(found.values)
     return text + (f"; {num_seeds} seeds." if num_seeds > 1 else "; one seed, so the interval covers the rows alone.")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minbert_core.config import TrialConfig
+from minbert_core.config import TrialConfig, seed_of
 from minbert_core.paths import as_written
 from search.plan import git_commit
 from search.resources import Refused
@@ -19,6 +19,11 @@ from search.study import TrialResult, ranked
 
 RULE = "best evaluation by dev score, among the trials of the fullest rung"
 FRESH = 2**31  # a search's trials have seeds below this, retrainings above: no seed serves twice
+
+
+def fresh_seeds(count: int) -> list[int]:
+    """Seeds that no search uses, the same at each call."""
+    return [FRESH + seed_of("best_to_test", i) % FRESH for i in range(count)]
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def training_step(config: dict[str, Any]) -> Callable[[], object]:
     inputs, device = open_inputs(trial), prepare(trial.machine)
     model = model_to_train(trial, inputs).to(device)
     [stage] = trial.stage_plans()
-    stepper = Stepper(model, stage, trial.loss_weights.weight, 0, trial.machine.precision)
+    stepper = Stepper(model, stage, trial.loss_weights, 0, trial.machine.precision)
     rows = {
         task: even_rows(inputs.train[task].lengths(plan.pair_encoding.kind, trial.max_length), plan.batch_size)
         for task, plan in model.plans.items()

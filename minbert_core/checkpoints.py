@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minbert_core.encoder import Encoder, EncoderShape, assemble
+from minbert_core.methods.adapters import plain_weights
 
 _FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"]
 _BERT = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
@@ -80,13 +82,26 @@ def load_encoder(folder: Path, hidden_dropout: float, attention_dropout: float) 
     return encoder
 
 
-def save_encoder(encoder: Encoder, folder: Path) -> None:
+def load_head(folder: Path, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Tensors of a checkpoint beside its encoder, {parameter: tensor} of {parameter: its name there}; none if one is absent.
+
+    Raises ValueError as `load_encoder` does, where model.safetensors cannot be read.
+    """
+    stored = _read_weights(folder)
+    found = {name: stored[there].float() for name, there in names.items() if there in stored}
+    return found if len(found) == len(names) else {}
+
+
+def save_encoder(encoder: Encoder, folder: Path, beside: Mapping[str, Tensor] | None = None) -> None:
     """Writes `folder` so that `load_encoder` and `transformers.BertModel.from_pretrained` load it, bit for bit.
 
+    beside: further tensors of the checkpoint, under the names that they have there (`load_head`).
+
+    What was added to its matrices (LoRA) is in them then: the folder's encoder gives the same, to float precision.
     Each file is written beside its place and then renamed: a reader sees the old one or the new one whole.
     """
-    weights: dict[str, Tensor] = {}
-    for name, tensor in {**encoder.state_dict(), "word_embeddings.weight": encoder.all_word_embeddings()}.items():
+    weights = {name: tensor.detach().to("cpu", torch.float32).clone() for name, tensor in (beside or {}).items()}
+    for name, tensor in {**plain_weights(encoder), "word_embeddings.weight": encoder.all_word_embeddings()}.items():
         parts = stored_names(name)
         for part, chunk in zip(parts, tensor.detach().to("cpu", torch.float32).chunk(len(parts)), strict=True):
             weights[part] = chunk.clone()

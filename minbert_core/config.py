@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +29,7 @@ from minbert_core.data.own_tasks import OwnTask, named_wrong
 from minbert_core.data.tasks import TASKS, Task
 from minbert_core.faults import Where, faults_of, path_of
 from minbert_core.knobs import NO_DEFAULT, knob_at
+from minbert_core.methods.adapters import Adapter, NoAdapter
 from minbert_core.methods.features import Cross, PairEncoding, Pooler, Pooling
 from minbert_core.methods.gradients import GradientMethod, Sum
 from minbert_core.methods.heads import Cosine, Head, Linear
@@ -36,8 +37,9 @@ from minbert_core.methods.loss_weights import LossWeights, Static
 from minbert_core.methods.losses import CosineEmbedding, Loss, default_loss
 from minbert_core.methods.optimizer import Optimizer
 from minbert_core.methods.proximal import NoProximal, Proximal
+from minbert_core.methods.shared_layers import NoSharedLayer, SharedLayer
 from minbert_core.methods.smoothness import NoSmoothness, Smoothness
-from minbert_core.methods.stages import Multitask, Stage, StagePlan, shares
+from minbert_core.methods.stages import LabelledStage, Multitask, Pretraining, Stage, StagePlan, in_epochs, shares
 from minbert_core.methods.task_schedules import RoundRobin, TaskSchedule
 from minbert_core.paths import as_written, lay_over
 from minbert_core.settings import Fault, Settings, SettingsError, did_you_mean, read_yaml, shown
@@ -45,6 +47,7 @@ from minbert_core.settings import Fault, Settings, SettingsError, did_you_mean, 
 TOY, TINY = "toy", "tiny"
 LAYERS = ("all", "pairs")  # keys of `tasks` that are no task
 OVERALL = ("norm", "mean")  # objectives that are no task
+TEXT_FILE = ".txt"
 
 
 class Encoder(Settings):
@@ -162,6 +165,8 @@ class TrialConfig(Settings):
     tasks: dict[str, TaskSettings] = Field({}, description="`all`, `pairs` or a task's name -> how it is learned")
     budget: Budget = Budget()
     objective: ObjectiveSetting = Field("norm", description="norm, mean, one task, or weights: what the trial's score is")
+    shared_layer: SharedLayer = NoSharedLayer()
+    adapter: Adapter = NoAdapter()
     task_schedule: TaskSchedule = RoundRobin()
     loss_weights: LossWeights = Static()
     gradient: GradientMethod = Sum()
@@ -197,8 +202,18 @@ class TrialConfig(Settings):
 
     @property
     def recipe(self) -> str:
-        """What follows what: `single_task-para+multitask`; rungs are kept a recipe."""
-        return "+".join(plan.name for plan in self.stage_plans())
+        """What follows what: `mlm+single_task-para+multitask`; rungs are kept a recipe."""
+        return "+".join([*(stage.kind for stage in self.pretraining), *(plan.name for plan in self.stage_plans())])
+
+    @property
+    def pretraining(self) -> tuple[Pretraining, ...]:
+        """The stages on texts without labels, which come before the others."""
+        return tuple(stage for stage in self.stages if not stage.learns_labels)  # type: ignore[misc]
+
+    @property
+    def labelled(self) -> tuple[LabelledStage, ...]:
+        """The stages that learn labels, among which the budget is parted."""
+        return tuple(stage for stage in self.stages if stage.learns_labels)  # type: ignore[misc]
 
     def task(self, name: str) -> TaskPlan:
         """How task `name` is learned: its settings over those of pairs, over all, over the default, field by field."""
@@ -218,7 +233,7 @@ class TrialConfig(Settings):
         )
 
     def stage_plans(self) -> list[StagePlan]:
-        """The stages with what they inherit filled in and their shares of the budget, which sum to 1."""
+        """The labelled stages with what they inherit filled in."""
         trial = StagePlan(
             name="",
             tasks=self.train_on,
@@ -228,14 +243,28 @@ class TrialConfig(Settings):
             smoothness=self.smoothness,
             proximal=self.proximal,
         )
-        return [replace(stage.plan(trial), share=share) for stage, share in zip(self.stages, shares(self.stages), strict=True)]
+        return [stage.plan(trial) for stage in self.labelled]
 
     def num_examples(self, sizes: Mapping[str, int]) -> int:
         """The budget in examples, given the rows of each task's train split."""
+        if in_epochs(self.labelled):
+            return max(1, round(sum(self.stage_examples(sizes))))
         if self.budget.epochs is not None:
-            batch_sizes = {name: self.task(name).batch_size for name in self.train_on}
-            return max(1, round(self.budget.epochs * self.task_schedule.epoch_examples(dict(sizes), batch_sizes)))
+            return max(1, round(self.budget.epochs * self._epoch_examples(self.task_schedule, self.train_on, sizes)))
         return self.budget.examples or 400_000
+
+    def stage_examples(self, sizes: Mapping[str, int]) -> list[float]:
+        """The part of the budget of each of `stage_plans`, in examples: its own epochs, or its share of the whole."""
+        if in_epochs(self.labelled):
+            plans = zip(self.labelled, self.stage_plans(), strict=True)
+            return [(stage.epochs or 0) * self._epoch_examples(plan.task_schedule, plan.tasks, sizes) for stage, plan in plans]
+        total = self.num_examples(sizes)
+        return [share * total for share in shares(self.labelled)]
+
+    def _epoch_examples(self, task_schedule: TaskSchedule, tasks: tuple[str, ...], sizes: Mapping[str, int]) -> int:
+        """Examples of one epoch of some tasks, as a task schedule counts it."""
+        batch_sizes = {name: self.task(name).batch_size for name in tasks}
+        return task_schedule.epoch_examples({name: sizes[name] for name in tasks}, batch_sizes)
 
 
 @dataclass(frozen=True)
@@ -282,8 +311,9 @@ def _cross_faults(config: TrialConfig) -> Iterator[str]:
     for name in config.train_on:
         if name in known:
             yield from _task_faults(config, name)
+    yield from _shared_layer_faults(config)
     yield from _stage_faults(config)
-    for name in config.loss_weights.weights:
+    for name in config.loss_weights.weights if isinstance(config.loss_weights, Static) else ():
         if name not in config.train_on:
             yield f"`loss_weights/static/weights/{name}` weighs a task that is not in train_on {shown(config.train_on)}."
 
@@ -333,13 +363,74 @@ def _task_faults(config: TrialConfig, name: str) -> Iterator[str]:
         )
 
 
-def _stage_faults(config: TrialConfig) -> Iterator[str]:
-    try:
-        plans = config.stage_plans()
-    except ValueError as error:  # the shares do not make a whole
-        yield str(error)
+def _shared_layer_faults(config: TrialConfig) -> Iterator[str]:
+    if isinstance(config.shared_layer, NoSharedLayer) or not all(name in config.known_tasks for name in config.train_on):
         return
-    for i, (stage, plan) in enumerate(zip(config.stages, plans, strict=True)):
+    if not any(config.shared_layer.serves(config.known_tasks[name].is_pair) for name in config.train_on):
+        law = f"is of the tasks of pairs, but `train_on` {shown(config.train_on)} has none"
+        yield f"`shared_layer` kind '{config.shared_layer.kind}' {law}. Use of: all, or shared_layer: none."
+
+
+def _adapter_faults(config: TrialConfig, plans: list[StagePlan]) -> Iterator[str]:
+    """Of an adapter that no stage trains, and of task gradients to merge where it leaves nothing that tasks share."""
+    kind, tasks = config.adapter.kind, [config.task(name) for name in config.train_on if name in config.known_tasks]
+    if config.adapter.adds and not any(plan.trains_encoder for plan in plans):
+        law = "is trained where the encoder is, but every stage trains heads alone"
+        yield f"`adapter` kind '{kind}' {law}. Add a stage multitask or single_task, or use adapter: none."
+    is_shared = config.adapter.shares or config.shared_layer.size or any(task.pooling.uses_pooler for task in tasks)
+    for plan in plans:
+        if plan.gradient.needs_several_tasks and not is_shared:
+            law = f"merges gradients of what tasks share, but adapter kind '{kind}' leaves nothing of it to train"
+            yield f"`gradient` kind '{plan.gradient.kind}' {law}. Use gradient: sum, or freeze_encoder: false."
+            return
+
+
+def _pretraining_faults(config: TrialConfig) -> Iterator[str]:
+    for stage in config.pretraining:
+        i = config.stages.index(stage)
+        path = f"stages/{i}/{stage.kind}"
+        if before := [other.kind for other in config.stages[:i] if other.learns_labels]:
+            law = f"learns from texts alone, and must come before '{before[0]}', which learns labels"
+            yield f"`stages/{i}` kind '{stage.kind}' {law}."
+        for name in stage.texts:
+            if name not in config.known_tasks and not name.endswith(TEXT_FILE):
+                known = did_you_mean(name, config.known_tasks)
+                yield f"`{path}/texts` '{name}' is no task, and no text file, whose name ends in {TEXT_FILE}{known}"
+            elif not stage.reads_single and name in config.known_tasks and not config.known_tasks[name].is_pair:
+                law = "has one sentence a row, so that none comes next. Name tasks of pairs, or a text file"
+                yield f"`{path}/texts` '{name}' {law}."
+        if not pretraining_texts(config, stage):
+            yield f"`{path}/texts` is empty, and train_on {shown(config.train_on)} has no pairs. Name a text file."
+        if stage.optimizer is not None and stage.optimizer.separate:
+            yield f"`{path}/optimizer/separate` keeps moments for each task, but texts have no task. Leave it out."
+
+
+def pretraining_texts(config: TrialConfig, stage: Pretraining) -> tuple[str, ...]:
+    """What a stage on texts without labels reads: what it names, else the tasks of train_on that it can read."""
+    known = config.known_tasks
+    return stage.texts or tuple(
+        name for name in config.train_on if name in known and (stage.reads_single or known[name].is_pair)
+    )
+
+
+def _stage_faults(config: TrialConfig) -> Iterator[str]:
+    yield from _pretraining_faults(config)
+    plans = config.stage_plans()
+    if not plans:
+        known = "multitask, single_task, linear_probe, heads_only"
+        yield f"`stages` learns from texts alone. Add a stage that learns labels: {known}."
+        return
+    try:
+        if in_epochs(config.labelled):
+            if said := [name for name in ("examples", "epochs") if getattr(config.budget, name) is not None]:
+                yield f"`budget/{said[0]}` is the sum of the stages' own `epochs`. Leave it out, or give the stages shares."
+        else:
+            shares(config.labelled)
+    except ValueError as error:  # the shares do not make a whole, or some stages have epochs
+        yield str(error)
+    yield from _adapter_faults(config, plans)
+    numbers = [i for i, stage in enumerate(config.stages) if stage.learns_labels]
+    for i, stage, plan in zip(numbers, config.labelled, plans, strict=True):
         for task in plan.tasks:
             if task not in config.train_on:
                 yield f"`stages/{i}/{stage.kind}/task` '{task}' is not in train_on{did_you_mean(task, config.train_on)}"
@@ -351,11 +442,46 @@ def _stage_faults(config: TrialConfig) -> Iterator[str]:
                 f"'{plan.task_schedule.kind}' over {num_tasks} task{'s' * (num_tasks != 1)} gives one. Use gradient: sum, or a "
                 "schedule that gives several."
             )
+        yield from _method_faults(config, i, stage, plan)
         if not plan.trains_encoder and all(
             task in config.known_tasks and config.task(task).loss.reads_features for task in plan.tasks
         ):
             law = f"trains heads alone, but the losses of {', '.join(plan.tasks)} train the encoder alone"
             yield f"`stages/{i}` kind '{stage.kind}' {law}. Use another loss, or leave this stage out."
+
+
+def _method_faults(config: TrialConfig, i: int, stage: Stage, plan: StagePlan) -> Iterator[str]:
+    """What a stage's loss weights, gradient groups, optimiser and smoothness ask of its schedule, tasks and dropout."""
+
+    def written(knob: str) -> str:
+        return f"stages/{i}/{stage.kind}/{knob}" if getattr(stage, knob, None) else knob
+
+    schedule, num_a_step = plan.task_schedule.kind, plan.task_schedule.tasks_per_step(len(plan.tasks))
+    if config.loss_weights.needs_several_tasks and num_a_step < min(2, len(plan.tasks)):
+        law = f"needs several tasks a step, but task_schedule kind '{schedule}' gives one"
+        yield f"`loss_weights` kind '{config.loss_weights.kind}' {law}. Use another, or a schedule that gives several."
+    if plan.optimizer.separate and num_a_step > 1:
+        law = f"needs one task a step, but task_schedule kind '{schedule}' gives {num_a_step}"
+        yield f"`{written('optimizer')}/separate` {law}. Use separate: false, or a schedule that gives one, as alternate."
+    grouped = [task for group in plan.gradient.groups for task in group]
+    groups = f"`{written('gradient')}/{plan.gradient.kind}/groups`"
+    for task in sorted(set(grouped)):
+        if task not in config.train_on:
+            yield f"{groups} holds '{task}', which is not in train_on{did_you_mean(task, config.train_on)}"
+        if grouped.count(task) > 1:
+            yield f"{groups} holds {task} twice; a task's gradient is in one sum."
+    if plan.smoothness.views > 1 and (still := [task for task in plan.tasks if not _drops(config, task)]):
+        law = f"compares passes under different dropout masks, but in those of {', '.join(still)} nothing is dropped"
+        yield f"`{written('smoothness')}` kind '{plan.smoothness.kind}' {law}. Use a dropout above 0, or smoothness: none."
+
+
+def _drops(config: TrialConfig, name: str) -> bool:
+    """Whether anything between a task's words and its logits has a dropout."""
+    if config.encoder.hidden_dropout or config.encoder.attention_dropout or name not in config.known_tasks:
+        return True
+    plan = config.task(name)
+    layer = config.shared_layer if config.shared_layer.serves(plan.task.is_pair) else None
+    return any(getattr(part, "dropout", 0) for part in (plan.head, layer))
 
 
 # --------------------------------------------------------------------------------------------------------------- loading

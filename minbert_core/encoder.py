@@ -15,14 +15,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minbert_core.data.tokens import PackedBatch
+if TYPE_CHECKING:  # who only reads a config has no use for tokenizers
+    from minbert_core.data.tokens import PackedBatch
 
 Dropout = Callable[[Tensor], Tensor]
+
+INITIAL_DEVIATION = 0.02  # of fresh weights, N(0, 0.02²): BERT's own (Devlin et al. 2019, `initializer_range`)
+
+
+def make_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer as BERT initialises one: weights N(0, 0.02²) from torch's current generator, biases zero."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.normal_(layer.weight, std=INITIAL_DEVIATION)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 @dataclass(frozen=True)
@@ -37,7 +50,7 @@ class EncoderShape:
     max_position_embeddings: int = 512  # the longest sequence, in tokens
     type_vocab_size: int = 2  # segments
     layer_norm_eps: float = 1e-12
-    initializer_range: float = 0.02  # standard deviation of fresh weights
+    initializer_range: float = INITIAL_DEVIATION
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -169,6 +182,17 @@ def attend(q_RD: Tensor, kv_N2D: Tensor, asking: Layout, asked: Layout, num_head
 # ------------------------------------------------------------------------------------------------------------- encoder
 
 
+class Beside(Protocol):
+    """What a task has beside layer `index`: from that layer's input, (N, D), what is added inside its last LayerNorm, (R, D).
+
+    The layouts, the dropout of attention probabilities and `rows_R` are those of the layer itself.
+    """
+
+    def __call__(
+        self, index: int, hidden_ND: Tensor, asking: Layout, asked: Layout, attention_drop: Dropout, rows_R: Tensor | None
+    ) -> Tensor: ...
+
+
 class Layer(nn.Module):
     """One transformer block: attention, then the feed-forward part, each added to its input and normalised."""
 
@@ -191,18 +215,21 @@ class Layer(nn.Module):
         hidden_drop: Dropout,
         attention_drop: Dropout,
         rows_R: Tensor | None,
+        beside: Callable[..., Tensor] | None = None,
     ) -> Tensor:
         """The next layer's hidden states, (N, D); of the tokens `rows_R` alone, (R, D), where those are all that is read.
 
-        Under autocast the residual stream, and so LayerNorm, stays float32.
+        Under autocast the residual stream, and so LayerNorm, stays float32. `beside`: a `Beside` whose index is given.
         """
         hidden_RD = hidden_ND if rows_R is None else hidden_ND[rows_R]
         q_RD, kv_N2D = self.query(hidden_RD), self.key_value(hidden_ND)
         with torch.autocast(q_RD.device.type, enabled=False):  # attention chooses its own precision
             context_RD = attend(q_RD, kv_N2D, asking, asked, self.num_heads, attention_drop)
         hidden_RD = self.attention_norm(hidden_RD + hidden_drop(self.attention_output(context_RD)))
-        feed_forward_RD = self.output(F.gelu(self.intermediate(hidden_RD)))
-        normalised_RD: Tensor = self.output_norm(hidden_RD + hidden_drop(feed_forward_RD))
+        feed_forward_RD = hidden_drop(self.output(F.gelu(self.intermediate(hidden_RD))))
+        if beside is not None:
+            feed_forward_RD = feed_forward_RD + beside(hidden_ND, asking, asked, attention_drop, rows_R)
+        normalised_RD: Tensor = self.output_norm(hidden_RD + feed_forward_RD)
         return normalised_RD
 
 
@@ -261,12 +288,18 @@ class Encoder(nn.Module):
         return F.embedding(self.row_of_token_V[batch.token_ids_N], self.word_embeddings.weight, sparse=True)
 
     def forward(
-        self, batch: PackedBatch, masks: Masks | None = None, noise_ND: Tensor | None = None, only_first: bool = False
+        self,
+        batch: PackedBatch,
+        masks: Masks | None = None,
+        noise_ND: Tensor | None = None,
+        only_first: bool = False,
+        beside: Beside | None = None,
     ) -> Tensor:
         """The last hidden states, (N, D), in the order of the batch's tokens; the first of each is at `starts_S1[:-1]`.
 
         only_first: those first ones alone, (S, D); the last layer then computes nothing else, to the same result.
         Without `masks` there is no dropout. `noise_ND` is added to the word-embedding rows, before position and segment.
+        `beside`: what the batch's task has beside every layer.
         """
         longest, positions = max(batch.lengths), self.shape.max_position_embeddings
         assert longest <= positions, f"a sequence of {longest} tokens, but the encoder has {positions} positions"
@@ -283,11 +316,12 @@ class Encoder(nn.Module):
         hidden_ND = hidden_ND + self.segment_embeddings(batch.segment_ids_N) + self.position_embeddings(batch.position_ids_N)
         hidden_ND = hidden_drop(self.embedding_norm(hidden_ND))
         layout = Layout.of(batch.lengths, hidden_ND.device)
+        besides = [beside and partial(beside, index) for index in range(len(self.layers))]
         *layers, last = self.layers
-        for layer in layers:
-            hidden_ND = layer(hidden_ND, layout, layout, hidden_drop, attention_drop, None)
+        for layer, its_own in zip(layers, besides, strict=False):  # the last one's is left
+            hidden_ND = layer(hidden_ND, layout, layout, hidden_drop, attention_drop, None, its_own)
         asking, rows = (layout.of_one_token_each(), batch.starts_S1[:-1]) if only_first else (layout, None)
-        last_RD: Tensor = last(hidden_ND, asking, layout, hidden_drop, attention_drop, rows)
+        last_RD: Tensor = last(hidden_ND, asking, layout, hidden_drop, attention_drop, rows, besides[-1])
         return last_RD
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

@@ -21,6 +21,10 @@ from minbert_core.data.tasks import Task
 from minbert_core.model import predictions
 
 
+class NotFiniteError(ArithmeticError):
+    """A loss or a metric became nan or infinite: the trial is over."""
+
+
 def metric(task: Task, logits_BK: NDArray[np.float32], labels_B: NDArray[np.float64]) -> float:
     """The task's metric; a correlation of constant predictions is 0.  nan where a logit is not finite."""
     if not np.isfinite(logits_BK).all():

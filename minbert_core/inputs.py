@@ -84,9 +84,10 @@ def open_inputs(config: TrialConfig) -> Inputs:
 
 
 def build_encoder(config: TrialConfig, inputs: Inputs) -> Encoder:
-    """The encoder a trial starts from. A tiny one is drawn from the trial's seed; a checkpoint is the same for every seed."""
+    """The encoder a trial starts from. A tiny one is drawn from the trial's seed, unless texts have trained one already
+    (pretraining.py); a checkpoint is the same for every seed."""
     hidden, attention = config.encoder.hidden_dropout, config.encoder.attention_dropout
-    if config.encoder.checkpoint == TINY:
+    if config.encoder.checkpoint == TINY and not (inputs.encoder_folder / "model.safetensors").exists():
         shape = replace(TINY_SHAPE, vocab_size=inputs.tokenizer.vocab_size)
         return new_encoder(shape, seed_of(config.seed, "encoder"), hidden, attention)
     return load_encoder(inputs.encoder_folder, hidden, attention)

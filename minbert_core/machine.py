@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from minbert_core.config import Machine
+from minbert_core.methods.adapters import merged_weight
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 1 << 30  # of glibc's malloc.h
 FASTER = 1.05  # by less than this, a route is not worth other last digits than torch's default gives
@@ -93,7 +94,7 @@ def pack_linears(root: nn.Module, precision: str) -> list[nn.Linear]:
     packed = []
     for linear in (module for module in root.modules() if isinstance(module, nn.Linear)):
         if linear.weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
-            weight, bias = (parameter.detach().to(getattr(torch, precision)) for parameter in (linear.weight, linear.bias))
+            weight, bias = (values.to(getattr(torch, precision)) for values in (merged_weight(linear), linear.bias.detach()))
             linear.forward = partial(_multiply, torch.ops.mkldnn._reorder_linear_weight(weight, None), bias)  # type: ignore[method-assign]
             packed.append(linear)
     return packed

@@ -1,6 +1,7 @@
 """MultitaskBert: one encoder, and for each task its pooling, pair encoding and head; saved, loaded, and asked for answers.
 
     PackedBatch -> encoder -> hidden_ND -> pooling -> (S, D) -> pair encoding -> features_BF -> head -> logits_BK
+    beside the encoder, where a config has them: adapters; after the pooling: a layer that the tasks share
 
     load("runs/smart/best").predict(["A moving film.", ("Is it far?", "How far is it?")])  -> an Answer a task, for each input
 
@@ -11,8 +12,9 @@ A saved model is a folder: encoder/ (Hugging Face layout, tokenizer included), h
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +31,8 @@ from minbert_core.data.tasks import Task
 from minbert_core.data.tokens import PackedBatch, TokenisedTexts, Tokenizer, load_tokenizer, pack, tokenise_texts
 from minbert_core.encoder import Encoder, Masks
 from minbert_core.machine import pack_linears, resolve_device, resolve_precision
+from minbert_core.methods.adapters import Adapter
+from minbert_core.methods.shared_layers import SharedLayer
 from minbert_core.paths import as_written
 from minbert_core.settings import dump_yaml
 
@@ -55,38 +59,76 @@ class Output(NamedTuple):
 class MultitaskBert(nn.Module):
     """One shared encoder and a head a task. Dropout is drawn from `masks`, so there is no train or eval mode to forget."""
 
-    def __init__(self, encoder: Encoder, plans: Mapping[str, TaskPlan], seed: int) -> None:
-        """Heads are drawn from (seed, task) alone: the same for every encoder, method and order of tasks."""
+    def __init__(
+        self, encoder: Encoder, plans: Mapping[str, TaskPlan], seed: int, adapter: Adapter, shared_layer: SharedLayer
+    ) -> None:
+        """What is drawn is drawn from (seed, what, task) alone: the same for every encoder, method and order of tasks.
+
+        Raises ValueError where the adapter does not fit the encoder.
+        """
         super().__init__()
         self.encoder = encoder
         self.plans = dict(plans)
+        self.adapter, self.sharing = adapter, shared_layer
+        self.shared_layer = _drawn(seed_of(seed, "shared_layer"), partial(shared_layer.build, encoder.shape.hidden_size))
         self.heads = nn.ModuleDict({name: self._new_head(name, seed) for name in self.plans})
+        self.poolings = _by_task(self.plans, partial(self._new_pooling, seed=seed))
+        self.adapters = _by_task(self.plans, partial(self._new_adapter, seed=seed))
 
     def _new_head(self, task: str, seed: int) -> nn.Module:
         plan = self.plans[task]
         # a logit in label units begins in the middle of the labels; the logits of classes begin equal
-        start = sum(plan.task.label_range) / 2 if plan.task.kind == "regression" and plan.outputs == 1 else 0.0
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(seed, "head", task))
-            return plan.head.build(plan.vectors * self.encoder.shape.hidden_size, plan.outputs, start)
+        middle = sum(plan.task.label_range) / 2 if plan.task.kind == "regression" and plan.outputs == 1 else 0.0
+        width = self.sharing.size if self.sharing.serves(plan.task.is_pair) else self.encoder.shape.hidden_size
+        head = _drawn(seed_of(seed, "head", task), partial(plan.head.build, plan.vectors * width, plan.outputs, middle))
+        assert head is not None, "every task has a head"
+        return head
+
+    def _new_pooling(self, task: str, seed: int) -> nn.Module | None:
+        build = partial(self.plans[task].pooling.build, self.encoder.shape.hidden_size)
+        return _drawn(seed_of(seed, "pooling", task), build)
+
+    def _new_adapter(self, task: str, seed: int) -> nn.Module | None:
+        return _drawn(seed_of(seed, "adapter", task), partial(self.adapter.build, self.encoder.shape))
 
     def shared_groups(self, with_encoder: bool) -> dict[str, list[nn.Parameter]]:
-        """The parameters whose task gradients are merged, by group: the encoder's, where a stage trains it."""
-        return self.encoder.parameter_groups() if with_encoder else {}
+        """The parameters whose task gradients are merged, by group: what of the encoder is trained where a stage trains it, and
+        the shared layer, in every stage."""
+        groups = self.adapter.groups(self.encoder) if with_encoder else {}
+        return groups | ({"shared_layer": list(self.shared_layer.parameters())} if self.shared_layer else {})
 
-    def own_parameters(self, task: str) -> list[tuple[str, nn.Parameter]]:
-        """The parameters that `task` alone trains, by name: its head's.
+    def reads(self, task: str, group: str) -> bool:
+        """Whether `task` has a gradient in a group of `shared_groups`: not every task reads the pooler or the shared layer."""
+        plan = self.plans[task]
+        apart = {"pooler": plan.pooling.uses_pooler, "shared_layer": self.sharing.serves(plan.task.is_pair)}
+        return apart.get(group, True)
+
+    def own_parameters(self, task: str, with_encoder: bool) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that `task` alone trains, by name: head's and pooling's, adapter's where a stage trains the encoder.
 
         A loss of features leaves its head as it was built, also where a penalty would move it.
         """
-        return [] if self.plans[task].loss.reads_features else list(self.heads[task].named_parameters(task))
+        own = [] if self.plans[task].loss.reads_features else list(self.heads[task].named_parameters(task))
+        if task in self.poolings:
+            own += self.poolings[task].named_parameters(f"{task}.pooling")
+        if task in self.adapters and with_encoder:
+            own += self.adapters[task].named_parameters(f"{task}.adapter")
+        return own
 
     @torch.no_grad()
     def renew_head(self, task: str, seed: int) -> None:
-        """Draw the head of `task` again, in place."""
-        fresh = self._new_head(task, seed).state_dict()
-        for name, values in self.heads[task].state_dict().items():
-            values.copy_(fresh[name])
+        """Draw the head of `task` again, in place, and what its pooling learns."""
+        drawn = [(self.heads[task], self._new_head(task, seed))]
+        if fresh := self._new_pooling(task, seed):
+            drawn.append((self.poolings[task], fresh))
+        for old, new in drawn:
+            for parameter, values in zip(old.parameters(), new.parameters(), strict=True):
+                parameter.copy_(values)
+
+    def beside_the_encoder(self) -> dict[str, nn.Module]:
+        """All that a saved model has beside its encoder, by what stands before a tensor's name in heads.safetensors."""
+        parts = {"": self.heads, "poolings/": self.poolings, "adapters/": self.adapters}
+        return parts | ({"shared_layer/": self.shared_layer} if self.shared_layer else {})
 
     def readout(self, task: str, logits_BK: Tensor) -> Tensor:
         """What the task's metric reads, (B, outputs of the task): the logits, or what a loss with classes makes of them."""
@@ -108,13 +150,18 @@ class MultitaskBert(nn.Module):
         """
         plan = self.plans[task]
         only_first = plan.pooling.reads_only_first
-        hidden_ND = self.encoder(batch, masks if encoder_drops else None, noise_ND, only_first)
+        beside = self.adapters[task] if task in self.adapters else None  # noqa: SIM401  a ModuleDict has no `get`
+        hidden_ND = self.encoder(batch, masks if encoder_drops else None, noise_ND, only_first, beside)
         starts_S1 = torch.arange(len(batch.lengths) + 1, device=hidden_ND.device) if only_first else batch.starts_S1
-        pooled_SD = plan.pooling.pool(hidden_ND, starts_S1, self.encoder.pooler)
-        features_BF = plan.pair_encoding.features(pooled_SD) if plan.vectors == 2 else pooled_SD
+        pooling = self.poolings[task] if task in self.poolings else self.encoder.pooler  # noqa: SIM401
+        pooled_SD = plan.pooling.pool(hidden_ND, starts_S1, pooling)
+        drop = masks if masks is not None else _no_dropout
         # heads are small: in float32 also under autocast, since bfloat16 would round a similarity of 4.5 to steps of 1/32
-        with torch.autocast(features_BF.device.type, enabled=False):
-            logits_BK: Tensor = self.heads[task](features_BF.float(), masks if masks is not None else _no_dropout)
+        with torch.autocast(pooled_SD.device.type, enabled=False):
+            if self.shared_layer and self.sharing.serves(plan.task.is_pair):
+                pooled_SD = self.shared_layer(pooled_SD.float(), drop)
+            features_BF = plan.pair_encoding.features(pooled_SD) if plan.vectors == 2 else pooled_SD
+            logits_BK: Tensor = self.heads[task](features_BF.float(), drop)
         return Output(logits_BK, features_BF)
 
 
@@ -122,12 +169,34 @@ def _no_dropout(x: Tensor, p: float) -> Tensor:
     return x
 
 
+def _drawn(seed: int, build: Callable[[], nn.Module | None]) -> nn.Module | None:
+    """What `build` makes of torch's generator at `seed`, which is put back as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def _by_task(tasks: Iterable[str], new: Callable[[str], nn.Module | None]) -> nn.ModuleDict:
+    """What `new` makes of each task, for those of which it makes something."""
+    built = {task: new(task) for task in tasks}
+    return nn.ModuleDict({task: module for task, module in built.items() if module is not None})
+
+
 def build_model(config: TrialConfig, encoder: Encoder) -> MultitaskBert:
-    """A fresh model for `config` around `encoder`.  Raises ValueError where the encoder has fewer positions than max_length."""
+    """A fresh model for `config` around `encoder`, which is adapted in place.
+
+    Raises ValueError where the encoder has fewer positions than max_length, or the adapter does not fit it.
+    """
+    config.adapter.adapt(encoder, partial(seed_of, config.seed, "adapter"))
+    return _model_around(encoder, config)
+
+
+def _model_around(encoder: Encoder, config: TrialConfig) -> MultitaskBert:
     positions = encoder.shape.max_position_embeddings
     if config.max_length > positions:
         raise ValueError(f"`max_length` must be at most the encoder's {positions} positions. Got {config.max_length}.")
-    return MultitaskBert(encoder, {name: config.task(name) for name in config.train_on}, config.seed)
+    plans = {name: config.task(name) for name in config.train_on}
+    return MultitaskBert(encoder, plans, config.seed, config.adapter, config.shared_layer)
 
 
 def save_model(model: MultitaskBert, config: TrialConfig, folder: Path, tokenizer_folder: Path) -> None:
@@ -143,7 +212,8 @@ def save_model(model: MultitaskBert, config: TrialConfig, folder: Path, tokenize
     for name in TOKENIZER_FILES:
         if (tokenizer_folder / name).exists():
             shutil.copyfile(tokenizer_folder / name, draft / "encoder" / name)
-    save_file({name: tensor.contiguous() for name, tensor in model.heads.state_dict().items()}, draft / HEADS)
+    parts = {prefix: part.state_dict() for prefix, part in model.beside_the_encoder().items()}
+    save_file({prefix + name: part[name].contiguous() for prefix, part in parts.items() for name in part}, draft / HEADS)
     (draft / "README.md").write_text(README, encoding="utf-8")
     (draft / "config.yaml").write_text(dump_yaml(as_written(config)), encoding="utf-8")
     shutil.copymode(draft / "config.yaml", draft / HEADS)  # as in save_encoder
@@ -154,22 +224,37 @@ def save_model(model: MultitaskBert, config: TrialConfig, folder: Path, tokenize
 
 
 def load_model(folder: Path) -> tuple[MultitaskBert, TrialConfig]:
-    """The model and config that `save_model` wrote.  Raises ValueError where the folder is no such model."""
+    """The model and config that `save_model` wrote.  Raises ValueError where the folder is no such model.
+
+    Its encoder is a plain one: what an adapter had put into it is in its weights.
+    """
     if reason := _no_model(folder):
         raise ValueError(reason)
     folder = folder.resolve()  # a search's `best` is a link that may lead to another model at any time: it is followed once
     found = folder.stat().st_ino
     config = read_config(folder / "config.yaml")
     dropout = config.encoder.hidden_dropout, config.encoder.attention_dropout
-    model = build_model(config, load_encoder(folder / "encoder", *dropout))
+    model = _model_around(load_encoder(folder / "encoder", *dropout), config)
     try:
-        model.heads.load_state_dict(load_file(folder / HEADS))
+        _load_beside(model, load_file(folder / HEADS))
     except (SafetensorError, OSError, RuntimeError) as error:  # torch's own for a key or a shape that does not fit
         reason = f"does not fit its config.yaml, or is truncated ({str(error).splitlines()[0]})"
         raise ValueError(f"{folder / HEADS} {reason}.") from None
     if folder.stat().st_ino != found:  # meanwhile the trial has saved a better one: these heads may be of another encoder
         return load_model(folder)
     return model, config
+
+
+def _load_beside(model: MultitaskBert, stored: dict[str, Tensor]) -> None:
+    """Take up all that heads.safetensors holds.  Raises torch's RuntimeError where that does not fit."""
+    parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in model.beside_the_encoder()}
+    for name, tensor in stored.items():  # a task's name holds no slash
+        part, slash, rest = name.rpartition("/")
+        parts.setdefault(part + slash, {})[rest] = tensor
+    if foreign := parts.keys() - model.beside_the_encoder().keys():
+        raise RuntimeError(f"it holds {', '.join(sorted(foreign))}")
+    for prefix, module in model.beside_the_encoder().items():
+        module.load_state_dict(parts[prefix])
 
 
 def _no_model(folder: Path) -> str:

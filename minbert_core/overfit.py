@@ -2,8 +2,9 @@
 
     config, inputs -> few_of -> the same N examples in train and dev -> train until every task knows them -> a verdict a task
 
-Of the config stay encoder, pair encoding, pooling, head, loss, gradient method and loss weights. The rest is set so that what
-is sound passes: all N examples in each step, no dropout, no decay, one stage, no smoothness and no proximal term.
+Of the config stay encoder, pair encoding, pooling, shared layer, head, loss, gradient method and loss weights. The rest is set
+so that what is sound passes: all N examples in each step, no dropout, no decay, one stage, and neither adapter, smoothness nor
+proximal term.
 """
 
 from __future__ import annotations
@@ -92,11 +93,13 @@ def overfit_config(config: TrialConfig, num_examples: int) -> TrialConfig:
             name: {"metric": "pearson" if own.kind == "regression" else "accuracy"} for name, own in config.own_tasks.items()
         },
     }
+    if "dropout" in type(config.shared_layer).model_fields:
+        changed["shared_layer"] = {"dropout": 0.0}
     kept = {key: value for key, value in as_written(config).items() if key not in ("tasks", "budget", "optimizer", *DROPPED)}
     return load_config(lay_over(kept, changed))
 
 
-DROPPED = ("task_schedule", "stages", "smoothness", "proximal")  # of the config, for the default
+DROPPED = ("task_schedule", "stages", "smoothness", "proximal", "adapter")  # of the config, for the default
 
 
 def few_of(config: TrialConfig, inputs: Inputs, num_examples: int) -> Inputs:
@@ -131,7 +134,7 @@ def unreached(config: TrialConfig, inputs: Inputs) -> dict[str, str]:
         loss = plan.loss(
             output.features_BF if plan.loss.reads_features else output.logits_BK, batch.labels_B, plan.task.label_range
         )
-        own = {} if plan.loss.reads_features else {f"`{key}` of its head": p for key, p in model.heads[name].named_parameters()}
+        own = {f"`{key.removeprefix(f'{name}.')}` of its head": p for key, p in model.own_parameters(name, with_encoder=True)}
         encoder = dict(model.encoder.named_parameters())
         gradients: dict[str, torch.Tensor | None] = dict.fromkeys((*encoder, *own))
         if loss.requires_grad:

@@ -1,5 +1,6 @@
 """train(config, inputs) -> Iterator[Progress]: one trial as a generator, with no Ray, no search and no MLflow inside.
 
+    stages on texts: the encoder that they make, from the cache or made now (pretraining.py)
     for stage: a Stepper (buffer, fresh optimiser, method state)
         for step: the task schedule names tasks -> a packed batch each -> Stepper.step
             a hundred times a trial: yield losses, rate, speed;   at each point: dev metrics, yield
@@ -14,7 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -24,20 +25,17 @@ from torch import Tensor
 
 from minbert_core.config import TrialConfig, seed_of
 from minbert_core.data.tokens import PackedBatch, pack_parts
-from minbert_core.evaluate import is_constant, metric, overall, score
+from minbert_core.evaluate import NotFiniteError, is_constant, metric, overall, score
 from minbert_core.inputs import Inputs, build_encoder
 from minbert_core.machine import packed_linears, prepare, resolve_precision, usage
 from minbert_core.methods.stages import StagePlan
 from minbert_core.methods.task_schedules import example_rows
 from minbert_core.model import MultitaskBert, build_model, predict_logits, predictions
+from minbert_core.pretraining import find, make
 from minbert_core.step import Stepper, StepReport
 
 LOGS_A_TRIAL = 100
-Record = dict[str, Any]  # {"kind": "train" | "dev", "step", "examples", "passes", "time_ms", "seconds", "train/sst_loss": …}
-
-
-class NotFiniteError(ArithmeticError):
-    """A loss or a metric became nan or infinite: the trial is over."""
+Record = dict[str, Any]  # {"kind": "pretrain" | "train" | "dev", "step", "examples", "passes", "time_ms", "seconds", …}
 
 
 @dataclass
@@ -60,16 +58,17 @@ class Counters:
 class Progress:
     """What the trial did since the last one.
 
-    `record` is flat and ready to log. `part` is the evaluation point just reached (1, 3, 9 …) or None; `improved` says that
-    it is the trial's best so far. `snapshot()` returns what a later `train` goes on from; its tensors are the trial's own, so
-    call it, and write what it returns to disk, before the generator moves on.
+    `record` is flat and ready to log: of kind train, dev, or pretrain while there is no model yet. `part` is the evaluation
+    point just reached (1, 3, 9 …) or None; `improved` says that it is the trial's best so far. `snapshot()` returns what a
+    later `train` goes on from; its tensors are the trial's own, so call it, and write what it returns to disk, before the
+    generator moves on.
     """
 
     record: Record
     part: int | None
     improved: bool
     done: bool
-    model: MultitaskBert
+    model: MultitaskBert | None
     snapshot: Callable[[], dict[str, Any]]
 
 
@@ -78,9 +77,16 @@ def train(config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None =
 
     A point falls after the first step that reaches it. Where one step reaches several (a budget of a few steps) only the
     fullest is reported: it is one and the same model. The last point is always reached, and is the last yield.
+    Stages on texts come before all that: they yield records of their own, where the cache has what they make only one each.
     snapshot: go on from there (the first yield is then what comes after it).  Raises NotFiniteError.
     """
-    return _Trial(config, inputs, snapshot).run()
+    pretrainings = find(config, inputs)
+    for record in make(pretrainings, config, inputs):
+        if not snapshot:  # else the trial's own records have told of it already
+            yield Progress(record, None, False, False, None, dict)
+    if pretrainings:
+        inputs = replace(inputs, encoder_folder=pretrainings[-1].folder)
+    yield from _Trial(config, inputs, snapshot or None).run()
 
 
 def model_to_train(config: TrialConfig, inputs: Inputs) -> MultitaskBert:
@@ -109,7 +115,7 @@ class _Trial:
 
     def run(self) -> Iterator[Progress]:
         stages = self.config.stage_plans()
-        ends = stage_ends([stage.share for stage in stages], self.total)
+        ends = stage_ends(self.config.stage_examples(self.inputs.sizes), self.total)
         for index, (stage, start, end) in enumerate(zip(stages, [0, *ends[:-1]], ends, strict=True)):
             if index >= self.counters.stage:
                 if index > self.counters.stage:
@@ -123,7 +129,7 @@ class _Trial:
         goes_on = snapshot is not None and snapshot["counters"]["stage"] == counters.stage
         for task in stage.tasks if stage.fresh_heads and not goes_on else ():
             self.model.renew_head(task, seed_of(config.seed, "fresh", counters.stage))
-        weights, seed = config.loss_weights.weight, seed_of(config.seed, "stage", counters.stage)
+        weights, seed = config.loss_weights, seed_of(config.seed, "stage", counters.stage)
         self.stepper = Stepper(self.model, stage, weights, seed, self.precision)
         if snapshot is not None and goes_on:
             self.stepper.restore(snapshot)
@@ -258,9 +264,9 @@ class _Log:
         self.since = time.monotonic()
 
 
-def stage_ends(shares: list[float], total: int) -> list[int]:
-    """Where each stage ends, in examples from the trial's start; the last ends with the trial, whatever its share rounds to."""
-    return [math.ceil(round(share * total, 6)) for share in accumulate(shares[:-1])] + [total]
+def stage_ends(examples: list[float], total: int) -> list[int]:
+    """Where each stage ends, in examples from the trial's start; the last ends with the trial, whatever its part rounds to."""
+    return [math.ceil(round(end, 6)) for end in accumulate(examples[:-1])] + [total]
 
 
 def evaluate_dev(model: MultitaskBert, config: TrialConfig, inputs: Inputs) -> tuple[dict[str, float], dict[str, bool]]:

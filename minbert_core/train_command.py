@@ -29,6 +29,7 @@ import torch
 
 from minbert_core.checkpoints import fetch_encoder
 from minbert_core.config import TINY, TOY, Machine, TrialConfig, load_config, read_config
+from minbert_core.evaluate import NotFiniteError
 from minbert_core.faults import fault_at, path_of
 from minbert_core.inputs import data_folder, open_inputs
 from minbert_core.machine import fastest_matmul, resolve_device, resolve_precision
@@ -37,7 +38,7 @@ from minbert_core.overrides import Override, Places, note_set, parse_set
 from minbert_core.paths import as_written, flatten
 from minbert_core.settings import Location, SettingsError, dump_yaml, read_yaml, shown
 from minbert_core.terminal import Screen
-from minbert_core.train import NotFiniteError, Record, load_snapshot
+from minbert_core.train import Record, load_snapshot
 from minbert_core.train_report import Report, closing_lines, near, plan_lines
 from minbert_core.trial_folder import read_records, state_file, train_in
 

@@ -11,7 +11,7 @@ import shlex
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from rich.text import Text
 from minbert_core.config import TOY, TrialConfig
 from minbert_core.inputs import Inputs
 from minbert_core.paths import as_written, flatten
+from minbert_core.pretraining import find
 from minbert_core.settings import shown
 from minbert_core.terminal import duration, is_watched
 from minbert_core.train import Record
@@ -44,8 +45,9 @@ def plan_lines(config: TrialConfig, inputs: Inputs, source: str) -> list[str]:
         f"data      {inputs.data_folder} (train/dev rows: {rows})",
         *(f"data      {line}" for line in _left_out(inputs)),
         f"encoder   {config.encoder.checkpoint}",
+        *(f"pretrain  {one.describe(config)}" for one in find(config, inputs)),
         f"machine   {machine.device}, {machine.precision}{threads}",
-        f"budget    {total:,} examples, about {num_steps(config, total):,} steps",
+        f"budget    {total:,} examples, about {num_steps(config, inputs.sizes):,} steps",
         f"dev       at {at} examples: {metrics}; the best is that of the highest {shown(objective).strip(chr(39))}",
         *(f"warning   {line}" for line in _cut(config, inputs)),
     ]
@@ -60,13 +62,13 @@ def _said(config: TrialConfig, width: int = 110) -> list[str]:
     return [line.replace(chr(160), " ") for line in lines]
 
 
-def num_steps(config: TrialConfig, total: int) -> int:
-    """About how many steps `total` examples are, over all stages."""
+def num_steps(config: TrialConfig, sizes: Mapping[str, int]) -> int:
+    """About how many steps a trial takes over all its stages, given the rows of each task's train split."""
     steps = 0.0
-    for stage in config.stage_plans():
+    for stage, examples in zip(config.stage_plans(), config.stage_examples(sizes), strict=True):
         batch_sizes = [config.task(name).batch_size for name in stage.tasks]
         batch = sum(batch_sizes) / len(batch_sizes) * stage.task_schedule.tasks_per_step(len(batch_sizes))
-        steps += stage.share * total / batch
+        steps += examples / batch
     return math.ceil(round(steps, 6))
 
 
@@ -101,6 +103,7 @@ def seconds_left(records: list[Record], total: int, num_points: int, dev_rows: i
 
     Until one is measured, a row of dev counts as a third of an example in training, which has a backward pass besides.
     """
+    records = [record for record in records if record["kind"] != "pretrain"]
     if not records:
         return None
     pairs = zip([None, *records], records, strict=False)
@@ -109,6 +112,22 @@ def seconds_left(records: list[Record], total: int, num_points: int, dev_rows: i
     each = (seconds - sum(evaluations)) / examples
     mean = sum(evaluations) / len(evaluations) if evaluations else dev_rows * each / 3
     return float(max(0, total - examples) * each + (num_points - len(evaluations)) * mean)
+
+
+def pretraining_told(record: Record) -> str:
+    """A pretrain record in a line: `mlm 43 %  12,000 texts  loss 2.913  310 texts/s`; at the end what it came to."""
+    kind, name = record["stage"], f"{record['stage']} {record['key'][:8]}"
+    if "waits" in record:
+        return f"{name} is being made by another process, which is waited for"
+    if "made" not in record:
+        done, speed, loss = (record[f"pretrain/{key}"] for key in ("share", "examples_per_second", f"{kind}_loss"))
+        return f"{kind} {100 * done:.0f} %  {record['pretrain/examples']:,} texts  loss {loss:.3f}  {speed:.0f} texts/s"
+    how = "made in" if record["made"] else "found in the cache, made in"
+    figures = [
+        f"{what} {record[f'pretrain/{kind}_held_out_{what}_before']:.3f} -> {record[f'pretrain/{kind}_held_out_{what}']:.3f}"
+        for what in ("loss", "accuracy")
+    ]
+    return f"{name} {how} {duration(record['pretrain/seconds'])}; on held-out texts {', '.join(figures)}"
 
 
 class Report:
@@ -126,6 +145,8 @@ class Report:
         """The lines that a new record is worth, with the hour: an evaluation always, progress now and then."""
         self.since = time.monotonic()
         hour = f"[{time.strftime('%T')}]"
+        if record["kind"] == "pretrain":
+            return self._pretraining_lines(record, hour)
         if record["kind"] == "dev":
             best = "  best so far" * (best_of(self.records) is record)
             at = f"{record['part']}/{self.config.budget.points[-1]} ({record['examples']:,} examples)"
@@ -136,11 +157,21 @@ class Report:
         self.told = part
         return [f"{hour} {self.progress()}"]
 
+    def _pretraining_lines(self, record: Record, hour: str) -> list[str]:
+        if "made" in record:
+            self.told = -1
+            return [f"{hour} {pretraining_told(record)}", *(f"{hour} {note}" for note in record["notes"])]
+        part = int(record.get("pretrain/share", 0) * MOST_LINES)
+        if self.is_live or part == self.told:
+            return []
+        self.told = part
+        return [f"{hour} {pretraining_told(record)}"]
+
     def progress(self) -> str:
         """`12 %  step 1,000  48,000/400,000 examples  loss sst 1.213 para 0.431  312 ex/s  12 min left`."""
         train = next((record for record in reversed(self.records) if record["kind"] == "train"), None)
         if train is None:
-            return "begins …"
+            return pretraining_told(self.records[-1]) if self.records else "begins …"
         last = self.records[-1]
         losses = [f"{name} {train[key]:.3f}" for name in self.config.train_on if (key := f"train/{name}_loss") in train]
         left = seconds_left(self.records, self.total, len(self.config.budget.points), self.dev_rows)

@@ -26,8 +26,9 @@ def train_in(
 ) -> Iterator[Progress]:
     """`train`, with what comes of it kept in `folder`: metrics.jsonl, the best evaluation's weights, a snapshot now and then.
 
-    A snapshot is taken at each evaluation and at least every SAVE_EVERY_SECONDS. `snapshot` and `records` are what is known by
-    now (None and none: from the start); each new record joins `records` before its progress is yielded.
+    A snapshot is taken at each evaluation, when a pretraining was made, and at least every SAVE_EVERY_SECONDS. `snapshot` and
+    `records` are what is known by now (None and none: from the start); each new record joins `records` before its progress is
+    yielded.
     """
     metrics, saved_at = folder / "metrics.jsonl", time.monotonic()
     write_records(metrics, records)
@@ -35,8 +36,10 @@ def train_in(
         for progress in train(config, inputs, snapshot):
             records.append(progress.record)
             if progress.improved:
+                assert progress.model is not None, "what was evaluated is a model"
                 save_model(progress.model, config, folder / "best", inputs.encoder_folder)
-            if progress.part is not None or time.monotonic() - saved_at > SAVE_EVERY_SECONDS:
+            is_due = progress.part is not None or progress.record.get("made", False)
+            if is_due or time.monotonic() - saved_at > SAVE_EVERY_SECONDS:
                 save_snapshot(state_file(folder), progress.snapshot(), records)
                 saved_at = time.monotonic()
             file.write(json.dumps(progress.record) + "\n")

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,7 @@ class Estimate:
     dearest: tuple[str, float] | None  # the branch that costs most beside another of its choice, and how many times as much
     num_measured: int
     num_branches: int
+    pretraining: Mapping[str, float] = field(default_factory=dict)  # seconds of each that is yet to be made, by its name
 
 
 def estimate(plan: Plan, points: Points, costs: Mapping[int, list[Cost]], start_up_seconds: float) -> Estimate:
@@ -194,9 +195,11 @@ def estimate(plan: Plan, points: Points, costs: Mapping[int, list[Cost]], start_
     until = [start + train * part / rungs[-1] + evaluation * (i + 1) for i, part in enumerate(rungs)]
     work = sum(count * seconds for count, seconds in zip(ends, until, strict=True))
     full = {index: seconds + evaluation * len(rungs) for index, (seconds, evaluation) in at.items()}
+    pretraining = {name: seconds for cost in every for name, seconds in cost.pretraining.items()}
     snapshot, best = max(cost.snapshot_bytes for cost in every), max(cost.best_bytes for cost in every)
     return Estimate(
-        seconds=start_up_seconds + max(work / plan.resources.slots, until[-1]),
+        # those that need a pretraining wait while one of them makes it
+        seconds=start_up_seconds + max(work / plan.resources.slots, until[-1]) + sum(pretraining.values()),
         trial_seconds=work / plan.num_trials,
         memory_gb=max(cost.memory_gb for cost in every),
         disk_bytes=disk_bytes(plan, snapshot, best, copies=plan.resources.slots),
@@ -204,6 +207,7 @@ def estimate(plan: Plan, points: Points, costs: Mapping[int, list[Cost]], start_
         dearest=_dearest({branch: full[own] for branch, (own, _) in points.branches.items() if branch in factors}),
         num_measured=len(factors),
         num_branches=points.num_branches,
+        pretraining=pretraining,
     )
 
 
@@ -283,6 +287,9 @@ def lines(found: Estimate, resources: Resources, price: float | None, hours: flo
         f"{'GPU memory' if resources.gpus else 'memory'} {found.memory_gb:.1f} GB a trial; "
         f"disk {_gigabytes(found.disk_bytes)} at most, {_gigabytes(found.kept_bytes)} stays"
     )
+    if found.pretraining:
+        each = ", ".join(f"{name} {_about(seconds)}" for name, seconds in found.pretraining.items())
+        told.append(f"of that further pretraining, each made once: {each}")
     if price is not None:
         unit = "GPU-hour" if resources.gpus else "hour of this machine"
         told.append(f"${wall_hours * (resources.gpus or 1) * price:,.2f} at ${price:g} per {unit}")

@@ -40,7 +40,10 @@ EXAMPLES: dict[str, Any] = {  # of knobs that have no default, or null, and a ra
     "labels": ["bad", "good"],
     "range": [0, 10],
     "weights": {"sst": 2, "sts": 1},
+    "groups": [["sst", "para"]],
+    "texts": ["para", "sts"],
 }
+PARTNERS = {"optimizer/separate": {"task_schedule": "alternate"}}  # what a place cannot do without
 LAYERS = ("all", "pairs", *default_at("train_on"))  # of `tasks`, where a variant may have to stand
 COMPANIONS: tuple[dict[str, Any], ...] = ({}, {"pair_encoding": "bi"}, {"pair_encoding": "bi", "head": "cosine"})
 
@@ -111,10 +114,13 @@ def _configs(path: str, value: Any) -> Iterator[dict[str, Any]]:
         if knob and knob.kind:
             flat[above.rpartition("/")[0]] = knob.kind
             flat |= {f"{above}/{name}": EXAMPLES[name] for name in knob.keys if _is_required(knob.below(name))}
-    flat[path] = value
+    flat |= {path: value} | PARTNERS.get(path, {})
     flat = {at.replace("/NAME", "/reviews"): one for at, one in flat.items()}
     if path.startswith("stages/0"):
-        flat["stages/1"] = "heads_only" if "multitask" in flat.values() or path == "stages/0/multitask" else "multitask"
+        second = "heads_only" if "multitask" in flat.values() or path == "stages/0/multitask" else "multitask"
+        flat["stages/1"] = second
+        if path.endswith("/epochs") and knob and getattr(knob.models[0], "learns_labels", False):
+            flat[f"stages/1/{second}/epochs"] = EXAMPLES["epochs"]  # all labelled stages have them, or none
     if not path.startswith("tasks/all/"):
         yield unflatten(flat)
         return
@@ -152,15 +158,15 @@ def _constant(path: str, knob: Knob) -> Any:
 
 def _domain(path: str, knob: Knob) -> Any:
     """A domain that may stand there; None where there is nothing to choose from."""
-    (schema, _), default = schema_of(knob), _default(path, knob)
+    (schema, _), default = schema_of(knob), _default(path, knob) or EXAMPLES.get(path.rpartition("/")[2])
     if _is_number(knob):
-        return _range(schema, default)
+        return _range(schema, _default(path, knob))
     if "enum" in schema:
         return {"choice": schema["enum"]}
     match schema.get("type"):
         case "boolean":
             return {"choice": [False, True]}
-        case "array" if default:
+        case "array" if default and not isinstance(default[0], list):  # of lists none can be a branch
             return {"choice": [default, default[:-1] if isinstance(default[0], str) else default * 2]}
         case "object":
             return {"sts": {"log_uniform": [0.1, 10]}}

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from minbert_core.machine import prepare, resolve_precision, usage
 from minbert_core.methods.stages import StagePlan
 from minbert_core.methods.task_schedules import example_rows
 from minbert_core.model import TOKENS_A_PASS, MultitaskBert, save_model
+from minbert_core.pretraining import Maker, Pretrained, find
 from minbert_core.step import Stepper
 from minbert_core.train import LOGS_A_TRIAL, model_to_train, save_snapshot
 
@@ -51,6 +52,7 @@ class Cost:
     memory_gb: float  # the peak, of GPU memory on a GPU
     snapshot_bytes: int
     best_bytes: int
+    pretraining: dict[str, float] = field(default_factory=dict)  # seconds of each that is yet to be made, by its name
 
 
 def measure(document: dict[str, Any], asked_at: float, scratch: Path) -> Cost:
@@ -63,10 +65,9 @@ def measure(document: dict[str, Any], asked_at: float, scratch: Path) -> Cost:
 
     config, device, precision, inputs, model = _built(document)
     start_seconds = max(0.0, time.time() - asked_at)
-    total, train_seconds, saves = config.num_examples(inputs.sizes), 0.0, []
-    for stage in config.stage_plans():
-        stepper = Stepper(model, stage, config.loss_weights.weight, seed_of(config.seed, "measure"), precision)
-        examples = stage.share * total
+    train_seconds, saves = 0.0, []
+    for stage, examples in zip(config.stage_plans(), config.stage_examples(inputs.sizes), strict=True):
+        stepper = Stepper(model, stage, config.loss_weights, seed_of(config.seed, "measure"), precision)
         train_seconds += examples * _seconds_an_example(stepper, stage, config, inputs, examples)
         saves.append(_save(model, stepper, config, inputs, scratch if scratch.is_dir() else None))
     seconds, snapshot_bytes, best_bytes = (max(column) for column in zip(*saves, strict=True))
@@ -77,7 +78,23 @@ def measure(document: dict[str, Any], asked_at: float, scratch: Path) -> Cost:
         memory_gb=usage(device)["system/peak_memory_gb"],
         snapshot_bytes=int(snapshot_bytes),
         best_bytes=int(best_bytes),
+        pretraining={one.name: _pretraining_seconds(one, config, inputs) for one in find(config, inputs) if not one.is_made},
     )
+
+
+def _pretraining_seconds(one: Pretrained, config: TrialConfig, inputs: Inputs) -> float:
+    """Seconds that a further pretraining takes, by some steps of it and the evaluations of what is held out."""
+    maker = Maker(config, inputs, replace(one, before=inputs.encoder_folder), 0)  # of a chain each from the trial's encoder
+    began = time.monotonic()
+    maker.evaluate()
+    evaluation_seconds = time.monotonic() - began
+
+    def step() -> None:
+        maker.shown = 0  # else a short one would be over
+        maker.step()
+
+    step_seconds = _seconds_a_call(step, STAGE_SECONDS, MOST_STEPS, maker.device)
+    return step_seconds * maker.total / one.stage.batch_size + 2 * evaluation_seconds
 
 
 def _built(document: dict[str, Any]) -> tuple[TrialConfig, torch.device, str, Inputs, MultitaskBert]:
@@ -126,10 +143,10 @@ class Sharer:
     def _seconds_an_example(self, stage_seconds: float, most_steps: float) -> float:
         """The mean over the stages, each weighed by its share of the trial."""
         config, total, mean = self.config, self.config.num_examples(self.inputs.sizes), 0.0
-        for stage in config.stage_plans():
-            stepper = Stepper(self.model, stage, config.loss_weights.weight, seed_of(config.seed, "measure"), self.precision)
-            examples = stage.share * total
-            mean += stage.share * _seconds_an_example(stepper, stage, config, self.inputs, examples, stage_seconds, most_steps)
+        for stage, examples in zip(config.stage_plans(), config.stage_examples(self.inputs.sizes), strict=True):
+            stepper = Stepper(self.model, stage, config.loss_weights, seed_of(config.seed, "measure"), self.precision)
+            seconds = _seconds_an_example(stepper, stage, config, self.inputs, examples, stage_seconds, most_steps)
+            mean += examples / total * seconds
         return mean
 
 

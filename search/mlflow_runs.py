@@ -117,15 +117,7 @@ class Runs:
 
     def records(self, number: int, records: Iterable[Record]) -> None:
         """Every measurement of the records, at x = examples and the time it was taken."""
-        self._measure(
-            self.children[number],
-            [
-                (key, value, record["examples"], record["time_ms"])
-                for record in records
-                for key, value in record.items()
-                if key not in NOT_METRICS
-            ],
-        )
+        self._measure(self.children[number], [point for record in records for point in _points(record)])
 
     def trial_ended(self, number: int, status: Status, stop_reason: str, time_ms: int) -> None:
         run = self.children[number]
@@ -258,6 +250,14 @@ def _source_tags() -> dict[str, str]:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here.parent, check=True, capture_output=True, text=True)
         tags["mlflow.source.git.commit"] = head.stdout.strip()
     return tags
+
+
+def _points(record: Record) -> list[tuple[str, float, int, int]]:
+    """(key, value, x, time_ms) of a record; x of further pretraining is its texts: the trial's examples have not begun."""
+    names, at = [key for key in record if key not in NOT_METRICS], record["examples"]
+    if record["kind"] == "pretrain":
+        names, at = [key for key in names if key.startswith("pretrain/")], record["pretrain/examples"]
+    return [(key, record[key], at, record["time_ms"]) for key in names]
 
 
 def _chunks(items: list[Any], size: int) -> list[list[Any]]:

@@ -23,6 +23,7 @@ from minbert_core.data.tasks import SPLITS
 from minbert_core.inputs import Inputs, build_encoder, data_folder, open_inputs
 from minbert_core.model import build_model
 from minbert_core.paths import as_written, flatten, lay_over
+from minbert_core.pretraining import find, read_texts, vocabulary_of
 from search.domains import Choice
 from search.folder import FORMAT
 from search.places import encoder_fingerprint, here, moved
@@ -79,6 +80,7 @@ class Plan:
     best_bytes: int  # the weights of the largest model
     snapshot_bytes: int  # of a trial of it
     places: Mapping[str, str] = field(default_factory=dict)  # a folder as configs name it -> where it lies here
+    pretrainings: tuple[str, ...] = ()  # each further pretraining that some trial begins with, in words
 
     @property
     def full_trials(self) -> float:
@@ -123,6 +125,7 @@ class Plan:
             f"objective {objective} on dev, the best of a trial's evaluations at {parts} examples",
             f"budget    {self.examples:,} examples a full trial, {self._steps()}",
             f"trials    {self._trials()}",
+            *(f"pretrain  {text}" for text in self.pretrainings),
             *([recipes] if len(self.recipes) > 1 else []),
             f"searched  {counted(len(domains), 'parameter')}",
             *(f"          {name:<{width}}  {domain}" for name, (domain, _) in domains.items()),
@@ -225,7 +228,10 @@ def make_plan(
     configs = branch_configs(space)
     _check_same_data(configs)
     space = localise(space, resources, configs, places)
-    num_trials = num_trials or space.settings.trials
+    most = space.num_trials
+    if num_trials is not None and num_trials > most and space.settings.sampler.is_exhaustive:
+        raise ValueError(f"--trials {num_trials}: the grid has {counted(most, 'combination')} to try. Leave --trials away.")
+    num_trials = num_trials or most
     if num_trials < len(space.baselines):
         raise ValueError(f"--trials {num_trials} leaves no room for the space's {counted(len(space.baselines), 'baseline')}.")
     _check_threads(most_threads(configs), resources, num_trials)
@@ -237,7 +243,10 @@ def make_plan(
     snapshot_bytes = best_bytes * (3 if trains_encoder else 1)  # AdamW's two moments beside the weights
     recipes = tuple(sorted({config.recipe for config in configs}))
     examples = config.num_examples(inputs.sizes)
-    return Plan(name, space, seed, num_trials, resources, config, inputs, recipes, examples, best_bytes, snapshot_bytes, places)
+    before = _pretrainings(space, configs, places)
+    return Plan(
+        name, space, seed, num_trials, resources, config, inputs, recipes, examples, best_bytes, snapshot_bytes, places, before
+    )
 
 
 def with_resources(plan: Plan, resources: Resources) -> Plan:
@@ -294,6 +303,23 @@ def _of_each_encoder(space: Space, configs: Iterable[TrialConfig]) -> list[Trial
     encoders = {name: config.encoder.model_copy(update={"checkpoint": space.encoders.get(name, name)})
                 for name, config in longest.items()}  # fmt: skip
     return [config.model_copy(update={"encoder": encoders[name]}) for name, config in longest.items()]
+
+
+def _pretrainings(space: Space, configs: Iterable[TrialConfig], places: Mapping[str, str]) -> tuple[str, ...]:
+    """Each further pretraining of the configs once, in words. What is faulty in its texts shows here, not in every worker."""
+    found: dict[str, str] = {}
+    for config in configs:
+        if not config.pretraining:
+            continue
+        [local] = _of_each_encoder(space, [config])
+        local = here(local, places)
+        inputs = open_inputs(local)
+        for one in find(local, inputs):
+            if one.key not in found and not one.is_made:
+                read_texts(one.stage, local, inputs)
+                vocabulary_of(inputs.tokenizer)
+            found[one.key] = one.describe(local)
+    return tuple(found.values())
 
 
 def _num_parameters(config: TrialConfig) -> int:

@@ -179,7 +179,42 @@ class TopK(Variant):
         return f"top_k lets {self.k} of {num_trials - num_baselines} trials go on, so it stops none."
 
 
-TrialSchedulerSetting = Annotated[Asha | TopK, Field(discriminator="kind"), BARE_NAME]
+# ------------------------------------------------------------------------------------------------------------- none
+
+
+class NoStops:
+    """Lets every trial run to its end."""
+
+    law = ""  # it stops none
+
+    def decide(self, number: int, recipe: str, exempt: bool, part: int, score: float) -> str:
+        return CONTINUE
+
+    def lost(self, number: int) -> None:
+        """Nobody waits for it."""
+
+    def verdict(self, number: int) -> str:
+        return CONTINUE
+
+
+class NoStopping(Variant):
+    """No trial is stopped: at the rungs it is evaluated, and its score is the best of them. For grids of known systems."""
+
+    kind: Literal["none"] = "none"
+    least_rungs: ClassVar[int] = 1
+    most_waiting: ClassVar[int] = 0
+
+    def build(self, rungs: Sequence[int], num_trials: int) -> Scheduler:
+        return NoStops()
+
+    def describe(self, rungs: Sequence[int]) -> str:
+        return "all run to the end"
+
+    def warning(self, rungs: Sequence[int], num_trials: int, num_baselines: int, num_recipes: int) -> str:
+        return ""
+
+
+TrialSchedulerSetting = Annotated[Asha | TopK | NoStopping, Field(discriminator="kind"), BARE_NAME]
 
 
 # ----------------------------------------------------------------------------------------------------------- cost
@@ -190,7 +225,7 @@ def expected_ends(
     num_baselines: int,
     num_recipes: int,
     rungs: Sequence[int],
-    trial_scheduler: Asha | TopK,
+    trial_scheduler: Asha | TopK | NoStopping,
     repeats: int = 50,
 ) -> list[float]:
     """How many trials are expected to end at each rung: simulated with scores drawn at random, seed fixed."""
@@ -212,7 +247,7 @@ def expected_ends(
 
 
 def expected_full_trials(
-    num_trials: int, num_baselines: int, num_recipes: int, rungs: Sequence[int], trial_scheduler: Asha | TopK
+    num_trials: int, num_baselines: int, num_recipes: int, rungs: Sequence[int], trial_scheduler: Asha | TopK | NoStopping
 ) -> float:
     """What a search is expected to cost, in whole budgets of a trial."""
     ends = expected_ends(num_trials, num_baselines, num_recipes, rungs, trial_scheduler)

@@ -19,12 +19,20 @@ from minbert_core.config import TrialConfig
 from minbert_core.knobs import ENTRIES
 from search.domains import DOMAINS, RANGES
 from search.listing import DOMAIN_ABOUT, FROM_SPACE, STRUCTURE_ABOUT, config_places, first_sentence
-from search.space_file import SpaceSettings
+from search.space_file import PUBLISHED_SPLITS, SpaceSettings
 
 SCHEMA = Path(__file__).resolve().parents[1] / "spaces" / "schema.json"
 Json = dict[str, Any]
 
 GROUPED = "^[0-9]{1,3}(_[0-9]{3})+$"  # 400_000: a number to our loader, a word to an editor's YAML
+FIGURES: Json = {"type": "object", "additionalProperties": {"type": "number", "minimum": -1, "maximum": 1}}
+PUBLISHED: Json = {
+    "type": "object",
+    "properties": dict.fromkeys(PUBLISHED_SPLITS, FIGURES),
+    "additionalProperties": False,
+    "description": "what a paper reports for it: dev and test, a task's name, norm or mean -> the figure",
+}
+BRANCH_ABOUT: Json = {"type": "string", "description": "what it is, for readers: a table's row"}
 BRANCH_NAME = {"type": "string", "pattern": "^[a-z0-9_-]+$", "description": "in a choice: what this branch is called"}
 IS_PATH = "[/.]"  # a key with one of these is a path, where settings are laid over others
 ENTRY = "[^/.]+"  # the name or number of an entry of a map or a list
@@ -75,7 +83,12 @@ STRUCTURE_SCHEMA: dict[str, Json] = {
             "minItems": 2,
             "items": {
                 "type": "object",
-                "properties": {"name": BRANCH_NAME, "set": {"$ref": "#/$defs/Over"}},
+                "properties": {
+                    "name": BRANCH_NAME,
+                    "about": BRANCH_ABOUT,
+                    "published": PUBLISHED,
+                    "set": {"$ref": "#/$defs/Over"},
+                },
                 "required": ["name"],
                 "additionalProperties": False,
             },

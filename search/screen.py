@@ -27,7 +27,7 @@ class Running:
 
     number: int
     text: str  # its recipe, unless that is the usual one, and what was searched
-    at: str  # the last point evaluated, as `3/9`
+    at: str  # the last point evaluated, as `3/9`; before the first, how far its pretraining is, as `mlm 43%`
     examples: int
     budget: int  # in examples
     speed: float | None  # examples a second; None: not yet measured
@@ -70,6 +70,9 @@ def look(number: int, text: str, records: list[dict[str, Any]], budget: int, par
     )
     at = f"{dev['part']}/{parts}" if dev else ""
     speed = train.get("train/examples_per_second")
+    if last.get("kind") == "pretrain" and "made" not in last:
+        at = f"{last['stage']} waits" if "waits" in last else f"{last['stage']} {last['pretrain/share']:.0%}"
+        speed = last.get("pretrain/examples_per_second")
     return Running(number, text, at, last.get("examples", 0), budget, speed, dev.get("dev/score"), seconds, gpu)
 
 

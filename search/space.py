@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +17,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from minbert_core.config import TrialConfig, default_at, load_config
+from minbert_core.config import OVERALL, TrialConfig, default_at, load_config
+from minbert_core.data.tasks import TASKS
 from minbert_core.faults import Where, fault_at, faults_of
 from minbert_core.knobs import elsewhere
 from minbert_core.overrides import Places
@@ -28,6 +30,7 @@ from search.space_file import SPACE_KEYS, SpaceSettings, children, nested, read_
 Choose = Callable[[str, Domain], Any]
 Guards = dict[str, Any]  # the branches that lead to a domain: parameter -> label
 FIXED = ("data", "own_tasks")  # what the data is, the same for all trials
+MOST_COMBINATIONS = 1000  # of a grid: each is checked before anything starts, a few milliseconds each
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,39 @@ class Space:
     @property
     def baselines(self) -> list[dict[str, Any]]:
         return list(self.document.get("baselines", []))
+
+    @property
+    def num_trials(self) -> int:
+        """How many it asks for: what `trials` says, else its default; of a grid, else all combinations."""
+        if self.settings.sampler.is_exhaustive and "trials" not in self.document:
+            return len(self.combinations())
+        return self.settings.trials
+
+    def combinations(self) -> list[dict[str, Any]]:
+        """Every combination of the choices, parameter -> label, in the order in which they are written.
+
+        A parameter inside a branch is met in that branch alone. Of ranges both ends are taken.
+        """
+        found: list[dict[str, Any]] = []
+
+        def enter(forced: dict[str, Any]) -> None:
+            free: list[tuple[str, Domain]] = []
+
+            def choose(name: str, domain: Domain) -> Any:
+                if name not in forced:
+                    free.append((name, domain))
+                return forced.get(name, domain.values()[0])
+
+            self.sample(choose)
+            if not free:
+                found.append(forced)
+                return
+            name, domain = free[0]
+            for value in domain.values():
+                enter({**forced, name: value})
+
+        enter({})
+        return found
 
     def _over_config(self, tree: dict[str, Any]) -> dict[str, Any]:
         """What is laid over the config, nested, each map with the kind that it has by then: a path names it."""
@@ -138,14 +174,51 @@ class Space:
                     yield f"{key}/{label}", path, domain, guards
 
     def check(self) -> None:
-        """Raise SettingsError with every fault of baselines, of every pair of branches and of both ends of every range."""
+        """Raise SettingsError with every fault of baselines, of every pair of branches and of both ends of every range.
+
+        Of a grid every combination is looked at.
+        """
         domains = self.domains()
-        points: list[Callable[[], Sample]] = [partial(self.sample, _forcing(forced)) for forced in cover(domains)]
+        if faults := {*self._grid_faults(domains), *self._published_faults()}:
+            raise SettingsError(faults)
+        forced_points = self.combinations() if self.settings.sampler.is_exhaustive else cover(domains)
+        points: list[Callable[[], Sample]] = [partial(self.sample, _forcing(forced)) for forced in forced_points]
         points += [partial(self.baseline, i) for i in range(len(self.baselines))]
         ranges = [(name, domain, guards) for name, (domain, guards) in domains.items() if isinstance(domain, Range)]
         inside = [partial(self.sample, _forcing({**guards, name: domain.fraction})) for name, domain, guards in ranges]
         if faults := _faults_at(points) or _faults_at(inside):  # where an end is wrong, what lies inside may be so for that
             raise SettingsError(faults)
+
+    def _grid_faults(self, domains: Mapping[str, tuple[Domain, Guards]]) -> Iterator[Fault]:
+        """Where a sampler that takes every combination cannot."""
+        sampler = self.settings.sampler
+        if not sampler.is_exhaustive:
+            return
+        for name, (domain, _) in domains.items():
+            if isinstance(domain, Range):
+                law = f"`sampler` {sampler.kind} takes every combination, and {domain} has no end of values"
+                yield fault_at(name, f"`{name}`: {law}. Write the ones that you want: choice: [{domain.low:g}, …].", self.where)
+        if self.baselines:
+            law = "takes every combination, and a baseline is one of them, or lies outside"
+            yield fault_at("baselines", f"`sampler` {sampler.kind} {law}. Leave `baselines` away.", self.where)
+        most = math.prod(len(domain.values()) for domain, _ in domains.values())
+        if most > MOST_COMBINATIONS and (count := len(self.combinations())) > MOST_COMBINATIONS:
+            law = f"takes {count:,} combinations of this space, and {MOST_COMBINATIONS:,} at most"
+            yield fault_at("sampler", f"`sampler` {sampler.kind} {law}. Use random.", self.where)
+        elif "trials" in self.document and self.settings.trials > (count := len(self.combinations())):
+            law = f"has {count} combinations to try"
+            yield fault_at("trials", f"`trials` {self.settings.trials}: the grid {law}. Leave `trials` away.", self.where)
+
+    def _published_faults(self) -> Iterator[Fault]:
+        """Figures of what is neither a task nor an overall score."""
+        known = (*TASKS, *self.tree.get("own_tasks", {}), *OVERALL)
+        for name, branches in self.document.get("together", {}).items():
+            for branch in branches:
+                place = f"together/{name}/{branch['name']}"
+                for split, figures in branch.get("published", {}).items():
+                    for column in (column for column in figures if column not in known):
+                        sentence = f"Unknown task or score `{place}/published/{split}/{column}`{did_you_mean(column, known)}"
+                        yield fault_at(place, sentence, self.where)
 
     def baseline(self, index: int) -> Sample:
         """Baseline `index` as a point: what it does not name takes the default if that lies in the domain, else the middle.

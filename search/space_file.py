@@ -36,7 +36,7 @@ from minbert_core.settings import (
     shown,
 )
 from search.domains import is_domain, parse_domain
-from search.rungs import Asha, TopK, TrialSchedulerSetting
+from search.rungs import Asha, NoStopping, TopK, TrialSchedulerSetting
 from search.samplers import SamplerSetting, Tpe
 
 
@@ -45,7 +45,9 @@ class SpaceSettings(Settings):
 
     about: str = Field("", description="the question that the search asks")
     objective: ObjectiveSetting = Field("norm", description="norm, mean, one task, or weights: what is maximised")
-    trials: PositiveInt = Field(32, description="configurations to try, baselines included")
+    trials: PositiveInt = Field(
+        32, description="configurations to try, baselines included; of a grid all that there are, unless fewer are named"
+    )
     rungs: tuple[PositiveInt, ...] = Field(
         (1, 3, 9), min_length=1, description="parts of the budget where a trial is evaluated and may be stopped"
     )
@@ -64,7 +66,7 @@ class SpaceSettings(Settings):
 
     @field_validator("trial_scheduler")
     @classmethod
-    def _has_its_rungs(cls, scheduler: Asha | TopK, others: ValidationInfo) -> Asha | TopK:
+    def _has_its_rungs(cls, scheduler: Asha | TopK | NoStopping, others: ValidationInfo) -> Asha | TopK | NoStopping:
         rungs = others.data.get("rungs")  # none where they are wrong themselves
         if rungs is not None and len(rungs) < scheduler.least_rungs:
             law = f"chooses at one rung who goes on to the next, so it needs {scheduler.least_rungs} `rungs` or more"
@@ -74,6 +76,8 @@ class SpaceSettings(Settings):
 
 STRUCTURE = {"extends": "a file name", "config": "a map", "together": "a map", "baselines": "a list of maps"}
 SPACE_KEYS = (*SpaceSettings.model_fields, *STRUCTURE)
+TOLD = ("about", "published")  # of a branch of `together`, beside its name and what it sets: for readers, and replicate.py
+PUBLISHED_SPLITS = ("dev", "test")
 
 
 # ------------------------------------------------------------------------------------------------------------ reading
@@ -250,14 +254,37 @@ def _together_faults(path: str, name: str, branches: Any, where: Where) -> Itera
     if not isinstance(branches, list) or not all(_is_branch(branch) for branch in branches):
         yield fault_at(path, f"`{path}` takes a list of {{name: …, set: {{path: value}}}}. Got {shown(branches)}.", where)
         return
+    for branch in branches:
+        yield from _told_faults(f"{path}/{branch['name']}", branch, where)
     _, sentences = parse_domain({"choice": [{"name": branch["name"]} for branch in branches]}, path)
     yield from (fault_at(path, sentence, where) for sentence in sentences)
 
 
 def _is_branch(branch: Any) -> bool:
-    return isinstance(branch, dict) and "name" in branch and not set(branch) - {"name", "set"} and (
+    return isinstance(branch, dict) and "name" in branch and not set(branch) - {"name", "set", *TOLD} and (
         isinstance(branch.get("set", {}), dict) and not is_domain(branch.get("set"))
     )  # fmt: skip
+
+
+def _told_faults(path: str, branch: dict[str, Any], where: Where) -> Iterator[Fault]:
+    """What is wrong with what a branch tells of itself: `about`, and `published`, the figures that a paper gives for it.
+
+    Which tasks there are the space knows; here a figure is only a number that a metric can be.
+    """
+    if not isinstance(branch.get("about", ""), str):
+        yield fault_at(path, f"`{path}/about` must be a sentence. Got {shown(branch['about'])}.", where)
+    published = branch.get("published", {})
+    if not isinstance(published, dict) or not all(isinstance(of, dict) for of in published.values()):
+        yield fault_at(path, f"`{path}/published` takes {{dev: {{task: figure}}, test: …}}. Got {shown(published)}.", where)
+        return
+    for split, figures in published.items():
+        if split not in PUBLISHED_SPLITS:
+            known = did_you_mean(split, PUBLISHED_SPLITS)
+            yield fault_at(path, f"Unknown split `{path}/published/{split}`{known}", where)
+        for name, figure in figures.items():
+            if isinstance(figure, bool) or not isinstance(figure, int | float) or not -1 <= figure <= 1:
+                law = "must be a number in [-1, 1], as our metrics are"
+                yield fault_at(path, f"`{path}/published/{split}/{name}` {law}. Got {shown(figure)}.", where)
 
 
 def _budget_faults(document: dict[str, Any], where: Where) -> Iterator[Fault]:

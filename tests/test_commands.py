@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from analysis import best_to_test, runs
+from analysis import best_to_test, replicate, runs
 from minbert_core import predict, train_command
 from minbert_core.data import download
 from search import explain, run
@@ -22,6 +22,7 @@ COMMANDS = [
     ("-m minbert_core.data.corpus download", download.main, "", HEIGHT),
     ("analysis/runs.py", runs.main, "", HEIGHT),
     ("analysis/best_to_test.py", best_to_test.main, "", HEIGHT),
+    ("analysis/replicate.py", replicate.main, "--paper P1", HEIGHT),
 ]
 Main = Callable[[list[str]], int]
 

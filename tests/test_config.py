@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def known(path: str) -> str:
 KINDS = known("gradient")
 HEADS = known("tasks/all/head")
 STAGES = known("stages/0")
+LOSS_WEIGHTS = known("loss_weights")
 WANTS_KIND = "must be a kind's name, or a map with its `kind`."
 NAME_OR_WEIGHTS = "`objective` must be a name, or a map of weights."
 
@@ -107,20 +109,21 @@ ONE_FAULT = {
     "objective: {weights: {sst: x}}": "`objective/weights/sst` must be a number. Got 'x'.",
     "loss_weights: {kind: static, weights: {sst: -1}}": "`loss_weights/static/weights/sst` must be > 0. Got -1.",
     # unknown keys, at every level
-    "optimiser: {}": "Unknown key `optimiser`; did you mean 'optimizer'? Known: budget, data, encoder, gradient, "
-    "loss_weights, machine, "
-    "max_length, objective, optimizer, own_tasks, proximal, seed, smoothness, stages, task_schedule, tasks, train_on.",
-    "optimizer: {lrr: 1}": "Unknown key `optimizer/lrr`; did you mean 'lr'? Known: clip, head_lr_factor, layer_decay, lr, "
-    "lr_schedule, warmup, weight_decay.",
+    "optimiser: {}": "Unknown key `optimiser`; did you mean 'optimizer'? Known: adapter, budget, data, encoder, "
+    "gradient, loss_weights, machine, max_length, objective, optimizer, own_tasks, proximal, seed, shared_layer, smoothness, "
+    "stages, task_schedule, tasks, train_on.",
+    "optimizer: {lrr: 1}": "Unknown key `optimizer/lrr`; did you mean 'lr'? Known: clip, eps, head_lr_factor, layer_decay, lr, "
+    "lr_schedule, separate, update, warmup, weight_decay.",
     "tasks: {sts: {looss: mse}}": "Unknown key `tasks/sts/looss`; did you mean 'loss'? "
     "Known: batch_size, head, loss, pair_encoding, pooling.",
     "tasks: {all: {head: {kind: mlp, hiden: [1]}}}": "Unknown key `tasks/all/head/mlp/hiden`; did you mean 'hidden'? "
-    "Known: dropout, hidden.",
+    "Known: dropout, hidden, start.",
     "tasks: {al: {}}": "Unknown `tasks/al`; did you mean 'all'? Known: all, cfimdb, pairs, para, sst, sts.",
-    "gradient: {kind: gradvac, betta: 1}": "Unknown key `gradient/gradvac/betta`; did you mean 'beta'? Known: beta, per.",
+    "gradient: {kind: gradvac, betta: 1}": "Unknown key `gradient/gradvac/betta`; did you mean 'beta'? Known: beta, groups, "
+    "per.",
     "gradient: {kind: sum, beta: 1}": f"Unknown key `gradient/sum/beta`.{elsewhere(TrialConfig, 'beta')}",
-    "optimizer: {pooling: mean}": "Unknown key `optimizer/pooling`. Known: clip, head_lr_factor, layer_decay, lr, "
-    "lr_schedule, warmup, weight_decay. There is `tasks/all/pooling`.",
+    "optimizer: {pooling: mean}": "Unknown key `optimizer/pooling`. Known: clip, eps, head_lr_factor, layer_decay, lr, "
+    "lr_schedule, separate, update, warmup, weight_decay. There is `tasks/all/pooling`.",
     "stages: [{kind: multitask, shar: 1}]": "Unknown key `stages/0/multitask/shar`; did you mean 'share'? "
     "Known: gradient, optimizer, proximal, share, smoothness, task_schedule.",
     "machine: {gpu: 1}": "Unknown key `machine/gpu`. Known: device, gpu_share, matmul, micro_batch_tokens, precision, threads.",
@@ -130,7 +133,7 @@ ONE_FAULT = {
     "stages: [{kind: linear_probe, lr: 2}, multitask]": "`stages/0/linear_probe/lr` must be <= 1. Got 2.",
     "stages: [multitask, {kind: heads_only, fresh: maybe}]": "`stages/1/heads_only/fresh` must be true or false. Got 'maybe'.",
     "stages: [{kind: linear_probe, gradient: pcgrad}, multitask]": "Unknown key `stages/0/linear_probe/gradient`. "
-    "Known: lr, share, task_schedule. There is `gradient`.",
+    "Known: epochs, lr, share, task_schedule. There is `gradient`.",
     "stages: [{kind: multitask, proximal: bregmann}]": "Unknown `stages/0/multitask/proximal` kind 'bregmann'; did you mean "
     "'bregman'? Known: bregman, none.",
     "proximal: {kind: bregman, beta: 1}": "`proximal/bregman/beta` must be < 1. Got 1.",
@@ -148,14 +151,17 @@ ONE_FAULT = {
     "gradient: {kind: null}": f"Unknown `gradient` kind null. {KINDS}",
     "tasks: {all: {head: liner}}": f"Unknown `tasks/all/head` kind 'liner'; did you mean 'linear'? {HEADS}",
     "stages: [multitaks]": "Unknown `stages/0` kind 'multitaks'; did you mean 'multitask'? " + STAGES,
-    "loss_weights: famous": "Unknown `loss_weights` kind 'famous'. Known: static.",
+    "loss_weights: famous": f"Unknown `loss_weights` kind 'famous'; did you mean 'famo'? {LOSS_WEIGHTS}",
     "gradient: {beta: 0.1}": f"`gradient` {WANTS_KIND} Got {{beta: 0.1}}. {KINDS}",
     "stages: [{share: 1}]": f"`stages/0` {WANTS_KIND} Got {{share: 1}}. {STAGES}",
-    "loss_weights: {weights: {sst: 1}}": f"`loss_weights` {WANTS_KIND} Got {{weights: {{sst: 1}}}}. Known: static.",
+    "loss_weights: {weights: {sst: 1}}": f"`loss_weights` {WANTS_KIND} Got {{weights: {{sst: 1}}}}. {LOSS_WEIGHTS}",
     "gradient: [sum]": f"`gradient` {WANTS_KIND} Got ['sum']. {KINDS}",
     "stages: [5]": f"`stages/0` {WANTS_KIND} Got 5. {STAGES}",
     "gradient: {kind: gradvac, per: leyer}": "Unknown `gradient/gradvac/per` 'leyer'; did you mean 'layer'? Known: "
     "layer, model.",
+    "gradient: {kind: pcgrad, groups: [sst]}": "`gradient/pcgrad/groups/0` must be a list. Got 'sst'.",
+    "gradient: {kind: pcgrad, groups: [[]]}": "`gradient/pcgrad/groups/0` must have 1 or more entries. Got [].",
+    "gradient: {kind: cagrad, c: 1}": "`gradient/cagrad/c` must be < 1. Got 1.",
     "gradient: {kind: gradvac, per: 5}": "Unknown `gradient/gradvac/per` 5. Known: layer, model.",
     "machine: {device: gpu}": "Unknown `machine/device` 'gpu'; did you mean 'cpu'? Known: auto, cpu, cuda.",
     # `off` where a name is meant is a word like another; a boolean is neither number nor name
@@ -351,6 +357,19 @@ CROSS = {
     "{train_on: [sst], loss_weights: {kind: static, weights: {sts: 1}}}": "`loss_weights/static/weights/sts` weighs a "
     "task that is not in "
     "train_on ['sst'].",
+    "{loss_weights: famo, task_schedule: alternate}": "`loss_weights` kind 'famo' needs several tasks a step, but "
+    "task_schedule kind 'alternate' gives one. Use another, or a schedule that gives several.",
+    "optimizer: {separate: true}": "`optimizer/separate` needs one task a step, but task_schedule kind 'round_robin' gives 3. "
+    "Use separate: false, or a schedule that gives one, as alternate.",
+    "stages: [{kind: multitask, optimizer: {separate: true}}]": "`stages/0/multitask/optimizer/separate` needs one task a "
+    "step, but task_schedule kind 'round_robin' gives 3. Use separate: false, or a schedule that gives one, as alternate.",
+    "gradient: {kind: pcgrad, groups: [[sst, stz]]}": "`gradient/pcgrad/groups` holds 'stz', which is not in train_on; did "
+    "you mean 'sts'? Known: para, sst, sts.",
+    "stages: [{kind: multitask, gradient: {kind: cagrad, groups: [[sst], [para, sst]]}}]": "`stages/0/multitask/gradient/"
+    "cagrad/groups` holds sst twice; a task's gradient is in one sum.",
+    "{smoothness: r_drop, encoder: {hidden_dropout: 0, attention_dropout: 0}, "
+    "tasks: {sts: {head: {kind: linear, dropout: 0}}}}": "`smoothness` kind 'r_drop' compares passes under different dropout "
+    "masks, but in those of sts nothing is dropped. Use a dropout above 0, or smoothness: none.",
     "stages: [{kind: multitask, share: 0.5}]": "The shares in `stages` must sum to 1. They sum to 0.5: less than the "
     "whole, and every "
     "stage has one.",
@@ -440,7 +459,7 @@ def test_a_stage_inherits_what_it_does_not_override() -> None:
     first, second = config.stage_plans()
     assert (first.gradient, second.gradient) == (Sum(), PCGrad())
     assert first.optimizer == second.optimizer == config.optimizer
-    assert (first.share, second.share) == (0.25, 0.75)
+    assert config.stage_examples({}) == [100_000, 300_000]
     assert config.recipe == "multitask+multitask"
 
 
@@ -476,7 +495,7 @@ def test_a_stage_has_proximal_terms_and_a_rate_of_its_own() -> None:
         (1e-5, 5),
         (1e-5, 5),
     ]
-    assert [plan.share for plan in (probe, para, rest)] == pytest.approx([0.1, 0.45, 0.45])
+    assert config.stage_examples({}) == pytest.approx([40_000, 180_000, 180_000])
     assert [plan.tasks for plan in (probe, para, rest)] == [config.train_on, ("para",), config.train_on]
 
 
@@ -486,6 +505,35 @@ def test_the_budget_is_examples_or_epochs_of_the_schedule() -> None:
     assert load_config({"budget": {"examples": 77}}).num_examples(sizes) == 77
     assert load_config({"budget": {"epochs": 2}}).num_examples(sizes) == 2 * 10 * 3 * 16  # ten batches of the smallest task
     assert load_config({"budget": {"epochs": 0.5}, "task_schedule": "proportional"}).num_examples(sizes) == 1040
+
+
+def test_stages_may_say_their_own_epochs_each_over_its_tasks_and_by_its_schedule() -> None:
+    stages = [
+        {"kind": "single_task", "task": "para", "epochs": 1.5},
+        {"kind": "multitask", "epochs": 2, "task_schedule": "proportional"},
+        {"kind": "heads_only", "epochs": 1},
+    ]
+    config, sizes = load_config({"stages": stages}), {"sst": 160, "para": 1600, "sts": 320}
+    # a pass and a half over para; all rows twice; ten batches of each task, as round_robin has them
+    assert config.stage_examples(sizes) == [2400, 2 * 2080, 480]
+    assert config.num_examples(sizes) == 7040
+
+
+@pytest.mark.parametrize(
+    ("document", "sentence"),
+    [
+        ({"stages": [{"kind": "multitask", "epochs": 2}, "heads_only"]}, "of every stage or of none. heads_only has none."),
+        ({"stages": [{"kind": "multitask", "epochs": 2, "share": 0.5}]}, "not both. multitask has both."),
+        (
+            {"budget": {"examples": 100}, "stages": [{"kind": "multitask", "epochs": 2}]},
+            "`budget/examples` is the sum of the stages' own `epochs`. Leave it out",
+        ),
+        ({"budget": {"epochs": 3}, "stages": [{"kind": "multitask", "epochs": 2}]}, "`budget/epochs` is the sum"),
+    ],
+)
+def test_epochs_of_stages_that_do_not_make_a_budget_are_refused(document: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(sentence)):
+        load_config(document)
 
 
 # --------------------------------------------------------------------------------------------------- paths, inverse, YAML
@@ -657,7 +705,7 @@ def test_the_walk_knows_kinds_keys_and_what_is_not_there() -> None:
         return knob_at(TrialConfig, path)
 
     assert list(at("gradient").kinds)[:3] == ["sum", "pcgrad", "gradvac"]
-    assert at("gradient/gradvac").keys == ["beta", "per"]
+    assert at("gradient/gradvac").keys == ["beta", "per", "groups"]
     assert at("stages").holds_many
     assert {"multitask", "single_task", "linear_probe", "heads_only"} <= set(at("stages/0").kinds)
     assert at("stages/0/linear_probe").keys == ["share", "lr", "task_schedule"]

@@ -19,7 +19,7 @@ LAYERS = (  # each may import those above it and its own, never in a circle; a n
     ("minbert_core.encoder", "minbert_core.checkpoints", "minbert_core.methods."),
     ("minbert_core.config", "minbert_core.overrides"),
     ("minbert_core.model", "minbert_core.inputs", "minbert_core.machine"),
-    ("minbert_core.evaluate",),
+    ("minbert_core.evaluate", "minbert_core.pretraining"),
     ("minbert_core.step", "minbert_core.train"),
     ("minbert_core.trial_folder",),
     ("minbert_core.train_report", "minbert_core.overfit", "minbert_core.train_command"),

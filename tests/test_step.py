@@ -21,6 +21,7 @@ from minbert_core.data.tokens import PackedBatch, pack
 from minbert_core.encoder import Masks
 from minbert_core.inputs import Inputs, build_encoder, open_inputs
 from minbert_core.methods.gradients import random_orders
+from minbert_core.methods.loss_weights import Static
 from minbert_core.model import MultitaskBert, build_model
 from minbert_core.paths import lay_over
 from minbert_core.step import Parts, Stepper, StepReport
@@ -45,7 +46,7 @@ class Bench:
         with torch.no_grad():  # fresh heads are so small that hardly any gradient reaches the encoder
             for parameter in self.model.heads.parameters():
                 parameter.normal_(0, 0.3, generator=generator)
-        self.stepper = Stepper(self.model, config.stage_plans()[0], config.loss_weights.weight, SEED, precision)
+        self.stepper = Stepper(self.model, config.stage_plans()[0], config.loss_weights, SEED, precision)
 
     def batches(self, *tasks: str, first: int = 0, size: int = 8) -> Batches:
         """`size` rows from `first` on of each task's train split; of all tasks where none is named."""
@@ -87,10 +88,17 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def masked(
-    model: MultitaskBert, task: str, batch: PackedBatch, number: int = 0, part: int = 0, noise_ND: Tensor | None = None
+    model: MultitaskBert,
+    task: str,
+    batch: PackedBatch,
+    number: int = 0,
+    part: int = 0,
+    noise_ND: Tensor | None = None,
+    view: int = 0,
 ) -> Tensor:
     """Logits under the step's own dropout masks, (B, K)."""
-    return model(task, batch, Masks(seed_of(SEED, "masks", number, task, part)), noise_ND).logits_BK
+    seed = seed_of(SEED, "masks", number, task, part, *([view] if view else []))
+    return model(task, batch, Masks(seed), noise_ND).logits_BK
 
 
 def loss_of(model: MultitaskBert, task: str, batch: PackedBatch, number: int = 0, part: int = 0) -> Tensor:
@@ -216,7 +224,7 @@ def test_the_optimiser_reads_the_buffer_and_moves_every_parameter(tiny: Tiny) ->
 def test_the_rate_factor_scales_each_group_s_own_rate(tiny: Tiny) -> None:
     bench = Bench(tiny(optimizer={"lr": 1e-3, "head_lr_factor": 10}))
     bench.step(progress=0.05)  # half-way through a warm-up of a tenth
-    assert [group["lr"] for group in bench.stepper.optimizer.param_groups] == pytest.approx([5e-4, 5e-4, 5e-3, 5e-3])
+    assert [group["lr"] for group in bench.stepper.optimizers["all"].param_groups] == pytest.approx([5e-4, 5e-4, 5e-3, 5e-3])
     before = [parameter.detach().clone() for parameter in bench.model.parameters()]
     bench.step(1, progress=1.0)
     assert all(torch.equal(one, other) for one, other in zip(before, bench.model.parameters(), strict=True))
@@ -301,6 +309,27 @@ def test_gradvac_equals_the_correction_of_explicit_task_gradients_over_steps(tin
     assert max(value for group in targets.values() for value in group.values()) > 0, "targets that only fall: the published bug"
 
 
+def test_a_group_s_gradients_are_summed_before_they_are_projected(tiny: Tiny) -> None:
+    groups = [["sst", "para"]]
+    bench = opposed(Bench(tiny(gradient={"kind": "pcgrad", "groups": groups}, optimizer={"clip": None})))
+    rows_TP, heads = task_gradients(bench.copy(), bench.batches())
+    parties_2P = torch.stack([rows_TP[0] + rows_TP[1], rows_TP[2]])
+    assert float(parties_2P[0] @ parties_2P[1]) < 0, "without a conflict this shows nothing"
+    bench.step()
+    assert close(bench.merged_P(), pcgrad_by_hand(parties_2P, torch.tensor([[1], [0]])), 1e-4)
+    for task, gradients in heads.items():
+        assert all(close(p.grad, g) for p, g in zip(bench.model.heads[task].parameters(), gradients, strict=True))
+
+
+def test_cagrad_serves_the_task_that_the_sum_serves_least(tiny: Tiny) -> None:
+    bench = opposed(Bench(tiny(gradient={"kind": "cagrad", "c": 0.9}, optimizer={"clip": None})))
+    rows_TP, _ = task_gradients(bench.copy(), bench.batches())
+    bench.step()
+    merged_P, sum_P = bench.merged_P(), rows_TP.sum(0)
+    assert float((rows_TP @ merged_P).min()) > float((rows_TP @ sum_P).min())
+    assert float((merged_P - sum_P).norm() / sum_P.norm()) == pytest.approx(0.9, rel=1e-3)
+
+
 def test_gradvac_targets_are_kept_by_task_names_also_while_a_task_is_absent(tiny: Tiny) -> None:
     bench = Bench(tiny(gradient={"kind": "gradvac", "beta": 0.5}))
     bench.step(0)
@@ -341,7 +370,7 @@ def test_a_pooler_that_no_task_of_the_step_reads_is_left_alone(tiny: Tiny, gradi
     bench = Bench(tiny(tasks={"pairs": {"pooling": "mean"}}, gradient=gradient, optimizer={"weight_decay": 0.1}))
     bench.step(0)
     pooler = bench.model.encoder.pooler[0].weight
-    state = bench.stepper.optimizer.state[pooler]
+    state = bench.stepper.optimizers["all"].state[pooler]
     before = [tensor.clone() for tensor in (pooler.detach(), state["exp_avg"], state["exp_avg_sq"], state["step"])]
     assert before[1].any()
     bench.step(1, bench.batches("para", "sts"))
@@ -363,11 +392,11 @@ def test_a_pooler_that_no_task_ever_reads_is_frozen_also_for_a_second_stage(tiny
     bench = Bench(tiny(tasks={"all": {"pooling": "mean"}}, gradient="gradvac"))
     before = bench.model.encoder.pooler[0].weight.detach().clone()
     for _ in range(2):
-        bench.stepper = Stepper(bench.model, bench.config.stage_plans()[0], lambda _: 1.0, SEED, "float32")
+        bench.stepper = Stepper(bench.model, bench.config.stage_plans()[0], Static(), SEED, "float32")
         assert list(bench.stepper.shared.slices) == ["embeddings", "layer.0", "layer.1"]
         assert bench.step(measure=True).figures["gradient_norm"] > 0
     assert torch.equal(before, bench.model.encoder.pooler[0].weight)
-    assert bench.stepper.optimizer.state[bench.model.encoder.word_embeddings.weight]["step"] == 1  # fresh
+    assert bench.stepper.optimizers["all"].state[bench.model.encoder.word_embeddings.weight]["step"] == 1  # fresh
 
 
 # --------------------------------------------------------------------------------------------------------------------- clip
@@ -487,6 +516,193 @@ def test_bfloat16_stays_near_float32(tiny: Tiny) -> None:
     mixed.step()
     assert 0 < float((exact.merged_P() - mixed.merged_P()).norm() / exact.merged_P().norm()) < 0.05
     assert mixed.stepper.shared.rows_TP.dtype == torch.float32
+
+
+# ------------------------------------------------------------------------------------------------------------------- R-Drop
+
+
+def r_drop(weight: float = 0.5) -> dict[str, Any]:
+    return {"kind": "r_drop", "weight": weight}
+
+
+def r_drop_terms(model: MultitaskBert, task: str, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    """The mean of the losses of two passes under different masks, and the divergence of their answers, written out."""
+    views = [masked(model, task, batch, view=view) for view in range(2)]
+    return (LOSSES[task](views[0], batch.labels_B) + LOSSES[task](views[1], batch.labels_B)) / 2, DIVERGENCES[task](*views)
+
+
+def test_r_drop_equals_two_passes_under_different_masks(tiny: Tiny) -> None:
+    bench = Bench(tiny(smoothness=r_drop(), optimizer={"clip": None}))
+    oracle, batches = bench.copy(), bench.batches()
+    terms = {task: r_drop_terms(oracle, task, batch) for task, batch in batches.items()}
+    sum(loss + 0.5 * penalty for loss, penalty in terms.values()).backward()
+    report = bench.step(0, batches)
+    for task, (loss, penalty) in terms.items():
+        assert float(report.losses[task]) == pytest.approx(float(loss.detach()), rel=1e-5)
+        assert float(report.losses[f"{task}_smoothness"]) == pytest.approx(float(penalty.detach()), rel=1e-3)
+        assert float(penalty.detach()) > 1e-5
+    assert close(bench.merged_P(), torch.cat([parameter.grad.flatten() for parameter in shared_P(oracle)]), 1e-4)
+    assert report.passes == 2 * 24
+
+
+def test_r_drop_of_weight_zero_is_the_mean_of_two_plain_passes(tiny: Tiny) -> None:
+    bench = Bench(tiny(smoothness=r_drop(0.0), optimizer={"clip": None}))
+    oracle, batches = bench.copy(), bench.batches()
+    sum(r_drop_terms(oracle, task, batch)[0] for task, batch in batches.items()).backward()
+    bench.step(0, batches)
+    assert close(bench.merged_P(), torch.cat([parameter.grad.flatten() for parameter in shared_P(oracle)]), 1e-4)
+
+
+def test_r_drop_s_gradient_ratio_is_that_of_the_weighted_gradients(tiny: Tiny) -> None:
+    config = {"optimizer": {"clip": None}, "train_on": ["sst"]}
+    plain, both = Bench(tiny(**config, smoothness=r_drop(0.0))), Bench(tiny(**config, smoothness=r_drop(2.0)))
+    plain.step()
+    ratio = both.step(measure=True).figures["sst_smoothness_gradient_ratio"]
+    assert ratio == pytest.approx(float((both.merged_P() - plain.merged_P()).norm() / plain.merged_P().norm()), rel=1e-3)
+
+
+def test_r_drop_of_a_correlation_in_parts_is_that_of_the_whole_batch_in_each_view(tiny: Tiny) -> None:
+    config = tiny(train_on=["sts"], tasks={"sts": {"loss": "pearson"}}, smoothness=r_drop(), optimizer={"clip": None})
+    bench = moved(Bench(config))
+    oracle, parts = bench.copy(), bench.parts(*SIZES)["sts"]
+    views_VP = [[masked(oracle, "sts", batch, part=p, view=view) for p, batch in enumerate(parts)] for view in range(2)]
+    labels_B = torch.cat([batch.labels_B for batch in parts])
+    loss = sum(oracle.plans["sts"].loss(torch.cat(views), labels_B, (0, 5)) for views in views_VP) / 2
+    penalty = sum(size / 8 * DIVERGENCES["sts"](*pair) for size, pair in zip(SIZES, zip(*views_VP, strict=True), strict=True))
+    (loss + 0.5 * penalty).backward()
+    report = bench.step(parts={"sts": parts})
+    assert float(report.losses["sts"]) == pytest.approx(float(loss.detach()), rel=1e-4)
+    assert close(bench.merged_P(), torch.cat([parameter.grad.flatten() for parameter in shared_P(oracle)]), 1e-3)
+    assert report.passes == 4 * 8
+
+
+# ------------------------------------------------------------------------------------------------------------- loss weights
+
+
+def weights_after(bench: Bench, losses: dict[str, float]) -> dict[str, float]:
+    return bench.config.loss_weights.of(bench.stepper.kinds, losses, bench.stepper.loss_state)
+
+
+def test_learned_variances_weigh_as_static_weights_would_and_move_with_the_losses(tiny: Tiny) -> None:
+    learned = Bench(tiny(loss_weights={"kind": "uncertainty", "lr": 0.3}))
+    for number in range(2):
+        weights = weights_after(learned, {})
+        static = Bench(tiny(loss_weights={"kind": "static", "weights": weights}))
+        static.model.load_state_dict(learned.model.state_dict())
+        static.step(number)
+        report = learned.step(number, measure=True)
+        assert close(learned.merged_P(), static.merged_P())
+        assert {task: report.figures[f"{task}_weight"] for task in weights} == weights
+    assert abs(weights["sst"] - 1) > 0.2
+
+
+@pytest.mark.parametrize("gradient", ["sum", "pcgrad"])
+def test_famo_weighs_rows_and_heads_by_the_losses_of_the_step(tiny: Tiny, gradient: str) -> None:
+    bench = opposed(Bench(tiny(loss_weights="famo", gradient=gradient, optimizer={"clip": None})))
+    for number in range(2):
+        oracle, batches = bench.copy(), bench.batches(first=8 * number)
+        rows_TP, heads = task_gradients(oracle, batches, number)
+        losses = {task: float(loss_of(oracle, task, batch, number).detach()) for task, batch in batches.items()}
+        weights = weights_after(bench, losses)
+        rows_TP *= torch.tensor(list(weights.values()))[:, None]
+        orders = random_orders(3, np.random.default_rng(seed_of(SEED, "orders", number)))
+        report = bench.step(number, batches)
+        assert close(bench.merged_P(), rows_TP.sum(0) if gradient == "sum" else pcgrad_by_hand(rows_TP, orders), 1e-4)
+        for task, gradients in heads.items():
+            found = [p.grad for p in bench.model.heads[task].parameters()]
+            assert all(close(one, weights[task] * other, 1e-4) for one, other in zip(found, gradients, strict=True))
+        assert report.passes == 2 * 24
+    assert len({round(weight, 3) for weight in weights.values()}) == 3
+
+
+def test_famo_follows_the_losses_of_the_same_batches_and_masks_after_the_update(tiny: Tiny) -> None:
+    bench = Bench(tiny(loss_weights="famo"))
+    batches = bench.batches()
+    before = {task: float(loss_of(bench.copy(), task, batch).detach()) for task, batch in batches.items()}
+    bench.step(0, batches)
+    after = {task: float(loss_of(bench.copy(), task, batch).detach()) for task, batch in batches.items()}
+    wanted: dict[str, Tensor] = {}
+    bench.config.loss_weights.follow(bench.stepper.kinds, before, after, 0.1, wanted)
+    for task, entry in bench.stepper.loss_state.items():
+        assert entry.tolist() == pytest.approx(wanted[task].tolist(), rel=1e-3)
+    assert abs(before["sst"] - after["sst"]) > 1e-3
+
+
+def test_famo_on_a_single_task_s_stage_is_the_plain_step(tiny: Tiny) -> None:
+    changes = {"stages": [{"kind": "single_task", "task": "sst"}], "optimizer": {"clip": None}}
+    plain, famo = Bench(tiny(**changes)), Bench(tiny(**changes, loss_weights="famo"))
+    report = famo.step(0, famo.batches("sst"))
+    plain.step(0, plain.batches("sst"))
+    assert torch.equal(famo.merged_P(), plain.merged_P())
+    assert report.passes == 8
+
+
+def test_famo_weighs_heads_on_a_frozen_encoder(tiny: Tiny) -> None:
+    plain, famo = (Bench(tiny(stages=["linear_probe"], optimizer={"clip": None}, loss_weights=w)) for w in ("static", "famo"))
+    losses = {task: float(loss) for task, loss in plain.step().losses.items()}
+    weights = weights_after(famo, losses)
+    famo.step()
+    for task, weight in weights.items():
+        pairs = zip(famo.model.heads[task].parameters(), plain.model.heads[task].parameters(), strict=True)
+        assert all(close(one.grad, weight * other.grad) for one, other in pairs)
+
+
+def test_losses_are_not_waited_for_where_nothing_reads_them(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minbert_core.step.numbers_of", lambda *_: pytest.fail("the host waits for the losses"))
+    Bench(tiny()).step()
+
+
+# ------------------------------------------------------------------------------------------------------- one optimiser a task
+
+
+def test_with_separate_optimisers_each_task_has_moments_of_its_own(tiny: Tiny) -> None:
+    """Against torch's AdamW, one a task over the same encoder, on explicit gradients."""
+    optimizer = {"separate": True, "clip": None, "lr_schedule": "constant", "warmup": 0, "weight_decay": 0}
+    bench = Bench(tiny(optimizer=optimizer, task_schedule="alternate"))
+    oracle = bench.copy()
+    for parameter in oracle.parameters():
+        parameter.requires_grad_(True)
+    optimizers = {task: torch.optim.AdamW(oracle.parameters(), lr=1e-3, weight_decay=0) for task in ("sst", "sts")}
+    for number, task in enumerate(("sst", "sts", "sst")):
+        batches = bench.batches(task, first=8 * number)
+        oracle.zero_grad()
+        loss_of(oracle, task, batches[task], number).backward()
+        optimizers[task].step()
+        bench.step(number, batches)
+    for (name, one), (_, other) in zip(bench.model.named_parameters(), oracle.named_parameters(), strict=True):
+        assert torch.allclose(one, other, atol=2e-5), name
+    word = bench.model.encoder.word_embeddings.weight
+    assert [int(bench.stepper.optimizers[task].state[word].get("step", 0)) for task in ("sst", "para", "sts")] == [2, 0, 1]
+
+
+RESUMED: dict[str, dict[str, Any]] = {
+    "separate, course": {"optimizer": {"separate": True, "update": "course"}, "task_schedule": "alternate"},
+    "uncertainty, r_drop": {"loss_weights": {"kind": "uncertainty", "lr": 0.1}, "smoothness": {"kind": "r_drop"}},
+    "dwa, groups": {
+        "loss_weights": {"kind": "dwa", "period": 0.1},
+        "gradient": {"kind": "gradvac", "beta": 0.5, "groups": [["sst", "sts"]]},
+    },
+    "famo, cagrad": {"loss_weights": {"kind": "famo", "lr": 0.1}, "gradient": "cagrad"},
+}
+
+
+@pytest.mark.parametrize("changes", RESUMED.values(), ids=RESUMED.keys())
+def test_a_stepper_goes_on_from_its_state_to_the_digit(tiny: Tiny, changes: dict[str, Any]) -> None:
+    bench, resumed = Bench(tiny(**changes)), Bench(tiny(**changes))
+
+    def step(one: Bench, number: int) -> None:
+        tasks = one.stepper.stage.task_schedule.tasks_of_step(number, 0.0, dict.fromkeys(one.stepper.stage.tasks, 9), {}, 0)
+        one.step(number, one.batches(*tasks, first=8 * number), progress=0.15 * number)
+
+    for number in range(4):
+        step(bench, number)
+    resumed.model.load_state_dict(copy.deepcopy(bench.model.state_dict()))
+    resumed.stepper.restore(copy.deepcopy(bench.stepper.state()))
+    for number in (4, 5):
+        step(bench, number)
+        step(resumed, number)
+    for one, other in zip(bench.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 # ------------------------------------------------------------------------------------------------------------------ Bregman
@@ -629,6 +845,7 @@ IN_PARTS: dict[str, dict[str, Any]] = {
     "bi-encoded, pearson": {"tasks": {"pairs": NO_HEAD_DROPOUT, "sts": {"loss": "pearson"}}},
     "bi-encoded, cosine_embedding": {"tasks": {"pairs": COSINE}},
     "pcgrad, pearson": {"gradient": "pcgrad", "tasks": {"sts": {"loss": "pearson"}}},
+    "famo, pcgrad": {"loss_weights": "famo", "gradient": "pcgrad"},
     "gradvac, weighted": {"gradient": "gradvac", "loss_weights": {"kind": "static", "weights": {"sst": 2.0, "sts": 0.5}}},
     "bregman, pearson": {"proximal": "bregman", "tasks": {"sts": {"loss": "pearson"}}},
     "bregman, classes, pcgrad": {"proximal": "bregman", "tasks": {"sts": {"loss": "classes"}}, "gradient": "pcgrad"},
@@ -656,6 +873,8 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(tiny: Tiny, changes: dic
     for pair, cosine in wanted.cosines.items():
         assert report.cosines[pair] == pytest.approx(cosine, abs=1e-5), pair
     assert report.passes == wanted.passes + 8 * two_passes
+    for task, entry in whole.stepper.loss_state.items():
+        assert close(parted.stepper.loss_state[task], entry, 1e-3), task
 
 
 def test_pcgrad_in_parts_projects_what_conflicts_over_the_whole_batch(tiny: Tiny) -> None:
@@ -703,7 +922,7 @@ def test_smart_and_bregman_of_a_batch_in_parts_are_weighed_by_size(tiny: Tiny) -
                 taught_BK = masked(teacher, task, batch, 0, part)
             penalty = bench.stepper.stage.smoothness.penalty(
                 lambda noise_ND, t=task, b=batch, p=part: masked(oracle, t, b, 0, p, noise_ND),
-                clean_BK,
+                [clean_BK],
                 DIVERGENCES[task],
                 batch.example_N,
                 batch.num_examples,
@@ -764,7 +983,7 @@ def test_after_a_stage_on_a_frozen_encoder_all_of_it_trains_again(tiny: Tiny) ->
     bench = Bench(tiny(stages=[{"kind": "linear_probe", "share": 0.1}, "multitask"]))
     bench.step()
     assert not any(parameter.requires_grad for parameter in bench.model.encoder.parameters())
-    bench.stepper = Stepper(bench.model, bench.config.stage_plans()[1], lambda _: 1.0, SEED, "float32")
+    bench.stepper = Stepper(bench.model, bench.config.stage_plans()[1], Static(), SEED, "float32")
     before = {name: parameter.detach().clone() for name, parameter in bench.model.encoder.named_parameters()}
     bench.step(1)
     assert all(not torch.equal(parameter, before[name]) for name, parameter in bench.model.encoder.named_parameters())

@@ -9,6 +9,7 @@ import pty
 import re
 import select
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,12 +133,36 @@ def test_on_a_terminal_one_line_lives_below_the_evaluations(here: Path) -> None:
     assert not re.search(r"\[\d\d:\d\d:\d\d\] \d+ %", text), "progress has no lines of its own"
 
 
+def test_pretraining_is_planned_told_and_afterwards_found(
+    typed: Typed, here: Path, small_toy_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(small_toy_cache, tmp_path / "cache", ignore=shutil.ignore_patterns("pretrained"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (here / "mine.yaml").write_text(CONFIG + "stages: [{kind: mlm, epochs: 0.5}, multitask]\n")
+    code, said, _ = typed("mine.yaml")
+    assert code == 0
+    assert re.search(r"^pretrain  mlm \w{8}: 0\.5 epochs of sst, para, sts; made once, for all trials$", said, re.M)
+    assert re.search(r"^\[.*\] mlm \d+ %  \d+ texts  loss \d\.\d{3}  \d+ texts/s$", said, re.M)
+    assert re.search(
+        r"\] mlm \w{8} made in \d+ s; on held-out texts loss 5\.\d+ -> \d\.\d+, accuracy 0\.\d+ -> 0\.\d+$", said, re.M
+    )
+    assert "] The checkpoint has no head over masked words (cls.predictions): a fresh one was drawn." in said
+    assert re.search(r"^took      \d+ s, 480 examples", said, re.M)
+    code, said, _ = typed("mine.yaml --to again --set seed=5")
+    assert "; made already, in " in said
+    assert re.search(r"\] mlm \w{8} found in the cache, made in", said)
+    assert said.count("texts/s") == 0
+
+
 def test_the_time_left_counts_steps_and_evaluations_each_at_its_own_rate() -> None:
     assert seconds_left([], 100, 3, 60) is None
     train, dev = {"kind": "train"}, {"kind": "dev"}
     records = [train | {"seconds": 10.0, "examples": 20}, dev | {"seconds": 14.0, "examples": 20}]
     assert seconds_left(records[:1], 100, 3, 60) == pytest.approx(80 * 10 / 20 + 3 * 60 * (10 / 20) / 3)
     assert seconds_left(records, 100, 3, 60) == pytest.approx(80 * 10 / 20 + 2 * 4)
+    before = {"kind": "pretrain", "seconds": 0.0, "examples": 0}
+    assert seconds_left([before], 100, 3, 60) is None
+    assert seconds_left([before, *records], 100, 3, 60) == seconds_left(records, 100, 3, 60)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,10 +50,15 @@ class Tokenizer:
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self.cls_id: int = backend.token_to_id("[CLS]")
         self.sep_id: int = backend.token_to_id("[SEP]")
+        self.mask_id: int | None = backend.token_to_id("[MASK]")
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """The piece ids of each text, no special tokens, neither cut nor padded."""
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def vocabulary(self) -> list[str]:
+        """The pieces in the order of their ids."""
+        return [self._backend.id_to_token(i) or "" for i in range(self.vocab_size)]
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -119,6 +124,10 @@ class TokenisedTexts:
         """The piece ids of all examples, one after the other: one array a sentence."""
         return [ids for ids, _ in self._pieces]
 
+    def sentences(self) -> list[list[Integers]]:
+        """The piece ids of each example: a list a sentence."""
+        return [[ids[a:b] for a, b in pairwise(offsets.tolist())] for ids, offsets in self._pieces]
+
     def lengths(self, encoding: Encoding, max_length: int) -> Integers:
         """Tokens of each example when packed: special tokens included, after truncation, both sentences of a pair."""
         counts = self._counts(np.arange(len(self)), encoding, max_length)
@@ -142,11 +151,11 @@ class TokenisedTexts:
         """Pieces kept of each sentence of each example: one array (B,) a sentence."""
         counts = self._whole_counts(rows)
         if self.task.is_pair and encoding == "cross":
-            return _longest_first(counts[0], counts[1], max_length - 3)
+            return longest_first(counts[0], counts[1], max_length - 3)
         return [np.minimum(count, max_length - 2) for count in counts]
 
 
-def _longest_first(first: Integers, second: Integers, budget: int) -> list[Integers]:
+def longest_first(first: Integers, second: Integers, budget: int | Integers) -> list[Integers]:
     """The pieces that two sentences keep of `budget`, as the tokenizers library's "longest_first" shares them.
 
     Equals taking one piece at a time from the longer; of an odd budget the longer (if equal, the second) has one more.

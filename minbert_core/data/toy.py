@@ -13,6 +13,7 @@ import os
 import string
 import uuid
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from random import Random
 
@@ -86,8 +87,8 @@ def write_toy_corpus(folder: Path, seed: int = 0) -> None:
     for task in TASKS.values():
         for split, name in task.files.items():
             columns = ["", "id", *task.text_columns, task.label_column]
-            rows = (columns, *_rows(GENERATORS[task.name], f"{seed}/{task.name}/{split}", SIZES[split]))
-            _write(folder / name, rows)
+            rows = _rows(GENERATORS[task.name], f"{seed}/{task.name}/{split}", SIZES[split])
+            _write(folder / name, chain([columns], rows))  # rows are drawn only where they are written
     _write(folder / "vocab.txt", ([piece] for piece in vocabulary()))
 
 

@@ -7,6 +7,8 @@ A pair is either one sequence (cross: S = B) or two (bi: S = 2B, all u first, th
 nothing to encode: its pooled vectors are its features, whatever pair encoding is set.
 
 A pooling that reads first tokens alone says so (`reads_only_first`): the encoder then gives it those, N = S, at less cost.
+What a pooling learns beside the encoder is its task's own, as the head is: `build(dim)` makes it, None where there is nothing,
+and `pool` is handed it, or else the checkpoint's pooler (`uses_pooler`).
 """
 
 from __future__ import annotations
@@ -16,9 +18,12 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
+from minbert_core.encoder import make_linear
 from minbert_core.settings import BARE_NAME, Variant
+
+Layer = Callable[[Tensor], Tensor]
 
 
 def first_tokens(hidden_ND: Tensor, starts_S1: Tensor) -> Tensor:
@@ -38,6 +43,36 @@ def mean_tokens(hidden_ND: Tensor, starts_S1: Tensor) -> Tensor:
     return torch.segment_reduce(hidden_ND, "mean", offsets=starts_S1, axis=0, unsafe=True)
 
 
+def max_tokens(hidden_ND: Tensor, starts_S1: Tensor) -> Tensor:
+    """The largest value of each dimension among the tokens of each sequence, [CLS] and [SEP] included, shape (S, D)."""
+    return torch.segment_reduce(hidden_ND, "max", offsets=starts_S1, axis=0, unsafe=True)
+
+
+def weighted_mean_tokens(hidden_ND: Tensor, scores_N1: Tensor, starts_S1: Tensor) -> Tensor:
+    """Mean of the tokens of each sequence, weighed by the softmax of their scores in it, shape (S, D), float32 or better."""
+    precision = torch.promote_types(hidden_ND.dtype, torch.float32)
+    hidden_ND, scores_N1 = hidden_ND.to(precision), scores_N1.to(precision)
+    highest_S1 = torch.segment_reduce(scores_N1.detach(), "max", offsets=starts_S1, axis=0, unsafe=True)
+    # with output_size the host need not wait for the GPU to learn it
+    highest_N1 = highest_S1.repeat_interleave(starts_S1.diff(), dim=0, output_size=len(hidden_ND))
+    weights_N1 = (scores_N1 - highest_N1).exp()
+    sums_SD = torch.segment_reduce(weights_N1 * hidden_ND, "sum", offsets=starts_S1, axis=0, unsafe=True)
+    return sums_SD / torch.segment_reduce(weights_N1, "sum", offsets=starts_S1, axis=0, unsafe=True)
+
+
+class TokenScores(nn.Module):
+    """w . tanh(V h + b) of each token, shape (N, 1); w starts at zero, so that all tokens score alike."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.layer = make_linear(dim, dim)
+        self.score = nn.Parameter(torch.zeros(1, dim))
+
+    def forward(self, hidden_ND: Tensor) -> Tensor:
+        scores_N1: Tensor = self.layer(hidden_ND).tanh() @ self.score.T
+        return scores_N1
+
+
 def concatenate_pair(pooled_SD: Tensor) -> Tensor:
     """[u; v] of each pair, shape (B, 2D), from S = 2B rows that are all u, then all v."""
     assert pooled_SD.shape[0] % 2 == 0, f"a bi-encoded batch has two vectors an example, not {pooled_SD.shape[0]} in all"
@@ -52,7 +87,10 @@ class Cls(Variant):
     uses_pooler: ClassVar[bool] = False
     reads_only_first: ClassVar[bool] = True
 
-    def pool(self, hidden_ND: Tensor, starts_S1: Tensor, pooler: Callable[[Tensor], Tensor]) -> Tensor:
+    def build(self, dim: int) -> nn.Module | None:
+        return None
+
+    def pool(self, hidden_ND: Tensor, starts_S1: Tensor, layer: Layer | None) -> Tensor:
         return first_tokens(hidden_ND, starts_S1)
 
 
@@ -63,8 +101,12 @@ class Pooler(Variant):
     uses_pooler: ClassVar[bool] = True
     reads_only_first: ClassVar[bool] = True
 
-    def pool(self, hidden_ND: Tensor, starts_S1: Tensor, pooler: Callable[[Tensor], Tensor]) -> Tensor:
-        return pooler(first_tokens(hidden_ND, starts_S1))
+    def build(self, dim: int) -> nn.Module | None:
+        return None
+
+    def pool(self, hidden_ND: Tensor, starts_S1: Tensor, layer: Layer | None) -> Tensor:
+        assert layer is not None, "pooling 'pooler' is handed the checkpoint's pooler"
+        return layer(first_tokens(hidden_ND, starts_S1))
 
 
 class Mean(Variant):
@@ -74,11 +116,46 @@ class Mean(Variant):
     uses_pooler: ClassVar[bool] = False
     reads_only_first: ClassVar[bool] = False
 
-    def pool(self, hidden_ND: Tensor, starts_S1: Tensor, pooler: Callable[[Tensor], Tensor]) -> Tensor:
+    def build(self, dim: int) -> nn.Module | None:
+        return None
+
+    def pool(self, hidden_ND: Tensor, starts_S1: Tensor, layer: Layer | None) -> Tensor:
         return mean_tokens(hidden_ND, starts_S1)
 
 
-Pooling = Annotated[Cls | Pooler | Mean, Field(discriminator="kind"), BARE_NAME]
+class Max(Variant):
+    """The largest value of each dimension over a sequence's tokens, specials included (Reimers & Gurevych 2019, section 3)."""
+
+    kind: Literal["max"] = "max"
+    uses_pooler: ClassVar[bool] = False
+    reads_only_first: ClassVar[bool] = False
+
+    def build(self, dim: int) -> nn.Module | None:
+        return None
+
+    def pool(self, hidden_ND: Tensor, starts_S1: Tensor, layer: Layer | None) -> Tensor:
+        return max_tokens(hidden_ND, starts_S1)
+
+
+class Attention(Variant):
+    """The mean over a sequence's tokens, specials included, weighed by a learned score: Yang et al. 2016 (NAACL), eq. 5 to 7.
+
+    Departure: the vector that scores, their word context u_w, starts at zero and not at random: training starts from `mean`.
+    """
+
+    kind: Literal["attention"] = "attention"
+    uses_pooler: ClassVar[bool] = False
+    reads_only_first: ClassVar[bool] = False
+
+    def build(self, dim: int) -> nn.Module | None:
+        return TokenScores(dim)
+
+    def pool(self, hidden_ND: Tensor, starts_S1: Tensor, layer: Layer | None) -> Tensor:
+        assert layer is not None, "pooling 'attention' is handed the scores that it built"
+        return weighted_mean_tokens(hidden_ND, layer(hidden_ND), starts_S1)
+
+
+Pooling = Annotated[Cls | Pooler | Mean | Max | Attention, Field(discriminator="kind"), BARE_NAME]
 
 
 class Cross(Variant):

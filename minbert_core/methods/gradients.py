@@ -3,7 +3,7 @@
 Flow: one backward pass a task -> Gramians gramian_GTT -> weights_GT -> merged gradient of group g = sum over t of
 weights[g, t] * g_t -> clip -> step.  Heads take their own gradient and are in no group.
 Legend: G parameter groups (embeddings, each layer, pooler), T tasks that gave this step a batch; gramian[g, i, j] = <g_i, g_j>
-within group g.
+within group g.  A method takes parties for tasks: tasks whose gradients are summed before it sees them, mostly one.
 
 A method never sees a gradient: each projection of it is a linear combination of the originals, so its coefficients and the
 Gramian hold all that is needed. Orders are drawn outside, from the trial's own generator. Nothing here makes the host wait.
@@ -11,6 +11,7 @@ Gramian hold all that is needed. Orders are drawn outside, from the trial's own 
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -21,12 +22,45 @@ from torch import Tensor
 from minbert_core.settings import BARE_NAME, Variant
 
 COSINE_LIMIT = 1 - 1e-6  # of a cosine and of its target: at 1 the closed form of GradVac divides by zero
+TINY = 1e-30  # of a squared norm, gradients being of squared norms about 1: keeps the slope at a zero mixture finite
+Groups = Annotated[
+    tuple[Annotated[tuple[str, ...], Field(min_length=1)], ...],
+    Field(description="lists of tasks whose gradients are summed before the method sees them; a task in none stands alone"),
+]
 
 
 def random_orders(num_tasks: int, generator: np.random.Generator) -> Tensor:
     """For each task the other tasks in a random order of its own, int64, shape (T, T - 1), on the CPU."""
     rows = [generator.permutation([j for j in range(num_tasks) if j != i]) for i in range(num_tasks)]
     return torch.as_tensor(np.array(rows, dtype=np.int64).reshape(num_tasks, num_tasks - 1))
+
+
+def parties_of(tasks: tuple[str, ...], groups: tuple[tuple[str, ...], ...]) -> dict[str, tuple[str, ...]]:
+    """Who is weighed against whom in a step of `tasks`: a party's name -> its tasks, in the order of their first ones.
+
+    A group is named after all its tasks, `sst+para`, also in a step that lacks some: what a method remembers of it holds.
+    """
+    names = {task: "+".join(group) for group in groups for task in group}
+    parties: dict[str, tuple[str, ...]] = {}
+    for task in tasks:
+        name = names.get(task, task)
+        parties[name] = (*parties.get(name, ()), task)
+    return parties
+
+
+def merging_weights(
+    method: GradientMethod,
+    gramian_GTT: Tensor,
+    tasks: tuple[str, ...],
+    generator: np.random.Generator,
+    state: dict[str, Tensor],
+) -> Tensor:
+    """A method's weights of the tasks, (G, T): of a party's each, whose sums have the Gramian S G S^T; S is 0 or 1, (P, T)."""
+    parties = parties_of(tasks, method.groups)
+    members_PT = gramian_GTT.new_tensor([[task in party for task in tasks] for party in parties.values()])
+    orders = random_orders(len(parties), generator)
+    weights_GP = method.weights(members_PT @ gramian_GTT @ members_PT.T, tuple(parties), orders, state)
+    return weights_GP @ members_PT
 
 
 @torch.no_grad()
@@ -91,10 +125,57 @@ def gradvac_correction(cosine: Tensor, target: Tensor) -> Tensor:
     return (target * sine - cosine * sine_target) / sine_target
 
 
+@torch.no_grad()
+def cagrad_weights(gramian_TT: Tensor, c: float) -> Tensor:
+    """Weights (T,) of the sum plus c |sum| g_w / |g_w|, where w in the simplex has the least <g_w, g_0> + c |g_0| |g_w|.
+
+    g_w is the sum of w_i g_i, g_0 the mean: Algorithm 1 of Liu et al. 2021 by its dual, in float64, T times as long. A gradient
+    of zero has no say: it would be the least at once, and nothing would be added. The sum stays where one gradient is left, and
+    where g_w is zero: there the tasks balance each other, and no direction serves all.
+    """
+    gram_TT = gramian_TT.double()
+    reaching = gram_TT.diagonal() > 0
+    weights_T = torch.ones_like(gram_TT[0])
+    if c > 0 and int(reaching.sum()) > 1:
+        gram_RR = (gram_TT / gram_TT.diagonal().sum())[reaching][:, reaching]
+        w_R = worst_mixture(gram_RR, c)
+        square_sum, square_w = gram_RR.sum().clamp(min=0), w_R @ gram_RR @ w_R
+        if square_w > torch.finfo(gramian_TT.dtype).eps * (w_R.square() @ gram_RR.diagonal()):  # else rounding error alone
+            weights_T[reaching] += c * (square_sum / square_w).sqrt() * w_R
+    return weights_T.to(gramian_TT.dtype)
+
+
+def worst_mixture(gram_TT: Tensor, c: float) -> Tensor:
+    """w (T,) in the simplex with the least <g_w, g_0> + c |g_0| |g_w|, which is convex in w; by SLSQP, from the middle."""
+    from scipy import optimize  # a third of a second, and only this method needs it
+
+    gram, num_tasks = gram_TT.cpu().numpy(), len(gram_TT)
+    inner = gram.mean(axis=1)  # <g_i, g_0>
+    radius = c * math.sqrt(max(float(inner.mean()), 0.0))  # c |g_0|
+
+    def value_and_slope(w: np.ndarray) -> tuple[float, np.ndarray]:
+        slope = gram @ w
+        norm = math.sqrt(max(float(w @ slope), TINY))
+        return float(inner @ w) + radius * norm, inner + radius * slope / norm
+
+    found = optimize.minimize(
+        value_and_slope,
+        np.full(num_tasks, 1 / num_tasks),
+        jac=True,
+        method="SLSQP",
+        bounds=[(0, 1)] * num_tasks,
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": lambda w: np.ones_like(w)},
+        options={"ftol": 1e-15, "maxiter": 200},
+    )
+    w = np.clip(found.x, 0, None)
+    return torch.as_tensor(w / w.sum(), dtype=gram_TT.dtype, device=gram_TT.device)
+
+
 class Sum(Variant):
     """The plain sum of the tasks' gradients: joint training (Caruana 1997)."""
 
     kind: Literal["sum"] = "sum"
+    groups: ClassVar[tuple[tuple[str, ...], ...]] = ()
     needs_several_tasks: ClassVar[bool] = False
 
     def weights(self, gramian_GTT: Tensor, tasks: tuple[str, ...], orders: Tensor, state: dict[str, Tensor]) -> Tensor:
@@ -105,10 +186,12 @@ class PCGrad(Variant):
     """Projecting Conflicting Gradients (Yu et al. 2020, arXiv 2001.06782), Algorithm 1.
 
     A gradient that points against another task's original one loses that component; then all are summed. As in the paper,
-    one projection over the whole shared vector, not one a layer.
+    one projection over the whole shared vector, not one a layer. With `groups: [[sst, para, sts]]` beside a fourth task it is
+    the surgery of a sum against an auxiliary loss (Li & Tang 2023).
     """
 
     kind: Literal["pcgrad"] = "pcgrad"
+    groups: Groups = ()
     needs_several_tasks: ClassVar[bool] = True
 
     def weights(self, gramian_GTT: Tensor, tasks: tuple[str, ...], orders: Tensor, state: dict[str, Tensor]) -> Tensor:
@@ -119,7 +202,7 @@ class GradVac(Variant):
     """Gradient Vaccine (Wang et al. 2021, arXiv 2010.05874), Algorithm 1.
 
     Where the cosine of two tasks' gradients falls below its running mean, one is turned towards the other until it is met.
-    State: a target for each ordered pair of tasks and each group; kept while a task is absent.
+    State: a target for each ordered pair of parties and each parameter group; kept while a task is absent.
     """
 
     kind: Literal["gradvac"] = "gradvac"
@@ -134,6 +217,7 @@ class GradVac(Variant):
         "layer",
         description="what is corrected by itself: each parameter group (the paper's choice), or the whole shared vector",
     )
+    groups: Groups = ()
     needs_several_tasks: ClassVar[bool] = True
 
     def weights(self, gramian_GTT: Tensor, tasks: tuple[str, ...], orders: Tensor, state: dict[str, Tensor]) -> Tensor:
@@ -141,4 +225,27 @@ class GradVac(Variant):
         return gradvac_weights(parts, tasks, orders, state, self.beta).expand(len(gramian_GTT), -1)
 
 
-GradientMethod = Annotated[Sum | PCGrad | GradVac, Field(discriminator="kind"), BARE_NAME]
+class CAGrad(Variant):
+    """Conflict-averse gradient descent (Liu, Liu, Jin, Stone & Liu 2021, arXiv 2110.14048), Algorithm 1.
+
+    Of the directions within c |g_0| of the mean gradient g_0, the one that lowers best the loss that it lowers least.
+    Departure: the whole is T times the paper's, so that c = 0 is the sum and not the mean; the released code rescales
+    otherwise, by 1 / (1 + c^2). As in the paper one direction for the whole shared vector, not one a layer.
+    """
+
+    kind: Literal["cagrad"] = "cagrad"
+    c: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        json_schema_extra={"unit": "of the mean gradient's norm"},
+        description="radius of the ball about the mean gradient; 0 is the sum, and below 1 it ends where the sum does",
+    )
+    groups: Groups = ()
+    needs_several_tasks: ClassVar[bool] = True
+
+    def weights(self, gramian_GTT: Tensor, tasks: tuple[str, ...], orders: Tensor, state: dict[str, Tensor]) -> Tensor:
+        return cagrad_weights(gramian_GTT.sum(dim=0), self.c).expand(len(gramian_GTT), -1)
+
+
+GradientMethod = Annotated[Sum | PCGrad | GradVac | CAGrad, Field(discriminator="kind"), BARE_NAME]

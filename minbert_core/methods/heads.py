@@ -6,9 +6,9 @@ Legend: B examples of the batch, D hidden size, F features (D, or 2D where a pai
 A head's `dropout` is its own, apart from the encoder's: it falls on the features before each linear layer. The function that
 drops is handed in at each call, so that one set of masks can be replayed; in evaluation it is the identity.
 
-`build(dim, outputs, start)`: F, K, and the logit that a head answers before it has learned anything. A regression starts in the
-middle of its label range: from 0, a squared error's first lesson is the labels' mean, and as a bias moves by the rate only, the
-shared encoder would be bent to supply it (SST and Para stayed at chance for a whole trial; LOG.md).
+`build(dim, outputs, middle)`: F, K, and the logit in the middle of a regression's labels (0 of classes), where a head starts
+unless its knob `start` says zero. From 0, a squared error's first lesson is the labels' mean, and as a bias moves by the rate
+only, the shared encoder would be bent to supply it (SST and Para stayed at chance for a whole trial; LOG.md).
 
 What a head says of itself: `needs_pair_vectors`, its features must be [u; v]; `single_output`, K must be 1;
 `reads_cosine_only`, its logit grows with cos(u, v) and depends on nothing else: it can answer without having been trained.
@@ -25,12 +25,13 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
+from minbert_core.encoder import make_linear
 from minbert_core.settings import BARE_NAME, Variant
 
 Drop = Callable[[Tensor, float], Tensor]  # (values, probability) -> values with some of them dropped
 Activation = Callable[[Tensor], Tensor]
 
-INITIAL_DEVIATION = 0.02  # of weights, N(0, 0.02²): BERT's own (Devlin et al. 2019, `initializer_range`)
+SMALLEST_LENGTH = 1e-8  # eps where vectors are divided by their lengths: torch's own of a cosine
 
 Dropout = Annotated[
     float,
@@ -41,14 +42,15 @@ Dropout = Annotated[
         description="dropout before each linear layer of the head, in training",
     ),
 ]
+Start = Annotated[
+    Literal["middle", "zero"],
+    Field(description="what a regression answers before it is trained: the middle of its labels, or zero as in the papers"),
+]
 
 
-def make_linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer as BERT initialises one: weights N(0, 0.02²) from torch's current generator, biases zero."""
-    layer = nn.Linear(inputs, outputs)
-    nn.init.normal_(layer.weight, std=INITIAL_DEVIATION)
-    nn.init.zeros_(layer.bias)
-    return layer
+def first_answer(start: Start, middle: float) -> float:
+    """The logit of a head that has learned nothing: its last bias."""
+    return middle if start == "middle" else 0.0
 
 
 def halves(features_BF: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,6 +69,13 @@ def cosines(features_BF: Tensor) -> Tensor:
     """cos(u, v) of features [u; v], shape (B, 1), float32; 0 where one of the two is zero."""
     u_BD, v_BD = halves(features_BF.float())
     return functional.cosine_similarity(u_BD, v_BD, dim=1)[:, None]
+
+
+def directed_products(features_BF: Tensor) -> Tensor:
+    """u * v / (|u| |v| + eps) of features [u; v], element by element, shape (B, D); its sum is cos(u, v)."""
+    u_BD, v_BD = halves(features_BF)
+    lengths_B1: Tensor = u_BD.norm(dim=1, keepdim=True) * v_BD.norm(dim=1, keepdim=True)
+    return u_BD * v_BD / (lengths_B1 + SMALLEST_LENGTH)
 
 
 class Layers(nn.Module):
@@ -100,6 +109,13 @@ class DifferenceLayersAndCosine(DifferenceLayers):
         return super().forward(features_BF, drop) + cosines(features_BF)
 
 
+class ProductLayers(Layers):
+    """`Layers` over u * v / (|u| |v| + eps)."""
+
+    def forward(self, features_BF: Tensor, drop: Drop) -> Tensor:
+        return super().forward(directed_products(features_BF), drop)
+
+
 class ScaledCosine(nn.Module):
     """a * cos(u, v) + b, shape (B, 1), with a and b learned."""
 
@@ -117,12 +133,13 @@ class Linear(Variant):
 
     kind: Literal["linear"] = "linear"
     dropout: Dropout = 0.1
+    start: Start = "middle"
     needs_pair_vectors: ClassVar[bool] = False
     single_output: ClassVar[bool] = False
     reads_cosine_only: ClassVar[bool] = False
 
-    def build(self, dim: int, outputs: int, start: float = 0.0) -> nn.Module:
-        return Layers((dim, outputs), self.dropout, start)
+    def build(self, dim: int, outputs: int, middle: float = 0.0) -> nn.Module:
+        return Layers((dim, outputs), self.dropout, first_answer(self.start, middle))
 
 
 class Mlp(Variant):
@@ -133,12 +150,13 @@ class Mlp(Variant):
         (768,), min_length=1, json_schema_extra={"unit": "units"}, description="widths of the hidden layers, first to last"
     )
     dropout: Dropout = 0.1
+    start: Start = "middle"
     needs_pair_vectors: ClassVar[bool] = False
     single_output: ClassVar[bool] = False
     reads_cosine_only: ClassVar[bool] = False
 
-    def build(self, dim: int, outputs: int, start: float = 0.0) -> nn.Module:
-        return Layers((dim, *self.hidden, outputs), self.dropout, start)
+    def build(self, dim: int, outputs: int, middle: float = 0.0) -> nn.Module:
+        return Layers((dim, *self.hidden, outputs), self.dropout, first_answer(self.start, middle))
 
 
 class Sbert(Variant):
@@ -146,13 +164,14 @@ class Sbert(Variant):
 
     kind: Literal["sbert"] = "sbert"
     dropout: Dropout = 0.1
+    start: Start = "middle"
     needs_pair_vectors: ClassVar[bool] = True
     single_output: ClassVar[bool] = False
     reads_cosine_only: ClassVar[bool] = False
 
-    def build(self, dim: int, outputs: int, start: float = 0.0) -> nn.Module:
+    def build(self, dim: int, outputs: int, middle: float = 0.0) -> nn.Module:
         assert dim % 2 == 0, f"sbert takes [u; v], an even number of features, not {dim}"
-        return DifferenceLayers((dim // 2 * 3, outputs), self.dropout, start)
+        return DifferenceLayers((dim // 2 * 3, outputs), self.dropout, first_answer(self.start, middle))
 
 
 class SbertCosine(Variant):
@@ -164,38 +183,59 @@ class SbertCosine(Variant):
 
     kind: Literal["sbert_cosine"] = "sbert_cosine"
     dropout: Dropout = 0.1
+    start: Start = "middle"
     needs_pair_vectors: ClassVar[bool] = True
     single_output: ClassVar[bool] = True
     reads_cosine_only: ClassVar[bool] = False
 
-    def build(self, dim: int, outputs: int, start: float = 0.0) -> nn.Module:
+    def build(self, dim: int, outputs: int, middle: float = 0.0) -> nn.Module:
         assert dim % 2 == 0, f"sbert_cosine takes [u; v], an even number of features, not {dim}"
         assert outputs == 1, f"sbert_cosine gives one output, not {outputs}"
-        return DifferenceLayersAndCosine((dim // 2 * 3, outputs), self.dropout, start)
+        return DifferenceLayersAndCosine((dim // 2 * 3, outputs), self.dropout, first_answer(self.start, middle))
+
+
+class Hadamard(Variant):
+    """A linear layer over u * v / (|u| |v| + eps), the terms of the cosine: the STS head of Hollister et al. 2023.
+
+    There u and v come out of a layer that the pair tasks share: `shared_layer` with `of: pairs`. Their eps is not told; here it
+    is 1e-8. Needs u and v apart.
+    """
+
+    kind: Literal["hadamard"] = "hadamard"
+    dropout: Dropout = 0.1
+    start: Start = "middle"
+    needs_pair_vectors: ClassVar[bool] = True
+    single_output: ClassVar[bool] = False
+    reads_cosine_only: ClassVar[bool] = False
+
+    def build(self, dim: int, outputs: int, middle: float = 0.0) -> nn.Module:
+        assert dim % 2 == 0, f"hadamard takes [u; v], an even number of features, not {dim}"
+        return ProductLayers((dim // 2, outputs), self.dropout, first_answer(self.start, middle))
 
 
 class Halving(Variant):
     """A second layer, half as wide as the features, with LeakyReLU (slope 0.01, PyTorch's): after Liu & Maniku 2023.
 
-    Departure: the layer is the task's own; theirs was shared by all tasks.
+    Departure: the layer is the task's own; theirs was shared by all tasks, which is `shared_layer`.
     """
 
     kind: Literal["halving"] = "halving"
     dropout: Dropout = 0.1
+    start: Start = "middle"
     needs_pair_vectors: ClassVar[bool] = False
     single_output: ClassVar[bool] = False
     reads_cosine_only: ClassVar[bool] = False
 
-    def build(self, dim: int, outputs: int, start: float = 0.0) -> nn.Module:
-        return Layers((dim, dim // 2, outputs), self.dropout, start, functional.leaky_relu)
+    def build(self, dim: int, outputs: int, middle: float = 0.0) -> nn.Module:
+        return Layers((dim, dim // 2, outputs), self.dropout, first_answer(self.start, middle), functional.leaky_relu)
 
 
 class Cosine(Variant):
     """a cos(u, v) + b: the cosine of Reimers & Gurevych 2019 (arXiv 1908.10084, section 3), scaled to the task's labels.
 
-    Departure: a and b are learned, since labels lie in 0..5 and not in -1..1; b starts at `offset` whatever `start`. No
-    dropout: a cosine of two vectors with different coordinates missing is another quantity. Needs u and v apart, and a task of
-    one output.
+    Departure: a and b are learned, since labels lie in 0..5 and not in -1..1; b starts at `offset`, wherever the middle is.
+    No dropout: a cosine of two vectors with different coordinates missing is another quantity. Needs u and v apart, and a task
+    of one output.
     """
 
     kind: Literal["cosine"] = "cosine"
@@ -211,10 +251,10 @@ class Cosine(Variant):
     single_output: ClassVar[bool] = True
     reads_cosine_only: ClassVar[bool] = True
 
-    def build(self, dim: int, outputs: int, start: float = 0.0) -> nn.Module:
+    def build(self, dim: int, outputs: int, middle: float = 0.0) -> nn.Module:
         assert dim % 2 == 0, f"cosine takes [u; v], an even number of features, not {dim}"
         assert outputs == 1, f"cosine gives one output, not {outputs}"
         return ScaledCosine(self.scale, self.offset)
 
 
-Head = Annotated[Linear | Mlp | Halving | Sbert | SbertCosine | Cosine, Field(discriminator="kind"), BARE_NAME]
+Head = Annotated[Linear | Mlp | Halving | Sbert | SbertCosine | Hadamard | Cosine, Field(discriminator="kind"), BARE_NAME]

@@ -1,12 +1,58 @@
-"""Loss weights: the factor of each task's loss, applied before its backward pass, and so before its gradient is merged."""
+"""Loss weights: the factor of each task's loss and penalties, and so of its gradient, before the tasks' gradients are merged.
+
+    state, this step's losses -> weights -> backward, merge, update -> follow: the state moves, for the steps to come
+
+What a variant says of itself, beside whether it needs several tasks a step:
+
+    reads_losses     its weights are of this step's own losses: known after the backward passes, they weigh the gradients
+    follows_losses   its state moves with each step's losses
+    looks_again      and with those of the same batches, under the same masks, after the update: a pass more, without gradient
+
+`kinds` maps the stage's tasks, in order, to their kinds; `losses` the step's tasks to their losses, without penalties. What a
+variant remembers is in `state`, by task, float64 on the CPU; a snapshot holds it, a stage begins with an empty one.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, ClassVar, Literal
 
+import torch
 from pydantic import Field, PositiveFloat
+from torch import Tensor
 
+from minbert_core.data.tasks import TaskKind
 from minbert_core.settings import BARE_NAME, Variant
+
+Kinds = dict[str, TaskKind]
+Numbers = dict[str, float]  # by task
+State = dict[str, Tensor]
+
+BETAS, ADAM_EPS = (0.9, 0.999), 1e-8  # Kingma & Ba 2015 (arXiv 1412.6980), Algorithm 1
+LOSS_EPS = 1e-8  # keeps the logarithm of a loss finite; FAMO's released code
+
+
+def softmax(values: Numbers) -> Numbers:
+    """exp(value) over their sum."""
+    largest = max(values.values())
+    powers = {task: math.exp(value - largest) for task, value in values.items()}
+    return {task: power / sum(powers.values()) for task, power in powers.items()}
+
+
+def learned(state: State, task: str) -> float:
+    """A task's learned number, 0 at first."""
+    return float(state[task][0]) if task in state else 0.0
+
+
+def learn(state: State, task: str, gradient: float, lr: float) -> None:
+    """One step of Adam on a task's number; its entry is (number, first moment, second moment, steps)."""
+    value, first, second, steps = state[task].tolist() if task in state else (0.0, 0.0, 0.0, 0.0)
+    steps += 1
+    first = BETAS[0] * first + (1 - BETAS[0]) * gradient
+    second = BETAS[1] * second + (1 - BETAS[1]) * gradient**2
+    first_hat, second_hat = first / (1 - BETAS[0] ** steps), second / (1 - BETAS[1] ** steps)
+    value -= lr * first_hat / (math.sqrt(second_hat) + ADAM_EPS)
+    state[task] = torch.tensor([value, first, second, steps], dtype=torch.float64)
 
 
 class Static(Variant):
@@ -16,9 +62,133 @@ class Static(Variant):
     weights: dict[str, PositiveFloat] = Field(
         {}, json_schema_extra={"unit": "times the loss"}, description="task name -> factor; 1 where absent"
     )
+    needs_several_tasks: ClassVar[bool] = False
+    reads_losses: ClassVar[bool] = False
+    follows_losses: ClassVar[bool] = False
+    looks_again: ClassVar[bool] = False
 
-    def weight(self, task: str) -> float:
-        return self.weights.get(task, 1.0)
+    def of(self, kinds: Kinds, losses: Numbers, state: State) -> Numbers:
+        return {task: self.weights.get(task, 1.0) for task in kinds}
+
+    def follow(self, kinds: Kinds, losses: Numbers, losses_after: Numbers, progress: float, state: State) -> None:
+        """Nothing moves."""
 
 
-LossWeights = Annotated[Static, BARE_NAME]
+class Uncertainty(Variant):
+    """Homoscedastic uncertainty (Kendall, Gal & Cipolla 2018, arXiv 1705.07115, eq. 7 to 10): e^-s L + s/2, summed over tasks.
+
+    s = log sigma^2 is learned, one a task, by its own gradient, without weight decay, which would pull sigma to 1; the L of a
+    regression counts half, as the Gaussian has it. Departures: s has an Adam and a rate of its own (theirs was one optimiser
+    for all; a rate that fine-tunes BERT would not move it), and a task counts as what it is, whatever its loss. Penalties are
+    weighed as their task's loss is; s does not see them.
+    """
+
+    kind: Literal["uncertainty"] = "uncertainty"
+    lr: float = Field(
+        1e-2,
+        gt=0,
+        le=1,
+        json_schema_extra={"unit": "a step"},
+        description="rate of the log variances, constant; 0.01 is assumed, not measured (2026-11)",
+    )
+    needs_several_tasks: ClassVar[bool] = False
+    reads_losses: ClassVar[bool] = False
+    follows_losses: ClassVar[bool] = True
+    looks_again: ClassVar[bool] = False
+
+    def of(self, kinds: Kinds, losses: Numbers, state: State) -> Numbers:
+        return {task: self._factor(kind) * math.exp(-learned(state, task)) for task, kind in kinds.items()}
+
+    def follow(self, kinds: Kinds, losses: Numbers, losses_after: Numbers, progress: float, state: State) -> None:
+        """s moves along d/ds of factor e^-s L + s/2, for the tasks of the step."""
+        for task, loss in losses.items():
+            gradient = 0.5 - self._factor(kinds[task]) * math.exp(-learned(state, task)) * loss
+            learn(state, task, gradient, self.lr)
+
+    @staticmethod
+    def _factor(kind: TaskKind) -> float:
+        return 0.5 if kind == "regression" else 1.0
+
+
+class Dwa(Variant):
+    """Dynamic weight average (Liu, Johns & Davison 2019, arXiv 1803.10704, eq. 7): K softmax(w / T) over the K tasks.
+
+    w_k = L_k(t-1) / L_k(t-2): a task whose loss falls more slowly than the others' gets more weight. L_k(t) is the mean over
+    the steps of period t; in the first two periods all weights are 1, and so is w_k while a task has no two means. Departures:
+    a period is a share of the stage, where theirs was an epoch, which differs from schedule to schedule; it is seen to have
+    ended at the first step after it, so that weights change from the second on.
+    """
+
+    kind: Literal["dwa"] = "dwa"
+    temperature: float = Field(
+        2.0, gt=0, json_schema_extra={"unit": "of the ratio of losses"}, description="T: the larger, the more alike the weights"
+    )
+    period: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        json_schema_extra={"unit": "of the stage"},
+        description="over which losses are meaned and weights stay; 0.1 is the epoch of a stage of ten",
+    )
+    needs_several_tasks: ClassVar[bool] = False
+    reads_losses: ClassVar[bool] = False
+    follows_losses: ClassVar[bool] = True
+    looks_again: ClassVar[bool] = False
+
+    def of(self, kinds: Kinds, losses: Numbers, state: State) -> Numbers:
+        ratios = {}
+        for task in kinds:
+            _, _, last, before = state[task].tolist() if task in state else (0.0, 0.0, math.nan, math.nan)
+            ratios[task] = last / before / self.temperature if before > 0 else 1 / self.temperature  # nan is not above 0
+        return {task: len(kinds) * share for task, share in softmax(ratios).items()}
+
+    def follow(self, kinds: Kinds, losses: Numbers, losses_after: Numbers, progress: float, state: State) -> None:
+        """Entries are (sum, number of steps, mean of the last period, of the one before); "/period" counts the periods."""
+        number, known = math.floor(progress / self.period), float(state.get("/period", torch.tensor(0.0)))
+        for task in kinds:
+            total, steps, last, before = state[task].tolist() if task in state else (0.0, 0.0, math.nan, math.nan)
+            if number > known and steps:
+                total, steps, last, before = 0.0, 0.0, total / steps, last
+            if task in losses:
+                total, steps = total + losses[task], steps + 1
+            state[task] = torch.tensor([total, steps, last, before], dtype=torch.float64)
+        state["/period"] = torch.tensor(float(max(number, known)), dtype=torch.float64)
+
+
+class Famo(Variant):
+    """Fast adaptive multitask optimisation (Liu, Feng, Stone & Liu 2023, arXiv 2306.03792), Algorithm 1.
+
+    With z = softmax(xi) a task weighs z_i / L_i, so that logarithms of losses fall; after the update xi moves against the fall
+    of log L on the same batches, and the tasks that fell least gain. Departures: the weights sum to T and not to 1, so that of
+    equal losses they begin as the plain sum, and a gradient's clip means what it means elsewhere; a loss enters with 1e-8, as
+    in the released code, whose Adam and L2 decay of xi these are; penalties are weighed with their task, and xi does not
+    see them.
+    """
+
+    kind: Literal["famo"] = "famo"
+    lr: float = Field(
+        0.025, gt=0, le=1, json_schema_extra={"unit": "a step"}, description="beta: Adam's rate of the logits xi; as released"
+    )
+    decay: float = Field(
+        0.01, ge=0, json_schema_extra={"unit": "a step"}, description="gamma: pull of xi to 0, so of z to alike; as released"
+    )
+    needs_several_tasks: ClassVar[bool] = True
+    reads_losses: ClassVar[bool] = True
+    follows_losses: ClassVar[bool] = True
+    looks_again: ClassVar[bool] = True
+
+    def of(self, kinds: Kinds, losses: Numbers, state: State) -> Numbers:
+        shares = softmax({task: learned(state, task) for task in losses})
+        rates = {task: share / (losses[task] + LOSS_EPS) for task, share in shares.items()}
+        return {task: len(rates) * rate / sum(rates.values()) for task, rate in rates.items()}
+
+    def follow(self, kinds: Kinds, losses: Numbers, losses_after: Numbers, progress: float, state: State) -> None:
+        """The gradient at xi is that of softmax(xi) . (log L - log L after), and of the decay."""
+        shares = softmax({task: learned(state, task) for task in losses})
+        falls = {task: math.log((loss + LOSS_EPS) / (losses_after[task] + LOSS_EPS)) for task, loss in losses.items()}
+        mean_fall = sum(shares[task] * fall for task, fall in falls.items())
+        for task, fall in falls.items():
+            learn(state, task, shares[task] * (fall - mean_fall) + self.decay * learned(state, task), self.lr)
+
+
+LossWeights = Annotated[Static | Uncertainty | Dwa | Famo, Field(discriminator="kind"), BARE_NAME]

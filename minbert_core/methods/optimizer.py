@@ -1,6 +1,7 @@
 """The optimiser: AdamW's parameter groups, and the learning rate as a pure function of a stage's progress.
 
-Flow: merged gradient -> clip (global norm, heads included) -> rate of each group = base_lr * lr_factor(progress) -> AdamW.
+Flow: merged gradient -> clip (global norm, heads included) -> rate of each group = base_lr * lr_factor(progress) -> AdamW,
+torch's or the course's.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ import inspect
 import math
 import re
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
-from torch import nn
+from torch import Tensor, nn
 
 from minbert_core.settings import Settings
 
@@ -84,6 +85,51 @@ class AdamW(torch.optim.AdamW):
     step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
+class CourseAdamW(AdamW):
+    """The AdamW of the course's projects: Kingma & Ba 2015, end of section 2, with the decay after the step.
+
+    m and v as ever; p -= lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + eps), then p -= lr weight_decay p, of what has
+    moved. So eps meets v uncorrected: it is torch's AdamW (without decay) with eps / sqrt(1 - beta2^t), a larger eps at first.
+    Departure: vectors do not decay, as under torch's here; the course has no decay by default.
+    """
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            by_age: dict[int, list[Tensor]] = {}  # a task's head may have taken fewer steps than another's
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_age.setdefault(self._age(parameter), []).append(parameter)
+            for age, parameters in by_age.items():
+                self._step_of(parameters, age, group)
+
+    def _age(self, parameter: Tensor) -> int:
+        """The number of the step that a parameter is about to take, from 1; its moments are there from then on."""
+        state = self.state[parameter]
+        if not state:
+            state |= {"step": 0, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+        state["step"] += 1
+        return int(state["step"])
+
+    def _step_of(self, parameters: list[Tensor], age: int, group: dict[str, Any]) -> None:
+        """One step of parameters of one age."""
+        (beta1, beta2), lr = group["betas"], group["lr"]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]  # of all: `step` saw to it
+        means = [self.state[parameter]["exp_avg"] for parameter in parameters]
+        squares = [self.state[parameter]["exp_avg_sq"] for parameter in parameters]
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_add_(roots, group["eps"])
+        torch._foreach_addcdiv_(parameters, means, roots, -lr * math.sqrt(1 - beta2**age) / (1 - beta1**age))
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+
+
+UPDATES = {"torch": AdamW, "course": CourseAdamW}
+
+
 class Optimizer(Settings):
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with linear warm-up, then decay, as BERT is fine-tuned."""
 
@@ -117,6 +163,21 @@ class Optimizer(Settings):
         description="largest global norm, heads included; null turns clipping off",
     )
 
+    update: Literal["torch", "course"] = Field(
+        "torch", description="AdamW's update: torch's, or the course's: eps beside an uncorrected v, decay after the step"
+    )
+    eps: float = Field(
+        1e-8,
+        gt=0,
+        json_schema_extra={"unit": "gradient"},
+        description="added to the root of v; 1e-8 is torch's, 1e-6 the course's",
+    )
+    separate: bool = Field(
+        False,
+        description="true: moments and step counts of its own for each task, as of one optimiser a task (Li & Tang 2023); each "
+        "takes twice the memory of the trained parameters; needs one task a step",
+    )
+
     @field_validator("warmup", mode="before")
     @classmethod
     def _is_a_share(cls, value: object) -> object:
@@ -146,7 +207,7 @@ class Optimizer(Settings):
             vectors = [parameter for parameter in trained if parameter.dim() < 2]
             groups.append({"params": matrices, "lr": lr, "base_lr": lr, "weight_decay": self.weight_decay})
             groups.append({"params": vectors, "lr": lr, "base_lr": lr, "weight_decay": 0.0})
-        return AdamW(groups, betas=(0.9, 0.999), eps=1e-8, fused=True)
+        return UPDATES[self.update](groups, betas=(0.9, 0.999), eps=self.eps, fused=True)
 
     def _encoder_parts(self, named: list[tuple[str, nn.Parameter]]) -> list[tuple[list[nn.Parameter], float]]:
         """The encoder's parameters by rate, from the embeddings up: all together unless rates decay."""

@@ -1,17 +1,20 @@
 """Smoothness regularisers: a penalty on how much the prediction moves when the input moves a little.
 
 Flow: clean logits -> penalty (more passes of the same batch, with noise on the word embeddings) -> added to its task's loss.
-Legend: B examples of the batch, N packed tokens, D hidden size, K outputs.
+Legend: B examples of the batch, N packed tokens, D hidden size, K outputs, V views.
+
+A view is a clean pass under dropout masks of its own; the task's loss is the mean over the views, of which most have one.
 
 The noise goes on the word-embedding rows, before position, segment and LayerNorm; packed batches hold no padding. An example is
 the unit: u and v of a pair are one example, perturbed together. The noisy passes replay the clean pass's dropout masks, else
-the penalty would measure two masks and not the noise: that is the duty of `forward`, which is handed in.
+the penalty would measure two masks and not the noise: that is the duty of `forward`, which is handed in. Noisy passes, and a
+teacher's, are of the first view.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -21,7 +24,9 @@ from minbert_core.settings import BARE_NAME, Variant
 
 Forward = Callable[[Tensor], Tensor]  # noise_ND -> logits_BK, with the dropout masks of the clean pass
 Divergence = Callable[[Tensor, Tensor], Tensor]  # (logits_p_BK, logits_q_BK) -> scalar
+Move = Callable[[Tensor, Tensor], Tensor]  # (noise_ND, gradient_ND) -> the noise one step further
 
+UNIT_SIGMA, UNIT_STEP, UNIT_EPS = 1e-5, 1e-3, 1e-6  # of smart-pytorch's SMARTLoss and mt-dnn's SmartPerturbation
 STEP_PER_RADIUS = 100.0  # eta / eps of Jiang et al. 2020, section 4.1: 1e-3 / 1e-5; their sigma equals their eps
 
 
@@ -41,29 +46,34 @@ def ascend(noise_ND: Tensor, gradient_ND: Tensor, example_N: Tensor, num_example
     return (noise_ND + STEP_PER_RADIUS * radius * direction_ND).clamp(-radius, radius)
 
 
+def scale_to_radius(noise_ND: Tensor, gradient_ND: Tensor, radius: float) -> Tensor:
+    """One step as released: radius * s / (|s|_inf + 1e-6), s = noise + 1e-3 * g, the norm of each token by itself."""
+    stepped_ND = noise_ND + UNIT_STEP * gradient_ND
+    return radius * stepped_ND / (stepped_ND.abs().amax(dim=1, keepdim=True) + UNIT_EPS)
+
+
 def smart_penalty(
     forward: Forward,
     clean_logits_BK: Tensor,
     divergence: Divergence,
-    example_N: Tensor,
-    num_examples: int,
     shape_ND: tuple[int, int],
     generator: torch.Generator,
-    radius: float,
+    sigma: float,
     steps: int,
+    move: Move,
 ) -> Tensor:
-    """R_s of SMART, a scalar: the divergence between the clean prediction and the worst one found within `radius`.
+    """R_s of SMART, a scalar: the divergence between the clean prediction and the worst that `move` finds from random noise.
 
     Costs `steps` forward-backward passes towards the noise alone, and one forward that the caller's backward goes through.
     Source: Jiang et al. 2020 (arXiv 1911.03437), eq. 2 and Algorithm 1, with S = 1.
     """
     target_BK = clean_logits_BK.detach()
-    noise_ND = radius * torch.randn(shape_ND, generator=generator, device=example_N.device)
+    noise_ND = sigma * torch.randn(shape_ND, generator=generator, device=clean_logits_BK.device)
     for _ in range(steps):
         noise_ND.requires_grad_()
         # with respect to the noise only: no parameter's gradient is touched
         (gradient_ND,) = torch.autograd.grad(divergence(target_BK, forward(noise_ND)), [noise_ND])
-        noise_ND = ascend(noise_ND.detach(), gradient_ND, example_N, num_examples, radius)
+        noise_ND = move(noise_ND.detach(), gradient_ND)
     return divergence(clean_logits_BK, forward(noise_ND))
 
 
@@ -71,6 +81,7 @@ class NoSmoothness(Variant):
     """No smoothness regularisation: the plain loss."""
 
     kind: Literal["none"] = "none"
+    views: ClassVar[int] = 1
 
     @property
     def extra_passes(self) -> int:
@@ -87,7 +98,7 @@ class NoSmoothness(Variant):
     def penalty(
         self,
         forward: Forward,
-        clean_logits_BK: Tensor,
+        clean_logits_VBK: Sequence[Tensor],
         divergence: Divergence,
         example_N: Tensor,
         num_examples: int,
@@ -104,9 +115,15 @@ class Smart(Variant):
     One knob for the scale: sigma of the starting noise is the radius and the step is 100 times the radius, the paper's own
     ratios (eps = sigma = 1e-5, eta = 1e-3). They are tied because with a step of fixed length a radius above it changes
     nothing. The paper's radius is a no-op on embeddings of size 0.05; 1e-3 to 1e-1 is worth searching.
+
+    `projection: unit` is what smart-pytorch and mt-dnn release under this name: sigma 1e-5, a step of 1e-3 times the raw
+    gradient, and then every token's noise is scaled up to `radius` (theirs is 1), not clamped. The gradient of a divergence at
+    noise this small is smaller still, so that the noise stays mostly as random as it began. The two are different regularisers:
+    neither a radius nor a weight of one means anything for the other.
     """
 
     kind: Literal["smart"] = "smart"
+    views: ClassVar[int] = 1
     radius: float = Field(
         1e-2,
         gt=0,
@@ -124,6 +141,10 @@ class Smart(Variant):
         json_schema_extra={"unit": "steps"},
         description="K: ascent steps towards the worst noise, each one more forward and backward pass",
     )
+    projection: Literal["clamp", "unit"] = Field(
+        "clamp",
+        description="clamp: to the radius, by an example's norm (the paper); unit: scaled to it, by a token's norm (released)",
+    )
 
     @property
     def extra_passes(self) -> int:
@@ -132,13 +153,16 @@ class Smart(Variant):
 
     @property
     def needs_float32(self) -> bool:
-        """Whether noise this small vanishes in bf16: at 1e-3 the logits' change is 30 % wrong, at 1e-2 1 %."""
-        return self.radius < 1e-2
+        """Whether noise this small vanishes in bf16: at 1e-3 the logits' change is 30 % wrong, at 1e-2 1 %.
+
+        Of `unit` it is that of the first pass, which decides where the last one looks.
+        """
+        return self.projection == "unit" or self.radius < 1e-2
 
     def penalty(
         self,
         forward: Forward,
-        clean_logits_BK: Tensor,
+        clean_logits_VBK: Sequence[Tensor],
         divergence: Divergence,
         example_N: Tensor,
         num_examples: int,
@@ -146,9 +170,57 @@ class Smart(Variant):
         generator: torch.Generator,
     ) -> Tensor | None:
         """R_s without `weight`, a scalar; forward(noise_ND) must replay the clean pass's dropout masks."""
-        return smart_penalty(
-            forward, clean_logits_BK, divergence, example_N, num_examples, shape_ND, generator, self.radius, self.steps
-        )
+
+        def clamped(noise_ND: Tensor, gradient_ND: Tensor) -> Tensor:
+            return ascend(noise_ND, gradient_ND, example_N, num_examples, self.radius)
+
+        def scaled(noise_ND: Tensor, gradient_ND: Tensor) -> Tensor:
+            return scale_to_radius(noise_ND, gradient_ND, self.radius)
+
+        sigma, move = (UNIT_SIGMA, scaled) if self.projection == "unit" else (self.radius, clamped)
+        (clean_logits_BK,) = clean_logits_VBK
+        return smart_penalty(forward, clean_logits_BK, divergence, shape_ND, generator, sigma, self.steps, move)
 
 
-Smoothness = Annotated[NoSmoothness | Smart, Field(discriminator="kind"), BARE_NAME]
+class RDrop(Variant):
+    """R-Drop (Liang et al. 2021, arXiv 2106.14448), Algorithm 1: two passes under different dropout masks must agree.
+
+    Departures: the task's loss is the mean over the two passes, where theirs is the sum, so that `weight` is a quarter of their
+    alpha: L1 + L2 + alpha / 2 (KL + KL) is twice (L1 + L2) / 2 + alpha / 4 (KL + KL), and Adam does not see the 2. Their alpha
+    was 1 or less on GLUE. A binary task's divergence is that of its Bernoulli, a regression's the square, as theirs.
+    """
+
+    kind: Literal["r_drop"] = "r_drop"
+    weight: float = Field(
+        0.25,
+        ge=0,
+        json_schema_extra={"unit": "times the task's loss"},
+        description="factor of KL(p1||p2) + KL(p2||p1): a quarter of the paper's alpha, which is 1 by default here",
+    )
+    views: ClassVar[int] = 2
+
+    @property
+    def extra_passes(self) -> int:
+        """The second view."""
+        return 1
+
+    @property
+    def needs_float32(self) -> bool:
+        return False
+
+    def penalty(
+        self,
+        forward: Forward,
+        clean_logits_VBK: Sequence[Tensor],
+        divergence: Divergence,
+        example_N: Tensor,
+        num_examples: int,
+        shape_ND: tuple[int, int],
+        generator: torch.Generator,
+    ) -> Tensor | None:
+        """The divergence between the two views without `weight`, a scalar; no further pass is made."""
+        first_BK, second_BK = clean_logits_VBK
+        return divergence(first_BK, second_BK)
+
+
+Smoothness = Annotated[NoSmoothness | Smart | RDrop, Field(discriminator="kind"), BARE_NAME]

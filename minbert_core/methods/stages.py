@@ -1,10 +1,10 @@
-"""Stages: a trial trains in one or more of them, each with a share of its budget, its own LR schedule and a fresh optimiser.
+"""Stages: a trial trains in one or more of them, each with its part of the budget, its own LR schedule and a fresh optimiser.
 
     the trial's own settings, as a StagePlan -> stage.plan(trial) -> what this stage does
 
 The list of stages is the trial's recipe: linear probing then fine-tuning (LP-FT) is `[linear_probe, multitask]`, Para first is
 `[{kind: single_task, task: para, share: 0.3}, multitask]`. The only file of the families that knows others: a stage holds their
-settings.
+settings. The first ones of a recipe may be on texts without labels: these have epochs of their own, and no part of the budget.
 """
 
 from __future__ import annotations
@@ -12,11 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, PositiveInt
+from torch import nn
 
+from minbert_core.encoder import EncoderShape
 from minbert_core.methods.gradients import GradientMethod, Sum
+from minbert_core.methods.objectives import Integers, NextHead, Vocabulary, WordHead, masked, masked_units, own_or_other
 from minbert_core.methods.optimizer import Optimizer
 from minbert_core.methods.proximal import NoProximal, Proximal
 from minbert_core.methods.smoothness import NoSmoothness, Smoothness
@@ -30,6 +35,15 @@ Share = Annotated[
         le=1,
         json_schema_extra={"unit": "of the trial's budget"},
         description="the stage's share; stages without one split what the others leave",
+    ),
+]
+Epochs = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        json_schema_extra={"unit": "epochs"},
+        description="instead: epochs as this stage's task_schedule counts them over its tasks; then every stage has them, and "
+        "the budget is their sum",
     ),
 ]
 OwnOptimizer = Annotated[Optimizer | None, Field(description="replaces the trial's optimizer in this stage; null inherits it")]
@@ -65,7 +79,6 @@ class StagePlan:
     proximal: Proximal
     trains_encoder: bool = True
     fresh_heads: bool = False  # the stage begins with newly drawn heads
-    share: float = 1.0  # of the trial's budget
 
 
 class Multitask(Variant):
@@ -73,6 +86,8 @@ class Multitask(Variant):
 
     kind: Literal["multitask"] = "multitask"
     share: Share = None
+    epochs: Epochs = None
+    learns_labels: ClassVar[bool] = True
     optimizer: OwnOptimizer = None
     task_schedule: OwnSchedule = None
     gradient: OwnGradient = None
@@ -98,6 +113,8 @@ class SingleTask(Variant):
     kind: Literal["single_task"] = "single_task"
     task: str = Field(description="the task's name, one of train_on")
     share: Share = None
+    epochs: Epochs = None
+    learns_labels: ClassVar[bool] = True
     optimizer: OwnOptimizer = None
     smoothness: OwnSmoothness = None
     proximal: OwnProximal = None
@@ -124,6 +141,8 @@ class LinearProbe(Variant):
 
     kind: Literal["linear_probe"] = "linear_probe"
     share: Share = None
+    epochs: Epochs = None
+    learns_labels: ClassVar[bool] = True
     lr: ProbeRate = 1e-3
     task_schedule: OwnSchedule = None
 
@@ -140,6 +159,8 @@ class HeadsOnly(Variant):
 
     kind: Literal["heads_only"] = "heads_only"
     share: Share = None
+    epochs: Epochs = None
+    learns_labels: ClassVar[bool] = True
     lr: ProbeRate = 1e-3
     fresh: bool = Field(False, description="true: the stage begins with newly drawn heads")
     task_schedule: OwnSchedule = None
@@ -149,7 +170,7 @@ class HeadsOnly(Variant):
         return _frozen(trial, self.kind, self.lr, self.task_schedule, self.fresh)
 
 
-Stage = Annotated[Multitask | SingleTask | LinearProbe | HeadsOnly, Field(discriminator="kind"), BARE_NAME]
+LabelledStage = Annotated[Multitask | SingleTask | LinearProbe | HeadsOnly, Field(discriminator="kind"), BARE_NAME]
 
 
 def _frozen(trial: StagePlan, name: str, lr: float, task_schedule: TaskSchedule | None, fresh_heads: bool) -> StagePlan:
@@ -167,7 +188,150 @@ def _frozen(trial: StagePlan, name: str, lr: float, task_schedule: TaskSchedule 
     )
 
 
-def shares(stages: Sequence[Stage]) -> list[float]:
+# --------------------------------------------------------------------------------------- stages on texts without labels
+
+Texts = Annotated[
+    tuple[str, ...],
+    Field(
+        description="what is read: names of tasks, their labels left aside, and text files (.txt, UTF-8, one text a line, in "
+        "`data` or absolute); none: the tasks of train_on, of nsp those of pairs"
+    ),
+]
+Balance = Annotated[bool, Field(description="true: of each of `texts` as many rows as the smallest has")]
+TextEpochs = Annotated[float, Field(gt=0, json_schema_extra={"unit": "epochs"}, description="passes over the texts")]
+BatchSize = Annotated[
+    PositiveInt, Field(json_schema_extra={"unit": "texts"}, description="a batch, in which a pair is one text")
+]
+TextOptimizer = Annotated[
+    Optimizer | None,
+    Field(description="its optimizer, whole; null: the default one at a peak of 5e-5 (Sun et al. 2019, arXiv 1905.05583)"),
+]
+Seed = Annotated[
+    int,
+    Field(
+        ge=0,
+        description="of order, masks and fresh weights: the stage's own, so that all trials share one pretraining, also over "
+        "seeds, whose spread then does not hold it",
+    ),
+]
+
+
+class Mlm(Variant):
+    """Masked language modelling on the task's own texts: Devlin et al. 2019 (arXiv 1810.04805), section 3.1, task 1.
+
+    As further pretraining: Liu & Maniku 2023 (20 epochs), Gururangan et al. 2020 (arXiv 2004.10964). Masks are fresh in every
+    epoch, as in RoBERTa (Liu et al. 2019, arXiv 1907.11692, section 4.1); `masked_units` names the departure in their number.
+    """
+
+    kind: Literal["mlm"] = "mlm"
+    texts: Texts = ()
+    balance: Balance = False
+    pair_encoding: Literal["cross", "bi"] = Field("cross", description="cross: a pair in one sequence; bi: each sentence alone")
+    mask_share: float = Field(
+        0.15, gt=0, lt=1, json_schema_extra={"unit": "of the tokens"}, description="what is chosen to be told from the rest"
+    )
+    whole_word: bool = Field(False, description="true: a word's pieces are chosen together")
+    epochs: TextEpochs = 20.0
+    batch_size: BatchSize = 32
+    optimizer: TextOptimizer = None
+    seed: Seed = 0
+    learns_labels: ClassVar[bool] = False
+    reads_single: ClassVar[bool] = True  # texts of one sentence
+    head_name: ClassVar[str] = "head over masked words (cls.predictions)"
+    stored: ClassVar[dict[str, str]] = {
+        "dense.weight": "cls.predictions.transform.dense.weight",
+        "dense.bias": "cls.predictions.transform.dense.bias",
+        "norm.weight": "cls.predictions.transform.LayerNorm.weight",
+        "norm.bias": "cls.predictions.transform.LayerNorm.bias",
+        "bias": "cls.predictions.bias",
+    }
+
+    def build(self, shape: EncoderShape) -> nn.Module:
+        return WordHead(shape)
+
+    def follow(self, rows_B: Integers, num_rows: int, random: np.random.Generator) -> Integers:
+        """Each text's own second sentence, where it has one."""
+        return rows_B
+
+    def ask(
+        self,
+        token_ids_N: Integers,
+        firsts_B: Integers,
+        is_other_B: NDArray[np.bool_],
+        vocabulary: Vocabulary,
+        random: np.random.Generator,
+    ) -> tuple[Integers, Integers, Integers]:
+        """The tokens with some hidden, (N,); which are read, (M,); and what they are, (M,)."""
+        at_M = masked_units(token_ids_N, vocabulary, self.mask_share, self.whole_word, random)
+        return masked(token_ids_N, at_M, vocabulary, random), at_M, token_ids_N[at_M]
+
+
+class Nsp(Variant):
+    """Next sentence prediction: Devlin et al. 2019 (arXiv 1810.04805), section 3.1, task 2; planned by Hollister et al. 2023.
+
+    Half the time the second sentence is that of another row. In a text file the next line is the second sentence (an empty line
+    parts documents); in a task of pairs the pair's. Departures: alone, without masked words beside it (give a stage mlm for
+    those); what is not next is drawn from all rows, where they draw from another document.
+    """
+
+    kind: Literal["nsp"] = "nsp"
+    texts: Texts = ()
+    balance: Balance = False
+    epochs: TextEpochs = 20.0
+    batch_size: BatchSize = 32
+    optimizer: TextOptimizer = None
+    seed: Seed = 0
+    pair_encoding: ClassVar[Literal["cross"]] = "cross"
+    learns_labels: ClassVar[bool] = False
+    reads_single: ClassVar[bool] = False
+    head_name: ClassVar[str] = "head over next sentences (cls.seq_relationship)"
+    stored: ClassVar[dict[str, str]] = {
+        "last.weight": "cls.seq_relationship.weight",
+        "last.bias": "cls.seq_relationship.bias",
+    }
+
+    def build(self, shape: EncoderShape) -> nn.Module:
+        return NextHead(shape)
+
+    def follow(self, rows_B: Integers, num_rows: int, random: np.random.Generator) -> Integers:
+        """Whose second sentence stands behind each first one: half the time its own, else another row's."""
+        return own_or_other(rows_B, num_rows, random)
+
+    def ask(
+        self,
+        token_ids_N: Integers,
+        firsts_B: Integers,
+        is_other_B: NDArray[np.bool_],
+        vocabulary: Vocabulary,
+        random: np.random.Generator,
+    ) -> tuple[Integers, Integers, Integers]:
+        """The tokens as they are, (N,); each row's [CLS], (B,); and BERT's classes, (B,): 0 next, 1 not."""
+        return token_ids_N, firsts_B, is_other_B.astype(np.int64)
+
+
+Pretraining = Annotated[Mlm | Nsp, Field(discriminator="kind"), BARE_NAME]
+Stage = Annotated[Multitask | SingleTask | LinearProbe | HeadsOnly | Mlm | Nsp, Field(discriminator="kind"), BARE_NAME]
+
+
+# ------------------------------------------------------------------------------------------------------------ the budget
+
+
+def in_epochs(stages: Sequence[LabelledStage]) -> bool:
+    """Whether each stage says its own epochs, in place of a share of the budget.
+
+    Raises ValueError where some do and some do not, or one says both.
+    """
+    without = [stage.kind for stage in stages if stage.epochs is None]
+    if len(without) == len(stages):
+        return False
+    if without:
+        raise ValueError(f"`epochs` in `stages` must be of every stage or of none. {', '.join(without)} has none.")
+    if both := [stage.kind for stage in stages if stage.share is not None]:
+        raise ValueError(f"A stage takes `share` or `epochs`, not both. {', '.join(both)} has both.")
+    return True
+
+
+def shares(stages: Sequence[LabelledStage]) -> list[float]:
     """Each stage's share of the budget, summing to 1: as given, the absent ones splitting what is left.
 
     Raises ValueError where the given shares exceed 1, leave nothing for the absent ones, or fall short with none absent.

@@ -127,9 +127,9 @@ class Proportional(Variant):
 class Sequential(Variant):
     """Each task's turn in the order of `train_on`, one task a step; an epoch is one turn of each.
 
-    A full pass each at share 1: Li & Tang 2023 (Para, SST, STS), Kehoe & Ravella 2024 (SST, STS, Para). Departure: one
-    optimiser for all, where Li & Tang had one a task. A budget below an epoch never reaches the last tasks; a lower share makes
-    epochs shorter, and a task goes on in its pass where its last turn has left it.
+    A full pass each at share 1: Li & Tang 2023 (Para, SST, STS; with one optimiser a task, `optimizer/separate`), Kehoe &
+    Ravella 2024 (SST, STS, Para). A budget below an epoch never reaches the last tasks; a lower share makes epochs shorter, and
+    a task goes on in its pass where its last turn has left it.
     """
 
     kind: Literal["sequential"] = "sequential"
@@ -177,4 +177,27 @@ class Drop(Variant):
         return round(min(batches_of(sizes, batch_sizes)) * sum(batch_sizes[task] for task in sizes) / len(sizes))
 
 
-TaskSchedule = Annotated[RoundRobin | Mix | Proportional | Sequential | Drop, Field(discriminator="kind"), BARE_NAME]
+class Alternate(Variant):
+    """Each step takes one batch of one task, in turn: the "sequential round robin" of Liu & Maniku 2023, Algorithm 1.
+
+    Every batch has an update of its own, where round_robin makes one of the tasks' batches together; an epoch is the same, and
+    ends with the shortest task.
+    """
+
+    kind: Literal["alternate"] = "alternate"
+
+    def tasks_of_step(
+        self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
+    ) -> tuple[str, ...]:
+        return (list(sizes)[step % len(sizes)],)
+
+    def tasks_per_step(self, num_tasks: int) -> int:
+        return 1
+
+    def epoch_examples(self, sizes: dict[str, int], batch_sizes: dict[str, int]) -> int:
+        return min(batches_of(sizes, batch_sizes)) * sum(batch_sizes[task] for task in sizes)
+
+
+TaskSchedule = Annotated[
+    RoundRobin | Mix | Proportional | Sequential | Drop | Alternate, Field(discriminator="kind"), BARE_NAME
+]

@@ -302,7 +302,7 @@ def test_most_of_the_courses_reviews_are_longer_than_128_tokens(real_data: Path,
 def test_longest_first_shares_the_budget_as_taking_from_the_longer_does() -> None:
     first, second = (grid.ravel() for grid in np.mgrid[0:12, 0:12])
     for budget in range(1, 14):
-        kept = tokens._longest_first(first, second, budget)
+        kept = tokens.longest_first(first, second, budget)
         for a, b, kept_a, kept_b in zip(first, second, *kept, strict=True):
             equal = a == b
             while a + b > budget:

@@ -30,15 +30,19 @@ from torch import Tensor, nn
 
 import minbert_core.methods
 from minbert_core.data.tasks import TaskKind
+from minbert_core.encoder import EncoderShape, Layout, new_encoder
+from minbert_core.methods.adapters import Adapter
 from minbert_core.methods.features import PairEncoding, Pooling
 from minbert_core.methods.gradients import GradientMethod, PCGrad, random_orders
 from minbert_core.methods.heads import Head
 from minbert_core.methods.loss_weights import LossWeights
 from minbert_core.methods.losses import Loss, divergence
+from minbert_core.methods.objectives import Vocabulary
 from minbert_core.methods.optimizer import LR_SCHEDULES, Optimizer
 from minbert_core.methods.proximal import Bregman, Proximal
+from minbert_core.methods.shared_layers import SharedLayer
 from minbert_core.methods.smoothness import Smart, Smoothness
-from minbert_core.methods.stages import Stage, StagePlan
+from minbert_core.methods.stages import LabelledStage, Pretraining, StagePlan
 from minbert_core.methods.task_schedules import Mix, TaskSchedule
 from minbert_core.settings import Variant
 
@@ -59,7 +63,8 @@ def is_family(value: object) -> bool:
 
 
 FAMILIES = {name: value for module in MODULES for name, value in vars(module).items() if is_family(value)}
-FAMILY_OF = {cls: name for name, family in FAMILIES.items() for cls in variants(family)}
+WIDEST_FIRST = sorted(FAMILIES, key=lambda name: -len(variants(FAMILIES[name])))
+FAMILY_OF = {cls: name for name in WIDEST_FIRST for cls in variants(FAMILIES[name])}  # of two that hold it, the narrower one
 CLASSES = [cls for module in MODULES for cls in vars(module).values() if inspect.isclass(cls) and issubclass(cls, Variant)]
 WRITTEN = {f"{cls.__module__}.{cls.__name__}": cls for cls in CLASSES if cls is not Variant}
 NEEDED = {"task": "sst"}  # a value for each knob that has no default
@@ -247,7 +252,7 @@ def test_a_variant_has_a_schema_for_editors(variant: Any) -> None:
 
 def test_every_family_is_found() -> None:
     known = {"Pooling", "PairEncoding", "Head", "Loss", "LossWeights", "TaskSchedule", "GradientMethod", "Smoothness"}
-    missing = (known | {"Proximal", "Stage"}) - set(FAMILIES)
+    missing = (known | {"Proximal", "Stage", "SharedLayer", "Adapter"}) - set(FAMILIES)
     assert not missing, f"no union of variants is found under the name {missing}"
 
 
@@ -269,8 +274,18 @@ def pooler(first_SD: Tensor) -> Tensor:
     return (2 * first_SD).tanh()
 
 
+def layer_of(variant: Any, dim: int) -> Callable[[Tensor], Tensor] | None:
+    """What a pooling is handed: the pooler, or what it built, whose weights are no longer those it begins with."""
+    if variant.uses_pooler:
+        return pooler
+    built: nn.Module | None = variant.build(dim)
+    for i, parameter in enumerate(built.parameters() if built else ()):
+        nn.init.normal_(parameter, generator=torch.Generator().manual_seed(i))
+    return built
+
+
 def pooled_by(variant: Any, hidden_ND: Tensor, starts_S1: Tensor = STARTS) -> Tensor:
-    pooled: Tensor = variant.pool(hidden_ND.clone(), starts_S1, pooler)
+    pooled: Tensor = variant.pool(hidden_ND.clone(), starts_S1, layer_of(variant, hidden_ND.shape[1]))
     expected = (len(starts_S1) - 1, hidden_ND.shape[1])
     assert isinstance(pooled, Tensor), f"`pool` gives a {type(pooled).__name__}, not a Tensor"
     assert pooled.shape == expected, f"`pool` gives shape {tuple(pooled.shape)}, not (S, D) = {expected}"
@@ -314,7 +329,8 @@ def test_a_pooling_says_whether_it_reads_first_tokens_alone(variant: Any) -> Non
 @law(Pooling)
 def test_a_pooling_says_whether_it_uses_the_pooler(variant: Any) -> None:
     calls = []
-    variant.pool(torch.randn(8, 5), STARTS, lambda first: calls.append(1) or first)
+    called = lambda first: calls.append(1) or first  # noqa: E731
+    variant.pool(torch.randn(8, 5), STARTS, variant.build(5) or called)
     does = "calls" if calls else "does not call"
     assert bool(calls) is variant.uses_pooler, f"it {does} the pooler, but uses_pooler is {variant.uses_pooler}"
 
@@ -333,14 +349,35 @@ def test_the_gradient_reaches_every_sequence(variant: Any) -> None:
 def test_a_pooling_leaves_the_hidden_states_as_they_were(variant: Any) -> None:
     hidden_ND = torch.randn(8, 5)
     before = hidden_ND.clone()
-    variant.pool(hidden_ND, STARTS, pooler)
+    variant.pool(hidden_ND, STARTS, layer_of(variant, 5))
     assert torch.equal(hidden_ND, before), "it writes into the hidden states"
 
 
 @law(Pooling)
 def test_a_pooling_works_where_its_hidden_states_are(variant: Any) -> None:
     """On the device `meta`, which like a GPU refuses what lies on the CPU."""
-    variant.pool(torch.randn(8, 5, device="meta"), STARTS.to("meta"), pooler)
+    layer = layer_of(variant, 5)
+    if isinstance(layer, nn.Module):
+        layer.to("meta")
+    variant.pool(torch.randn(8, 5, device="meta"), STARTS.to("meta"), layer)
+
+
+@law(Pooling)
+def test_a_pooling_of_bfloat16_is_near_that_of_float32(variant: Any) -> None:
+    hidden_ND, layer = torch.randn(8, 5), layer_of(variant, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = variant.pool(hidden_ND.bfloat16(), STARTS, layer).float()
+    apart = (found - variant.pool(hidden_ND, STARTS, layer)).abs().max().item()
+    assert apart < 0.1, f"under autocast, of hidden states in bfloat16, it is {apart:.2g} away"
+
+
+@law(Pooling)
+def test_what_a_pooling_learns_gets_a_gradient_once_it_has_moved(variant: Any) -> None:
+    layer, hidden_ND = layer_of(variant, 5), torch.randn(8, 5)
+    if isinstance(layer, nn.Module):
+        (variant.pool(hidden_ND, STARTS, layer) * torch.randn(3, 5)).sum().backward()
+        missed = [name for name, parameter in layer.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+        assert not missed, f"no gradient reaches its {', '.join(missed)}"
 
 
 @law(PairEncoding)
@@ -349,11 +386,63 @@ def test_an_encoding_gives_a_row_an_example_as_wide_as_its_vectors(variant: Any)
     assert features.shape == expected, f"features of shape {tuple(features.shape)}, not (B, F) = {expected}"
 
 
-# ---------------------------------------------------------------------------------------------------------------- heads
-
-
 def keep(values: Tensor, probability: float) -> Tensor:
     return values
+
+
+@law(SharedLayer)
+def test_a_shared_layer_serves_some_task_with_vectors_of_its_size(variant: Any) -> None:
+    layer = variant.build(8)
+    served = [is_pair for is_pair in (False, True) if variant.serves(is_pair)]
+    assert bool(served) is (layer is not None), f"it builds {layer}, but serves {served or 'no task'}"
+    if layer is not None:
+        dropped: list[float] = []
+        shape = layer(torch.randn(3, 8), lambda values, p: dropped.append(p) or values).shape
+        assert shape == (3, variant.size), f"it gives shape {tuple(shape)}, not (S, size) = (3, {variant.size})"
+        assert dropped == [variant.dropout], f"it drops with {dropped}, but its knob `dropout` says {variant.dropout}"
+
+
+# ------------------------------------------------------------------------------------------------------------- adapters
+
+SHAPE = EncoderShape(vocab_size=20, hidden_size=12, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
+
+
+@law(Adapter)
+def test_an_adapter_leaves_what_the_encoder_answers_as_it_was(variant: Any) -> None:
+    encoder, hidden_ND, layout = new_encoder(SHAPE, 0, 0.1, 0.1), torch.randn(5, 12), Layout.of((2, 3), torch.device("cpu"))
+    arguments = (layout, layout, lambda x: x, lambda x: x, None)
+    expected = encoder.layers[1](hidden_ND, *arguments)
+    variant.adapt(encoder, len)
+    own = variant.build(SHAPE)
+    beside = functools.partial(own, 1) if own else None
+    found = encoder.layers[1](hidden_ND, *arguments, beside)
+    assert torch.equal(found, expected), f"before any training its layer is {(found - expected).abs().max():.2g} away"
+
+
+@law(Adapter)
+def test_an_adapter_trains_parameters_of_the_encoder_once_each_in_groups_that_are_not_empty(variant: Any) -> None:
+    encoder = new_encoder(SHAPE, 0, 0.1, 0.1)
+    variant.adapt(encoder, len)
+    groups = variant.groups(encoder)
+    trained = [id(parameter) for group in groups.values() for parameter in group]
+    empty = [name for name, group in groups.items() if not group]
+    assert not empty, f"its groups {', '.join(empty)} are empty: a gradient method would see a Gramian of nothing"
+    assert len(set(trained)) == len(trained), "its groups hold a parameter twice"
+    assert set(trained) <= set(map(id, encoder.parameters())), "its groups hold what is not in the encoder"
+    assert bool(set(groups) - {"pooler"}) is variant.shares, f"shares is {variant.shares}, but its groups are {list(groups)}"
+
+
+@law(Adapter)
+def test_an_adapter_adds_parameters_if_it_says_so(variant: Any) -> None:
+    encoder = new_encoder(SHAPE, 0, 0.1, 0.1)
+    before = sum(parameter.numel() for parameter in encoder.parameters())
+    variant.adapt(encoder, len)
+    own = variant.build(SHAPE)
+    added = sum(p.numel() for module in (encoder, own) if module for p in module.parameters()) - before
+    assert (added > 0) is variant.adds, f"adds is {variant.adds}, but it adds {added} parameters"
+
+
+# ---------------------------------------------------------------------------------------------------------------- heads
 
 
 def outputs_of(head: Any) -> tuple[int, ...]:
@@ -480,21 +569,26 @@ def test_a_head_can_learn(variant: Any) -> None:
     features = torch.tensor([[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]])
     labels, head = torch.tensor([[4.0], [1.0]]), built(variant)
     optimizer = torch.optim.Adam(head.parameters(), lr=0.02)
-    for _ in range(300):
+    for _ in range(400):
         optimizer.zero_grad()
         loss = (answered(head, features) - labels).square().mean()
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.05, f"300 steps do not fit two examples: loss {loss.item():.3f}"
+    assert loss.item() < 0.05, f"400 steps do not fit two examples: loss {loss.item():.3f}"
 
 
 @law(Head)
 def test_a_head_that_reads_the_cosine_only_grows_with_it_untrained(variant: Any) -> None:
-    """v turns away from a fixed u by a half turn in eight steps; then once more, seven times as long."""
+    """v turns away from a fixed u by a half turn in eight steps; then once more, seven times as long, and from another u."""
     angles, head = torch.linspace(0, torch.pi, 9), built(variant, 4)
-    u, v = torch.tensor([[1.0, 0.0]]).expand(9, 2), torch.stack([angles.cos(), angles.sin()], dim=1)
-    near, far = (answered(head, torch.cat([u, length * v], dim=1)) for length in (1, 7))
-    cosine_only = bool((near.diff(dim=0) < 0).all()) and torch.allclose(near, far)
+
+    def pairs(u_at: float, length: float) -> Tensor:
+        u, v = (torch.stack([at.cos(), at.sin()], dim=1) for at in (torch.full((9,), u_at), u_at + angles))
+        return torch.cat([u, length * v], dim=1)
+
+    near, far, turned = (answered(head, pairs(*where)) for where in ((0, 1), (0, 7), (2, 1)))
+    follows = torch.allclose(near, far, atol=1e-5) and torch.allclose(near, turned, atol=1e-5)
+    cosine_only = bool((near.diff(dim=0) < 0).all()) and follows
     does = "grows with cos(u, v) and depends on nothing else" if cosine_only else "is no growing function of cos(u, v) alone"
     assert cosine_only is variant.reads_cosine_only, f"reads_cosine_only is {variant.reads_cosine_only}, but its logit {does}"
 
@@ -688,13 +782,59 @@ def test_a_readout_is_of_each_example_by_itself_and_passes_a_gradient(variant: A
 # --------------------------------------------------------------------------------------------------------- loss weights
 
 
+KINDS: dict[str, TaskKind] = {"sst": "classification", "para": "binary", "a-task-of-my-own": "regression"}
+FALLING = [{task: rate**step for task, rate in zip(KINDS, (0.9, 0.5, 0.99), strict=True)} for step in range(20)]  # losses
+
+
+def followed(variant: Any, losses: list[dict[str, float]], state: dict[str, Tensor], first: int = 0) -> dict[str, float]:
+    """The weights after steps of these losses, each of which the update took to nine tenths; first: the first one's number."""
+    for number, of_step in enumerate(losses, start=first):
+        after = {task: 0.9 * loss for task, loss in of_step.items()}
+        variant.follow(KINDS, of_step, after if variant.looks_again else of_step, (number + 0.5) / len(FALLING), state)
+    for key, value in state.items():
+        assert isinstance(value, Tensor), f"state['{key}'] is a {type(value).__name__}; a checkpoint holds Tensors"
+    weights: dict[str, float] = variant.of(KINDS, FALLING[-1] if variant.reads_losses else {}, state)
+    return weights
+
+
 @law(LossWeights)
 def test_a_loss_weight_is_a_positive_number_for_every_task(variant: Any) -> None:
-    for task in ("sst", "para", "a-task-of-my-own"):
-        weight = variant.weight(task)
-        assert isinstance(weight, float), f"the weight of {task} is {weight!r}, not a float"
-        assert 0 < weight < math.inf, f"the weight of {task} is {weight}; it must be positive and finite"
-        assert weight == variant.weight(task), f"two calls weigh {task} differently"
+    for losses in ([], FALLING, [dict.fromkeys(KINDS, 0.0)] * 20):
+        weights, again = followed(variant, losses, {}), followed(variant, losses, {})
+        assert list(weights) == list(KINDS), f"it weighs {list(weights)}, where the tasks are {list(KINDS)}"
+        for task, weight in weights.items():
+            assert isinstance(weight, float), f"the weight of {task} is {weight!r}, not a float"
+            assert 0 < weight < math.inf, f"the weight of {task} is {weight} after {len(losses)} steps; it is positive, finite"
+        assert weights == again, "two calls weigh tasks differently; what it remembers is in `state`"
+
+
+@law(LossWeights)
+def test_loss_weights_say_what_they_read(variant: Any) -> None:
+    """Losses wait for the device: who does not read them must say so, and who says so must not."""
+    state: dict[str, Tensor] = {}
+    other = [{**losses, "sst": 0.3 + 0.5**step} for step, losses in enumerate(FALLING)]
+    moves = followed(variant, FALLING, state) != followed(variant, other, {})
+    assert moves is variant.follows_losses, f"follows_losses is {variant.follows_losses}, but losses move its weights: {moves}"
+    assert bool(state) is variant.follows_losses, f"follows_losses is {variant.follows_losses}, but its state is {state}"
+    assert variant.follows_losses or not variant.looks_again, "it looks again at losses that it does not follow"
+    reads = variant.reads_losses and variant.of(KINDS, FALLING[1], {}) != variant.of(KINDS, FALLING[9], {})
+    assert reads is variant.reads_losses, "it says reads_losses, but its weights are the same for other losses"
+
+
+@law(LossWeights)
+def test_loss_weights_do_not_depend_on_the_order_of_tasks(variant: Any) -> None:
+    turned = [dict(reversed(losses.items())) for losses in FALLING]
+    expected, found = followed(variant, FALLING, {}), followed(variant, turned, {})
+    assert all(math.isclose(found[task], expected[task]) for task in KINDS), f"in another order {found}, not {expected}"
+
+
+@law(LossWeights)
+def test_the_state_of_loss_weights_is_all_that_is_remembered(variant: Any) -> None:
+    state: dict[str, Tensor] = {}
+    followed(variant, FALLING[:13], state)
+    copy = {key: value.clone() for key, value in state.items()}
+    found, expected = followed(variant, FALLING[13:], copy, 13), followed(variant, FALLING[13:], state, 13)
+    assert found == expected, "from a copy of its state it goes on otherwise: it remembers something beside it"
 
 
 # ------------------------------------------------------------------------------------------------------- task schedules
@@ -874,10 +1014,10 @@ def test_a_penalty_is_a_positive_scalar_that_trains_and_costs_what_it_announces(
         values_NK = ((embeddings_ND + noise_ND) @ weight_DK).tanh()
         return torch.zeros(2, values_NK.shape[1]).index_add(0, EXAMPLE_N, values_NK)
 
-    clean_BK = forward(torch.zeros(5, 4))
-    passes.clear()
+    views = [forward(0.1 * view * torch.ones(5, 4)) for view in range(variant.views)]  # as if masks had made them differ
+    del passes[:1]
     state = torch.get_rng_state()
-    penalty = variant.penalty(forward, clean_BK, divergence(kind), EXAMPLE_N, 2, (5, 4), torch.Generator().manual_seed(0))
+    penalty = variant.penalty(forward, views, divergence(kind), EXAMPLE_N, 2, (5, 4), torch.Generator().manual_seed(0))
     announced = variant.extra_passes
     assert len(passes) == announced, f"it takes {len(passes)} passes, but extra_passes announces {announced}, which is charged"
     assert torch.equal(torch.get_rng_state(), state), "it draws from torch's global generator, not from the one handed in"
@@ -904,8 +1044,8 @@ def test_a_penalty_repeats_from_the_same_generator(variant: Any) -> None:
 
     for _ in range(2):
         generator = torch.Generator().manual_seed(3)
-        clean_BK = forward(torch.zeros(5, 4))
-        found.append(variant.penalty(forward, clean_BK, divergence("regression"), EXAMPLE_N, 2, (5, 4), generator))
+        views = [forward(0.1 * view * torch.ones(5, 4)) for view in range(variant.views)]
+        found.append(variant.penalty(forward, views, divergence("regression"), EXAMPLE_N, 2, (5, 4), generator))
     same = found[0] is found[1] is None or torch.equal(*found)
     assert same, f"from one seed its penalty is {found[0]}, then {found[1]}: a trial could not be repeated"
 
@@ -1021,14 +1161,14 @@ def planned(variant: Any) -> StagePlan:
     return plan
 
 
-@law(Stage)
+@law(LabelledStage)
 def test_a_stage_is_named_after_its_kind_in_a_recipe(variant: Any) -> None:
     name = planned(variant).name
     assert name.startswith(variant.kind), f"its plan is named '{name}', which does not begin with its kind"
     assert re.fullmatch("[a-zA-Z0-9_-]+", name), f"its plan is named '{name}', which is not made of [a-zA-Z0-9_-]"
 
 
-@law(Stage)
+@law(LabelledStage)
 def test_a_stage_takes_tasks_of_the_trial_and_can_merge_them_where_it_merges(variant: Any) -> None:
     plan = planned(variant)
     assert plan.tasks, "it trains no task"
@@ -1038,7 +1178,7 @@ def test_a_stage_takes_tasks_of_the_trial_and_can_merge_them_where_it_merges(var
     assert several or not plan.gradient.needs_several_tasks, found
 
 
-@law(Stage)
+@law(LabelledStage)
 def test_a_stage_that_trains_no_encoder_has_nothing_that_acts_on_it(variant: Any) -> None:
     plan = planned(variant)
     acting = {
@@ -1050,7 +1190,7 @@ def test_a_stage_that_trains_no_encoder_has_nothing_that_acts_on_it(variant: Any
     assert not found, f"it trains no encoder, yet keeps the trial's {', '.join(found)}, which would cost passes for nothing"
 
 
-@law(Stage)
+@law(LabelledStage)
 def test_what_a_stage_overrides_takes_effect_and_the_rest_is_of_the_trial(variant: Any) -> None:
     others = {"optimizer": Optimizer(lr=0.5), "task_schedule": {"kind": "sequential"}, "gradient": {"kind": "gradvac"},
               "smoothness": {"kind": "smart", "radius": 0.9}, "proximal": {"kind": "bregman", "beta": 0.3}}  # fmt: skip
@@ -1061,3 +1201,47 @@ def test_what_a_stage_overrides_takes_effect_and_the_rest_is_of_the_trial(varian
             own = type(variant).model_validate({**needed(type(variant)), knob: value})
             found = getattr(planned(own), knob)
             assert found == getattr(own, knob) != getattr(TRIAL, knob), f"its own {knob} has no effect: the plan has {found!r}"
+
+
+# ------------------------------------------------------------------------------------------- stages on texts without labels
+
+WORDS = Vocabulary(4, np.arange(5, 20), np.arange(20) < 5, np.arange(20) >= 15)  # five specials, ten words, five pieces
+TOKENS = np.array([2, 7, 8, 3, 2, 9, 16, 10, 3])  # two rows between [CLS] 2 and [SEP] 3
+
+
+def asked(variant: Any, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    found: tuple[np.ndarray, np.ndarray, np.ndarray] = variant.ask(
+        TOKENS, np.array([0, 4]), np.array([False, True]), WORDS, np.random.default_rng(seed)
+    )
+    return found
+
+
+@law(Pretraining)
+def test_a_question_repeats_from_its_generator_and_leaves_the_tokens_as_they_were(variant: Any) -> None:
+    before = TOKENS.copy()
+    for once, again in zip(asked(variant, 3), asked(variant, 3), strict=True):
+        assert np.array_equal(once, again), f"{once} and {again} from one seed"
+    assert np.array_equal(TOKENS, before), "it writes into the batch"
+
+
+@law(Pretraining)
+def test_what_is_asked_is_answered_by_a_class_of_its_head_which_learns_from_it(variant: Any) -> None:
+    _, at_M, answers_M = asked(variant, 0)
+    assert len(at_M) == len(answers_M) > 0, f"it reads {len(at_M)} tokens and knows {len(answers_M)} answers"
+    shape = EncoderShape(20, 8, 1, 2, 16)
+    head, encoder = variant.build(shape), new_encoder(shape, 0, 0.0, 0.0)
+    assert set(variant.stored) == set(head.state_dict()), "not every tensor of its head has a name in a checkpoint"
+    logits_MK = head(torch.randn(len(at_M), 8), encoder)
+    assert 0 <= answers_M.min() <= answers_M.max() < logits_MK.shape[1], f"answers {answers_M} of {logits_MK.shape[1]} classes"
+    torch.nn.functional.cross_entropy(logits_MK, torch.from_numpy(answers_M)).backward()
+    dead = [name for name, parameter in head.named_parameters() if parameter.grad is None]
+    assert not dead, f"no gradient reaches {dead}"
+
+
+@law(Pretraining)
+def test_what_follows_a_row_is_a_row(variant: Any) -> None:
+    for num_rows in (2, 7):
+        rows_B = np.arange(num_rows).repeat(5)
+        seconds_B = variant.follow(rows_B, num_rows, np.random.default_rng(0))
+        assert seconds_B.shape == rows_B.shape
+        assert set(seconds_B.tolist()) <= set(range(num_rows)), f"it names {set(seconds_B)} of {num_rows} rows"

@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 from torchjd.aggregation import GradVacWeighting, PCGradWeighting
 
-from minbert_core.methods.gradients import GradVac, PCGrad, Sum, random_orders
+from minbert_core.methods.gradients import (
+    CAGrad,
+    GradientMethod,
+    GradVac,
+    PCGrad,
+    Sum,
+    merging_weights,
+    parties_of,
+    random_orders,
+)
 
 TASKS = ("sst", "para", "sts")
 SWAP = torch.tensor([[1], [0]])  # the only orders of two tasks
@@ -26,7 +35,7 @@ def gramian(gradients_GTP: Tensor) -> Tensor:
 
 
 def merge(
-    method: Sum | PCGrad | GradVac, gradients_GTP: Tensor, orders: Tensor = SWAP, state: dict[str, Tensor] | None = None
+    method: GradientMethod, gradients_GTP: Tensor, orders: Tensor = SWAP, state: dict[str, Tensor] | None = None
 ) -> Tensor:
     """The merged gradient, shape (G, P)."""
     tasks = TASKS[: gradients_GTP.shape[1]]
@@ -220,6 +229,111 @@ def test_gradvac_goes_on_from_a_saved_state() -> None:
     for one in gradients[2:]:
         found = merge(GradVac(beta=0.5), one, IN_ORDER, resumed)
     assert torch.equal(found, expected)
+
+
+# -------------------------------------------------------------------------------------------------------------- cagrad
+
+
+def cagrad_by_grid(gradients_TP: Tensor, c: float, steps: int) -> Tensor:
+    """T d of Algorithm 1 of Liu et al. 2021, the dual's least value looked for on a grid over the simplex."""
+    num_tasks = len(gradients_TP)
+    ticks = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    grid_WT = torch.cartesian_prod(*[ticks] * (num_tasks - 1)).reshape(-1, num_tasks - 1)
+    grid_WT = torch.cat([grid_WT, 1 - grid_WT.sum(dim=1, keepdim=True)], dim=1)
+    grid_WT = grid_WT[grid_WT[:, -1] >= -1e-12].clamp(min=0)
+    mean_P, mixed_WP = gradients_TP.mean(dim=0), grid_WT @ gradients_TP
+    values_W = mixed_WP @ mean_P + c * mean_P.norm() * mixed_WP.norm(dim=1)
+    worst_P = mixed_WP[values_W.argmin()]
+    return num_tasks * (mean_P + c * mean_P.norm() * worst_P / worst_P.norm())
+
+
+@pytest.mark.parametrize(("num_tasks", "steps"), [(2, 20_000), (3, 700)])
+@pytest.mark.parametrize("c", [0.2, 0.8])
+def test_cagrad_is_the_least_of_a_grid_over_the_simplex(num_tasks: int, steps: int, c: float) -> None:
+    for seed in range(5):
+        gradients = conflicting(num_tasks=num_tasks, seed=seed)
+        orders = random_orders(num_tasks, np.random.default_rng(0))
+        wanted_P = cagrad_by_grid(gradients[0], c, steps)
+        assert (merge(CAGrad(c=c), gradients, orders)[0] - wanted_P).norm() < 5e-3 * wanted_P.norm()
+
+
+def test_cagrad_of_two_opposite_gradients_lengthens_the_shorter_one() -> None:
+    """g1 = (2, 0), g2 = (-1, 1): the sum is (1, 1), and <g1, sum> = 2 but <g2, sum> = 0. With w = (.4, .6), g_w = (.2, .6) is
+    the point of the segment nearest to zero; as c grows g_w comes to it, and d serves both alike."""
+    gradients = torch.tensor([[[2.0, 0.0], [-1.0, 1.0]]], dtype=torch.float64)
+    least = [float((gradients[0] @ merge(CAGrad(c=c), gradients)[0]).min()) for c in (0.0, 0.3, 0.6, 0.9)]
+    assert least[0] == 0
+    assert least == sorted(least)
+    assert least[-1] > 0.5
+
+
+def test_what_cagrad_lowers_least_it_lowers_more_than_the_sum_does_and_it_stays_in_its_ball() -> None:
+    for seed in range(10):
+        gradients = conflicting(seed=seed)
+        merged_P, sum_P = merge(CAGrad(c=0.5), gradients, IN_ORDER)[0], gradients[0].sum(dim=0)
+        assert (gradients[0] @ merged_P).min() >= (gradients[0] @ sum_P).min() - 1e-9
+        assert (merged_P - sum_P).norm() <= 0.5 * sum_P.norm() * (1 + 1e-6)
+
+
+def test_cagrad_with_a_ball_of_nothing_is_the_sum() -> None:
+    gradients = conflicting(num_groups=2)
+    assert torch.equal(merge(CAGrad(c=0), gradients, IN_ORDER), gradients.sum(dim=1))
+
+
+def test_a_task_without_gradient_has_no_say_in_cagrad() -> None:
+    gradients = conflicting(num_tasks=3)
+    gradients[0, 1] = 0
+    assert torch.allclose(merge(CAGrad(), gradients, IN_ORDER), merge(CAGrad(), gradients[:, [0, 2]]))
+
+
+def test_cagrad_of_gradients_that_cancel_is_the_sum() -> None:
+    gradients = torch.tensor([[[1.0, 0.0], [-1.0, 0.0]]])
+    assert torch.equal(merge(CAGrad(), gradients), torch.zeros(1, 2))
+
+
+# -------------------------------------------------------------------------------------------------------------- groups
+
+
+def grouped(method: GradientMethod, gradients_GTP: Tensor, seed: int = 0, state: dict[str, Tensor] | None = None) -> Tensor:
+    """The merged gradient of tasks called sst, para, sts and yelp, (G, P)."""
+    generator, tasks = np.random.default_rng(seed), ("sst", "para", "sts", "yelp")[: gradients_GTP.shape[1]]
+    weights_GT = merging_weights(method, gramian(gradients_GTP), tasks, generator, {} if state is None else state)
+    return (weights_GT[:, None, :] @ gradients_GTP)[:, 0, :]
+
+
+def test_a_group_of_tasks_is_one_party_named_after_all_of_it() -> None:
+    groups = (("sts", "sst"),)
+    assert parties_of(("sst", "para", "sts"), groups) == {"sts+sst": ("sst", "sts"), "para": ("para",)}
+    assert parties_of(("para", "sst"), groups) == {"para": ("para",), "sts+sst": ("sst",)}
+
+
+@pytest.mark.parametrize("kind", [PCGrad, GradVac, CAGrad])
+def test_a_group_s_gradients_are_summed_before_surgery(kind: type[PCGrad | GradVac | CAGrad]) -> None:
+    """Li & Tang 2023: the sum of three tasks against an auxiliary one."""
+    method = kind(groups=(("sst", "para", "sts"),))
+    for seed in range(5):
+        gradients = conflicting(num_groups=2, num_tasks=4, seed=seed)
+        summed = torch.stack([gradients[:, :3].sum(dim=1), gradients[:, 3]], dim=1)
+        assert torch.allclose(grouped(method, gradients), merge(kind(), summed))
+
+
+@pytest.mark.parametrize("kind", [PCGrad, GradVac, CAGrad])
+def test_where_a_group_is_all_there_is_the_result_is_the_sum(kind: type[PCGrad | GradVac | CAGrad]) -> None:
+    gradients = conflicting(num_groups=2)
+    assert torch.allclose(grouped(kind(groups=(("sst", "para", "sts"),)), gradients), gradients.sum(dim=1))
+
+
+def test_without_groups_each_task_is_weighed_in_orders_from_the_generator() -> None:
+    gradients = conflicting(seed=3)
+    for seed in range(3):
+        orders = random_orders(3, np.random.default_rng(seed))
+        assert torch.equal(grouped(PCGrad(), gradients, seed), merge(PCGrad(), gradients, orders))
+
+
+def test_gradvac_keeps_its_targets_by_party() -> None:
+    state: dict[str, Tensor] = {}
+    grouped(GradVac(groups=(("sst", "para", "sts"),)), conflicting(num_tasks=4), state=state)
+    assert sorted(state) == ["sst+para+sts>yelp", "yelp>sst+para+sts"]
 
 
 # -------------------------------------------------------------------------------------------------------------- limits

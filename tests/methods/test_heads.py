@@ -7,7 +7,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from minbert_core.methods.heads import Cosine, Halving, Head, Linear, Mlp, Sbert, SbertCosine
+from minbert_core.methods.heads import Cosine, Hadamard, Halving, Head, Linear, Mlp, Sbert, SbertCosine
 
 
 def keep(values: Tensor, probability: float) -> Tensor:
@@ -92,6 +92,29 @@ def test_halving_lets_a_hundredth_of_what_is_negative_through() -> None:
     assert head(torch.tensor([[1.0, 3.0], [-1.0, -3.0]]), keep)[:, 0].tolist() == pytest.approx([4.0, -0.04])
 
 
+def test_hadamard_weighs_the_terms_of_the_cosine() -> None:
+    head = Hadamard().build(4, 1)
+    with torch.no_grad():
+        head.layers[0].weight.copy_(torch.tensor([[1.0, 10.0]]))
+    # u = (3, 4), v = (5, 12): 15 / 65 and 48 / 65
+    assert head(torch.tensor([[3.0, 4.0, 5.0, 12.0]]), keep).item() == pytest.approx((15 + 480) / 65)
+
+
+def test_hadamard_with_weights_of_one_is_the_cosine() -> None:
+    head, features = Hadamard().build(8, 1), torch.randn(5, 8)
+    fill(head, 1.0)
+    assert torch.allclose(head(features, keep), Cosine(scale=1.0).build(8, 1)(features, keep), atol=1e-6)
+
+
+def test_hadamard_of_a_zero_vector_is_zero_with_finite_gradient() -> None:
+    features = torch.zeros(1, 4, requires_grad=True)
+    logits = Hadamard().build(4, 1)(features, keep)
+    logits.sum().backward()
+    assert logits.item() == 0
+    assert features.grad is not None
+    assert features.grad.isfinite().all()
+
+
 def test_cosine_starts_as_scale_times_the_cosine() -> None:
     head = Cosine(scale=5.0).build(4, 1)
     features = torch.tensor([[1.0, 0.0, 2.0, 0.0], [1.0, 0.0, 0.0, 3.0], [1.0, 1.0, -2.0, -2.0]])
@@ -160,7 +183,14 @@ def test_the_same_seed_builds_the_same_head() -> None:
     assert torch.equal(*built)
 
 
-@pytest.mark.parametrize("head", [Linear(), Mlp(hidden=(3,)), Halving(), Sbert(), SbertCosine()])
-def test_a_head_starts_at_the_logit_it_is_given(head: Linear | Mlp | Halving | Sbert | SbertCosine) -> None:
+@pytest.mark.parametrize("head", [Linear(), Mlp(hidden=(3,)), Halving(), Sbert(), SbertCosine(), Hadamard()])
+def test_a_head_starts_at_the_logit_it_is_given(head: Linear | Mlp | Halving | Sbert | SbertCosine | Hadamard) -> None:
     built = head.build(4, 1, 2.5)
     assert torch.allclose(built(torch.zeros(2, 4), lambda values, p: values), torch.full((2, 1), 2.5))
+
+
+@pytest.mark.parametrize("cls", [Linear, Mlp, Halving, Sbert, SbertCosine, Hadamard])
+def test_start_zero_leaves_the_middle_of_the_labels_aside(cls: type[Linear]) -> None:
+    """As the papers begin a regression."""
+    head = cls(start="zero").build(4, 1, 2.5)
+    assert not next(bias for name, bias in reversed(list(head.named_parameters())) if name.endswith("bias")).any()

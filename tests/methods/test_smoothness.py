@@ -6,6 +6,7 @@ token's gradient depends on its own embedding and on the others'.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from minbert_core.methods.losses import divergence
-from minbert_core.methods.smoothness import NoSmoothness, Smart, ascend, max_norms
+from minbert_core.methods.smoothness import NoSmoothness, RDrop, Smart, ascend, max_norms, scale_to_radius
 
 EXAMPLE_N = torch.tensor([0, 0, 1, 1, 1, 0])  # the last token is the v of example 0: a pair's two sentences are one example
 B, N, D, K = 2, 6, 4, 3
@@ -40,7 +41,7 @@ class Model:
 def penalty(model: Model, smart: Smart, clean: Tensor | None = None, seed: int = 0, kind: str = "classification") -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     clean = model.clean() if clean is None else clean
-    found = smart.penalty(model.forward, clean, divergence(kind), EXAMPLE_N, B, (N, D), generator)
+    found = smart.penalty(model.forward, [clean], divergence(kind), EXAMPLE_N, B, (N, D), generator)
     assert found is not None
     return found
 
@@ -166,7 +167,7 @@ def test_the_starting_noise_has_the_radius_as_its_deviation() -> None:
 
     example_N = torch.zeros(2000, dtype=torch.long)
     generator = torch.Generator().manual_seed(0)
-    Smart(radius=0.3).penalty(forward, torch.zeros(2000, 1), divergence("regression"), example_N, 1, (2000, 8), generator)
+    Smart(radius=0.3).penalty(forward, [torch.zeros(2000, 1)], divergence("regression"), example_N, 1, (2000, 8), generator)
     assert noises[0].std().item() == pytest.approx(0.3, rel=0.02)
 
 
@@ -199,7 +200,7 @@ def test_the_clean_side_is_a_constant_in_the_ascent_only() -> None:
         return divergence("classification")(p, q)
 
     model, generator = Model(), torch.Generator().manual_seed(0)
-    Smart(steps=3).penalty(model.forward, model.clean(), recorded, EXAMPLE_N, B, (N, D), generator)
+    Smart(steps=3).penalty(model.forward, [model.clean()], recorded, EXAMPLE_N, B, (N, D), generator)
     assert trained == [False, False, False, True]
 
 
@@ -210,6 +211,67 @@ def test_the_noise_is_drawn_from_the_given_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+# ---------------------------------------------------------------------------------------------------------- as released
+
+
+def test_unit_scales_each_token_to_the_radius_but_for_the_stabiliser() -> None:
+    """s = noise + 1e-3 g: (2e-5, -1e-5) and (0, 1e-6); over |s|_inf + 1e-6."""
+    noise_ND = torch.tensor([[1e-5, -1e-5], [0.0, 0.0]])
+    gradient_ND = torch.tensor([[1e-2, 0.0], [0.0, 1e-3]])
+    found = scale_to_radius(noise_ND, gradient_ND, radius=2.0)
+    assert found.flatten().tolist() == pytest.approx([2 * 20 / 21, -2 * 10 / 21, 0.0, 1.0])
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_unit_equals_the_released_loop(steps: int) -> None:
+    """smart-pytorch's SMARTLoss, written out: noise 1e-5, step 1e-3, epsilon 1e-6, the max-norm of each token."""
+    model = Model()
+    found = penalty(model, Smart(radius=1.0, projection="unit", steps=steps))
+    noise = 1e-5 * torch.randn((N, D), generator=torch.Generator().manual_seed(0))
+    state = model.clean()
+    for _ in range(steps):
+        noise.requires_grad_()
+        loss = divergence("classification")(model.forward(noise), state.detach())
+        (gradient,) = torch.autograd.grad(loss, noise)
+        step = noise.detach() + 1e-3 * gradient
+        noise = step / (step.abs().max(dim=-1, keepdim=True).values + 1e-6)
+    wanted = divergence("classification")(model.forward(noise), state)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-4)
+    assert 0.5 < float(model.noises[-1].abs().amax()) < 1
+
+
+# -------------------------------------------------------------------------------------------------------------- R-Drop
+
+
+def r_drop(*views_VBK: Tensor, kind: str = "classification") -> Tensor:
+    def forward(noise_ND: Tensor) -> Tensor:
+        raise AssertionError("no noisy pass is needed")
+
+    found = RDrop().penalty(forward, views_VBK, divergence(kind), EXAMPLE_N, B, (N, D), torch.Generator())
+    assert found is not None
+    return found
+
+
+def test_r_drop_is_the_symmetric_divergence_of_two_passes() -> None:
+    """p = (.5, .5), q = (.8, .2): (.5 - .8) log(.5/.8) + (.5 - .2) log(.5/.2), for one example of two; 0 for the other."""
+    p_BK, q_BK = torch.tensor([[0.5, 0.5], [0.1, 0.9]]).log(), torch.tensor([[0.8, 0.2], [0.1, 0.9]]).log()
+    wanted = (-0.3 * math.log(0.5 / 0.8) + 0.3 * math.log(0.5 / 0.2)) / 2
+    assert r_drop(p_BK, q_BK).item() == pytest.approx(wanted, rel=1e-5)
+    assert r_drop(q_BK, p_BK).item() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["classification", "binary", "regression"])
+def test_r_drop_of_passes_that_agree_is_zero(kind: str) -> None:
+    logits_BK = torch.randn(B, K if kind == "classification" else 1)
+    assert r_drop(logits_BK, logits_BK.clone(), kind=kind) == 0
+
+
+def test_r_drop_trains_through_both_passes() -> None:
+    views = [torch.randn(B, K, requires_grad=True) for _ in range(2)]
+    r_drop(*views).backward()
+    assert all(view.grad is not None and view.grad.abs().max() > 0 for view in views)
+
+
 # ----------------------------------------------------------------------------------------------------------- the costs
 
 
@@ -218,11 +280,17 @@ def test_small_noise_needs_float32(radius: float, needed: bool) -> None:
     assert Smart(radius=radius).needs_float32 is needed
 
 
+def test_unit_needs_float32_at_any_radius() -> None:
+    """Its first pass is at a noise of 1e-5."""
+    assert Smart(radius=1.0, projection="unit").needs_float32
+    assert not RDrop().needs_float32
+
+
 def test_none_costs_nothing_and_adds_nothing() -> None:
     def forward(noise_ND: Tensor) -> Tensor:
         raise AssertionError("no pass is needed")
 
     none = NoSmoothness()
     unused: Callable[[Tensor, Tensor], Tensor] = divergence("binary")
-    assert none.penalty(forward, torch.zeros(B, 1), unused, EXAMPLE_N, B, (N, D), torch.Generator()) is None
+    assert none.penalty(forward, [torch.zeros(B, 1)], unused, EXAMPLE_N, B, (N, D), torch.Generator()) is None
     assert (none.extra_passes, none.needs_float32, none.weight) == (0, False, 0.0)

@@ -11,7 +11,18 @@ from minbert_core.methods.gradients import PCGrad, Sum
 from minbert_core.methods.optimizer import Optimizer
 from minbert_core.methods.proximal import Bregman, NoProximal
 from minbert_core.methods.smoothness import NoSmoothness, Smart
-from minbert_core.methods.stages import HeadsOnly, LinearProbe, Multitask, SingleTask, Stage, StagePlan, shares
+from minbert_core.methods.stages import (
+    HeadsOnly,
+    LinearProbe,
+    Mlm,
+    Multitask,
+    Nsp,
+    SingleTask,
+    Stage,
+    StagePlan,
+    in_epochs,
+    shares,
+)
 from minbert_core.methods.task_schedules import Drop, Mix, Proportional, RoundRobin
 
 TRIAL = StagePlan(
@@ -67,6 +78,21 @@ def test_shares_that_do_not_make_a_whole_are_refused(given: list[float | None], 
 def test_a_share_lies_between_zero_and_one(share: float) -> None:
     with pytest.raises(ValidationError, match=r"greater than 0|less than or equal to 1"):
         Multitask(share=share)
+
+
+def test_stages_have_epochs_all_of_them_or_none() -> None:
+    assert in_epochs([Multitask(epochs=2), HeadsOnly(epochs=0.5)])
+    assert not in_epochs([Multitask(share=0.5), HeadsOnly()])
+    with pytest.raises(ValueError, match=r"`epochs` in `stages` must be of every stage or of none\. heads_only has none\."):
+        in_epochs([Multitask(epochs=2), HeadsOnly()])
+    with pytest.raises(ValueError, match=r"`share` or `epochs`, not both\. multitask has both\."):
+        in_epochs([Multitask(epochs=2, share=0.5)])
+
+
+def test_the_stages_that_learn_labels_say_so_and_those_on_texts_have_no_share() -> None:
+    labelled = [Multitask(), SingleTask(task="sst"), LinearProbe(), HeadsOnly()]
+    assert [stage.learns_labels for stage in (*labelled, Mlm(), Nsp())] == [True] * 4 + [False] * 2
+    assert not {"share"} & {*Mlm.model_fields, *Nsp.model_fields}
 
 
 def read(written: Any) -> Any:

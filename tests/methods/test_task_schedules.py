@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from minbert_core.methods.task_schedules import (
+    Alternate,
     Drop,
     Mix,
     Proportional,
@@ -174,3 +175,16 @@ def test_a_drop_epoch_has_as_many_steps_as_the_shortest_task_has_batches() -> No
 def test_a_drop_epoch_of_unequal_batches_is_counted_in_the_mean() -> None:
     """Three steps, the batches of 2, 4 and 6 alike likely."""
     assert Drop().epoch_examples({"a": 6, "b": 100, "c": 100}, {"a": 2, "b": 4, "c": 6}) == 12
+
+
+# ----------------------------------------------------------------------------------------------------------- alternate
+
+
+def test_alternate_takes_one_task_a_step_in_turn() -> None:
+    steps = [Alternate().tasks_of_step(step, 0.0, SIZES, EIGHTS, 0) for step in range(7)]
+    assert steps == [("sst",), ("para",), ("sts",)] * 2 + [("sst",)]
+    assert Alternate().tasks_per_step(3) == 1
+
+
+def test_an_epoch_of_alternate_is_that_of_round_robin() -> None:
+    assert Alternate().epoch_examples(SIZES, EIGHTS) == RoundRobin().epoch_examples(SIZES, EIGHTS)

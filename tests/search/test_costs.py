@@ -92,6 +92,21 @@ def test_a_search_costs_gpu_hours_or_core_hours(trial: Callable[..., TrialResult
     assert total_cost(trials, 2, 0.25) == "60 min of training, 0.5 GPU-hours, 2,000 examples, 3,000 passes"
 
 
+def test_a_pretraining_is_charged_once_and_named_however_many_share_it(trial: Callable[..., TrialResult]) -> None:
+    trials = [trial(number, 3600, 1000, {}) for number in range(3)]
+    record = {"kind": "pretrain", "stage": "mlm", "key": "3f2a9c01ab", "pretrain/seconds": 1800.0, "made": False}
+    own = {"seconds": 0.0, "examples": 0, "passes": 0, "time_ms": START}
+    for one in trials[1:]:
+        one.records.insert(0, record | own)
+    trials[2].records.insert(0, record | own | {"made": True})  # it was stopped after that, and found its own
+    assert total_cost(trials, 2, 0) == (
+        "60 min of training, 7.0 core-hours, 3,000 examples, 3,000 passes; "
+        "further pretraining mlm 3f2a9c01: 30 min, made once by trial 002, shared by 2 trials"
+    )
+    assert total_cost(trials[:2], 2, 0).endswith("30 min, made before this search, shared by 1 trial")
+    assert total_cost(trials[:2], 2, 0).startswith("60 min of training, 4.0 core-hours")
+
+
 def test_the_choices_of_a_search_are_read_off_its_folder(tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text(
         "config:\n  optimizer: {lr: {log_uniform: [1e-5, 1e-4]}}\n"

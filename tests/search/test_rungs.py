@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ray.tune.schedulers import ASHAScheduler
 
-from search.rungs import Asha, RungScheduler, Scheduler, TopK, expected_ends, expected_full_trials
+from search.rungs import Asha, NoStopping, RungScheduler, Scheduler, TopK, expected_ends, expected_full_trials
 
 RUNGS = (1, 3, 9)
 
@@ -172,3 +172,11 @@ def test_baselines_cost_full_trials(trial_scheduler: Asha | TopK) -> None:
 def test_top_k_ends_k_trials_and_the_baselines_at_the_last_rung_and_all_others_at_the_first() -> None:
     assert expected_ends(12, 2, 3, RUNGS, TopK(k=3)) == [7, 0, 5]
     assert expected_ends(4, 2, 1, RUNGS, TopK(k=3)) == [0, 0, 4]
+
+
+def test_without_stopping_every_trial_runs_to_its_end() -> None:
+    scheduler = NoStopping().build(RUNGS, 3)
+    assert {enter(scheduler, number, score, part) for number, score in enumerate((0.9, 0.1, 0.5)) for part in RUNGS} == {
+        "CONTINUE"
+    }
+    assert expected_full_trials(5, 0, 1, RUNGS, NoStopping()) == 5

@@ -106,3 +106,11 @@ def test_counts_are_short(number: int, text: str) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.9, "0:00"), (45, "0:45"), (725, "12:05"), (11_100, "3:05:00")])
 def test_times_are_those_of_a_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+def test_a_trial_that_pretrains_shows_how_far_that_is() -> None:
+    own = {"kind": "pretrain", "stage": "mlm", "examples": 0, "seconds": 0.0, "time_ms": NOW - 5_000}
+    going = look(3, "", [own | {"pretrain/share": 0.43, "pretrain/examples_per_second": 120.0}], 400_000, 9, NOW)
+    assert (going.at, going.speed, going.examples, going.seconds) == ("mlm 43%", 120.0, 0, 5.0)
+    assert look(3, "", [own | {"waits": True}], 400_000, 9, NOW).at == "mlm waits"
+    assert look(3, "", [own | {"made": True, "pretrain/share": 1.0}], 400_000, 9, NOW).at == ""

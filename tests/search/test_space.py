@@ -17,7 +17,8 @@ from search.domains import Choice, Domain
 from search.rungs import Asha, TopK
 from search.space import Sample, Space, cover, default_choice, make_space, read_space
 
-SPACES = sorted((Path(__file__).parents[2] / "spaces").rglob("*.yaml"))
+QUESTIONS = sorted((Path(__file__).parents[2] / "spaces").glob("*.yaml"))
+SPACES = sorted((Path(__file__).parents[2] / "spaces").rglob("*.yaml"))  # those of the papers too
 
 Write = Callable[..., Path]
 
@@ -68,7 +69,7 @@ def baseline(space: Space, index: int = 0) -> Sample:
 # ------------------------------------------------------------------------------------------------------- shipped spaces
 
 
-@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", QUESTIONS, ids=lambda path: path.stem)
 def test_a_shipped_space_reads_asks_a_question_and_has_a_baseline(path: Path) -> None:
     space = read_space(path)
     assert space.settings.about.endswith("?") or "?" in space.settings.about
@@ -163,7 +164,7 @@ def test_a_domain_may_stand_in_a_stage() -> None:
     stages = [{"kind": "multitask", "share": {"uniform": [0.1, 0.5]}}, "multitask"]
     space = make_space("s", {"config": {"stages": stages}})
     assert list(space.domains()) == ["stages/0/multitask/share"]
-    assert space.sample(taking(share=0.25)).config().stage_plans()[1].share == 0.75
+    assert space.sample(taking(share=0.25)).config().stage_examples({}) == [100_000, 300_000]
 
 
 def test_a_space_without_domains_is_one_point() -> None:
@@ -185,6 +186,98 @@ def test_a_domain_over_the_whole_budget_keeps_the_rungs() -> None:
     space = make_space("s", {"rungs": [1, 2], "config": {"budget": {"choice": branches}}})
     config = space.sample(taking(budget="long")).config()
     assert (config.budget.examples, config.budget.points) == (90, (1, 2))
+
+
+# ------------------------------------------------------------------------------------------------------------------- grid
+
+GRID: dict[str, Any] = {
+    "sampler": "grid",
+    "together": {
+        "row": [
+            {"name": "a", "set": {"gradient": "pcgrad"}},
+            {"name": "b", "set": {"gradient": "sum", "tasks/all/pooling": {"choice": ["cls", "mean"]}}},
+        ]
+    },
+}
+
+
+def test_a_grid_has_each_combination_once_in_the_order_in_which_they_are_written() -> None:
+    space = make_space("g", GRID)
+    assert space.combinations() == [
+        {"together/row": "a"},  # the pooling is of the other branch alone
+        {"together/row": "b", "tasks/all/pooling": "cls"},
+        {"together/row": "b", "tasks/all/pooling": "mean"},
+    ]
+    assert space.num_trials == 3
+    assert make_space("g", {**GRID, "trials": 2}).num_trials == 2
+    assert make_space("g", {**GRID, "sampler": "random"}).num_trials == 32
+
+
+@pytest.mark.parametrize(
+    ("over", "sentence"),
+    [
+        ({"config": {"optimizer": {"lr": {"log_uniform": [1e-5, 1e-4]}}}},
+         "`optimizer/lr`: `sampler` grid takes every combination, and log_uniform [1e-05, 0.0001] has no end of values. "
+         "Write the ones that you want: choice: [1e-05, …]."),
+        ({"baselines": [{}]},
+         "`sampler` grid takes every combination, and a baseline is one of them, or lies outside. Leave `baselines` away."),
+        ({"trials": 4}, "`trials` 4: the grid has 3 combinations to try. Leave `trials` away."),
+    ],
+)  # fmt: skip
+def test_what_is_no_grid_is_refused(over: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        make_space("g", {**GRID, **over})
+    assert str(caught.value) == sentence
+
+
+def test_of_a_grid_every_combination_is_checked_not_pairs_alone() -> None:
+    """Each two of the three go together, all three do not: 3 x 0.35 is more than the whole."""
+    stages = [{"kind": "single_task", "task": task, "share": {"choice": [0.1, 0.35]}} for task in ("sst", "para", "sts")]
+    document = {"config": {"stages": [*stages, "multitask"]}}
+    make_space("pairs", {**document, "sampler": "random"})
+    with pytest.raises(SettingsError, match=r"sum to 1\.05"):
+        make_space("all", {**document, "sampler": "grid"})
+
+
+def test_a_grid_beyond_what_can_be_checked_is_refused() -> None:
+    many = {"choice": list(range(1, 41))}
+    config = {"tasks": {"sst": {"batch_size": many}, "para": {"batch_size": many}}}
+    with pytest.raises(SettingsError, match=r"takes 1,600 combinations of this space, and 1,000 at most. Use random."):
+        make_space("g", {"sampler": "grid", "config": config})
+
+
+# ------------------------------------------------------------------------------------------------- what a branch tells
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ({"about": ["x"]}, "`together/row/a/about` must be a sentence. Got ['x']."),
+        ({"published": [0.5]}, "`together/row/a/published` takes {dev: {task: figure}, test: …}. Got [0.5]."),
+        ({"published": {"dve": {"sst": 0.5}}},
+         "Unknown split `together/row/a/published/dve`; did you mean 'dev'? Known: dev, test."),
+        ({"published": {"dev": {"sst": 51.2}}},
+         "`together/row/a/published/dev/sst` must be a number in [-1, 1], as our metrics are. Got 51.2."),
+        ({"published": {"dev": {"sts": True}}},
+         "`together/row/a/published/dev/sts` must be a number in [-1, 1], as our metrics are. Got true."),
+        ({"published": {"test": {"overall": 0.5}}},
+         "Unknown task or score `together/row/a/published/test/overall`. Known: cfimdb, mean, norm, para, sst, sts."),
+    ],
+)  # fmt: skip
+def test_what_a_branch_tells_of_itself_is_checked(told: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        make_space("s", {"together": {"row": [{"name": "a", **told}, {"name": "b", "set": {"max_length": 64}}]}})
+    assert str(caught.value) == sentence
+
+
+def test_what_a_branch_tells_of_itself_is_no_part_of_a_config() -> None:
+    told = {"about": "table 1", "published": {"dev": {"sst": 0.5, "norm": 0.6}}}
+    branches = [{"name": "a", "set": {"max_length": 32}}, {"name": "b", "set": {"max_length": 64}}]
+    plain, talking = (
+        make_space("s", {"together": {"row": rows}}) for rows in (branches, [{**branches[0], **told}, branches[1]])
+    )
+    choose = lambda name, domain: domain.values()[0]  # noqa: E731
+    assert talking.sample(choose).config() == plain.sample(choose).config()
 
 
 # ----------------------------------------------------------------------------------------------- the space's own settings
@@ -215,13 +308,13 @@ def test_a_domain_over_the_whole_budget_keeps_the_rungs() -> None:
         ("rungs: [3, 3]", "`rungs` must grow by one whole factor of 2 or more, as [1, 3, 9] does. Got [3, 3]."),
         ("rungs: [9, 3, 1]", "`rungs` must grow by one whole factor of 2 or more, as [1, 3, 9] does. Got [9, 3, 1]."),
         ("rungs: [1, 3, 9, 27, 81, 243]", "`rungs` must end at 81 parts or fewer. Got 243."),
-        ("sampler: tpee", "Unknown `sampler` kind 'tpee'; did you mean 'tpe'? Known: random, tpe."),
-        ("sampler: {startup: 3}", "`sampler` must be a kind's name, or a map with its `kind`. Got {startup: 3}. Known: random, "
-         "tpe."),
+        ("sampler: tpee", "Unknown `sampler` kind 'tpee'; did you mean 'tpe'? Known: grid, random, tpe."),
+        ("sampler: {startup: 3}", "`sampler` must be a kind's name, or a map with its `kind`. Got {startup: 3}. Known: grid, "
+         "random, tpe."),
         ("sampler: {kind: random, startup: 3}", "Unknown key `sampler/random/startup`. There is `sampler/tpe/startup`."),
         ("sampler: {kind: tpe, startups: 3}", "Unknown key `sampler/tpe/startups`; did you mean 'startup'? Known: startup."),
         ("sampler: {kind: tpe, startup: true}", "`sampler/tpe/startup` must be a whole number. Got true."),
-        ("trial_scheduler: off", "Unknown `trial_scheduler` kind 'off'. Known: asha, top_k."),
+        ("trial_scheduler: off", "Unknown `trial_scheduler` kind 'off'. Known: asha, none, top_k."),
         ("trial_scheduler: {kind: top_k, k: 0}", "`trial_scheduler/top_k/k` must be > 0. Got 0."),
         ("objective: {choice: [norm, mean]}", "Unknown key `objective/choice`. Known: weights."),
         ("objective: sts1", "Unknown `objective` 'sts1'; did you mean 'sts'? Known: mean, norm, para, sst, sts."),

@@ -154,6 +154,19 @@ def test_a_random_sampler_draws_whatever_came_of_the_others(tmp_path: Path, cloc
     assert rates("better and better", 0.01) == rates("worse and worse", -0.01)
 
 
+def test_a_grid_gives_each_combination_once_after_a_resume_too(open_study: Callable[[Space], Study]) -> None:
+    """One that never began (its driver was killed between Optuna's record and the folder) is given again."""
+    choices = {"gradient": {"choice": ["sum", "pcgrad"]}, "max_length": {"choice": [32, 64]}}
+    space = make_space("quick", {"config": choices, "sampler": "grid"})
+    first = open_study(space)
+    given = [first.ask().params for _ in range(2)]
+    shutil.rmtree(first.ask().folder)
+    again = open_study(space)
+    again.restore(RungScheduler(RUNGS))
+    given += [again.ask().params for _ in range(2)]
+    assert given == space.combinations()
+
+
 # ----------------------------------------------------------------------------------------------------------------- tell
 
 

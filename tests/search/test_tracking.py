@@ -154,6 +154,19 @@ def test_the_x_axis_is_examples_and_the_time_is_that_of_measurement(
     assert (point.step, point.timestamp) == (320, START + 320)
 
 
+def test_pretraining_is_measured_at_its_texts_and_does_not_hold_up_what_follows(
+    track: Callable[..., Tracker], uri: str, tmp_path: Path
+) -> None:
+    tracker = track()
+    begin(tracker, 0, tmp_path)
+    words = {"stage": "mlm", "key": "3f2a", "notes": ["a fresh head"]}
+    before = [record(0, "pretrain") | words | {"pretrain/examples": at, "pretrain/mlm_loss": 1 / at} for at in (500, 1000)]
+    tracker.records(0, [*before, record(16, "train", train_lr=1e-5)])
+    assert tracker.close("FINISHED")
+    assert history(uri, 0, "pretrain/mlm_loss") == [(500, 1 / 500), (1000, 1 / 1000)]
+    assert history(uri, 0, "seconds") == [(16, 1.0)]
+
+
 def test_what_is_not_finite_is_left_out(track: Callable[..., Tracker], uri: str, tmp_path: Path) -> None:
     tracker = track()
     begin(tracker, 0, tmp_path)

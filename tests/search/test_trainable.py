@@ -11,9 +11,10 @@ import pytest
 import ray.tune
 
 from minbert_core.config import read_config
+from minbert_core.evaluate import NotFiniteError
 from minbert_core.model import load_model
 from minbert_core.settings import dump_yaml
-from minbert_core.train import NotFiniteError, load_snapshot
+from minbert_core.train import load_snapshot
 from minbert_core.trial_folder import read_records, state_file, write_records
 from search.trainable import run_trial
 

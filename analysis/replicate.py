@@ -1,0 +1,249 @@
+"""A paper's rows, run and held beside what it printed: the search of its space, then every row over fresh seeds, dev and test.
+
+    python analysis/replicate.py --paper P3 --seeds 3 --gpus 4
+
+    spaces/papers/p3.yaml -> search.run (the search p3) -> best_to_test over all rows -> results.json -> replicate.md, MLflow
+
+The search runs each row once; the table is of the fresh seeds alone. After Ctrl-C or a crash the same command goes on.
+Exit codes: 0 done, 1 no row could be trained, 2 what was written is wrong, 3 right but not now, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file: Python put analysis/ on the path, where the packages are not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from analysis import best_to_test
+from analysis.replication import Circumstances, Measurement, replication_lines
+from analysis.results import SPLITS
+from analysis.selection import Selection, fresh_seeds
+from minbert_core.config import TINY
+from minbert_core.inputs import build_encoder, open_inputs
+from minbert_core.settings import did_you_mean, dump_yaml
+from search import run as search_run
+from search.drive import DONE, INTERRUPTED, NOT_RECORDED
+from search.options import gpus, positive, share
+from search.papers import ROW, Row, config_of, paper_file, rows_of
+from search.places import find_places, here
+from search.plan import git_commit
+from search.resources import Refused, counted, find_resources
+from search.results import Search, open_search
+from search.space import read_space
+from search.space_file import read_document
+from search.study import TrialResult
+from search.tracking import Tracker, ui_command
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, run, and turn every foreseen fault into its sentence and exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _main(options)
+    except Refused as error:
+        print(error, file=sys.stderr)
+        return 3
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on; what is trained stays trained.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python analysis/replicate.py",
+        usage="python analysis/replicate.py --paper P1 [options]",
+        description="Run a paper's rows over fresh seeds, and hold them beside its figures.",
+        epilog="examples:\n  python analysis/replicate.py --paper P3 --rows gs_con gv_rr --dry-run\n"
+        "  python analysis/replicate.py --paper P1 --part 0.05 --seeds 2 --gpus 4",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    what = parser.add_argument_group("what")
+    what.add_argument("--paper", required=True, metavar="NAME", help="a file of spaces/papers: P1, P2, P2_YELP, P3 …")
+    what.add_argument("--rows", nargs="+", metavar="ROW", help="of its rows these; its first runs beside them")
+    what.add_argument("--seeds", type=positive, default=3, metavar="N", help="fresh seeds a row (default 3)")
+    what.add_argument("--part", type=part_of_budget, default=1.0, metavar="X", help="of each budget train this (default 1)")
+    where = parser.add_argument_group("where and how")
+    where.add_argument("--data", metavar="DIR", help="folder with the corpora, or toy")
+    where.add_argument("--encoder", metavar="NAME", help="in place of the paper's: hub name, folder, tiny")
+    where.add_argument("--name", metavar="NAME", help="of the search (default: the paper's, with the part)")
+    where.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
+    where.add_argument("--gpus", type=gpus, default="auto", metavar="N|auto", help="GPUs to use; auto (default): all free ones")
+    where.add_argument("--gpus-per-trial", type=share, metavar="X", help="share of a GPU that a model takes (default 1)")
+    where.add_argument("--cpus-per-trial", type=positive, metavar="N", help="CPU cores a model (default 1)")
+    where.add_argument("--dry-run", action="store_true", help="print the plan, the search's cost; start nothing")
+    where.add_argument("-h", "--help", action="help", help="print this")
+    return parser
+
+
+def part_of_budget(text: str) -> float:
+    """A part of a budget, in (0, 1], for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1. Got '{text}'.")
+    return value
+
+
+def _main(options: argparse.Namespace) -> int:
+    file = paper_file(options.paper)
+    document, _ = read_document(file)
+    rows = choose_rows(rows_of(document), options.rows)
+    name = options.name or file.stem + ("" if options.part == 1 else f"-part-{options.part:g}".replace(".", "_"))
+    print(f"paper     {file.stem.upper()}: {document['about']}")
+    print(f"rows      {', '.join(row.name for row in rows)}: a search of them, {name}")
+    print(f"then      {counted(options.seeds, 'fresh seed')} of each row, on dev and test", flush=True)
+    with tempfile.TemporaryDirectory(prefix="minbert-paper-") as scratch:
+        space_file = Path(scratch) / file.name
+        space_file.write_text(dump_yaml(cut(document, rows, options.part)), encoding="utf-8")
+        best_to_test.check_test_files(config_of(read_space(space_file, _sets(options)), rows[0].name))
+        code = search_run.main(_search_arguments(options, space_file, name))
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    if options.dry_run or code not in (DONE, NOT_RECORDED):  # what MLflow lacks of the search, the search itself has said
+        return code
+    return _test(options, open_search(options.runs.absolute() / name), rows, document["about"])
+
+
+# ------------------------------------------------------------------------------------------------------- what is to be run
+
+
+def choose_rows(known: Sequence[Row], names: Sequence[str] | None) -> list[Row]:
+    """The rows named, in the paper's order, behind its first, with which they are compared; all without a name.
+
+    Raises ValueError: no such row, or the first alone.
+    """
+    for name in names or ():
+        if name not in (labels := [row.name for row in known]):
+            raise ValueError(f"There is no row '{name}' in this paper{did_you_mean(name, labels)}")
+    rows = [row for row in known if names is None or row.name in (known[0].name, *names)]
+    if len(rows) < 2:
+        raise ValueError(f"{known[0].name} is the row that the others are compared with; name another one beside it.")
+    return rows
+
+
+def cut(document: Mapping[str, Any], rows: Sequence[Row], part: float) -> dict[str, Any]:
+    """A paper's space with these rows alone, every stage's epochs times `part`."""
+    kept, names = copy.deepcopy(dict(document)), [row.name for row in rows]
+    kept["together"][ROW] = [branch for branch in kept["together"][ROW] if branch["name"] in names]
+    for tree in (kept["config"], *(branch["set"] for branch in kept["together"][ROW])) if part != 1 else ():
+        for stage in tree.get("stages", ()):
+            stage["epochs"] *= part
+    return kept
+
+
+def _sets(options: argparse.Namespace) -> list[str]:
+    """What --data and --encoder set in the space, as search.run has it."""
+    told = {"data": options.data, "encoder/checkpoint": options.encoder}
+    return [f"{path}={json.dumps(value)}" for path, value in told.items() if value]
+
+
+def _search_arguments(options: argparse.Namespace, space_file: Path, name: str) -> list[str]:
+    """The command of search.run that begins the search of the rows, or goes on with it."""
+    arguments = [f"--space={space_file}", f"--resume={name}", f"--runs={options.runs}", f"--gpus={options.gpus}"]
+    told = {flag: getattr(options, flag) for flag in ("data", "encoder", "gpus_per_trial", "cpus_per_trial")}
+    arguments += [f"--{flag.replace('_', '-')}={value}" for flag, value in told.items() if value is not None]
+    return [*arguments, *(["--dry-run"] if options.dry_run else [])]
+
+
+# ------------------------------------------------------------------------------------------------------------- the figures
+
+
+def _test(options: argparse.Namespace, search: Search, rows: Sequence[Row], about: str) -> int:
+    """Every row of the search over fresh seeds, then the table; the exit code."""
+    trials = {trial.params[f"together/{ROW}"]: trial for trial in search.trials}
+    done = {row.name: trials[row.name] for row in rows if row.name in trials and trials[row.name].status == "completed"}
+    finalists = list(done.values())
+    places = find_places(search.plan, finalists[0].config(), options.data, options.encoder)
+    selection = Selection(search, finalists, done.get(rows[0].name), fresh_seeds(options.seeds), places)
+    cpus = options.cpus_per_trial or search.plan["cpus_per_trial"]
+    retry = f"python analysis/replicate.py --paper {options.paper}"
+    resources = find_resources(options.gpus, options.gpus_per_trial, cpus, retry)
+    if code := best_to_test.run(selection, resources, shows_report=False):
+        return code
+    results = json.loads((selection.folder / "results.json").read_text(encoding="utf-8"))
+    measured = measured_rows(results, done)
+    missing = {row.name: _reason(row.name, trials, results) for row in rows if row.name not in measured}
+    lines = replication_lines(about, rows, measured, _circumstances(selection, options.part), missing)
+    file = search.folder / "replicate.md"
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(["", *lines, "", f"table     {file}; every figure with its interval: {selection.folder / 'table.md'}"]))
+    _record(selection, lines, measured, file)
+    return 0
+
+
+def measured_rows(results: Mapping[str, Any], trials: Mapping[str, TrialResult]) -> dict[str, Measurement]:
+    """Of results.json what was measured of each row: dev and test -> column -> figures."""
+    found = {entry["trial"]: {split: entry.get(split, {}) for split in SPLITS} for entry in results["configurations"]}
+    return {name: found[trial.number] for name, trial in trials.items() if trial.number in found}
+
+
+def _reason(name: str, trials: Mapping[str, TrialResult], results: Mapping[str, Any]) -> str:
+    """Why a row has no figures."""
+    if name not in trials or trials[name].status != "completed":
+        return trials[name].reason if name in trials and trials[name].reason else "the search has not run it to its end"
+    number = f"{trials[name].number:03d}-"
+    return next((reason for job, reason in results["failed"].items() if job.startswith(number)), "no seed was trained")
+
+
+def _circumstances(selection: Selection, part: float) -> Circumstances:
+    """Encoder and data as they were."""
+    search, config = selection.search, here(selection.config, selection.places)
+    inputs = open_inputs(config)
+    shape = build_encoder(config, inputs).shape
+    return Circumstances(
+        encoder=next(iter(search.plan["encoders"]), TINY),
+        shape=(shape.hidden_size, shape.num_hidden_layers, shape.vocab_size),
+        data=config.data,
+        train_rows=inputs.sizes,
+        dev_rows={name: len(split) for name, split in inputs.dev.items()},
+        part=part,
+        num_seeds=len(selection.seeds),
+    )
+
+
+def _record(selection: Selection, lines: list[str], measured: Mapping[str, Measurement], file: Path) -> None:
+    """The table and its figures to MLflow, in an experiment beside the search's; a repeated command goes on in its one run."""
+    search = selection.search
+    tracker = Tracker(
+        best_to_test.tracking_uri(search),
+        f"{search.name}-replicate",
+        "\n".join(lines),
+        {"replicated_search": search.name, "git": git_commit()},
+        {"search": search.name, "seeds": len(selection.seeds), "rows": list(measured)},
+        search.plan["fingerprints"],
+        [file, selection.folder / "results.json"],
+        resume=True,
+    )
+    tracker.start()
+    figures = {
+        f"{row}/{split}_{column}": of["mean"]
+        for row, splits in measured.items()
+        for split, columns in splits.items()
+        for column, of in columns.items()
+    }
+    tracker.best(best_to_test.num_openings(selection), figures, time.time_ns() // 1_000_000)
+    if not tracker.close("FINISHED"):
+        print(f"MLflow: {tracker.error} The table stands in {file}.", file=sys.stderr)
+    print(f"compare   {ui_command(best_to_test.tracking_uri(search), Path.cwd())}")
+
+
+if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # as Ctrl-C; the latter is Slurm's word before a job's time is over
+        signal.signal(number, signal.default_int_handler)
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""A paper's rows beside ours, as one table: what was published, what was measured, and whether the two may be compared.
+
+    rows of spaces/papers, results.json of best_to_test, circumstances -> reasons -> lines of replicate.md
+
+Plain data in, lines out. Under the papers' own circumstances (their encoder, their rows, whole budgets) a figure stands beside
+theirs, with the difference and which noise it lies in. Under others nothing is called a replication: what is compared then is
+how far each row lies from the paper's first one, there and here.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.report import short, table_lines, wrapped
+from analysis.results import SPLITS
+from minbert_core.config import OVERALL
+from minbert_core.data.tasks import TASKS
+from search.papers import Row, printed
+from search.resources import counted
+
+ENCODER, SHAPE = "bert-base-uncased", (768, 12, 30_522)  # of the papers: name; hidden size, layers, vocabulary
+TRAIN_ROWS = {"sst": 8_544, "para": 141_498, "sts": 6_040, "cfimdb": 1_707}  # usable ones, of the course's own files
+DEV_ROWS = {"sst": 1_101, "para": 20_212, "sts": 863, "cfimdb": 245}
+
+NO_OWN_TASK = (*TASKS, *OVERALL, "score")
+
+Figures = Mapping[str, Any]  # of one column: mean, deviation, interval, values; as results.json has them
+Measurement = Mapping[str, Mapping[str, Figures]]  # dev or test -> column -> figures
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """On what the rows were run."""
+
+    encoder: str  # as it was named: a hub name, a folder, tiny
+    shape: tuple[int, int, int]  # hidden size, layers, vocabulary
+    data: str
+    train_rows: Mapping[str, int]
+    dev_rows: Mapping[str, int]
+    part: float  # of each row's budget
+    num_seeds: int
+
+    def reasons(self) -> list[str]:
+        """Why a figure from here is none to hold against a paper's, as ends of a sentence; none where it is."""
+        found = []
+        if self.shape != SHAPE or (self.is_hub_name and self.encoder.rpartition("/")[2] != ENCODER):
+            found.append(f"the encoder is {self.encoder}, theirs {ENCODER}")
+        for split, rows, theirs in (("train", self.train_rows, TRAIN_ROWS), ("dev", self.dev_rows, DEV_ROWS)):
+            other = {task: size for task, size in rows.items() if task in theirs and size != theirs[task]}
+            found += [f"{task} has {size:,} {split} rows, theirs {theirs[task]:,}" for task, size in other.items()]
+        if self.part != 1:
+            found.append(f"each row was trained for {self.part:g} of its budget")
+        return found
+
+    @property
+    def is_hub_name(self) -> bool:
+        return not self.encoder.startswith(("/", ".", "~"))
+
+    def lines(self) -> list[str]:
+        """The table's head: encoder, data, budget, seeds."""
+        hidden, layers, _ = self.shape
+        rows = ", ".join(f"{task} {size:,}/{self.dev_rows[task]:,}" for task, size in self.train_rows.items())
+        budget = "whole" if self.part == 1 else f"{self.part:g} of each row's"
+        return [
+            f"Encoder: {self.encoder} ({hidden} wide, {counted(layers, 'layer')}). Data: {self.data} (train/dev rows: {rows}).",
+            f"Budget: {budget}. Seeds: {counted(self.num_seeds, 'fresh seed')} a row.",
+        ]
+
+
+def replication_lines(
+    title: str,
+    rows: Sequence[Row],
+    measured: Mapping[str, Measurement],
+    circumstances: Circumstances,
+    missing: Mapping[str, str],
+) -> list[str]:
+    """The whole report of a paper.
+
+    measured: row name -> what best_to_test found for it; missing: row name -> why there is nothing. The first of `rows` is
+    what the others are compared with where the papers' own figures cannot be.
+    """
+    reasons = circumstances.reasons()
+    heading = f"Not a replication: {'; '.join(reasons)}." if reasons else "A replication, in encoder, data and budget."
+    columns = _columns(rows, measured)
+    table = [["row", "", *columns]]
+    for row in rows:
+        if row.name in measured:
+            base = measured.get(rows[0].name) if reasons and row is not rows[0] else None
+            table += _cells(row, rows[0], measured[row.name], base, columns, compares=not reasons)
+    paragraphs = [
+        [f"# {title}"],
+        [heading],
+        circumstances.lines(),
+        [f"{name} is missing: {reason}" for name, reason in missing.items()],
+        table_lines(table),
+        [f"{row.name}: {row.about}" for row in rows if row.about],
+        _legend(circumstances, columns, rows[0].name, is_replication=not reasons),
+    ]
+    lines: list[str] = []
+    for paragraph in paragraphs:
+        lines += [text for line in paragraph for text in wrapped(line)] + ([""] if paragraph else [])
+    return lines[:-1]
+
+
+def _columns(rows: Sequence[Row], measured: Mapping[str, Measurement]) -> list[str]:
+    """Everything that a paper prints and we measure; where it prints no overall score, norm and mean."""
+    printed = dict.fromkeys(column for row in rows for figures in row.published.values() for column in figures)
+    found = dict.fromkeys(column for splits in measured.values() for column in splits.get("dev", {}))
+    course, own = [task for task in TASKS if task in found], [column for column in found if column not in NO_OWN_TASK]
+    scores = [column for column in OVERALL if column in printed] or [column for column in OVERALL if column in found]
+    return [*course, *own, *scores]
+
+
+def _cells(
+    row: Row, first: Row, measured: Measurement, base: Measurement | None, columns: list[str], compares: bool
+) -> Iterator[list[str]]:
+    """The lines of one row: published over measured, on dev and, where there is something to say, on test."""
+    label = row.name
+    for split in SPLITS:
+        published, found = row.published.get(split, {}), measured.get(split, {})
+        if published or split == "dev":
+            yield [label, f"{split}, published", *(_published(published.get(column)) for column in columns)]
+            label = ""
+        if found or published:
+            yield [label, f"{split}, measured", *(_measured(found.get(column)) for column in columns)]
+        if compares and published and found:
+            yield ["", "difference", *(_difference(published.get(column), found.get(column)) for column in columns)]
+        if base is not None and split == "dev":
+            theirs = [_plain_difference(published.get(c), first.published.get(split, {}).get(c)) for c in columns]
+            ours = [_paired_difference(found.get(column), base.get(split, {}).get(column)) for column in columns]
+            yield ["", f"from {first.name}, published", *theirs]
+            yield ["", f"from {first.name}, measured", *ours]
+
+
+def _published(figure: float | None) -> str:
+    return "" if figure is None else printed(figure)
+
+
+def _measured(figures: Figures | None) -> str:
+    if figures is None:
+        return "no labels"
+    return short(figures["mean"]) + (f" ± {short(figures['deviation'])}" if figures["deviation"] is not None else "")
+
+
+def _difference(published: float | None, figures: Figures | None) -> str:
+    if published is None or figures is None:
+        return ""
+    return f"{short(figures['mean'] - published, '+')} ({noise_around(published, figures)})"
+
+
+def noise_around(published: float, figures: Figures) -> str:
+    """Which noise explains the difference of a published figure and our mean: `seeds`, `rows`, or `neither`.
+
+    seeds: it is within two standard deviations of what one more run would give, s sqrt(1 + 1/n). rows: it lies in the 95 %
+    interval that covers other rows of the same kind (and our seeds): wider than it need be, for both answered the same rows.
+    """
+    deviation, (low, high) = figures["deviation"], figures["interval"]
+    if deviation is not None and abs(figures["mean"] - published) <= 2 * deviation * math.sqrt(1 + 1 / len(figures["values"])):
+        return "seeds"
+    return "rows" if low <= published <= high else "neither"
+
+
+def _plain_difference(figure: float | None, first: float | None) -> str:
+    return "" if figure is None or first is None else short(figure - first, "+", digits=3)
+
+
+def _paired_difference(figures: Figures | None, first: Figures | None) -> str:
+    """The mean over the seeds, which are the same for all rows, and the deviation of the differences."""
+    if figures is None or first is None:
+        return ""
+    values, firsts = figures["values"], first["values"]
+    text = short(statistics.fmean(values) - statistics.fmean(firsts), "+")
+    if len(values) != len(firsts) or len(values) < 2:  # a seed failed, or there is one
+        return text
+    return f"{text} ± {short(statistics.stdev(a - b for a, b in zip(values, firsts, strict=True)))}"
+
+
+def _legend(circumstances: Circumstances, columns: list[str], first: str, is_replication: bool) -> list[str]:
+    """What the figures are, and what noise is meant."""
+    num_seeds = circumstances.num_seeds
+    what = f"Published: one run each, as printed. Measured: mean{' ± standard deviation' if num_seeds > 1 else ''} over "
+    what += f"{counted(num_seeds, 'seed')} that the search had not used, each the best of its evaluations on dev."
+    if not is_replication:
+        return [
+            what,
+            f"No published figure is held against one of ours. From {first}: the row's distance from the paper's first, in the "
+            "paper and here (deviation of the seeds' differences); other circumstances may change it as well.",
+        ]
+    return [
+        what,
+        "Difference: measured minus published. (seeds): within two standard deviations of one more run of ours, s √(1 + 1/n)"
+        + (", which few seeds say little about" if num_seeds < 5 else "")
+        + ("; unknown from one seed" if num_seeds == 1 else "")
+        + "; (rows): not so, but within our 95 % interval over other dev rows of the same kind, the finite split's noise; "
+        "(neither): beyond both.",
+    ]

@@ -1,0 +1,235 @@
+"""Adapters: few weights that are trained inside the encoder, beside or in place of its own.
+
+    encoder -> adapter.adapt (once, before training) -> the encoder with what all tasks share of it
+    encoder.shape -> adapter.build (once a task)     -> what the task alone has beside each layer, handed to the encoder a pass
+
+Legend: N packed tokens, D hidden size, R tokens of which a layer's result is read, r rank, s the size of a PAL.
+
+At the start an adapted model answers exactly as the plain one: what comes last in an adapter is zero. A stage that does not
+train the encoder leaves adapters as they are.
+
+What `adapt` puts into the encoder takes merged gradients and the encoder's learning rate, and is added to its weights wherever
+it is saved (`plain_weights`). What `build` makes takes its task's own gradient and the heads' rate, and is saved with the head.
+`groups(encoder)` is what of the encoder is trained where a stage trains it. `adds`: whether there is anything new to train;
+`shares`: whether of the encoder more than its pooler is trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal, get_args
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from torch import Tensor, nn
+
+from minbert_core.encoder import Dropout, Encoder, EncoderShape, Layout, attend, make_linear
+from minbert_core.settings import BARE_NAME, Variant
+
+Groups = dict[str, list[nn.Parameter]]
+SeedOf = Callable[[str], int]  # name -> a seed of the trial for what bears it
+
+Matrix = Literal["query", "key", "value", "attention_output", "intermediate", "output"]
+
+
+# ----------------------------------------------------------------------------------------------------------------- LoRA
+
+
+class LoraLinear(nn.Linear):
+    """x W^T + b, plus scale * x A^T B^T on the outputs of each matrix that is adapted; W and b keep their names.
+
+    A layer here may hold several matrices, one above the other (key and value): `outputs` says which rows are whose.
+    A is (r, inputs), B (outputs, r) and zero at first.
+    """
+
+    def __init__(self, linear: nn.Linear, outputs: dict[str, slice], rank: int, scale: float, seed_of: SeedOf) -> None:
+        nn.Module.__init__(self)  # the weights are there already
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.outputs, self.scale = outputs, scale
+        self.a = nn.ParameterDict({name: torch.empty(rank, self.in_features) for name in outputs})
+        self.b = nn.ParameterDict({name: torch.zeros(rows.stop - rows.start, rank) for name, rows in outputs.items()})
+        for name, a in self.a.items():  # as in the authors' released code: what torch gives a linear layer's weights
+            nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=torch.Generator().manual_seed(seed_of(name)))
+
+    def forward(self, x_NI: Tensor) -> Tensor:
+        y_NO = super().forward(x_NI)
+        for name, rows in self.outputs.items():
+            y_NO[:, rows] += self.scale * (x_NI @ self.a[name].T @ self.b[name].T)
+        return y_NO
+
+    @torch.no_grad()
+    def merged_weight(self) -> Tensor:
+        """W + scale * B A: the plain layer that gives the same."""
+        weight = self.weight.clone()
+        for name, rows in self.outputs.items():
+            weight[rows] += self.scale * (self.b[name] @ self.a[name])
+        return weight
+
+
+def merged_weight(linear: nn.Linear) -> Tensor:
+    """The weights of a plain layer that gives the same as `linear`, without gradient."""
+    return linear.merged_weight() if isinstance(linear, LoraLinear) else linear.weight.detach()
+
+
+def plain_weights(encoder: nn.Module) -> dict[str, Tensor]:
+    """The state of `encoder` as if it had never been adapted: what was added to its matrices is in them."""
+    state: dict[str, Tensor] = encoder.state_dict()
+    for path, module in encoder.named_modules():
+        if isinstance(module, LoraLinear):
+            state[f"{path}.weight"] = module.merged_weight()
+            state = {name: tensor for name, tensor in state.items() if not name.startswith((f"{path}.a.", f"{path}.b."))}
+    return state
+
+
+def place_of(matrix: Matrix, hidden_size: int) -> tuple[str, slice | None]:
+    """The linear layer that holds a matrix, and its rows there; None: all of them."""
+    if matrix in ("key", "value"):
+        start = hidden_size * (matrix == "value")
+        return "key_value", slice(start, start + hidden_size)
+    return matrix, None
+
+
+# ----------------------------------------------------------------------------------------------------------------- PALs
+
+
+class ProjectedAttentionLayers(nn.Module):
+    """A task's PALs, one beside each layer of the encoder: a `Beside`.
+
+    TS(h) = V_D MHA(V_E h), where V_E and V_D are the same beside all layers; no matrix stands between attention and V_D.
+    """
+
+    def __init__(self, shape: EncoderShape, size: int) -> None:
+        super().__init__()
+        self.num_heads = shape.num_attention_heads
+        self.encode, self.decode = make_linear(shape.hidden_size, size), make_linear(size, shape.hidden_size)
+        nn.init.zeros_(self.decode.weight)
+        self.queries = nn.ModuleList(make_linear(size, size) for _ in range(shape.num_hidden_layers))
+        self.key_values = nn.ModuleList(make_linear(size, 2 * size) for _ in range(shape.num_hidden_layers))
+
+    def forward(
+        self,
+        index: int,
+        hidden_ND: Tensor,
+        asking: Layout,
+        asked: Layout,
+        attention_drop: Dropout,
+        rows_R: Tensor | None,
+    ) -> Tensor:
+        encoded_Ns = self.encode(hidden_ND)
+        q_Rs = self.queries[index](encoded_Ns if rows_R is None else encoded_Ns[rows_R])
+        kv_N2s = self.key_values[index](encoded_Ns)
+        with torch.autocast(q_Rs.device.type, enabled=False):  # as in the encoder's own
+            context_Rs = attend(q_Rs, kv_N2s, asking, asked, self.num_heads, attention_drop)
+        added_RD: Tensor = self.decode(context_Rs)
+        return added_RD
+
+
+# ------------------------------------------------------------------------------------------------------------- variants
+
+
+class NoAdapter(Variant):
+    """The encoder alone, all of it trained."""
+
+    kind: Literal["none"] = "none"
+    adds: ClassVar[bool] = False
+    shares: ClassVar[bool] = True
+
+    def adapt(self, encoder: Encoder, seed_of: SeedOf) -> None:
+        """Nothing is put into the encoder."""
+
+    def build(self, shape: EncoderShape) -> nn.Module | None:
+        return None
+
+    def groups(self, encoder: Encoder) -> Groups:
+        return encoder.parameter_groups()
+
+
+class Lora(Variant):
+    """Low-rank adaptation: W + (alpha / r) B A, Hu et al. 2021 (arXiv 2106.09685), eq. 3; A and B are trained, W is not.
+
+    All that the encoder had is frozen, but for its pooler where a task reads it: as in the authors' released code, what stands
+    on top of the body is trained as a head is. A starts as torch starts a linear layer, as there; the paper says Gaussian. The
+    key's and the value's matrix, one layer here, are adapted apart. Departure: no dropout before A, which theirs can have.
+    """
+
+    kind: Literal["lora"] = "lora"
+    rank: PositiveInt = Field(8, json_schema_extra={"unit": "dimensions"}, description="r: of each update, at most")
+    alpha: PositiveFloat = Field(16.0, json_schema_extra={"unit": "times 1 / rank"}, description="factor of the updates")
+    matrices: tuple[Matrix, ...] = Field(
+        ("query", "value"), min_length=1, description="which matrices of each layer are adapted; the paper's own choice"
+    )
+    adds: ClassVar[bool] = True
+    shares: ClassVar[bool] = True
+
+    @field_validator("matrices")
+    @classmethod
+    def _once_each(cls, matrices: tuple[Matrix, ...]) -> tuple[Matrix, ...]:
+        if len(set(matrices)) < len(matrices):
+            raise ValueError(f"must name each matrix once. Got {', '.join(matrices)}.")
+        return matrices
+
+    def adapt(self, encoder: Encoder, seed_of: SeedOf) -> None:
+        """Put an update of zero beside each of `matrices` in every layer."""
+        for index, layer in enumerate(encoder.layers):
+            held: dict[str, dict[str, slice]] = {}
+            for matrix in (name for name in get_args(Matrix) if name in self.matrices):
+                name, rows = place_of(matrix, encoder.shape.hidden_size)
+                held.setdefault(name, {})[matrix] = rows or slice(0, getattr(layer, name).out_features)
+            for name, outputs in held.items():
+                seeds = {matrix: seed_of(f"layers.{index}.{matrix}") for matrix in outputs}
+                linear = LoraLinear(getattr(layer, name), outputs, self.rank, self.alpha / self.rank, seeds.__getitem__)
+                setattr(layer, name, linear)
+
+    def build(self, shape: EncoderShape) -> nn.Module | None:
+        return None
+
+    def groups(self, encoder: Encoder) -> Groups:
+        adapted = [module for module in encoder.modules() if isinstance(module, LoraLinear)]
+        added = [part for module in adapted for part in (module.a, module.b)]
+        trained = {id(parameter) for part in (*added, encoder.pooler) for parameter in part.parameters()}
+        groups = {
+            name: [parameter for parameter in group if id(parameter) in trained]
+            for name, group in encoder.parameter_groups().items()
+        }
+        return {name: group for name, group in groups.items() if group}
+
+
+class Pal(Variant):
+    """Projected attention layers, Stickland & Murray 2019 (arXiv 1902.02671), section 3: a small attention a task and layer.
+
+    LN(m + FFN(m) + TS(h)) of a layer with input h and attention's result m; TS(h) = V_D MHA(V_E h), V_E and V_D a task's own
+    and the same beside all layers. The attention is the encoder's in small: its dropout, as many heads; no matrix after it.
+    Departures: V_D starts at zero, theirs at N(0, 0.02²), so that training starts from the checkpoint. The released code has a
+    GELU after V_D, which the paper has not, and 6 heads, where the paper has 12. Under `freeze_encoder` that code trains the
+    LayerNorms, too, and not the pooler; here LayerNorms are frozen, and a pooler that a task reads is trained.
+    """
+
+    kind: Literal["pal"] = "pal"
+    size: PositiveInt = Field(
+        204, json_schema_extra={"unit": "units"}, description="width of the small attention; a multiple of the encoder's heads"
+    )
+    freeze_encoder: bool = Field(False, description="true: the PALs are trained and the encoder's own weights are not")
+    adds: ClassVar[bool] = True
+
+    @property
+    def shares(self) -> bool:
+        return not self.freeze_encoder
+
+    def adapt(self, encoder: Encoder, seed_of: SeedOf) -> None:
+        """Nothing is put into the encoder: what a task has beside it is handed in."""
+
+    def build(self, shape: EncoderShape) -> nn.Module | None:
+        heads = shape.num_attention_heads
+        if self.size % heads:
+            law = f"must be a multiple of the encoder's {heads} attention heads"
+            raise ValueError(f"`adapter/pal/size` {law}. Got {self.size}; {max(1, round(self.size / heads)) * heads} is one.")
+        return ProjectedAttentionLayers(shape, self.size)
+
+    def groups(self, encoder: Encoder) -> Groups:
+        groups = encoder.parameter_groups()
+        return {"pooler": groups["pooler"]} if self.freeze_encoder else groups
+
+
+Adapter = Annotated[NoAdapter | Lora | Pal, Field(discriminator="kind"), BARE_NAME]

@@ -1,0 +1,105 @@
+"""The systems of the papers that this project follows: a space a paper, a branch of its `row` a row of the paper's tables.
+
+    python -m search.papers        a line a row: how far from our defaults, what was published, whether it is a config of ours
+
+The files stand in spaces/papers; analysis/replicate.py runs them. Here nothing is run: no data, no network, no GPU.
+Exit codes: 0 every row is a config, 2 one is not.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minbert_core.config import TrialConfig, default_at
+from minbert_core.paths import as_written, flatten
+from minbert_core.settings import SettingsError
+from search.examples import SPACES
+from search.space import Space, default_choice
+from search.space_file import SpaceSettings, read_document
+
+PAPERS = SPACES / "papers"
+ROW = "row"  # the name in `together` under which a paper's file has its rows
+DONE, WRONG = 0, 2
+OF_THE_SPACE = ("budget/points", "objective")  # what a trial's config has from the space around it
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system of a paper: what it is called there, and the figures printed for it: dev or test -> column -> figure."""
+
+    name: str
+    about: str
+    published: Mapping[str, Mapping[str, float]]
+
+    def figures(self, split: str) -> str:
+        """`sst .512, para .844`; empty where nothing is printed."""
+        return ", ".join(f"{column} {printed(figure)}" for column, figure in self.published.get(split, {}).items())
+
+
+def printed(figure: float) -> str:
+    """A figure as the papers print it: `.512`, three digits unless there are more."""
+    text = f"{figure:.3f}" if math.isclose(figure, round(figure, 3)) else f"{figure:g}"
+    return text.replace("0.", ".", 1) if abs(figure) < 1 else text
+
+
+def rows_of(document: Mapping[str, Any]) -> list[Row]:
+    """The rows of a paper's space, in the order of the file."""
+    branches = document["together"][ROW]
+    return [Row(branch["name"], branch.get("about", ""), branch.get("published", {})) for branch in branches]
+
+
+def paper_file(name: str) -> Path:
+    """The file of a paper, `P3` or `p3`.  Raises ValueError: no such paper."""
+    files = {file.stem: file for file in sorted(PAPERS.glob("*.yaml"))}
+    if name.lower() not in files:
+        raise ValueError(f"There is no paper '{name}'. Known: {', '.join(stem.upper() for stem in files)}.")
+    return files[name.lower()]
+
+
+def read_paper(file: Path) -> Space:
+    """A paper's space, not checked whole: each row tells its own faults."""
+    return Space(file.stem, SpaceSettings(), *read_document(file))
+
+
+def config_of(space: Space, row: str) -> TrialConfig:
+    """A row as a config.  Raises SettingsError with all that is wrong with it."""
+    return space.sample(lambda name, domain: row if name == f"together/{ROW}" else default_choice(name, domain)).config()
+
+
+def distance(config: TrialConfig) -> int:
+    """How many settings of a config are not at their defaults; each stage but the default's one counts with its own."""
+    written = flatten(as_written(config))
+    return sum(value != default_at(path) for path, value in written.items() if path not in OF_THE_SPACE)
+
+
+def lines() -> Iterator[tuple[str, list[str]]]:
+    """Of each row of each paper its line, and what keeps it from being a config, as sentences."""
+    for file in sorted(PAPERS.glob("*.yaml")):
+        space = read_paper(file)
+        for row in rows_of(space.document):
+            faults: list[str] = []
+            try:
+                far = f"{distance(config_of(space, row.name)):2d} settings from the defaults"
+            except SettingsError as error:
+                far, faults = "is no config", str(error).splitlines()
+            published = "; ".join(f"{split} {text}" for split in ("dev", "test") if (text := row.figures(split)))
+            yield f"{file.stem:<9}  {row.name:<12}  {far}  {row.about}: {published or 'no figures'}", faults
+
+
+def main() -> int:
+    """Print the rows; the exit code."""
+    num_rows = num_wrong = 0
+    for line, faults in lines():
+        print("\n".join([line, *(f"    {fault}" for fault in faults)]))
+        num_rows, num_wrong = num_rows + 1, num_wrong + bool(faults)
+    print(f"{num_rows} rows, {num_rows - num_wrong} of them configs. To run a paper's: python analysis/replicate.py --paper P1")
+    return WRONG if num_wrong else DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
