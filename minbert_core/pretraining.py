@@ -61,7 +61,6 @@ class Pretrained:
     """One stage on texts, and where its result is kept; `before` is the folder that it starts from."""
 
     stage: Pretraining
-    number: int  # among the stages
     key: str
     before: Path
     folder: Path
@@ -92,7 +91,7 @@ def find(config: TrialConfig, inputs: Inputs) -> list[Pretrained]:
     """The pretrainings that a trial begins with, in their order; nothing is trained.  Raises CorpusError."""
     found: list[Pretrained] = []
     folder, before = inputs.encoder_folder, _origin(config, inputs)
-    for number, stage in enumerate(config.pretraining):
+    for stage in config.pretraining:
         parts = {
             "format": FORMAT,
             "before": before,
@@ -104,7 +103,7 @@ def find(config: TrialConfig, inputs: Inputs) -> list[Pretrained]:
         }
         before = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
         made = cache_folder() / "pretrained" / before
-        found.append(Pretrained(stage, number, before, folder, made))
+        found.append(Pretrained(stage, before, folder, made))
         folder = made
     return found
 

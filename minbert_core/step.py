@@ -145,10 +145,12 @@ class Stepper:
         if self.teacher:
             self.teacher.restore(state["teacher"])
 
-    def step(self, number: int, batches: dict[str, Parts], progress: float, measure: bool) -> StepReport:
+    def step(
+        self, number: int, batches: dict[str, Parts], progress: float, measure: bool, measure_penalty: bool = True
+    ) -> StepReport:
         """Train on one batch of each task in `batches` (the step's tasks, in order); progress: of the stage, in [0, 1].
 
-        `measure` also reports figures that cost something (gradient norms, |grad R_s|).
+        `measure` also reports the gradient's norm and, with `measure_penalty`, |grad R_s|, which costs as much as a step.
         """
         report = StepReport()
         for parameter in self.head_parameters:
@@ -157,7 +159,7 @@ class Stepper:
         weights = ones if self.loss_weights.reads_losses else self._loss_weights({})
         for row, (task, parts) in enumerate(batches.items()):
             self.shared.use_row(row if self.merges else 0, fresh=self.merges or row == 0)
-            self._backward(number, task, parts, weights[task], report, measure)
+            self._backward(number, task, parts, weights[task], report, measure and measure_penalty)
         losses = numbers_of(report.losses, batches) if self.loss_weights.follows_losses else {}
         late_weights = self._loss_weights(losses) if self.weighs_gradients else ones
         if measure and self.loss_weights.follows_losses:

@@ -35,6 +35,7 @@ from minbert_core.pretraining import find, make
 from minbert_core.step import Stepper, StepReport
 
 LOGS_A_TRIAL = 100
+STEPS_A_MEASURE = 10  # at least: measured at each step, SMART's |grad R_s| took two thirds of its time again
 Record = dict[str, Any]  # {"kind": "pretrain" | "train" | "dev", "step", "examples", "passes", "time_ms", "seconds", …}
 
 
@@ -147,7 +148,8 @@ class _Trial:
             middle = (before + min(num_examples, end - before) / 2 - start) / (end - start)
             counters.examples += num_examples
             is_log = self._log_number(before) < self._log_number(counters.examples)
-            report = self.stepper.step(counters.step, batches, middle, measure=is_log)
+            costly = self._costly_number(before, num_examples) < self._costly_number(counters.examples, num_examples)
+            report = self.stepper.step(counters.step, batches, middle, measure=is_log, measure_penalty=costly)
             counters.step += 1
             counters.stage_step += 1
             counters.passes += report.passes
@@ -165,6 +167,10 @@ class _Trial:
 
     def _log_number(self, examples: int) -> int:
         return examples * LOGS_A_TRIAL // self.total
+
+    def _costly_number(self, examples: int, examples_a_step: int) -> int:
+        """Counts the logs with figures that cost a step: all of a long trial's, of a short one's every tenth step or so."""
+        return self._log_number(examples) // math.ceil(STEPS_A_MEASURE * examples_a_step * LOGS_A_TRIAL / self.total)
 
     def _next_batch(self, name: str) -> list[PackedBatch]:
         """The task's next examples, packed; in parts where they are more tokens than one pass may hold."""

@@ -289,7 +289,7 @@ def lines(found: Estimate, resources: Resources, price: float | None, hours: flo
     )
     if found.pretraining:
         each = ", ".join(f"{name} {_about(seconds)}" for name, seconds in found.pretraining.items())
-        told.append(f"of that further pretraining, each made once: {each}")
+        told.append(f"of the time, further pretraining, each made once: {each}")
     if price is not None:
         unit = "GPU-hour" if resources.gpus else "hour of this machine"
         told.append(f"${wall_hours * (resources.gpus or 1) * price:,.2f} at ${price:g} per {unit}")

@@ -31,7 +31,7 @@ from minbert_core.methods.task_schedules import example_rows
 from minbert_core.model import TOKENS_A_PASS, MultitaskBert, save_model
 from minbert_core.pretraining import Maker, Pretrained, find
 from minbert_core.step import Stepper
-from minbert_core.train import LOGS_A_TRIAL, model_to_train, save_snapshot
+from minbert_core.train import LOGS_A_TRIAL, STEPS_A_MEASURE, model_to_train, save_snapshot
 
 STAGE_SECONDS = 3  # of timed steps in each stage, shared by its kinds of step; each is timed once at least
 MOST_STEPS = 30  # timed of each kind; a small encoder's are many in a second
@@ -196,14 +196,14 @@ def _seconds_an_example(
         for name in names:
             batches[name] = _batch(stepper.model, name, config, inputs, drawn[name])
             drawn[name] += batch_sizes[name]
-        is_log = int(steps * logs_a_step) < int((steps + 1) * logs_a_step)
-        stepper.step(steps, batches, progress=0.5, measure=is_log)
+        is_measured = int(steps * measures_a_step) < int((steps + 1) * measures_a_step)
+        stepper.step(steps, batches, progress=0.5, measure=is_measured)
         steps += 1
 
     kinds = kinds_of_step(stage, sizes, batch_sizes, examples, config.seed)
     total = sum(count * sum(batch_sizes[name] for name in names) for names, count in kinds.items())
-    # in a trial of few steps, the figures that are measured a hundred times cost something
     logs_a_step = LOGS_A_TRIAL * total / kinds.total() / config.num_examples(inputs.sizes)
+    measures_a_step = min(logs_a_step, 1 / STEPS_A_MEASURE)  # of figures that cost something
     device = next(stepper.model.parameters()).device
     each = stage_seconds / len(kinds)
     times = {names: _seconds_a_call(lambda n=names: step(n), each, most_steps, device) for names in kinds}  # type: ignore[misc]

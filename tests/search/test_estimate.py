@@ -191,6 +191,21 @@ def test_an_estimate_on_a_cpu_counts_core_hours_and_the_machines_price() -> None
     ]
 
 
+def test_an_estimate_names_each_pretraining_once() -> None:
+    told = lines(replace(HOUR, pretraining={"mlm 3f2a9c01": 720.0, "nsp 77aa01bc": 65.0}), Resources(8, 0, 2, 0), None, None)
+    assert told[-1] == "          of the time, further pretraining, each made once: mlm 3f2a9c01 12 min, nsp 77aa01bc 65 s"
+
+
+def test_a_pretraining_adds_its_time_once_however_many_points_measured_it() -> None:
+    plan = planned(4, sampler={"kind": "random"}, trial_scheduler="none")
+    points = branch_points(plan.space)
+    cost = Cost(10.0, 1.0, 2.0, 1.0, 10, 5)
+    before = estimate(plan, points, {0: [cost]}, 0.0)
+    after = estimate(plan, points, {0: [replace(cost, pretraining={"mlm 3f2a9c01": 100.0})] * 3}, 0.0)
+    assert after.seconds == pytest.approx(before.seconds + 100)
+    assert after.trial_seconds == before.trial_seconds
+
+
 def test_an_estimate_on_gpus_counts_gpu_hours_and_their_price() -> None:
     told = lines(replace(HOUR, num_branches=0, dearest=None), Resources(16, 2, 1, 0.5), 1.25, 1)
     assert told[0].endswith("4 trials at a time (between 42 min and 1 h 30 min: the sampler may drift); 2 GPU-hours")

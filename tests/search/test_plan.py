@@ -86,6 +86,24 @@ def test_the_plan_counts_its_baselines_in_words() -> None:
 
 
 @pytest.mark.usefixtures("cache")
+def test_each_further_pretraining_is_planned_once_and_its_texts_are_looked_at(tmp_path: Path) -> None:
+    recipes = [
+        {"name": "one", "set": {"stages": [{"kind": "mlm", "epochs": 2, "texts": ["sst"]}, "multitask"]}},
+        {"name": "two", "set": {"stages": [{"kind": "mlm", "epochs": 2, "texts": ["sst"]}, "nsp", "multitask"]}},
+    ]
+    document = {"config": CONFIG, "together": {"recipe": recipes}}
+    plan = make_plan("quick", make_space("quick", document), 0, 2, CPUS)
+    told = [line for line in plan.lines() if line.startswith("pretrain")]
+    assert [re.sub(r"\w{8}:", "KEY:", line) for line in told] == [
+        "pretrain  mlm KEY: 2 epochs of sst; made once, for all trials",
+        "pretrain  nsp KEY: 20 epochs of para, sts; made once, for all trials",
+    ]
+    assert plan.recipes == ("mlm+multitask", "mlm+nsp+multitask")
+    (tmp_path / "short.txt").write_text("one line\n")
+    with pytest.raises(ValueError, match=r"short\.txt must have two lines with text at least"):
+        planned(stages=[{"kind": "mlm", "texts": [str(tmp_path / "short.txt")]}, "multitask"])
+
+
 def test_few_trials_are_warned_of() -> None:
     assert planned(6).warnings() == []
     [warning] = planned(5).warnings()
