@@ -79,6 +79,14 @@ def _parser() -> argparse.ArgumentParser:
     where = parser.add_argument_group("where and how")
     where.add_argument("--data", metavar="DIR", help="folder with the corpora, or toy")
     where.add_argument("--encoder", metavar="NAME", help="in place of the paper's: hub name, folder, tiny")
+    where.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=of_the_machine,
+        metavar="machine/X=V",
+        help="of the machine alone: machine/precision, machine/micro_batch_tokens …; may be repeated",
+    )
     where.add_argument("--name", metavar="NAME", help="of the search (default: the paper's, with the part)")
     where.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
     where.add_argument("--gpus", type=gpus, default="auto", metavar="N|auto", help="GPUs to use; auto (default): all free ones")
@@ -98,6 +106,13 @@ def part_of_budget(text: str) -> float:
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"must be above 0 and at most 1. Got '{text}'.")
     return value
+
+
+def of_the_machine(text: str) -> str:
+    """An override that leaves the paper's own settings as they are, for argparse."""
+    if not text.startswith("machine/"):
+        raise argparse.ArgumentTypeError(f"must begin with machine/: all else is the paper's. Got '{text}'.")
+    return text
 
 
 def _main(options: argparse.Namespace) -> int:
@@ -148,9 +163,9 @@ def cut(document: Mapping[str, Any], rows: Sequence[Row], part: float) -> dict[s
 
 
 def _sets(options: argparse.Namespace) -> list[str]:
-    """What --data and --encoder set in the space, as search.run has it."""
+    """What --data, --encoder and --set lay over the space, as search.run has it."""
     told = {"data": options.data, "encoder/checkpoint": options.encoder}
-    return [f"{path}={json.dumps(value)}" for path, value in told.items() if value]
+    return [*options.set, *(f"{path}={json.dumps(value)}" for path, value in told.items() if value)]
 
 
 def _search_arguments(options: argparse.Namespace, space_file: Path, name: str) -> list[str]:
@@ -158,7 +173,7 @@ def _search_arguments(options: argparse.Namespace, space_file: Path, name: str) 
     arguments = [f"--space={space_file}", f"--resume={name}", f"--runs={options.runs}", f"--gpus={options.gpus}"]
     told = {flag: getattr(options, flag) for flag in ("data", "encoder", "gpus_per_trial", "cpus_per_trial")}
     arguments += [f"--{flag.replace('_', '-')}={value}" for flag, value in told.items() if value is not None]
-    return [*arguments, *(["--dry-run"] if options.dry_run else [])]
+    return [*arguments, *(f"--set={text}" for text in options.set), *(["--dry-run"] if options.dry_run else [])]
 
 
 # ------------------------------------------------------------------------------------------------------------- the figures

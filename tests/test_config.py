@@ -125,7 +125,7 @@ ONE_FAULT = {
     "optimizer: {pooling: mean}": "Unknown key `optimizer/pooling`. Known: clip, eps, head_lr_factor, layer_decay, lr, "
     "lr_schedule, separate, update, warmup, weight_decay. There is `tasks/all/pooling`.",
     "stages: [{kind: multitask, shar: 1}]": "Unknown key `stages/0/multitask/shar`; did you mean 'share'? "
-    "Known: gradient, optimizer, proximal, share, smoothness, task_schedule.",
+    "Known: epochs, gradient, optimizer, proximal, share, smoothness, task_schedule.",
     "machine: {gpu: 1}": "Unknown key `machine/gpu`. Known: device, gpu_share, matmul, micro_batch_tokens, precision, threads.",
     # stages, proximal terms and machine
     "stages: [single_task]": "`stages/0/single_task/task` is missing.",
@@ -708,7 +708,7 @@ def test_the_walk_knows_kinds_keys_and_what_is_not_there() -> None:
     assert at("gradient/gradvac").keys == ["beta", "per", "groups"]
     assert at("stages").holds_many
     assert {"multitask", "single_task", "linear_probe", "heads_only"} <= set(at("stages/0").kinds)
-    assert at("stages/0/linear_probe").keys == ["share", "lr", "task_schedule"]
+    assert at("stages/0/linear_probe").keys == ["share", "epochs", "lr", "task_schedule"]
     assert list(at("stages/1/multitask/proximal").kinds)[:2] == ["none", "bregman"]
     assert {"linear", "mlp", "sbert", "cosine"} <= set(at("tasks/mine/head").kinds)
     assert set(at("tasks/mine").keys) == {*TASK_DEFAULTS, "loss"}

@@ -98,7 +98,7 @@ def test_a_variant_is_one_class_and_one_name(newcomer: Path) -> None:
     again = f"class Again{before.partition('class Sum')[2].partition('class ')[0]}".replace('"sum"', '"again"')
     gradients.write_text(f"{before}\n{again}{union}{after.replace('GradVac', 'GradVac | Again', 1)}", encoding="utf-8")
     tests = ["tests/test_config.py", "tests/search/test_schema.py", "tests/search/test_explain.py"]
-    for path in [*(ROOT / "spaces").iterdir(), *(ROOT / name for name in tests)]:
+    for path in [*(ROOT / "spaces").rglob("*.*"), *(ROOT / name for name in tests)]:
         copy = newcomer / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)

@@ -47,3 +47,12 @@ def test_the_python_block_runs_as_a_script_and_prints_a_table(block: str, tmp_pa
 def test_every_space_that_the_readme_shows_is_sound(block: str, tmp_path: Path) -> None:
     (tmp_path / "shown.yaml").write_text(block, encoding="utf-8")
     read_space(tmp_path / "shown.yaml")
+
+
+def test_the_table_of_variants_names_each_of_them_beside_its_file() -> None:
+    rows = [line for line in README.splitlines() if line.startswith("| `") and ".py`" in line]
+    for path in sorted((ROOT / "minbert_core" / "methods").glob("*.py")):
+        kinds = re.findall(r'^    kind: Literal\["(\w+)"\]', path.read_text(encoding="utf-8"), re.MULTILINE)
+        row = next((row for row in rows if f"`{path.name}`" in row), "")
+        missing = [kind for kind in kinds if kind != "none" and f"`{kind}`" not in row]
+        assert not missing, f"README's row of {path.name} lacks {', '.join(missing)}"
