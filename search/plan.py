@@ -29,7 +29,7 @@ from search.folder import FORMAT
 from search.places import encoder_fingerprint, here, moved
 from search.resources import Refused, Resources, counted, machine_settings
 from search.rungs import expected_full_trials
-from search.space import FIXED, Space, cover, default_choice, make_space
+from search.space import FIXED, Space, cover, default_choice, forcing, make_space
 
 
 def localise(space: Space, resources: Resources, configs: Iterable[TrialConfig], places: Mapping[str, str]) -> Space:
@@ -59,8 +59,7 @@ def branch_configs(space: Space) -> list[TrialConfig]:
     """
     switches = {name: found for name, found in space.domains().items()
                 if isinstance(found[0], Choice) or name.startswith("machine/threads")}  # fmt: skip
-    points = [space.sample(lambda name, domain, f=forced: f.get(name, default_choice(name, domain)))  # type: ignore[misc]
-              for forced in ({}, *cover(switches))]  # fmt: skip
+    points = [space.sample(forcing(forced)) for forced in ({}, *cover(switches))]
     return [point.config() for point in (*points, *map(space.baseline, range(len(space.baselines))))]
 
 
@@ -76,11 +75,16 @@ class Plan:
     config: TrialConfig  # the defaults' point, for what all trials share; train_on has the tasks of all of them
     inputs: Inputs
     recipes: tuple[str, ...]
-    examples: int  # a full trial's budget
+    budgets: tuple[int, ...]  # of a full trial, in examples, as the branches have it; ascending
     best_bytes: int  # the weights of the largest model
     snapshot_bytes: int  # of a trial of it
     places: Mapping[str, str] = field(default_factory=dict)  # a folder as configs name it -> where it lies here
     pretrainings: tuple[str, ...] = ()  # each further pretraining that some trial begins with, in words
+
+    @property
+    def examples(self) -> int:
+        """A full trial's budget; where branches differ in it, their mean."""
+        return round(sum(self.budgets) / len(self.budgets))
 
     @property
     def full_trials(self) -> float:
@@ -103,13 +107,12 @@ class Plan:
 
     def lines(self, num_dropped: int | None = 5) -> list[str]:
         """The plan as the user reads it; of each file, `num_dropped` of the rows left out are named (None: all of them)."""
-        config, inputs, rungs = self.config, self.inputs, self.space.settings.rungs
+        config, inputs = self.config, self.inputs
         domains = self.space.domains()
         width = max((len(name) for name in domains), default=0)
         objective = config.objective
         if not isinstance(objective, str):
             objective = "weights " + ", ".join(f"{name} {weight:g}" for name, weight in objective.weights.items())
-        parts = ", ".join(f"{math.ceil(self.examples * part / rungs[-1]):,}" for part in rungs)
         rows = ", ".join(f"{name} {len(inputs.train[name]):,}/{len(inputs.dev[name]):,}" for name in config.train_on)
         recipes = f"recipes   {len(self.recipes)}, each with its own rungs: {', '.join(self.recipes)}"
         encoders = dict.fromkeys((config.encoder.checkpoint, *self.space.encoders.values()))
@@ -122,8 +125,8 @@ class Plan:
             f"encoder   {', '.join(self.places.get(name, name) for name in encoders)}",
             f"machine   {self.resources}; {machine}",
             *([f"sharing   {self.resources.sharing}"] if self.resources.sharing else []),
-            f"objective {objective} on dev, the best of a trial's evaluations at {parts} examples",
-            f"budget    {self.examples:,} examples a full trial, {self._steps()}",
+            f"objective {objective} on dev, the best of a trial's evaluations at {self._points()}",
+            f"budget    {self._budget()}",
             f"trials    {self._trials()}",
             *(f"pretrain  {text}" for text in self.pretrainings),
             *([recipes] if len(self.recipes) > 1 else []),
@@ -163,6 +166,19 @@ class Plan:
 
         whole = torch.cuda.get_device_properties(0).total_memory
         return f"; at most {self.config.machine.gpu_share * whole / 1e9:.1f} GB of GPU memory each"
+
+    def _points(self) -> str:
+        rungs = self.space.settings.rungs
+        if len(set(self.budgets)) > 1:
+            return f"{', '.join(map(str, rungs))} of {rungs[-1]} parts of its budget"
+        return ", ".join(f"{math.ceil(self.examples * part / rungs[-1]):,}" for part in rungs) + " examples"
+
+    def _budget(self) -> str:
+        if len(set(self.budgets)) > 1:
+            return (
+                f"{self.budgets[0]:,} to {self.budgets[-1]:,} examples a full trial, by branch; {self.examples:,} in the mean"
+            )
+        return f"{self.examples:,} examples a full trial, {self._steps()}"
 
     def _steps(self) -> str:
         batch_sizes = [self.config.task(name).batch_size for name in self.config.train_on]
@@ -228,8 +244,8 @@ def make_plan(
     configs = branch_configs(space)
     _check_same_data(configs)
     space = localise(space, resources, configs, places)
-    most = space.num_trials
-    if num_trials is not None and num_trials > most and space.settings.sampler.is_exhaustive:
+    most, is_grid = space.num_trials, space.settings.sampler.is_exhaustive
+    if num_trials is not None and num_trials > most and is_grid:
         raise ValueError(f"--trials {num_trials}: the grid has {counted(most, 'combination')} to try. Leave --trials away.")
     num_trials = num_trials or most
     if num_trials < len(space.baselines):
@@ -242,10 +258,11 @@ def make_plan(
     trains_encoder = any(stage.trains_encoder for config in configs for stage in config.stage_plans())
     snapshot_bytes = best_bytes * (3 if trains_encoder else 1)  # AdamW's two moments beside the weights
     recipes = tuple(sorted({config.recipe for config in configs}))
-    examples = config.num_examples(inputs.sizes)
+    every = [space.sample(forcing(point)).config() for point in space.combinations()] if is_grid else configs
+    budgets = tuple(sorted(config.num_examples(inputs.sizes) for config in every))
     before = _pretrainings(space, configs, places)
     return Plan(
-        name, space, seed, num_trials, resources, config, inputs, recipes, examples, best_bytes, snapshot_bytes, places, before
+        name, space, seed, num_trials, resources, config, inputs, recipes, budgets, best_bytes, snapshot_bytes, places, before
     )
 
 

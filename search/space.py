@@ -182,10 +182,10 @@ class Space:
         if faults := {*self._grid_faults(domains), *self._published_faults()}:
             raise SettingsError(faults)
         forced_points = self.combinations() if self.settings.sampler.is_exhaustive else cover(domains)
-        points: list[Callable[[], Sample]] = [partial(self.sample, _forcing(forced)) for forced in forced_points]
+        points: list[Callable[[], Sample]] = [partial(self.sample, forcing(forced)) for forced in forced_points]
         points += [partial(self.baseline, i) for i in range(len(self.baselines))]
         ranges = [(name, domain, guards) for name, (domain, guards) in domains.items() if isinstance(domain, Range)]
-        inside = [partial(self.sample, _forcing({**guards, name: domain.fraction})) for name, domain, guards in ranges]
+        inside = [partial(self.sample, forcing({**guards, name: domain.fraction})) for name, domain, guards in ranges]
         if faults := _faults_at(points) or _faults_at(inside):  # where an end is wrong, what lies inside may be so for that
             raise SettingsError(faults)
 
@@ -280,7 +280,8 @@ def _faults_at(points: Iterable[Callable[[], Sample]]) -> set[Fault]:
     return faults
 
 
-def _forcing(forced: Mapping[str, Any]) -> Choose:
+def forcing(forced: Mapping[str, Any]) -> Choose:
+    """Choose these values at these parameters, the default elsewhere."""
     return lambda name, domain: forced[name] if name in forced else default_choice(name, domain)
 
 
