@@ -57,6 +57,8 @@ def example(path: str, knob: Knob, as_domain: bool = False) -> dict[str, Any]:
         return {}
     return next(filter(_is_sound, _candidates(path, knob, as_domain)), {})
 
+CHOICES: dict[str, list[Any]] = {"adapter/pal/size": [96, 204, 408]}  # what lies between would not divide among 12 heads
+
 
 def _is_sound(config: dict[str, Any]) -> bool:
     try:
@@ -158,6 +160,8 @@ def _constant(path: str, knob: Knob) -> Any:
 
 def _domain(path: str, knob: Knob) -> Any:
     """A domain that may stand there; None where there is nothing to choose from."""
+    if path in CHOICES:
+        return {"choice": CHOICES[path]}
     (schema, _), default = schema_of(knob), _default(path, knob) or EXAMPLES.get(path.rpartition("/")[2])
     if _is_number(knob):
         return _range(schema, _default(path, knob))

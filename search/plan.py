@@ -255,8 +255,7 @@ def make_plan(
     config = config.model_copy(update={"train_on": _all_tasks(configs, config.objective)})
     inputs = open_inputs(here(config, places))
     best_bytes = 4 * max(_num_parameters(here(config, places)) for config in _of_each_encoder(space, configs))
-    trains_encoder = any(stage.trains_encoder for config in configs for stage in config.stage_plans())
-    snapshot_bytes = best_bytes * (3 if trains_encoder else 1)  # AdamW's two moments beside the weights
+    snapshot_bytes = best_bytes * (1 + 2 * max(map(_num_optimizers, configs)))  # AdamW's two moments beside the weights
     recipes = tuple(sorted({config.recipe for config in configs}))
     every = [space.sample(forcing(point)).config() for point in space.combinations()] if is_grid else configs
     budgets = tuple(sorted(config.num_examples(inputs.sizes) for config in every))
@@ -264,6 +263,12 @@ def make_plan(
     return Plan(
         name, space, seed, num_trials, resources, config, inputs, recipes, budgets, best_bytes, snapshot_bytes, places, before
     )
+
+
+def _num_optimizers(config: TrialConfig) -> int:
+    """How many optimisers of the whole encoder a trial has at a time, at most: one a task where they are apart."""
+    stages = [stage for stage in config.stage_plans() if stage.trains_encoder]
+    return max((len(stage.tasks) if stage.optimizer.separate else 1 for stage in stages), default=0)
 
 
 def with_resources(plan: Plan, resources: Resources) -> Plan:
