@@ -6,8 +6,9 @@ One arm differs from the baseline in one thing; at one seed all arms share the h
 Trials run in processes of one thread; each that has ended is a line of FILE, and the same command goes on from there. The
 table, in Markdown: of each arm dev norm minus the baseline's, its 95 % interval (Student's t over the paired seeds), its cost.
 
-Equal examples first. An arm whose training costs another CPU time an example (by more than `SAME_COST`, first seed) is trained
-again at equal seconds: with as many examples as the baseline's time pays for. CPU time, as wall time tells of what ran beside.
+Equal examples first. An arm whose training costs another CPU time an example (by more than `SAME_COST`, medians over seeds) is
+trained again at equal seconds, with as many examples as the baseline's time pays for, unless that is answered: a dearer arm that
+is behind had more time already, a cheaper one that is ahead had less. CPU time, as wall time tells of what ran beside.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.learning import SEEDS, compare
@@ -106,27 +108,34 @@ class Lines:
         return [line["dev/norm"] for line in found if line]
 
     def cost(self, arm: str, examples: int) -> float:
-        """CPU time an example relative to the baseline's, with the first seed; 0 while it is not known."""
-        pair = [self.known.get((name, examples, SEEDS[0])) for name in (arm, BASELINE)]
-        return pair[0]["cpu_seconds"] / pair[1]["cpu_seconds"] if all(pair) else 0.0
+        """CPU time an example relative to the baseline's, medians over the seeds."""
+        own, plain = ([line["cpu_seconds"] for key, line in self.known.items() if key[:2] == (name, examples)]
+                      for name in (arm, BASELINE))  # fmt: skip
+        return median(own) / median(plain)
 
     @staticmethod
     def _key(line: dict[str, Any]) -> tuple[str, int, int]:
         return line["arm"], line["examples"], line["seed"]
 
 
-def equal_seconds(lines: Lines, arm: str, examples: int) -> int:
-    """The examples that the baseline's training time pays for; `examples` where an example costs about the same."""
+def equal_seconds(lines: Lines, arm: str, examples: int) -> tuple[int, str]:
+    """The examples that the baseline's training time pays for; or `examples`, and why equal seconds need no training."""
     cost = lines.cost(arm, examples)
-    return examples if abs(cost - 1) <= SAME_COST else round(examples / cost)
+    gain = sum(lines.scores(arm, examples)) - sum(lines.scores(BASELINE, examples))
+    if abs(cost - 1) <= SAME_COST:
+        return examples, "the same"
+    if cost > 1 and gain <= 0:
+        return examples, "behind with more time"
+    if cost < 1 and gain >= 0:
+        return examples, "ahead with less time"
+    return round(examples / cost), ""
 
 
 def train_all(data: Path, encoder: Path, lines: Lines, arms: list[str], examples: int, at_once: int) -> None:
-    """Every trial that FILE lacks: all arms at the first seed, which prices them, then the others, then at equal seconds."""
+    """Every trial that FILE lacks: all arms at equal examples, seed by seed, then at equal seconds."""
     rounds = [
-        lambda: [(arm, examples, SEEDS[0]) for arm in arms],
         lambda: [(arm, examples, seed) for seed in SEEDS for arm in arms],
-        lambda: [(arm, equal_seconds(lines, arm, examples), seed) for seed in SEEDS for arm in arms],
+        lambda: [(arm, equal_seconds(lines, arm, examples)[0], seed) for seed in SEEDS for arm in arms],
     ]
     for orders in rounds:
         missing = [order for order in orders() if order not in lines.known]
@@ -145,12 +154,14 @@ def table(lines: Lines, arms: list[str], examples: int) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     plain = lines.scores(BASELINE, examples)
     for arm in arms:
-        scores, fewer = lines.scores(arm, examples), equal_seconds(lines, arm, examples)
+        scores = lines.scores(arm, examples)
+        other, known = equal_seconds(lines, arm, examples)
         if len(scores) < len(SEEDS):
             continue
         mean = f"{sum(scores) / len(scores):.4f}"
-        both = ["", ""] if arm == BASELINE else [difference(scores, plain), difference(lines.scores(arm, fewer), plain)]
-        both[1] = "the same" if fewer == examples and arm != BASELINE else both[1]
+        both = ["", ""]
+        if arm != BASELINE:
+            both = [difference(scores, plain), known or difference(lines.scores(arm, other), plain)]
         yield f"| {arm} | {lines.cost(arm, examples):.2f} | {mean} | {both[0]} | {both[1]} |"
 
 
