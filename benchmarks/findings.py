@@ -7,8 +7,8 @@ Trials run in processes of one thread; each that has ended is a line of FILE, an
 table, in Markdown: of each arm dev norm minus the baseline's, its 95 % interval (Student's t over the paired seeds), its cost.
 
 Equal examples first. An arm whose training costs another CPU time an example (by more than `SAME_COST`, medians over seeds) is
-trained again at equal seconds, with as many examples as the baseline's time pays for, unless that is answered: a dearer arm that
-is behind had more time already, a cheaper one that is ahead had less. CPU time, as wall time tells of what ran beside.
+trained again at equal seconds, with as many examples as the baseline's time pays for, unless that is answered: a dearer arm
+that is behind had more time already, a cheaper one that is ahead had less. CPU time, as wall time tells of what ran beside.
 """
 
 from __future__ import annotations
