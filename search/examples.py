@@ -57,6 +57,7 @@ def example(path: str, knob: Knob, as_domain: bool = False) -> dict[str, Any]:
         return {}
     return next(filter(_is_sound, _candidates(path, knob, as_domain)), {})
 
+
 CHOICES: dict[str, list[Any]] = {"adapter/pal/size": [96, 204, 408]}  # what lies between would not divide among 12 heads
 
 
