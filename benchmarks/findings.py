@@ -102,10 +102,15 @@ class Lines:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def scores(self, arm: str, examples: int) -> list[float]:
-        """Dev norm of each seed that every arm is compared over, in their order; fewer while some are not trained."""
-        found = [self.known.get((arm, examples, seed)) for seed in SEEDS]
-        return [line["dev/norm"] for line in found if line]
+    def scores(self, arm: str, examples: int) -> dict[int, float]:
+        """Dev norm by seed, of those that are trained."""
+        found = {seed: self.known.get((arm, examples, seed)) for seed in SEEDS}
+        return {seed: line["dev/norm"] for seed, line in found.items() if line}
+
+    def differences(self, arm: str, examples: int, of_baseline: int) -> list[float]:
+        """An arm's dev norm minus the baseline's with `of_baseline` examples, at each seed that both were trained with."""
+        plain = self.scores(BASELINE, of_baseline)
+        return [score - plain[seed] for seed, score in self.scores(arm, examples).items() if seed in plain]
 
     def cost(self, arm: str, examples: int) -> float:
         """CPU time an example relative to the baseline's, medians over the seeds."""
@@ -121,7 +126,7 @@ class Lines:
 def equal_seconds(lines: Lines, arm: str, examples: int) -> tuple[int, str]:
     """The examples that the baseline's training time pays for; or `examples`, and why equal seconds need no training."""
     cost = lines.cost(arm, examples)
-    gain = sum(lines.scores(arm, examples)) - sum(lines.scores(BASELINE, examples))
+    gain = sum(lines.differences(arm, examples, examples))
     if abs(cost - 1) <= SAME_COST:
         return examples, "the same"
     if cost > 1 and gain <= 0:
@@ -150,26 +155,25 @@ def train_all(data: Path, encoder: Path, lines: Lines, arms: list[str], examples
 
 def table(lines: Lines, arms: list[str], examples: int) -> Iterator[str]:
     """A row an arm: its scores and how they differ from the baseline's, at equal examples and at equal seconds."""
-    yield "| arm | cost an example | norm | - baseline, equal examples | - baseline, equal seconds |"
-    yield "|---|---|---|---|---|"
-    plain = lines.scores(BASELINE, examples)
+    yield "| arm | seeds | cost an example | norm | - baseline, equal examples | - baseline, equal seconds |"
+    yield "|---|---|---|---|---|---|"
     for arm in arms:
-        scores = lines.scores(arm, examples)
-        other, known = equal_seconds(lines, arm, examples)
-        if len(scores) < len(SEEDS):
+        if not (scores := lines.scores(arm, examples)):
             continue
-        mean = f"{sum(scores) / len(scores):.4f}"
         both = ["", ""]
         if arm != BASELINE:
-            both = [difference(scores, plain), known or difference(lines.scores(arm, other), plain)]
-        yield f"| {arm} | {lines.cost(arm, examples):.2f} | {mean} | {both[0]} | {both[1]} |"
+            other, known = equal_seconds(lines, arm, examples)
+            both = [interval(lines.differences(arm, n, examples)) for n in (examples, other)]
+            both[1] = known or both[1]
+        mean = f"{sum(scores.values()) / len(scores):.4f}"
+        yield f"| {arm} | {len(scores)} | {lines.cost(arm, examples):.2f} | {mean} | {both[0]} | {both[1]} |"
 
 
-def difference(scores: list[float], plain: list[float]) -> str:
+def interval(differences: list[float]) -> str:
     """`+.0012 [-.0031, +.0055]`: the mean of the paired differences and its 95 % interval."""
-    if len(scores) < len(plain):
+    if len(differences) < 2:
         return "not trained"
-    mean, half, _ = compare(scores, plain)
+    mean, half, _ = compare(differences, [0.0] * len(differences))
     return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
 
 
