@@ -79,14 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     where = parser.add_argument_group("where and how")
     where.add_argument("--data", metavar="DIR", help="folder with the corpora, or toy")
     where.add_argument("--encoder", metavar="NAME", help="in place of the paper's: hub name, folder, tiny")
-    where.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        type=of_the_machine,
-        metavar="machine/X=V",
-        help="of the machine alone: machine/precision, machine/micro_batch_tokens …; may be repeated",
-    )
+    what_of_it = "of the machine: precision, micro_batch_tokens …"
+    where.add_argument("--set", action="append", default=[], type=of_the_machine, metavar="machine/X=V", help=what_of_it)
     where.add_argument("--name", metavar="NAME", help="of the search (default: the paper's, with the part)")
     where.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
     where.add_argument("--gpus", type=gpus, default="auto", metavar="N|auto", help="GPUs to use; auto (default): all free ones")

@@ -401,8 +401,8 @@ def _pretraining_faults(config: TrialConfig) -> Iterator[str]:
                 yield f"`{path}/texts` '{name}' {law}."
         if not pretraining_texts(config, stage):
             yield f"`{path}/texts` is empty, and train_on {shown(config.train_on)} has no pairs. Name a text file."
-        if stage.optimizer is not None and stage.optimizer.separate:
-            yield f"`{path}/optimizer/separate` keeps moments for each task, but texts have no task. Leave it out."
+        if stage.optimizer is not None and stage.optimizer.per_task:
+            yield f"`{path}/optimizer/per_task` keeps moments for each task, but texts have no task. Leave it out."
 
 
 def pretraining_texts(config: TrialConfig, stage: Pretraining) -> tuple[str, ...]:
@@ -460,9 +460,9 @@ def _method_faults(config: TrialConfig, i: int, stage: Stage, plan: StagePlan) -
     if config.loss_weights.needs_several_tasks and num_a_step < min(2, len(plan.tasks)):
         law = f"needs several tasks a step, but task_schedule kind '{schedule}' gives one"
         yield f"`loss_weights` kind '{config.loss_weights.kind}' {law}. Use another, or a schedule that gives several."
-    if plan.optimizer.separate and num_a_step > 1:
+    if plan.optimizer.per_task and num_a_step > 1:
         law = f"needs one task a step, but task_schedule kind '{schedule}' gives {num_a_step}"
-        yield f"`{written('optimizer')}/separate` {law}. Use separate: false, or a schedule that gives one, as alternate."
+        yield f"`{written('optimizer')}/per_task` {law}. Use per_task: false, or a schedule that gives one, as alternate."
     grouped = [task for group in plan.gradient.groups for task in group]
     groups = f"`{written('gradient')}/{plan.gradient.kind}/groups`"
     for task in sorted(set(grouped)):

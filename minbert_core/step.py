@@ -119,7 +119,7 @@ class Stepper:
         self.groups = groups
         trained = [(name, parameter) for name, parameter in model.encoder.named_parameters() if parameter.requires_grad]
         shared_layer = [("shared_layer", parameter) for parameter in groups.get("shared_layer", [])]
-        served = own if stage.optimizer.separate else {TOGETHER: [item for items in own.values() for item in items]}
+        served = own if stage.optimizer.per_task else {TOGETHER: [item for items in own.values() for item in items]}
         self.optimizers: dict[str, AdamW] = {
             name: stage.optimizer.build(trained, [*heads, *shared_layer]) for name, heads in served.items()
         }
@@ -194,7 +194,7 @@ class Stepper:
 
     def _update(self, tasks: tuple[str, ...], progress: float) -> None:
         """The optimiser's step, at the rate of this progress: of the one for all tasks, or of that of the step's only task."""
-        optimizer = self.optimizers[tasks[0] if self.stage.optimizer.separate else TOGETHER]
+        optimizer = self.optimizers[tasks[0] if self.stage.optimizer.per_task else TOGETHER]
         lr_factor = self.stage.optimizer.lr_factor(progress)
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * lr_factor

@@ -43,7 +43,7 @@ EXAMPLES: dict[str, Any] = {  # of knobs that have no default, or null, and a ra
     "groups": [["sst", "para"]],
     "texts": ["para", "sts"],
 }
-PARTNERS = {"optimizer/separate": {"task_schedule": "alternate"}}  # what a place cannot do without
+PARTNERS = {"optimizer/per_task": {"task_schedule": "alternate"}}  # what a place cannot do without
 LAYERS = ("all", "pairs", *default_at("train_on"))  # of `tasks`, where a variant may have to stand
 COMPANIONS: tuple[dict[str, Any], ...] = ({}, {"pair_encoding": "bi"}, {"pair_encoding": "bi", "head": "cosine"})
 

@@ -268,7 +268,7 @@ def make_plan(
 def _num_optimizers(config: TrialConfig) -> int:
     """How many optimisers of the whole encoder a trial has at a time, at most: one a task where they are apart."""
     stages = [stage for stage in config.stage_plans() if stage.trains_encoder]
-    return max((len(stage.tasks) if stage.optimizer.separate else 1 for stage in stages), default=0)
+    return max((len(stage.tasks) if stage.optimizer.per_task else 1 for stage in stages), default=0)
 
 
 def with_resources(plan: Plan, resources: Resources) -> Plan:

@@ -113,7 +113,7 @@ ONE_FAULT = {
     "gradient, loss_weights, machine, max_length, objective, optimizer, own_tasks, proximal, seed, shared_layer, smoothness, "
     "stages, task_schedule, tasks, train_on.",
     "optimizer: {lrr: 1}": "Unknown key `optimizer/lrr`; did you mean 'lr'? Known: clip, eps, head_lr_factor, layer_decay, lr, "
-    "lr_schedule, separate, update, warmup, weight_decay.",
+    "lr_schedule, per_task, rule, warmup, weight_decay.",
     "tasks: {sts: {looss: mse}}": "Unknown key `tasks/sts/looss`; did you mean 'loss'? "
     "Known: batch_size, head, loss, pair_encoding, pooling.",
     "tasks: {all: {head: {kind: mlp, hiden: [1]}}}": "Unknown key `tasks/all/head/mlp/hiden`; did you mean 'hidden'? "
@@ -123,7 +123,7 @@ ONE_FAULT = {
     "per.",
     "gradient: {kind: sum, beta: 1}": f"Unknown key `gradient/sum/beta`.{elsewhere(TrialConfig, 'beta')}",
     "optimizer: {pooling: mean}": "Unknown key `optimizer/pooling`. Known: clip, eps, head_lr_factor, layer_decay, lr, "
-    "lr_schedule, separate, update, warmup, weight_decay. There is `tasks/all/pooling`.",
+    "lr_schedule, per_task, rule, warmup, weight_decay. There is `tasks/all/pooling`.",
     "stages: [{kind: multitask, shar: 1}]": "Unknown key `stages/0/multitask/shar`; did you mean 'share'? "
     "Known: epochs, gradient, optimizer, proximal, share, smoothness, task_schedule.",
     "machine: {gpu: 1}": "Unknown key `machine/gpu`. Known: device, gpu_share, matmul, micro_batch_tokens, precision, threads.",
@@ -359,10 +359,10 @@ CROSS = {
     "train_on ['sst'].",
     "{loss_weights: famo, task_schedule: alternate}": "`loss_weights` kind 'famo' needs several tasks a step, but "
     "task_schedule kind 'alternate' gives one. Use another, or a schedule that gives several.",
-    "optimizer: {separate: true}": "`optimizer/separate` needs one task a step, but task_schedule kind 'round_robin' gives 3. "
-    "Use separate: false, or a schedule that gives one, as alternate.",
-    "stages: [{kind: multitask, optimizer: {separate: true}}]": "`stages/0/multitask/optimizer/separate` needs one task a "
-    "step, but task_schedule kind 'round_robin' gives 3. Use separate: false, or a schedule that gives one, as alternate.",
+    "optimizer: {per_task: true}": "`optimizer/per_task` needs one task a step, but task_schedule kind 'round_robin' gives 3. "
+    "Use per_task: false, or a schedule that gives one, as alternate.",
+    "stages: [{kind: multitask, optimizer: {per_task: true}}]": "`stages/0/multitask/optimizer/per_task` needs one task a "
+    "step, but task_schedule kind 'round_robin' gives 3. Use per_task: false, or a schedule that gives one, as alternate.",
     "gradient: {kind: pcgrad, groups: [[sst, stz]]}": "`gradient/pcgrad/groups` holds 'stz', which is not in train_on; did "
     "you mean 'sts'? Known: para, sst, sts.",
     "stages: [{kind: multitask, gradient: {kind: cagrad, groups: [[sst], [para, sst]]}}]": "`stages/0/multitask/gradient/"

@@ -334,7 +334,7 @@ def test_every_approach_of_the_first_paper_trains(tiny: Tiny, stages: list[dict[
             r"`stages/0/mlm/texts` 'stst' is no task, and no text file, .*'sts'",
         ),
         ([{"kind": "nsp", "texts": ["sst"]}, "multitask"], r"`stages/0/nsp/texts` 'sst' has one sentence a row, so that none"),
-        ([{"kind": "mlm", "optimizer": {"separate": True}}, "multitask"], r"`stages/0/mlm/optimizer/separate` keeps moments"),
+        ([{"kind": "mlm", "optimizer": {"per_task": True}}, "multitask"], r"`stages/0/mlm/optimizer/per_task` keeps moments"),
         ([{"kind": "mlm", "share": 0.1}, "multitask"], r"Unknown key `stages/0/mlm/share`"),
     ],
 )

@@ -657,7 +657,7 @@ def test_losses_are_not_waited_for_where_nothing_reads_them(tiny: Tiny, monkeypa
 
 def test_with_separate_optimisers_each_task_has_moments_of_its_own(tiny: Tiny) -> None:
     """Against torch's AdamW, one a task over the same encoder, on explicit gradients."""
-    optimizer = {"separate": True, "clip": None, "lr_schedule": "constant", "warmup": 0, "weight_decay": 0}
+    optimizer = {"per_task": True, "clip": None, "lr_schedule": "constant", "warmup": 0, "weight_decay": 0}
     bench = Bench(tiny(optimizer=optimizer, task_schedule="alternate"))
     oracle = bench.copy()
     for parameter in oracle.parameters():
@@ -676,7 +676,7 @@ def test_with_separate_optimisers_each_task_has_moments_of_its_own(tiny: Tiny) -
 
 
 RESUMED: dict[str, dict[str, Any]] = {
-    "separate, course": {"optimizer": {"separate": True, "update": "course"}, "task_schedule": "alternate"},
+    "per task, course": {"optimizer": {"per_task": True, "rule": "course"}, "task_schedule": "alternate"},
     "uncertainty, r_drop": {"loss_weights": {"kind": "uncertainty", "lr": 0.1}, "smoothness": {"kind": "r_drop"}},
     "dwa, groups": {
         "loss_weights": {"kind": "dwa", "period": 0.1},

@@ -127,7 +127,7 @@ class CourseAdamW(AdamW):
             torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
 
 
-UPDATES = {"torch": AdamW, "course": CourseAdamW}
+RULES = {"torch": AdamW, "course": CourseAdamW}
 
 
 class Optimizer(Settings):
@@ -163,8 +163,8 @@ class Optimizer(Settings):
         description="largest global norm, heads included; null turns clipping off",
     )
 
-    update: Literal["torch", "course"] = Field(
-        "torch", description="AdamW's update: torch's, or the course's: eps beside an uncorrected v, decay after the step"
+    rule: Literal["torch", "course"] = Field(
+        "torch", description="the update: torch's AdamW, or the course's: eps beside an uncorrected v, decay after the step"
     )
     eps: float = Field(
         1e-8,
@@ -172,7 +172,7 @@ class Optimizer(Settings):
         json_schema_extra={"unit": "gradient"},
         description="added to the root of v; 1e-8 is torch's, 1e-6 the course's",
     )
-    separate: bool = Field(
+    per_task: bool = Field(
         False,
         description="true: moments and step counts of its own for each task, as of one optimiser a task (Li & Tang 2023); each "
         "takes twice the memory of the trained parameters; needs one task a step",
@@ -207,7 +207,7 @@ class Optimizer(Settings):
             vectors = [parameter for parameter in trained if parameter.dim() < 2]
             groups.append({"params": matrices, "lr": lr, "base_lr": lr, "weight_decay": self.weight_decay})
             groups.append({"params": vectors, "lr": lr, "base_lr": lr, "weight_decay": 0.0})
-        return UPDATES[self.update](groups, betas=(0.9, 0.999), eps=self.eps, fused=True)
+        return RULES[self.rule](groups, betas=(0.9, 0.999), eps=self.eps, fused=True)
 
     def _encoder_parts(self, named: list[tuple[str, nn.Parameter]]) -> list[tuple[list[nn.Parameter], float]]:
         """The encoder's parameters by rate, from the embeddings up: all together unless rates decay."""

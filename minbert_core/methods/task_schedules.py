@@ -127,7 +127,7 @@ class Proportional(Variant):
 class Sequential(Variant):
     """Each task's turn in the order of `train_on`, one task a step; an epoch is one turn of each.
 
-    A full pass each at share 1: Li & Tang 2023 (Para, SST, STS; with one optimiser a task, `optimizer/separate`), Kehoe &
+    A full pass each at share 1: Li & Tang 2023 (Para, SST, STS; with one optimiser a task, `optimizer/per_task`), Kehoe &
     Ravella 2024 (SST, STS, Para). A budget below an epoch never reaches the last tasks; a lower share makes epochs shorter, and
     a task goes on in its pass where its last turn has left it.
     """

@@ -1243,5 +1243,5 @@ def test_what_follows_a_row_is_a_row(variant: Any) -> None:
     for num_rows in (2, 7):
         rows_B = np.arange(num_rows).repeat(5)
         seconds_B = variant.follow(rows_B, num_rows, np.random.default_rng(0))
-        assert seconds_B.shape == rows_B.shape
+        assert seconds_B.shape == rows_B.shape, f"of {rows_B.shape} rows it names {seconds_B.shape} that follow"
         assert set(seconds_B.tolist()) <= set(range(num_rows)), f"it names {set(seconds_B)} of {num_rows} rows"

@@ -123,7 +123,7 @@ def test_one_step_of_the_course_s_adamw_by_hand() -> None:
     """Step 1: m = .1 g, v = .001 g^2; .01 sqrt(.001) / .1 * .1 g / (sqrt(.001) |g| + eps), then the decay of what has moved."""
     weight = nn.Parameter(torch.tensor([[1.0, -2.0]]))
     weight.grad = torch.tensor([[0.3, -50.0]])
-    settings = Optimizer(lr=0.01, weight_decay=0.1, update="course", eps=1e-2)
+    settings = Optimizer(lr=0.01, weight_decay=0.1, rule="course", eps=1e-2)
     settings.build([("weight", weight)], []).step()
     root = 0.001**0.5
     moved = [1.0 - 0.01 * root * 0.3 / (0.3 * root + 1e-2), -2.0 + 0.01 * root * 50 / (50 * root + 1e-2)]
@@ -133,7 +133,7 @@ def test_one_step_of_the_course_s_adamw_by_hand() -> None:
 def test_the_course_s_adamw_is_torch_s_with_an_eps_that_falls() -> None:
     """eps / sqrt(1 - beta2^t), without decay, over steps of which some parameters skip some."""
     ours, theirs = ([nn.Parameter(torch.arange(6.0).view(2, 3)), nn.Parameter(torch.ones(4))] for _ in range(2))
-    course = Optimizer(lr=0.1, update="course", eps=1e-3, weight_decay=0).build([("a", ours[0]), ("b", ours[1])], [])
+    course = Optimizer(lr=0.1, rule="course", eps=1e-3, weight_decay=0).build([("a", ours[0]), ("b", ours[1])], [])
     oracles = [torch.optim.AdamW([parameter], lr=0.1, weight_decay=0) for parameter in theirs]
     ages = [0, 0]
     for step in range(5):
@@ -150,7 +150,7 @@ def test_the_course_s_adamw_is_torch_s_with_an_eps_that_falls() -> None:
 
 def test_the_course_s_decay_falls_on_what_has_moved_and_on_matrices_alone() -> None:
     encoder, heads = parts()
-    settings = Optimizer(lr=0.5, weight_decay=0.2, update="course")
+    settings = Optimizer(lr=0.5, weight_decay=0.2, rule="course")
     before = {name: parameter.detach().clone() for name, parameter in heads.named_parameters()}
     for parameter in heads.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -161,7 +161,7 @@ def test_the_course_s_decay_falls_on_what_has_moved_and_on_matrices_alone() -> N
 
 def test_the_course_s_adamw_goes_on_from_a_saved_state() -> None:
     through, resumed = (nn.Parameter(torch.ones(2, 2)) for _ in range(2))
-    settings = Optimizer(lr=0.1, update="course")
+    settings = Optimizer(lr=0.1, rule="course")
     one, other = (settings.build([("w", weight)], []) for weight in (through, resumed))
     for step in range(4):
         if step == 2:
@@ -174,11 +174,11 @@ def test_the_course_s_adamw_goes_on_from_a_saved_state() -> None:
     assert torch.equal(through, resumed)
 
 
-@pytest.mark.parametrize("update", ["torch", "course"])
-def test_a_large_eps_makes_steps_small(update: str) -> None:
+@pytest.mark.parametrize("rule", ["torch", "course"])
+def test_a_large_eps_makes_steps_small(rule: str) -> None:
     weight = nn.Parameter(torch.zeros(1, 1))
     weight.grad = torch.ones(1, 1)
-    Optimizer.model_validate({"lr": 0.1, "eps": 1e3, "update": update}).build([("w", weight)], []).step()
+    Optimizer.model_validate({"lr": 0.1, "eps": 1e3, "rule": rule}).build([("w", weight)], []).step()
     assert 0 < abs(weight.item()) < 1e-3
 
 
