@@ -1,6 +1,6 @@
 """What the field argues about, on real data: methods against a plain baseline over paired seeds.
 
-    python -m benchmarks.findings --data DATA --encoder ENCODER --out FILE [--examples 2000] [--arms pcgrad smart_1e-2]
+    python -m benchmarks.findings --data DATA --encoder ENCODER --out FILE [--examples 4000] [--arms pcgrad smart_1e-2]
 
 One arm differs from the baseline in one thing; at one seed all arms share the heads' start and each task's order of examples.
 Trials run in processes of one thread; each that has ended is a line of FILE, and the same command goes on from there. The
@@ -29,8 +29,9 @@ from benchmarks.learning import SEEDS, compare
 HERE = Path(__file__).resolve().parents[1]
 SAME_COST = 0.1
 BASELINE = "baseline"
+ANNEALED = {"kind": "proportional", "alpha": 1.0, "alpha_end": 0.2}
 ARMS: dict[str, dict[str, Any]] = {
-    BASELINE: {},  # the sum, round_robin in batches of 16, one stage, linear heads, no regulariser
+    BASELINE: {},  # the sum, round_robin in batches of 8, one stage, linear heads, no regulariser
     "pcgrad": {"gradient": "pcgrad"},
     "gradvac": {"gradient": "gradvac"},
     "cagrad": {"gradient": "cagrad"},
@@ -38,9 +39,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "smart_3e-2": {"smoothness": {"kind": "smart", "radius": 3e-2}},
     "smart_1e-1": {"smoothness": {"kind": "smart", "radius": 1e-1}},
     "r_drop": {"smoothness": "r_drop"},
-    "mix": {"task_schedule": "mix", "tasks": {"sst": {"batch_size": 4}, "para": {"batch_size": 40}, "sts": {"batch_size": 4}}},
-    "proportional": {"task_schedule": "proportional"},
-    "annealed": {"task_schedule": {"kind": "proportional", "alpha": 1.0, "alpha_end": 0.2}},
+    # P3's 1:10:1; as in a round of the baseline's, 24 rows a step and so as many updates
+    "mix": {"task_schedule": "mix", "tasks": {"sst": {"batch_size": 2}, "para": {"batch_size": 20}, "sts": {"batch_size": 2}}},
+    "proportional": {"task_schedule": "proportional", "tasks": {"all": {"batch_size": 24}}},
+    "annealed": {"task_schedule": ANNEALED, "tasks": {"all": {"batch_size": 24}}},
+    "proportional_8": {"task_schedule": "proportional"},  # one task's 8 rows a step: three times the updates
+    "annealed_8": {"task_schedule": ANNEALED},
     "para_first": {"stages": [{"kind": "single_task", "task": "para", "share": 0.3}, "multitask"]},
     "lp_ft": {"stages": [{"kind": "linear_probe", "share": 0.3}, "multitask"]},
     "mlp_192": {"tasks": {"all": {"head": {"kind": "mlp", "hidden": [192]}}}},
@@ -62,7 +66,7 @@ print(json.dumps({**progress.record, "cpu_seconds": trained}))
 def document(data: Path, encoder: Path, arm: str, examples: int, seed: int) -> dict[str, Any]:
     """The trial's config: what all arms share, then what the arm has of its own."""
     own = ARMS[arm]
-    tasks = {"all": {"pooling": "mean"}}
+    tasks = {"all": {"pooling": "mean", "batch_size": 8}}
     for name, settings in own.get("tasks", {}).items():
         tasks[name] = {**tasks.get(name, {}), **settings}
     return {
@@ -183,7 +187,7 @@ def main() -> None:
     options.add_argument("--data", type=Path, required=True)
     options.add_argument("--encoder", type=Path, required=True)
     options.add_argument("--out", type=Path, required=True, help="a line for each trial that has ended")
-    options.add_argument("--examples", type=int, default=2_000, help="labelled rows a trial (default 2000)")
+    options.add_argument("--examples", type=int, default=4_000, help="labelled rows a trial (default 4000)")
     options.add_argument("--arms", nargs="+", choices=[arm for arm in ARMS if arm != BASELINE], help="default: all")
     options.add_argument("--at-once", type=int, default=os.cpu_count(), metavar="N", help="trials (default: one a core)")
     given = options.parse_args()
