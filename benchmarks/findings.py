@@ -29,7 +29,6 @@ from benchmarks.learning import SEEDS, compare
 HERE = Path(__file__).resolve().parents[1]
 SAME_COST = 0.1
 BASELINE = "baseline"
-ANNEALED = {"kind": "proportional", "alpha": 1.0, "alpha_end": 0.2}
 ARMS: dict[str, dict[str, Any]] = {
     BASELINE: {},  # the sum, round_robin in batches of 8, one stage, linear heads, no regulariser
     "pcgrad": {"gradient": "pcgrad"},
@@ -42,9 +41,11 @@ ARMS: dict[str, dict[str, Any]] = {
     # P3's 1:10:1; as in a round of the baseline's, 24 rows a step and so as many updates
     "mix": {"task_schedule": "mix", "tasks": {"sst": {"batch_size": 2}, "para": {"batch_size": 20}, "sts": {"batch_size": 2}}},
     "proportional": {"task_schedule": "proportional", "tasks": {"all": {"batch_size": 24}}},
-    "annealed": {"task_schedule": ANNEALED, "tasks": {"all": {"batch_size": 24}}},
+    "annealed": {
+        "task_schedule": {"kind": "proportional", "alpha": 1.0, "alpha_end": 0.2},
+        "tasks": {"all": {"batch_size": 24}},
+    },
     "proportional_8": {"task_schedule": "proportional"},  # one task's 8 rows a step: three times the updates
-    "annealed_8": {"task_schedule": ANNEALED},
     "para_first": {"stages": [{"kind": "single_task", "task": "para", "share": 0.3}, "multitask"]},
     "lp_ft": {"stages": [{"kind": "linear_probe", "share": 0.3}, "multitask"]},
     "mlp_192": {"tasks": {"all": {"head": {"kind": "mlp", "hidden": [192]}}}},
