@@ -16,17 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.learning import SEEDS, compare
+from benchmarks.learning import HERE, SEEDS, compare, train_one
 
-HERE = Path(__file__).resolve().parents[1]
 SAME_COST = 0.1
 BASELINE = "baseline"
 ARMS: dict[str, dict[str, Any]] = {
@@ -34,11 +31,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "pcgrad": {"gradient": "pcgrad"},
     "gradvac": {"gradient": "gradvac"},
     "cagrad": {"gradient": "cagrad"},
-    "smart_1e-2": {"smoothness": {"kind": "smart", "radius": 1e-2}},  # below it SMART does next to nothing, and in float32
+    "smart_1e-2": {"smoothness": {"kind": "smart", "radius": 1e-2}},  # a smaller one would train in float32
     "smart_3e-2": {"smoothness": {"kind": "smart", "radius": 3e-2}},
     "smart_1e-1": {"smoothness": {"kind": "smart", "radius": 1e-1}},
     "r_drop": {"smoothness": "r_drop"},
-    # P3's 1:10:1; as in a round of the baseline's, 24 rows a step and so as many updates
+    # about the 2 : 24 : 2 of Li & Tang 2023; 24 rows a step, as in a round of the baseline's, and so as many updates
     "mix": {"task_schedule": "mix", "tasks": {"sst": {"batch_size": 2}, "para": {"batch_size": 20}, "sts": {"batch_size": 2}}},
     "proportional": {"task_schedule": "proportional", "tasks": {"all": {"batch_size": 24}}},
     "annealed": {
@@ -51,17 +48,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "mlp_192": {"tasks": {"all": {"head": {"kind": "mlp", "hidden": [192]}}}},
     "mlp_768": {"tasks": {"all": {"head": {"kind": "mlp", "hidden": [768]}}}},
 }
-TRIAL = """
-import json, sys, time
-from minbert_core.config import load_config
-from minbert_core.inputs import open_inputs
-from minbert_core.train import train
-config = load_config(json.loads(sys.argv[1]))
-inputs, started, trained = open_inputs(config), time.process_time(), 0.0
-for progress in train(config, inputs):
-    trained = time.process_time() - started if progress.record["kind"] == "train" else trained
-print(json.dumps({**progress.record, "cpu_seconds": trained}))
-"""
 
 
 def document(data: Path, encoder: Path, arm: str, examples: int, seed: int) -> dict[str, Any]:
@@ -82,16 +68,11 @@ def document(data: Path, encoder: Path, arm: str, examples: int, seed: int) -> d
     }
 
 
-def train_one(data: Path, encoder: Path, arm: str, examples: int, seed: int) -> dict[str, Any]:
+def train_arm(data: Path, encoder: Path, arm: str, examples: int, seed: int) -> dict[str, Any]:
     """Train one arm with one seed in a process of its own; its line of the file."""
-    environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", TRIAL, json.dumps(document(data, encoder, arm, examples, seed))]
-    done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"The arm {arm}, seed {seed}, failed:\n{done.stderr[-2000:]}")
-    record = json.loads(done.stdout.splitlines()[-1])
-    figures = {name: value for name, value in record.items() if name.startswith("dev/")}
-    return {"arm": arm, "examples": examples, "seed": seed, "cpu_seconds": record["cpu_seconds"], **figures}
+    record = train_one(HERE, document(data, encoder, arm, examples, seed))
+    figures = {name: value for name, value in record.items() if name.startswith("dev/") or name == "cpu_seconds"}
+    return {"arm": arm, "examples": examples, "seed": seed, **figures}
 
 
 class Lines:
@@ -150,11 +131,11 @@ def train_all(data: Path, encoder: Path, lines: Lines, arms: list[str], examples
     for orders in rounds:
         missing = [order for order in orders() if order not in lines.known]
         with ThreadPoolExecutor(at_once) as pool:
-            running = [pool.submit(train_one, data, encoder, *order) for order in missing]
+            running = [pool.submit(train_arm, data, encoder, *order) for order in missing]
             for number, ended in enumerate(as_completed(running), start=1):
                 line = ended.result()
                 lines.add(line)
-                told = f"{line['arm']:<12} {line['examples']:>6} examples  seed {line['seed']}  norm {line['dev/norm']:.4f}"
+                told = f"{line['arm']:<14} {line['examples']:>6} examples  seed {line['seed']}  norm {line['dev/norm']:.4f}"
                 print(f"[{number}/{len(missing)}] {told}  {line['cpu_seconds']:.0f} s", flush=True)
 
 

@@ -22,14 +22,15 @@ from typing import Any
 HERE = Path(__file__).resolve().parents[1]
 SEEDS = (101, 102, 103, 104, 105)
 TRIAL = """
-import json, sys
+import json, sys, time
 from minbert_core.config import load_config
 from minbert_core.inputs import open_inputs
 from minbert_core.train import train
 config = load_config(json.loads(sys.argv[1]))
-for progress in train(config, open_inputs(config)):
-    pass
-print(json.dumps(progress.record))
+inputs, started, trained = open_inputs(config), time.process_time(), 0.0
+for progress in train(config, inputs):
+    trained = time.process_time() - started if progress.record["kind"] == "train" else trained
+print(json.dumps({**progress.record, "cpu_seconds": trained}))
 """
 
 
@@ -46,7 +47,7 @@ def document(data: Path, encoder: Path, examples: int, seed: int, machine: dict[
 
 
 def train_one(tree: Path, config: dict[str, Any]) -> dict[str, float]:
-    """The last dev record of a trial trained by the code in `tree`."""
+    """The last dev record of a trial trained by the code in `tree`, with `cpu_seconds`: its process's until the last step."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", TRIAL, json.dumps(config)]
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
