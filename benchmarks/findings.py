@@ -2,13 +2,14 @@
 
     python -m benchmarks.findings --data DATA --encoder ENCODER --out FILE [--examples 4000] [--arms pcgrad smart_1e-2]
 
-One arm differs from the baseline in one thing; at one seed all arms share the heads' start and each task's order of examples.
-Trials run in processes of one thread; each that has ended is a line of FILE, and the same command goes on from there. The
-table, in Markdown: of each arm dev norm minus the baseline's, its 95 % interval (Student's t over the paired seeds), its cost.
+One arm differs from the baseline in one thing; at one seed all arms share each task's order of examples, and the heads' start
+where their heads are the same. Trials run in processes of one thread; each that has ended is a line of FILE, and the same
+command goes on from there. The table, in Markdown: of each arm its cost (CPU time an example, the baseline's being 1), its
+scores on dev, and norm minus the baseline's with a 95 % interval (Student's t over the paired seeds).
 
-Equal examples first. An arm whose training costs another CPU time an example (by more than `SAME_COST`, medians over seeds) is
-trained again at equal seconds, with as many examples as the baseline's time pays for, unless that is answered: a dearer arm
-that is behind had more time already, a cheaper one that is ahead had less. CPU time, as wall time tells of what ran beside.
+Equal examples first. An arm of another cost (by more than `SAME_COST`, medians over seeds) is trained again at equal seconds,
+with as many examples as the baseline's time pays for, unless that is answered: a dearer arm that is behind had more time
+already, a cheaper one that is ahead had less. CPU time, as wall time tells of what ran beside.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from benchmarks.learning import HERE, SEEDS, compare, train_one
@@ -89,10 +90,10 @@ class Lines:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def scores(self, arm: str, examples: int) -> dict[int, float]:
-        """Dev norm by seed, of those that are trained."""
+    def scores(self, arm: str, examples: int, column: str = "norm") -> dict[int, float]:
+        """A dev score by seed, of those that are trained."""
         found = {seed: self.known.get((arm, examples, seed)) for seed in SEEDS}
-        return {seed: line["dev/norm"] for seed, line in found.items() if line}
+        return {seed: line[f"dev/{column}"] for seed, line in found.items() if line}
 
     def differences(self, arm: str, examples: int, of_baseline: int) -> list[float]:
         """An arm's dev norm minus the baseline's with `of_baseline` examples, at each seed that both were trained with."""
@@ -141,19 +142,19 @@ def train_all(data: Path, encoder: Path, lines: Lines, arms: list[str], examples
 
 
 def table(lines: Lines, arms: list[str], examples: int) -> Iterator[str]:
-    """A row an arm: its scores and how they differ from the baseline's, at equal examples and at equal seconds."""
-    yield "| arm | seeds | cost an example | norm | - baseline, equal examples | - baseline, equal seconds |"
-    yield "|---|---|---|---|---|---|"
+    """A row an arm: its mean scores and how norm differs from the baseline's, at equal examples and at equal seconds."""
+    yield "| arm | seeds | cost | SST | Para | STS | norm | - baseline, equal examples | - baseline, equal seconds |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for arm in arms:
-        if not (scores := lines.scores(arm, examples)):
+        if not (seeds := lines.scores(arm, examples)):
             continue
+        means = [f"{fmean(lines.scores(arm, examples, column).values()):.4f}" for column in ("sst", "para", "sts", "norm")]
         both = ["", ""]
         if arm != BASELINE:
             other, known = equal_seconds(lines, arm, examples)
             both = [interval(lines.differences(arm, n, examples)) for n in (examples, other)]
             both[1] = known or both[1]
-        mean = f"{sum(scores.values()) / len(scores):.4f}"
-        yield f"| {arm} | {len(scores)} | {lines.cost(arm, examples):.2f} | {mean} | {both[0]} | {both[1]} |"
+        yield "| " + " | ".join([arm, str(len(seeds)), f"{lines.cost(arm, examples):.2f}", *means, *both]) + " |"
 
 
 def interval(differences: list[float]) -> str:
