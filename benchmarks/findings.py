@@ -32,7 +32,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "pcgrad": {"gradient": "pcgrad"},
     "gradvac": {"gradient": "gradvac"},
     "cagrad": {"gradient": "cagrad"},
-    "sts_0.2": {"loss_weights": {"kind": "static", "weights": {"sts": 0.2}}},  # squared error has the largest gradient
+    "sts_0.2": {"loss_weights": {"kind": "static", "weights": {"sts": 0.2}}},  # a squared error of labels 0 to 5
     "smart_1e-2": {"smoothness": {"kind": "smart", "radius": 1e-2}},  # a smaller one would train in float32
     "smart_3e-2": {"smoothness": {"kind": "smart", "radius": 3e-2}},
     "smart_1e-1": {"smoothness": {"kind": "smart", "radius": 1e-1}},
