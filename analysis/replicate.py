@@ -71,23 +71,22 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
-    what = parser.add_argument_group("what")
-    what.add_argument("--paper", required=True, metavar="NAME", help="a file of spaces/papers: P1, P2, P2_YELP, P3 …")
-    what.add_argument("--rows", nargs="+", metavar="ROW", help="of its rows these; its first runs beside them")
-    what.add_argument("--seeds", type=positive, default=3, metavar="N", help="fresh seeds a row (default 3)")
-    what.add_argument("--part", type=part_of_budget, default=1.0, metavar="X", help="of each budget train this (default 1)")
-    where = parser.add_argument_group("where and how")
-    where.add_argument("--data", metavar="DIR", help="folder with the corpora, or toy")
-    where.add_argument("--encoder", metavar="NAME", help="in place of the paper's: hub name, folder, tiny")
+    group = parser.add_argument_group("options")
+    group.add_argument("--paper", required=True, metavar="NAME", help="a file of spaces/papers: P1, P2, P2_YELP, P3 …")
+    group.add_argument("--rows", nargs="+", metavar="ROW", help="of its rows these; its first runs beside them")
+    group.add_argument("--seeds", type=positive, default=3, metavar="N", help="fresh seeds a row (default 3)")
+    group.add_argument("--part", type=part_of_budget, default=1.0, metavar="X", help="of each budget train this (default 1)")
+    group.add_argument("--data", metavar="DIR", help="folder with the corpora, or toy")
+    group.add_argument("--encoder", metavar="NAME", help="in place of the paper's: hub name, folder, tiny")
     what_of_it = "of the machine: precision, micro_batch_tokens …"
-    where.add_argument("--set", action="append", default=[], type=of_the_machine, metavar="machine/X=V", help=what_of_it)
-    where.add_argument("--name", metavar="NAME", help="of the search (default: the paper's, with the part)")
-    where.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
-    where.add_argument("--gpus", type=gpus, default="auto", metavar="N|auto", help="GPUs to use; auto (default): all free ones")
-    where.add_argument("--gpus-per-trial", type=share, metavar="X", help="share of a GPU that a model takes (default 1)")
-    where.add_argument("--cpus-per-trial", type=positive, metavar="N", help="CPU cores a model (default 1)")
-    where.add_argument("--dry-run", action="store_true", help="print the plan, the search's cost; start nothing")
-    where.add_argument("-h", "--help", action="help", help="print this")
+    group.add_argument("--set", action="append", default=[], type=of_the_machine, metavar="machine/X=V", help=what_of_it)
+    group.add_argument("--name", metavar="NAME", help="of the search (default: the paper's, with the part)")
+    group.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
+    group.add_argument("--gpus", type=gpus, default="auto", metavar="N|auto", help="GPUs to use; auto (default): all free ones")
+    group.add_argument("--gpus-per-trial", type=share, metavar="X", help="share of a GPU that a model takes (default 1)")
+    group.add_argument("--cpus-per-trial", type=positive, metavar="N", help="CPU cores a model (default 1)")
+    group.add_argument("--dry-run", action="store_true", help="print the plan, the search's cost; start nothing")
+    group.add_argument("-h", "--help", action="help", help="print this")
     return parser
 
 

@@ -4,8 +4,9 @@
 
 One arm differs from the baseline in one thing; at one seed all arms share each task's order of examples, and the heads' start
 where their heads are the same. Trials run in processes of one thread; each that has ended is a line of FILE, and the same
-command goes on from there. The table, in Markdown: of each arm its cost (CPU time an example, the baseline's being 1), its
-scores on dev, and norm minus the baseline's with a 95 % interval (Student's t over the paired seeds).
+command goes on from there; lines of other data, another encoder or another meaning of an arm are passed over. The table, in
+Markdown: of each arm its cost (CPU time an example, the baseline's being 1), its scores on dev, and norm minus the baseline's
+with a 95 % interval (Student's t over the paired seeds).
 
 Equal examples first. An arm of another cost (by more than `SAME_COST`, medians over seeds) is trained again at equal seconds,
 with as many examples as the baseline's time pays for, unless that is answered: a dearer arm that is behind had more time
@@ -15,6 +16,7 @@ already, a cheaper one that is ahead had less. CPU time, as wall time tells of w
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -70,20 +72,19 @@ def document(data: Path, encoder: Path, arm: str, examples: int, seed: int) -> d
     }
 
 
-def train_arm(data: Path, encoder: Path, arm: str, examples: int, seed: int) -> dict[str, Any]:
-    """Train one arm with one seed in a process of its own; its line of the file."""
-    record = train_one(HERE, document(data, encoder, arm, examples, seed))
-    figures = {name: value for name, value in record.items() if name.startswith("dev/") or name == "cpu_seconds"}
-    return {"arm": arm, "examples": examples, "seed": seed, **figures}
-
-
 class Lines:
-    """The trials that have ended, by arm, examples and seed; a file that grows by a line each."""
+    """The trials that have ended, by arm, examples and seed; a file that grows by a line each, which names its config."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.known = path, {}
-        if path.exists():
-            self.known = {self._key(line): line for line in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+    def __init__(self, path: Path, data: Path, encoder: Path) -> None:
+        self.path, self.data, self.encoder = path, data, encoder
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        self.known = {self._key(line): line for line in lines if line["config"] == self._digest(*self._key(line))}
+
+    def train(self, arm: str, examples: int, seed: int) -> dict[str, Any]:
+        """Train one arm with one seed in a process of its own; its line."""
+        record = train_one(HERE, document(self.data, self.encoder, arm, examples, seed))
+        figures = {name: value for name, value in record.items() if name.startswith("dev/") or name == "cpu_seconds"}
+        return {"arm": arm, "examples": examples, "seed": seed, "config": self._digest(arm, examples, seed), **figures}
 
     def add(self, line: dict[str, Any]) -> None:
         self.known[self._key(line)] = line
@@ -106,6 +107,12 @@ class Lines:
                       for name in (arm, BASELINE))  # fmt: skip
         return median(own) / median(plain)
 
+    def _digest(self, arm: str, examples: int, seed: int) -> str:
+        """What a line's figures follow from; empty where no arm is called so any more."""
+        if arm not in ARMS:
+            return ""
+        return hashlib.sha256(json.dumps(document(self.data, self.encoder, arm, examples, seed)).encode()).hexdigest()[:12]
+
     @staticmethod
     def _key(line: dict[str, Any]) -> tuple[str, int, int]:
         return line["arm"], line["examples"], line["seed"]
@@ -124,7 +131,7 @@ def equal_seconds(lines: Lines, arm: str, examples: int) -> tuple[int, str]:
     return round(examples / cost), ""
 
 
-def train_all(data: Path, encoder: Path, lines: Lines, arms: list[str], examples: int, at_once: int) -> None:
+def train_all(lines: Lines, arms: list[str], examples: int, at_once: int) -> None:
     """Every trial that FILE lacks: all arms at equal examples, seed by seed, then at equal seconds."""
     rounds = [
         lambda: [(arm, examples, seed) for seed in SEEDS for arm in arms],
@@ -133,7 +140,7 @@ def train_all(data: Path, encoder: Path, lines: Lines, arms: list[str], examples
     for orders in rounds:
         missing = [order for order in orders() if order not in lines.known]
         with ThreadPoolExecutor(at_once) as pool:
-            running = [pool.submit(train_arm, data, encoder, *order) for order in missing]
+            running = [pool.submit(lines.train, *order) for order in missing]
             for number, ended in enumerate(as_completed(running), start=1):
                 line = ended.result()
                 lines.add(line)
@@ -175,8 +182,9 @@ def main() -> None:
     options.add_argument("--arms", nargs="+", choices=[arm for arm in ARMS if arm != BASELINE], help="default: all")
     options.add_argument("--at-once", type=int, default=os.cpu_count(), metavar="N", help="trials (default: one a core)")
     given = options.parse_args()
-    arms, lines = [BASELINE, *(given.arms or [arm for arm in ARMS if arm != BASELINE])], Lines(given.out)
-    train_all(given.data.resolve(), given.encoder.resolve(), lines, arms, given.examples, given.at_once)
+    arms = [BASELINE, *(given.arms or [arm for arm in ARMS if arm != BASELINE])]
+    lines = Lines(given.out, given.data.resolve(), given.encoder.resolve())
+    train_all(lines, arms, given.examples, given.at_once)
     print("\n".join(table(lines, arms, given.examples)))
 
 

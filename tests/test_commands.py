@@ -22,7 +22,7 @@ COMMANDS = [
     ("-m minbert_core.data.corpus download", download.main, "", HEIGHT),
     ("analysis/runs.py", runs.main, "", HEIGHT),
     ("analysis/best_to_test.py", best_to_test.main, "", HEIGHT),
-    ("analysis/replicate.py", replicate.main, "--paper P1", HEIGHT + 1),
+    ("analysis/replicate.py", replicate.main, "--paper P1", HEIGHT),
 ]
 Main = Callable[[list[str]], int]
 

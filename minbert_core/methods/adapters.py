@@ -117,6 +117,7 @@ class ProjectedAttentionLayers(nn.Module):
         attention_drop: Dropout,
         rows_R: Tensor | None,
     ) -> Tensor:
+        """TS(h) of layer `index`, (R, D): of the tokens `rows_R` of hidden_ND, or of all N."""
         encoded_Ns = self.encode(hidden_ND)
         q_Rs = self.queries[index](encoded_Ns if rows_R is None else encoded_Ns[rows_R])
         kv_N2s = self.key_values[index](encoded_Ns)
