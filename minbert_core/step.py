@@ -285,7 +285,7 @@ class Stepper:
         upstream: the loss's gradient at what it reads, a view each, where the loss is known already.
         """
         plan, stage, readout = self.model.plans[task], self.stage, partial(self.model.readout, task)
-        distance = divergence(plan.task.kind)
+        distance = divergence(plan.task.kind, plan.loss.error_unit(plan.task.label_range))
         masks, *others = (self._masks(number, task, part, batch, view) for view in range(stage.smoothness.views))
         outputs = [self._forward(task, batch, one, report) for one in (masks, *others)]
         values_V, answers_VBK = [self._read(task, one) for one in outputs], [readout(one.logits_BK) for one in outputs]

@@ -80,10 +80,12 @@ class Bench:
         return copy.deepcopy(self.model)
 
 
+HALF_RANGE = 2.5  # of STS, whose labels go from 0 to 5: what an error of it is measured in
+
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sst": lambda logits_BK, labels_B: functional.cross_entropy(logits_BK, labels_B.long()),
     "para": lambda logits_BK, labels_B: functional.binary_cross_entropy_with_logits(logits_BK[:, 0], labels_B),
-    "sts": lambda logits_BK, labels_B: ((logits_BK[:, 0] - labels_B) ** 2).mean(),
+    "sts": lambda logits_BK, labels_B: (((logits_BK[:, 0] - labels_B) / HALF_RANGE) ** 2).mean(),
 }
 
 
@@ -178,7 +180,7 @@ def test_sts_labels_stay_real_numbers(tiny: Tiny) -> None:
     batch = bench.batches()["sts"]
     assert (batch.labels_B % 1 != 0).any()
     with torch.no_grad():
-        wanted = (bench.model("sts", batch).logits_BK[:, 0] - batch.labels_B).square().mean()
+        wanted = ((bench.model("sts", batch).logits_BK[:, 0] - batch.labels_B) / HALF_RANGE).square().mean()
     assert float(bench.step().losses["sts"]) == pytest.approx(float(wanted), rel=1e-5)
 
 
@@ -726,7 +728,7 @@ def two_classes(logits_B1: Tensor) -> Tensor:
 DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sst": class_divergence,
     "para": lambda p_B1, q_B1: class_divergence(two_classes(p_B1), two_classes(q_B1)),
-    "sts": lambda p_B1, q_B1: (p_B1 - q_B1).square().mean(),
+    "sts": lambda p_B1, q_B1: ((p_B1 - q_B1) / HALF_RANGE).square().mean(),
 }
 
 
@@ -1035,7 +1037,7 @@ def test_smart_and_bregman_act_on_the_answer_of_a_loss_with_classes(tiny: Tiny) 
         if teacher is not None:
             values_K1 = torch.arange(6.0)[:, None]
             answers = [masked(model, "sts", batch).detach().softmax(1) @ values_K1 for model in (student, teacher)]
-            wanted = (answers[0] - answers[1]).square().mean()
+            wanted = ((answers[0] - answers[1]) / HALF_RANGE).square().mean()
         losses = bench.step().losses
         assert float(losses["sts_proximal" if teacher else "sts_smoothness"]) > 1e-5
         assert teacher is None or float(losses["sts_proximal"]) == pytest.approx(float(wanted), rel=1e-3)

@@ -66,7 +66,8 @@ FAMILIES = {name: value for module in MODULES for name, value in vars(module).it
 WIDEST_FIRST = sorted(FAMILIES, key=lambda name: -len(variants(FAMILIES[name])))
 FAMILY_OF = {cls: name for name in WIDEST_FIRST for cls in variants(FAMILIES[name])}  # of two that hold it, the narrower one
 CLASSES = [cls for module in MODULES for cls in vars(module).values() if inspect.isclass(cls) and issubclass(cls, Variant)]
-WRITTEN = {f"{cls.__module__}.{cls.__name__}": cls for cls in CLASSES if cls is not Variant}
+BASES = {base for cls in CLASSES for base in cls.__mro__[1:]}  # they hold a family's defaults, and are no variants themselves
+WRITTEN = {f"{cls.__module__}.{cls.__name__}": cls for cls in CLASSES if cls not in BASES}
 NEEDED = {"task": "sst"}  # a value for each knob that has no default
 
 
@@ -709,6 +710,22 @@ def test_a_loss_is_a_mean_over_its_examples_where_it_says_so_and_only_there(vari
         is_mean = torch.allclose(parts[0] + parts[1], loss_of(variant, values, case), atol=1e-5)
         does = "is" if is_mean else "is not"
         assert is_mean is variant.is_mean, f"is_mean is {variant.is_mean}, but it {does} the mean over its examples, {case}"
+
+
+@law(Loss)
+def test_a_loss_and_the_divergence_do_not_depend_on_the_scale_of_the_labels(variant: Any) -> None:
+    """Otherwise the task whose labels are numbers of thousands would drown the others; another scale needs a knob."""
+    for case, values in cases_of(variant):
+        if case.kind != "regression":
+            continue
+        low, high = case.label_range
+        larger = Case(case.kind, 10 * case.labels, (10 * low, 10 * high), case.outputs)
+        answers = variant.outputs(case.outputs) == 1 and not variant.reads_features  # else what it reads has no label units
+        wrong = values + torch.randn_like(values)
+        found = [loss_of(variant, wrong, case), loss_of(variant, 10 * wrong if answers else wrong, larger)]
+        assert torch.allclose(*found, rtol=1e-3, atol=1e-4), f"labels ten times as large take it from {found[0]} to {found[1]}"
+        units = [variant.error_unit(one.label_range) for one in (case, larger)]
+        assert units[1] == pytest.approx(10 * units[0]), f"ten times as large a range takes error_unit from {units}"
 
 
 @law(Loss)

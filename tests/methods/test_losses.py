@@ -61,6 +61,12 @@ def test_mse_compares_each_logit_with_its_own_label() -> None:
     assert Mse()(column(1.0, 2.0, 3.0), torch.tensor([1.0, 2.0, 3.0]), STS).item() == 0.0
 
 
+def test_mse_is_measured_in_halves_of_the_label_range_or_in_label_units() -> None:
+    """An error of 2 among labels from 0 to 5 is 0.8 halves of the range."""
+    assert Mse()(column(4.0), torch.tensor([2.0]), STS).item() == pytest.approx(0.64)
+    assert Mse(scale="label")(column(4.0), torch.tensor([2.0]), STS).item() == 4.0
+
+
 def test_mse_keeps_real_labels() -> None:
     """2.4 read as an integer is 2 (a public bug)."""
     assert Mse()(column(2.4), torch.tensor([2.4]), STS).item() == 0.0
@@ -134,9 +140,11 @@ def test_mse_pearson_has_both_losses_as_limits(mse_share: float, limit: Mse | Pe
 
 
 def test_mse_pearson_is_the_weighted_sum_of_both() -> None:
-    """Every prediction is 2 too high: MSE 4, r 1."""
+    """Every prediction is 2 too high: MSE 4, or 0.64 in halves of the range, r 1."""
     labels = torch.tensor([0.0, 1.0, 2.5, 5.0])
-    assert MsePearson(mse_share=0.25)((labels + 2)[:, None], labels, STS).item() == pytest.approx(0.25 * 4.0, abs=1e-5)
+    for scale, squared in (("label", 4.0), ("range", 0.64)):
+        loss = MsePearson.model_validate({"mse_share": 0.25, "scale": scale})
+        assert loss((labels + 2)[:, None], labels, STS).item() == pytest.approx(0.25 * squared, abs=1e-5)
 
 
 @pytest.mark.parametrize("mse_share", [-0.1, 1.1])
@@ -292,8 +300,9 @@ def test_bernoulli_divergence_is_that_of_two_classes() -> None:
     assert bernoulli_divergence(a, b).item() == pytest.approx(two_classes.item(), rel=1e-5)
 
 
-def test_regression_divergence_is_the_squared_distance() -> None:
+def test_regression_divergence_is_the_squared_distance_in_its_unit() -> None:
     assert divergence("regression")(column(1.0, 2.0), column(4.0, 2.0)).item() == 4.5
+    assert divergence("regression", unit=3.0)(column(1.0, 2.0), column(4.0, 2.0)).item() == 0.5
 
 
 @pytest.mark.parametrize("kind", KINDS)
