@@ -128,6 +128,14 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
 
 
+def in_precision(precision: str, device: torch.device) -> torch.autocast:
+    """The context of a pass through the encoder: under `bfloat16` its matrix products are in bfloat16, weights stay float32.
+
+    It holds the pass only. Readouts, losses and divergences come after it, in the float32 of the logits.
+    """
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
 def usage(device: torch.device) -> dict[str, float]:
     """`system/peak_memory_gb` of this process (of GPU memory on a GPU, else resident), and there `system/gpu_percent` now.
 

@@ -30,7 +30,7 @@ from minbert_core.config import TaskPlan, TrialConfig, read_config, seed_of
 from minbert_core.data.tasks import Task
 from minbert_core.data.tokens import PackedBatch, TokenisedTexts, Tokenizer, load_tokenizer, pack, tokenise_texts
 from minbert_core.encoder import Encoder, Masks
-from minbert_core.machine import pack_linears, resolve_device, resolve_precision
+from minbert_core.machine import in_precision, pack_linears, resolve_device, resolve_precision
 from minbert_core.methods.adapters import Adapter
 from minbert_core.methods.shared_layers import SharedLayer
 from minbert_core.paths import as_written
@@ -50,7 +50,7 @@ FOLDER is the one that holds this file. encoder/ alone loads in transformers' Au
 
 
 class Output(NamedTuple):
-    """What a pass gives: logits (B, K) of the head, float32, and the features (B, F) that it read."""
+    """What a pass gives, in float32: logits (B, K) of the head, and the features (B, F) that it read."""
 
     logits_BK: Tensor
     features_BF: Tensor
@@ -158,10 +158,11 @@ class MultitaskBert(nn.Module):
         drop = masks if masks is not None else _no_dropout
         # heads are small: in float32 also under autocast, since bfloat16 would round a similarity of 4.5 to steps of 1/32
         with torch.autocast(pooled_SD.device.type, enabled=False):
+            pooled_SD = pooled_SD.float()
             if self.shared_layer and self.sharing.serves(plan.task.is_pair):
-                pooled_SD = self.shared_layer(pooled_SD.float(), drop)
+                pooled_SD = self.shared_layer(pooled_SD, drop)
             features_BF = plan.pair_encoding.features(pooled_SD) if plan.vectors == 2 else pooled_SD
-            logits_BK: Tensor = self.heads[task](features_BF.float(), drop)
+            logits_BK: Tensor = self.heads[task](features_BF, drop)
         return Output(logits_BK, features_BF)
 
 
@@ -292,10 +293,12 @@ def predict_logits(
     device = next(model.parameters()).device
     lengths = texts.lengths(plan.pair_encoding.kind, max_length)
     logits = np.zeros((len(texts), plan.task.outputs), dtype=np.float32)
-    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+    with torch.inference_mode():
         for rows in _token_budget(lengths):
             batch = pack(texts, rows, plan.pair_encoding.kind, max_length, specials).to(device)
-            logits[rows] = model.readout(task, model(task, batch).logits_BK).cpu().numpy()
+            with in_precision(precision, device):
+                logits_BK = model(task, batch).logits_BK
+            logits[rows] = model.readout(task, logits_BK).cpu().numpy()
     return logits
 
 

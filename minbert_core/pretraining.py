@@ -37,7 +37,7 @@ from minbert_core.data.tokens import PackedBatch, Tokenizer, cuts, tokenise_spli
 from minbert_core.encoder import Encoder, Masks
 from minbert_core.evaluate import NotFiniteError
 from minbert_core.inputs import Inputs, build_encoder, cache_folder
-from minbert_core.machine import prepare, resolve_precision
+from minbert_core.machine import in_precision, prepare, resolve_precision
 from minbert_core.methods.objectives import Integers, Vocabulary
 from minbert_core.methods.optimizer import Optimizer
 from minbert_core.methods.stages import Pretraining
@@ -236,7 +236,7 @@ class Maker:
         self.config, self.inputs, self.one, self.shown_before = config, inputs, one, shown_before
         self.stage = stage = one.stage
         self.device = prepare(config.machine)
-        self.bfloat16 = resolve_precision(config.machine.precision, self.device) == "bfloat16"
+        self.precision = resolve_precision(config.machine.precision, self.device)
         self.vocabulary = vocabulary_of(inputs.tokenizer)
         self.texts, self.held_out = read_texts(stage, config, inputs)
         seeded = config.model_copy(update={"seed": stage.seed})  # from which a tiny encoder is drawn
@@ -331,7 +331,7 @@ class Maker:
 
     def forward(self, question: Question, masks: Masks | None) -> Tensor:
         """The logits of what is read, (M, K), float32: the only ones that are computed."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
+        with in_precision(self.precision, self.device):
             hidden_ND = self.encoder(question.batch, masks)
             logits_MK: Tensor = self.head(hidden_ND[question.at_M], self.encoder)
         return logits_MK.float()

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from minbert_core.config import seed_of
 from minbert_core.data.tokens import PackedBatch
 from minbert_core.encoder import Masks
+from minbert_core.machine import in_precision
 from minbert_core.methods.gradients import merging_weights
 from minbert_core.methods.loss_weights import LossWeights
 from minbert_core.methods.losses import divergence
@@ -100,7 +101,7 @@ class Stepper:
 
     def __init__(self, model: MultitaskBert, stage: StagePlan, loss_weights: LossWeights, seed: int, precision: str) -> None:
         self.model, self.stage, self.loss_weights, self.seed = model, stage, loss_weights, seed
-        self.bfloat16 = precision == "bfloat16"
+        self.precision = precision
         for parameter in model.parameters():
             parameter.requires_grad_(False)
             parameter.grad = None
@@ -263,8 +264,8 @@ class Stepper:
     ) -> Output:
         """A pass of one part, by the student or by `model` (the teacher)."""
         report.passes += batch.num_examples
-        bfloat16 = self.bfloat16 and not self.stage.smoothness.needs_float32
-        with torch.autocast(batch.token_ids_N.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        precision = "float32" if self.stage.smoothness.needs_float32 else self.precision
+        with in_precision(precision, batch.token_ids_N.device):
             output: Output = (model or self.model)(task, batch, masks.rewind(), noise_ND, self.stage.trains_encoder)
         return output
 
