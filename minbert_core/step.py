@@ -102,6 +102,7 @@ class Stepper:
     def __init__(self, model: MultitaskBert, stage: StagePlan, loss_weights: LossWeights, seed: int, precision: str) -> None:
         self.model, self.stage, self.loss_weights, self.seed = model, stage, loss_weights, seed
         self.precision = precision
+        self.clean_precision = "float32" if stage.smoothness.needs_float32 else precision
         for parameter in model.parameters():
             parameter.requires_grad_(False)
             parameter.grad = None
@@ -261,11 +262,14 @@ class Stepper:
         report: StepReport,
         noise_ND: Tensor | None = None,
         model: nn.Module | None = None,
+        precision: str = "",
     ) -> Output:
-        """A pass of one part, by the student or by `model` (the teacher)."""
+        """A pass of one part, by the student or by `model` (the teacher).
+
+        precision: of a noisy pass. All others have that of the clean pass, so that what differs between them is no rounding.
+        """
         report.passes += batch.num_examples
-        precision = "float32" if self.stage.smoothness.needs_float32 else self.precision
-        with in_precision(precision, batch.token_ids_N.device):
+        with in_precision(precision or self.clean_precision, batch.token_ids_N.device):
             output: Output = (model or self.model)(task, batch, masks.rewind(), noise_ND, self.stage.trains_encoder)
         return output
 
@@ -302,8 +306,13 @@ class Stepper:
             proximal = share * distance(answers_VBK[0], readout(taught.logits_BK))
             report.add_loss(f"{task}_proximal", proximal)
             loss = loss + stage.proximal.weight * proximal
+
+        def noisy(noise_ND: Tensor, in_float32: bool) -> Tensor:
+            precision = "float32" if in_float32 else self.precision
+            return readout(self._forward(task, batch, masks, report, noise_ND, precision=precision).logits_BK)
+
         smoothness = stage.smoothness.penalty(
-            lambda noise_ND: readout(self._forward(task, batch, masks, report, noise_ND).logits_BK),
+            noisy,
             answers_VBK,
             distance,
             batch.example_N,

@@ -502,14 +502,55 @@ def test_passes_are_counted_in_examples_sent_through_the_encoder(tiny: Tiny) -> 
     assert Bench(tiny(smoothness=smart(steps=3))).step(measure=True).passes == 5 * 24
 
 
-def test_small_radii_compute_in_float32_where_the_rest_is_bfloat16(tiny: Tiny) -> None:
-    """bfloat16 rounds such noise away: at 1e-3 the change of the logits is 30 % wrong."""
-    for radius, same in ((5e-3, True), (1e-2, False)):
-        exact = Bench(tiny(smoothness=smart(radius=radius)), "float32").step()
-        mixed = Bench(tiny(smoothness=smart(radius=radius)), "bfloat16").step()
-        for name, loss in exact.losses.items():
-            assert torch.equal(loss, mixed.losses[name]) == same, name
-            assert mixed.losses[name].dtype == torch.float32
+def dtypes_of_passes(bench: Bench) -> list[torch.dtype]:
+    """What each pass of a step over one task multiplies in: clean, towards the noise, adversarial, teacher's in their order."""
+    seen: list[torch.dtype] = []
+    hook = bench.model.encoder.layers[0].query.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    bench.step(batches=bench.batches("sst"))
+    hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("knobs", "clean", "ascent", "end"),
+    [
+        ({"radius": 9.9e-3}, torch.float32, torch.bfloat16, torch.float32),
+        ({"radius": 1e-2}, torch.bfloat16, torch.bfloat16, torch.bfloat16),
+        ({"radius": 1.0, "projection": "unit"}, torch.float32, torch.float32, torch.bfloat16),
+    ],
+    ids=["small", "large", "unit"],
+)
+def test_of_smart_s_passes_only_those_that_bfloat16_would_spoil_are_in_float32(
+    tiny: Tiny, knobs: dict[str, Any], clean: torch.dtype, ascent: torch.dtype, end: torch.dtype
+) -> None:
+    bench = Bench(tiny(smoothness=smart(steps=2, **knobs)), "bfloat16")
+    assert dtypes_of_passes(bench) == [clean, ascent, ascent, end]
+
+
+def test_the_teacher_s_pass_has_the_precision_of_the_clean_pass(tiny: Tiny) -> None:
+    """Else the first penalty, between two equal models, would be what bfloat16 rounds away."""
+    report = Bench(tiny(smoothness=smart(radius=1e-3), proximal="bregman"), "bfloat16").step()
+    assert all(report.losses[f"{task}_proximal"] == 0 for task in ("sst", "para", "sts"))
+
+
+def penalty_gradient(tiny: Tiny, precision: str, radius: float) -> tuple[Tensor, float]:
+    """SMART's gradient of the shared parameters and its penalty, of one task's step: that with it less that without."""
+    merged = []
+    for weight in (1.0, 0.0):
+        config = tiny(train_on=["sst"], smoothness=smart(weight=weight, radius=radius), optimizer={"clip": None}, **NO_DROPOUT)
+        bench = Bench(config, precision)
+        report = bench.step()
+        merged.append(bench.merged_P().double())
+    return merged[0] - merged[1], float(report.losses["sst_smoothness"])
+
+
+@pytest.mark.parametrize("radius", [1e-3, 5e-3])
+def test_a_small_radius_has_its_gradient_and_penalty_in_bfloat16_too(tiny: Tiny, radius: float) -> None:
+    """The noise that the ascent finds in bfloat16 differs in some signs; it is as strong, and what it teaches is exact."""
+    exact_P, exact = penalty_gradient(tiny, "float32", radius)
+    mixed_P, mixed = penalty_gradient(tiny, "bfloat16", radius)
+    assert mixed == pytest.approx(exact, rel=0.02)
+    assert float(mixed_P @ exact_P / (mixed_P.norm() * exact_P.norm())) > 0.98
 
 
 def test_bfloat16_stays_near_float32(tiny: Tiny) -> None:
@@ -923,7 +964,7 @@ def test_smart_and_bregman_of_a_batch_in_parts_are_weighed_by_size(tiny: Tiny) -
             with torch.no_grad():
                 taught_BK = masked(teacher, task, batch, 0, part)
             penalty = bench.stepper.stage.smoothness.penalty(
-                lambda noise_ND, t=task, b=batch, p=part: masked(oracle, t, b, 0, p, noise_ND),
+                lambda noise_ND, _, t=task, b=batch, p=part: masked(oracle, t, b, 0, p, noise_ND),
                 [clean_BK],
                 DIVERGENCES[task],
                 batch.example_N,

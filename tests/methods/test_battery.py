@@ -1025,7 +1025,7 @@ def test_a_penalty_is_a_positive_scalar_that_trains_and_costs_what_it_announces(
     embeddings_ND, weight_DK = torch.randn(5, 4), torch.randn(4, 5 if kind == "classification" else 1, requires_grad=True)
     passes: list[int] = []
 
-    def forward(noise_ND: Tensor) -> Tensor:
+    def forward(noise_ND: Tensor, in_float32: bool = False) -> Tensor:
         assert noise_ND.shape == (5, 4), f"noise of shape {tuple(noise_ND.shape)}, not (N, D) = (5, 4)"
         passes.append(1)
         values_NK = ((embeddings_ND + noise_ND) @ weight_DK).tanh()
@@ -1056,7 +1056,7 @@ def test_a_penalty_is_a_positive_scalar_that_trains_and_costs_what_it_announces(
 def test_a_penalty_repeats_from_the_same_generator(variant: Any) -> None:
     weight_DK, found = torch.randn(4, 1), []
 
-    def forward(noise_ND: Tensor) -> Tensor:
+    def forward(noise_ND: Tensor, in_float32: bool = False) -> Tensor:
         return torch.zeros(2, 1).index_add(0, EXAMPLE_N, ((1 + noise_ND) @ weight_DK).tanh())
 
     for _ in range(2):
