@@ -3,9 +3,11 @@
     config, inputs -> find -> a Pretraining a stage, chained -> make: trained where it is not kept yet, or waited for
     texts -> batches -> encoder -> the objective's head -> AdamW -> cache/pretrained/KEY, in Hugging Face layout
 
-KEY is a hash of all that the weights follow from: encoder, tokenizer, texts, the stage's settings, what came before. The seed
-among them is the stage's own, so that trials and retrainings over seeds share one pretraining. A process that makes one holds
-KEY.lock, which a crash frees; others wait, then load. KEY.state is where it goes on after a crash; at the end it is gone.
+KEY is a hash of all that the weights follow from: encoder, tokenizer, texts, the stage's settings, what came before, and the
+machine's device, precision and parts of a batch. Threads and the route of the matrix products are not in it: they change last
+digits only. The seed is the stage's own, so that trials and retrainings over seeds share one pretraining. A process that makes
+one holds KEY.lock, which a crash frees; others wait, then load. KEY.state is where it resumes after a crash or a stop; at the
+end it is gone.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -30,14 +32,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minbert_core.checkpoints import load_head, save_encoder
-from minbert_core.config import TINY, TrialConfig, pretraining_texts, seed_of
+from minbert_core.config import TINY, Machine, TrialConfig, pretraining_texts, seed_of
 from minbert_core.data.tables import bytes_of
 from minbert_core.data.texts import REMEDY, Texts, joined, pack_texts, read_text_file, texts_of
 from minbert_core.data.tokens import PackedBatch, Tokenizer, cuts, tokenise_split
 from minbert_core.encoder import Encoder, Masks
 from minbert_core.evaluate import NotFiniteError
 from minbert_core.inputs import Inputs, build_encoder, cache_folder
-from minbert_core.machine import in_precision, prepare, resolve_precision
+from minbert_core.machine import in_precision, prepare, resolve_device, resolve_precision
 from minbert_core.methods.objectives import Integers, Vocabulary
 from minbert_core.methods.optimizer import Optimizer
 from minbert_core.methods.stages import Pretraining
@@ -45,7 +47,7 @@ from minbert_core.methods.task_schedules import example_rows
 from minbert_core.model import TOKENIZER_FILES
 from minbert_core.terminal import duration
 
-FORMAT = "1"  # of what a key stands for; raise it when the same settings would make other weights
+FORMAT = "2"  # of what a key stands for; raise it when the same settings would make other weights
 RATE = 5e-5  # where a stage has no optimizer: Sun et al. 2019 (arXiv 1905.05583), section 5.1
 LOGS = 100  # of a pretraining
 SAVE_EVERY_SECONDS = 300
@@ -74,10 +76,10 @@ class Pretrained:
     def is_made(self) -> bool:
         return (self.folder / FIGURES).exists()
 
-    def describe(self, config: TrialConfig) -> str:
-        """`mlm 3f2a9c01: 20 epochs of sst, para; made already, in 5 min`."""
+    def describe(self, config: TrialConfig, when: str = "made once, for all trials") -> str:
+        """`mlm 3f2a9c01: 20 epochs of sst, para; made already, in 5 min`. when: what is printed where it is not made yet."""
         texts = ", ".join(pretraining_texts(config, self.stage))
-        how = f"made already, in {duration(self.figures()['seconds'])}" if self.is_made else "made once, for all trials"
+        how = f"made already, in {duration(self.figures()['seconds'])}" if self.is_made else when
         epochs = f"{self.stage.epochs:g} epoch{'s' * (self.stage.epochs != 1)}"
         return f"{self.name}: {epochs} of {texts}{' in equal parts' * self.stage.balance}; {how}"
 
@@ -96,10 +98,12 @@ def find(config: TrialConfig, inputs: Inputs) -> list[Pretrained]:
             "format": FORMAT,
             "before": before,
             "stage": stage.model_dump(mode="json"),
+            "optimizer": _optimizer(stage).model_dump(mode="json"),  # a default's values, which may change
             "texts": [_fingerprint(name, config, inputs) for name in pretraining_texts(config, stage)],
             "tokenizer": inputs.tokenizer.fingerprint,
             "max_length": config.max_length,
             "dropout": [config.encoder.hidden_dropout, config.encoder.attention_dropout],
+            "machine": _computed_by(config.machine),
         }
         before = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
         made = cache_folder() / "pretrained" / before
@@ -108,10 +112,17 @@ def find(config: TrialConfig, inputs: Inputs) -> list[Pretrained]:
     return found
 
 
-def make(pretrainings: list[Pretrained], config: TrialConfig, inputs: Inputs) -> Iterator[Record]:
+def never() -> bool:
+    return False
+
+
+def make(
+    pretrainings: list[Pretrained], config: TrialConfig, inputs: Inputs, is_stopped: Callable[[], bool] = never
+) -> Iterator[Record]:
     """Make what is not kept yet, one after the other; records as that goes on.
 
     The last of each pretraining says how long it took, what it came to, and whether this process made it.
+    is_stopped: asked after each step; once it is true, the state is saved and nothing further is made.
     Raises CorpusError, ValueError (texts or a tokenizer that do not do), NotFiniteError.
     """
     count = 0
@@ -123,7 +134,9 @@ def make(pretrainings: list[Pretrained], config: TrialConfig, inputs: Inputs) ->
                 fcntl.flock(lock, fcntl.LOCK_EX)
             is_made_here = not one.is_made
             if is_made_here:
-                yield from Maker(config, inputs, one, count).run()
+                yield from Maker(config, inputs, one, count).run(is_stopped)
+        if not one.is_made:
+            return
         figures = one.figures()
         count += int(figures["examples"])
         held_out = {f"pretrain/{one.stage.kind}_{name}": value for name, value in figures["held_out"].items()}
@@ -150,6 +163,20 @@ def _record(one: Pretrained, examples: int, figures: Record) -> Record:
 
 
 # ------------------------------------------------------------------------------------------------------- what it follows from
+
+
+def _computed_by(machine: Machine) -> dict[str, Any]:
+    """The settings of a machine that change the weights beyond their last digits.
+
+    A GPU draws other dropout masks than a CPU; each part of a batch draws its own.
+    """
+    device = torch.device(resolve_device(machine.device))
+    precision = resolve_precision(machine.precision, device)
+    return {"device": device.type, "precision": precision, "micro_batch_tokens": machine.micro_batch_tokens}
+
+
+def _optimizer(stage: Pretraining) -> Optimizer:
+    return stage.optimizer or Optimizer(lr=RATE)
 
 
 def _origin(config: TrialConfig, inputs: Inputs) -> str:
@@ -248,15 +275,15 @@ class Maker:
         self.encoder.to(self.device)
         self.head.to(self.device)
         self.parameters = [*self.encoder.parameters(), *self.head.parameters()]
-        self.settings = stage.optimizer or Optimizer(lr=RATE)
+        self.settings = _optimizer(stage)
         self.optimizer = self.settings.build(self.encoder.named_parameters(), self.head.named_parameters())
         self.total = max(1, round(stage.epochs * len(self.texts)))
         self.shown = 0  # rows
         self.seconds = 0.0
         self.before: Record = {}
 
-    def run(self) -> Iterator[Record]:
-        """Train to the end, yielding about a hundred records; then the folder is there."""
+    def run(self, is_stopped: Callable[[], bool] = never) -> Iterator[Record]:
+        """Train to the end, yielding about a hundred records; then the folder is there. Stopped, it saves its state instead."""
         state, began = self.one.folder.with_suffix(".state"), time.monotonic()
         if state.exists():
             self._restore(state)
@@ -270,6 +297,10 @@ class Maker:
             before = self.shown
             loss_sum += self.step()
             num_summed += 1
+            if is_stopped():
+                self.seconds = time.monotonic() - began
+                self._save(state)
+                return
             if before * LOGS // self.total == self.shown * LOGS // self.total:
                 continue
             loss, self.seconds = float(loss_sum) / num_summed, time.monotonic() - began
@@ -353,7 +384,8 @@ class Maker:
     def _progress(self, figures: Record, speed: float) -> Record:
         named = {f"pretrain/{self.stage.kind}_{name}": value for name, value in figures.items()}
         done = {"pretrain/share": self.shown / self.total, "pretrain/examples_per_second": speed}
-        return _record(self.one, self.shown_before + self.shown, named | done)
+        left = {"seconds_left": (self.total - self.shown) / max(speed, 1e-9)}
+        return _record(self.one, self.shown_before + self.shown, named | done | left)
 
     def _save(self, path: Path) -> None:
         """What a killed pretraining goes on from; replaced atomically."""

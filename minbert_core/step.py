@@ -266,7 +266,7 @@ class Stepper:
     ) -> Output:
         """A pass of one part, by the student or by `model` (the teacher).
 
-        precision: of a noisy pass. All others have that of the clean pass, so that what differs between them is no rounding.
+        precision: of a noisy pass. All others have that of the clean pass, so that rounding does not set them apart.
         """
         report.passes += batch.num_examples
         with in_precision(precision or self.clean_precision, batch.token_ids_N.device):

@@ -16,8 +16,10 @@ from pathlib import Path
 from rich.console import Console
 
 from minbert_core.terminal import duration
+from minbert_core.train_report import pretraining_told
+from minbert_core.trial_folder import read_records
 from search.folder import read_plan
-from search.narrate import in_short, table, time_left
+from search.narrate import PRETRAINING, in_short, table, time_left
 from search.screen import Picture, look, render
 from search.study import TrialResult, read_results
 from search.tracking import dashboard_command, store_uri, ui_command
@@ -44,6 +46,10 @@ def show_status(folder: Path, go_on: str, next_command: str) -> None:
     print(f"search    {folder.name}: {plan['about'] or '(no question given: `about`)'}")
     print(f"driver    {driver}")
     print(f"trials    {', '.join(counts)}{left}")
+    if drives:
+        last = {record["key"]: record for record in read_records(folder / PRETRAINING)}
+        for record in (record for record in last.values() if "made" not in record):
+            print(f"pretrain  {pretraining_told(record)}")
     if unfinished:
         parts = max(trial.config().budget.points[-1] for trial in unfinished)
         rows = [

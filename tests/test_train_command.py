@@ -142,7 +142,7 @@ def test_pretraining_is_planned_told_and_afterwards_found(
     code, said, _ = typed("mine.yaml")
     assert code == 0
     assert re.search(r"^pretrain  mlm \w{8}: 0\.5 epochs of sst, para, sts; made once, for all trials$", said, re.M)
-    assert re.search(r"^\[.*\] mlm \d+ %  \d+ texts  loss \d\.\d{3}  \d+ texts/s$", said, re.M)
+    assert re.search(r"^\[.*\] mlm \d+ %  \d+ texts  loss \d\.\d{3}  \d+ texts/s  \d+ s left$", said, re.M)
     assert re.search(
         r"\] mlm \w{8} made in \d+ s; on held-out texts loss 5\.\d+ -> \d\.\d+, accuracy 0\.\d+ -> 0\.\d+$", said, re.M
     )

@@ -95,8 +95,8 @@ def test_each_further_pretraining_is_planned_once_and_its_texts_are_looked_at(tm
     plan = make_plan("quick", make_space("quick", document), 0, 2, CPUS)
     told = [line for line in plan.lines() if line.startswith("pretrain")]
     assert [re.sub(r"\w{8}:", "KEY:", line) for line in told] == [
-        "pretrain  mlm KEY: 2 epochs of sst; made once, for all trials",
-        "pretrain  nsp KEY: 20 epochs of para, sts; made once, for all trials",
+        "pretrain  mlm KEY: 2 epochs of sst; made once, before the first trial",
+        "pretrain  nsp KEY: 20 epochs of para, sts; made once, before the first trial",
     ]
     assert plan.recipes == ("mlm+multitask", "mlm+nsp+multitask")
     (tmp_path / "short.txt").write_text("one line\n")
