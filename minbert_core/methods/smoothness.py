@@ -119,8 +119,8 @@ class Smart(Variant):
 
     One knob for the scale: sigma of the starting noise is the radius and the step is 100 times the radius, the paper's own
     ratios (eps = sigma = 1e-5, eta = 1e-3). They are tied because with a step of fixed length a radius above it changes
-    nothing. The paper's radius is a no-op on embeddings of size 0.05; at 1e-3 the penalty's gradient is still a thousandth of the
-    loss's or less (MiniLM, after 3 to 12 steps); 1e-2 to 1e-1 is worth searching.
+    nothing. The paper's radius is a no-op on embeddings of size 0.05. At 1e-3 the penalty's gradient is still a thousandth of
+    the loss's or less (MiniLM, after 3 to 12 steps); 1e-2 to 1e-1 is worth searching.
 
     `projection: unit` is what smart-pytorch and mt-dnn release under this name: sigma 1e-5, a step of 1e-3 times the raw
     gradient, and then every token's noise is scaled up to `radius` (theirs is 1), not clamped. The gradient of a divergence at
