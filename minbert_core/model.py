@@ -30,6 +30,8 @@ from minbert_core.config import TaskPlan, TrialConfig, read_config, seed_of
 from minbert_core.data.tasks import Task
 from minbert_core.data.tokens import PackedBatch, TokenisedTexts, Tokenizer, load_tokenizer, pack, tokenise_texts
 from minbert_core.encoder import Encoder, Masks
+from minbert_core.encoder_files import check_content
+from minbert_core.encoder_fit import check_encoder
 from minbert_core.machine import in_precision, pack_linears, resolve_device, resolve_precision
 from minbert_core.methods.adapters import Adapter
 from minbert_core.methods.shared_layers import SharedLayer
@@ -186,16 +188,13 @@ def _by_task(tasks: Iterable[str], new: Callable[[str], nn.Module | None]) -> nn
 def build_model(config: TrialConfig, encoder: Encoder) -> MultitaskBert:
     """A fresh model for `config` around `encoder`, which is adapted in place.
 
-    Raises ValueError where the encoder has fewer positions than max_length, or the adapter does not fit it.
+    Raises ValueError where the adapter does not fit the encoder.
     """
     config.adapter.adapt(encoder, partial(seed_of, config.seed, "adapter"))
     return _model_around(encoder, config)
 
 
 def _model_around(encoder: Encoder, config: TrialConfig) -> MultitaskBert:
-    positions = encoder.shape.max_position_embeddings
-    if config.max_length > positions:
-        raise ValueError(f"`max_length` must be at most the encoder's {positions} positions. Got {config.max_length}.")
     plans = {name: config.task(name) for name in config.train_on}
     return MultitaskBert(encoder, plans, config.seed, config.adapter, config.shared_layer)
 
@@ -236,6 +235,7 @@ def load_model(folder: Path) -> tuple[MultitaskBert, TrialConfig]:
     config = read_config(folder / "config.yaml")
     dropout = config.encoder.hidden_dropout, config.encoder.attention_dropout
     model = _model_around(load_encoder(folder / "encoder", *dropout), config)
+    check_content(folder / HEADS)
     try:
         _load_beside(model, load_file(folder / HEADS))
     except (SafetensorError, OSError, RuntimeError) as error:  # torch's own for a key or a shape that does not fit
@@ -410,5 +410,7 @@ def load(folder: str | Path, device: str = "auto") -> Predictor:
     """
     folder = Path(folder).expanduser().resolve()  # once, for the weights and the tokenizer
     model, config = load_model(folder)
+    tokenizer = load_tokenizer(folder / "encoder")
+    check_encoder(config, model.encoder.shape, tokenizer)
     pack_linears(model.to(resolve_device(device)).encoder, "float32")  # on a GPU none is
-    return Predictor(model, config, load_tokenizer(folder / "encoder"))
+    return Predictor(model, config, tokenizer)

@@ -37,6 +37,7 @@ from minbert_core.data.tables import bytes_of
 from minbert_core.data.texts import REMEDY, Texts, joined, pack_texts, read_text_file, texts_of
 from minbert_core.data.tokens import PackedBatch, Tokenizer, cuts, tokenise_split
 from minbert_core.encoder import Encoder, Masks
+from minbert_core.encoder_files import weight_files
 from minbert_core.evaluate import NotFiniteError
 from minbert_core.inputs import Inputs, build_encoder, cache_folder
 from minbert_core.machine import in_precision, prepare, resolve_device, resolve_precision
@@ -186,15 +187,15 @@ def _origin(config: TrialConfig, inputs: Inputs) -> str:
     if not config.pretraining:
         return ""
     folder = inputs.encoder_folder
-    return _content(folder, (folder / "model.safetensors").stat().st_mtime_ns)
+    return _content(folder, max(path.stat().st_mtime_ns for path in weight_files(folder)))
 
 
 @lru_cache
 def _content(folder: Path, changed_at: int) -> str:
     """sha256 of an encoder's shape and weights: half a second for BERT-base, so of each folder once."""
     whole = hashlib.sha256()
-    for name in ("config.json", "model.safetensors"):
-        with (folder / name).open("rb") as file:
+    for path in (folder / "config.json", *weight_files(folder)):
+        with path.open("rb") as file:
             whole.update(hashlib.file_digest(file, "sha256").digest())
     return whole.hexdigest()
 
@@ -268,9 +269,6 @@ class Maker:
         self.texts, self.held_out = read_texts(stage, config, inputs)
         seeded = config.model_copy(update={"seed": stage.seed})  # from which a tiny encoder is drawn
         self.encoder = build_encoder(seeded, replace(inputs, encoder_folder=one.before))
-        if config.max_length > self.encoder.shape.max_position_embeddings:
-            positions = self.encoder.shape.max_position_embeddings
-            raise ValueError(f"`max_length` must be at most the encoder's {positions} positions. Got {config.max_length}.")
         self.head, self.notes = _head(stage, one.before, self.encoder)
         self.encoder.to(self.device)
         self.head.to(self.device)
@@ -426,7 +424,7 @@ def _head(stage: Pretraining, folder: Path, encoder: Encoder) -> tuple[nn.Module
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(stage.seed, "head"))
         head = stage.build(encoder.shape)
-    stored = load_head(folder, stage.stored) if (folder / "model.safetensors").exists() else {}
+    stored = load_head(folder, stage.stored) if weight_files(folder) else {}
     if not stored:
         return head, [f"The checkpoint has no {stage.head_name}: a fresh one was drawn."]
     head.load_state_dict(stored)

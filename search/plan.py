@@ -20,6 +20,7 @@ from minbert_core.checkpoints import fetch_encoder
 from minbert_core.config import OVERALL, TINY, TOY, Objective, TrialConfig
 from minbert_core.data.corpus import Dropped, fingerprint, missing_test_files
 from minbert_core.data.tasks import SPLITS
+from minbert_core.encoder_fit import check_encoder
 from minbert_core.inputs import Inputs, build_encoder, data_folder, open_inputs
 from minbert_core.model import build_model
 from minbert_core.paths import as_written, flatten, lay_over
@@ -53,6 +54,9 @@ def localise(space: Space, resources: Resources, configs: Iterable[TrialConfig],
     return replace(make_space(space.name, document, space.where), encoders=encoders)
 
 
+LIMITED = ("machine/threads", "max_length")  # parameters that a machine or an encoder may not suffice for
+
+
 def branch_configs(space: Space) -> list[TrialConfig]:
     """Configs that between them take every pair of the space's branches, all else default; and its baselines."""
     return [point.config() for point in (*branch_samples(space), *baseline_samples(space))]
@@ -65,10 +69,10 @@ def baseline_samples(space: Space) -> list[Sample]:
 def branch_samples(space: Space) -> list[Sample]:
     """Points that between them take every pair of the space's branches, all else default.
 
-    A range of `machine/threads` counts as a choice of its two ends: the cores must do for both.
+    A range in `LIMITED` counts as a choice of its two ends: cores and encoder must suffice for both.
     """
     switches = {name: found for name, found in space.domains().items()
-                if isinstance(found[0], Choice) or name.startswith("machine/threads")}  # fmt: skip
+                if isinstance(found[0], Choice) or name.startswith(LIMITED)}  # fmt: skip
     return [space.sample(forcing(forced)) for forced in ({}, *cover(switches))]
 
 
@@ -267,7 +271,8 @@ def make_plan(
     config = space.sample(default_choice).config()
     config = config.model_copy(update={"train_on": _all_tasks(configs, config.objective)})
     inputs = open_inputs(here(config, places))
-    best_bytes = 4 * max(_num_parameters(here(config, places)) for config in _of_each_encoder(space, configs))
+    _check_encoders(space, configs, places)
+    best_bytes = 4 * max(_num_parameters(here(config, places)) for config in _of_each_encoder(space, configs).values())
     snapshot_bytes = best_bytes * (1 + 2 * max(map(_num_optimizers, configs)))  # AdamW's two moments beside the weights
     recipes = tuple(sorted({config.recipe for config in configs}))
     every = [space.sample(forcing(point)).config() for point in space.combinations()] if is_grid else configs
@@ -332,12 +337,22 @@ def _all_tasks(configs: list[TrialConfig], objective: str | Objective) -> tuple[
     return tasks
 
 
-def _of_each_encoder(space: Space, configs: Iterable[TrialConfig]) -> list[TrialConfig]:
-    """Of the configs with the same encoder the one of the longest sequences, with the encoder's folder filled in."""
+def _of_each_encoder(space: Space, configs: Iterable[TrialConfig]) -> dict[str, TrialConfig]:
+    """By encoder, the config of the longest sequences, with the encoder's folder filled in."""
     longest = {config.encoder.checkpoint: config for config in sorted(configs, key=lambda config: config.max_length)}
     encoders = {name: config.encoder.model_copy(update={"checkpoint": space.encoders.get(name, name)})
                 for name, config in longest.items()}  # fmt: skip
-    return [config.model_copy(update={"encoder": encoders[name]}) for name, config in longest.items()]
+    return {name: config.model_copy(update={"encoder": encoders[name]}) for name, config in longest.items()}
+
+
+def _check_encoders(space: Space, configs: list[TrialConfig], places: Mapping[str, str]) -> None:
+    """Raise ValueError where some config asks for more than its encoder has."""
+    opened = {
+        checkpoint: open_inputs(here(longest, places)) for checkpoint, longest in _of_each_encoder(space, configs).items()
+    }
+    for config in configs:
+        inputs = opened[config.encoder.checkpoint]
+        check_encoder(config, inputs.shape, inputs.tokenizer)
 
 
 def _pretrainings(space: Space, places: Mapping[str, str]) -> tuple[str, ...]:

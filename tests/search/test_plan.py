@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from minbert_core.checkpoints import load_encoder, save_encoder
 from minbert_core.data.corpus import fingerprint
 from minbert_core.data.tables import CorpusError
 from minbert_core.data.tasks import TASKS
+from minbert_core.encoder import new_encoder
 from minbert_core.settings import SettingsError
 from search.domains import Choice
 from search.folder import FORMAT
@@ -58,6 +60,28 @@ def test_plan_json_holds_all_that_a_resume_and_a_reader_need() -> None:
     assert set(document["versions"]) == {"torch", "ray", "optuna", "mlflow", "pyarrow", "tokenizers"}
     assert [baseline["optimizer/lr"] for baseline in document["baselines"]] == [pytest.approx(1e-3)] * 2
     assert {"created", "git_commit", "python", "examples", "expected_full_trials", "train_on"} <= set(document)
+
+
+@pytest.mark.parametrize(
+    ("shape", "config", "sentence"),
+    [
+        ({"type_vocab_size": 1}, {}, r"`tasks/sts/pair_encoding/cross` puts two sentences into one sequence, .* has 1"),
+        (
+            {"type_vocab_size": 1},
+            {"tasks": {"pairs": {"pair_encoding": {"choice": ["bi", "cross"]}}}},
+            r"`tasks/para/pair_encoding/cross` puts two sentences into one sequence, .* has 1",
+        ),
+        ({"max_position_embeddings": 64}, {"max_length": {"int": [16, 65]}}, r"the encoder's 64 positions\. Got 65\."),
+        ({"vocab_size": 100}, {}, r"tokens, but its encoder has word embeddings for 100"),
+    ],
+)
+def test_an_encoder_too_small_for_any_branch_or_end_of_a_range_is_refused(
+    data: Path, encoder: Path, shape: dict[str, int], config: dict[str, Any], sentence: str
+) -> None:
+    own = replace(load_encoder(encoder, 0, 0).shape, **shape)
+    save_encoder(new_encoder(own, 0, 0, 0), encoder)
+    with pytest.raises(ValueError, match=sentence):
+        planned(data=str(data), encoder=str(encoder), **config)
 
 
 @pytest.mark.usefixtures("cache")
