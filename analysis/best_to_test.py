@@ -38,6 +38,7 @@ from analysis.selection import Selection, choose_baseline, choose_search, choose
 from minbert_core.config import TrialConfig
 from minbert_core.data.corpus import missing_test_files
 from minbert_core.inputs import data_folder, open_inputs
+from minbert_core.terminal import print_anywhere
 from search.drive import start_ray
 from search.folder import lock, read_plan, write_plan
 from search.narrate import describe
@@ -51,6 +52,7 @@ from search.tracking import Tracker, store_uri, ui_command
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, and turn every foreseen fault into its sentence and exit code."""
+    print_anywhere()
     options = _parser().parse_args(arguments)
     try:
         return _main(options)

@@ -31,6 +31,7 @@ from analysis.selection import Selection, fresh_seeds
 from minbert_core.config import TINY
 from minbert_core.inputs import build_encoder, open_inputs
 from minbert_core.settings import did_you_mean, dump_yaml
+from minbert_core.terminal import print_anywhere
 from search import run as search_run
 from search.drive import DONE, INTERRUPTED, NOT_RECORDED
 from search.options import gpus, positive, share
@@ -47,6 +48,7 @@ from search.tracking import Tracker, ui_command
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, and turn every foreseen fault into its sentence and exit code."""
+    print_anywhere()
     options = _parser().parse_args(arguments)
     try:
         return _main(options)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from minbert_core.terminal import drop_output
+from minbert_core.terminal import drop_output, print_anywhere
 from search.costs import branch_table, read_choices
 from search.narrate import table
 from search.results import Search, as_table, find_searches
@@ -30,6 +30,7 @@ DONE, WRONG, REFUSED = 0, 2, 3
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 0 done, 2 no such search, 3 the file cannot be written."""
+    print_anywhere()
     options = _parser().parse_args(arguments)
     try:
         searches = find_searches(options.names, options.runs.absolute())

@@ -18,6 +18,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minbert_core.terminal import print_anywhere
+
 if TYPE_CHECKING:  # torch is imported once the line is known to be right: a second
     from minbert_core.data.tasks import Task
     from minbert_core.model import Answer
@@ -29,6 +31,7 @@ MOST_CLASSES = 5  # shown of a task, the likeliest
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, answer, and turn every foreseen fault into its sentence and exit code."""
+    print_anywhere()
     options = _parser().parse_args(arguments)
     try:
         return run(options.folder, options.sentence, options.json)

@@ -37,7 +37,7 @@ from minbert_core.overfit import run_overfit
 from minbert_core.overrides import Override, Places, note_set, parse_set
 from minbert_core.paths import as_written, flatten
 from minbert_core.settings import Location, SettingsError, dump_yaml, read_yaml, shown
-from minbert_core.terminal import Screen
+from minbert_core.terminal import Screen, print_anywhere
 from minbert_core.train import Record, load_snapshot
 from minbert_core.train_report import Report, closing_lines, near, plan_lines
 from minbert_core.trial_folder import read_records, state_file, train_in
@@ -55,6 +55,7 @@ class Refused(ValueError):
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, and turn every foreseen fault into its sentence and exit code."""
+    print_anywhere()
     options = _parser().parse_args(arguments)
     again = shlex.join(["python", "-m", "minbert_core.train", *(sys.argv[1:] if arguments is None else arguments)])
     try:

@@ -213,7 +213,7 @@ def close(folder: Path, plan: Plan, results: list[TrialResult], narrator: Narrat
     narrator.tracker.note(_note(plan, folder, [*rows, "", cost]))
     recorded = narrator.tracker.close("KILLED" if interrupted else "FINISHED" if worked else "FAILED")
     if not recorded:
-        print(f"\033[31mMLflow: {narrator.tracker.error}\033[0m", file=sys.stderr)
+        print(f"MLflow: {narrator.tracker.error}", file=sys.stderr)
         print(f"The search itself is whole; only MLflow lacks something. This logs it again: {go_on(folder)}", file=sys.stderr)
     if interrupted:
         return INTERRUPTED

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from minbert_core.paths import as_written
-from minbert_core.terminal import duration
+from minbert_core.terminal import duration, show_progress
 from search.domains import Choice, Domain
 from search.measure import Cost, measure
 from search.narrate import describe
@@ -56,22 +55,15 @@ def measured_lines(
     with tempfile.TemporaryDirectory(prefix="minbert-measure-") as scratch:
         try:
             points = branch_points(plan.space)
-            costs = measure_points(points, plan.resources, Path(scratch), tell)
+            costs = measure_points(points, plan.resources, Path(scratch), show_progress)
         finally:
-            tell("")
+            show_progress("")
             ray.shutdown()
     resources = plan.resources
     told = lines(estimate(plan, points, costs, start_up_seconds), resources, price, hours)
     if load > 1 + resources.cpus - resources.slots * resources.cpus_per_trial:
         told.append(f"warning   measured beside other work (load {load:.1f}); without it the search takes less")
     return told
-
-
-def tell(text: str) -> None:
-    """The progress line: replaced on a terminal by the next one, an empty one in the end; elsewhere nothing."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\033[K{text}")
-        sys.stderr.flush()
 
 
 # -------------------------------------------------------------------------------------------------------------- points

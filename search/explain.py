@@ -23,6 +23,7 @@ from rich.padding import Padding
 
 from minbert_core.config import TrialConfig
 from minbert_core.knobs import ENTRIES, Knob, knob_at, places
+from minbert_core.terminal import console, print_anywhere
 from search.domains import DOMAINS
 from search.examples import SHARED, canonical, example, searched_in
 from search.listing import (
@@ -78,15 +79,16 @@ class Found:
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, print, and turn what is wrong into its sentence and exit code."""
+    print_anywhere()
     options = _parser().parse_args(arguments)
-    console = Console(highlight=False, markup=False, emoji=False)
+    stdout = console(markup=False, emoji=False)
     if options.schema is not None:
         if options.path is not None:
             print("--schema goes with no PATH: it is of all knobs.", file=sys.stderr)
             return WRONG
         return _schema(options.schema)
     if options.path is None:
-        show(sections(), console)
+        show(sections(), stdout)
         return DONE
     try:
         found = find(options.path)
@@ -94,10 +96,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return WRONG
     if len(found) == 1:
-        explain(found[0], options.path, console)
+        explain(found[0], options.path, stdout)
         return DONE
-    console.print(f"{options.path} stands in {len(found)} places. To have one explained, name it whole:\n", soft_wrap=True)
-    show_rows([row for row in all_rows() if row.path in {one.path for one in found}], console)
+    stdout.print(f"{options.path} stands in {len(found)} places. To have one explained, name it whole:\n", soft_wrap=True)
+    show_rows([row for row in all_rows() if row.path in {one.path for one in found}], stdout)
     return DONE
 
 

@@ -28,7 +28,7 @@ from typing import Any, Unpack
 import pyarrow as pa
 
 from minbert_core.settings import SettingsError, dump_yaml
-from minbert_core.terminal import drop_output
+from minbert_core.terminal import drop_output, print_anywhere
 from search.drive import DONE, INTERRUPTED, NONE_FINISHED, NOT_RECORDED, STOPS, go_on, next_command, run_search, start_ray
 from search.environment import report
 from search.estimate import check_disk, measured_lines
@@ -86,6 +86,7 @@ def _call(folder: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, and turn every foreseen fault into its sentence and exit code."""
+    print_anywhere()
     options = parser().parse_args(arguments)
     try:
         code = _main(options, sys.argv[1:] if arguments is None else arguments)

@@ -13,9 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
-
-from minbert_core.terminal import duration
+from minbert_core.terminal import console, duration
 from minbert_core.train_report import pretraining_told
 from minbert_core.trial_folder import read_records
 from search.folder import read_plan
@@ -56,9 +54,9 @@ def show_status(folder: Path, go_on: str, next_command: str) -> None:
             look(trial.number, in_short(trial), trial.records, plan["examples"], parts, now_ms if trial in running else None)
             for trial in unfinished
         ]
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_ELSEWHERE)
+        stdout = console(width=None if sys.stdout.isatty() else WIDTH_ELSEWHERE)
         print()
-        console.print(render(Picture(rows, "", ""), height=len(rows) + 5))
+        stdout.print(render(Picture(rows, "", ""), height=len(rows) + 5))
     if num_ended:
         print()
         unended = "running" if running else "paused"

@@ -31,6 +31,7 @@ from urllib.request import Request, urlopen
 from minbert_core.data.corpus import load_test_split, read_split
 from minbert_core.data.tables import CorpusError
 from minbert_core.data.tasks import TASKS
+from minbert_core.terminal import print_anywhere
 
 DONE, WRONG, REFUSED, INTERRUPTED = 0, 2, 3, 130
 
@@ -67,6 +68,7 @@ class _NotThere(Unavailable):
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, and turn every foreseen fault into its sentence and exit code."""
+    print_anywhere()
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command is None:
