@@ -71,9 +71,10 @@ def typed(here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Typed
 
 @pytest.fixture
 def begun(here: Path, typed: Callable[..., Typed], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a search that was written down and then interrupted before its first trial; none will run either."""
+    """The folder of a search that was interrupted in its first trial; none will run either."""
     monkeypatch.setattr(run, "run_search", lambda *_, **__: run.INTERRUPTED)
     assert typed("--space", "quick.yaml").code == run.INTERRUPTED
+    (here / "runs" / "quick" / "trials" / "000").mkdir()
     return here / "runs" / "quick"
 
 
