@@ -262,7 +262,7 @@ def _stored_shapes(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
 
 def _shapes_in(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     with safe_open(path, framework="pt") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a dict
         return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
 
 

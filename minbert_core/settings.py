@@ -254,7 +254,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def invisible(text: str) -> str:
-    """Name the first character of a text that cannot be seen, as the end of a sentence; empty if all can be."""
+    """Name the first character of a text that cannot be seen, as the end of a sentence; return "" if all can be."""
     for i, character in enumerate(text):
         if not character.isprintable():
             name = "TAB" if character == "\t" else unicodedata.name(character, "control character")
@@ -264,6 +264,6 @@ def invisible(text: str) -> str:
 
 
 def of_invisible(value: object) -> str:
-    """A sentence about the invisible character in a text just shown; empty if there is none, or it is no text."""
+    """Return a sentence about the invisible character in a text just shown; empty if there is none, or it is not a text."""
     hidden = invisible(value) if isinstance(value, str) else ""
     return f" It {hidden}" if hidden else ""
