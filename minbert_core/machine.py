@@ -85,6 +85,20 @@ def fastest_matmul(device: torch.device, threads: int) -> Literal["torch", "oned
     return "onednn" if is_exact and seconds["highest"] > FASTER * seconds["medium"] else "torch"
 
 
+@contextlib.contextmanager
+def exact_products() -> Iterator[None]:
+    """Multiply float32 matrices by torch's own kernels within the block, whatever route the trial takes elsewhere.
+
+    Of small products in large batches oneDNN takes twenty times as long, and it may round them to bfloat16.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def pack_linears(root: nn.Module, precision: str) -> list[nn.Linear]:
     """Let the linear layers under `root` multiply by copies of their weights that are laid out as oneDNN's kernels read them.
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from minbert_core.config import seed_of
 from minbert_core.data.tokens import PackedBatch
 from minbert_core.encoder import Masks
-from minbert_core.machine import in_precision
+from minbert_core.machine import exact_products, in_precision
 from minbert_core.methods.gradients import merging_weights
 from minbert_core.methods.loss_weights import LossWeights
 from minbert_core.methods.losses import divergence
@@ -36,6 +36,7 @@ from minbert_core.model import MultitaskBert, Output
 
 Parts = list[PackedBatch]  # a batch, whole or in parts
 TOGETHER = "all"  # who the one optimiser of all tasks serves; no task is called so
+BLOCK = 512  # columns; over (3, 22.7M) 256, 512 and 4,096 take 28, 25 and 22 ms, and cosines err by 2e-9, 3e-9 and 1e-8
 
 
 class SharedGradients:
@@ -59,8 +60,9 @@ class SharedGradients:
             start = end
 
     def gramian(self, num_tasks: int) -> Tensor:
-        """Inner products of the task gradients, group by group, shape (G, T, T)."""
-        return torch.stack([rows @ rows.T for rows in (self.rows_TP[:num_tasks, part] for part in self.slices.values())])
+        """Inner products of the task gradients, group by group, shape (G, T, T), float64."""
+        with exact_products():
+            return torch.stack([gramian_of(self.rows_TP[:num_tasks, part]) for part in self.slices.values()])
 
     def merge(self, weights_GT: Tensor) -> None:
         """Replace row 0 by the weighted sum of the rows, group by group."""
@@ -69,6 +71,18 @@ class SharedGradients:
             for task, weight in enumerate(weights_T[1:], start=1):
                 merged.add_(self.rows_TP[task, part], alpha=weight)
         self.use_row(0, fresh=False)
+
+
+def gramian_of(rows_TP: Tensor) -> Tensor:
+    """Inner products of the rows, shape (T, T), float64: float32 products of M blocks of C columns, summed in float64.
+
+    One float32 product over millions of columns errs by 1e-3 of the norms. Of two nearly opposed gradients that is more than
+    the square of their sum. In blocks the error is 4e-8, and the product takes two thirds of the time.
+    """
+    num_rows, num_blocks = len(rows_TP), rows_TP.shape[1] // BLOCK
+    whole_TP, rest_TP = rows_TP.tensor_split([num_blocks * BLOCK], dim=1)
+    blocks_MTC = whole_TP.view(num_rows, num_blocks, BLOCK).transpose(0, 1)
+    return (blocks_MTC @ blocks_MTC.mT).sum(dim=0, dtype=torch.float64) + (rest_TP @ rest_TP.T).double()
 
 
 def numbers_of(losses: dict[str, Tensor], tasks: Iterable[str]) -> dict[str, float]:
@@ -344,7 +358,7 @@ class Stepper:
 
     def _merge(self, number: int, weights: dict[str, float], report: StepReport) -> None:
         """Make one gradient of the rows, each times its task's weight."""
-        tasks, task_weights_T = tuple(weights), torch.tensor(list(weights.values()))
+        tasks, task_weights_T = tuple(weights), torch.tensor(list(weights.values()), dtype=torch.float64)
         gramian_GTT = self.shared.gramian(len(tasks)).cpu() * task_weights_T[:, None] * task_weights_T
         generator = np.random.default_rng(seed_of(self.seed, "orders", number))
         weights_GT = merging_weights(self.stage.gradient, gramian_GTT, tasks, generator, self.gradient_state)

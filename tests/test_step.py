@@ -20,11 +20,11 @@ from minbert_core.config import TrialConfig, seed_of
 from minbert_core.data.tokens import PackedBatch, pack
 from minbert_core.encoder import Masks
 from minbert_core.inputs import Inputs, build_encoder, open_inputs
-from minbert_core.methods.gradients import random_orders
+from minbert_core.methods.gradients import cagrad_weights, random_orders
 from minbert_core.methods.loss_weights import Static
 from minbert_core.model import MultitaskBert, build_model
 from minbert_core.paths import lay_over
-from minbert_core.step import Parts, Stepper, StepReport
+from minbert_core.step import Parts, SharedGradients, Stepper, StepReport
 
 Tiny = Callable[..., TrialConfig]
 Batches = dict[str, PackedBatch]
@@ -125,6 +125,53 @@ def task_gradients(model: MultitaskBert, batches: Batches, number: int = 0) -> t
 
 def close(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> bool:
     return bool((one - other).norm() <= tolerance * other.norm())
+
+
+# ----------------------------------------------------------------------------------------------------------- the Gramian
+
+
+def shared_rows(*rows: Tensor) -> SharedGradients:
+    """A buffer of two groups, the smaller of 100 columns, that holds these rows."""
+    rows_TP = torch.stack(rows)
+    sizes = (100, rows_TP.shape[1] - 100)
+    groups = {str(size): [nn.Parameter(torch.empty(size))] for size in sizes}
+    shared = SharedGradients(groups, len(rows), torch.device("cpu"))
+    shared.rows_TP.copy_(rows_TP)
+    return shared
+
+
+def nearly_opposed(difference: float, size: int = 3_000_100) -> Tensor:
+    """g and -g plus noise of `difference` times its scale, (2, P); parameters differ in scale as an encoder's do."""
+    generator = torch.Generator().manual_seed(0)
+    scales_P, one_P, other_P = (torch.randn(size, generator=generator) for _ in range(3))
+    scales_P = 1e-4 * (1.5 * scales_P).exp()
+    return torch.stack([one_P * scales_P, (difference * other_P - one_P) * scales_P])
+
+
+@pytest.mark.parametrize("matmul", ["highest", "medium"])
+def test_cosines_over_millions_of_terms_are_those_of_float64(matmul: str) -> None:
+    """One float32 product errs by 4e-5 here; oneDNN's, which `matmul: onednn` chooses, may round to bfloat16."""
+    shared = shared_rows(*nearly_opposed(1.0), nearly_opposed(0.0)[0])
+    torch.set_float32_matmul_precision(matmul)
+    try:
+        gramian_GTT = shared.gramian(3)
+        assert torch.get_float32_matmul_precision() == matmul
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    exact_TP = shared.rows_TP.double()
+    wanted_TT = functional.normalize(exact_TP, dim=1) @ functional.normalize(exact_TP, dim=1).T
+    norms_T = gramian_GTT.sum(0).diagonal().sqrt()
+    assert torch.allclose(gramian_GTT.sum(0) / (norms_T[:, None] * norms_T), wanted_TT, rtol=0, atol=1e-7)
+    assert torch.allclose(gramian_GTT[0], exact_TP[:, :100] @ exact_TP[:, :100].T, rtol=1e-6)
+
+
+def test_cagrad_s_merge_of_nearly_opposed_gradients_is_that_of_a_float64_gramian() -> None:
+    """In a float32 product the square of the sum is lost in rounding, and CAGrad falls back to the sum: a third too short."""
+    shared = shared_rows(*nearly_opposed(7e-4))
+    exact_TP = shared.rows_TP.double()
+    wanted_T, found_T = (cagrad_weights(gram_TT, 0.5) for gram_TT in (exact_TP @ exact_TP.T, shared.gramian(2).sum(0)))
+    assert wanted_T.tolist() == pytest.approx([1.5, 1.5], abs=1e-3)  # c / 2 more of each, of norms alike
+    assert close(found_T @ exact_TP, wanted_T @ exact_TP, 1e-4)
 
 
 # --------------------------------------------------------------------------------------------------------------- the sum
