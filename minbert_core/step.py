@@ -48,16 +48,19 @@ class SharedGradients:
         ends = np.cumsum(sizes)
         self.slices = {name: slice(int(end - size), int(end)) for name, end, size in zip(groups, ends, sizes, strict=True)}
         self.rows_TP = torch.zeros(num_rows, sum(sizes), device=device, dtype=torch.float32)
+        self.views = [self._views(row_P) for row_P in self.rows_TP]  # built once: MiniLM's 91 take .4 ms, the binding .02
+
+    def _views(self, row_P: Tensor) -> list[Tensor]:
+        """Views into a row, one per parameter, in its shape."""
+        pieces = row_P.split([parameter.numel() for parameter in self.parameters])
+        return [piece.view_as(parameter) for piece, parameter in zip(pieces, self.parameters, strict=True)]
 
     def use_row(self, row: int, fresh: bool = True) -> None:
         """Point every parameter's gradient into a row, zeroed if `fresh`."""
         if fresh:
             self.rows_TP[row].zero_()
-        start = 0
-        for parameter in self.parameters:
-            end = start + parameter.numel()
-            parameter.grad = self.rows_TP[row, start:end].view_as(parameter)
-            start = end
+        for parameter, view in zip(self.parameters, self.views[row], strict=True):
+            parameter.grad = view
 
     def gramian(self, num_tasks: int) -> Tensor:
         """Inner products of the task gradients, group by group, shape (G, T, T), float64."""
@@ -173,8 +176,11 @@ class Stepper:
             parameter.grad = None
         ones = dict.fromkeys(batches, 1.0)
         weights = ones if self.loss_weights.reads_losses else self._loss_weights({})
+        if not self.merges:
+            self.shared.use_row(0)  # which all tasks add to
         for row, (task, parts) in enumerate(batches.items()):
-            self.shared.use_row(row if self.merges else 0, fresh=self.merges or row == 0)
+            if self.merges:
+                self.shared.use_row(row)
             self._backward(number, task, parts, weights[task], report, measure and measure_penalty)
         losses = numbers_of(report.losses, batches) if self.loss_weights.follows_losses else {}
         late_weights = self._loss_weights(losses) if self.weighs_gradients else ones

@@ -255,6 +255,21 @@ def test_gradients_do_not_leak_into_the_next_step(tiny: Tiny) -> None:
         assert all(p.grad is None for task in ("para", "sts") for p in bench.model.heads[task].parameters())
 
 
+@pytest.mark.parametrize(("gradient", "times"), [("sum", 1), ("pcgrad", 4)])
+def test_gradients_are_bound_once_for_the_sum_and_once_per_row_and_merge(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, gradient: str, times: int
+) -> None:
+    """The views are built once, with the buffer: 91 views cost .4 ms, and a merged step binds four rows."""
+    bench, bound = Bench(tiny(gradient=gradient)), []
+    views = bench.stepper.shared.views
+    real = SharedGradients.use_row
+    monkeypatch.setattr(SharedGradients, "use_row", lambda self, *a, **k: bound.append(real(self, *a, **k)))
+    for number in range(2):
+        bench.step(number)
+    assert len(bound) == 2 * times
+    assert all(p.grad is view for p, view in zip(bench.stepper.shared.parameters, views[0], strict=True))
+
+
 def test_the_optimiser_reads_the_buffer_and_moves_every_parameter(tiny: Tiny) -> None:
     """Gradients are views into the buffer: nothing is copied, nothing is left behind."""
     for gradient in ("sum", "pcgrad"):
