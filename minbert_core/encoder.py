@@ -269,17 +269,23 @@ class Encoder(nn.Module):
 
         Of MiniLM's weights half are word embeddings, of which a corpus touches a part: what it never touches would cost as much
         as the rest in every step. No other token can be embedded from here on; what is saved holds them all.
+        A last row of ones is trained for the others: it has no gradient and so it only decays, by the factor by which they
+        would decay. `all_word_embeddings` multiplies them by it.
         """
         table_VD = self.word_embeddings.weight.detach()
         self._whole = _Vocabulary(table_VD, token_ids)
         row_of_token_V = torch.full((len(table_VD),), -1).index_copy_(0, token_ids, torch.arange(len(token_ids)))
         self.register_buffer("row_of_token_V", row_of_token_V, persistent=False)
-        self.word_embeddings = nn.Embedding.from_pretrained(table_VD[token_ids], freeze=False)
+        rows_WD = torch.cat([table_VD[token_ids], torch.ones(1, table_VD.shape[1])])
+        self.word_embeddings = nn.Embedding.from_pretrained(rows_WD, freeze=False)
 
     def all_word_embeddings(self) -> Tensor:
         """The word embeddings of the whole vocabulary, (V, D), on the CPU where some were put aside."""
-        table = self.word_embeddings.weight.detach()
-        return table if self._whole is None else self._whole.table_VD.index_copy(0, self._whole.trained_ids, table.to("cpu"))
+        rows_WD = self.word_embeddings.weight.detach()
+        if self._whole is None:
+            return rows_WD
+        trained_WD, decay_1D = rows_WD.to("cpu").tensor_split([-1])
+        return (self._whole.table_VD * decay_1D).index_copy(0, self._whole.trained_ids, trained_WD)
 
     def embed_words(self, batch: PackedBatch) -> Tensor:
         """The word-embedding rows of the batch, (N, D): what noise is added to."""

@@ -174,6 +174,25 @@ def test_cagrad_s_merge_of_nearly_opposed_gradients_is_that_of_a_float64_gramian
     assert close(found_T @ exact_TP, wanted_T @ exact_TP, 1e-4)
 
 
+# --------------------------------------------------------------------------------------------------- a cut vocabulary
+
+
+@pytest.mark.parametrize("rule", ["torch", "course"])
+def test_words_outside_the_corpus_decay_as_they_would_in_the_whole_table(tiny: Tiny, rule: str) -> None:
+    config = tiny(optimizer={"rule": rule, "lr": 1e-2, "weight_decay": 0.5})
+    whole, cut = Bench(config), Bench(config)
+    start_VD = whole.model.encoder.all_word_embeddings().clone()
+    cut.model.encoder.train_words(cut.inputs.token_ids)
+    cut.stepper = Stepper(cut.model, config.stage_plans()[0], config.loss_weights, SEED, "float32")
+    for number in range(3):
+        for bench in (whole, cut):
+            bench.step(number, progress=0.1 + number / 4)
+    outside_V = torch.ones(len(start_VD), dtype=torch.bool).index_fill(0, cut.inputs.token_ids, False)
+    wanted_VD, found_VD = (bench.model.encoder.all_word_embeddings()[outside_V] for bench in (whole, cut))
+    assert torch.allclose(found_VD, wanted_VD, rtol=1e-6, atol=0)
+    assert 0.98 < float(wanted_VD.norm() / start_VD[outside_V].norm()) < 0.995
+
+
 # --------------------------------------------------------------------------------------------------------------- the sum
 
 
