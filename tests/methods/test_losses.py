@@ -120,14 +120,41 @@ def test_pearson_without_a_correlation_gives_zero_loss_and_zero_gradient(labels:
     assert logits.grad.tolist() == [[0.0]] * len(labels)
 
 
-def test_pearson_of_constant_predictions_is_one_with_finite_gradient() -> None:
-    logits = torch.full((4, 1), 2.0, requires_grad=True)
-    loss = Pearson()(logits, torch.tensor([0.0, 1.0, 2.0, 5.0]), STS)
+def pearson_gradient(spread: float, scale: float = 1.0) -> Tensor:
+    """The gradient of 1 - r at predictions of this spread, for labels 0, 1, 2 and 5 times `scale`, (4,)."""
+    logits = (scale * (2.0 + spread * torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]))).requires_grad_()
+    loss = Pearson()(logits, scale * torch.tensor([0.0, 1.0, 2.0, 5.0]), STS)
     loss.backward()
-    assert loss.item() == 1.0
     assert logits.grad is not None
-    assert logits.grad.isfinite().all()
-    assert logits.grad.abs().max() > 0
+    if spread == 0:
+        assert loss.item() == 1.0
+    return logits.grad[:, 0]
+
+
+def test_pearson_of_constant_predictions_is_one_and_draws_them_along_the_labels() -> None:
+    """Deviations of the labels are -2, -1, 0 and 3, of squares 14; predictions count as if their deviation was .01 of that."""
+    assert pearson_gradient(0.0).tolist() == pytest.approx([100 * 2 / 14, 100 / 14, 0, -100 * 3 / 14], rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("spread", [1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 0.1])
+def test_pearson_s_gradient_is_bounded_at_nearly_constant_predictions(spread: float) -> None:
+    """It grows as 1 / spread, up to 100 / |labels - mean|: beyond, the clip would take the step from all other tasks."""
+    assert float(pearson_gradient(spread).norm()) <= 100 / 14**0.5 * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.2, 20.0, 1e3])
+@pytest.mark.parametrize("spread", [0.0, 1e-3, 1.0])
+def test_pearson_s_gradient_is_that_of_the_same_task_in_other_units(scale: float, spread: float) -> None:
+    wanted, found = pearson_gradient(spread), scale * pearson_gradient(spread, scale)
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-3
+
+
+@pytest.mark.parametrize("slope", [1e-3, 1e-2, 0.1, 1.0])
+def test_pearson_s_value_is_exact_from_a_hundredth_of_the_labels_deviation_on(slope: float) -> None:
+    """Below, r is in proportion to the deviation."""
+    labels = torch.tensor([0.0, 1.0, 2.5, 5.0])
+    expected = 1 - min(1.0, slope / 0.01)
+    assert Pearson()((slope * labels)[:, None], labels, STS).item() == pytest.approx(expected, abs=1e-5)
 
 
 # ----------------------------------------------------------------------------------------------------- MSE and Pearson
