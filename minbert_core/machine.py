@@ -89,7 +89,7 @@ def fastest_matmul(device: torch.device, threads: int) -> Literal["torch", "oned
 def exact_products() -> Iterator[None]:
     """Multiply float32 matrices by torch's own kernels within the block, whatever route the trial takes elsewhere.
 
-    Of small products in large batches oneDNN takes twenty times as long, and it may round them to bfloat16.
+    For small products in large batches oneDNN takes twenty times as long, and it may round them to bfloat16.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
