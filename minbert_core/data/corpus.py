@@ -2,8 +2,8 @@
 
 The course's files are TAB-separated, read by column name with csv's default quoting, their texts prepared as the course does
 it; those of one's own tasks may be CSV, TSV, JSONL or Parquet (tables.py). Rows without a label or a sentence (the course's
-own files lost some to a quoting accident) are dropped, each with its line and reason; anything else that is wrong is a
-CorpusError that names file, line and law.
+own files lost some to a quoting accident) are dropped, each with its line and reason; what may have been misread is noted, with
+a count; anything else that is wrong is a CorpusError that names file, line and law.
 
 `read_split` reads train and dev. The test split has a door of its own, `load_test_split`, at the end of the file.
 
@@ -18,10 +18,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minbert_core.data.tables import CorpusError, as_label, bytes_of, records
+from minbert_core.data.tables import CorpusError, Findings, Layout, as_label, bytes_of, records
 from minbert_core.data.tasks import SplitName, Task
 
 MAX_FAULTS = 5  # shown in one error; the rest are counted
+BOOLEANS = {"false": "0", "true": "1"}  # read as numbers where a task's labels are not these words
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,10 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Split:
-    """The examples of one file, in its order. `texts` are prepared, one or two an example; `labels` None: a test without."""
+    """The examples of one file, in its order. `texts` are prepared, one or two an example; `labels` None: a test without.
+
+    `notes` are sentences about fields that may have been misread: how many, in which lines.
+    """
 
     task: Task
     name: str
@@ -44,6 +48,7 @@ class Split:
     texts: list[tuple[str, ...]]
     labels: list[float] | None
     dropped: list[Dropped]
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -58,33 +63,34 @@ def read_split(folder: Path, task: Task, split: SplitName) -> Split:
     """The labelled examples of train or dev; where there is no dev file, its part of the train file.  Raises CorpusError."""
     assert split in ("train", "dev"), f"read_split opens train and dev only, not {split!r}"
     path = folder / task.file(split)
-    faults: list[str] = []
+    findings = Findings()
     dropped: list[Dropped] = []
     kept: list[_Row] = []
     labels: list[float] = []
-    for row in _rows(path, task, [task.label_column], faults):
+    for row in _rows(path, task, [task.label_column], findings):
         # An empty label or sentence is what upstream's quoting accident leaves behind; the course's loader skips it in silence.
         missing = [c for c, text in zip(task.text_columns, row.texts, strict=True) if not text]
         missing += [task.label_column] if not row.label else []
         if missing:
             dropped.append(Dropped(row.line, row.id, f"empty: {', '.join(missing)}"))
             continue
-        label = _label(row, path, task, faults)
+        label = _label(row, path, task, findings)
         if label is not None:
             kept.append(row)
             labels.append(label)
-    _raise(faults)
+    _raise(findings.faults)
     if not kept:
         raise CorpusError(f"{path.name}: every row was dropped ({dropped[0].reason} in line {dropped[0].line}, and so on).")
-    whole = Split(task, split, path, [row.id for row in kept], [row.texts for row in kept], labels, dropped)
+    texts, notes = [row.texts for row in kept], findings.notes(path)
+    whole = Split(task, split, path, [row.id for row in kept], texts, labels, dropped, notes)
     return _side(whole, split) if task.cuts_dev else whole
 
 
 def _side(whole: Split, side: SplitName) -> Split:
     """The train or the dev part of a split that is both: dev is the `dev_share` of the rows whose texts hash lowest.
 
-    Rows of equal text are on one side (dev is then a little more than its share), so that none of dev was trained on. What was
-    dropped is told with train alone.  Raises CorpusError where a side would be empty.
+    Rows of equal text are on one side (dev is then a little more than its share), so that none of dev was trained on. Dropped
+    rows and notes are reported with train only.  Raises CorpusError where a side would be empty.
     """
     task, texts, labels = whole.task, whole.texts, whole.labels
     assert labels is not None, "train is read with labels"
@@ -102,6 +108,7 @@ def _side(whole: Split, side: SplitName) -> Split:
         texts=[texts[i] for i in rows],
         labels=[labels[i] for i in rows],
         dropped=whole.dropped if side == "train" else [],
+        notes=whole.notes if side == "train" else [],
     )
 
 
@@ -113,28 +120,37 @@ def fingerprint(path: Path, task: Task) -> str:
 # ---------------------------------------------------------------------------------------------------- a file, row by row
 
 
-def _rows(path: Path, task: Task, extra_columns: list[str], faults: list[str]) -> Iterator[_Row]:
-    """Each row of the file by column name; what is wrong with a row's form goes to `faults`, with the file itself is raised."""
+def _rows(path: Path, task: Task, extra_columns: list[str], findings: Findings) -> Iterator[_Row]:
+    """Each row of the file by column name; a fault of a row's form goes to `findings`, one of the file itself is raised."""
     seen: dict[str, int] = {}
     id_column = [task.id_column] if task.id_column is not None else []
-    columns = [*id_column, *task.text_columns, *extra_columns]
-    found = records(path, columns, [task.label_column], faults, _remedy(task), task.is_own)
-    for number, (line, last_line, fields) in enumerate(found, start=1):
+    layout = _layout(path, task, [*id_column, *task.text_columns, *extra_columns])
+    for number, (line, fields) in enumerate(records(layout, findings), start=1):
         identity = _identity(fields.get(task.id_column, ""), task) if task.id_column is not None else str(number)
-        lost = [column for column in (*task.text_columns, *extra_columns) if column not in fields]
-        if lost and last_line > line:
-            # Not one row but several went: each lost row could not be named, so this is no row to drop.
-            faults.append(
-                f"{path.name}:{line}: a row must close the quotes it opens. The one opened here runs on to line {last_line}."
-            )
-        elif not identity:
-            faults.append(f"{path.name}:{line}: every row must have an id. This one's is empty.")
+        if not identity:
+            findings.faults.append(f"{path.name}:{line}: every row must have an id. This one's is empty.")
         elif identity in seen:
-            faults.append(f"{path.name}:{line}: an id must be unique. '{identity}' stands in line {seen[identity]} already.")
+            findings.faults.append(
+                f"{path.name}:{line}: an id must be unique. '{identity}' stands in line {seen[identity]} already."
+            )
         else:
             seen[identity] = line
             texts = tuple(prepare(fields.get(column, ""), task) for column in task.text_columns)
             yield _Row(line, identity, texts, fields.get(task.label_column, "").strip())
+
+
+def _layout(path: Path, task: Task, columns: list[str]) -> Layout:
+    """The form of a file of `task`; the course's own are TAB-separated whatever their suffix."""
+    suffix = path.suffix.lower() if task.is_own else ".tsv"
+    return Layout(
+        path=path,
+        suffix=suffix,
+        columns=columns,
+        optional=[task.label_column],
+        has_quotes=suffix == ".csv" or task.tsv_quotes,
+        is_row=lambda fields: _label_value(fields.get(task.label_column, "").strip(), task) is not None,
+        remedy=_remedy(task),
+    )
 
 
 def _identity(text: str, task: Task) -> str:
@@ -166,26 +182,35 @@ def prepare(text: str, task: Task) -> str:
     return " ".join(text.split())
 
 
-def _label(row: _Row, path: Path, task: Task, faults: list[str]) -> float | None:
-    """The label as a real number: STS stays 2.4, Quora's '0.0' is 0. None, and a fault, where it breaks the task's law."""
-    low, high = task.label_range
+def _label(row: _Row, path: Path, task: Task, findings: Findings) -> float | None:
+    """The label of a row; None, and a fault, where it breaks the task's law."""
+    value = _label_value(row.label, task)
+    if value is None:
+        low, high = task.label_range
+        law = f"a {'real' if task.kind == 'regression' else 'whole'} number in [{low:g}, {high:g}]"
+        if task.is_own and task.classes:
+            law = f"one of {', '.join(task.classes)}"
+        findings.faults.append(f"{path.name}:{row.line}: label '{task.label_column}' must be {law}. Got '{row.label}'.")
+    return value
+
+
+def _label_value(text: str, task: Task) -> float | None:
+    """The number of a label, None where it breaks the task's law: STS keeps 2.4, Quora's '0.0' is 0.
+
+    A class of an own task is its place in `classes`.
+    """
     if task.is_own and task.classes:
-        try:
-            return float(task.classes.index(as_label(row.label)))
-        except ValueError:
-            known = ", ".join(task.classes)
-            faults.append(f"{path.name}:{row.line}: label '{task.label_column}' must be one of {known}. Got '{row.label}'.")
-            return None
+        name = as_label(text)
+        if name not in task.classes:
+            name = BOOLEANS.get(name, name)
+        return float(task.classes.index(name)) if name in task.classes else None
     try:
-        value = float(row.label)
+        value = float(text)
     except ValueError:
-        value = math.nan
-    whole = task.kind != "regression"
-    if low <= value <= high and (not whole or value.is_integer()):  # false for nan
-        return value
-    law = f"a {'whole' if whole else 'real'} number in [{low:g}, {high:g}]"
-    faults.append(f"{path.name}:{row.line}: label '{task.label_column}' must be {law}. Got '{row.label}'.")
-    return None
+        return None
+    low, high = task.label_range
+    is_label = low <= value <= high and (task.kind == "regression" or value.is_integer())  # false for nan
+    return value if is_label else None
 
 
 def _raise(faults: list[str]) -> None:
@@ -210,17 +235,18 @@ def load_test_split(folder: Path, task: Task) -> Split:
     Raises CorpusError, also where only some of the rows have a label.
     """
     path = folder / task.files["test"]
-    faults: list[str] = []
-    rows = list(_rows(path, task, [], faults))
+    findings = Findings()
+    rows = list(_rows(path, task, [], findings))
     labelled = [row for row in rows if row.label]
     if labelled and len(labelled) < len(rows):
         where = f"{path.name}:{next(row.line for row in rows if not row.label)}"
         law = f"label '{task.label_column}' must be in every row or in none"
-        faults.append(f"{where}: {law}. Got none here, {len(labelled)} in {len(rows)} rows.")
-    labels = [_label(row, path, task, faults) for row in labelled]
-    _raise(faults)
+        findings.faults.append(f"{where}: {law}. Got none here, {len(labelled)} in {len(rows)} rows.")
+    labels = [_label(row, path, task, findings) for row in labelled]
+    _raise(findings.faults)
     known = [label for label in labels if label is not None]  # all of them: a bad one has raised
-    return Split(task, "test", path, [row.id for row in rows], [row.texts for row in rows], known or None, [])
+    ids, texts = [row.id for row in rows], [row.texts for row in rows]
+    return Split(task, "test", path, ids, texts, known or None, [], findings.notes(path))
 
 
 if __name__ == "__main__":

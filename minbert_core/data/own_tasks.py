@@ -64,6 +64,9 @@ class _OwnTask(Variant):
         json_schema_extra={"unit": "of its rows"},
     )
     dev_seed: int = Field(0, ge=0, description="which rows these are; equal texts stay on one side")
+    tsv_quotes: bool = Field(
+        False, description="true: double quotes enclose fields of .tsv files, as in .csv; false: they are part of the text"
+    )
 
     def _task(self, name: str, metric: Metric, classes: tuple[str, ...], label_range: tuple[float, float]) -> Task:
         return Task(
@@ -81,6 +84,7 @@ class _OwnTask(Variant):
             id_column=self.id,
             dev_share=self.dev_share if self.files.dev is None else 0.0,
             dev_seed=self.dev_seed if self.files.dev is None else 0,
+            tsv_quotes=self.tsv_quotes,
         )
 
 
@@ -109,7 +113,9 @@ class Binary(_OwnTask):
     """No or yes, answered by one logit."""
 
     kind: Literal["binary"] = "binary"
-    labels: tuple[Label, Label] = Field(("0", "1"), description="no and yes as the files have them")
+    labels: tuple[Label, Label] = Field(
+        ("0", "1"), description="no and yes as the files have them; False and True are read as 0 and 1, too"
+    )
     metric: Literal["accuracy", "f1"] = Field("accuracy", description="share of right answers, or F1 of yes")
 
     _labels_differ = field_validator("labels")(_different)

@@ -23,6 +23,7 @@ class Task:
     to file names inside a data folder; without dev, `dev_share` of the train file is dev, chosen by `dev_seed`.
     `course_text` says how the course prepares its text: "strip" or "split_punctuation"; None marks a task of the user's own,
     whose text is taken as it stands, and whose labels are the names in `classes`. `id_column` None: rows are numbered.
+    `tsv_quotes`: double quotes enclose fields of its TAB-separated files, as those of the course's do.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Task:
     id_column: str | None = "id"
     dev_share: float = 0.0
     dev_seed: int = 0
+    tsv_quotes: bool = True
 
     @property
     def is_pair(self) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minbert_core.data.tables import CorpusError, bytes_of
+from minbert_core.data.tables import CorpusError, text_of
 from minbert_core.data.tokens import Encoding, Integers, PackedBatch, TokenisedTexts, Tokenizer, longest_first
 
 HELD_OUT = 0.05  # of a text file's rows: those whose texts hash lowest, whatever the seed
@@ -61,12 +61,7 @@ def read_text_file(path: Path, tokenizer: Tokenizer, in_pairs: bool) -> tuple[Te
     An empty line parts documents. Held-out pairs may share a line with others, in another place.
     Raises CorpusError: no such file, no UTF-8, too few rows to hold any out.
     """
-    try:
-        text = bytes_of(path, REMEDY).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise CorpusError(f"{path.name}: the file must be UTF-8 text. Got the byte 0x{byte:02x}.") from None
-    lines = [line.strip() for line in text.split("\n")]
+    lines = [line.strip() for line in text_of(path, REMEDY).split("\n")]
     rows = [(line, "") for line in lines if line]
     if in_pairs:
         rows = [(line, after) for line, after in pairwise(lines) if line and after]

@@ -34,7 +34,7 @@ from minbert_core.encoder_files import check_content, read_json, read_text
 Encoding = Literal["cross", "bi"]  # tasks of single sentences ignore it: [CLS] a [SEP]
 Integers = NDArray[np.int64]
 
-FORMAT = "1"  # of the Arrow file; raise it when its content changes meaning
+FORMAT = "2"  # of the Arrow file; raise it when its content changes meaning
 
 
 # ---------------------------------------------------------------------------------------------------------- the tokenizer
@@ -228,6 +228,7 @@ class TokenisedSplit(TokenisedTexts):
         batch.validate(full=True)
         self.name, self.source = metadata[b"split"].decode(), metadata[b"source"].decode()
         self.dropped = [Dropped(**item) for item in json.loads(metadata[b"dropped"])]
+        self.notes: list[str] = json.loads(metadata[b"notes"])
         self._hold(batch)
 
     def _hold(self, batch: Any) -> None:
@@ -289,6 +290,7 @@ def _write(split: Split, tokenizer: Tokenizer, path: Path) -> None:
         "split": split.name,
         "source": split.path.name,
         "dropped": json.dumps([asdict(item) for item in split.dropped]),
+        "notes": json.dumps(split.notes),
     }
     batch = pa.record_batch(list(columns.values()), names=list(columns)).replace_schema_metadata(metadata)
     path.parent.mkdir(parents=True, exist_ok=True)

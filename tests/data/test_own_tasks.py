@@ -63,6 +63,7 @@ def test_a_declaration_survives_being_written_as_yaml_and_as_paths() -> None:
     labels = [1, 2.0, True, "no"]
     config = load_config({"own_tasks": {"mine": REVIEWS | {"labels": labels}}, "train_on": ["mine"]})
     assert config.known_tasks["mine"].classes == ("1", "2", "true", "no")
+    assert not config.known_tasks["mine"].tsv_quotes
     written = as_written(config)
     assert load_config(parse_yaml(dump_yaml(written))[0]) == config
     assert flatten(written)["own_tasks/mine/classification/files/train"] == "r.jsonl"
@@ -76,6 +77,10 @@ def test_a_declaration_survives_being_written_as_yaml_and_as_paths() -> None:
         ({"labels": ["a"]}, "`own_tasks/mine/classification/labels` must have 2 or more entries. Got ['a']."),
         ({"labels": ["1", 1, 2]}, "`own_tasks/mine/classification/labels` must differ from each other. Got ['1', '1', '2']."),
         ({"labels": ["good", None]}, "`own_tasks/mine/classification/labels` must not be empty: a row without a label is left"),
+        (
+            {"labels": ["True", True]},
+            "`own_tasks/mine/classification/labels` must differ from each other. Got ['true', 'true'].",
+        ),
         ({"labels": ["4.0", 4]}, "`own_tasks/mine/classification/labels` must differ from each other. Got ['4', '4']."),
         ({"text": ["a", "b", "c"]}, "`own_tasks/mine/classification/text` must have at most 2 entries. Got ['a', 'b', 'c']."),
         ({"files": {"train": "x.txt"}}, "`train` must end in .csv, .tsv, .jsonl, .parquet. Got 'x.txt'."),

@@ -87,6 +87,17 @@ def test_in_pairs_a_line_is_followed_by_the_next_of_its_document(tmp_path: Path,
     assert found == {"ab", "bc", "ef"}
 
 
+def test_a_carriage_return_inside_a_line_is_white_space_and_without_line_feeds_a_line_end(
+    tmp_path: Path, inputs: Inputs
+) -> None:
+    plain = read_text_file(written(tmp_path, "a b\nc\n\nd\ne\n"), inputs.tokenizer, in_pairs=True)
+    for text in ("a\rb\nc\n\r\nd\ne\r\n", "a b\rc\r\rd\re\r"):
+        (tmp_path / "reviews.txt").write_bytes(text.encode())
+        found = read_text_file(tmp_path / "reviews.txt", inputs.tokenizer, in_pairs=True)
+        for side, expected in zip(found, plain, strict=True):
+            assert (lists(side.first), lists(side.second)) == (lists(expected.first), lists(expected.second))
+
+
 @pytest.mark.parametrize(
     ("text", "in_pairs", "sentence"),
     [
@@ -107,6 +118,6 @@ def test_a_file_of_too_little_is_refused(tmp_path: Path, inputs: Inputs, text: s
 def test_a_file_that_is_missing_or_no_text_is_told(tmp_path: Path, inputs: Inputs) -> None:
     with pytest.raises(CorpusError, match=r"There is no file gone\.txt in the folder .*`texts` of a stage names it\."):
         read_text_file(tmp_path / "gone.txt", inputs.tokenizer, False)
-    (tmp_path / "latin.txt").write_bytes("caf\xe9\n".encode("latin-1"))
-    with pytest.raises(CorpusError, match=r"latin\.txt: the file must be UTF-8 text\. Got the byte 0xe9\."):
+    (tmp_path / "latin.txt").write_bytes("tea\ncaf\xe9\n".encode("latin-1"))
+    with pytest.raises(CorpusError, match=r"latin\.txt:2: the file must be UTF-8 text\. Got the byte 0xe9\."):
         read_text_file(tmp_path / "latin.txt", inputs.tokenizer, False)

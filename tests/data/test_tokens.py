@@ -120,6 +120,11 @@ def test_the_file_holds_labels_ids_and_dropped_rows(small: Path) -> None:
     assert (split.name, split.path.parent) == ("train", small / "cache")
 
 
+def test_the_file_holds_the_notes_of_its_corpus_file(small: Path) -> None:
+    (small / "sts-train.csv").write_text(STS_ROWS + '3\tw\t"a\nb"\tc\t1.0\n')
+    assert tokenise(small).notes == ["1 field of sts-train.csv with a line end inside quotes: line 5"]
+
+
 def test_the_cached_file_is_reused(small: Path) -> None:
     path = tokenise(small).path
     os.utime(path, (1, 1))
