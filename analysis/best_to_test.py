@@ -250,6 +250,8 @@ def _open_test(selection: Selection, models: list[Job], resources: Resources, sh
     for name in config.train_on:
         if "test" in (task := config.known_tasks[name]).files:
             splits[name, "test"] = open_test_split(task, inputs.data_folder, inputs.tokenizer)
+            for note in splits[name, "test"].notes:
+                say(note)
     remote = ray.remote(num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial)(answer)
     outs = {job: selection.folder / "logits" / job.name for job in models}
     ray.get([remote.remote(job.folder / "best", selection.places, outs[job]) for job in models])

@@ -41,6 +41,25 @@ class Inputs:
         """Rows of each task's train split."""
         return {name: len(split) for name, split in self.train.items()}
 
+    def notes(self) -> list[str]:
+        """A sentence for each peculiarity of the files that may have been misread, with a count and lines."""
+        return [note for split in (*self.train.values(), *self.dev.values()) for note in split.notes]
+
+    def constant_labels(self) -> list[str]:
+        """A sentence for each train or dev split whose rows all have the same label."""
+        sentences = []
+        for name, split in (*self.train.items(), *self.dev.items()):
+            if split.labels is not None and np.ptp(split.labels) == 0:
+                task, value = split.task, float(split.labels[0])
+                label = task.classes[int(value)] if task.classes else f"{value:g}"
+                effect = (
+                    "a model learns only this answer" if split.name == "train" else f"its {task.metric} cannot compare models"
+                )
+                sentences.append(
+                    f"{name}: all {len(split)} {split.name} rows ({split.source}) have the label {label}: {effect}."
+                )
+        return sentences
+
     @property
     def token_ids(self) -> Tensor:
         """Every token that a train or dev split can bring up, special tokens included; ascending, int64."""

@@ -43,13 +43,13 @@ def plan_lines(config: TrialConfig, inputs: Inputs, source: str) -> list[str]:
         f"config    {source}",
         *(f"          {line}" for line in _said(config)),
         f"data      {inputs.data_folder} (train/dev rows: {rows})",
-        *(f"data      {line}" for line in _left_out(inputs)),
+        *(f"data      {line}" for line in (*_left_out(inputs), *inputs.notes())),
         f"encoder   {config.encoder.checkpoint}",
         *(f"pretrain  {one.describe(config)}" for one in find(config, inputs)),
         f"machine   {machine.device}, {machine.precision}{threads}",
         f"budget    {total:,} examples, about {num_steps(config, inputs.sizes):,} steps",
         f"dev       at {at} examples: {metrics}; the best is that of the highest {shown(objective).strip(chr(39))}",
-        *(f"warning   {line}" for line in _cut(config, inputs)),
+        *(f"warning   {line}" for line in (*inputs.constant_labels(), *_cut(config, inputs))),
     ]
 
 

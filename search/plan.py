@@ -109,8 +109,8 @@ class Plan:
         return known_chains(branch_samples(self.space), baseline_samples(self.space), self.space, self.places)
 
     def warnings(self) -> list[str]:
-        """What may not be what was meant, as sentences: rows cut, no test files, trials too few for halving."""
-        sentences, max_length = [], self.config.max_length
+        """Sentences about what may not be meant: constant labels, rows cut, no test files, trials too few for halving."""
+        sentences, max_length = self.inputs.constant_labels(), self.config.max_length
         for name, split in self.inputs.train.items():
             percent = 100 * split.num_longer(self.config.task(name).pair_encoding.kind, max_length) / len(split)
             if percent >= 1:
@@ -138,7 +138,7 @@ class Plan:
         return [
             f"search    {self.name}: {self.space.settings.about or '(no question given: `about`)'}",
             f"data      {inputs.data_folder} (train/dev rows: {rows})",
-            *(f"data      {text}" for text in (*self._cut(), *self.left_out(num_dropped))),
+            *(f"data      {text}" for text in (*self._cut(), *self.left_out(num_dropped), *inputs.notes())),
             f"encoder   {', '.join(self.places.get(name, name) for name in encoders)}",
             f"machine   {self.resources}; {machine}",
             *([f"sharing   {self.resources.sharing}"] if self.resources.sharing else []),

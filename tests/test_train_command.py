@@ -21,12 +21,13 @@ import pytest
 import torch
 
 from minbert_core.config import TrialConfig, read_config
+from minbert_core.inputs import open_inputs
 from minbert_core.model import load_model
 from minbert_core.overrides import Override, parse_set
 from minbert_core.settings import dump_yaml
 from minbert_core.train import save_snapshot
 from minbert_core.train_command import DOMAIN_WORDS, SPACE_WORDS, default_name, main, read
-from minbert_core.train_report import MOST_LINES, seconds_left
+from minbert_core.train_report import MOST_LINES, plan_lines, seconds_left
 from minbert_core.trial_folder import read_records, state_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,6 +73,21 @@ def numbers(folder: Path) -> list[dict[str, Any]]:
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "minbert_core.train", *arguments]
+
+
+# ------------------------------------------------------------------------------------------------------------- the plan
+
+
+def test_the_plan_reports_fields_that_may_have_been_misread_and_labels_that_are_all_the_same(
+    tiny: Callable[..., TrialConfig], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.csv").write_text('text,label\n"a\nfilm",1\n' + "".join(f"film {i},1\n" for i in range(39)))
+    own = {"mine": {"kind": "binary", "files": {"train": str(tmp_path / "mine.csv")}, "text": "text"}}
+    config = tiny(own_tasks=own, train_on=["mine"])
+    lines = plan_lines(config, open_inputs(config), "mine.yaml")
+    assert lines.count("data      1 field of mine.csv with a line end inside quotes: line 2") == 1
+    warning = "warning   mine: all 36 train rows (mine.csv) have the label 1: a model learns only this answer."
+    assert lines.count(warning) == 1
 
 
 # ------------------------------------------------------------------------------------------------------- a whole training

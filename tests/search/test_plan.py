@@ -192,6 +192,37 @@ def test_a_dropped_row_of_a_file_without_ids_is_named_by_its_line_alone(data: Pa
     assert sentence.startswith("20 rows of mine.csv left out: line 3 (empty: text); line 6 (empty: text); ")
 
 
+def test_fields_that_may_have_been_misread_are_in_the_plan(data: Path, encoder: Path) -> None:
+    (data / "mine.csv").write_text("text,label\n" + 'a film,1\n"no\nfilm",0\n' * 20)
+    own = {"mine": {"kind": "binary", "files": {"train": "mine.csv"}, "text": "text"}}
+    plan = planned(data=str(data), encoder=str(encoder), own_tasks=own, train_on=["mine"])
+    note = "data      20 fields of mine.csv with a line end inside quotes: lines 3, 6, 9, 12, 15 and 15 more"
+    assert plan.lines().count(note) == 1
+
+
+def test_labels_that_are_all_the_same_are_a_warning(data: Path, encoder: Path) -> None:
+    (data / "mine.csv").write_text("text,label\n" + "".join(f"film {i},1\n" for i in range(40)))
+    (data / "score.csv").write_text("text,label\n" + "a film,2.5\nno film,2\n" * 20)
+    (data / "score-dev.csv").write_text("text,label\n" + "a film,2.5\n" * 4)
+    own = {
+        "mine": {"kind": "binary", "files": {"train": "mine.csv"}, "text": "text", "labels": ["0", "1"]},
+        "score": {
+            "kind": "regression",
+            "files": {"train": "score.csv", "dev": "score-dev.csv"},
+            "text": "text",
+            "range": [0, 5],
+        },
+    }
+    plan = planned(data=str(data), encoder=str(encoder), own_tasks=own, train_on=["mine", "score", "sst"])
+    expected = [
+        "mine: all 36 train rows (mine.csv) have the label 1: a model learns only this answer.",
+        "mine: all 4 dev rows (mine.csv) have the label 1: its accuracy cannot compare models.",
+        "score: all 4 dev rows (score-dev.csv) have the label 2.5: its pearson cannot compare models.",
+    ]
+    assert [text for text in plan.warnings() if "have the label" in text] == expected
+    assert f"warning   {expected[0]}" in plan.lines()
+
+
 def test_a_test_file_that_is_not_there_is_told_before_the_search(data: Path, encoder: Path) -> None:
     (data / "mine.csv").write_text("text,label\n" + "a film,1\nno film,0\n" * 20)
     own = {"mine": {"kind": "binary", "files": {"train": "mine.csv", "test": "mine-tset.csv"}, "text": "text"}}
