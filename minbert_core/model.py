@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from minbert_core.checkpoints import load_encoder, save_encoder
 from minbert_core.config import TaskPlan, TrialConfig, read_config, seed_of
+from minbert_core.data.tables import has_lone_surrogate
 from minbert_core.data.tasks import Task
 from minbert_core.data.tokens import PackedBatch, TokenisedTexts, Tokenizer, load_tokenizer, pack, tokenise_texts
 from minbert_core.encoder import Encoder, Masks
@@ -396,6 +397,8 @@ def _examples(inputs: Sequence[str | tuple[str, str]], tasks: Mapping[str, Task]
     for i, texts in enumerate(examples):
         if len(texts) not in (1, 2) or not all(isinstance(text, str) and text.strip() for text in texts):
             raise ValueError(f"Input {i} must be a sentence or a pair of sentences, none empty. Got {inputs[i]!r}.")
+        if any(map(has_lone_surrogate, texts)):
+            raise ValueError(f"Input {i} must be Unicode text. Got half a character (a lone surrogate) in {inputs[i]!r}.")
         if all(len(task.text_columns) != len(texts) for task in tasks.values()):
             what = "a sentence" if len(texts) == 1 else "a pair of sentences"
             takes = "pairs" if len(texts) == 1 else "single sentences"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minbert_core.terminal import print_anywhere
+from minbert_core.data.tables import has_lone_surrogate
 
 if TYPE_CHECKING:  # torch is imported once the line is known to be right: a second
     from minbert_core.data.tasks import Task
@@ -68,6 +69,8 @@ def run(folder: Path, sentences: list[str], as_json: bool) -> int:
         raise ValueError(f"A task takes one sentence or two, each in quotes. Got {len(sentences)}: {sentences}.")
     if not all(sentence.strip() for sentence in sentences):
         raise ValueError(f"A sentence must not be empty. Got {sentences}.")
+    if any(map(has_lone_surrogate, sentences)):
+        raise ValueError(f"A sentence must be UTF-8 text. Got {sentences}. Check the terminal's encoding.")
     place = model_folder(folder)
     if place is None:
         law = "one comes with the first evaluation, and a search keeps those of its best trials only"

@@ -208,6 +208,11 @@ def test_inputs_that_are_none_are_refused(known: Predictor, tiny: Tiny, tmp_path
         (["a film", " "], r"Input 1 must be a sentence or a pair of sentences, none empty\. Got ' '\."),
         ([("a", "b", "c")], r"Input 0 must be a sentence or a pair of sentences, none empty\. Got \('a', 'b', 'c'\)\."),
         ([("a film", None)], r"Input 0 must be a sentence or a pair of sentences, none empty\."),
+        (["a film", "\ud83d"], r"Input 1 must be Unicode text\. Got half a character \(a lone surrogate\) in '\\ud83d'\."),
+        (
+            [("a", "b\udce9")],
+            r"Input 0 must be Unicode text\. Got half a character \(a lone surrogate\) in \('a', 'b\\udce9'\)\.",
+        ),
     ):
         with pytest.raises(ValueError, match=sentence):
             known.predict(inputs)  # type: ignore[arg-type]
@@ -296,6 +301,7 @@ def test_a_value_beyond_its_range_many_classes_and_a_cut_input_are_said(
     [
         (["smart", "a", "b", "c"], 2, "A task takes one sentence or two, each in quotes. Got 3: ['a', 'b', 'c'].\n"),
         (["smart", ""], 2, "A sentence must not be empty. Got [''].\n"),
+        (["smart", "caf\udce9"], 2, "A sentence must be UTF-8 text. Got ['caf\\udce9']. Check the terminal's encoding.\n"),
         (["nowhere", "a"], 2, "There is no folder {0}/nowhere.\n"),
         (["bare", "a"], 2, "{0}/bare holds no saved model: it lacks heads.safetensors, config.yaml, encoder.\n"),
         (["pairs", "a"], 2, "pairs/best answers pairs of sentences only (para, sts). Got one sentence: add a second.\n"),
