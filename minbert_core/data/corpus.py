@@ -1,7 +1,7 @@
 """A task's files as examples: the first step of the flow, before any tokenizer or tensor.
 
 The course's files are TAB-separated, read by column name with csv's default quoting, their texts prepared as the course does
-it; those of one's own tasks may be CSV, TSV, JSONL or Parquet (tables.py). Rows without a label or a sentence (the course's
+it; those of one's own tasks may be CSV, TSV, JSONL or Parquet (formats.py). Rows without a label or a sentence (the course's
 own files lost some to a quoting accident) are dropped, each with its line and reason; what may have been misread is noted, with
 a count; anything else that is wrong is a CorpusError that names file, line and law.
 
@@ -18,7 +18,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minbert_core.data.tables import CorpusError, Findings, Layout, as_label, bytes_of, records
+from minbert_core.data.formats import records
+from minbert_core.data.tables import CorpusError, Findings, Layout, as_label, bytes_of
 from minbert_core.data.tasks import SplitName, Task
 
 MAX_FAULTS = 5  # shown in one error; the rest are counted

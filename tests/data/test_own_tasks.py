@@ -204,7 +204,7 @@ def test_what_is_wrong_with_a_file_is_a_sentence_with_its_line(content: str, sen
 def test_a_truncated_parquet_file_is_a_sentence(tmp_path: Path) -> None:
     write(tmp_path / "r.parquet", ROWS)
     (tmp_path / "r.parquet").write_bytes((tmp_path / "r.parquet").read_bytes()[:-20])
-    with pytest.raises(CorpusError, match=r"r\.parquet is no Parquet file, or cut short"):
+    with pytest.raises(CorpusError, match=r"r\.parquet is not a Parquet file, or is cut short"):
         read(tmp_path, files={"train": "r.parquet", "dev": "d.csv"})
 
 

@@ -134,6 +134,23 @@ def test_tsv_that_csv_wrote_is_read_with_a_knob_and_noted_without(tmp_path: Path
     ]
 
 
+def test_a_text_in_quotes_that_a_line_end_cuts_in_two_is_noted_in_tsv(tmp_path: Path) -> None:
+    write(tmp_path / "x.tsv", [{"text": "one\ntwo", "label": 0}, {"text": "plain", "label": 1}])
+    split = read(tmp_path / "x.tsv")
+    assert [(row.line, row.reason) for row in split.dropped] == [(2, "empty: label")]
+    assert split.notes == [
+        "1 field of x.tsv with a quote that does not close where the row ends too early; `tsv_quotes: true` reads up to the "
+        "line where it closes: line 2"
+    ]
+    assert read(tmp_path / "x.tsv", tsv_quotes=True).texts == [("one\ntwo",), ("plain",)]
+
+
+def test_a_name_of_two_columns_is_a_fault_if_the_task_reads_them(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"^x\.csv:1: the name of a column must be unique\. 'text' names 2 columns\.$"):
+        read_text(tmp_path, "x.csv", "text,text,label\na,b,1\n")
+    assert read_text(tmp_path, "x.csv", "other,text,other,label\na,b,c,1\n").texts == [("b",)]
+
+
 def test_a_tsv_header_in_quotes_names_the_knob(tmp_path: Path) -> None:
     content = '"text"\t"label"\n"good"\t1\n'
     with pytest.raises(
@@ -256,7 +273,7 @@ def test_a_damaged_page_of_a_parquet_file_is_a_sentence(tmp_path: Path) -> None:
     whole = bytearray((tmp_path / "x.parquet").read_bytes())
     whole[4:400] = bytes(396)
     (tmp_path / "x.parquet").write_bytes(whole)
-    with pytest.raises(CorpusError, match=r"^x\.parquet is no Parquet file, or cut short"):
+    with pytest.raises(CorpusError, match=r"^x\.parquet is not a Parquet file, or is cut short"):
         read(tmp_path / "x.parquet")
 
 
