@@ -18,8 +18,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minbert_core.terminal import print_anywhere
 from minbert_core.data.tables import has_lone_surrogate
+from minbert_core.terminal import print_anywhere
 
 if TYPE_CHECKING:  # torch is imported once the line is known to be right: a second
     from minbert_core.data.tasks import Task
