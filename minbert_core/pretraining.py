@@ -48,7 +48,7 @@ from minbert_core.methods.task_schedules import example_rows
 from minbert_core.model import TOKENIZER_FILES
 from minbert_core.terminal import duration
 
-FORMAT = "2"  # of what a key stands for; raise it when the same settings would make other weights
+FORMAT = "2"  # the meaning of a key; raise it when the same settings would make other weights
 RATE = 5e-5  # where a stage has no optimizer: Sun et al. 2019 (arXiv 1905.05583), section 5.1
 LOGS = 100  # of a pretraining
 SAVE_EVERY_SECONDS = 300
@@ -63,6 +63,7 @@ Record = dict[str, Any]
 class Pretrained:
     """One stage on texts, and where its result is kept; `before` is the folder that it starts from."""
 
+    place: int  # among the stages on texts
     stage: Pretraining
     key: str
     before: Path
@@ -72,6 +73,11 @@ class Pretrained:
     def name(self) -> str:
         """`mlm 3f2a9c01`."""
         return f"{self.stage.kind} {self.key[:8]}"
+
+    @property
+    def seed(self) -> int:
+        """The seed of order and masks. A later stage with the same knob `seed` draws others than the first one."""
+        return seed_of(self.stage.seed, "stage", self.place)
 
     @property
     def is_made(self) -> bool:
@@ -94,7 +100,7 @@ def find(config: TrialConfig, inputs: Inputs) -> list[Pretrained]:
     """The pretrainings that a trial begins with, in their order; nothing is trained.  Raises CorpusError."""
     found: list[Pretrained] = []
     folder, before = inputs.encoder_folder, _origin(config, inputs)
-    for stage in config.pretraining:
+    for place, stage in enumerate(config.pretraining):
         parts = {
             "format": FORMAT,
             "before": before,
@@ -108,7 +114,7 @@ def find(config: TrialConfig, inputs: Inputs) -> list[Pretrained]:
         }
         before = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
         made = cache_folder() / "pretrained" / before
-        found.append(Pretrained(stage, before, folder, made))
+        found.append(Pretrained(place, stage, before, folder, made))
         folder = made
     return found
 
@@ -318,17 +324,17 @@ class Maker:
 
     def step(self) -> Tensor:
         """One update on the next batch; its mean loss over what is read, not yet waited for."""
-        stage, number = self.stage, self.shown // self.stage.batch_size
+        stage, seed, number = self.stage, self.one.seed, self.shown // self.stage.batch_size
         count = min(stage.batch_size, self.total - self.shown)
-        rows = example_rows(seed_of(stage.seed, "rows"), len(self.texts), self.shown, count)
+        rows = example_rows(seed_of(seed, "rows"), len(self.texts), self.shown, count)
         # the rate belongs to the step's middle, as in train.py
         factor = self.settings.lr_factor((self.shown + count / 2) / self.total)
         self.shown += count
-        questions = self.questions(self.texts, rows, np.random.default_rng(seed_of(stage.seed, "masks", number)))
+        questions = self.questions(self.texts, rows, np.random.default_rng(seed_of(seed, "masks", number)))
         num_read = sum(len(question.at_M) for question in questions)
         loss = torch.zeros((), device=self.device)
         for part, question in enumerate(questions):
-            masks = Masks(seed_of(stage.seed, "dropout", number, part), self.device)
+            masks = Masks(seed_of(seed, "dropout", number, part), self.device)
             logits_MK = self.forward(question, masks)
             part_loss = F.cross_entropy(logits_MK, question.answers_M, reduction="sum") / max(1, num_read)
             part_loss.backward()

@@ -122,6 +122,24 @@ def test_loss_and_gradient_equal_those_of_transformers(
     assert torch.allclose(one.encoder.word_embeddings.weight.grad, theirs, atol=1e-6)
 
 
+def test_a_second_stage_of_the_same_seed_draws_its_own_order_and_masks(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[tuple[list[int], int]]] = []
+
+    def note(self: Maker, texts: Any, rows: np.ndarray, random: np.random.Generator) -> list[Any]:
+        asked[-1].append((rows.tolist(), int(random.integers(2**32))))
+        return []
+
+    config = trial(tiny, MLM, MLM)
+    inputs, ones = found(config)
+    makers = [Maker(config, inputs, pretraining.replace(one, before=ones[0].before), 0) for one in ones]
+    monkeypatch.setattr(Maker, "questions", note)
+    for one in makers:
+        asked.append([])
+        for _ in range(3):
+            one.step()
+    assert all(first[0] != second[0] and first[1] != second[1] for first, second in zip(*asked, strict=True))
+
+
 def test_parts_of_a_batch_add_up_to_it(tiny: Tiny) -> None:
     """Next sentences: whole or in parts they are asked the same, and without dropout the loss is the same, too."""
     still = {"encoder": {"hidden_dropout": 0.0, "attention_dropout": 0.0}}
