@@ -140,7 +140,7 @@ class _Trial:
         batch_sizes = {name: self.model.plans[name].batch_size for name in stage.tasks}
         while counters.examples < end:
             progress = (counters.examples - start) / (end - start)
-            names = stage.task_schedule.tasks_of_step(counters.stage_step, progress, sizes, batch_sizes, config.seed)
+            names = stage.task_schedule.tasks_of_step(counters.stage_step, progress, sizes, batch_sizes, seed)
             batches = {name: self._next_batch(name) for name in names}
             num_examples = sum(batch_sizes[name] for name in names)
             before = counters.examples

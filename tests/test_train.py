@@ -78,6 +78,11 @@ TRIALS: dict[str, dict[str, Any]] = {
     },
     "heads last, fresh": {"stages": ["multitask", {"kind": "heads_only", "fresh": True, "share": 0.5, "lr": 1e-2}]},
     "sequential": {"budget": {"examples": 120}, "task_schedule": {"kind": "sequential", "share": 0.2}},
+    "random schedules in two stages": {
+        "budget": {"examples": 160},
+        "task_schedule": "drop",
+        "stages": [{"kind": "multitask", "task_schedule": "proportional"}, "multitask"],
+    },
     "drop": {"budget": {"examples": 120}, "task_schedule": "drop"},
     "micro-batches": {
         "train_on": ["sst", "sts"],
@@ -290,6 +295,27 @@ def test_each_stage_has_a_fresh_optimiser_fresh_targets_and_its_own_schedule_of_
     assert found == [(0, {step}, True) for step in range(1, 6)] + [(1, {step}, False) for step in range(1, 6)]
     assert lr[:5] == pytest.approx([9e-4, 7e-4, 5e-4, 3e-4, 1e-4])
     assert lr[5:] == pytest.approx([5e-5, 8.75e-5, 6.25e-5, 3.75e-5, 1.25e-5])
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The tasks of each step, which trains nothing."""
+    tasks: list[str] = []
+
+    def note(self: Stepper, number: int, batches: dict[str, Parts], *_: Any, **__: Any) -> StepReport:
+        tasks.extend(batches)
+        return StepReport()
+
+    monkeypatch.setattr(Stepper, "step", note)
+    return tasks
+
+
+@pytest.mark.parametrize("schedule", ["drop", "proportional"])
+def test_two_stages_of_a_random_schedule_draw_tasks_of_their_own(tiny: Tiny, schedule: str, taken: list[str]) -> None:
+    run(tiny(task_schedule=schedule, stages=["multitask", "multitask"], budget={"examples": 320, "points": [1]}))
+    first, second = taken[:20], taken[20:]
+    assert len(first) == len(second) == 20
+    assert first != second
 
 
 def test_stages_end_where_their_shares_say_and_the_last_with_the_trial() -> None:
