@@ -210,7 +210,7 @@ class _Trial:
         if improved:
             counters.best_score, counters.best_part = value, part
         counters.seconds = time.monotonic() - self.started
-        record = self._record("dev") | {"part": part, "dev/score": value, **notes}
+        record = self._record("dev") | {"part": part, "stage": counters.stage, "dev/score": value, **notes}
         both = overall(metrics, self.config.known_tasks, self.config.objective)
         record |= {f"dev/{name}": number for name, number in {**metrics, **both}.items()}
         self.log.restart()

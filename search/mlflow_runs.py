@@ -28,7 +28,7 @@ Record = Mapping[str, Any]  # kind, step, examples, time_ms, seconds, and metric
 MAX_METRICS, MAX_PARAMS = 1000, 100  # MLflow's limits for one batch; tags count as params
 MAX_PARAM_LENGTH, MAX_TAG_LENGTH = 6000, 8000  # in characters; a note is a tag
 DIGEST_LENGTH = 12  # of a data set's sha256; MLflow keeps 36 characters, and its own digests have 8
-NOT_METRICS = {"kind", "step", "examples", "time_ms"}
+NOT_METRICS = {"kind", "step", "examples", "time_ms", "stage"}
 
 
 @dataclass(frozen=True)

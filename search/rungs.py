@@ -8,7 +8,7 @@ it by entering the points of its records again. search/searcher.py stands betwee
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
@@ -21,12 +21,21 @@ from minbert_core.settings import BARE_NAME, Variant
 CONTINUE, STOP, PAUSE = str(TrialScheduler.CONTINUE), str(TrialScheduler.STOP), str(TrialScheduler.PAUSE)
 
 
+def peers(recipe: str, record: Mapping[str, Any]) -> str:
+    """Name the trials that a point, a dev record, is compared with: those of the same recipe in the same stage of it.
+
+    Stages have shares of their own, so that at one rung a trial may be in its second stage while another is in its first, where
+    some tasks have not been shown yet.
+    """
+    return f"{recipe} stage {record.get('stage', 0)}"
+
+
 class Scheduler(Protocol):
     """What a member of the family builds for a search."""
 
     law: str  # why it stops a trial, as the end of a sentence
 
-    def decide(self, number: int, recipe: str, exempt: bool, part: int, score: float) -> str:
+    def decide(self, number: int, peers: str, exempt: bool, part: int, score: float) -> str:
         """Enter a point, once or again; what holds for the trial then. An exempt one always goes on, but its points count."""
 
     def lost(self, number: int) -> None:
@@ -47,7 +56,7 @@ class _Entry:
 
 
 class RungScheduler:
-    """Ray's ASHAScheduler, one a recipe: stops a trial unless it is among the best 1/reduction of its recipe so far at a rung.
+    """Ray's ASHAScheduler, one per group of peers: stops a trial unless it is among their best 1/reduction so far at a rung.
 
     With one set of rungs for all, recipes that start slowly would be stopped by those that start fast. A rung holds the point's
     own value, never a best.
@@ -57,14 +66,18 @@ class RungScheduler:
         self.rungs = tuple(rungs)
         self.reduction = self.rungs[1] // self.rungs[0] if len(self.rungs) > 1 else 2
         self.law = f"below the best 1/{self.reduction} of its rung"
-        self._recipes: dict[str, Any] = {}  # recipe -> ASHAScheduler, which asks for Ray's own trials and is handed _Entry
+        self._groups: dict[str, Any] = {}  # peers -> ASHAScheduler, which asks for Ray's own trials and is handed _Entry
+        self._entered: set[tuple[int, int]] = set()  # (trial, part)
         self._verdicts: dict[int, str] = {}
 
-    def decide(self, number: int, recipe: str, exempt: bool, part: int, score: float) -> str:
-        """Enter a trial's score at a point into its recipe's rungs: STOP or CONTINUE, which exempt trials always do."""
-        if recipe not in self._recipes:
-            self._recipes[recipe] = self._asha()
-        asha, entry = self._recipes[recipe], _Entry(str(number))
+    def decide(self, number: int, peers: str, exempt: bool, part: int, score: float) -> str:
+        """Enter a trial's score at a point into its peers' rungs: STOP or CONTINUE, which exempt trials always do."""
+        if (number, part) in self._entered:  # Ray would enter it into a lower rung, where it has not been among these peers
+            return self.verdict(number)
+        self._entered.add((number, part))
+        if peers not in self._groups:
+            self._groups[peers] = self._asha()
+        asha, entry = self._groups[peers], _Entry(str(number))
         if entry.trial_id not in asha._trial_info:
             asha.on_trial_add(None, entry)
         decision = asha.on_trial_result(None, entry, {"part": part, "score": score})
@@ -91,7 +104,7 @@ class RungScheduler:
 
 
 class Asha(Variant):
-    """Asynchronous successive halving, Li et al. 2018 (arXiv 1810.05934), stopping variant, rungs kept a recipe."""
+    """Asynchronous successive halving, Li et al. 2018 (arXiv 1810.05934), stopping variant, rungs kept per recipe."""
 
     kind: Literal["asha"] = "asha"
     least_rungs: ClassVar[int] = 1  # one rung is no halving: every trial runs to its end
@@ -132,7 +145,7 @@ class TopKScheduler:
         self._free: set[int] = set()  # exempt, or let through before
         self._lost: set[int] = set()
 
-    def decide(self, number: int, recipe: str, exempt: bool, part: int, score: float) -> str:
+    def decide(self, number: int, peers: str, exempt: bool, part: int, score: float) -> str:
         if exempt or part > self._firsts.setdefault(number, (part, score))[0]:
             self._free.add(number)
         return self.verdict(number)
@@ -187,7 +200,7 @@ class NoStops:
 
     law = ""  # it stops none
 
-    def decide(self, number: int, recipe: str, exempt: bool, part: int, score: float) -> str:
+    def decide(self, number: int, peers: str, exempt: bool, part: int, score: float) -> str:
         return CONTINUE
 
     def lost(self, number: int) -> None:

@@ -20,7 +20,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
-from search.rungs import CONTINUE, PAUSE, STOP, Scheduler
+from search.rungs import CONTINUE, PAUSE, STOP, Scheduler, peers
 from search.study import Status, Study, TrialResult, stopped_at
 
 NO_TIME = "no time left for its next point"
@@ -218,7 +218,8 @@ class TuneScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         part = result["part"]
-        verdict = self.scheduler.decide(result["number"], result["recipe"], result["exempt"], part, result["score"])
+        group = peers(result["recipe"], result["records"][-1])
+        verdict = self.scheduler.decide(result["number"], group, result["exempt"], part, result["score"])
         if part == self.rungs[-1]:
             return CONTINUE  # it ends by itself after this report
         in_time = seconds_to_next_point(part, result["records"][-1]["seconds"], self.rungs) < self.seconds_left()

@@ -27,7 +27,7 @@ from minbert_core.paths import as_written
 from minbert_core.settings import SettingsError, dump_yaml
 from minbert_core.train import load_snapshot
 from minbert_core.trial_folder import read_records, state_file, write_records
-from search.rungs import STOP, Scheduler
+from search.rungs import STOP, Scheduler, peers
 from search.space import Sample, Space
 
 Status = Literal["running", "completed", "stopped", "failed"]
@@ -296,7 +296,8 @@ def _refill(scheduler: Scheduler, results: list[TrialResult]) -> None:
     points = [(record["time_ms"], trial.number, trial, record) for trial in results for record in trial.points.values()]
     recipes = {trial.number: trial.config().recipe for trial in results}
     for _, number, trial, record in sorted(points, key=lambda point: point[:2]):
-        scheduler.decide(number, recipes[number], trial.baseline is not None, record["part"], record["dev/score"])
+        group = peers(recipes[number], record)
+        scheduler.decide(number, group, trial.baseline is not None, record["part"], record["dev/score"])
     for trial in results:
         if trial.status == "failed":
             scheduler.lost(trial.number)

@@ -318,6 +318,11 @@ def test_two_stages_of_a_random_schedule_draw_tasks_of_their_own(tiny: Tiny, sch
     assert first != second
 
 
+def test_an_evaluation_says_in_which_stage_it_was(tiny: Tiny) -> None:
+    config = tiny(stages=[{"kind": "single_task", "task": "para", "share": 1 / 3}, "multitask"], budget={"examples": 216})
+    assert [record["stage"] for record in records_of(config) if record["kind"] == "dev"] == [0, 0, 1]
+
+
 def test_stages_end_where_their_shares_say_and_the_last_with_the_trial() -> None:
     assert stage_ends([240.0], 240) == [240]
     assert stage_ends([120.5, 120.5], 241) == [121, 241]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ray.tune.schedulers import ASHAScheduler
 
-from search.rungs import Asha, NoStopping, RungScheduler, Scheduler, TopK, expected_ends, expected_full_trials
+from search.rungs import Asha, NoStopping, RungScheduler, Scheduler, TopK, expected_ends, expected_full_trials, peers
 
 RUNGS = (1, 3, 9)
 
@@ -33,6 +33,18 @@ def test_each_recipe_has_rungs_of_its_own() -> None:
     enter(scheduler, 0, 0.9, recipe="multitask")
     assert enter(scheduler, 1, 0.1, recipe="linear_probe+multitask") == "CONTINUE"
     assert enter(scheduler, 2, 0.1, recipe="multitask") == "STOP"
+
+
+def test_trials_of_a_recipe_that_are_in_different_stages_at_a_rung_are_not_compared() -> None:
+    """At 3/9 a trial with a share of .4 for Para has not seen STS yet; one with a share of .2 trains all tasks by then"""
+    scheduler, recipe = RungScheduler(RUNGS), "single_task-para+multitask"
+    for number in (0, 1):
+        scheduler.decide(number, peers(recipe, {"stage": 0}), False, 1, 0.4)
+    scheduler.decide(0, peers(recipe, {"stage": 1}), False, 3, 0.7)
+    assert scheduler.decide(1, peers(recipe, {"stage": 0}), False, 3, 0.5) == "CONTINUE"
+    scheduler.decide(2, peers(recipe, {"stage": 1}), False, 1, 0.6)
+    assert scheduler.decide(2, peers(recipe, {"stage": 1}), False, 3, 0.6) == "STOP"
+    assert scheduler.decide(1, peers(recipe, {"stage": 0}), False, 3, 0.5) == "CONTINUE"  # entered again
 
 
 def test_a_baseline_is_never_stopped_but_its_points_count() -> None:

@@ -16,11 +16,12 @@ from optuna.trial import TrialState
 from minbert_core.config import read_config
 from minbert_core.train import save_snapshot
 from minbert_core.trial_folder import read_records, state_file
-from search.rungs import RungScheduler, TopK
+from search.rungs import RungScheduler, TopK, peers
 from search.space import Space, make_space
 from search.study import Study, TrialResult, mend_journal, ranked, read_results, stopped_at
 
 RUNGS = (1, 3, 9)
+PEERS = peers("multitask", {"stage": 0})
 DOCUMENT: dict[str, Any] = {
     "baselines": [{}, {"gradient": "pcgrad"}],
     "config": {
@@ -282,7 +283,7 @@ def test_an_unreadable_snapshot_is_put_aside_and_the_trial_begins_anew(
     assert (goes_on.number, goes_on.records) == (trial.number, [])
     assert not path.exists()
     assert path.with_name("unreadable.pt").exists()
-    assert scheduler.decide(9, "multitask", False, 1, 0.1) == "CONTINUE"  # its old point is in no rung
+    assert scheduler.decide(9, PEERS, False, 1, 0.1) == "CONTINUE"  # its old point is in no rung
 
 
 def test_a_trial_whose_snapshot_holds_the_last_point_is_completed_without_running(
@@ -346,7 +347,7 @@ def test_restoring_twice_is_restoring_once(open_study: Callable[[Space], Study],
     def restored() -> tuple[list[int], list[TrialResult], list[str]]:
         study, scheduler = open_study(space), RungScheduler(RUNGS)
         numbers = [trial.number for trial in study.restore(scheduler)]
-        return numbers, study.results(), [scheduler.decide(50 + i, "multitask", False, 1, i / 10) for i in range(10)]
+        return numbers, study.results(), [scheduler.decide(50 + i, PEERS, False, 1, i / 10) for i in range(10)]
 
     first = restored()
     assert first[0] == [2]
@@ -368,7 +369,7 @@ def test_refilled_rungs_decide_as_those_of_a_search_that_was_never_interrupted(
         own.append(dev(RUNGS[len(own)], float(random.random()), clock.tick()))
         part, score = own[-1]["part"], own[-1]["dev/score"]
         write(trial, own, snapshot=len(own), best=False)
-        stops = scheduler.decide(trial.number, "multitask", trial.baseline is not None, part, score) == "STOP"
+        stops = scheduler.decide(trial.number, PEERS, trial.baseline is not None, part, score) == "STOP"
         if stops or part == 9:
             alive.remove(trial)
             study.tell(trial.number, "stopped" if stops else "completed", "")
@@ -377,7 +378,7 @@ def test_refilled_rungs_decide_as_those_of_a_search_that_was_never_interrupted(
     unfinished = open_study(space).restore(restored)
     assert [trial.number for trial in unfinished] == sorted(trial.number for trial in alive)
     for number in range(1000, 1060):
-        point = (number, "multitask", False, RUNGS[int(random.integers(3))], float(random.random()))
+        point = (number, PEERS, False, RUNGS[int(random.integers(3))], float(random.random()))
         assert restored.decide(*point) == scheduler.decide(*point)
 
 
