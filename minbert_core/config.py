@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -202,8 +203,8 @@ class TrialConfig(Settings):
 
     @property
     def recipe(self) -> str:
-        """What follows what: `mlm+single_task-para+multitask`; rungs are kept a recipe."""
-        return "+".join([*(stage.kind for stage in self.pretraining), *(plan.name for plan in self.stage_plans())])
+        """The names of the stages, `mlm+single_task-para+multitask`, and of a schedule with rounds, `multitask-sequential`."""
+        return "+".join([*(stage.kind for stage in self.pretraining), *(plan.recipe for plan in self.stage_plans())])
 
     @property
     def pretraining(self) -> tuple[Pretraining, ...]:
@@ -245,6 +246,33 @@ class TrialConfig(Settings):
         )
         return [stage.plan(trial) for stage in self.labelled]
 
+    def rounds(self) -> list[Rounds | None]:
+        """Return the rounds of each of `stage_plans`; None where its task schedule has none."""
+        is_known = len(self.labelled) == 1 or not in_epochs(self.labelled)
+        spans = pairwise([0.0, *accumulate(shares(self.labelled))])
+        places = [f"stages/{i}/{stage.kind}/" for i, stage in enumerate(self.stages) if stage.learns_labels]
+        found: list[Rounds | None] = []
+        for place, stage, plan, span in zip(places, self.labelled, self.stage_plans(), spans, strict=True):
+            path = f"{place if getattr(stage, 'task_schedule', None) else ''}task_schedule/{plan.task_schedule.kind}/rounds"
+            rounds = Rounds(path, plan.tasks, plan.task_schedule.rounds, span if is_known else None)
+            found.append(rounds if plan.has_rounds else None)
+        return found
+
+    def check_turns(self, sizes: Mapping[str, int]) -> None:
+        """Raise ValueError where a turn is shorter than a batch, so that a round could pass it over."""
+        for rounds, examples in zip(self.rounds(), self.stage_examples(sizes), strict=True):
+            if rounds is None:
+                continue
+            batch = max(self.task(name).batch_size for name in rounds.tasks)
+            rarest = min(rounds.tasks, key=lambda name: sizes[name])
+            turns = examples * sizes[rarest] / sum(sizes[name] for name in rounds.tasks)
+            if turns < batch * rounds.number:
+                law = f"must give each task turns of at least a batch, {batch} examples"
+                remedy = f"Use {int(turns // batch)} or fewer" if turns >= batch else "Use a larger budget"
+                raise ValueError(
+                    f"`{rounds.path}` {law}. Got {rounds.number}: {turns / rounds.number:.3g} examples for {rarest}. {remedy}."
+                )
+
     def num_examples(self, sizes: Mapping[str, int]) -> int:
         """The budget in examples, given the rows of each task's train split."""
         if in_epochs(self.labelled):
@@ -265,6 +293,16 @@ class TrialConfig(Settings):
         """Examples of one epoch of some tasks, as a task schedule counts it."""
         batch_sizes = {name: self.task(name).batch_size for name in tasks}
         return task_schedule.epoch_examples({name: sizes[name] for name in tasks}, batch_sizes)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """The rounds of a stage, in each of which every task has its turn (methods/task_schedules.py)."""
+
+    path: str  # the knob that sets `number`
+    tasks: tuple[str, ...]
+    number: int
+    span: tuple[float, float] | None  # the stage in shares of the budget; None where the sizes of the data decide it
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,9 @@ def train(config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None =
     fullest is reported: it is one and the same model. The last point is always reached, and is the last yield.
     Stages on texts come before all that: they yield records of their own, where the cache has what they make only one each.
     snapshot: go on from there (the first yield is then what comes after it).  Raises NotFiniteError.
+    Raises ValueError where the turns of a task schedule are too short for a batch.
     """
+    config.check_turns(inputs.sizes)
     pretrainings = find(config, inputs)
     for record in make(pretrainings, config, inputs):
         if not snapshot:  # else the trial's own records have told of it already

@@ -205,6 +205,7 @@ def run(config: TrialConfig, folder: Path, source: str) -> int:
     if recorded is not None:
         _refuse_another(folder, config, recorded)
     inputs = open_inputs(config)
+    config.check_turns(inputs.sizes)
     for line in plan_lines(config, inputs, source):
         print(line)
     print(f"folder    {folder}")

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from minbert_core.config import TOY, TrialConfig
 from minbert_core.inputs import Inputs
+from minbert_core.methods.task_schedules import examples_per_step
 from minbert_core.paths import as_written, flatten
 from minbert_core.pretraining import find
 from minbert_core.settings import shown
@@ -66,9 +67,8 @@ def num_steps(config: TrialConfig, sizes: Mapping[str, int]) -> int:
     """About how many steps a trial takes over all its stages, given the rows of each task's train split."""
     steps = 0.0
     for stage, examples in zip(config.stage_plans(), config.stage_examples(sizes), strict=True):
-        batch_sizes = [config.task(name).batch_size for name in stage.tasks]
-        batch = sum(batch_sizes) / len(batch_sizes) * stage.task_schedule.tasks_per_step(len(batch_sizes))
-        steps += examples / batch
+        batch_sizes = {name: config.task(name).batch_size for name in stage.tasks}
+        steps += examples / examples_per_step(stage.task_schedule, {name: sizes[name] for name in stage.tasks}, batch_sizes)
     return math.ceil(round(steps, 6))
 
 

@@ -58,7 +58,10 @@ def example(path: str, knob: Knob, as_domain: bool = False) -> dict[str, Any]:
     return next(filter(_is_sound, _candidates(path, knob, as_domain)), {})
 
 
-CHOICES: dict[str, list[Any]] = {"adapter/pal/size": [96, 204, 408]}  # what lies between would not divide among 12 heads
+CHOICES: dict[str, list[Any]] = {
+    "adapter/pal/size": [96, 204, 408],  # what lies between would not divide among 12 heads
+    "task_schedule/sequential/rounds": [9, 18, 36],  # between these, the default rungs would cut a round
+}
 
 
 def _is_sound(config: dict[str, Any]) -> bool:

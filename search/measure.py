@@ -13,7 +13,6 @@ import math
 import os
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from minbert_core.data.tokens import PackedBatch, pack_parts
 from minbert_core.inputs import Inputs, open_inputs
 from minbert_core.machine import prepare, resolve_precision, usage
 from minbert_core.methods.stages import StagePlan
-from minbert_core.methods.task_schedules import example_rows
+from minbert_core.methods.task_schedules import example_rows, examples_per_step
 from minbert_core.model import TOKENS_A_PASS, MultitaskBert, save_model
 from minbert_core.pretraining import Maker, Pretrained, find
 from minbert_core.step import Stepper
@@ -38,7 +37,6 @@ MOST_STEPS = 30  # timed of each kind; a small encoder's are many in a second
 EVALUATION_SECONDS = 0.5  # a task
 MOST_PASSES = 8  # of an evaluation
 FIRST_TOKENS = 256  # of the first evaluation pass, small because a BERT-base on one core takes a second for it
-SCHEDULE_SAMPLES = 500  # of a stage's steps, to see how often each tuple of tasks comes
 PEAK_SECONDS = 1  # of steps in each stage of a Sharer before its peak is read
 
 
@@ -68,7 +66,7 @@ def measure(document: dict[str, Any], asked_at: float, scratch: Path) -> Cost:
     train_seconds, saves = 0.0, []
     for stage, examples in zip(config.stage_plans(), config.stage_examples(inputs.sizes), strict=True):
         stepper = _stepper(model, stage, config, precision)
-        seconds = _seconds_an_example(stepper, stage, config, inputs, examples, STAGE_SECONDS, MOST_STEPS)
+        seconds = _seconds_an_example(stepper, stage, config, inputs, STAGE_SECONDS, MOST_STEPS)
         train_seconds += examples * seconds
         saves.append(_save(model, stepper, config, inputs, scratch if scratch.is_dir() else None))
     seconds, snapshot_bytes, best_bytes = (max(column) for column in zip(*saves, strict=True))
@@ -153,7 +151,7 @@ class Sharer:
         config, total, mean = self.config, self.config.num_examples(self.inputs.sizes), 0.0
         for stage, examples in zip(config.stage_plans(), config.stage_examples(self.inputs.sizes), strict=True):
             stepper = _stepper(self.model, stage, config, self.precision)
-            seconds = _seconds_an_example(stepper, stage, config, self.inputs, examples, stage_seconds, most_steps)
+            seconds = _seconds_an_example(stepper, stage, config, self.inputs, stage_seconds, most_steps)
             mean += examples / total * seconds
         return mean
 
@@ -170,25 +168,11 @@ def _free_and_total_gb(device: torch.device) -> tuple[float, float]:
 # ---------------------------------------------------------------------------------------------------------------- steps
 
 
-def kinds_of_step(
-    stage: StagePlan, sizes: dict[str, int], batch_sizes: dict[str, int], examples: float, seed: int
-) -> Counter[tuple[str, ...]]:
-    """How often each tuple of tasks comes among steps drawn evenly from a stage of `examples`."""
-    tasks_a_step = stage.task_schedule.tasks_per_step(len(sizes))
-    num_steps = examples / (sum(batch_sizes.values()) / len(batch_sizes) * tasks_a_step)
-    # each at a random place of its interval: at even distances, a schedule with a period would show one phase only
-    places = (np.arange(SCHEDULE_SAMPLES) + np.random.default_rng(0).random(SCHEDULE_SAMPLES)) / SCHEDULE_SAMPLES
-    return Counter(
-        stage.task_schedule.tasks_of_step(int(place * num_steps), float(place), sizes, batch_sizes, seed) for place in places
-    )
-
-
 def _seconds_an_example(
     stepper: Stepper,
     stage: StagePlan,
     config: TrialConfig,
     inputs: Inputs,
-    examples: float,
     stage_seconds: float,
     most_steps: float,
 ) -> float:
@@ -211,14 +195,14 @@ def _seconds_an_example(
         stepper.step(steps, batches, progress=0.5, measure=is_measured)
         steps += 1
 
-    kinds = kinds_of_step(stage, sizes, batch_sizes, examples, config.seed)
-    total = sum(count * sum(batch_sizes[name] for name in names) for names, count in kinds.items())
-    logs_a_step = LOGS_A_TRIAL * total / kinds.total() / config.num_examples(inputs.sizes)
+    shares = stage.task_schedule.step_shares(sizes, batch_sizes)
+    examples_a_step = examples_per_step(stage.task_schedule, sizes, batch_sizes)
+    logs_a_step = LOGS_A_TRIAL * examples_a_step / config.num_examples(inputs.sizes)
     measures_a_step = min(logs_a_step, 1 / STEPS_A_MEASURE)  # of figures that cost something
     device = next(stepper.model.parameters()).device
-    each = stage_seconds / len(kinds)
-    times = {names: _seconds_a_call(lambda n=names: step(n), each, most_steps, device) for names in kinds}  # type: ignore[misc]
-    return sum(count * times[names] for names, count in kinds.items()) / total
+    each = stage_seconds / len(shares)
+    times = {names: _seconds_a_call(lambda n=names: step(n), each, most_steps, device) for names in shares}  # type: ignore[misc]
+    return sum(share * times[names] for names, share in shares.items()) / examples_a_step
 
 
 def _seconds_a_call(call: Callable[[], None], at_least: float, most_calls: float, device: torch.device) -> float:

@@ -22,6 +22,7 @@ from minbert_core.data.corpus import Dropped, fingerprint, missing_test_files
 from minbert_core.data.tasks import SPLITS
 from minbert_core.encoder_fit import check_encoder
 from minbert_core.inputs import Inputs, build_encoder, data_folder, open_inputs
+from minbert_core.methods.task_schedules import examples_per_step
 from minbert_core.model import build_model
 from minbert_core.paths import as_written, flatten, lay_over
 from minbert_core.pretraining import read_texts, vocabulary_of
@@ -198,11 +199,11 @@ class Plan:
         return f"{self.examples:,} examples a full trial, {self._steps()}"
 
     def _steps(self) -> str:
-        batch_sizes = [self.config.task(name).batch_size for name in self.config.train_on]
-        tasks_per_step = self.config.task_schedule.tasks_per_step(len(batch_sizes))
-        batch = sum(batch_sizes) / len(batch_sizes) * tasks_per_step
-        what = "a batch of each task" if tasks_per_step > 1 else "a batch of one task"
-        return f"about {math.ceil(self.examples / batch):,} steps of {batch:g} ({what})"
+        sizes = {name: self.inputs.sizes[name] for name in self.config.train_on}
+        batch_sizes = {name: self.config.task(name).batch_size for name in sizes}
+        batch = examples_per_step(self.config.task_schedule, sizes, batch_sizes)
+        what = "a batch of each task" if self.config.task_schedule.tasks_per_step(len(sizes)) > 1 else "a batch of one task"
+        return f"about {math.ceil(round(self.examples / batch, 6)):,} steps of {batch:g} ({what})"
 
     def _trials(self) -> str:
         baselines, settings = len(self.space.baselines), self.space.settings
@@ -276,6 +277,8 @@ def make_plan(
     snapshot_bytes = best_bytes * (1 + 2 * max(map(_num_optimizers, configs)))  # AdamW's two moments beside the weights
     recipes = tuple(sorted({config.recipe for config in configs}))
     every = [space.sample(forcing(point)).config() for point in space.combinations()] if is_grid else configs
+    for one in every:
+        one.check_turns(inputs.sizes)
     budgets = tuple(sorted(config.num_examples(inputs.sizes) for config in every))
     before = _pretrainings(space, places)
     return Plan(

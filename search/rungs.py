@@ -8,7 +8,8 @@ it by entering the points of its records again. search/searcher.py stands betwee
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
@@ -16,8 +17,10 @@ import numpy as np
 from pydantic import Field, PositiveInt
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
+from minbert_core.config import TrialConfig
 from minbert_core.settings import BARE_NAME, Variant
 
+MOST_ROUNDS = 1000  # the most that an error proposes
 CONTINUE, STOP, PAUSE = str(TrialScheduler.CONTINUE), str(TrialScheduler.STOP), str(TrialScheduler.PAUSE)
 
 
@@ -107,6 +110,7 @@ class Asha(Variant):
     """Asynchronous successive halving, Li et al. 2018 (arXiv 1810.05934), stopping variant, rungs kept per recipe."""
 
     kind: Literal["asha"] = "asha"
+    stops: ClassVar[bool] = True  # whether a trial may end at a rung, by its score there
     least_rungs: ClassVar[int] = 1  # one rung is no halving: every trial runs to its end
     most_waiting: ClassVar[int] = 0  # trials that are paused at one time, whose snapshots are kept
 
@@ -174,6 +178,7 @@ class TopK(Variant):
 
     kind: Literal["top_k"] = "top_k"
     k: PositiveInt = Field(3, description="trials that go on after the first rung, baselines not counted")
+    stops: ClassVar[bool] = True
     least_rungs: ClassVar[int] = 2
 
     @property
@@ -214,6 +219,7 @@ class NoStopping(Variant):
     """No trial is stopped: at the rungs it is evaluated, and its score is the best of them. For grids of known systems."""
 
     kind: Literal["none"] = "none"
+    stops: ClassVar[bool] = False
     least_rungs: ClassVar[int] = 1
     most_waiting: ClassVar[int] = 0
 
@@ -228,6 +234,31 @@ class NoStopping(Variant):
 
 
 TrialSchedulerSetting = Annotated[Asha | TopK | NoStopping, Field(discriminator="kind"), BARE_NAME]
+
+
+# --------------------------------------------------------------------------------------------- rungs and task schedules
+
+
+def rung_faults(config: TrialConfig, rungs: Sequence[int]) -> Iterator[tuple[str, str]]:
+    """Yield (path, sentence) for each stage in which a rung cuts a round, so that trials are compared inside their turns."""
+    for rounds in filter(None, config.rounds()):
+        if rounds.span is None:
+            law = "are of a stage in epochs among others, and where rungs cut them depends on the sizes of the data"
+            yield rounds.path, f"`{rounds.path}` {law}. Give the stages shares of the budget, or use trial_scheduler: none."
+            continue
+        start, end = rounds.span
+        at = {rung: (rung / rungs[-1] - start) / (end - start) for rung in rungs[:-1] if start < rung / rungs[-1] < end}
+        if cut := [rung for rung, share in at.items() if not _is_whole(rounds.number * share)]:
+            law = "must make every rung the end of a round, since inside a round some tasks have been shown less than others"
+            got = f"Got {rounds.number}, of which {rounds.number * at[cut[0]]:.3g} end by the rung of {cut[0]}/{rungs[-1]}"
+            fits = next((n for n in range(1, MOST_ROUNDS) if all(_is_whole(n * share) for share in at.values())), None)
+            remedy = f"Use {fits} or a multiple of it" if fits else "Use a task_schedule without rounds"
+            yield rounds.path, f"`{rounds.path}` {law}. {got}. {remedy}, or trial_scheduler: none."
+
+
+def _is_whole(number: float) -> bool:
+    """Return whether a number is an integer, to within the rounding of shares."""
+    return math.isclose(number, round(number), abs_tol=1e-6)
 
 
 # ----------------------------------------------------------------------------------------------------------- cost

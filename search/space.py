@@ -25,6 +25,7 @@ from minbert_core.overrides import Places
 from minbert_core.paths import lay_over
 from minbert_core.settings import NAME, Fault, SettingsError, did_you_mean, shown
 from search.domains import DOMAINS, Choice, Domain, Range, is_domain, misspelt_domain, parse_domain
+from search.rungs import rung_faults
 from search.space_file import SPACE_KEYS, SpaceSettings, children, nested, read_document, structure_faults, where_under
 
 Choose = Callable[[str, Domain], Any]
@@ -186,8 +187,24 @@ class Space:
         points += [partial(self.baseline, i) for i in range(len(self.baselines))]
         ranges = [(name, domain, guards) for name, (domain, guards) in domains.items() if isinstance(domain, Range)]
         inside = [partial(self.sample, forcing({**guards, name: domain.fraction})) for name, domain, guards in ranges]
-        if faults := _faults_at(points) or _faults_at(inside):  # where an end is wrong, what lies inside may be so for that
+        # where an end is wrong, what lies inside may be so for that
+        if faults := self._faults_at(points) or self._faults_at(inside):
             raise SettingsError(faults)
+
+    def _faults_at(self, points: Iterable[Callable[[], Sample]]) -> set[Fault]:
+        """Collect the faults of the points' configs, and those of rungs that do not suit them."""
+        faults: set[Fault] = set()
+        for point in points:
+            try:
+                sample = point()
+                config = sample.config()
+            except SettingsError as error:
+                faults |= set(error.faults)
+                continue
+            if self.settings.trial_scheduler.stops:
+                found = rung_faults(config, self.settings.rungs)
+                faults |= {fault_at(path, sentence, sample.where) for path, sentence in found}
+        return faults
 
     def _grid_faults(self, domains: Mapping[str, tuple[Domain, Guards]]) -> Iterator[Fault]:
         """Where a sampler that takes every combination cannot."""
@@ -268,16 +285,6 @@ class Space:
 
 
 # ------------------------------------------------------------------------------------------------------------ choosing
-
-
-def _faults_at(points: Iterable[Callable[[], Sample]]) -> set[Fault]:
-    faults: set[Fault] = set()
-    for point in points:
-        try:
-            point().config()
-        except SettingsError as error:
-            faults |= set(error.faults)
-    return faults
 
 
 def forcing(forced: Mapping[str, Any]) -> Choose:

@@ -255,7 +255,7 @@ def test_no_value_anywhere_makes_pydantic_speak_for_itself() -> None:
         "stages": [{"kind": "multitask", "share": 0.5, "optimizer": {"warmup": 0.1},
                     "gradient": {"kind": "gradvac", "beta": 0.1, "per": "model"}, "task_schedule": "mix"}, "multitask",
                    {"kind": "linear_probe", "share": 0.1, "lr": 0.1}, {"kind": "single_task", "task": "sst", "share": 0.1},
-                   {"kind": "heads_only", "fresh": True, "task_schedule": {"kind": "sequential", "share": 0.5}}],
+                   {"kind": "heads_only", "fresh": True, "task_schedule": {"kind": "sequential", "rounds": 5}}],
         "proximal": {"kind": "bregman", "weight": 1.0, "beta": 0.9, "late_beta": None},
         "max_length": 64, "seed": 1,
         "machine": {"device": "cpu", "threads": 1, "micro_batch_tokens": 512, "gpu_share": 0.5},
@@ -470,10 +470,27 @@ def test_a_stage_inherits_what_it_does_not_override() -> None:
         (["linear_probe", "multitask"], "linear_probe+multitask"),
         ([{"kind": "single_task", "task": "para", "share": 0.3}, "multitask"], "single_task-para+multitask"),
         (["multitask", {"kind": "heads_only", "fresh": True, "lr": 1e-2}], "multitask+heads_only"),
+        ([{"kind": "multitask", "task_schedule": {"kind": "sequential", "rounds": 2}}], "multitask-sequential"),
+        (["linear_probe", {"kind": "multitask", "task_schedule": "alternate"}], "linear_probe+multitask"),
     ],
 )
-def test_a_recipe_names_the_stages_and_their_tasks_and_nothing_else(stages: list[Any], recipe: str) -> None:
+def test_a_recipe_names_the_stages_their_tasks_and_long_turns_and_nothing_else(stages: list[Any], recipe: str) -> None:
     assert load_config({"stages": stages}).recipe == recipe
+
+
+def test_turns_shorter_than_a_batch_are_refused() -> None:
+    """In 2,000 examples and 36 rounds STS has turns of 2 examples, which a step of another task could pass over"""
+    sizes = {"sst": 8_544, "para": 141_498, "sts": 6_040}
+    config = load_config({"budget": {"examples": 2_000}, "task_schedule": {"kind": "sequential", "rounds": 36}})
+    sentence = (
+        r"`task_schedule/sequential/rounds` must give each task turns of at least a batch, 16 examples\. "
+        r"Got 36: 2\.15 examples for sts\. Use 4 or fewer\."
+    )
+    with pytest.raises(ValueError, match=sentence):
+        config.check_turns(sizes)
+    load_config({"budget": {"examples": 2_000}, "task_schedule": {"kind": "sequential", "rounds": 4}}).check_turns(sizes)
+    single = {"kind": "sequential", "rounds": 99}
+    load_config({"train_on": ["sts"], "budget": {"examples": 99}, "task_schedule": single}).check_turns(sizes)  # no turns
 
 
 def test_a_merge_is_asked_only_of_the_stages_that_use_it() -> None:
@@ -554,7 +571,7 @@ NESTED: list[dict[str, Any]] = [
     {"proximal": {"kind": "bregman", "late_beta": None}, "machine": {"micro_batch_tokens": 512, "gpu_share": 0.5},
      "optimizer": {"lr_schedule": "cosine", "layer_decay": 0.9}},
     {"stages": ["linear_probe", {"kind": "single_task", "task": "para", "share": 0.3, "proximal": "bregman"},
-                {"kind": "heads_only", "fresh": True, "lr": 1e-2, "task_schedule": {"kind": "sequential", "share": 0.5}}]},
+                {"kind": "heads_only", "fresh": True, "lr": 1e-2, "task_schedule": {"kind": "sequential", "rounds": 5}}]},
     {"tasks": {"pairs": {"pair_encoding": "bi", "head": {"kind": "cosine", "offset": -3},
                          "loss": {"kind": "cosine_embedding", "margin": 0.2}},
                "sts": {"head": "linear", "loss": {"kind": "classes", "classes": 11}}}},

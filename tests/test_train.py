@@ -77,7 +77,7 @@ TRIALS: dict[str, dict[str, Any]] = {
         ],
     },
     "heads last, fresh": {"stages": ["multitask", {"kind": "heads_only", "fresh": True, "share": 0.5, "lr": 1e-2}]},
-    "sequential": {"budget": {"examples": 120}, "task_schedule": {"kind": "sequential", "share": 0.2}},
+    "sequential": {"budget": {"examples": 120}, "task_schedule": {"kind": "sequential", "rounds": 3}},
     "random schedules in two stages": {
         "budget": {"examples": 160},
         "task_schedule": "drop",
@@ -318,9 +318,22 @@ def test_two_stages_of_a_random_schedule_draw_tasks_of_their_own(tiny: Tiny, sch
     assert first != second
 
 
+def test_every_point_of_sequential_is_the_end_of_a_round(tiny: Tiny, taken: list[str]) -> None:
+    config = tiny(task_schedule="sequential", budget={"examples": 9 * 3 * 16})
+    found = [(progress.part, len(taken)) for progress in train(config, open_inputs(config)) if progress.part is not None]
+    assert taken == ["sst", "sst", "para", "para", "sts", "sts"] * 9
+    assert found == [(1, 6), (3, 18), (9, 54)]
+
+
 def test_an_evaluation_says_in_which_stage_it_was(tiny: Tiny) -> None:
     config = tiny(stages=[{"kind": "single_task", "task": "para", "share": 1 / 3}, "multitask"], budget={"examples": 216})
     assert [record["stage"] for record in records_of(config) if record["kind"] == "dev"] == [0, 0, 1]
+
+
+def test_turns_shorter_than_a_batch_are_refused_before_anything_is_trained(tiny: Tiny) -> None:
+    config = tiny(task_schedule={"kind": "sequential", "rounds": 30})
+    with pytest.raises(ValueError, match=r"Got 30: 2\.67 examples for sst\. Use 10 or fewer\."):
+        next(train(config, open_inputs(config)))
 
 
 def test_stages_end_where_their_shares_say_and_the_last_with_the_trial() -> None:

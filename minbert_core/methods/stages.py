@@ -80,6 +80,16 @@ class StagePlan:
     trains_encoder: bool = True
     fresh_heads: bool = False  # the stage begins with newly drawn heads
 
+    @property
+    def has_rounds(self) -> bool:
+        """Whether the tasks have long turns, so that in the middle of a round some have been shown less than others."""
+        return self.task_schedule.rounds != 0 and len(self.tasks) > 1
+
+    @property
+    def recipe(self) -> str:
+        """The stage's part of the trial's recipe: `multitask`, `single_task-para`, `multitask-sequential`."""
+        return f"{self.name}-{self.task_schedule.kind}" if self.has_rounds else self.name
+
 
 class Multitask(Variant):
     """All tasks of `train_on` together, encoder and heads trained (Caruana 1997)."""

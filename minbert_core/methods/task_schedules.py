@@ -5,18 +5,25 @@ Everything here is a pure function of (seed, how far we are): a trial that goes 
 drawn, and a repeat draws the same. All batches are full: each task is an endless stream of reshuffled passes.
 
 `sizes` and `batch_sizes` map each task in training to its rows and to the examples of its batch, in the order of `train_on`;
-`step` counts the stage's steps from 0, `progress` is the stage's, in [0, 1].
+`step` counts the stage's steps from 0, `progress` is the stage's in examples, in [0, 1], `seed` is the stage's.
+
+`rounds` is how often every task has had its turn by the end of a stage, 0 where any few steps are like any others. Inside a
+round some tasks have been shown less than others and a score means little: search/rungs.py wants every rung at the end of one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from minbert_core.settings import BARE_NAME, Variant
+
+ROUNDING = 1e-9  # in rounds: more than floats lose, far less than a step; without it a turn could end a step late
+StepShares = dict[tuple[str, ...], float]  # the tasks of a step -> the share of a stage's steps that take them; sums to 1
 
 
 def example_rows(seed: int, size: int, start: int, count: int) -> np.ndarray:
@@ -40,12 +47,19 @@ def _permutation(seed: int, size: int, number: int) -> np.ndarray:
     return rows
 
 
-def task_probabilities(sizes: dict[str, int], alpha: float) -> np.ndarray:
-    """p_i in proportion to N_i^alpha, shape (T,), in the order of `sizes`.  alpha 1: by size; 0: uniform."""
-    sizes_T = np.array(list(sizes.values()), dtype=np.float64)
-    powers_T = (sizes_T / sizes_T.max()) ** alpha
-    shares_T: np.ndarray = powers_T / powers_T.sum()
-    return shares_T
+def task_probabilities(sizes: dict[str, int], batch_sizes: dict[str, int], alpha: float) -> np.ndarray:
+    """Return the probability of a batch of each task, shape (T,), so that its examples are in proportion to N_i^alpha.
+
+    p_i is in proportion to N_i^alpha / b_i, b_i being the examples of a batch.  alpha 1: by size; 0: uniform.
+    """
+    sizes_T, batch_sizes_T = _array(sizes), _array({task: batch_sizes[task] for task in sizes})
+    weights_T = (sizes_T / sizes_T.max()) ** alpha / (batch_sizes_T / batch_sizes_T.max())
+    probabilities_T: np.ndarray = weights_T / weights_T.sum()
+    return probabilities_T
+
+
+def _array(numbers: dict[str, int]) -> np.ndarray:
+    return np.array(list(numbers.values()), dtype=np.float64)
 
 
 def batches_of(sizes: dict[str, int], batch_sizes: dict[str, int]) -> list[int]:
@@ -53,10 +67,23 @@ def batches_of(sizes: dict[str, int], batch_sizes: dict[str, int]) -> list[int]:
     return [-(-size // batch_sizes[task]) for task, size in sizes.items()]
 
 
+def _shares(examples: Mapping[str, float], batch_sizes: dict[str, int]) -> StepShares:
+    """Return each task's share of the steps where its share of the examples is in proportion to `examples`."""
+    steps = {task: number / batch_sizes[task] for task, number in examples.items()}
+    return {(task,): number / sum(steps.values()) for task, number in steps.items()}
+
+
+def examples_per_step(schedule: TaskSchedule, sizes: dict[str, int], batch_sizes: dict[str, int]) -> float:
+    """Return how many examples a step draws, in the mean over a stage."""
+    shares = schedule.step_shares(sizes, batch_sizes)
+    return sum(share * sum(batch_sizes[task] for task in tasks) for tasks, share in shares.items())
+
+
 class RoundRobin(Variant):
     """Each step takes one batch of every task; an epoch ends with the shortest task, as `zip` does (Liu & Maniku 2023)."""
 
     kind: Literal["round_robin"] = "round_robin"
+    rounds: ClassVar[int] = 0
 
     def tasks_of_step(
         self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
@@ -65,6 +92,9 @@ class RoundRobin(Variant):
 
     def tasks_per_step(self, num_tasks: int) -> int:
         return num_tasks
+
+    def step_shares(self, sizes: dict[str, int], batch_sizes: dict[str, int]) -> StepShares:
+        return {tuple(sizes): 1.0}
 
     def epoch_examples(self, sizes: dict[str, int], batch_sizes: dict[str, int]) -> int:
         return min(batches_of(sizes, batch_sizes)) * sum(batch_sizes[task] for task in sizes)
@@ -78,6 +108,7 @@ class Mix(Variant):
     """
 
     kind: Literal["mix"] = "mix"
+    rounds: ClassVar[int] = 0
 
     def tasks_of_step(
         self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
@@ -87,12 +118,15 @@ class Mix(Variant):
     def tasks_per_step(self, num_tasks: int) -> int:
         return num_tasks
 
+    def step_shares(self, sizes: dict[str, int], batch_sizes: dict[str, int]) -> StepShares:
+        return {tuple(sizes): 1.0}
+
     def epoch_examples(self, sizes: dict[str, int], batch_sizes: dict[str, int]) -> int:
         return max(batches_of(sizes, batch_sizes)) * sum(batch_sizes[task] for task in sizes)
 
 
 class Proportional(Variant):
-    """Each step takes one batch of one task, task i with probability in proportion to N_i^alpha.
+    """Each step takes one batch of one task, drawn so that the examples of task i are in proportion to N_i^alpha.
 
     Annealed where alpha_end is set (Stickland & Murray 2019, arXiv 1902.02671, section 4.1: from 1 to 0.2). Departure: alpha
     moves with every step, not once an epoch. An epoch draws as many examples as all tasks hold.
@@ -109,50 +143,61 @@ class Proportional(Variant):
         json_schema_extra={"unit": "exponent"},
         description="alpha at the end of the stage, reached linearly; null keeps it",
     )
+    rounds: ClassVar[int] = 0
 
     def tasks_of_step(
         self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
     ) -> tuple[str, ...]:
-        alpha_end = self.alpha if self.alpha_end is None else self.alpha_end
-        probabilities_T = task_probabilities(sizes, self.alpha + (alpha_end - self.alpha) * progress)
+        probabilities_T = task_probabilities(sizes, batch_sizes, self._alpha_at(progress))
         return (str(np.random.default_rng((seed, step)).choice(list(sizes), p=probabilities_T)),)
 
     def tasks_per_step(self, num_tasks: int) -> int:
         return 1
 
+    def step_shares(self, sizes: dict[str, int], batch_sizes: dict[str, int]) -> StepShares:
+        ones = dict.fromkeys(sizes, 1)  # equal batches: shares of the examples, of which progress is the share too
+        over_progress = [task_probabilities(sizes, ones, self._alpha_at(progress)) for progress in np.linspace(0, 1, 101)]
+        examples_T = np.mean(over_progress, axis=0)
+        return _shares(dict(zip(sizes, examples_T.tolist(), strict=True)), batch_sizes)
+
     def epoch_examples(self, sizes: dict[str, int], batch_sizes: dict[str, int]) -> int:
         return sum(sizes.values())
 
+    def _alpha_at(self, progress: float) -> float:
+        alpha_end = self.alpha if self.alpha_end is None else self.alpha_end
+        return self.alpha + (alpha_end - self.alpha) * progress
+
 
 class Sequential(Variant):
-    """Each task's turn in the order of `train_on`, one task a step; an epoch is one turn of each.
+    """One task per step, each in its turn, in the order of `train_on`; a round is one turn of each.
 
-    A full pass each at share 1: Li & Tang 2023 (Para, SST, STS; with one optimiser a task, `optimizer/per_task`), Kehoe &
-    Ravella 2024 (SST, STS, Para). A budget below an epoch never reaches the last tasks; a lower share makes epochs shorter, and
-    a task goes on in its pass where its last turn has left it.
+    The rounds are equal parts of the stage. A turn is in proportion to the task's rows, and continues the pass where the last
+    turn ended. With as many rounds as epochs each turn is a full pass, to within a batch: Li & Tang 2023 (Para, SST, STS; with
+    one optimiser per task, `optimizer/per_task`), Kehoe & Ravella 2024 (SST, STS, Para).
     """
 
     kind: Literal["sequential"] = "sequential"
-    share: float = Field(
-        1.0, gt=0, le=1, json_schema_extra={"unit": "of the rows"}, description="a task's turn; 1 is a full pass"
+    rounds: PositiveInt = Field(
+        9,  # each of the default rungs, at 1, 3 and 9 of 9 parts of the budget, is the end of a round
+        json_schema_extra={"unit": "rounds"},
+        description="how often each task has its turn in the stage; as many as epochs: each turn is a full pass",
     )
 
     def tasks_of_step(
         self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
     ) -> tuple[str, ...]:
-        ends = np.cumsum(self._turns(sizes, batch_sizes))
-        return (list(sizes)[int(np.searchsorted(ends, step % ends[-1], side="right"))],)
+        ends_T = np.cumsum(list(sizes.values()))
+        place = (progress * self.rounds + ROUNDING) % 1  # in the round
+        return (list(sizes)[int(np.searchsorted(ends_T / ends_T[-1], place, side="right"))],)
 
     def tasks_per_step(self, num_tasks: int) -> int:
         return 1
 
-    def epoch_examples(self, sizes: dict[str, int], batch_sizes: dict[str, int]) -> int:
-        turns = self._turns(sizes, batch_sizes)
-        return sum(turn * batch_sizes[task] for turn, task in zip(turns, sizes, strict=True))
+    def step_shares(self, sizes: dict[str, int], batch_sizes: dict[str, int]) -> StepShares:
+        return _shares(sizes, batch_sizes)
 
-    def _turns(self, sizes: dict[str, int], batch_sizes: dict[str, int]) -> list[int]:
-        """Steps of each task's turn, at least one."""
-        return batches_of({task: max(1, round(self.share * size)) for task, size in sizes.items()}, batch_sizes)
+    def epoch_examples(self, sizes: dict[str, int], batch_sizes: dict[str, int]) -> int:
+        return sum(turn * batch_sizes[task] for turn, task in zip(batches_of(sizes, batch_sizes), sizes, strict=True))
 
 
 class Drop(Variant):
@@ -163,6 +208,7 @@ class Drop(Variant):
     """
 
     kind: Literal["drop"] = "drop"
+    rounds: ClassVar[int] = 0
 
     def tasks_of_step(
         self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
@@ -171,6 +217,9 @@ class Drop(Variant):
 
     def tasks_per_step(self, num_tasks: int) -> int:
         return 1
+
+    def step_shares(self, sizes: dict[str, int], batch_sizes: dict[str, int]) -> StepShares:
+        return {(task,): 1 / len(sizes) for task in sizes}
 
     def epoch_examples(self, sizes: dict[str, int], batch_sizes: dict[str, int]) -> int:
         """In the mean over draws, rounded: a step's batch is as large as its task's."""
@@ -185,6 +234,7 @@ class Alternate(Variant):
     """
 
     kind: Literal["alternate"] = "alternate"
+    rounds: ClassVar[int] = 0
 
     def tasks_of_step(
         self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
@@ -193,6 +243,9 @@ class Alternate(Variant):
 
     def tasks_per_step(self, num_tasks: int) -> int:
         return 1
+
+    def step_shares(self, sizes: dict[str, int], batch_sizes: dict[str, int]) -> StepShares:
+        return {(task,): 1 / len(sizes) for task in sizes}
 
     def epoch_examples(self, sizes: dict[str, int], batch_sizes: dict[str, int]) -> int:
         return min(batches_of(sizes, batch_sizes)) * sum(batch_sizes[task] for task in sizes)

@@ -17,6 +17,7 @@ import pkgutil
 import re
 import traceback
 import typing
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -898,6 +899,29 @@ def test_a_schedule_of_one_task_takes_it_and_its_epoch_is_one_pass(variant: Any)
     assert tasks == ("mine",), f"of a task 'mine' alone it takes {tasks}"
     found = variant.epoch_examples({"mine": 64}, {"mine": 16})
     assert found == 64, f"an epoch of one task of 64 examples draws {found}"
+
+
+@law(TaskSchedule)
+def test_the_announced_shares_of_steps_are_those_of_a_stage(variant: Any) -> None:
+    """Also under unequal batches, and where they change in the course of the stage"""
+    batches, sizes, examples = {"sst": 8, "para": 16, "sts": 4}, {"sst": 500, "para": 900, "sts": 300}, 40_000
+    drawn = step = 0
+    counts: Counter[tuple[str, ...]] = Counter()
+    while drawn < examples:
+        tasks = variant.tasks_of_step(step, drawn / examples, sizes, batches, 3)
+        counts[tasks] += 1
+        drawn, step = drawn + sum(batches[task] for task in tasks), step + 1
+    announced = variant.step_shares(sizes, batches)
+    found = {tasks: counts[tasks] / step for tasks in {*counts, *announced}}
+    hint = "step_shares: the share of a stage's steps that take each tuple of tasks"
+    assert found == {tasks: pytest.approx(announced.get(tasks, 0), abs=0.02) for tasks in found}, hint
+
+
+@law(TaskSchedule)
+def test_a_schedule_without_rounds_shows_every_task_in_any_part_of_a_stage(variant: Any) -> None:
+    for start in (0, 100, 200):
+        seen = {task for step in range(start, start + 100) for task in tasks_at(variant, step, step / 299)}
+        assert variant.rounds or seen == set(SIZES), f"steps {start} to {start + 99} take {seen} only; `rounds` says 0"
 
 
 @law(TaskSchedule)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -92,10 +93,28 @@ def test_proportional_takes_one_task_a_step() -> None:
 
 
 def test_probabilities_follow_size_to_the_alpha() -> None:
-    sizes = {"a": 100, "b": 400}
-    assert task_probabilities(sizes, 1.0).tolist() == pytest.approx([0.2, 0.8])
-    assert task_probabilities(sizes, 0.5).tolist() == pytest.approx([1 / 3, 2 / 3])
-    assert task_probabilities(sizes, 0.0).tolist() == pytest.approx([0.5, 0.5])
+    sizes, batch_sizes = {"a": 100, "b": 400}, {"a": 8, "b": 8}
+    assert task_probabilities(sizes, batch_sizes, 1.0).tolist() == pytest.approx([0.2, 0.8])
+    assert task_probabilities(sizes, batch_sizes, 0.5).tolist() == pytest.approx([1 / 3, 2 / 3])
+    assert task_probabilities(sizes, batch_sizes, 0.0).tolist() == pytest.approx([0.5, 0.5])
+
+
+def test_equal_batches_do_not_change_a_digit_of_the_probabilities() -> None:
+    """p_i = N_i^alpha / sum of N_j^alpha, as Stickland & Murray 2019 write it"""
+    sizes_T = np.array([8544.0, 141498.0, 6040.0])
+    for alpha in (0.0, 0.2, 0.7, 1.0):
+        powers_T = (sizes_T / sizes_T.max()) ** alpha
+        assert task_probabilities(SIZES, EIGHTS, alpha).tolist() == (powers_T / powers_T.sum()).tolist()
+
+
+def test_examples_not_batches_are_in_proportion_to_size_to_the_alpha() -> None:
+    """Counted in batches, STS would have .35 % of the examples of 2 / 24 / 2"""
+    batch_sizes = {"sst": 2, "para": 24, "sts": 2}
+    for alpha in (0.0, 0.5, 1.0):
+        examples = task_probabilities(SIZES, batch_sizes, alpha) * list(batch_sizes.values())
+        powers = np.array(list(SIZES.values())) ** alpha
+        assert (examples / examples.sum()).tolist() == pytest.approx((powers / powers.sum()).tolist())
+    assert (examples / examples.sum())[2] == pytest.approx(0.0387, abs=1e-4)
 
 
 def share_of_b(schedule: Proportional, progress: float) -> float:
@@ -117,6 +136,13 @@ def test_an_alpha_end_of_zero_is_not_taken_for_none() -> None:
     assert share_of_b(Proportional(alpha_end=0.0), 1.0) < 0.6
 
 
+def test_the_announced_shares_of_steps_follow_alpha_through_the_stage() -> None:
+    """From 4 : 1 to 1 : 1 of the examples, .343 to the smaller in the mean, in batches half as large"""
+    shares = Proportional(alpha_end=0.0).step_shares({"a": 100, "b": 400}, {"a": 4, "b": 8})
+    mean = sum(1 / (1 + 4 ** (1 - i / 1000)) for i in range(1001)) / 1001
+    assert shares["a",] == pytest.approx(2 * mean / (1 + mean), abs=1e-3)
+
+
 def test_without_alpha_end_alpha_stays() -> None:
     assert share_of_b(Proportional(alpha=0.0), 1.0) == pytest.approx(0.5, abs=0.035)
 
@@ -124,34 +150,40 @@ def test_without_alpha_end_alpha_stays() -> None:
 # ---------------------------------------------------------------------------------------------------------- sequential
 
 
-def turns(schedule: Sequential, sizes: dict[str, int], batch_sizes: dict[str, int], steps: int) -> str:
-    """The first letter of each step's task."""
-    return "".join(schedule.tasks_of_step(step, 0.0, sizes, batch_sizes, 0)[0][0] for step in range(steps))
+def turns(rounds: int, sizes: dict[str, int], batch_sizes: dict[str, int], examples: int) -> str:
+    """The first letter of each step's task, in a stage of `examples`."""
+    drawn, letters = 0, ""
+    while drawn < examples:
+        (task,) = Sequential(rounds=rounds).tasks_of_step(len(letters), drawn / examples, sizes, batch_sizes, 0)
+        drawn += batch_sizes[task]
+        letters += task[0]
+    return letters
 
 
-def test_sequential_shows_each_task_once_in_the_order_of_training_then_starts_over() -> None:
-    sizes, batch_sizes = {"c": 8, "a": 3, "b": 5}, {"c": 2, "a": 4, "b": 2}
-    assert turns(Sequential(), sizes, batch_sizes, 16) == "ccccabbb" * 2
-    assert Sequential().epoch_examples(sizes, batch_sizes) == 8 + 4 + 6
+def test_sequential_gives_each_task_its_turn_in_every_round() -> None:
+    sizes, batch_sizes = {"c": 80, "a": 30, "b": 50}, {"c": 20, "a": 10, "b": 10}
+    assert turns(2, sizes, batch_sizes, 320) == "ccccaaabbbbb" * 2
+    assert turns(4, sizes, batch_sizes, 640) == "ccccaaabbbbb" * 4
+
+
+def test_with_as_many_rounds_as_epochs_a_turn_is_a_full_pass_to_within_a_batch() -> None:
+    batch_sizes = {"sst": 2, "para": 24, "sts": 2}
+    letters = turns(2, SIZES, batch_sizes, 2 * Sequential().epoch_examples(SIZES, batch_sizes))
+    passes = ["".join(group) for _, group in groupby(letters)]  # SST and STS share the letter s
+    assert [len(turn) for turn in passes] == [pytest.approx(length, abs=14) for length in (4272, 5896, 3020 + 4272, 5896, 3020)]
 
 
 def test_the_order_of_training_is_the_order_of_turns() -> None:
-    assert turns(Sequential(), {"z": 2, "a": 2}, {"z": 1, "a": 1}, 4) == "zzaa"
+    assert turns(1, {"z": 2, "a": 2}, {"z": 1, "a": 1}, 4) == "zzaa"
 
 
-def test_a_turn_of_a_share_is_that_share_of_the_rows() -> None:
-    sizes, batch_sizes = {"a": 100, "b": 40}, {"a": 10, "b": 10}
-    assert turns(Sequential(share=0.3), sizes, batch_sizes, 10) == "aaabbaaabb"  # 30 rows, and 12 rows in two batches
-    assert Sequential(share=0.3).epoch_examples(sizes, batch_sizes) == 50
+def test_a_sequential_epoch_shows_each_task_once_in_full_batches() -> None:
+    assert Sequential().epoch_examples({"c": 8, "a": 3, "b": 5}, {"c": 2, "a": 4, "b": 2}) == 8 + 4 + 6
 
 
-def test_the_smallest_share_still_gives_every_task_a_step() -> None:
-    assert turns(Sequential(share=1e-6), {"a": 9, "b": 900}, {"a": 4, "b": 4}, 4) == "abab"
-
-
-def test_a_share_of_nothing_is_refused() -> None:
-    with pytest.raises(ValidationError, match="share"):
-        Sequential(share=0.0)
+def test_no_rounds_are_refused() -> None:
+    with pytest.raises(ValidationError, match="rounds"):
+        Sequential(rounds=0)
 
 
 # ---------------------------------------------------------------------------------------------------------------- drop

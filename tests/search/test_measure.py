@@ -12,15 +12,11 @@ import pytest
 
 from minbert_core.config import TrialConfig
 from minbert_core.inputs import build_encoder, open_inputs
-from minbert_core.methods.stages import StagePlan
 from minbert_core.model import build_model
 from minbert_core.paths import as_written
 from minbert_core.train import model_to_train, train
 from search import measure as measure_module
-from search.measure import Cost, Sharer, kinds_of_step, measure
-
-SIZES = {"sst": 8_544, "para": 283_003, "sts": 6_040}
-BATCH_SIZES = dict.fromkeys(SIZES, 16)
+from search.measure import Cost, Sharer, measure
 
 
 @pytest.fixture
@@ -41,11 +37,12 @@ def quick(config: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> Cost:
     [
         {},
         {"task_schedule": "proportional", "tasks": {"sst": {"batch_size": 2}, "para": {"batch_size": 32}}},
+        {"task_schedule": "sequential", "tasks": {"sst": {"batch_size": 2}, "para": {"batch_size": 32}}},
         {"smoothness": "smart", "gradient": "pcgrad"},
         {"stages": ["linear_probe", {"kind": "multitask", "share": 0.25}]},
         {"machine": {"micro_batch_tokens": 100}},
     ],
-    ids=["default", "single_tasks", "smart", "stages", "micro_batches"],
+    ids=["default", "single_tasks", "sequential", "smart", "stages", "micro_batches"],
 )
 def test_measured_training_takes_what_training_takes(
     tiny: Callable[..., TrialConfig], monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
@@ -89,27 +86,3 @@ def test_a_trial_that_shares_a_gpu_trains_as_fast_as_it_is_measured_from_the_mom
     rate = sharer.rate(begins_at, 0.6)
     assert time.time() > begins_at + 0.6
     assert rate == pytest.approx(4_800 / cost.train_seconds, rel=0.5)
-
-
-def plan_of(config: TrialConfig) -> StagePlan:
-    [stage] = config.stage_plans()
-    return stage
-
-
-def test_each_kind_of_step_weighs_as_often_as_its_tasks_come(tiny: Callable[..., TrialConfig]) -> None:
-    every = kinds_of_step(plan_of(tiny()), SIZES, BATCH_SIZES, 400_000, seed=0)
-    assert list(every) == [("sst", "para", "sts")]
-
-    by_size = kinds_of_step(plan_of(tiny(task_schedule="proportional")), SIZES, BATCH_SIZES, 400_000, seed=0)
-    total = sum(SIZES.values())
-    assert by_size["para",] / by_size.total() == pytest.approx(SIZES["para"] / total, abs=0.02)
-
-    annealed = tiny(task_schedule={"kind": "proportional", "alpha": 1, "alpha_end": 0})
-    counts = kinds_of_step(plan_of(annealed), SIZES, BATCH_SIZES, 400_000, seed=0)
-    assert 0.6 < counts["para",] / counts.total() < 0.75  # 1/3 in the end, on average 0.66
-
-
-def test_a_stage_that_shows_one_task_after_the_other_is_measured_on_all(tiny: Callable[..., TrialConfig]) -> None:
-    counts = kinds_of_step(plan_of(tiny(task_schedule="sequential")), SIZES, BATCH_SIZES, sum(SIZES.values()), seed=0)
-    shares = {name: counts[name,] / counts.total() for name in SIZES}
-    assert shares == {name: pytest.approx(size / sum(SIZES.values()), abs=0.01) for name, size in SIZES.items()}

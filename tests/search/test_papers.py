@@ -75,10 +75,13 @@ def test_a_row_states_what_our_defaults_choose_by_measurement(name: str, row: Ro
 
 
 def shortened(config: TrialConfig, folder: Path) -> dict[str, Any]:
-    """A row on the toy corpus: batches of 4, and of every stage .06 of an epoch, 2 steps of the 30 that the shortest has."""
+    """A row on the toy corpus: batches of 4; of a stage .06 of an epoch, 2 steps of the 30 that the shortest has; one round."""
     document = as_written(config)
     tasks = {name: {**layer, "batch_size": 4} for name, layer in document["tasks"].items()}
     stages = [{**stage, "epochs": 0.06} for stage in document["stages"]]
+    for stage in stages:
+        if stage.get("task_schedule", {}).get("kind") == "sequential":
+            stage["task_schedule"] = {"kind": "sequential", "rounds": 1}
     own = {"encoder": "tiny", "data": "toy", "machine": {"device": "cpu"}}
     if "own_tasks" in document:
         (folder / "yelp.jsonl").write_text(

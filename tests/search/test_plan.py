@@ -97,7 +97,8 @@ def test_the_plan_says_its_budget_in_steps_and_examples() -> None:
     assert "about 19 steps of 48 (a batch of each task)" in line(planned(), "budget")
     tasks = {"all": {"batch_size": 8}, "sst": {"batch_size": 32}}
     single = line(planned(task_schedule="proportional", tasks=tasks), "budget")
-    assert "about 57 steps of 16 (a batch of one task)" in single  # (32 + 8 + 8) / 3 examples a step on average
+    # as many examples of each task: its steps are in proportion to 1/32, 1/8 and 1/8
+    assert "about 85 steps of 10.6667 (a batch of one task)" in single
     assert "at 100, 300, 900 examples" in line(planned(), "objective")
 
 
@@ -107,6 +108,12 @@ def test_the_plan_counts_its_baselines_in_words() -> None:
     assert ", of which 1 baseline runs to the end; " in line(planned(baselines=[{}]), "trials")
     assert line(planned(baselines=[]), "trials").startswith("trials    9; the best 1/3")
     assert line(planned(4, baselines=[], rungs=[1]), "trials") == "trials    4; expected cost: 4.0 full trials, 3,600 examples"
+
+
+@pytest.mark.usefixtures("cache")
+def test_turns_that_the_data_make_shorter_than_a_batch_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"`task_schedule/sequential/rounds` must give each task turns of at least a batch"):
+        planned(task_schedule={"kind": "sequential", "rounds": {"choice": [9, 90]}})
 
 
 @pytest.mark.usefixtures("cache")

@@ -15,7 +15,7 @@ from minbert_core.paths import as_written
 from minbert_core.settings import SettingsError, dump_yaml, parse_yaml
 from search.domains import Choice, Domain
 from search.rungs import Asha, TopK
-from search.space import Sample, Space, cover, default_choice, make_space, read_space
+from search.space import Sample, Space, cover, default_choice, forcing, make_space, read_space
 
 QUESTIONS = sorted((Path(__file__).parents[2] / "spaces").glob("*.yaml"))
 SPACES = sorted((Path(__file__).parents[2] / "spaces").rglob("*.yaml"))  # those of the papers too
@@ -86,6 +86,73 @@ def test_a_shipped_space_makes_valid_configs_only(path: Path) -> None:
         sample = space.sample(drawing(seed))
         assert set(sample.params) <= set(space.domains())
         assert sample.config().budget.points == space.settings.rungs
+
+
+def tasks_shown(config: TrialConfig, examples: float) -> tuple[set[str], set[str]]:
+    """The tasks shown in a trial on the course's corpora by so many examples, and those of the stage that it is in."""
+    sizes, drawn = {"sst": 8_544, "para": 141_498, "sts": 6_040, "yelp": 2_500}, 0
+    shown: set[str] = set()
+    for plan, share in zip(config.stage_plans(), config.stage_examples(sizes), strict=True):
+        own, batches = {name: sizes[name] for name in plan.tasks}, {name: config.task(name).batch_size for name in plan.tasks}
+        start, step = drawn, 0
+        while drawn < min(start + share, examples):
+            tasks = plan.task_schedule.tasks_of_step(step, (drawn - start) / share, own, batches, 0)
+            shown |= set(tasks)
+            drawn, step = drawn + sum(batches[name] for name in tasks), step + 1
+        if drawn >= examples:
+            break
+    return shown, set(plan.tasks)
+
+
+@pytest.mark.parametrize("path", QUESTIONS, ids=lambda path: path.stem)
+def test_in_a_shipped_space_every_task_that_a_stage_trains_was_shown_by_the_first_rung(path: Path) -> None:
+    """Every branch and both ends of every range"""
+    space, looked_at = read_space(path), set()
+    for name, (domain, guards) in space.domains().items():
+        for value in domain.values():
+            config = space.sample(forcing({**guards, name: value})).config()
+            key = repr([(plan.task_schedule, plan.tasks) for plan in config.stage_plans()] + [config.stages, config.tasks])
+            if key in looked_at:
+                continue
+            looked_at.add(key)
+            first, *_, last = space.settings.rungs
+            shown, trained = tasks_shown(config, (config.budget.examples or 400_000) * first / last)
+            assert trained <= shown, f"{name} {value}: {trained - shown} unseen"
+
+
+def test_a_rung_inside_a_round_is_refused(faults: Callable[..., list[str]]) -> None:
+    space = """
+config:
+  task_schedule: {kind: sequential, rounds: {choice: [9, 10]}}
+"""
+    sentence = (
+        "3: `task_schedule/sequential/rounds` must make every rung the end of a round, since inside a round some tasks have "
+        "been shown less than others. "
+        "Got 10, of which 1.11 end by the rung of 1/9. Use 9 or a multiple of it, or trial_scheduler: none."
+    )
+    assert faults(space) == [sentence]
+    assert "Got 10, of which 1.25 end by the rung of 1/8. Use 8 or a multiple" in faults(space, "rungs=[1, 2, 4, 8]")[0]
+    assert faults(space, "trial_scheduler=top_k") == [sentence]
+
+
+def test_rungs_may_cut_a_round_where_they_stop_no_trial(write: Write) -> None:
+    space = "config: {task_schedule: {kind: sequential, rounds: 10}}\n"
+    assert read_space(write(f"{space}trial_scheduler: none\n"))
+    assert read_space(write(f"{space}rungs: [1]\n"))
+
+
+def test_rounds_of_one_of_several_stages_are_cut_where_its_share_says(faults: Callable[..., list[str]], write: Write) -> None:
+    stages = "config:\n  stages: [{kind: single_task, task: para, share: SHARE}, {kind: multitask, task_schedule: SCHEDULE}]\n"
+    space = stages.replace("SCHEDULE", "{kind: sequential, rounds: 5}")
+    path = "`stages/1/multitask/task_schedule/sequential/rounds`"
+    assert read_space(write(space.replace("SHARE", "0.33333333")))  # from the second rung on, where the next is the end
+    [fault] = faults(space.replace("SHARE", "0.2"))
+    assert path in fault
+    assert fault.endswith("Got 5, of which 0.833 end by the rung of 3/9. Use 6 or a multiple of it, or trial_scheduler: none.")
+    in_epochs = "{kind: multitask, epochs: 1, task_schedule: sequential}"
+    [fault] = faults(f"config:\n  stages: [{{kind: single_task, task: para, epochs: 1}}, {in_epochs}]\n")
+    assert path in fault
+    assert fault.endswith("Give the stages shares of the budget, or use trial_scheduler: none.")
 
 
 @pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
