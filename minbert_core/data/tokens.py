@@ -68,9 +68,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """
     whole, vocabulary, config = (folder / name for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json"))
     if whole.is_file():
-        files = [whole]
+        files, content = [whole], whole.read_bytes()
         try:
-            backend = tokenizers.Tokenizer.from_buffer(whole.read_bytes())
+            backend = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # noqa: BLE001 — the library raises nothing narrower
             raise ValueError(f"{whole} is not a tokenizer that the tokenizers library reads: {error}.") from None
     elif vocabulary.is_file():
@@ -262,7 +262,7 @@ def _write(split: Split, tokenizer: Tokenizer, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        with temporary.open("wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
             writer.write_batch(batch)  # one batch, so that a column is one array and a view of it needs no copy
         os.replace(temporary, path)
     finally:
