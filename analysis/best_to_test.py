@@ -46,7 +46,8 @@ from search.places import find_places, here, moved
 from search.plan import git_commit
 from search.resources import Refused, Resources, counted, find_resources
 from search.results import Search
-from search.tracking import Tracker, store_uri, ui_command
+from search.store import store_uri
+from search.tracking import Tracker, ui_command
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -24,8 +24,9 @@ from search.narrate import Narrator, table
 from search.plan import Plan, git_commit, versions
 from search.resources import Refused, Resources, counted, only_these
 from search.searcher import StopOnRequest, StudySearcher, TuneScheduler
+from search.store import store_uri
 from search.study import Study, TrialResult, mend_journal
-from search.tracking import Tracker, dashboard_command, store_uri, ui_command
+from search.tracking import Tracker, dashboard_command, ui_command
 from search.trainable import run_trial
 
 STOPS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})  # which end a search so that it can go on

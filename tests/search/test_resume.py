@@ -23,8 +23,8 @@ from search.folder import lock, read_plan
 from search.options import parser
 from search.places import here
 from search.plan import Plan
+from search.store import store_uri
 from search.study import read_results
-from search.tracking import store_uri
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = """\

@@ -27,8 +27,8 @@ from search.folder import lock, read_plan
 from search.plan import Plan, make_plan
 from search.resources import Resources
 from search.space import make_space, read_space
+from search.store import store_uri
 from search.study import TrialResult, read_results
-from search.tracking import store_uri
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACES = ROOT / "spaces"
