@@ -15,6 +15,8 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from minbert_core.commands import drop_output
+
 REFRESH_PER_SECOND = 1
 NOTEBOOKS = ("CI", "COLAB_RELEASE_TAG", "JPY_PARENT_PID")  # these have a terminal at times, but keep each frame as a line
 
@@ -60,16 +62,6 @@ class Screen:
                 live.console.print(Text(line), soft_wrap=True)
         except BrokenPipeError:  # of `| tee log.txt`: Ctrl-C has ended tee, too
             drop_output()
-
-
-def drop_output() -> None:
-    """The reader of a pipe has left (`| head` has enough): what is still said there goes nowhere, and is no fault."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    out, err = sys.stdout.fileno(), sys.stderr.fileno()
-    if os.path.sameopenfile(out, err):  # 2>&1
-        os.dup2(nowhere, err)
-    os.dup2(nowhere, out)
-    os.close(nowhere)
 
 
 def duration(seconds: float) -> str:

@@ -21,13 +21,15 @@ from typing import Any
 
 import numpy as np
 
+from minbert_core.commands import Refused
+from minbert_core.files import message
 from minbert_core.paths import as_written
 from minbert_core.terminal import duration
 from search.domains import Choice, Domain
 from search.measure import Cost, measure
 from search.narrate import describe
 from search.plan import Plan
-from search.resources import Refused, Resources, counted
+from search.resources import Resources, counted
 from search.rungs import expected_ends
 from search.space import Choose, Sample, Space, default_choice
 from search.study import KEEP_BEST
@@ -146,7 +148,7 @@ def measure_points(points: Points, resources: Resources, scratch: Path, tell: Ca
 def failure(sample: Sample, error: Exception) -> str:
     """The sentence for a point that failed: which, why, and what helps if memory was short."""
     cause = getattr(error, "cause", None)
-    reason = (str(cause or error).strip().splitlines() or [""])[0].rstrip(".")
+    reason = (message(cause or error).strip().splitlines() or [""])[0].rstrip(".")
     name = describe(sample.params)
     point = f"The point {name}" if name else "The space's only point"
     if cause is None:  # its process was killed, by Ray's watch over the memory or by the system

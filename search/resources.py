@@ -16,15 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minbert_core.commands import Refused
 from minbert_core.config import TINY
 
 BUSY_GB, BUSY_SHARE = 1.0, 0.05  # of a GPU's memory, the larger of the two; a desktop's screen takes less (assumed, 2026-11)
 CGROUP = Path("/sys/fs/cgroup")  # where Linux tells a container its limits
 VISIBLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
-
-
-class Refused(ValueError):
-    """Right, but not here or not now: too few GPUs, a used name, a locked search. Exit code 3."""
 
 
 @dataclass(frozen=True)
