@@ -80,7 +80,7 @@ def retrain(job: Job, places: Mapping[str, str]) -> str:
         try:
             _train(job, places)
         except Exception as error:  # noqa: BLE001  whatever it is, this seed alone fails, with its reason
-            traceback.print_exc()
+            log.write(traceback.format_exc())  # from Python 3.13 on print_exc writes colours under FORCE_COLOR
             return f"{type(error).__name__}: {message(error)}"
     return ""
 

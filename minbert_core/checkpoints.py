@@ -2,29 +2,34 @@
 
     hub name or folder -> fetch_encoder -> folder -> load_encoder -> Encoder -> save_encoder -> folder
 
-The format: config.json beside model.safetensors, with the names of transformers' BertModel. What is read is safetensors and
-JSON only; a pickle is never opened, its conversion is told.
+The format: config.json and model.safetensors, or its shards, with the names of transformers' BertModel. Only safetensors and
+JSON are read; a pickle is never opened, but the sentence that refuses it holds the command that converts it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from minbert_core.encoder import Encoder, EncoderShape, assemble
+from minbert_core.encoder_files import INDEX, SHARDS, WEIGHTS, check_content, read_json, weight_files
 from minbert_core.files import cache_folder, user_path
 from minbert_core.methods.adapters import plain_weights
-from minbert_core.tensor_files import load_tensors, save_tensors
+from minbert_core.tensor_files import save_tensors
 
-_FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"]
+_TOKENIZERS = ["tokenizer.json", "vocab.txt"]
+_FILES = ["config.json", WEIGHTS, INDEX, SHARDS, *_TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json"]
 _BERT = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
+T = TypeVar("T")
 _STORED_MODULES = {
     "word_embeddings": ["embeddings.word_embeddings"],
     "position_embeddings": ["embeddings.position_embeddings"],
@@ -41,39 +46,36 @@ _STORED_MODULES = {
 }
 
 
-def load_encoder(folder: Path, hidden_dropout: float, attention_dropout: float) -> Encoder:
-    """The encoder in a folder of Hugging Face's layout (config.json, model.safetensors), in float32.
+def read_shape(folder: Path) -> EncoderShape:
+    """Read an encoder's shape from its config.json, and check the names and shapes of its weights against it.
 
-    Heads are left out; an absent pooler is drawn fresh, always the same; `encoder.notes` tells of both.
+    The weights themselves are not read, so that this takes milliseconds.
     Raises ValueError: a missing or unreadable file, another architecture, weights missing, of a wrong shape or left over.
     """
     if not folder.is_dir():
         raise ValueError(f"There is no encoder folder {folder}.")
-    shape = _read_shape(folder / "config.json")
+    shape = _read_config(folder / "config.json")
+    if faults := list(_misfits(shape, _stored_shapes(folder))):
+        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
+        name = WEIGHTS if (folder / WEIGHTS).exists() else INDEX
+        raise ValueError(f"{folder / name} does not fit its config.json: {'; '.join(faults[:3])}{more}.")
+    return shape
+
+
+def load_encoder(folder: Path, hidden_dropout: float, attention_dropout: float) -> Encoder:
+    """Load the encoder in a folder of Hugging Face's layout (config.json, model.safetensors or its shards), in float32.
+
+    Heads are left out; an absent pooler is drawn fresh, always the same; `encoder.notes` says both.
+    Raises ValueError as `read_shape` does.
+    """
+    shape = read_shape(folder)
     stored = _read_weights(folder)
     weights: dict[str, Tensor] = {}
-    faults: list[str] = []
     notes: list[str] = []
-    with torch.device("meta"):
-        expected = Encoder(shape, 0, 0).state_dict()
-    if not any(name.startswith("pooler.") for name in stored):
-        expected = {name: tensor for name, tensor in expected.items() if not name.startswith("pooler.")}
+    if not _has_pooler(stored):
         notes.append("The checkpoint has no pooler: a fresh one was drawn.")
-    for name, like in expected.items():
-        parts = stored_names(name)
-        part_shape = (like.shape[0] // len(parts), *like.shape[1:])
-        tensors = [stored.pop(part, None) for part in parts]
-        for part, tensor in zip(parts, tensors, strict=True):
-            if tensor is None:
-                faults.append(f"{part} is missing")
-            elif tensor.shape != part_shape:
-                faults.append(f"{part} has shape {tuple(tensor.shape)} instead of {part_shape}")
-        if not faults:
-            weights[name] = torch.cat([tensor.float() for tensor in tensors if tensor is not None])
-    faults += [f"{name} is left over" for name in stored if name.startswith(("embeddings.", "encoder.", "pooler."))]
-    if faults:
-        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise ValueError(f"{folder / 'model.safetensors'} does not fit its config.json: {'; '.join(faults[:3])}{more}.")
+    for name in _expected(shape, _has_pooler(stored)):
+        weights[name] = torch.cat([stored.pop(part).float() for part in stored_names(name)])
     if stored:
         notes.append(f"Left out of the checkpoint, no part of an encoder: {', '.join(sorted(stored))}.")
     encoder = assemble(shape, weights, torch.Generator().manual_seed(0), hidden_dropout, attention_dropout)
@@ -81,10 +83,45 @@ def load_encoder(folder: Path, hidden_dropout: float, attention_dropout: float) 
     return encoder
 
 
+def _has_pooler(stored: Mapping[str, Any]) -> bool:
+    return any(name.startswith("pooler.") for name in stored)
+
+
+def _expected(shape: EncoderShape, with_pooler: bool) -> dict[str, Tensor]:
+    """The parameters of an encoder of this shape, without content."""
+    with torch.device("meta"):
+        expected = Encoder(shape, 0, 0).state_dict()
+    return {name: like for name, like in expected.items() if with_pooler or not name.startswith("pooler.")}
+
+
+def _misfits(shape: EncoderShape, stored: Mapping[str, tuple[tuple[int, ...], str]]) -> Iterator[str]:
+    """Yield what of a checkpoint, {name: (shape, dtype)}, is not the weights of an encoder of `shape`, in words."""
+    num_layers = len({name.split(".")[2] for name in stored if name.startswith("encoder.layer.")})
+    if num_layers != shape.num_hidden_layers:
+        yield f"it has {num_layers} layer{'s' * (num_layers != 1)} instead of {shape.num_hidden_layers} (`num_hidden_layers`)"
+        return
+    known = set()
+    for name, like in _expected(shape, _has_pooler(stored)).items():
+        parts = stored_names(name)
+        known.update(parts)
+        part_shape = (like.shape[0] // len(parts), *like.shape[1:])
+        for part in parts:
+            if part not in stored:
+                yield f"{part} is missing"
+                continue
+            found_shape, dtype = stored[part]
+            if found_shape != part_shape:
+                yield f"{part} has shape {found_shape} instead of {part_shape}"
+            elif not dtype.startswith(("F", "BF")):
+                yield f"{part} is stored as {dtype}, which is not a floating-point type (a quantised model?)"
+    of_encoder = ("embeddings.", "encoder.", "pooler.")
+    yield from (f"{name} is left over" for name in stored if name.startswith(of_encoder) and name not in known)
+
+
 def load_head(folder: Path, names: Mapping[str, str]) -> dict[str, Tensor]:
     """Tensors of a checkpoint beside its encoder, {parameter: tensor} of {parameter: its name there}; none if one is absent.
 
-    Raises ValueError as `load_encoder` does, where model.safetensors cannot be read.
+    Raises ValueError as `load_encoder` does, where the weights cannot be read.
     """
     stored = _read_weights(folder)
     found = {name: stored[there].float() for name, there in names.items() if there in stored}
@@ -152,8 +189,7 @@ def fetch_encoder(name_or_folder: str) -> Path:
             folder = snapshot(local_files_only=True)
         except FileNotFoundError:  # no model of that name in the cache
             folder = Path()
-        present = [(folder / name).exists() for name in ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt")]
-        if not (present[0] and present[1] and any(present[2:])):
+        if not _is_whole(folder):
             # asked first and apart, because snapshot_download itself waits without limit on a connection that stays silent
             revision = huggingface_hub.HfApi().repo_info(name_or_folder, timeout=5).sha
             folder = snapshot(revision=revision)
@@ -169,9 +205,18 @@ def fetch_encoder(name_or_folder: str) -> Path:
             f"The encoder '{name_or_folder}' is no folder, and the Hugging Face hub did not give it ({reason}); use "
             "`--encoder DIR` with a folder in Hugging Face layout, or `encoder: tiny` with the toy corpus."
         ) from error
-    if not (folder / "model.safetensors").exists():
+    if not weight_files(folder):
         raise ValueError(f"The hub's '{name_or_folder}' has no model.safetensors; {_conversion(name_or_folder, 'DIR')}")
     return folder.resolve()
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder has all that an encoder needs; a download may have been interrupted."""
+    try:
+        has_weights = bool(weight_files(folder))
+    except ValueError:  # a shard is missing
+        return False
+    return has_weights and (folder / "config.json").exists() and any((folder / name).exists() for name in _TOKENIZERS)
 
 
 def _conversion(source: str, target: str) -> str:
@@ -189,15 +234,10 @@ def stored_names(name: str) -> list[str]:
     return [f"{prefix}{stored}.{leaf}" for stored in _STORED_MODULES[module]]
 
 
-def _read_shape(path: Path) -> EncoderShape:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"The encoder folder {path.parent} has no config.json.") from None
-    except ValueError:
-        config = None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is no JSON object.")
+def _read_config(path: Path) -> EncoderShape:
+    if not path.exists():
+        raise ValueError(f"The encoder folder {path.parent} has no config.json.")
+    config = read_json(path)
     for key, known in _BERT.items():
         if config.get(key, known) != known:
             raise ValueError(f"{path}: `{key}` must be {json.dumps(known)}. Got {json.dumps(config[key])}.")
@@ -212,15 +252,47 @@ def _read_shape(path: Path) -> EncoderShape:
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of model.safetensors under one spelling: no `bert.` in front, LayerNorm's weight and bias."""
-    path = folder / "model.safetensors"
-    if not path.exists():
-        if (folder / "pytorch_model.bin").exists():
-            raise ValueError(f"{folder} has pytorch_model.bin, no model.safetensors; {_conversion(str(folder), str(folder))}")
-        raise ValueError(f"The encoder folder {folder} has no model.safetensors.")
-    weights = {}
-    for name, tensor in load_tensors(path).items():
+    """Read all tensors of a folder, by `_spelled`."""
+    found = {name: tensor for path in _present_weights(folder) for name, tensor in _read(path, load_file).items()}
+    return _spelled(found)
+
+
+def _stored_shapes(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Read the shape and the type of all tensors of a folder, by `_spelled`; their content is not read."""
+    return _spelled({name: item for path in _present_weights(folder) for name, item in _read(path, _shapes_in).items()})
+
+
+def _shapes_in(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    with safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+
+
+def _present_weights(folder: Path) -> list[Path]:
+    """As `weight_files`, but raises ValueError where there are none."""
+    if files := weight_files(folder):
+        return files
+    if (folder / "pytorch_model.bin").exists():
+        raise ValueError(f"{folder} has pytorch_model.bin, no {WEIGHTS}; {_conversion(str(folder), str(folder))}")
+    raise ValueError(f"The encoder folder {folder} has no {WEIGHTS}.")
+
+
+def _read(path: Path, read: Callable[[Path], T]) -> T:
+    """Apply `read` to a safetensors file.  Raises ValueError where it cannot be read."""
+    try:
+        check_content(path)
+        return read(path)
+    except OSError as error:
+        raise ValueError(f"Cannot read {path}: {error.strerror or error}.") from None
+    except SafetensorError as error:
+        raise ValueError(f"Cannot read {path}: {str(error).rstrip('.')}; it may be truncated, copy it again.") from None
+
+
+def _spelled(stored: Mapping[str, T]) -> dict[str, T]:
+    """Bring the names of stored tensors to one spelling: no `bert.` in front, LayerNorm's weight and bias."""
+    spelled = {}
+    for name, item in stored.items():
         name = name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
-        weights[name.replace("LayerNorm.beta", "LayerNorm.bias")] = tensor
-    weights.pop("embeddings.position_ids", None)  # a constant that older versions stored
-    return weights
+        spelled[name.replace("LayerNorm.beta", "LayerNorm.bias")] = item
+    spelled.pop("embeddings.position_ids", None)  # a constant that older versions stored
+    return spelled

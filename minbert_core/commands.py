@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -39,6 +40,7 @@ def run_command(
     interrupted: what Ctrl-C prints, unless the KeyboardInterrupt has a text of its own.
     """
     _open_closed_streams()
+    print_anywhere()
     options = argparse.Namespace()
     try:
         try:
@@ -71,6 +73,13 @@ def expand_paths(options: argparse.Namespace) -> argparse.Namespace:
         if isinstance(value, Path):
             setattr(options, name, user_path(value))
     return options
+
+
+def print_anywhere() -> None:
+    """Let stdout and stderr print `?` for a character that their encoding lacks; they would raise UnicodeEncodeError."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a notebook has others
+            stream.reconfigure(errors="replace")
 
 
 def drop_output() -> None:

@@ -71,7 +71,8 @@ class Masks:
     """Dropout with a generator of its own: the same seed and the same sequence of shapes give the same masks.
 
     16 random bits an element, four elements to an int64: drawing is a sixth of the cost of Bernoulli numbers, and p is
-    rounded to a multiple of 1/65536. The kept are scaled by 1 / (1 - p) of that rounded p, so the mean is exact.
+    rounded to a multiple of 1/65536. The kept are scaled by 1 / (1 - p) of that rounded p, so the mean is exact. A mask is
+    float32, and so is what it gives of a bfloat16 input: rounded to bfloat16 the scale would be off by up to .4 %.
     What was drawn is kept, so that further passes of the same batch (`rewind`) neither draw it nor hold it again.
     """
 
@@ -86,7 +87,8 @@ class Masks:
         return self
 
     def __call__(self, x: Tensor, p: float) -> Tensor:
-        """`x` with each element zeroed with probability p in [0, 1), same shape; p = 0 draws nothing and returns `x`."""
+        """`x` with each element zeroed with probability p in [0, 1), same shape, float32 or better; p = 0 draws nothing and
+        returns `x`."""
         if not 0 <= p < 1:
             raise ValueError(f"A dropout rate must be in [0, 1). Got {p}.")
         threshold = min(round(p * 65536), 65535)
@@ -104,7 +106,7 @@ class Masks:
         words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
         bits = words.random_(-(2**63), None, generator=self.generator).view(torch.int16)[: x.numel()].view(x.shape)
         # compared as float32, which holds every int16: five times as fast on a CPU as by way of booleans
-        return bits.float().ge_(threshold - 32768).mul_(65536 / (65536 - threshold)).to(x.dtype)
+        return bits.float().ge_(threshold - 32768).mul_(65536 / (65536 - threshold))
 
 
 # ----------------------------------------------------------------------------------------------------------- attention
@@ -267,17 +269,23 @@ class Encoder(nn.Module):
 
         Of MiniLM's weights half are word embeddings, of which a corpus touches a part: what it never touches would cost as much
         as the rest in every step. No other token can be embedded from here on; what is saved holds them all.
+        A last row of ones is trained for the others: it has no gradient and so it only decays, by the factor by which they
+        would decay. `all_word_embeddings` multiplies them by it.
         """
         table_VD = self.word_embeddings.weight.detach()
         self._whole = _Vocabulary(table_VD, token_ids)
         row_of_token_V = torch.full((len(table_VD),), -1).index_copy_(0, token_ids, torch.arange(len(token_ids)))
         self.register_buffer("row_of_token_V", row_of_token_V, persistent=False)
-        self.word_embeddings = nn.Embedding.from_pretrained(table_VD[token_ids], freeze=False)
+        rows_WD = torch.cat([table_VD[token_ids], torch.ones(1, table_VD.shape[1])])
+        self.word_embeddings = nn.Embedding.from_pretrained(rows_WD, freeze=False)
 
     def all_word_embeddings(self) -> Tensor:
         """The word embeddings of the whole vocabulary, (V, D), on the CPU where some were put aside."""
-        table = self.word_embeddings.weight.detach()
-        return table if self._whole is None else self._whole.table_VD.index_copy(0, self._whole.trained_ids, table.to("cpu"))
+        rows_WD = self.word_embeddings.weight.detach()
+        if self._whole is None:
+            return rows_WD
+        trained_WD, decay_1D = rows_WD.to("cpu").tensor_split([-1])
+        return (self._whole.table_VD * decay_1D).index_copy(0, self._whole.trained_ids, trained_WD)
 
     def embed_words(self, batch: PackedBatch) -> Tensor:
         """The word-embedding rows of the batch, (N, D): what noise is added to."""

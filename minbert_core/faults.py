@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from minbert_core.knobs import elsewhere, knob_at
-from minbert_core.settings import Fault, Location, did_you_mean, shown
+from minbert_core.settings import Fault, Location, did_you_mean, of_invisible, shown
 
 Where = Mapping[str, tuple[str, int]]  # path -> (source, line)
 
@@ -85,7 +85,7 @@ _WANTED = {
 
 def _sentence(item: Any, path: str, model: type[BaseModel]) -> str:
     kind, given, context = item["type"], item["input"], item.get("ctx", {})
-    got = f"Got {shown(given)}."
+    got = f"Got {shown(given)}.{of_invisible(given)}"
     match kind:
         case "extra_forbidden":
             above, _, key = path.rpartition("/")

@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minbert_core.checkpoints import fetch_encoder, load_encoder
+from minbert_core.checkpoints import fetch_encoder, load_encoder, read_shape
 from minbert_core.config import TINY, TOY, TrialConfig, seed_of
 from minbert_core.data.tables import CorpusError
 from minbert_core.data.tokens import TokenisedSplit, Tokenizer, load_tokenizer, tokenise_split
 from minbert_core.data.toy import toy_folder
 from minbert_core.encoder import TINY as TINY_SHAPE
-from minbert_core.encoder import Encoder, new_encoder
+from minbert_core.encoder import Encoder, EncoderShape, new_encoder
+from minbert_core.encoder_files import weight_files
+from minbert_core.encoder_fit import check_encoder
 from minbert_core.files import cache_folder, user_path
 
 
@@ -26,6 +28,7 @@ class Inputs:
     data_folder: Path
     encoder_folder: Path  # Hugging Face layout; for the tiny encoder only its tokenizer lies there
     tokenizer: Tokenizer
+    shape: EncoderShape
     train: dict[str, TokenisedSplit]
     dev: dict[str, TokenisedSplit]
 
@@ -67,26 +70,28 @@ def data_folder(config: TrialConfig) -> Path:
 
 
 def open_inputs(config: TrialConfig) -> Inputs:
-    """Tokenise what is not yet tokenised and map it into memory.
+    """Check the encoder's files against each other and the config, tokenise what is not yet tokenised, map it into memory.
 
-    Raises CorpusError (a missing or faulty file) or ValueError (no such encoder), each one sentence.
+    Raises CorpusError (a missing or faulty file) or ValueError (no such encoder, or one that does not fit), each in sentences.
     """
     folder = data_folder(config)
     checkpoint = config.encoder.checkpoint
     encoder_folder = toy_folder(cache_folder()) if checkpoint == TINY else fetch_encoder(checkpoint)
     tokenizer = load_tokenizer(encoder_folder)
+    is_drawn = checkpoint == TINY and not weight_files(encoder_folder)
+    shape = replace(TINY_SHAPE, vocab_size=tokenizer.vocab_size) if is_drawn else read_shape(encoder_folder)
+    check_encoder(config, shape, tokenizer)
     tokens = cache_folder() / "tokens"
     tasks = {name: config.known_tasks[name] for name in config.train_on}
     train = {name: tokenise_split(folder, task, "train", tokenizer, tokens) for name, task in tasks.items()}
     dev = {name: tokenise_split(folder, task, "dev", tokenizer, tokens) for name, task in tasks.items()}
-    return Inputs(folder, encoder_folder, tokenizer, train, dev)
+    return Inputs(folder, encoder_folder, tokenizer, shape, train, dev)
 
 
 def build_encoder(config: TrialConfig, inputs: Inputs) -> Encoder:
     """The encoder a trial starts from. A tiny one is drawn from the trial's seed, unless texts have trained one already
     (pretraining.py); a checkpoint is the same for every seed."""
     hidden, attention = config.encoder.hidden_dropout, config.encoder.attention_dropout
-    if config.encoder.checkpoint == TINY and not (inputs.encoder_folder / "model.safetensors").exists():
-        shape = replace(TINY_SHAPE, vocab_size=inputs.tokenizer.vocab_size)
-        return new_encoder(shape, seed_of(config.seed, "encoder"), hidden, attention)
+    if config.encoder.checkpoint == TINY and not weight_files(inputs.encoder_folder):
+        return new_encoder(inputs.shape, seed_of(config.seed, "encoder"), hidden, attention)
     return load_encoder(inputs.encoder_folder, hidden, attention)

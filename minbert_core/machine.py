@@ -85,6 +85,20 @@ def fastest_matmul(device: torch.device, threads: int) -> Literal["torch", "oned
     return "onednn" if is_exact and seconds["highest"] > FASTER * seconds["medium"] else "torch"
 
 
+@contextlib.contextmanager
+def exact_products() -> Iterator[None]:
+    """Multiply float32 matrices by torch's own kernels within the block, whatever route the trial takes elsewhere.
+
+    For small products in large batches oneDNN takes twenty times as long, and it may round them to bfloat16.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def pack_linears(root: nn.Module, precision: str) -> list[nn.Linear]:
     """Let the linear layers under `root` multiply by copies of their weights that are laid out as oneDNN's kernels read them.
 
@@ -126,6 +140,14 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision != "auto":
         return precision
     return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+
+
+def in_precision(precision: str, device: torch.device) -> torch.autocast:
+    """The context of a pass through the encoder: under `bfloat16` its matrix products are in bfloat16, weights stay float32.
+
+    It holds the pass only. Readouts, losses and divergences come after it, in the float32 of the logits.
+    """
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def usage(device: torch.device) -> dict[str, float]:

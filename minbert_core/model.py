@@ -28,8 +28,10 @@ from minbert_core.config import TaskPlan, TrialConfig, read_config, seed_of
 from minbert_core.data.tasks import Task
 from minbert_core.data.tokens import PackedBatch, TokenisedTexts, Tokenizer, load_tokenizer, pack, tokenise_texts
 from minbert_core.encoder import Encoder, Masks
+from minbert_core.encoder_files import check_content
+from minbert_core.encoder_fit import check_encoder
 from minbert_core.files import user_path
-from minbert_core.machine import pack_linears, resolve_device, resolve_precision
+from minbert_core.machine import in_precision, pack_linears, resolve_device, resolve_precision
 from minbert_core.methods.adapters import Adapter
 from minbert_core.methods.shared_layers import SharedLayer
 from minbert_core.paths import as_written
@@ -50,7 +52,7 @@ FOLDER is the one that holds this file. encoder/ alone loads in transformers' Au
 
 
 class Output(NamedTuple):
-    """What a pass gives: logits (B, K) of the head, float32, and the features (B, F) that it read."""
+    """What a pass gives, in float32: logits (B, K) of the head, and the features (B, F) that it read."""
 
     logits_BK: Tensor
     features_BF: Tensor
@@ -158,10 +160,11 @@ class MultitaskBert(nn.Module):
         drop = masks if masks is not None else _no_dropout
         # heads are small: in float32 also under autocast, since bfloat16 would round a similarity of 4.5 to steps of 1/32
         with torch.autocast(pooled_SD.device.type, enabled=False):
+            pooled_SD = pooled_SD.float()
             if self.shared_layer and self.sharing.serves(plan.task.is_pair):
-                pooled_SD = self.shared_layer(pooled_SD.float(), drop)
+                pooled_SD = self.shared_layer(pooled_SD, drop)
             features_BF = plan.pair_encoding.features(pooled_SD) if plan.vectors == 2 else pooled_SD
-            logits_BK: Tensor = self.heads[task](features_BF.float(), drop)
+            logits_BK: Tensor = self.heads[task](features_BF, drop)
         return Output(logits_BK, features_BF)
 
 
@@ -185,16 +188,13 @@ def _by_task(tasks: Iterable[str], new: Callable[[str], nn.Module | None]) -> nn
 def build_model(config: TrialConfig, encoder: Encoder) -> MultitaskBert:
     """A fresh model for `config` around `encoder`, which is adapted in place.
 
-    Raises ValueError where the encoder has fewer positions than max_length, or the adapter does not fit it.
+    Raises ValueError where the adapter does not fit the encoder.
     """
     config.adapter.adapt(encoder, partial(seed_of, config.seed, "adapter"))
     return _model_around(encoder, config)
 
 
 def _model_around(encoder: Encoder, config: TrialConfig) -> MultitaskBert:
-    positions = encoder.shape.max_position_embeddings
-    if config.max_length > positions:
-        raise ValueError(f"`max_length` must be at most the encoder's {positions} positions. Got {config.max_length}.")
     plans = {name: config.task(name) for name in config.train_on}
     return MultitaskBert(encoder, plans, config.seed, config.adapter, config.shared_layer)
 
@@ -234,6 +234,7 @@ def load_model(folder: Path) -> tuple[MultitaskBert, TrialConfig]:
     config = read_config(folder / "config.yaml")
     dropout = config.encoder.hidden_dropout, config.encoder.attention_dropout
     model = _model_around(load_encoder(folder / "encoder", *dropout), config)
+    check_content(folder / HEADS)
     try:
         _load_beside(model, load_tensors(folder / HEADS))
     except RuntimeError as error:  # torch's own for a key or a shape that does not fit
@@ -290,10 +291,12 @@ def predict_logits(
     device = next(model.parameters()).device
     lengths = texts.lengths(plan.pair_encoding.kind, max_length)
     logits = np.zeros((len(texts), plan.task.outputs), dtype=np.float32)
-    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+    with torch.inference_mode():
         for rows in _token_budget(lengths):
             batch = pack(texts, rows, plan.pair_encoding.kind, max_length, specials).to(device)
-            logits[rows] = model.readout(task, model(task, batch).logits_BK).cpu().numpy()
+            with in_precision(precision, device):
+                logits_BK = model(task, batch).logits_BK
+            logits[rows] = model.readout(task, logits_BK).cpu().numpy()
     return logits
 
 
@@ -405,5 +408,7 @@ def load(folder: str | Path, device: str = "auto") -> Predictor:
     """
     folder = user_path(folder).resolve()  # once, for the weights and the tokenizer
     model, config = load_model(folder)
+    tokenizer = load_tokenizer(folder / "encoder")
+    check_encoder(config, model.encoder.shape, tokenizer)
     pack_linears(model.to(resolve_device(device)).encoder, "float32")  # on a GPU none is
-    return Predictor(model, config, load_tokenizer(folder / "encoder"))
+    return Predictor(model, config, tokenizer)

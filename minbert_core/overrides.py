@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from minbert_core.config import TrialConfig, default_at
 from minbert_core.knobs import Knob, knob_at
 from minbert_core.paths import as_written
-from minbert_core.settings import Fault, SettingsError, did_you_mean, parse_yaml, shown
+from minbert_core.settings import Fault, SettingsError, did_you_mean, invisible, parse_yaml, shown
 
 Places = dict[str, tuple[str, int]]  # path -> (file or --set, line)
 
@@ -29,6 +29,8 @@ def parse_set(text: str) -> tuple[list[str], Any, str]:
     parts = [part for part in written.strip().replace(".", "/").split("/") if part]
     if not equals or not parts:
         raise SettingsError([Fault(0, f"--set takes path=value, as in --set optimizer/lr=2e-5. Got '{text}'.")])
+    if hidden := invisible(written.strip(" ")):
+        raise SettingsError([Fault(0, f"The path {hidden}", source)])
     return parts, parse_yaml(value_text, source)[0], source
 
 

@@ -3,9 +3,11 @@
     config, inputs -> find -> a Pretraining a stage, chained -> make: trained where it is not kept yet, or waited for
     texts -> batches -> encoder -> the objective's head -> AdamW -> cache/pretrained/KEY, in Hugging Face layout
 
-KEY is a hash of all that the weights follow from: encoder, tokenizer, texts, the stage's settings, what came before. The seed
-among them is the stage's own, so that trials and retrainings over seeds share one pretraining. A process that makes one holds
-KEY.lock, which a crash frees; others wait, then load. KEY.state is where it goes on after a crash; at the end it is gone.
+KEY is a hash of all that the weights follow from: encoder, tokenizer, texts, the stage's settings, what came before, and the
+machine's device, precision and parts of a batch. Threads and the route of the matrix products are not in it: they change last
+digits only. The seed is the stage's own, so that trials and retrainings over seeds share one pretraining. A process that makes
+one holds KEY.lock, which a crash frees; others wait, then load. KEY.state is where it resumes after a crash or a stop; at the
+end it is gone.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -29,15 +31,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minbert_core.checkpoints import load_head, save_encoder
-from minbert_core.config import TINY, TrialConfig, pretraining_texts, seed_of
+from minbert_core.config import TINY, Machine, TrialConfig, pretraining_texts, seed_of
 from minbert_core.data.tables import bytes_of
 from minbert_core.data.texts import REMEDY, Texts, joined, pack_texts, read_text_file, texts_of
 from minbert_core.data.tokens import PackedBatch, Tokenizer, cuts, tokenise_split
 from minbert_core.encoder import Encoder, Masks
+from minbert_core.encoder_files import weight_files
 from minbert_core.evaluate import NotFiniteError
 from minbert_core.files import cache_folder, lock
 from minbert_core.inputs import Inputs, build_encoder
-from minbert_core.machine import prepare, resolve_precision
+from minbert_core.machine import in_precision, prepare, resolve_device, resolve_precision
 from minbert_core.methods.objectives import Integers, Vocabulary
 from minbert_core.methods.optimizer import Optimizer
 from minbert_core.methods.stages import Pretraining
@@ -46,7 +49,7 @@ from minbert_core.model import TOKENIZER_FILES
 from minbert_core.tensor_files import load_state, save_state
 from minbert_core.terminal import duration
 
-FORMAT = "1"  # of what a key stands for; raise it when the same settings would make other weights
+FORMAT = "2"  # of what a key stands for; raise it when the same settings would make other weights
 RATE = 5e-5  # where a stage has no optimizer: Sun et al. 2019 (arXiv 1905.05583), section 5.1
 LOGS = 100  # of a pretraining
 SAVE_EVERY_SECONDS = 300
@@ -75,10 +78,10 @@ class Pretrained:
     def is_made(self) -> bool:
         return (self.folder / FIGURES).exists()
 
-    def describe(self, config: TrialConfig) -> str:
-        """`mlm 3f2a9c01: 20 epochs of sst, para; made already, in 5 min`."""
+    def describe(self, config: TrialConfig, when: str = "made once, for all trials") -> str:
+        """`mlm 3f2a9c01: 20 epochs of sst, para; made already, in 5 min`. when: what is printed where it is not made yet."""
         texts = ", ".join(pretraining_texts(config, self.stage))
-        how = f"made already, in {duration(self.figures()['seconds'])}" if self.is_made else "made once, for all trials"
+        how = f"made already, in {duration(self.figures()['seconds'])}" if self.is_made else when
         epochs = f"{self.stage.epochs:g} epoch{'s' * (self.stage.epochs != 1)}"
         return f"{self.name}: {epochs} of {texts}{' in equal parts' * self.stage.balance}; {how}"
 
@@ -97,10 +100,12 @@ def find(config: TrialConfig, inputs: Inputs) -> list[Pretrained]:
             "format": FORMAT,
             "before": before,
             "stage": stage.model_dump(mode="json"),
+            "optimizer": _optimizer(stage).model_dump(mode="json"),  # a default's values, which may change
             "texts": [_fingerprint(name, config, inputs) for name in pretraining_texts(config, stage)],
             "tokenizer": inputs.tokenizer.fingerprint,
             "max_length": config.max_length,
             "dropout": [config.encoder.hidden_dropout, config.encoder.attention_dropout],
+            "machine": _computed_by(config.machine),
         }
         before = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
         made = cache_folder() / "pretrained" / before
@@ -109,10 +114,17 @@ def find(config: TrialConfig, inputs: Inputs) -> list[Pretrained]:
     return found
 
 
-def make(pretrainings: list[Pretrained], config: TrialConfig, inputs: Inputs) -> Iterator[Record]:
+def never() -> bool:
+    return False
+
+
+def make(
+    pretrainings: list[Pretrained], config: TrialConfig, inputs: Inputs, is_stopped: Callable[[], bool] = never
+) -> Iterator[Record]:
     """Make what is not kept yet, one after the other; records as that goes on.
 
     The last of each pretraining says how long it took, what it came to, and whether this process made it.
+    is_stopped: asked after each step; once it is true, the state is saved and nothing further is made.
     Raises CorpusError, ValueError (texts or a tokenizer that do not do), NotFiniteError.
     """
     count = 0
@@ -125,7 +137,9 @@ def make(pretrainings: list[Pretrained], config: TrialConfig, inputs: Inputs) ->
                 lock(file, path, wait=True)
             is_made_here = not one.is_made
             if is_made_here:
-                yield from Maker(config, inputs, one, count).run()
+                yield from Maker(config, inputs, one, count).run(is_stopped)
+        if not one.is_made:
+            return
         figures = one.figures()
         count += int(figures["examples"])
         held_out = {f"pretrain/{one.stage.kind}_{name}": value for name, value in figures["held_out"].items()}
@@ -145,6 +159,20 @@ def _record(one: Pretrained, examples: int, figures: Record) -> Record:
 # ------------------------------------------------------------------------------------------------------- what it follows from
 
 
+def _computed_by(machine: Machine) -> dict[str, Any]:
+    """The settings of a machine that change the weights beyond their last digits.
+
+    A GPU draws other dropout masks than a CPU; each part of a batch draws its own.
+    """
+    device = torch.device(resolve_device(machine.device))
+    precision = resolve_precision(machine.precision, device)
+    return {"device": device.type, "precision": precision, "micro_batch_tokens": machine.micro_batch_tokens}
+
+
+def _optimizer(stage: Pretraining) -> Optimizer:
+    return stage.optimizer or Optimizer(lr=RATE)
+
+
 def _origin(config: TrialConfig, inputs: Inputs) -> str:
     """What the first pretraining starts from: the checkpoint's content; of `tiny` the stage's seed, from which it is drawn."""
     if config.encoder.checkpoint == TINY:
@@ -152,15 +180,15 @@ def _origin(config: TrialConfig, inputs: Inputs) -> str:
     if not config.pretraining:
         return ""
     folder = inputs.encoder_folder
-    return _content(folder, (folder / "model.safetensors").stat().st_mtime_ns)
+    return _content(folder, max(path.stat().st_mtime_ns for path in weight_files(folder)))
 
 
 @lru_cache
 def _content(folder: Path, changed_at: int) -> str:
     """sha256 of an encoder's shape and weights: half a second for BERT-base, so of each folder once."""
     whole = hashlib.sha256()
-    for name in ("config.json", "model.safetensors"):
-        with (folder / name).open("rb") as file:
+    for path in (folder / "config.json", *weight_files(folder)):
+        with path.open("rb") as file:
             whole.update(hashlib.file_digest(file, "sha256").digest())
     return whole.hexdigest()
 
@@ -229,27 +257,24 @@ class Maker:
         self.config, self.inputs, self.one, self.shown_before = config, inputs, one, shown_before
         self.stage = stage = one.stage
         self.device = prepare(config.machine)
-        self.bfloat16 = resolve_precision(config.machine.precision, self.device) == "bfloat16"
+        self.precision = resolve_precision(config.machine.precision, self.device)
         self.vocabulary = vocabulary_of(inputs.tokenizer)
         self.texts, self.held_out = read_texts(stage, config, inputs)
         seeded = config.model_copy(update={"seed": stage.seed})  # from which a tiny encoder is drawn
         self.encoder = build_encoder(seeded, replace(inputs, encoder_folder=one.before))
-        if config.max_length > self.encoder.shape.max_position_embeddings:
-            positions = self.encoder.shape.max_position_embeddings
-            raise ValueError(f"`max_length` must be at most the encoder's {positions} positions. Got {config.max_length}.")
         self.head, self.notes = _head(stage, one.before, self.encoder)
         self.encoder.to(self.device)
         self.head.to(self.device)
         self.parameters = [*self.encoder.parameters(), *self.head.parameters()]
-        self.settings = stage.optimizer or Optimizer(lr=RATE)
+        self.settings = _optimizer(stage)
         self.optimizer = self.settings.build(self.encoder.named_parameters(), self.head.named_parameters())
         self.total = max(1, round(stage.epochs * len(self.texts)))
         self.shown = 0  # rows
         self.seconds = 0.0
         self.before: Record = {}
 
-    def run(self) -> Iterator[Record]:
-        """Train to the end, yielding about a hundred records; then the folder is there."""
+    def run(self, is_stopped: Callable[[], bool] = never) -> Iterator[Record]:
+        """Train to the end, yielding about a hundred records; then the folder is there. Stopped, it saves its state instead."""
         state, began = self.one.folder.with_suffix(".state"), time.monotonic()
         if state.exists():
             self._restore(state)
@@ -263,6 +288,10 @@ class Maker:
             before = self.shown
             loss_sum += self.step()
             num_summed += 1
+            if is_stopped():
+                self.seconds = time.monotonic() - began
+                self._save(state)
+                return
             if before * LOGS // self.total == self.shown * LOGS // self.total:
                 continue
             loss, self.seconds = float(loss_sum) / num_summed, time.monotonic() - began
@@ -324,7 +353,7 @@ class Maker:
 
     def forward(self, question: Question, masks: Masks | None) -> Tensor:
         """The logits of what is read, (M, K), float32: the only ones that are computed."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
+        with in_precision(self.precision, self.device):
             hidden_ND = self.encoder(question.batch, masks)
             logits_MK: Tensor = self.head(hidden_ND[question.at_M], self.encoder)
         return logits_MK.float()
@@ -346,7 +375,8 @@ class Maker:
     def _progress(self, figures: Record, speed: float) -> Record:
         named = {f"pretrain/{self.stage.kind}_{name}": value for name, value in figures.items()}
         done = {"pretrain/share": self.shown / self.total, "pretrain/examples_per_second": speed}
-        return _record(self.one, self.shown_before + self.shown, named | done)
+        left = {"seconds_left": (self.total - self.shown) / max(speed, 1e-9)}
+        return _record(self.one, self.shown_before + self.shown, named | done | left)
 
     def _save(self, path: Path) -> None:
         """What a killed pretraining goes on from; replaced atomically."""
@@ -385,7 +415,7 @@ def _head(stage: Pretraining, folder: Path, encoder: Encoder) -> tuple[nn.Module
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(stage.seed, "head"))
         head = stage.build(encoder.shape)
-    stored = load_head(folder, stage.stored) if (folder / "model.safetensors").exists() else {}
+    stored = load_head(folder, stage.stored) if weight_files(folder) else {}
     if not stored:
         return head, [f"The checkpoint has no {stage.head_name}: a fresh one was drawn."]
     head.load_state_dict(stored)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +154,10 @@ def _syntax_fault(error: yaml.YAMLError, text: str) -> Fault:
     line = error.problem_mark.line + 1 if error.problem_mark else 0
     if "document" in (error.context or ""):
         return Fault(line, "A file holds one document; a second one begins here (`---`).")
+    written, marks = text.splitlines(), (error.context_mark, error.problem_mark)
+    for number in [mark.line for mark in marks if mark is not None and mark.line < len(written)]:
+        if hidden := invisible(written[number]):
+            return Fault(number + 1, f"This is not YAML: {error.problem}. The line {hidden}")
     return Fault(line, f"This is not YAML: {error.problem}.")
 
 
@@ -172,6 +177,9 @@ def _construct(node: yaml.Node, location: Location, lines: Lines, faults: list[F
             key = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else ""
             if not key or key == "<<":
                 faults.append(Fault(key_node.start_mark.line + 1, f"A key must be a plain name. Got '{key}'."))
+            elif hidden := invisible(key):
+                seen = "".join(filter(str.isprintable, key))
+                faults.append(Fault(key_node.start_mark.line + 1, f"The key '{seen}' {hidden}"))
             elif key in result:
                 line = key_node.start_mark.line + 1
                 faults.append(Fault(line, f"`{key}` is written twice; it stands in line {lines[(*location, key)]} already."))
@@ -241,4 +249,21 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: `; did you mean 'x'? Known: a, x.`"""
     names = sorted(known)
     near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
-    return (f"; did you mean '{near[0]}'?" if near else ".") + (f" Known: {', '.join(names)}." if names else "")
+    known = f" Known: {', '.join(names)}." if names else ""
+    return (f"; did you mean '{near[0]}'?" if near else ".") + of_invisible(word) + known
+
+
+def invisible(text: str) -> str:
+    """Name the first character of a text that cannot be seen, as the end of a sentence; return "" if all can be."""
+    for i, character in enumerate(text):
+        if not character.isprintable():
+            name = "TAB" if character == "\t" else unicodedata.name(character, "control character")
+            where = f"after '{text[max(0, i - 20) : i]}'" if i else "at its start"
+            return f"holds an invisible character (U+{ord(character):04X} {name}) {where}. Type it again."
+    return ""
+
+
+def of_invisible(value: object) -> str:
+    """Return a sentence about the invisible character in a text just shown; empty if there is none, or it is not a text."""
+    hidden = invisible(value) if isinstance(value, str) else ""
+    return f" It {hidden}" if hidden else ""

@@ -1,6 +1,6 @@
 """What a command shows while it works: lines, and on a terminal that a person looks at a picture below them, always renewed.
 
-Elsewhere (a file, a pipe, a notebook, CI) there are the lines alone.
+Elsewhere (a file, a pipe, a notebook, CI) there are only the lines. No other module knows an escape code.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -23,8 +23,28 @@ NOTEBOOKS = ("CI", "COLAB_RELEASE_TAG", "JPY_PARENT_PID")  # these have a termin
 
 def is_watched(stream: TextIO, environment: Mapping[str, str]) -> bool:
     """Whether a stream is a terminal that moves its cursor, with a person before it; not a file, a pipe, CI or a notebook."""
-    moves = environment.get("TERM", "") not in ("", "dumb", "unknown")
-    return stream.isatty() and moves and not any(name in environment for name in NOTEBOOKS)
+    return knows_codes(stream, environment) and not any(name in environment for name in NOTEBOOKS)
+
+
+def knows_codes(stream: TextIO, environment: Mapping[str, str]) -> bool:
+    """Whether a stream is a terminal that understands escape codes."""
+    return stream.isatty() and environment.get("TERM", "").lower() not in ("", "dumb", "unknown")
+
+
+def console(**options: Any) -> Console:
+    """Build the console of stdout, with rich's `options`: no code reaches a file, and no colour a terminal under NO_COLOR.
+
+    rich's own rule would send codes into a file wherever FORCE_COLOR or TTY_COMPATIBLE is set.
+    """
+    colours: Any = "auto" if knows_codes(sys.stdout, os.environ) else None
+    return Console(force_terminal=sys.stdout.isatty(), color_system=colours, highlight=False, **options)
+
+
+def show_progress(text: str) -> None:
+    """Replace the progress line on stderr, empty text removes it; nothing where nobody watches."""
+    if is_watched(sys.stderr, os.environ):
+        sys.stderr.write(f"\r\033[K{text}")
+        sys.stderr.flush()
 
 
 class Screen:
@@ -36,15 +56,15 @@ class Screen:
 
     def __enter__(self) -> Screen:
         if is_watched(sys.stdout, os.environ):
-            console = Console(highlight=False)
+            stdout = console()
             live = Live(
-                console=console,
-                get_renderable=lambda: self.render(console.height),
+                console=stdout,
+                get_renderable=lambda: self.render(stdout.height),
                 refresh_per_second=REFRESH_PER_SECOND,
                 transient=True,  # gone at the end, when the results come
             )
             live.start(refresh=True)
-            console.show_cursor(True)  # Live hides it, and a process that is killed would leave it so
+            stdout.show_cursor(True)  # Live hides it, and a process that is killed would leave it so
             self.live = live
         return self
 

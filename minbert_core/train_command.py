@@ -202,6 +202,8 @@ def run(config: TrialConfig, folder: Path, source: str) -> int:
             shutil.rmtree(folder / "state", ignore_errors=True)  # a kill may have come before this
             print("\n".join(["It is trained already: nothing is left to do.", "", *closing_lines(config, records, folder)]))
             return DONE
+        if not _has_begun(folder):  # a snapshot holds no more than a pretraining then, which is in the cache
+            shutil.rmtree(folder / "state", ignore_errors=True)
         snapshot, records = _snapshot(folder)
         (folder / "config.yaml").write_text(dump_yaml(as_written(config)), encoding="utf-8")
         if records:
@@ -226,9 +228,21 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _recorded(folder: Path) -> TrialConfig | None:
-    """The config that something was trained with in `folder`."""
-    begun = any((folder / name).exists() for name in ("metrics.jsonl", "state", "best"))
-    return read_config(folder / "config.yaml") if begun and (folder / "config.yaml").exists() else None
+    """Read the config that something was trained with in `folder`; None if nothing was."""
+    return read_config(folder / "config.yaml") if _has_begun(folder) and (folder / "config.yaml").exists() else None
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether a step was trained in `folder`: a start that failed before its first step does not bind it to a config.
+
+    Of a power cut a snapshot can be all that is left: it is written through to the disk, the other files are not.
+    """
+    if (folder / "best").exists() or any(record["step"] for record in read_records(folder / "metrics.jsonl")):
+        return True
+    try:
+        return any(record["step"] for record in load_snapshot(state_file(folder))[1])
+    except ValueError:
+        return False
 
 
 def _refuse_another(folder: Path, config: TrialConfig, recorded: TrialConfig) -> None:

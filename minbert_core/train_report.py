@@ -115,13 +115,14 @@ def seconds_left(records: list[Record], total: int, num_points: int, dev_rows: i
 
 
 def pretraining_told(record: Record) -> str:
-    """A pretrain record in a line: `mlm 43 %  12,000 texts  loss 2.913  310 texts/s`; at the end what it came to."""
+    """A pretrain record in a line: `mlm 43 %  12,000 texts  loss 2.913  310 texts/s  5 min left`; at the end its result."""
     kind, name = record["stage"], f"{record['stage']} {record['key'][:8]}"
     if "waits" in record:
         return f"{name} is being made by another process, which is waited for"
     if "made" not in record:
         done, speed, loss = (record[f"pretrain/{key}"] for key in ("share", "examples_per_second", f"{kind}_loss"))
-        return f"{kind} {100 * done:.0f} %  {record['pretrain/examples']:,} texts  loss {loss:.3f}  {speed:.0f} texts/s"
+        rate = f"{speed:.0f} texts/s  {duration(record['seconds_left'])} left"
+        return f"{kind} {100 * done:.0f} %  {record['pretrain/examples']:,} texts  loss {loss:.3f}  {rate}"
     how = "made in" if record["made"] else "found in the cache, made in"
     figures = [
         f"{what} {record[f'pretrain/{kind}_held_out_{what}_before']:.3f} -> {record[f'pretrain/{kind}_held_out_{what}']:.3f}"

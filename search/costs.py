@@ -114,30 +114,36 @@ def training_seconds(trials: Iterable[TrialResult]) -> float:
     return total
 
 
-def pretrainings(trials: Sequence[TrialResult]) -> tuple[float, list[str]]:
-    """Seconds of the further pretrainings that these trials made, and a sentence for each that they began with.
+def pretrainings(trials: Sequence[TrialResult], before: Iterable[dict[str, Any]]) -> tuple[float, list[str]]:
+    """Seconds of the further pretrainings that a search made, and a sentence for each that its trials began with.
 
+    before: the records of what it made before its trials.
     `further pretraining mlm 3f2a9c01: 340 s, made once by trial 002, shared by 5 trials`
     """
-    seconds, sentences = 0.0, []
+    own = {record["key"]: record["pretrain/seconds"] for record in before if record.get("made")}
+    seconds, sentences = sum(own.values()), []
     told = {trial.number: [record for record in trial.records if "made" in record] for trial in trials}
     for key, stage in {record["key"]: record["stage"] for records in told.values() for record in records}.items():
         found = [(number, record) for number, records in told.items() for record in records if record["key"] == key]
         makers = [number for number, record in found if record["made"]]
         took = found[0][1]["pretrain/seconds"]
         seconds += took * len(makers)
-        made = f"made once by trial {makers[0]:03d}" if makers else "made before this search"
+        by_search = "made once, before the trials" if key in own else "made before this search"
+        made = f"made once by trial {makers[0]:03d}" if makers else by_search
         shared = f"shared by {counted(len({number for number, _ in found}), 'trial')}"
         sentences.append(f"further pretraining {stage} {key[:8]}: {duration(took)}, {made}, {shared}")
     return seconds, sentences
 
 
-def total_cost(trials: Sequence[TrialResult], cpus_per_trial: int, gpus_per_trial: float) -> str:
+def total_cost(
+    trials: Sequence[TrialResult], cpus_per_trial: int, gpus_per_trial: float, pretrained: Iterable[dict[str, Any]] = ()
+) -> str:
     """`1 h 30 min of training, 5.8 GPU-hours, 3,200,000 examples, 8,100,000 passes`; without GPUs core-hours.
 
     The hours hold each further pretraining that was made here once; what it was follows in words.
+    pretrained: the records of those that were made before the trials.
     """
-    pretraining_seconds, sentences = pretrainings(trials)
+    pretraining_seconds, sentences = pretrainings(trials, pretrained)
     hours = (sum(trial.seconds for trial in trials) + pretraining_seconds) / 3600
     paid, unit = (hours * gpus_per_trial, "GPU-hours") if gpus_per_trial else (hours * cpus_per_trial, "core-hours")
     figure = f"{paid:.1f}" if paid >= 1 else f"{paid:.2g}"

@@ -1,6 +1,6 @@
 """A search from its start to its end: Ray, the study, the terminal and MLflow around it; what it says when it is over.
 
-plan -> run_search -> Ray Tune asks StudySearcher for trials -> run_trial on workers -> close -> exit code
+plan -> run_search -> further pretraining -> Ray Tune asks StudySearcher for trials -> run_trial on workers -> close
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from typing import Any
 
 from minbert_core.commands import DONE, FAILED, INTERRUPTED, NOT_RECORDED, Refused
 from minbert_core.paths import as_written
+from minbert_core.trial_folder import read_records
 from search.costs import branch_table, choices_of, total_cost
 from search.folder import read_plan
-from search.narrate import Narrator, table
+from search.narrate import PRETRAINING, Narrator, table
 from search.plan import Plan, git_commit, versions
+from search.pretrain import make_chains
 from search.resources import Resources, counted, only_these
 from search.searcher import StopOnRequest, StudySearcher, TuneScheduler
 from search.store import store_uri
@@ -58,7 +60,7 @@ def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[]
         try:
             if searcher.has_more():
                 with narrator.screen:
-                    _fit(plan, searcher, TuneScheduler(scheduler, rungs, seconds_left), address, interrupts)
+                    _fit(plan, searcher, TuneScheduler(scheduler, rungs, seconds_left), address, interrupts, narrator)
             if not interrupts.seen:
                 searcher.pause_the_rest()
         except BaseException:  # a fault of Ray's or ours, raised on: what was done stays
@@ -104,8 +106,10 @@ def _unheard(number: signal.Signals) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _fit(plan: Plan, searcher: Any, scheduler: Any, address: str, interrupts: _Interrupts) -> None:
-    """Hand everything to Ray Tune and wait until the trials have ended, or an interrupt was seen."""
+def _fit(
+    plan: Plan, searcher: StudySearcher, scheduler: Any, address: str, interrupts: _Interrupts, narrator: Narrator
+) -> None:
+    """Pretrain, hand everything to Ray Tune, and wait until the trials have ended, or an interrupt was seen."""
     import ray
     from ray import tune
 
@@ -131,8 +135,12 @@ def _fit(plan: Plan, searcher: Any, scheduler: Any, address: str, interrupts: _I
             stop=StopOnRequest(lambda: interrupts.seen),
         ),
     )
+
+    def is_stopped() -> bool:
+        return interrupts.seen or searcher.seconds_left() <= 0
+
     try:
-        if not interrupts.seen:
+        if make_chains(plan.chains(), plan.resources, narrator.pretrained, is_stopped) and not interrupts.seen:
             tuner.fit()
     finally:
         ray.shutdown()
@@ -183,7 +191,8 @@ def close(folder: Path, plan: Plan, results: list[TrialResult], narrator: Narrat
     rows = table(results, narrator.tasks, gpus_per_trial=resources.gpus_per_trial, unended="paused") if results else []
     if branches := branch_table(results, choices_of(plan.space)):
         rows += ["", *branches]
-    cost = f"cost      {total_cost(results, resources.cpus_per_trial, resources.gpus_per_trial)}"
+    pretrained = read_records(folder / PRETRAINING)
+    cost = f"cost      {total_cost(results, resources.cpus_per_trial, resources.gpus_per_trial, pretrained)}"
     statuses = [trial.status for trial in results]
     counts = {status: statuses.count(status) for status in ("completed", "stopped", "failed", "running")}
     summary = ", ".join(f"{count} {'paused' if status == 'running' else status}" for status, count in counts.items() if count)
@@ -205,7 +214,7 @@ def close(folder: Path, plan: Plan, results: list[TrialResult], narrator: Narrat
     narrator.tracker.note(_note(plan, folder, [*rows, "", cost]))
     recorded = narrator.tracker.close("KILLED" if interrupted else "FINISHED" if worked else "FAILED")
     if not recorded:
-        print(f"\033[31mMLflow: {narrator.tracker.error}\033[0m", file=sys.stderr)
+        print(f"MLflow: {narrator.tracker.error}", file=sys.stderr)
         print(f"The search itself is whole; only MLflow lacks something. This logs it again: {go_on(folder)}", file=sys.stderr)
     if interrupted:
         return INTERRUPTED

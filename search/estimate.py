@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -22,14 +21,13 @@ from typing import Any
 import numpy as np
 
 from minbert_core.commands import Refused
-from minbert_core.files import message
 from minbert_core.paths import as_written
-from minbert_core.terminal import duration
+from minbert_core.terminal import duration, show_progress
 from search.domains import Choice, Domain
 from search.measure import Cost, measure
 from search.narrate import describe
 from search.plan import Plan
-from search.resources import Resources, counted
+from search.resources import Resources, cause_of, counted
 from search.rungs import expected_ends
 from search.space import Choose, Sample, Space, default_choice
 from search.study import KEEP_BEST
@@ -58,22 +56,15 @@ def measured_lines(
     with tempfile.TemporaryDirectory(prefix="minbert-measure-") as scratch:
         try:
             points = branch_points(plan.space)
-            costs = measure_points(points, plan.resources, Path(scratch), tell)
+            costs = measure_points(points, plan.resources, Path(scratch), show_progress)
         finally:
-            tell("")
+            show_progress("")
             ray.shutdown()
     resources = plan.resources
     told = lines(estimate(plan, points, costs, start_up_seconds), resources, price, hours)
     if load > 1 + resources.cpus - resources.slots * resources.cpus_per_trial:
         told.append(f"warning   measured beside other work (load {load:.1f}); without it the search takes less")
     return told
-
-
-def tell(text: str) -> None:
-    """The progress line: replaced on a terminal by the next one, an empty one in the end; elsewhere nothing."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\033[K{text}")
-        sys.stderr.flush()
 
 
 # -------------------------------------------------------------------------------------------------------------- points
@@ -147,17 +138,9 @@ def measure_points(points: Points, resources: Resources, scratch: Path, tell: Ca
 
 def failure(sample: Sample, error: Exception) -> str:
     """The sentence for a point that failed: which, why, and what helps if memory was short."""
-    cause = getattr(error, "cause", None)
-    reason = (message(cause or error).strip().splitlines() or [""])[0].rstrip(".")
     name = describe(sample.params)
     point = f"The point {name}" if name else "The space's only point"
-    if cause is None:  # its process was killed, by Ray's watch over the memory or by the system
-        return f"{point} could not be measured: its process was killed, perhaps out of memory ({reason}). {_SMALLER}"
-    short = "out of memory" in reason.lower() or isinstance(cause, MemoryError)
-    return f"{point} cannot be trained here ({type(cause).__name__}: {reason}).{' ' + _SMALLER if short else ''}"
-
-
-_SMALLER = "Fewer trials at a time, smaller batches, or `machine/micro_batch_tokens` would need less."
+    return f"{point} cannot be trained here: {cause_of(error)}"
 
 
 # ------------------------------------------------------------------------------------------------------------ arithmetic
@@ -200,7 +183,7 @@ def estimate(plan: Plan, points: Points, costs: Mapping[int, list[Cost]], start_
     pretraining = {name: seconds for cost in every for name, seconds in cost.pretraining.items()}
     snapshot, best = max(cost.snapshot_bytes for cost in every), max(cost.best_bytes for cost in every)
     return Estimate(
-        # those that need a pretraining wait while one of them makes it
+        # pretrainings come before the first trial, or hold up the trials that begin with them
         seconds=start_up_seconds + max(work / plan.resources.slots, until[-1]) + sum(pretraining.values()),
         trial_seconds=work / plan.num_trials,
         memory_gb=max(cost.memory_gb for cost in every),

@@ -24,6 +24,7 @@ from rich.padding import Padding
 from minbert_core.commands import DONE, run_command
 from minbert_core.config import TrialConfig
 from minbert_core.knobs import ENTRIES, Knob, knob_at, places
+from minbert_core.terminal import console
 from search.domains import DOMAINS
 from search.examples import SHARED, canonical, example, searched_in
 from search.listing import (
@@ -81,20 +82,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> int:
-    console = Console(highlight=False, markup=False, emoji=False)
+    stdout = console(markup=False, emoji=False)
     if options.schema is not None:
         if options.path is not None:
             raise ValueError("--schema goes with no PATH: it is of all knobs.")
         return _schema(options.schema)
     if options.path is None:
-        show(sections(), console)
+        show(sections(), stdout)
         return DONE
     found = find(options.path)
     if len(found) == 1:
-        explain(found[0], options.path, console)
+        explain(found[0], options.path, stdout)
         return DONE
-    console.print(f"{options.path} stands in {len(found)} places. To have one explained, name it whole:\n", soft_wrap=True)
-    show_rows([row for row in all_rows() if row.path in {one.path for one in found}], console)
+    stdout.print(f"{options.path} stands in {len(found)} places. To have one explained, name it whole:\n", soft_wrap=True)
+    show_rows([row for row in all_rows() if row.path in {one.path for one in found}], stdout)
     return DONE
 
 

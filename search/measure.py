@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from minbert_core.config import TrialConfig, load_config, seed_of
-from minbert_core.data.tokens import PackedBatch, pack, pack_parts
+from minbert_core.data.tokens import PackedBatch, pack_parts
 from minbert_core.inputs import Inputs, open_inputs
 from minbert_core.machine import prepare, resolve_precision, usage
 from minbert_core.methods.stages import StagePlan
@@ -31,7 +31,7 @@ from minbert_core.methods.task_schedules import example_rows
 from minbert_core.model import TOKENS_A_PASS, MultitaskBert, save_model
 from minbert_core.pretraining import Maker, Pretrained, find
 from minbert_core.step import Stepper
-from minbert_core.train import LOGS_A_TRIAL, STEPS_A_MEASURE, model_to_train, save_snapshot
+from minbert_core.train import LOGS_A_TRIAL, STEPS_A_MEASURE, evaluate_dev, model_to_train, save_snapshot
 
 STAGE_SECONDS = 3  # of timed steps in each stage, shared by its kinds of step; each is timed once at least
 MOST_STEPS = 30  # timed of each kind; a small encoder's are many in a second
@@ -67,13 +67,14 @@ def measure(document: dict[str, Any], asked_at: float, scratch: Path) -> Cost:
     start_seconds = max(0.0, time.time() - asked_at)
     train_seconds, saves = 0.0, []
     for stage, examples in zip(config.stage_plans(), config.stage_examples(inputs.sizes), strict=True):
-        stepper = Stepper(model, stage, config.loss_weights, seed_of(config.seed, "measure"), precision)
-        train_seconds += examples * _seconds_an_example(stepper, stage, config, inputs, examples)
+        stepper = _stepper(model, stage, config, precision)
+        seconds = _seconds_an_example(stepper, stage, config, inputs, examples, STAGE_SECONDS, MOST_STEPS)
+        train_seconds += examples * seconds
         saves.append(_save(model, stepper, config, inputs, scratch if scratch.is_dir() else None))
     seconds, snapshot_bytes, best_bytes = (max(column) for column in zip(*saves, strict=True))
     return Cost(
         train_seconds=train_seconds,
-        evaluation_seconds=seconds + sum(_dev_seconds(model, name, config, inputs, precision) for name in inputs.dev),
+        evaluation_seconds=seconds + sum(_dev_seconds(model, name, config, inputs) for name in inputs.dev),
         start_seconds=start_seconds,
         memory_gb=usage(device)["system/peak_memory_gb"],
         snapshot_bytes=int(snapshot_bytes),
@@ -106,6 +107,13 @@ def _built(document: dict[str, Any]) -> tuple[TrialConfig, torch.device, str, In
     return config, device, resolve_precision(config.machine.precision, device), inputs, model
 
 
+def _stepper(model: MultitaskBert, stage: StagePlan, config: TrialConfig, precision: str) -> Stepper:
+    """A stage's stepper, its heads drawn again where the stage begins with fresh ones."""
+    for task in stage.tasks if stage.fresh_heads else ():
+        model.renew_head(task, seed_of(config.seed, "measure"))
+    return Stepper(model, stage, config.loss_weights, seed_of(config.seed, "measure"), precision)
+
+
 # ------------------------------------------------------------------------------------------------------- sharing a GPU
 
 
@@ -132,7 +140,7 @@ class Sharer:
         self.config, self.device, self.precision, self.inputs, self.model = _built(self.document)
         self._seconds_an_example(PEAK_SECONDS, MOST_STEPS)
         for name in self.inputs.dev:
-            _dev_seconds(self.model, name, self.config, self.inputs, self.precision)
+            _dev_seconds(self.model, name, self.config, self.inputs)
         return Memory(usage(self.device)["system/peak_memory_gb"], *_free_and_total_gb(self.device))
 
     def rate(self, begins_at: float, seconds: float) -> float:
@@ -144,7 +152,7 @@ class Sharer:
         """The mean over the stages, each weighed by its share of the trial."""
         config, total, mean = self.config, self.config.num_examples(self.inputs.sizes), 0.0
         for stage, examples in zip(config.stage_plans(), config.stage_examples(self.inputs.sizes), strict=True):
-            stepper = Stepper(self.model, stage, config.loss_weights, seed_of(config.seed, "measure"), self.precision)
+            stepper = _stepper(self.model, stage, config, self.precision)
             seconds = _seconds_an_example(stepper, stage, config, self.inputs, examples, stage_seconds, most_steps)
             mean += examples / total * seconds
         return mean
@@ -181,14 +189,15 @@ def _seconds_an_example(
     config: TrialConfig,
     inputs: Inputs,
     examples: float,
-    stage_seconds: float = STAGE_SECONDS,
-    most_steps: float = MOST_STEPS,
+    stage_seconds: float,
+    most_steps: float,
 ) -> float:
     """Seconds of wall time an example of this stage, whose kinds of step are weighed by how often they come."""
     sizes = {name: inputs.sizes[name] for name in stage.tasks}
     batch_sizes = {name: stepper.model.plans[name].batch_size for name in stage.tasks}
     drawn = dict.fromkeys(stage.tasks, 0)
     steps = 0
+    met: set[tuple[str, ...]] = set()
 
     def step(names: tuple[str, ...]) -> None:
         nonlocal steps
@@ -196,7 +205,9 @@ def _seconds_an_example(
         for name in names:
             batches[name] = _batch(stepper.model, name, config, inputs, drawn[name])
             drawn[name] += batch_sizes[name]
-        is_measured = int(steps * measures_a_step) < int((steps + 1) * measures_a_step)
+        # the first of a kind is not timed, so it always measures: what a few steps would not come to is executed, too
+        is_measured = names not in met or int(steps * measures_a_step) < int((steps + 1) * measures_a_step)
+        met.add(names)
         stepper.step(steps, batches, progress=0.5, measure=is_measured)
         steps += 1
 
@@ -239,10 +250,12 @@ def _wait(device: torch.device) -> None:
 # --------------------------------------------------------------------------------------------------- evaluation and saves
 
 
-def _dev_seconds(model: MultitaskBert, name: str, config: TrialConfig, inputs: Inputs, precision: str) -> float:
-    """Seconds to evaluate one task's dev split: passes that grow to the size of an evaluation's, by the rate of the largest."""
+def _dev_seconds(model: MultitaskBert, name: str, config: TrialConfig, inputs: Inputs) -> float:
+    """Seconds to evaluate one task's dev split, by a trial's own evaluation of parts of it.
+
+    The parts grow to the size of one pass; the rate is that of the largest.
+    """
     split, encoding = inputs.dev[name], model.plans[name].pair_encoding.kind
-    device = next(model.parameters()).device
     order = np.random.default_rng(0).permutation(len(split))
     ends = np.cumsum(split.lengths(encoding, config.max_length)[order])
     rates: dict[int, list[float]] = {}
@@ -250,11 +263,10 @@ def _dev_seconds(model: MultitaskBert, name: str, config: TrialConfig, inputs: I
     for _ in range(MOST_PASSES):
         if rates and time.monotonic() - began > EVALUATION_SECONDS:
             break
-        rows = order[: np.searchsorted(ends, tokens) + 1]
+        rows = order[: max(1, np.searchsorted(ends, tokens))]
+        part = replace(inputs, dev={name: split.only(rows)})
         before = time.monotonic()
-        with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-            batch = pack(split, rows, encoding, config.max_length, inputs.specials).to(device)
-            model(name, batch).logits_BK.cpu()
+        evaluate_dev(model, config, part)
         rates.setdefault(tokens, []).append((time.monotonic() - before) / float(ends[len(rows) - 1]))
         tokens = min(2 * tokens, TOKENS_A_PASS)
     return float(ends[-1] * np.mean(rates[max(rates)]))

@@ -127,6 +127,14 @@ class Runs:
         run.ended = True
         self.client.set_terminated(run.id, status, end_time=time_ms)
 
+    def pretrained(self, records: Iterable[Record]) -> None:
+        """What was pretrained before the trials, on the parent: `pretrain/3f2a9c01/mlm_loss` at x = texts."""
+        assert self.parent is not None
+        for record in records:
+            own = f"pretrain/{record['key'][:8]}/"
+            points = _points(record)
+            self._measure(self.parent, [(name.replace("pretrain/", own), value, x, ms) for name, value, x, ms in points])
+
     def best(self, step: int, metrics: dict[str, float], time_ms: int) -> None:
         assert self.parent is not None
         self._measure(self.parent, [(key, value, step, time_ms) for key, value in metrics.items()])

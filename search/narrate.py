@@ -5,6 +5,7 @@ On a terminal a picture of the trials that run stands below the lines (screen.py
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 
 from minbert_core.config import OVERALL
 from minbert_core.terminal import Screen, duration
+from minbert_core.train_report import pretraining_told
+from minbert_core.trial_folder import read_records
 from search.screen import Picture, look, read_tail, render
 from search.study import TrialResult, best_first, ranked
 from search.tracking import Tracker
@@ -69,6 +72,10 @@ def markdown(rows: list[list[str]]) -> list[str]:
     return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
 
 
+PRETRAINING = "pretraining.jsonl"  # in a search's folder: the records of what was pretrained before the trials
+PRETRAINING_LINES = 10  # of progress in each
+
+
 class Narrator:
     """The listener of a search: prints, logs, and hands on to MLflow. Times left are guesses from the trials ended so far."""
 
@@ -79,6 +86,8 @@ class Narrator:
         self.budget = budget  # examples of a full trial
         self.log = (folder / "log.txt").open("a", buffering=1, encoding="utf-8")
         self.trials: dict[int, TrialResult] = {}
+        self.pretraining: dict[str, dict[str, Any]] = {}  # what is pretrained before the trials: its key -> the last record
+        self.folder = folder
         self.running: dict[int, str] = {}  # trials at work now -> how the picture names them
         self.began = time.monotonic()
         self.screen = Screen(lambda height: render(self.picture(), height))
@@ -98,8 +107,23 @@ class Narrator:
     def close(self) -> None:
         self.log.close()
 
+    def pretrained(self, record: dict[str, Any]) -> None:
+        """A record of what is pretrained before the trials: kept, and printed at its ends and every tenth of the way."""
+        with (self.folder / PRETRAINING).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        self.tracker.pretrained([record])
+        before = self.pretraining.get(record["key"], {})
+        tenths = [int(PRETRAINING_LINES * one.get("pretrain/share", 0)) for one in (before, record)]
+        if not before or "made" in record or tenths[0] < tenths[1]:
+            self.say(pretraining_told(record))
+        self.pretraining[record["key"]] = record
+        if "made" in record:
+            del self.pretraining[record["key"]]
+
     def replay(self, trials: list[TrialResult]) -> None:
         """Take in the trials of an interrupted search, and tell MLflow everything again (what it knows it keeps)."""
+        if pretrained := read_records(self.folder / PRETRAINING):
+            self.tracker.pretrained(pretrained)
         for trial in trials:
             self.trials[trial.number] = trial
             first = trial.records[0]["time_ms"] if trial.records else None
@@ -150,11 +174,11 @@ class Narrator:
             trial = known[number]
             records = ([trial.last] if trial.points else []) + read_tail(trial.folder / "metrics.jsonl")
             rows.append(look(number, text, records, self.budget, self.parts, now_ms))
-        best = self.best()
+        best, pretraining = self.best(), list(self.pretraining.values())
         text = f"best {best.number:03d} {scores(best.best, self.tasks)}  {describe(best.params)}" if best else "no score yet"
         elapsed = duration(time.monotonic() - self.began)
         progress = f"{self.num_done()}/{self.num_trials} done, {elapsed} elapsed{self._time_left()}"
-        return Picture(rows, text, progress)
+        return Picture(rows, "; ".join(map(pretraining_told, pretraining)) or text, progress)
 
     def best(self) -> TrialResult | None:
         return next(iter(ranked(list(self.trials.values()))), None)

@@ -16,8 +16,9 @@ from typing import Any
 
 from minbert_core.commands import Refused
 from minbert_core.paths import as_written
+from minbert_core.terminal import show_progress
 from search.domains import Domain
-from search.estimate import Points, branch_points, failure, tell
+from search.estimate import Points, branch_points, failure
 from search.measure import Memory, Sharer
 from search.plan import Plan, branch_configs, most_threads, with_resources
 from search.resources import Resources
@@ -136,7 +137,7 @@ def probe(plan: Plan, room: Room, start_ray: Callable[[Resources], None]) -> tup
         first, memory = _begin_alone(points, start)
         rates, ended = _train_together(first, lambda: start(points.samples[0]), memory, room, began + BEGIN_SECONDS)
     finally:
-        tell("")
+        show_progress("")
         ray.shutdown()
     return choose(rates, memory, ended)
 
@@ -148,7 +149,7 @@ def _begin_alone(points: Points, start: Callable[[Sample], Any]) -> tuple[Any, M
     processes = [start(sample) for sample in points.samples]  # which take nothing of the GPU until they are told to begin
     peaks_gb = [0.0] * len(processes)
     for index in reversed(range(len(processes))):
-        tell(f"probing what shares a GPU: memory, {index + 1} to go")
+        show_progress(f"probing what shares a GPU: memory, {index + 1} to go")
         try:
             memory: Memory = ray.get(processes[index].begin.remote())
         except ray.exceptions.RayError as error:
@@ -178,7 +179,7 @@ def _train_together(
             return rates, f"{number} would not fit"
         if time.monotonic() > last_begin:
             return rates, f"no time was left to try {number}"
-        tell(f"probing what shares a GPU: {number} trials")
+        show_progress(f"probing what shares a GPU: {number} trials")
         try:
             trials += (more := [start() for _ in trials])
             ray.get([trial.begin.remote() for trial in more])

@@ -20,10 +20,9 @@ from minbert_core.checkpoints import fetch_encoder
 from minbert_core.commands import Refused
 from minbert_core.config import TINY, TOY, TrialConfig
 from minbert_core.data.corpus import fingerprint
+from minbert_core.encoder_files import weight_files
 from minbert_core.files import user_path
 from minbert_core.model import TOKENIZER_FILES
-
-ENCODER_FILES = ("config.json", "model.safetensors", *TOKENIZER_FILES)
 
 
 def here(config: TrialConfig, places: Mapping[str, str]) -> TrialConfig:
@@ -119,8 +118,8 @@ def _fetched(names: Iterable[str]) -> Path | None:
 def encoder_fingerprint(folder: Path) -> str:
     """sha256 of an encoder's files, weights and tokenizer: half a second for BERT-base."""
     whole = hashlib.sha256()
-    for name in ENCODER_FILES:
-        if (path := folder / name).exists():
+    for path in (folder / "config.json", *weight_files(folder), *(folder / name for name in TOKENIZER_FILES)):
+        if path.exists():
             with path.open("rb") as file:
-                whole.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+                whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return whole.hexdigest()

@@ -21,16 +21,18 @@ from minbert_core.commands import Refused
 from minbert_core.config import OVERALL, TINY, TOY, Objective, TrialConfig
 from minbert_core.data.corpus import Dropped, fingerprint, missing_test_files
 from minbert_core.data.tasks import SPLITS
+from minbert_core.encoder_fit import check_encoder
 from minbert_core.inputs import Inputs, build_encoder, data_folder, open_inputs
 from minbert_core.model import build_model
 from minbert_core.paths import as_written, flatten, lay_over
-from minbert_core.pretraining import find, read_texts, vocabulary_of
+from minbert_core.pretraining import read_texts, vocabulary_of
 from search.domains import Choice
 from search.folder import FORMAT
 from search.places import encoder_fingerprint, here, moved
+from search.pretrain import Chain, chains, known_chains
 from search.resources import Resources, counted, machine_settings
 from search.rungs import expected_full_trials
-from search.space import FIXED, Space, cover, default_choice, forcing, make_space
+from search.space import FIXED, Sample, Space, cover, default_choice, forcing, make_space
 
 
 def localise(space: Space, resources: Resources, configs: Iterable[TrialConfig], places: Mapping[str, str]) -> Space:
@@ -53,15 +55,26 @@ def localise(space: Space, resources: Resources, configs: Iterable[TrialConfig],
     return replace(make_space(space.name, document, space.where), encoders=encoders)
 
 
-def branch_configs(space: Space) -> list[TrialConfig]:
-    """Configs that between them take every pair of the space's branches, all else default; and its baselines.
+LIMITED = ("machine/threads", "max_length")  # parameters that a machine or an encoder may not suffice for
 
-    A range of `machine/threads` counts as a choice of its two ends: the cores must do for both.
+
+def branch_configs(space: Space) -> list[TrialConfig]:
+    """Configs that between them take every pair of the space's branches, all else default; and its baselines."""
+    return [point.config() for point in (*branch_samples(space), *baseline_samples(space))]
+
+
+def baseline_samples(space: Space) -> list[Sample]:
+    return [space.baseline(i) for i in range(len(space.baselines))]
+
+
+def branch_samples(space: Space) -> list[Sample]:
+    """Points that between them take every pair of the space's branches, all else default.
+
+    A range in `LIMITED` counts as a choice of its two ends: cores and encoder must suffice for both.
     """
     switches = {name: found for name, found in space.domains().items()
-                if isinstance(found[0], Choice) or name.startswith("machine/threads")}  # fmt: skip
-    points = [space.sample(forcing(forced)) for forced in ({}, *cover(switches))]
-    return [point.config() for point in (*points, *map(space.baseline, range(len(space.baselines))))]
+                if isinstance(found[0], Choice) or name.startswith(LIMITED)}  # fmt: skip
+    return [space.sample(forcing(forced)) for forced in ({}, *cover(switches))]
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ class Plan:
     best_bytes: int  # the weights of the largest model
     snapshot_bytes: int  # of a trial of it
     places: Mapping[str, str] = field(default_factory=dict)  # a folder as configs name it -> where it lies here
-    pretrainings: tuple[str, ...] = ()  # each further pretraining that some trial begins with, in words
+    pretrainings: tuple[str, ...] = ()  # each further pretraining that some trial begins with, and when it is made, in words
 
     @property
     def examples(self) -> int:
@@ -91,6 +104,10 @@ class Plan:
     def full_trials(self) -> float:
         settings, baselines = self.space.settings, len(self.space.baselines)
         return expected_full_trials(self.num_trials, baselines, len(self.recipes), settings.rungs, settings.trial_scheduler)
+
+    def chains(self) -> list[Chain]:
+        """The further pretrainings that are made before the first trial."""
+        return known_chains(branch_samples(self.space), baseline_samples(self.space), self.space, self.places)
 
     def warnings(self) -> list[str]:
         """What may not be what was meant, as sentences: rows cut, no test files, trials too few for halving."""
@@ -255,12 +272,13 @@ def make_plan(
     config = space.sample(default_choice).config()
     config = config.model_copy(update={"train_on": _all_tasks(configs, config.objective)})
     inputs = open_inputs(here(config, places))
-    best_bytes = 4 * max(_num_parameters(here(config, places)) for config in _of_each_encoder(space, configs))
+    _check_encoders(space, configs, places)
+    best_bytes = 4 * max(_num_parameters(here(config, places)) for config in _of_each_encoder(space, configs).values())
     snapshot_bytes = best_bytes * (1 + 2 * max(map(_num_optimizers, configs)))  # AdamW's two moments beside the weights
     recipes = tuple(sorted({config.recipe for config in configs}))
     every = [space.sample(forcing(point)).config() for point in space.combinations()] if is_grid else configs
     budgets = tuple(sorted(config.num_examples(inputs.sizes) for config in every))
-    before = _pretrainings(space, configs, places)
+    before = _pretrainings(space, places)
     return Plan(
         name, space, seed, num_trials, resources, config, inputs, recipes, budgets, best_bytes, snapshot_bytes, places, before
     )
@@ -320,28 +338,39 @@ def _all_tasks(configs: list[TrialConfig], objective: str | Objective) -> tuple[
     return tasks
 
 
-def _of_each_encoder(space: Space, configs: Iterable[TrialConfig]) -> list[TrialConfig]:
-    """Of the configs with the same encoder the one of the longest sequences, with the encoder's folder filled in."""
+def _of_each_encoder(space: Space, configs: Iterable[TrialConfig]) -> dict[str, TrialConfig]:
+    """By encoder, the config of the longest sequences, with the encoder's folder filled in."""
     longest = {config.encoder.checkpoint: config for config in sorted(configs, key=lambda config: config.max_length)}
     encoders = {name: config.encoder.model_copy(update={"checkpoint": space.encoders.get(name, name)})
                 for name, config in longest.items()}  # fmt: skip
-    return [config.model_copy(update={"encoder": encoders[name]}) for name, config in longest.items()]
+    return {name: config.model_copy(update={"encoder": encoders[name]}) for name, config in longest.items()}
 
 
-def _pretrainings(space: Space, configs: Iterable[TrialConfig], places: Mapping[str, str]) -> tuple[str, ...]:
-    """Each further pretraining of the configs once, in words. What is faulty in its texts shows here, not in every worker."""
-    found: dict[str, str] = {}
+def _check_encoders(space: Space, configs: list[TrialConfig], places: Mapping[str, str]) -> None:
+    """Raise ValueError where some config asks for more than its encoder has."""
+    opened = {
+        checkpoint: open_inputs(here(longest, places)) for checkpoint, longest in _of_each_encoder(space, configs).items()
+    }
     for config in configs:
-        if not config.pretraining:
-            continue
-        [local] = _of_each_encoder(space, [config])
-        local = here(local, places)
-        inputs = open_inputs(local)
-        for one in find(local, inputs):
+        inputs = opened[config.encoder.checkpoint]
+        check_encoder(config, inputs.shape, inputs.tokenizer)
+
+
+def _pretrainings(space: Space, places: Mapping[str, str]) -> tuple[str, ...]:
+    """Each further pretraining of a branch or a baseline once, in words: what it is, and when it is made.
+
+    What is faulty in its texts shows here, not in every worker.
+    """
+    branches, baselines = branch_samples(space), baseline_samples(space)
+    known = {one.key for chain in known_chains(branches, baselines, space, places) for one in chain.ones}
+    found: dict[str, str] = {}
+    for chain in chains([*branches, *baselines], places):
+        for one in chain.ones:
             if one.key not in found and not one.is_made:
-                read_texts(one.stage, local, inputs)
-                vocabulary_of(inputs.tokenizer)
-            found[one.key] = one.describe(local)
+                read_texts(one.stage, chain.config, chain.inputs)
+                vocabulary_of(chain.inputs.tokenizer)
+            when = "made once, before the first trial" if one.key in known else "made by the first trial that begins with it"
+            found[one.key] = one.describe(chain.config, when)
     return tuple(found.values())
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from minbert_core.commands import Refused
 from minbert_core.settings import NAME, dump_yaml, parse_yaml
-from search.folder import read_plan
+from search.folder import has_begun, read_plan
 from search.places import find_places, moved
 from search.plan import Plan, make_plan
 from search.resources import find_resources
@@ -33,7 +33,7 @@ def goes_on(options: argparse.Namespace, runs: Path) -> bool:
         raise ValueError("--resume names the search already; it does not go with --name.")
     if options.resume is None:
         return False
-    if options.space is None or (runs / options.resume / "plan.json").exists():
+    if options.space is None or has_begun(runs / options.resume):
         return True
     if not NAME.fullmatch(options.resume):
         raise ValueError(f"A search's name, that of --resume, must be made of a-z, 0-9, _ and -. Got '{options.resume}'.")

@@ -32,7 +32,15 @@ from minbert_core.settings import dump_yaml
 from search.drive import STOPS, go_on, next_command, run_search, start_ray
 from search.environment import report
 from search.estimate import check_disk, measured_lines
-from search.folder import check_unused, lock, make_search_folder, new_search_folder, wait_for_workers, write_plan
+from search.folder import (
+    check_unused,
+    clear_failed_start,
+    lock,
+    make_search_folder,
+    new_search_folder,
+    wait_for_workers,
+    write_plan,
+)
 from search.narrate import describe
 from search.options import Options, as_arguments, parse, parser
 from search.packing import packed
@@ -141,6 +149,7 @@ def _search(options: argparse.Namespace, arguments: list[str]) -> tuple[Path, in
     plan = replace(plan, name=folder.name)
     with lock(folder):
         check_unused(folder)  # again: another may have had the lock until now
+        clear_failed_start(folder)
         (folder / "space.yaml").write_text(dump_yaml(plan.space.document), encoding="utf-8")
         own = {"id": secrets.token_hex(8), "tracking_uri": options.tracking_uri}
         own["space_sha256"] = asked_space(options.space, options.set or [])

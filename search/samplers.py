@@ -1,7 +1,7 @@
 """The family of samplers: where in the space the next trial is drawn from. Optuna's own, built with the search's seed; a grid.
 
-`build(seed, points)`: points() lists every combination of the space's choices, for a sampler that takes them all
-(`is_exhaustive`); the space sees to it that there is such a list.
+`build(seed, points, num_baselines)`: points() lists every combination of the space's choices, for a sampler that takes them all
+(`is_exhaustive`); the space sees to it that there is such a list. The baselines come first, and are no draws of the sampler.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Tpe(Variant):
     """Tree-structured Parzen estimator, Bergstra et al. 2011, as Optuna has it (multivariate, constant liar)."""
 
     kind: Literal["tpe"] = "tpe"
-    startup: PositiveInt = Field(8, description="random trials before the model is trusted")
+    startup: PositiveInt = Field(8, description="random trials before the model is trusted; baselines do not count")
     is_exhaustive: ClassVar[bool] = False
 
-    def build(self, seed: int, points: Points) -> optuna.samplers.BaseSampler:
-        return optuna.samplers.TPESampler(n_startup_trials=self.startup, seed=seed)
+    def build(self, seed: int, points: Points, num_baselines: int) -> optuna.samplers.BaseSampler:
+        return optuna.samplers.TPESampler(n_startup_trials=num_baselines + self.startup, seed=seed)
 
 
 class Random(Variant):
@@ -37,7 +37,7 @@ class Random(Variant):
     kind: Literal["random"] = "random"
     is_exhaustive: ClassVar[bool] = False
 
-    def build(self, seed: int, points: Points) -> optuna.samplers.BaseSampler:
+    def build(self, seed: int, points: Points, num_baselines: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.RandomSampler(seed=seed)
 
 
@@ -81,7 +81,7 @@ class Grid(Variant):
     kind: Literal["grid"] = "grid"
     is_exhaustive: ClassVar[bool] = True
 
-    def build(self, seed: int, points: Points) -> optuna.samplers.BaseSampler:
+    def build(self, seed: int, points: Points, num_baselines: int) -> optuna.samplers.BaseSampler:
         return GridSampler(points())
 
 

@@ -13,11 +13,11 @@ import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
-
-from minbert_core.terminal import duration
+from minbert_core.terminal import console, duration
+from minbert_core.train_report import pretraining_told
+from minbert_core.trial_folder import read_records
 from search.folder import read_plan
-from search.narrate import in_short, table, time_left
+from search.narrate import PRETRAINING, in_short, table, time_left
 from search.screen import Picture, look, render
 from search.store import SERVER, database_of, store_uri
 from search.study import TrialResult, read_results
@@ -45,15 +45,19 @@ def show_status(folder: Path, go_on: str, next_command: str) -> None:
     print(f"search    {folder.name}: {plan['about'] or '(no question given: `about`)'}")
     print(f"driver    {driver}")
     print(f"trials    {', '.join(counts)}{left}")
+    if drives:
+        last = {record["key"]: record for record in read_records(folder / PRETRAINING)}
+        for record in (record for record in last.values() if "made" not in record):
+            print(f"pretrain  {pretraining_told(record)}")
     if unfinished:
         parts = max(trial.config().budget.points[-1] for trial in unfinished)
         rows = [
             look(trial.number, in_short(trial), trial.records, plan["examples"], parts, now_ms if trial in running else None)
             for trial in unfinished
         ]
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_ELSEWHERE)
+        stdout = console(width=None if sys.stdout.isatty() else WIDTH_ELSEWHERE)
         print()
-        console.print(render(Picture(rows, "", ""), height=len(rows) + 5))
+        stdout.print(render(Picture(rows, "", ""), height=len(rows) + 5))
     if num_ended:
         print()
         unended = "running" if running else "paused"

@@ -129,7 +129,7 @@ class Study:
         self._study_id = self.storage.get_study_id_from_name(space.name)
         # a resumed sampler draws on from another seed, else it would suggest its first points again
         drawn_from = seed_of(seed, "sampler", len(self._optuna_trials())) % 2**32
-        sampler = space.settings.sampler.build(drawn_from, space.combinations)
+        sampler = space.settings.sampler.build(drawn_from, space.combinations, len(space.baselines))
         self.study = _Study(space.name, self.storage, sampler)
         self.waiting: dict[int, TrialResult] = {}  # trials paused at a rung until others have reached it
         self.study.waiting = self.waiting.keys()

@@ -198,6 +198,10 @@ class Tracker:
     def trial_ended(self, number: int, status: Status, stop_reason: str, time_ms: int) -> None:
         self._tell(lambda runs: runs.trial_ended(number, status, stop_reason, time_ms))
 
+    def pretrained(self, records: list[dict[str, Any]]) -> None:
+        """Measurements of what is pretrained before the trials, on the parent."""
+        self._tell(lambda runs: runs.pretrained(records))
+
     def best(self, step: int, metrics: dict[str, float], time_ms: int) -> None:
         """The best so far, on the parent; step is the number of trials done."""
         self._tell(lambda runs: runs.best(step, metrics, time_ms))

@@ -31,7 +31,7 @@ def run_trial(order: dict[str, Any]) -> None:
         try:
             _run(order, folder)
         except Exception as error:
-            traceback.print_exc()
+            log.write(traceback.format_exc())  # from Python 3.13 on print_exc writes colours under FORCE_COLOR
             (folder / "failure.txt").write_text(f"{type(error).__name__}: {message(error)}".strip(), encoding="utf-8")
             raise
 

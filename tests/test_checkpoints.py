@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minbert_core.checkpoints import fetch_encoder, load_encoder, save_encoder
-from minbert_core.data.tokens import PackedBatch
+from minbert_core.data.tokens import PackedBatch, load_tokenizer
 from minbert_core.encoder import TINY, Encoder, EncoderShape, new_encoder
+from minbert_core.model import TOKENIZER_FILES
 
 SHAPE = EncoderShape(
     vocab_size=40, hidden_size=16, num_hidden_layers=3, num_attention_heads=4, intermediate_size=24, max_position_embeddings=16
@@ -180,11 +181,11 @@ def test_a_config_without_the_optional_keys_takes_bert_s_defaults(rewrite: Calla
         ({"hidden_size": 16.5}, r"config\.json: `hidden_size` of an encoder must be a whole number > 0\. Got 16\.5\."),
         (
             {"num_hidden_layers": 2},
-            r"does not fit its config\.json: encoder\.layer\.2\.attention\S+ is left over; .*, and 13 more\.",
+            r"model\.safetensors does not fit its config\.json: it has 3 layers instead of 2 \(`num_hidden_layers`\)\.$",
         ),
         (
             {"num_hidden_layers": 4},
-            r"config\.json: encoder\.layer\.3\.attention\.self\.query.\S+ is missing; .*, and 13 more\.",
+            r"config\.json: it has 3 layers instead of 4 \(`num_hidden_layers`\)\.$",
         ),
         ({"vocab_size": 41}, r"config\.json: embeddings\.word_embeddings\.weight has shape \(40, 16\) instead of \(41, 16\)\."),
     ],
@@ -209,7 +210,7 @@ def test_a_wrongly_shaped_key_matrix_is_named_alone(rewrite: Callable[..., Path]
         load_encoder(rewrite(tensors=lambda stored: stored | wrong), 0, 0)
 
 
-@pytest.mark.parametrize("kept", [0, 5, 200, 20_000])
+@pytest.mark.parametrize("kept", [5, 200, 20_000])
 def test_a_truncated_checkpoint_is_refused(rewrite: Callable[..., Path], kept: int) -> None:
     folder = rewrite()
     path = folder / "model.safetensors"
@@ -218,12 +219,84 @@ def test_a_truncated_checkpoint_is_refused(rewrite: Callable[..., Path], kept: i
         load_encoder(folder, 0, 0)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
-def test_a_config_that_is_no_json_object_is_refused(rewrite: Callable[..., Path], text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", r"config\.json must be a JSON object\. It is not: .*\. Copy or download it again\."),
+        ("[]", r"config\.json must be a JSON object\. Got \[\]\."),
+        ("\xff", r"config\.json must be UTF-8 text\. Got the byte 0xff\."),
+    ],
+)
+def test_a_config_that_is_no_json_object_is_refused(rewrite: Callable[..., Path], text: str, sentence: str) -> None:
     folder = rewrite()
     (folder / "config.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"config\.json is no JSON object\."):
+    with pytest.raises(ValueError, match=sentence):
         load_encoder(folder, 0, 0)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:1234\nsize 90868376\n"
+FETCH = r"is a Git LFS pointer, not the file itself: .* run `git lfs pull` in /"
+AGAIN = r"is empty\. Copy or download it again\."
+
+
+@pytest.mark.parametrize(("text", "sentence"), [("", AGAIN), (POINTER, FETCH)])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json"])
+def test_a_file_without_its_content_is_named_with_what_to_do(
+    rewrite: Callable[..., Path], name: str, text: str, sentence: str
+) -> None:
+    folder = rewrite()
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n")
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"{name} {sentence}"):
+        load_tokenizer(folder) if name in TOKENIZER_FILES else load_encoder(folder, 0, 0)
+
+
+def test_weights_of_whole_numbers_are_refused(rewrite: Callable[..., Path]) -> None:
+    folder = rewrite(tensors=lambda stored: stored | {"pooler.dense.bias": torch.zeros(16, dtype=torch.int8)})
+    with pytest.raises(
+        ValueError, match=r"pooler\.dense\.bias is stored as I8, which is not a floating-point type \(a quantised model\?\)\."
+    ):
+        load_encoder(folder, 0, 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------- shards
+
+
+@pytest.fixture
+def sharded(rewrite: Callable[..., Path]) -> Path:
+    """The encoder's folder, its weights in two shards, as transformers writes a model beyond `max_shard_size`."""
+    folder = rewrite()
+    tensors = load_file(folder / "model.safetensors")
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    weight_map = {name: names[i % 2] for i, name in enumerate(sorted(tensors))}
+    for shard in names:
+        save_file({name: tensors[name].clone() for name in weight_map if weight_map[name] == shard}, folder / shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def test_a_sharded_checkpoint_is_read_as_the_whole_one(sharded: Path, encoder: Encoder) -> None:
+    loaded = load_encoder(sharded, 0, 0)
+    assert loaded.notes == ()
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+
+
+def test_a_missing_shard_is_named(sharded: Path) -> None:
+    (sharded / "model-00002-of-00002.safetensors").unlink()
+    sentence = r"has no model-00002-of-00002\.safetensors, which its model\.safetensors\.index\.json names\. Copy or download"
+    with pytest.raises(ValueError, match=sentence):
+        load_encoder(sharded, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "index", ["{}", '{"weight_map": []}', '{"weight_map": {"a": "../../secret"}}', '{"weight_map": {"a": 1}}']
+)
+def test_an_index_that_names_no_files_is_refused(sharded: Path, index: str) -> None:
+    (sharded / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match=r"index\.json must map each tensor to its file under `weight_map`\."):
+        load_encoder(sharded, 0, 0)
 
 
 def test_missing_files_are_named(rewrite: Callable[..., Path], tmp_path: Path) -> None:
@@ -317,7 +390,10 @@ def test_what_is_no_name_of_a_model_gets_the_same_advice() -> None:
         fetch_encoder("no model!")
 
 
-def test_a_model_in_the_cache_is_taken_without_network(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shards", [(), ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")])
+def test_a_model_in_the_cache_is_taken_without_network(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, shards: tuple[str, ...]
+) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -326,9 +402,15 @@ def test_a_model_in_the_cache_is_taken_without_network(empty_cache: Path, monkey
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(revision)
-    for name in ("config.json", "model.safetensors", "vocab.txt"):
+    for name in ("config.json", "vocab.txt", *(shards or ["model.safetensors"])):
         (snapshot / name).touch()
+    if shards:
+        (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict(zip("ab", shards, strict=True))}))
     assert fetch_encoder("some/model") == snapshot.resolve()
+    if shards:  # a download that was interrupted
+        (snapshot / shards[1]).unlink()
+        with pytest.raises(ValueError, match="did not give it"):
+            fetch_encoder("some/model")
 
 
 def test_a_cut_vocabulary_is_saved_whole(tmp_path: Path) -> None:

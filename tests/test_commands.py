@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -62,6 +63,21 @@ def test_an_unknown_option_gets_a_usage_line_and_a_sentence(
     usage, sentence = capsys.readouterr().err.splitlines()
     assert usage.startswith("usage: python ")
     assert sentence.endswith("unrecognized arguments: --no-such-option")
+
+
+@pytest.mark.parametrize(("typed", "main", "needed", "height"), COMMANDS, ids=[typed for typed, *_ in COMMANDS])
+def test_a_stream_that_lacks_a_character_shows_a_question_mark(
+    typed: str, main: Main, needed: str, height: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under PYTHONIOENCODING=ascii, or on a Latin-1 terminal."""
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding="ascii") for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    with pytest.raises(SystemExit, match="2"):
+        main([*typed.split()[2:], *needed.split(), "--ä…"])
+    for stream in streams.values():
+        stream.seek(0)
+    assert "--??" in streams["stderr"].read()
 
 
 # ------------------------------------------------------------------------------------------------------------- how they end

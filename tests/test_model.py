@@ -222,15 +222,6 @@ def test_a_renewed_head_is_another_drawn_in_place_and_the_others_stay(tiny: Tiny
         assert float(model.heads["sts"].layers[0].bias.detach()) == 2.5
 
 
-def test_a_max_length_beyond_the_positions_is_refused(tiny: Tiny) -> None:
-    config = tiny()
-    _, inputs = built(config)
-    encoder = build_encoder(config, inputs)
-    object.__setattr__(encoder.shape, "max_position_embeddings", 100)
-    with pytest.raises(ValueError, match=r"`max_length` must be at most the encoder's 100 positions\. Got 128\."):
-        build_model(config, encoder)
-
-
 # -------------------------------------------------------------------------------------------------------- logits of a split
 
 

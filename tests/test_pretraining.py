@@ -191,7 +191,13 @@ def test_who_comes_later_trains_nothing_also_with_another_seed_and_other_methods
 
 @pytest.mark.parametrize(
     "changes",
-    [{"max_length": 32}, {"encoder": {"hidden_dropout": 0.0}}, {"train_on": ["sst", "sts"]}],
+    [
+        {"max_length": 32},
+        {"encoder": {"hidden_dropout": 0.0}},
+        {"train_on": ["sst", "sts"]},
+        {"machine": {"precision": "bfloat16"}},
+        {"machine": {"micro_batch_tokens": 100}},
+    ],
 )
 def test_what_the_weights_follow_from_is_in_the_key(tiny: Tiny, changes: dict[str, Any]) -> None:
     def key(stage: dict[str, Any], **changes: Any) -> str:
@@ -200,6 +206,25 @@ def test_what_the_weights_follow_from_is_in_the_key(tiny: Tiny, changes: dict[st
     assert key(MLM) != key(MLM, **changes)
     others = [{"seed": 1}, {"epochs": 0.3}, {"mask_share": 0.2}, {"texts": ["sst"]}, {"whole_word": True}, {"balance": True}]
     assert len({key({**MLM, **other}) for other in [{}, *others]}) == 7
+
+
+def test_a_gpu_s_dropout_masks_are_others_and_so_is_its_key(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_cpu = found(trial(tiny, MLM))[1][0].key
+    monkeypatch.setattr(pretraining, "resolve_device", lambda _: "cuda")
+    assert found(trial(tiny, MLM))[1][0].key != on_cpu
+
+
+def test_what_rounds_or_is_left_to_the_machine_is_in_the_key_as_it_is_resolved(tiny: Tiny) -> None:
+    """Threads and the route of the products change last digits only; `auto` is float32 here."""
+    same = [{}, {"threads": 2, "matmul": "onednn", "gpu_share": 0.5}, {"device": "auto", "precision": "auto"}]
+    assert len({found(trial(tiny, MLM, machine=machine))[1][0].key for machine in same}) == 1
+
+
+def test_a_default_optimizer_is_in_the_key_by_its_values(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = trial(tiny, {"kind": "mlm", "epochs": 0.2})
+    before = found(config)[1][0].key
+    monkeypatch.setattr(pretraining, "RATE", 1e-4)
+    assert found(config)[1][0].key != before
 
 
 def test_a_text_file_s_content_is_in_the_key_and_its_place_is_not(tiny: Tiny, tmp_path: Path) -> None:
@@ -257,6 +282,27 @@ def test_a_killed_one_goes_on_to_the_digit(tiny: Tiny, own_cache: Path, monkeypa
     assert min(after) > min(whole)
     assert bytes_of(config) == expected
     assert sorted(path.name for path in own_cache.iterdir()) == sorted([one.key, f"{one.key}.lock"])
+
+
+def test_a_stopped_one_saves_its_state_at_once_and_resumes_to_the_digit(tiny: Tiny, own_cache: Path) -> None:
+    config = trial(tiny, MLM, NSP)
+    inputs, ones = found(config)
+    made(config)
+    expected = bytes_of(config)
+    shutil.rmtree(own_cache)
+    steps = iter([False, True])
+    assert not any("made" in record for record in make(ones, config, inputs, lambda: next(steps)))
+    assert torch.load(own_cache / f"{ones[0].key}.state", weights_only=True)["shown"] == 2 * 32
+    assert not any(one.is_made for one in ones)
+    made(config)
+    assert bytes_of(config) == expected
+
+
+def test_progress_has_a_time_left_that_ends_at_none(tiny: Tiny) -> None:
+    records = [record for record in made(trial(tiny, {**MLM, "epochs": 1})) if "made" not in record]
+    for record in records:
+        rows = (1 - record["pretrain/share"]) * 360
+        assert record["seconds_left"] == pytest.approx(rows / record["pretrain/examples_per_second"], abs=1e-6)
 
 
 def test_of_two_at_once_one_makes_it_and_the_other_waits_then_takes_it(tiny: Tiny) -> None:

@@ -215,3 +215,43 @@ def test_a_near_name_is_suggested_and_all_are_listed() -> None:
 def test_a_value_is_shown_as_yaml_has_it_and_a_long_one_is_cut() -> None:
     assert shown({"a": None, "b": [True, 1, "x"]}) == "{a: null, b: [true, 1, 'x']}"
     assert len(shown("x" * 1000)) == 100
+
+
+# ------------------------------------------------------------------------------------------------- invisible characters
+
+INVISIBLE = {
+    "\u200b": "U+200B ZERO WIDTH SPACE",
+    "\ufeff": "U+FEFF ZERO WIDTH NO-BREAK SPACE",
+    "\u00a0": "U+00A0 NO-BREAK SPACE",
+    "\u00ad": "U+00AD SOFT HYPHEN",
+    "\u202e": "U+202E RIGHT-TO-LEFT OVERRIDE",
+    "\u2066": "U+2066 LEFT-TO-RIGHT ISOLATE",
+}
+
+
+@pytest.mark.parametrize("character", ["\u200b", "\ufeff", "\u00a0", "\u00ad", "\u202e", "\u2066"])
+def test_an_invisible_character_in_a_key_is_named_with_its_line(character: str) -> None:
+    law = f"The key 'lr' holds an invisible character ({INVISIBLE[character]})"
+    assert complaint(f"a: 1\nb:\n  l{character}r: 2\n") == f"a.yaml:3: {law} after 'l'. Type it again."
+    assert complaint(f"a: 1\n{character}lr: 2\n") == f"a.yaml:2: {law} at its start. Type it again."
+    assert complaint(f"lr{character}: 2\n") == f"a.yaml:1: {law} after 'lr'. Type it again."
+
+
+def test_a_mark_at_the_start_of_a_file_is_no_part_of_its_first_key() -> None:
+    assert parse_yaml("\ufefflr: 2\n")[0] == {"lr": 2}
+
+
+def test_an_invisible_character_in_a_value_is_allowed() -> None:
+    assert parse_yaml("about: \u00ab\u00a0Which?\u00a0\u00bb\n")[0] == {"about": "\u00ab\u00a0Which?\u00a0\u00bb"}
+
+
+def test_an_invisible_character_in_a_line_that_is_not_yaml_is_named() -> None:
+    law = "The line holds an invisible character (U+00A0 NO-BREAK SPACE) after 'b:'. Type it again."
+    assert complaint("a: 1\nb:\u00a02\nc: 3\n") == f"a.yaml:2: This is not YAML: could not find expected ':'. {law}"
+    assert "U+0009 TAB" in complaint("a:\n\tb: 1\n")
+
+
+def test_an_invisible_character_in_an_unknown_name_is_named() -> None:
+    said = did_you_mean("pcgrad\u200b", ["pcgrad", "sum"])
+    law = "It holds an invisible character (U+200B ZERO WIDTH SPACE) after 'pcgrad'. Type it again."
+    assert said == f"; did you mean 'pcgrad'? {law} Known: pcgrad, sum."

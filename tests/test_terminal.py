@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from minbert_core.terminal import NOTEBOOKS, duration, is_watched
+from minbert_core.terminal import NOTEBOOKS, console, duration, is_watched, show_progress
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,6 +37,57 @@ class Terminal(io.StringIO):
 def test_a_picture_is_for_a_terminal_with_a_person_before_it(environment: dict[str, str], watched: bool) -> None:
     assert is_watched(Terminal(), environment) == watched
     assert not is_watched(io.StringIO(), environment)
+
+
+FORCED = {"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "TERM": "xterm-256color"}
+
+
+def printed(stream: io.StringIO, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a console of `stream` makes of a bold red word."""
+    monkeypatch.setattr(sys, "stdout", stream)
+    for name in ("NO_COLOR", *FORCED):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    console().print("[red bold]word[/]")
+    return stream.getvalue()
+
+
+def test_no_escape_code_reaches_a_file_whatever_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert printed(io.StringIO(), FORCED, monkeypatch) == "word\n"
+
+
+@pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"TERM": "dumb", "FORCE_COLOR": "1"}, {}])
+def test_no_escape_code_reaches_a_terminal_that_knows_none(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert printed(Terminal(), environment, monkeypatch) == "word\n"
+
+
+@pytest.mark.parametrize(("value", "coloured"), [("1", False), ("0", False), ("", True)])
+def test_no_color_with_any_value_but_an_empty_one_removes_colours(
+    value: str, coloured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = printed(Terminal(), {"TERM": "xterm-256color", "NO_COLOR": value}, monkeypatch)
+    assert ("\x1b[1;31m" in text) is coloured
+    assert "31m" in text or text == "\x1b[1mword\x1b[0m\n"  # bold is no colour
+
+
+@pytest.mark.parametrize(("terminal", "shown"), [("xterm", "\r\x1b[Khalf"), ("dumb", "")])
+def test_progress_is_for_a_terminal_that_can_wipe_a_line(terminal: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NOTEBOOKS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", terminal)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    show_progress("half")
+    assert sys.stderr.getvalue() == shown
+
+
+def test_only_the_terminals_module_knows_escape_codes() -> None:
+    for package in ("minbert_core", "search", "analysis"):
+        for path in (ROOT / package).rglob("*.py"):
+            found = re.findall(r"\\033|\\x1b|\bConsole\(", path.read_text(encoding="utf-8"))
+            assert not found or path.name == "terminal.py", f"{path} writes {found}; use `console` or `show_progress`"
 
 
 SEARCH = """\

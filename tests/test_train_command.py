@@ -24,6 +24,7 @@ from minbert_core.config import TrialConfig, read_config
 from minbert_core.model import load_model
 from minbert_core.overrides import Override, parse_set
 from minbert_core.settings import dump_yaml
+from minbert_core.train import save_snapshot
 from minbert_core.train_command import DOMAIN_WORDS, SPACE_WORDS, default_name, main, read
 from minbert_core.train_report import MOST_LINES, seconds_left
 from minbert_core.trial_folder import read_records, state_file
@@ -142,7 +143,7 @@ def test_pretraining_is_planned_told_and_afterwards_found(
     code, said, _ = typed("mine.yaml")
     assert code == 0
     assert re.search(r"^pretrain  mlm \w{8}: 0\.5 epochs of sst, para, sts; made once, for all trials$", said, re.M)
-    assert re.search(r"^\[.*\] mlm \d+ %  \d+ texts  loss \d\.\d{3}  \d+ texts/s$", said, re.M)
+    assert re.search(r"^\[.*\] mlm \d+ %  \d+ texts  loss \d\.\d{3}  \d+ texts/s  \d+ s left$", said, re.M)
     assert re.search(
         r"\] mlm \w{8} made in \d+ s; on held-out texts loss 5\.\d+ -> \d\.\d+, accuracy 0\.\d+ -> 0\.\d+$", said, re.M
     )
@@ -307,6 +308,30 @@ def test_a_configuration_that_failed_before_its_first_step_does_not_block_the_fo
     assert read_config(folder / "config.yaml").budget.examples == 480
 
 
+PRETRAINED = {"kind": "pretrain", "step": 0, "examples": 0, "seconds": 0.0, "stage": "mlm", "key": "0", "made": True}
+
+
+@pytest.mark.parametrize("records", [[], [PRETRAINED]])
+def test_a_start_that_failed_after_it_opened_its_records_does_not_block_the_folder(
+    typed: Typed, here: Path, records: list[dict[str, Any]]
+) -> None:
+    folder = here / "trained" / "mine"
+    save_snapshot(state_file(folder), {"counters": {"step": 0}}, records)
+    (folder / "config.yaml").write_text(CONFIG.replace("480", "960"))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert typed("mine.yaml")[0] == 0
+    assert read_config(folder / "config.yaml").budget.examples == 480
+
+
+def test_a_snapshot_alone_binds_a_folder_to_its_config(typed: Typed, here: Path) -> None:
+    """As a power cut leaves it."""
+    folder = here / "trained" / "mine"
+    save_snapshot(state_file(folder), {}, [{"kind": "train", "step": 3}])
+    (folder / "config.yaml").write_text(CONFIG.replace("480", "960"))
+    assert typed("mine.yaml")[0] == 3
+    assert state_file(folder).exists()
+
+
 def test_a_training_that_diverges_ends_with_the_sentence(typed: Typed) -> None:
     code, _, err = typed("mine.yaml --set optimizer/head_lr_factor=1e30")
     assert code == 1
@@ -349,6 +374,12 @@ def test_a_trial_of_a_gpu_is_refused_without_one_and_told_how_it_goes(typed: Typ
         ("mine.yaml --set optimizer/rate=1", r"--set optimizer/rate=1: Unknown key `optimizer/rate`"),
         ("mine.yaml --set optimiser/lr=1", r"--set optimiser/lr=1: Unknown key `optimiser`; did you mean 'optimizer'\?"),
         ("mine.yaml --set optimizer/lr", r"--set takes path=value, as in --set optimizer/lr=2e-5\. Got 'optimizer/lr'\."),
+        (
+            "mine.yaml --set optimizer/l\u200br=1",
+            r"The path holds an invisible character \(U\+200B ZERO WIDTH SPACE\) after 'optimizer/l'",
+        ),
+        ("mine.yaml --set \u00a0seed=1", r"The path holds an invisible character \(U\+00A0 NO-BREAK SPACE\) at its start\."),
+        ("mine.yaml --set optimizer/lr=2e\u200b-5", r"must be a number\. Got '2e\\u200b-5'\. It holds an invisible character"),
         ("mine.yaml --set optimizer.lr=7", r"--set optimizer\.lr=7: `optimizer/lr` must be <= 1\. Got 7\."),
         (
             "mine.yaml --set gradient=pcgrat",

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from minbert_core.data.corpus import Dropped, Split, fingerprint, load_test_split, prepare, read_split
 from minbert_core.data.tasks import SplitName, Task
+from minbert_core.encoder_files import check_content, read_json, read_text
 
 Encoding = Literal["cross", "bi"]  # tasks of single sentences ignore it: [CLS] a [SEP]
 Integers = NDArray[np.int64]
@@ -40,14 +41,18 @@ FORMAT = "1"  # of the Arrow file; raise it when its content changes meaning
 
 
 class Tokenizer:
-    """Text to word pieces, through the `tokenizers` library. `fingerprint` is the sha256 of the files it was read from."""
+    """Text to word pieces, through the `tokenizers` library. `fingerprint` is the sha256 of the files it was read from.
+
+    `vocab_size` is the largest id + 1: the rows that word embeddings must have.
+    """
 
     def __init__(self, backend: Any, fingerprint: str) -> None:
         backend.no_truncation()  # a file may carry both: MiniLM's cuts and pads to 128
         backend.no_padding()
         self._backend = backend
         self.fingerprint = fingerprint
-        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+        # not the number of tokens: the ids of added ones may have gaps before them
+        self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.cls_id: int = backend.token_to_id("[CLS]")
         self.sep_id: int = backend.token_to_id("[SEP]")
         self.mask_id: int | None = backend.token_to_id("[MASK]")
@@ -62,20 +67,23 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint folder: tokenizer.json, else BERT's WordPiece over vocab.txt.
+    """Load the tokenizer of a checkpoint folder: tokenizer.json, else BERT's WordPiece over vocab.txt.
 
-    Raises ValueError where neither is there, or what is there is no BERT tokenizer.
+    Raises ValueError: neither is there, a file is empty or no BERT tokenizer, tokenizer_config.json says otherwise.
     """
     whole, vocabulary, config = (folder / name for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json"))
     if whole.is_file():
-        files, content = [whole], whole.read_bytes()
+        files = [whole]
+        check_content(whole)
+        content = whole.read_bytes()
         try:
             backend = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # noqa: BLE001 — the library raises nothing narrower
             raise ValueError(f"{whole} is not a tokenizer that the tokenizers library reads: {error}.") from None
+        _check_case(backend, whole, config)
     elif vocabulary.is_file():
         files = [vocabulary, *([config] if config.is_file() else [])]
-        backend = _word_piece(vocabulary, json.loads(config.read_bytes()) if config.is_file() else {})
+        backend = _word_piece(vocabulary, _options(config))
     else:
         raise ValueError(f"No tokenizer in {folder}: it must hold tokenizer.json or vocab.txt.")
     absent = [token for token in ("[CLS]", "[SEP]") if backend.token_to_id(token) is None]
@@ -85,18 +93,43 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer(backend, digest)
 
 
-def _word_piece(vocabulary: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+def _options(path: Path) -> dict[str, bool]:
+    """Read the options in `_OPTIONS` that a tokenizer_config.json sets; none if there is no such file."""
+    if not path.is_file():
+        return {}
+    config = read_json(path)
+    written = {name: config[name] for name in _OPTIONS if config.get(name) is not None}
+    for name, value in written.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{path}: `{name}` must be true or false. Got {json.dumps(value)}.")
+    return written
+
+
+_OPTIONS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+
+
+def _check_case(backend: tokenizers.Tokenizer, whole: Path, config: Path) -> None:
+    """Raise ValueError where transformers would follow another file than we do: it lets tokenizer_config.json decide."""
+    said = _options(config).get("do_lower_case")
+    if isinstance(backend.normalizer, normalizers.BertNormalizer) and said not in (None, done := backend.normalizer.lowercase):
+        raise ValueError(
+            f"{whole} and {config.name} disagree: `lowercase` is {json.dumps(done)} in the former, `do_lower_case` is "
+            f"{json.dumps(said)} in the latter. Keep the one the encoder was trained with in both."
+        )
+
+
+def _word_piece(vocabulary: Path, options: dict[str, bool]) -> tokenizers.Tokenizer:
     """BERT's WordPiece: the id of a piece is its line, the defaults are those of the uncased models."""
-    lines = vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # not splitlines: pieces may be U+2028
+    lines = read_text(vocabulary).removesuffix("\n").split("\n")  # not splitlines: pieces may be U+2028
     ids = {piece: number for number, piece in enumerate(lines)}
     if "[UNK]" not in ids:
         raise ValueError(f"{vocabulary} must be a BERT vocabulary, with [UNK]. It has none.")
     backend = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
     backend.normalizer = normalizers.BertNormalizer(
         clean_text=True,
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-        strip_accents=config.get("strip_accents"),
-        lowercase=config.get("do_lower_case", True),
+        handle_chinese_chars=options.get("tokenize_chinese_chars", True),
+        strip_accents=options.get("strip_accents"),
+        lowercase=options.get("do_lower_case", True),
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.add_special_tokens([token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token in ids])

@@ -22,6 +22,7 @@ from torch import Tensor
 from minbert_core.settings import BARE_NAME, Variant
 
 COSINE_LIMIT = 1 - 1e-6  # of a cosine and of its target: at 1 the closed form of GradVac divides by zero
+NOISE = torch.finfo(torch.float32).eps  # the rounding error of a Gramian at most, relative to squared norms
 TINY = 1e-30  # of a squared norm, gradients being of squared norms about 1: keeps the slope at a zero mixture finite
 Groups = Annotated[
     tuple[Annotated[tuple[str, ...], Field(min_length=1)], ...],
@@ -104,7 +105,7 @@ def gradvac_weights(
             square_i_G = (inner_GT * coefficients_GT).sum(dim=1)
             square_j_G = square_GT[:, j]
             # below this the square of g'_i is rounding error of the Gramian: the projections have taken all of g_i away
-            noise_G = torch.finfo(gramian_GTT.dtype).eps * (coefficients_GT.square() * square_GT).sum(dim=1)
+            noise_G = NOISE * (coefficients_GT.square() * square_GT).sum(dim=1)
             exists_G = (square_i_G > noise_G) & (square_j_G > 0)
             norm_i_G = torch.where(exists_G, square_i_G, 1).sqrt()
             norm_j_G = torch.where(exists_G, square_j_G, 1).sqrt()
@@ -140,7 +141,7 @@ def cagrad_weights(gramian_TT: Tensor, c: float) -> Tensor:
         gram_RR = (gram_TT / gram_TT.diagonal().sum())[reaching][:, reaching]
         w_R = worst_mixture(gram_RR, c)
         square_sum, square_w = gram_RR.sum().clamp(min=0), w_R @ gram_RR @ w_R
-        if square_w > torch.finfo(gramian_TT.dtype).eps * (w_R.square() @ gram_RR.diagonal()):  # else rounding error alone
+        if square_w > NOISE * (w_R.square() @ gram_RR.diagonal()):  # else rounding error only
             weights_T[reaching] += c * (square_sum / square_w).sqrt() * w_R
     return weights_T.to(gramian_TT.dtype)
 

@@ -29,12 +29,12 @@ Numbers = dict[str, float]  # by task
 State = dict[str, Tensor]
 
 BETAS, ADAM_EPS = (0.9, 0.999), 1e-8  # Kingma & Ba 2015 (arXiv 1412.6980), Algorithm 1
-LOSS_EPS = 1e-8  # keeps the logarithm of a loss finite; FAMO's released code
+LOSS_EPS = 1e-8  # added to a loss before its logarithm, and what it must exceed to have one; FAMO's released code
 
 
 def softmax(values: Numbers) -> Numbers:
     """exp(value) over their sum."""
-    largest = max(values.values())
+    largest = max(values.values(), default=0.0)
     powers = {task: math.exp(value - largest) for task, value in values.items()}
     return {task: power / sum(powers.values()) for task, power in powers.items()}
 
@@ -162,7 +162,9 @@ class Famo(Variant):
     of log L on the same batches, and the tasks that fell least gain. Departures: the weights sum to T and not to 1, so that of
     equal losses they begin as the plain sum, and a gradient's clip means what it means elsewhere; a loss enters with 1e-8, as
     in the released code, whose Adam and L2 decay of xi these are; penalties are weighed with their task, and xi does not
-    see them.
+    see them. A logarithm needs a loss above 0. A task whose loss is at most 1e-8 (a correlation over constant labels, cosines
+    within their margin) has nothing to learn from the batch: it weighs 1, the others weigh as if it were absent, and the xi of
+    a task moves only between two losses above 1e-8. In the released code such a task takes all weight but 1e-8 of it.
     """
 
     kind: Literal["famo"] = "famo"
@@ -178,14 +180,16 @@ class Famo(Variant):
     looks_again: ClassVar[bool] = True
 
     def of(self, kinds: Kinds, losses: Numbers, state: State) -> Numbers:
-        shares = softmax({task: learned(state, task) for task in losses})
+        shares = softmax({task: learned(state, task) for task, loss in losses.items() if loss > LOSS_EPS})
         rates = {task: share / (losses[task] + LOSS_EPS) for task, share in shares.items()}
-        return {task: len(rates) * rate / sum(rates.values()) for task, rate in rates.items()}
+        weights = {task: len(rates) * rate / sum(rates.values()) for task, rate in rates.items()}
+        return dict.fromkeys(losses, 1.0) | weights
 
     def follow(self, kinds: Kinds, losses: Numbers, losses_after: Numbers, progress: float, state: State) -> None:
         """The gradient at xi is that of softmax(xi) . (log L - log L after), and of the decay."""
-        shares = softmax({task: learned(state, task) for task in losses})
-        falls = {task: math.log((loss + LOSS_EPS) / (losses_after[task] + LOSS_EPS)) for task, loss in losses.items()}
+        seen = [task for task, loss in losses.items() if min(loss, losses_after[task]) > LOSS_EPS]
+        falls = {task: math.log((losses[task] + LOSS_EPS) / (losses_after[task] + LOSS_EPS)) for task in seen}
+        shares = softmax({task: learned(state, task) for task in falls})
         mean_fall = sum(shares[task] * fall for task, fall in falls.items())
         for task, fall in falls.items():
             learn(state, task, shares[task] * (fall - mean_fall) + self.decay * learned(state, task), self.lr)

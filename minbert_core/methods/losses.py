@@ -11,14 +11,16 @@ Every loss is a float32 scalar of the batch. What a loss says of itself:
     is_mean              the batch's loss is the mean of its examples' losses, so that parts of a batch may be weighed by size
     outputs(K)           how many logits the head must give a task of K outputs
     readout(logits_BK)   what the task's metric reads, (B, outputs of the task): the logits themselves, unless a loss says else
+    error_unit(range)    what an error of a regression is measured in, by the loss and by the divergence; in label units
 
 A divergence acts on the readout: the softmax of classes, the sigmoid of a single logit (whose softmax is always 1), the number
-itself in label units for regression.
+itself for regression. Predictions are in label units whatever the error is measured in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -31,7 +33,15 @@ from minbert_core.settings import BARE_NAME, Variant
 
 LabelRange = tuple[float, float]  # lowest and highest label of a task, both possible
 
-PEARSON_EPS = 1e-6  # keeps r and its gradient finite where all predictions are equal; no source, far below real variances
+ErrorScale = Annotated[
+    Literal["range", "label"],
+    Field(
+        description="unit of an error: `range`, half of the label range, so that a squared error weighs as much as a "
+        "cross-entropy; `label`, one label unit, as in the papers (6.25 times the loss for labels 0 to 5)"
+    ),
+]
+
+LEAST_DEVIATION = 0.01  # of predictions, relative to the labels'; fresh heads over MiniLM have .02 to .9 (STS, 32 pairs)
 
 
 def single_logit(logits_BK: Tensor) -> Tensor:
@@ -44,13 +54,28 @@ def pearson_loss(predictions_B: Tensor, labels_B: Tensor) -> Tensor:
     """1 - r over the batch, r being Pearson's correlation; a scalar in [0, 2].
 
     r does not exist for one example, or where all labels are equal: such a batch teaches nothing, its loss is 0 and so is
-    its gradient. Equal predictions give r = 0. Source: Liu & Maniku 2023.
+    its gradient. Source: Liu & Maniku 2023. Departure: the predictions' deviation counts as at least a hundredth of the
+    labels', below which r falls in proportion, to 0 at equal predictions. The gradient of a correlation is that of a direction,
+    1 / deviation: here its norm is at most 100 / |labels - mean|, in any unit.
     """
     x_B = predictions_B - predictions_B.mean()
     y_B = labels_B - labels_B.mean()
-    r = (x_B * y_B).sum() / (x_B.square().sum() * y_B.square().sum() + PEARSON_EPS).sqrt()
     exists = labels_B.amax() > labels_B.amin()  # not y_B == 0: the mean of equal numbers may be a rounding error off
-    return torch.where(exists, 1 - r, torch.zeros_like(r))
+    square_y = torch.where(exists, y_B.square().sum(), 1)
+    square_x = torch.maximum(x_B.square().sum(), LEAST_DEVIATION**2 * square_y)
+    r = (x_B * y_B).sum() / (square_x.sqrt() * square_y.sqrt())
+    return torch.where(exists, 1 - r, 0)
+
+
+def mse_loss(predictions_B: Tensor, labels_B: Tensor, unit: float) -> Tensor:
+    """Mean squared error in squared `unit`s, which are in label units; a scalar."""
+    return functional.mse_loss(predictions_B, labels_B) / unit**2
+
+
+def unit_of(scale: str, label_range: LabelRange) -> float:
+    """The unit of an error in label units; measured in halves of the range, all labels are within 1 of the middle."""
+    low, high = label_range
+    return (high - low) / 2 if scale == "range" else 1.0
 
 
 def cosine_embedding_loss(features_BF: Tensor, are_alike_B: Tensor, margin: float) -> Tensor:
@@ -94,125 +119,111 @@ def bernoulli_divergence(logits_p_B1: Tensor, logits_q_B1: Tensor) -> Tensor:
     return ((a_B.sigmoid() - b_B.sigmoid()) * (a_B - b_B)).mean()
 
 
-def squared_divergence(predictions_p_B1: Tensor, predictions_q_B1: Tensor) -> Tensor:
-    """(p - q)², in squared label units, mean over the batch."""
-    return (single_logit(predictions_p_B1) - single_logit(predictions_q_B1)).square().mean()
+def squared_divergence(predictions_p_B1: Tensor, predictions_q_B1: Tensor, unit: float) -> Tensor:
+    """(p - q)², in squared `unit`s, mean over the batch."""
+    return mse_loss(single_logit(predictions_p_B1), single_logit(predictions_q_B1), unit)
 
 
-def divergence(kind: TaskKind) -> Callable[[Tensor, Tensor], Tensor]:
-    """l_s of SMART (Jiang et al. 2020, arXiv 1911.03437, section 3.1) for a kind of task: symmetric, 0 where both agree."""
+def divergence(kind: TaskKind, unit: float = 1.0) -> Callable[[Tensor, Tensor], Tensor]:
+    """l_s of SMART (Jiang et al. 2020, arXiv 1911.03437, section 3.1) for a kind of task: symmetric, 0 where both agree.
+
+    unit: of a regression, the `error_unit` of its loss, so that penalty and loss keep their ratio at either scale.
+    """
     known: dict[TaskKind, Callable[[Tensor, Tensor], Tensor]] = {
         "classification": class_divergence,
         "binary": bernoulli_divergence,
-        "regression": squared_divergence,
+        "regression": partial(squared_divergence, unit=unit),
     }
     return known[kind]
 
 
-class CrossEntropy(Variant):
+class LossVariant(Variant):
+    """What a loss says of itself unless its class says otherwise."""
+
+    fits: ClassVar[tuple[TaskKind, ...]]
+    reads_features: ClassVar[bool] = False
+    needs_pair_vectors: ClassVar[bool] = False
+    is_mean: ClassVar[bool] = True
+
+    def outputs(self, task_outputs: int) -> int:
+        return task_outputs
+
+    def readout(self, logits_BK: Tensor, label_range: LabelRange) -> Tensor:
+        return logits_BK
+
+    def error_unit(self, label_range: LabelRange) -> float:
+        return unit_of("range", label_range)
+
+
+class CrossEntropy(LossVariant):
     """Cross-entropy of the softmax: the negative log-likelihood of the label's class."""
 
     kind: Literal["cross_entropy"] = "cross_entropy"
     fits: ClassVar[tuple[TaskKind, ...]] = ("classification",)
-    reads_features: ClassVar[bool] = False
-    needs_pair_vectors: ClassVar[bool] = False
-    is_mean: ClassVar[bool] = True
 
     def __call__(self, logits_BK: Tensor, labels_B: Tensor, label_range: LabelRange) -> Tensor:
         return functional.cross_entropy(logits_BK.float(), labels_B.long())
 
-    def outputs(self, task_outputs: int) -> int:
-        return task_outputs
 
-    def readout(self, logits_BK: Tensor, label_range: LabelRange) -> Tensor:
-        return logits_BK
-
-
-class Bce(Variant):
+class Bce(LossVariant):
     """Binary cross-entropy of the sigmoid of a single logit, computed from the logit."""
 
     kind: Literal["bce"] = "bce"
     fits: ClassVar[tuple[TaskKind, ...]] = ("binary",)
-    reads_features: ClassVar[bool] = False
-    needs_pair_vectors: ClassVar[bool] = False
-    is_mean: ClassVar[bool] = True
 
     def __call__(self, logits_BK: Tensor, labels_B: Tensor, label_range: LabelRange) -> Tensor:
         return functional.binary_cross_entropy_with_logits(single_logit(logits_BK), labels_B.float())
 
-    def outputs(self, task_outputs: int) -> int:
-        return task_outputs
 
-    def readout(self, logits_BK: Tensor, label_range: LabelRange) -> Tensor:
-        return logits_BK
-
-
-class Mse(Variant):
-    """Mean squared error between the logit and the label, in squared label units."""
+class Mse(LossVariant):
+    """Mean squared error between the logit and the label, by default in halves of the label range."""
 
     kind: Literal["mse"] = "mse"
+    scale: ErrorScale = "range"
     fits: ClassVar[tuple[TaskKind, ...]] = ("regression",)
-    reads_features: ClassVar[bool] = False
-    needs_pair_vectors: ClassVar[bool] = False
-    is_mean: ClassVar[bool] = True
 
     def __call__(self, logits_BK: Tensor, labels_B: Tensor, label_range: LabelRange) -> Tensor:
-        return functional.mse_loss(single_logit(logits_BK), labels_B.float())
+        return mse_loss(single_logit(logits_BK), labels_B.float(), self.error_unit(label_range))
 
-    def outputs(self, task_outputs: int) -> int:
-        return task_outputs
-
-    def readout(self, logits_BK: Tensor, label_range: LabelRange) -> Tensor:
-        return logits_BK
+    def error_unit(self, label_range: LabelRange) -> float:
+        return unit_of(self.scale, label_range)
 
 
-class Pearson(Variant):
+class Pearson(LossVariant):
     """1 - r over the batch (Liu & Maniku 2023).  Predictions get no scale of their own; a batch should hold 16 or more."""
 
     kind: Literal["pearson"] = "pearson"
     fits: ClassVar[tuple[TaskKind, ...]] = ("regression",)
-    reads_features: ClassVar[bool] = False
-    needs_pair_vectors: ClassVar[bool] = False
     is_mean: ClassVar[bool] = False
 
     def __call__(self, logits_BK: Tensor, labels_B: Tensor, label_range: LabelRange) -> Tensor:
         return pearson_loss(single_logit(logits_BK), labels_B.float())
 
-    def outputs(self, task_outputs: int) -> int:
-        return task_outputs
 
-    def readout(self, logits_BK: Tensor, label_range: LabelRange) -> Tensor:
-        return logits_BK
-
-
-class MsePearson(Variant):
+class MsePearson(LossVariant):
     """mse_share * MSE + (1 - mse_share) * (1 - r): correlation, with the scale that r alone does not teach.
 
-    Ours; its limits are mse (share 1) and pearson (share 0). MSE is in squared label units, 1 - r in [0, 2].
+    Ours; its limits are mse (share 1) and pearson (share 0). 1 - r is in [0, 2].
     """
 
     kind: Literal["mse_pearson"] = "mse_pearson"
     mse_share: float = Field(
         0.5, ge=0, le=1, json_schema_extra={"unit": "share"}, description="weight of the MSE; 1 - r has the rest"
     )
+    scale: ErrorScale = "range"
     fits: ClassVar[tuple[TaskKind, ...]] = ("regression",)
-    reads_features: ClassVar[bool] = False
-    needs_pair_vectors: ClassVar[bool] = False
     is_mean: ClassVar[bool] = False
 
     def __call__(self, logits_BK: Tensor, labels_B: Tensor, label_range: LabelRange) -> Tensor:
         predictions_B, labels_B = single_logit(logits_BK), labels_B.float()
-        squared, correlation = functional.mse_loss(predictions_B, labels_B), pearson_loss(predictions_B, labels_B)
-        return self.mse_share * squared + (1 - self.mse_share) * correlation
+        squared = mse_loss(predictions_B, labels_B, self.error_unit(label_range))
+        return self.mse_share * squared + (1 - self.mse_share) * pearson_loss(predictions_B, labels_B)
 
-    def outputs(self, task_outputs: int) -> int:
-        return task_outputs
-
-    def readout(self, logits_BK: Tensor, label_range: LabelRange) -> Tensor:
-        return logits_BK
+    def error_unit(self, label_range: LabelRange) -> float:
+        return unit_of(self.scale, label_range)
 
 
-class CosineEmbedding(Variant):
+class CosineEmbedding(LossVariant):
     """PyTorch's CosineEmbeddingLoss on u and v: alike pairs to a cosine of 1, others to `margin` or below.
 
     It trains the encoder alone: a head must answer that reads the cosine and needs no training. Its logit is 0, which parts the
@@ -238,20 +249,13 @@ class CosineEmbedding(Variant):
     fits: ClassVar[tuple[TaskKind, ...]] = ("regression", "binary")
     reads_features: ClassVar[bool] = True
     needs_pair_vectors: ClassVar[bool] = True
-    is_mean: ClassVar[bool] = True
 
     def __call__(self, features_BF: Tensor, labels_B: Tensor, label_range: LabelRange) -> Tensor:
         low, high = label_range
         return cosine_embedding_loss(features_BF, labels_B.float() >= low + self.threshold * (high - low), self.margin)
 
-    def outputs(self, task_outputs: int) -> int:
-        return task_outputs
 
-    def readout(self, logits_BK: Tensor, label_range: LabelRange) -> Tensor:
-        return logits_BK
-
-
-class Classes(Variant):
+class Classes(LossVariant):
     """Regression as classes: cross-entropy to the nearest of `classes` equally spaced labels (Kehoe & Ravella 2024, the text).
 
     Departure: the answer is the expected label under the softmax, not the likeliest class's. The metric is Pearson's r, from
@@ -263,9 +267,6 @@ class Classes(Variant):
         6, ge=2, description="number of classes; class k stands for low + k (high - low) / (classes - 1); 6: STS 0, 1, ..., 5"
     )
     fits: ClassVar[tuple[TaskKind, ...]] = ("regression",)
-    reads_features: ClassVar[bool] = False
-    needs_pair_vectors: ClassVar[bool] = False
-    is_mean: ClassVar[bool] = True
 
     def __call__(self, logits_BK: Tensor, labels_B: Tensor, label_range: LabelRange) -> Tensor:
         return functional.cross_entropy(logits_BK.float(), nearest_classes(labels_B, self.classes, label_range))

@@ -66,7 +66,8 @@ FAMILIES = {name: value for module in MODULES for name, value in vars(module).it
 WIDEST_FIRST = sorted(FAMILIES, key=lambda name: -len(variants(FAMILIES[name])))
 FAMILY_OF = {cls: name for name in WIDEST_FIRST for cls in variants(FAMILIES[name])}  # of two that hold it, the narrower one
 CLASSES = [cls for module in MODULES for cls in vars(module).values() if inspect.isclass(cls) and issubclass(cls, Variant)]
-WRITTEN = {f"{cls.__module__}.{cls.__name__}": cls for cls in CLASSES if cls is not Variant}
+BASES = {base for cls in CLASSES for base in cls.__mro__[1:]}  # they hold a family's defaults, and are no variants themselves
+WRITTEN = {f"{cls.__module__}.{cls.__name__}": cls for cls in CLASSES if cls not in BASES}
 NEEDED = {"task": "sst"}  # a value for each knob that has no default
 
 
@@ -712,6 +713,22 @@ def test_a_loss_is_a_mean_over_its_examples_where_it_says_so_and_only_there(vari
 
 
 @law(Loss)
+def test_a_loss_and_the_divergence_do_not_depend_on_the_scale_of_the_labels(variant: Any) -> None:
+    """Otherwise the task whose labels are numbers of thousands would drown the others; another scale needs a knob."""
+    for case, values in cases_of(variant):
+        if case.kind != "regression":
+            continue
+        low, high = case.label_range
+        larger = Case(case.kind, 10 * case.labels, (10 * low, 10 * high), case.outputs)
+        answers = variant.outputs(case.outputs) == 1 and not variant.reads_features  # else what it reads has no label units
+        wrong = values + torch.randn_like(values)
+        found = [loss_of(variant, wrong, case), loss_of(variant, 10 * wrong if answers else wrong, larger)]
+        assert torch.allclose(*found, rtol=1e-3, atol=1e-4), f"labels ten times as large take it from {found[0]} to {found[1]}"
+        units = [variant.error_unit(one.label_range) for one in (case, larger)]
+        assert units[1] == pytest.approx(10 * units[0]), f"ten times as large a range takes error_unit from {units}"
+
+
+@law(Loss)
 def test_a_loss_leaves_what_it_reads_as_it_was(variant: Any) -> None:
     for case, values in cases_of(variant):
         read, labels = values.clone(), case.labels.clone()
@@ -1008,7 +1025,7 @@ def test_a_penalty_is_a_positive_scalar_that_trains_and_costs_what_it_announces(
     embeddings_ND, weight_DK = torch.randn(5, 4), torch.randn(4, 5 if kind == "classification" else 1, requires_grad=True)
     passes: list[int] = []
 
-    def forward(noise_ND: Tensor) -> Tensor:
+    def forward(noise_ND: Tensor, in_float32: bool = False) -> Tensor:
         assert noise_ND.shape == (5, 4), f"noise of shape {tuple(noise_ND.shape)}, not (N, D) = (5, 4)"
         passes.append(1)
         values_NK = ((embeddings_ND + noise_ND) @ weight_DK).tanh()
@@ -1039,7 +1056,7 @@ def test_a_penalty_is_a_positive_scalar_that_trains_and_costs_what_it_announces(
 def test_a_penalty_repeats_from_the_same_generator(variant: Any) -> None:
     weight_DK, found = torch.randn(4, 1), []
 
-    def forward(noise_ND: Tensor) -> Tensor:
+    def forward(noise_ND: Tensor, in_float32: bool = False) -> Tensor:
         return torch.zeros(2, 1).index_add(0, EXAMPLE_N, ((1 + noise_ND) @ weight_DK).tanh())
 
     for _ in range(2):

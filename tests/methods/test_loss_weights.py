@@ -142,6 +142,27 @@ def test_famo_gives_weight_to_the_task_that_fell_least() -> None:
     assert found["sts"] > at_first["sts"]
 
 
+@pytest.mark.parametrize("zero", [0.0, 1e-9, -1e-7], ids=["zero", "below the smallest loss", "below zero by rounding"])
+def test_a_task_without_a_loss_takes_no_weight_from_the_others_in_famo(zero: float) -> None:
+    """A correlation over constant labels, a cosine within its margin: 1 / (0 + 1e-8) would leave 1e-8 for all others."""
+    state = {"sst": torch.tensor([0.5, 0.0, 0.0, 5.0])}
+    pair = {"sst": LOSSES["sst"], "para": LOSSES["para"]}
+    assert Famo().of(KINDS, {**pair, "sts": zero}, state) == {**Famo().of(KINDS, pair, state), "sts": 1.0}
+    assert Famo().of(KINDS, dict.fromkeys(KINDS, zero), state) == dict.fromkeys(KINDS, 1.0)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.0, 2.0), (2.0, 0.0), (0.0, 0.0)])
+def test_famo_learns_nothing_from_a_loss_of_zero_which_has_no_logarithm(before: float, after: float) -> None:
+    """A fall from 2 to 1e-8 would be one of 19, where ordinary ones are of hundredths, and stay in Adam's second moment."""
+    wanted, found = dict[str, Tensor](), dict[str, Tensor]()
+    pair = {"sst": 1.5, "para": 0.5}
+    fallen = {"sst": 1.4, "para": 0.5}
+    Famo().follow(KINDS, pair, fallen, 0.5, wanted)
+    Famo().follow(KINDS, {**pair, "sts": before}, {**fallen, "sts": after}, 0.5, found)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[task], entry) for task, entry in wanted.items())
+
+
 def test_the_only_task_of_a_step_has_famo_s_weight_of_one() -> None:
     state = {"sst": torch.tensor([3.0, 0.0, 0.0, 5.0])}
     assert Famo().of(KINDS, {"sst": 0.2}, state) == {"sst": 1.0}

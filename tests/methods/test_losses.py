@@ -61,6 +61,12 @@ def test_mse_compares_each_logit_with_its_own_label() -> None:
     assert Mse()(column(1.0, 2.0, 3.0), torch.tensor([1.0, 2.0, 3.0]), STS).item() == 0.0
 
 
+def test_mse_is_measured_in_halves_of_the_label_range_or_in_label_units() -> None:
+    """An error of 2 among labels from 0 to 5 is 0.8 halves of the range."""
+    assert Mse()(column(4.0), torch.tensor([2.0]), STS).item() == pytest.approx(0.64)
+    assert Mse(scale="label")(column(4.0), torch.tensor([2.0]), STS).item() == 4.0
+
+
 def test_mse_keeps_real_labels() -> None:
     """2.4 read as an integer is 2 (a public bug)."""
     assert Mse()(column(2.4), torch.tensor([2.4]), STS).item() == 0.0
@@ -114,14 +120,41 @@ def test_pearson_without_a_correlation_gives_zero_loss_and_zero_gradient(labels:
     assert logits.grad.tolist() == [[0.0]] * len(labels)
 
 
-def test_pearson_of_constant_predictions_is_one_with_finite_gradient() -> None:
-    logits = torch.full((4, 1), 2.0, requires_grad=True)
-    loss = Pearson()(logits, torch.tensor([0.0, 1.0, 2.0, 5.0]), STS)
+def pearson_gradient(spread: float, scale: float = 1.0) -> Tensor:
+    """The gradient of 1 - r at predictions of this spread, for labels 0, 1, 2 and 5 times `scale`, (4,)."""
+    logits = (scale * (2.0 + spread * torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]))).requires_grad_()
+    loss = Pearson()(logits, scale * torch.tensor([0.0, 1.0, 2.0, 5.0]), STS)
     loss.backward()
-    assert loss.item() == 1.0
     assert logits.grad is not None
-    assert logits.grad.isfinite().all()
-    assert logits.grad.abs().max() > 0
+    if spread == 0:
+        assert loss.item() == 1.0
+    return logits.grad[:, 0]
+
+
+def test_pearson_of_constant_predictions_is_one_and_draws_them_along_the_labels() -> None:
+    """Deviations of the labels are -2, -1, 0 and 3, of squares 14; predictions count as if their deviation was .01 of that."""
+    assert pearson_gradient(0.0).tolist() == pytest.approx([100 * 2 / 14, 100 / 14, 0, -100 * 3 / 14], rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("spread", [1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 0.1])
+def test_pearson_s_gradient_is_bounded_at_nearly_constant_predictions(spread: float) -> None:
+    """It grows as 1 / spread, up to 100 / |labels - mean|: beyond, the clip would take the step from all other tasks."""
+    assert float(pearson_gradient(spread).norm()) <= 100 / 14**0.5 * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.2, 20.0, 1e3])
+@pytest.mark.parametrize("spread", [0.0, 1e-3, 1.0])
+def test_pearson_s_gradient_is_that_of_the_same_task_in_other_units(scale: float, spread: float) -> None:
+    wanted, found = pearson_gradient(spread), scale * pearson_gradient(spread, scale)
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-3
+
+
+@pytest.mark.parametrize("slope", [1e-3, 1e-2, 0.1, 1.0])
+def test_pearson_s_value_is_exact_from_a_hundredth_of_the_labels_deviation_on(slope: float) -> None:
+    """Below, r is in proportion to the deviation."""
+    labels = torch.tensor([0.0, 1.0, 2.5, 5.0])
+    expected = 1 - min(1.0, slope / 0.01)
+    assert Pearson()((slope * labels)[:, None], labels, STS).item() == pytest.approx(expected, abs=1e-5)
 
 
 # ----------------------------------------------------------------------------------------------------- MSE and Pearson
@@ -134,9 +167,11 @@ def test_mse_pearson_has_both_losses_as_limits(mse_share: float, limit: Mse | Pe
 
 
 def test_mse_pearson_is_the_weighted_sum_of_both() -> None:
-    """Every prediction is 2 too high: MSE 4, r 1."""
+    """Every prediction is 2 too high: MSE 4, or 0.64 in halves of the range, r 1."""
     labels = torch.tensor([0.0, 1.0, 2.5, 5.0])
-    assert MsePearson(mse_share=0.25)((labels + 2)[:, None], labels, STS).item() == pytest.approx(0.25 * 4.0, abs=1e-5)
+    for scale, squared in (("label", 4.0), ("range", 0.64)):
+        loss = MsePearson.model_validate({"mse_share": 0.25, "scale": scale})
+        assert loss((labels + 2)[:, None], labels, STS).item() == pytest.approx(0.25 * squared, abs=1e-5)
 
 
 @pytest.mark.parametrize("mse_share", [-0.1, 1.1])
@@ -292,8 +327,9 @@ def test_bernoulli_divergence_is_that_of_two_classes() -> None:
     assert bernoulli_divergence(a, b).item() == pytest.approx(two_classes.item(), rel=1e-5)
 
 
-def test_regression_divergence_is_the_squared_distance() -> None:
+def test_regression_divergence_is_the_squared_distance_in_its_unit() -> None:
     assert divergence("regression")(column(1.0, 2.0), column(4.0, 2.0)).item() == 4.5
+    assert divergence("regression", unit=3.0)(column(1.0, 2.0), column(4.0, 2.0)).item() == 0.5
 
 
 @pytest.mark.parametrize("kind", KINDS)

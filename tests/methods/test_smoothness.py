@@ -31,7 +31,7 @@ class Model:
     def clean(self) -> Tensor:
         return self.forward(torch.zeros(N, D), record=False)
 
-    def forward(self, noise_ND: Tensor, record: bool = True) -> Tensor:
+    def forward(self, noise_ND: Tensor, in_float32: bool = False, record: bool = True) -> Tensor:
         if record:
             self.noises.append(noise_ND.detach().clone())
         values_NK = ((self.embeddings_ND + noise_ND) @ self.weight_DK).tanh()
@@ -161,7 +161,7 @@ def test_the_starting_noise_has_the_radius_as_its_deviation() -> None:
     """At zero noise the divergence's gradient is zero: without a start there is no direction."""
     noises: list[Tensor] = []
 
-    def forward(noise_ND: Tensor) -> Tensor:
+    def forward(noise_ND: Tensor, in_float32: bool) -> Tensor:
         noises.append(noise_ND.detach())
         return noise_ND.sum(dim=1, keepdim=True)
 
@@ -244,7 +244,7 @@ def test_unit_equals_the_released_loop(steps: int) -> None:
 
 
 def r_drop(*views_VBK: Tensor, kind: str = "classification") -> Tensor:
-    def forward(noise_ND: Tensor) -> Tensor:
+    def forward(noise_ND: Tensor, in_float32: bool) -> Tensor:
         raise AssertionError("no noisy pass is needed")
 
     found = RDrop().penalty(forward, views_VBK, divergence(kind), EXAMPLE_N, B, (N, D), torch.Generator())
@@ -276,18 +276,22 @@ def test_r_drop_trains_through_both_passes() -> None:
 
 
 @pytest.mark.parametrize(("radius", "needed"), [(1e-5, True), (9.9e-3, True), (1e-2, False), (0.1, False)])
-def test_small_noise_needs_float32(radius: float, needed: bool) -> None:
-    assert Smart(radius=radius).needs_float32 is needed
+def test_small_noise_needs_float32_where_the_penalty_is_taken_and_not_where_its_direction_is(
+    radius: float, needed: bool
+) -> None:
+    smart = Smart(radius=radius)
+    assert (smart.needs_float32, smart.ends_in_float32, smart.ascends_in_float32) == (needed, needed, False)
 
 
-def test_unit_needs_float32_at_any_radius() -> None:
-    """Its first pass is at a noise of 1e-5."""
-    assert Smart(radius=1.0, projection="unit").needs_float32
+def test_unit_needs_float32_towards_the_noise_at_any_radius() -> None:
+    """Its first pass is at a noise of 1e-5, to which the raw gradient is added."""
+    smart = Smart(radius=1.0, projection="unit")
+    assert (smart.needs_float32, smart.ends_in_float32, smart.ascends_in_float32) == (True, False, True)
     assert not RDrop().needs_float32
 
 
 def test_none_costs_nothing_and_adds_nothing() -> None:
-    def forward(noise_ND: Tensor) -> Tensor:
+    def forward(noise_ND: Tensor, in_float32: bool) -> Tensor:
         raise AssertionError("no pass is needed")
 
     none = NoSmoothness()

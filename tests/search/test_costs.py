@@ -105,6 +105,9 @@ def test_a_pretraining_is_charged_once_and_named_however_many_share_it(trial: Ca
     )
     assert total_cost(trials[:2], 2, 0).endswith("30 min, made before this search, shared by 1 trial")
     assert total_cost(trials[:2], 2, 0).startswith("60 min of training, 4.0 core-hours")
+    before = [record | {"pretrain/share": 0.5}, record | {"made": True}]
+    assert total_cost(trials[:2], 2, 0, before).startswith("60 min of training, 5.0 core-hours")
+    assert total_cost(trials[:2], 2, 0, before).endswith("30 min, made once, before the trials, shared by 1 trial")
 
 
 def test_the_choices_of_a_search_are_read_off_its_folder(tmp_path: Path) -> None:

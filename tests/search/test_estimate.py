@@ -232,7 +232,7 @@ def test_a_point_that_cannot_be_trained_is_told_with_its_reason_and_a_way_out() 
     sample = Sample({"smoothness": "smart", "optimizer/lr": 1e-5}, {}, {})
     error: Any = ray.exceptions.RayTaskError("measure", "…", RuntimeError("CUDA out of memory. Tried 2 GiB.\nmore"))
     assert failure(sample, error) == (
-        "The point smoothness=smart lr=1e-05 cannot be trained here (RuntimeError: CUDA out of memory. Tried 2 GiB). "
+        "The point smoothness=smart lr=1e-05 cannot be trained here: RuntimeError: CUDA out of memory. Tried 2 GiB. "
         "Fewer trials at a time, smaller batches, or `machine/micro_batch_tokens` would need less."
     )
     assert "its process was killed, perhaps out of memory" in failure(sample, ray.exceptions.WorkerCrashedError())
@@ -291,6 +291,6 @@ def test_a_branch_that_fails_is_refused_by_name(encoder: Path, data: Path) -> No
     plan = planned(3, config={"data": str(data), "encoder": {"choice": branches}})
     shutil.rmtree(encoder.with_name("gone"))
     told: list[str] = []
-    with pytest.raises(Refused, match=r"The point encoder=gone cannot be trained here \(ValueError: There is no encoder"):
+    with pytest.raises(Refused, match=r"The point encoder=gone cannot be trained here: ValueError: There is no encoder"):
         measure_points(branch_points(plan.space), CPUS, encoder.parent, told.append)
     assert told[0] == "measuring 2 points of the space, 0 done"

@@ -19,7 +19,7 @@ from search.folder import FORMAT, lock, make_search_folder, new_search_folder, r
 def test_default_names_count_up_and_a_used_explicit_name_is_refused(tmp_path: Path) -> None:
     assert [make_search_folder(tmp_path, None, "smart").name for _ in range(3)] == ["smart", "smart-2", "smart-3"]
     assert make_search_folder(tmp_path, "mine", "smart").name == "mine"
-    (tmp_path / "mine" / "plan.json").touch()
+    (tmp_path / "mine" / "trials" / "000").mkdir()
     with pytest.raises(Refused, match=r"The name 'mine' is used .* --resume mine; or give another --name"):
         new_search_folder(tmp_path, "mine", "smart")
 
@@ -31,10 +31,11 @@ def test_two_searches_that_start_at_once_get_two_names(tmp_path: Path, monkeypat
     assert make_search_folder(tmp_path, None, "smart").name == "smart-2"
 
 
-def test_a_name_is_free_that_was_left_before_there_was_a_plan(tmp_path: Path) -> None:
+def test_a_name_is_free_that_was_left_before_there_was_a_trial(tmp_path: Path) -> None:
     folder = make_search_folder(tmp_path, "mine", "smart")
     lock(folder).close()
-    (folder / "space.yaml").touch()
+    for name in ("space.yaml", "plan.json", "study.journal", "log.txt"):
+        (folder / name).touch()
     assert make_search_folder(tmp_path, "mine", "smart") == folder
     (folder / "trials" / "000").mkdir()
     with pytest.raises(Refused, match="The name 'mine' is used"):

@@ -95,6 +95,27 @@ def test_the_table_counts_gpu_minutes_where_there_are_gpus(trial: Callable[..., 
     assert "GPU" not in table([trial(0, 0.6)], TASKS)[0]
 
 
+def test_what_is_pretrained_before_the_trials_is_printed_every_tenth_kept_and_shown_meanwhile(
+    narrator: Narrator, notes: Notes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"kind": "pretrain", "stage": "mlm", "key": "3f2a9c01ab", "pretrain/examples": 50, "pretrain/mlm_loss": 2.5}
+    own |= {"pretrain/examples_per_second": 10.0, "seconds_left": 600.0}
+    for percent in range(1, 31):
+        narrator.pretrained(own | {"pretrain/share": percent / 100})
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[2] for line in said] == ["1", "10", "20", "30"]
+    assert said[-1].endswith("mlm 30 %  50 texts  loss 2.500  10 texts/s  10 min left")
+    assert narrator.picture().best == "mlm 30 %  50 texts  loss 2.500  10 texts/s  10 min left"
+    held_out = {f"pretrain/mlm_held_out_{name}": 0.5 for name in ("loss", "loss_before", "accuracy", "accuracy_before")}
+    narrator.pretrained(own | held_out | {"made": True, "pretrain/seconds": 900.0, "pretrain/share": 1.0})
+    assert "mlm 3f2a9c01 made in 15 min; on held-out texts" in capsys.readouterr().out
+    assert narrator.picture().best == "no score yet"
+    assert len((tmp_path / "pretraining.jsonl").read_text().splitlines()) == 31
+    assert notes.names() == ["pretrained"] * 31
+    narrator.replay([])
+    assert len(notes.calls[-1][1][0]) == 31
+
+
 def test_the_picture_shows_what_runs_now_by_its_own_records(
     narrator: Narrator, trial: Callable[..., TrialResult], tmp_path: Path
 ) -> None:

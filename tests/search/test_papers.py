@@ -56,6 +56,21 @@ def test_all_rows_of_the_tables_are_there() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("name", "row"), ROWS, ids=named)
+def test_a_row_states_what_our_defaults_choose_by_measurement(name: str, row: Row) -> None:
+    """Otherwise a better default of ours would change what the row replicates."""
+    config = config_of(SPACES[name], row.name)
+    written = as_written(config)
+    assert "lr" in written["optimizer"]
+    assert "task_schedule" in written or all("task_schedule" in stage for stage in written["stages"])
+    layers = [written["tasks"].get(layer, {}) for layer in ("all", "pairs")]
+    for task in config.train_on:
+        learned = {knob for layer in (*layers, written["tasks"].get(task, {})) for knob in layer}
+        assert learned >= {"pooling", "head", "batch_size"}
+        loss = config.task(task).loss
+        assert getattr(loss, "scale", "label") == "label", "the papers measure errors in label units"
+
+
 # ---------------------------------------------------------------------------------------------------------- they train
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -115,3 +116,13 @@ def test_a_config_is_opened_where_its_folders_are_and_stays_as_it_is() -> None:
     assert (opened.data, opened.encoder.checkpoint, opened.encoder.hidden_dropout) == ("/new/data", "/new/bert", 0.3)
     assert here(opened, {}) == opened
     assert config.data == "/old/data"
+
+
+def test_another_shard_is_another_encoder(tmp_path: Path) -> None:
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict(zip("ab", names, strict=True))}))
+    for name in names:
+        (tmp_path / name).write_text("weights")
+    before = encoder_fingerprint(tmp_path)
+    (tmp_path / names[1]).write_text("other weights")
+    assert encoder_fingerprint(tmp_path) != before

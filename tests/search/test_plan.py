@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 
+from minbert_core.checkpoints import load_encoder, save_encoder
 from minbert_core.commands import Refused
 from minbert_core.data.corpus import fingerprint
 from minbert_core.data.tables import CorpusError
 from minbert_core.data.tasks import TASKS
+from minbert_core.encoder import new_encoder
 from minbert_core.settings import SettingsError
 from search.domains import Choice
 from search.folder import FORMAT
@@ -61,6 +63,28 @@ def test_plan_json_holds_all_that_a_resume_and_a_reader_need() -> None:
     assert {"created", "git_commit", "python", "examples", "expected_full_trials", "train_on"} <= set(document)
 
 
+@pytest.mark.parametrize(
+    ("shape", "config", "sentence"),
+    [
+        ({"type_vocab_size": 1}, {}, r"`tasks/sts/pair_encoding/cross` puts two sentences into one sequence, .* has 1"),
+        (
+            {"type_vocab_size": 1},
+            {"tasks": {"pairs": {"pair_encoding": {"choice": ["bi", "cross"]}}}},
+            r"`tasks/para/pair_encoding/cross` puts two sentences into one sequence, .* has 1",
+        ),
+        ({"max_position_embeddings": 64}, {"max_length": {"int": [16, 65]}}, r"the encoder's 64 positions\. Got 65\."),
+        ({"vocab_size": 100}, {}, r"tokens, but its encoder has word embeddings for 100"),
+    ],
+)
+def test_an_encoder_too_small_for_any_branch_or_end_of_a_range_is_refused(
+    data: Path, encoder: Path, shape: dict[str, int], config: dict[str, Any], sentence: str
+) -> None:
+    own = replace(load_encoder(encoder, 0, 0).shape, **shape)
+    save_encoder(new_encoder(own, 0, 0, 0), encoder)
+    with pytest.raises(ValueError, match=sentence):
+        planned(data=str(data), encoder=str(encoder), **config)
+
+
 @pytest.mark.usefixtures("cache")
 def test_fingerprints_are_of_train_and_dev_only() -> None:
     plan = planned()
@@ -96,8 +120,8 @@ def test_each_further_pretraining_is_planned_once_and_its_texts_are_looked_at(tm
     plan = make_plan("quick", make_space("quick", document), 0, 2, CPUS)
     told = [line for line in plan.lines() if line.startswith("pretrain")]
     assert [re.sub(r"\w{8}:", "KEY:", line) for line in told] == [
-        "pretrain  mlm KEY: 2 epochs of sst; made once, for all trials",
-        "pretrain  nsp KEY: 20 epochs of para, sts; made once, for all trials",
+        "pretrain  mlm KEY: 2 epochs of sst; made once, before the first trial",
+        "pretrain  nsp KEY: 20 epochs of para, sts; made once, before the first trial",
     ]
     assert plan.recipes == ("mlm+multitask", "mlm+nsp+multitask")
     (tmp_path / "short.txt").write_text("one line\n")

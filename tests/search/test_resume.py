@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from minbert_core.commands import REFUSED, WRONG
+from minbert_core.commands import REFUSED, WRONG, Refused
 from minbert_core.inputs import open_inputs
 from minbert_core.train import train
 from search import run
@@ -56,6 +56,7 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Plan, bool]]:
 
     def run_search(folder: Path, plan: Plan, address: str, clock: Callable[[], float], resumed: bool) -> int:
         found.append((plan, resumed))
+        (folder / "trials" / "000").mkdir(exist_ok=True)
         return run.INTERRUPTED
 
     monkeypatch.setattr(run, "run_search", run_search)
@@ -99,6 +100,24 @@ def test_a_start_that_was_killed_before_its_plan_is_begun_again(
         assert typed(*START)[0] == REFUSED  # by whom is still at it
     assert typed(*START)[0] == run.INTERRUPTED
     assert [resumed for _, resumed in plans] == [False]
+
+
+@pytest.mark.parametrize("name", ["--resume", "--name"])
+def test_a_corrected_space_is_taken_after_a_start_that_failed_before_any_trial(
+    typed: Type, typing_place: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def fail(folder: Path, *_: object, **__: object) -> int:
+        with pytest.raises(FileNotFoundError):  # the study of the start before
+            (folder / "study.journal").read_text()
+        (folder / "study.journal").write_text("{}")
+        raise Refused("Ray did not start.")
+
+    monkeypatch.setattr(run, "run_search", fail)
+    for extra in ([], ["--set", "max_length=64", "--seed", "3"]):
+        code, _, said = typed("--space", "quick.yaml", name, "job", *FOLDERS, *extra)
+        assert (code, said) == (REFUSED, "Ray did not start.\n")
+    assert read_plan(typing_place / "runs" / "job")["seed"] == 3
+    assert "max_length: 64" in (typing_place / "runs" / "job" / "space.yaml").read_text()
 
 
 def test_a_search_keeps_its_space_and_seed(typed: Type, typing_place: Path, plans: list[tuple[Plan, bool]]) -> None:

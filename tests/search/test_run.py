@@ -71,9 +71,10 @@ def typed(here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Typed
 
 @pytest.fixture
 def begun(here: Path, typed: Callable[..., Typed], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a search that was written down and then interrupted before its first trial; none will run either."""
+    """The folder of a search that was interrupted in its first trial; none will run either."""
     monkeypatch.setattr(run, "run_search", lambda *_, **__: run.INTERRUPTED)
     assert typed("--space", "quick.yaml").code == run.INTERRUPTED
+    (here / "runs" / "quick" / "trials" / "000").mkdir()
     return here / "runs" / "quick"
 
 
@@ -680,6 +681,42 @@ def test_ctrl_c_stops_cleanly_and_prints_the_line_that_goes_on(search: Callable[
     assert resumed.end() == 0, resumed.text
     assert "goes on from" in resumed.text
     assert_healthy(tmp_path, "quickstart", assert_whole(folder, 2))
+
+
+PRETRAINED = """\
+about: Do trials begin with what was made before them?
+trials: 2
+rungs: [1]
+config:
+  budget: {examples: 240}
+  stages: [{kind: mlm, texts: [sst], epochs: 3, seed: 7}, multitask]
+  optimizer: {lr: {log_uniform: [1e-4, 1e-2]}}
+"""
+
+
+def test_pretraining_comes_before_the_first_trial_and_after_ctrl_c_it_resumes(
+    search: Callable[..., Search], tmp_path: Path, cache: Path
+) -> None:
+    folder = tmp_path / "runs" / "pretrained"
+    (tmp_path / "pretrained.yaml").write_text(PRETRAINED)
+    stopped = search("--space", "pretrained.yaml", *TINY)
+    stopped.wait_for(r"\] mlm \d+ %  .* left$")
+    stopped.process.send_signal(signal.SIGINT)
+    assert stopped.end() == 130, stopped.text
+    assert "Traceback" not in stopped.text
+    assert list(folder.glob("trials/*")) == []
+    assert len(list((cache / "minbert" / "pretrained").glob("*.state"))) == 1
+
+    resumed = search("--resume", "pretrained")
+    assert resumed.end() == 0, resumed.text
+    assert resumed.text.index("] mlm ") < resumed.text.index(" made in ") < resumed.text.index("] 000 started")
+    assert re.search(r"further pretraining mlm \w{8}: .*, made once, before the trials, shared by 2 trials", resumed.text)
+    kept = [json.loads(line) for line in (folder / "pretraining.jsonl").read_text().splitlines()]
+    texts = [record["pretrain/examples"] for record in kept]
+    assert texts == sorted(texts)
+    for trial in read_results(folder, "pretrained"):
+        [record] = [record for record in trial.records if record["kind"] == "pretrain"]
+        assert not record["made"]
 
 
 def test_the_best_k_of_the_first_rung_go_on_to_the_end(search: Callable[..., Search], tmp_path: Path) -> None:

@@ -99,6 +99,20 @@ def test_a_new_trial_has_a_folder_with_its_config(open_study: Callable[[Space], 
     assert config.gradient.kind == trial.params["gradient"]
 
 
+def test_baselines_do_not_count_as_random_trials_of_tpe(tmp_path: Path, clock: Clock) -> None:
+    """Two baselines, then two random draws, as many as `startup`; the model chooses from the fifth trial on."""
+
+    def rates(startup: int) -> list[float]:
+        folder = tmp_path / str(startup)
+        (folder / "trials").mkdir(parents=True)
+        study = Study(folder, make_space("quick", {**DOCUMENT, "sampler": {"kind": "tpe", "startup": startup}}), seed=7)
+        return [ended(study, score, clock).params["optimizer/lr"] for score in (0.5, 0.4, 0.6, 0.3, 0.2)]
+
+    random, modelled = rates(100), rates(2)
+    assert modelled[:4] == random[:4]
+    assert modelled[4] != random[4]
+
+
 def test_a_trials_seed_follows_from_the_searchs_seed_and_its_number(tmp_path: Path, plain: Space) -> None:
     def seeds(folder: str, seed: int) -> list[int]:
         (tmp_path / folder).mkdir()

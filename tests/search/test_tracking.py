@@ -148,6 +148,19 @@ def test_the_x_axis_is_examples_and_the_time_is_that_of_measurement(
     assert (point.step, point.timestamp) == (320, START + 320)
 
 
+def test_what_is_pretrained_before_the_trials_has_its_curves_on_the_search_s_own_page(
+    track: Callable[..., Tracker], uri: str
+) -> None:
+    tracker = track()
+    for key, loss in (("3f2a9c01ab", 2.0), ("77aa01bccd", 3.0)):
+        own = {"kind": "pretrain", "stage": "mlm", "key": key, "examples": 0, "time_ms": 1, "seconds_left": 1.0}
+        tracker.pretrained([own | {"pretrain/examples": 500, "pretrain/mlm_loss": loss}])
+    assert tracker.close("FINISHED")
+    parent, *_ = pages(uri)
+    found = {name: value for name, value in parent.data.metrics.items() if "loss" in name}
+    assert found == {"pretrain/3f2a9c01/mlm_loss": 2.0, "pretrain/77aa01bc/mlm_loss": 3.0}
+
+
 def test_pretraining_is_measured_at_its_texts_and_does_not_hold_up_what_follows(
     track: Callable[..., Tracker], uri: str, tmp_path: Path
 ) -> None:
