@@ -7,7 +7,7 @@
 Dev chooses, test only reports: the selection is on disk before a test file is opened, each opening is a line in the ledger, and
 the table says how many configurations were tried and what the search had claimed for the chosen ones. The space's baseline is
 trained beside them. After Ctrl-C or a crash the same command goes on, in the middle of a training too.
-Exit codes: 0 done, 1 no model could be trained, 2 what was written is wrong, 3 right but not now, 130 interrupted.
+Exit codes are those of minbert_core/commands.py: 1 where no model could be trained.
 """
 
 from __future__ import annotations
@@ -35,36 +35,26 @@ from analysis.report import report_lines, write_predictions
 from analysis.results import SPLITS, Logits, Results, Splits, document, measure
 from analysis.retrain import Job, answer, open_test_split
 from analysis.selection import Selection, choose_baseline, choose_search, choose_trials, fresh_seeds
+from minbert_core.commands import DONE, FAILED, run_command
 from minbert_core.config import TrialConfig
 from minbert_core.data.corpus import missing_test_files
 from minbert_core.inputs import data_folder, open_inputs
-from minbert_core.terminal import print_anywhere
 from search.drive import start_ray
 from search.folder import lock, read_plan, write_plan
 from search.narrate import describe
 from search.options import gpus, positive, share
 from search.places import find_places, here, moved
 from search.plan import git_commit
-from search.resources import Refused, Resources, counted, find_resources
+from search.resources import Resources, counted, find_resources
 from search.results import Search
-from search.tracking import Tracker, store_uri, ui_command
+from search.store import store_uri
+from search.tracking import Tracker, ui_command
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, run, and turn every foreseen fault into its sentence and exit code."""
-    print_anywhere()
-    options = _parser().parse_args(arguments)
-    try:
-        return _main(options)
-    except Refused as error:
-        print(error, file=sys.stderr)
-        return 3
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on; what is trained stays trained.", file=sys.stderr)
-        return 130
+    """The command line; the exit code."""
+    interrupted = "\nInterrupted. The same command goes on; what is trained stays trained."
+    return run_command(_parser(), arguments, _main, writes="runs", interrupted=interrupted)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -126,7 +116,7 @@ def _main(options: argparse.Namespace) -> int:
     check_test_files(here(selection.config, places))
     if options.dry_run:
         print("Nothing was started, no test file was opened.")
-        return 0
+        return DONE
     return run(selection, resources)
 
 
@@ -163,7 +153,7 @@ def _run(selection: Selection, resources: Resources, shows_report: bool) -> int:
         if not logits:
             print("No model could be trained; no test file was opened.", file=sys.stderr)
             tracker.close("FAILED")
-            return 1
+            return FAILED
         lines = _report(selection, sha, failures, logits, splits, tracker)
     except BaseException as error:
         tracker.close("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
@@ -174,7 +164,7 @@ def _run(selection: Selection, resources: Resources, shows_report: bool) -> int:
         print(f"MLflow: {tracker.error} The table stands in {selection.folder / 'table.md'}.", file=sys.stderr)
     if shows_report:
         print(f"compare   {ui_command(tracking_uri(selection.search), Path.cwd())}")
-    return 0
+    return DONE
 
 
 def _train_and_answer(

@@ -5,7 +5,7 @@
     spaces/papers/p3.yaml -> search.run (the search p3) -> best_to_test over all rows -> results.json -> replicate.md, MLflow
 
 The search runs each row once; the table is of the fresh seeds alone. After Ctrl-C or a crash the same command goes on.
-Exit codes: 0 done, 1 no row could be trained, 2 what was written is wrong, 3 right but not now, 130 interrupted.
+Exit codes are those of minbert_core/commands.py: 1 where no row could be trained.
 """
 
 from __future__ import annotations
@@ -28,17 +28,16 @@ from analysis import best_to_test
 from analysis.replication import Circumstances, Measurement, replication_lines
 from analysis.results import SPLITS
 from analysis.selection import Selection, fresh_seeds
+from minbert_core.commands import DONE, INTERRUPTED, NOT_RECORDED, run_command
 from minbert_core.config import TINY
 from minbert_core.inputs import build_encoder, open_inputs
 from minbert_core.settings import did_you_mean, dump_yaml
-from minbert_core.terminal import print_anywhere
 from search import run as search_run
-from search.drive import DONE, INTERRUPTED, NOT_RECORDED
 from search.options import gpus, positive, share
 from search.papers import ROW, Row, config_of, paper_file, rows_of
 from search.places import find_places, here
 from search.plan import git_commit
-from search.resources import Refused, counted, find_resources
+from search.resources import counted, find_resources
 from search.results import Search, open_search
 from search.space import read_space
 from search.space_file import read_document
@@ -47,20 +46,9 @@ from search.tracking import Tracker, ui_command
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, run, and turn every foreseen fault into its sentence and exit code."""
-    print_anywhere()
-    options = _parser().parse_args(arguments)
-    try:
-        return _main(options)
-    except Refused as error:
-        print(error, file=sys.stderr)
-        return 3
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on; what is trained stays trained.", file=sys.stderr)
-        return 130
+    """The command line; the exit code."""
+    interrupted = "\nInterrupted. The same command goes on; what is trained stays trained."
+    return run_command(_parser(), arguments, _main, writes="runs", interrupted=interrupted)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -194,7 +182,7 @@ def _test(options: argparse.Namespace, search: Search, rows: Sequence[Row], abou
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(["", *lines, "", f"table     {file}; every figure with its interval: {selection.folder / 'table.md'}"]))
     _record(selection, lines, measured, file)
-    return 0
+    return DONE
 
 
 def measured_rows(results: Mapping[str, Any], trials: Mapping[str, TrialResult]) -> dict[str, Measurement]:

@@ -20,7 +20,8 @@ import numpy as np
 from minbert_core.config import read_config
 from minbert_core.data.tasks import Task
 from minbert_core.data.tokens import TokenisedSplit, tokenise_test_split
-from minbert_core.inputs import cache_folder, open_inputs
+from minbert_core.files import cache_folder, message
+from minbert_core.inputs import open_inputs
 from minbert_core.machine import pack_linears, prepare, resolve_precision
 from minbert_core.model import load_model, predict_logits
 from minbert_core.train import load_snapshot
@@ -80,7 +81,7 @@ def retrain(job: Job, places: Mapping[str, str]) -> str:
             _train(job, places)
         except Exception as error:  # noqa: BLE001  whatever it is, this seed alone fails, with its reason
             log.write(traceback.format_exc())  # from Python 3.13 on print_exc writes colours under FORCE_COLOR
-            return f"{type(error).__name__}: {error}"
+            return f"{type(error).__name__}: {message(error)}"
     return ""
 
 

@@ -20,23 +20,19 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from minbert_core.terminal import drop_output, print_anywhere
+from minbert_core.commands import DONE, drop_output, run_command
 from search.costs import branch_table, read_choices
 from search.narrate import table
 from search.results import Search, as_table, find_searches
 
-DONE, WRONG, REFUSED = 0, 2, 3
-
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; 0 done, 2 no such search, 3 the file cannot be written."""
-    print_anywhere()
-    options = _parser().parse_args(arguments)
-    try:
-        searches = find_searches(options.names, options.runs.absolute())
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return WRONG
+    """The command line; the exit code."""
+    return run_command(_parser(), arguments, _main, writes="out")
+
+
+def _main(options: argparse.Namespace) -> int:
+    searches = find_searches(options.names, options.runs.absolute())
     try:
         for search in searches:
             print("\n".join(_lines(search)) + "\n", flush=True)
@@ -44,12 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         drop_output()
     if options.out is None:
         return DONE
-    try:
-        with options.out.open("wb") as file:
-            WRITERS[options.out.suffix](as_table(searches), file)
-    except OSError as error:
-        print(f"Cannot write {options.out}: {error.strerror}.", file=sys.stderr)
-        return REFUSED
+    with options.out.open("wb") as file:
+        WRITERS[options.out.suffix](as_table(searches), file)
     print(f"wrote {options.out}")
     return DONE
 

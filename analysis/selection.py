@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minbert_core.commands import Refused
 from minbert_core.config import TrialConfig, seed_of
 from minbert_core.paths import as_written
 from search.plan import git_commit
-from search.resources import Refused
 from search.results import Search, all_searches, open_search
 from search.study import TrialResult, ranked
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,12 +17,14 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from minbert_core.encoder import Encoder, EncoderShape, assemble
 from minbert_core.encoder_files import INDEX, SHARDS, WEIGHTS, check_content, read_json, weight_files
+from minbert_core.files import cache_folder, user_path
 from minbert_core.methods.adapters import plain_weights
+from minbert_core.tensor_files import save_tensors
 
 _TOKENIZERS = ["tokenizer.json", "vocab.txt"]
 _FILES = ["config.json", WEIGHTS, INDEX, SHARDS, *_TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json"]
@@ -151,10 +152,8 @@ def save_encoder(encoder: Encoder, folder: Path, beside: Mapping[str, Tensor] | 
     folder.mkdir(parents=True, exist_ok=True)
     temporary = {name: folder / f".{name}.{os.getpid()}" for name in ("model.safetensors", "config.json")}
     try:
-        save_file(weights, temporary["model.safetensors"], metadata={"format": "pt"})
+        save_tensors(weights, temporary["model.safetensors"], metadata={"format": "pt"})
         temporary["config.json"].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        # safetensors writes for the owner alone; who serves a model is often another user
-        shutil.copymode(temporary["config.json"], temporary["model.safetensors"])
         for name, path in temporary.items():
             os.replace(path, folder / name)
     finally:
@@ -166,9 +165,9 @@ def fetch_encoder(name_or_folder: str) -> Path:
     """The absolute folder of an encoder: the folder named, else the hub model of that name, downloaded once.
 
     A model that is in Hugging Face's cache is taken from there without asking the network.
-    Raises ValueError: no such folder, no such model, no network (after five seconds).
+    Raises ValueError: no such folder, no such model, no network (after five seconds). OSError: the cache cannot be written.
     """
-    folder = Path(name_or_folder).expanduser()
+    folder = user_path(name_or_folder)
     if folder.is_dir():
         return folder.resolve()
     if folder.is_file():
@@ -179,6 +178,7 @@ def fetch_encoder(name_or_folder: str) -> Path:
         )
     if folder.is_absolute() or name_or_folder.startswith((".", "~")) or name_or_folder.count("/") > 1:
         raise ValueError(f"There is no encoder folder {folder}.")
+    cache_folder()  # raises without a home folder, where the hub would create a folder named ~
     import huggingface_hub  # here, because a search over a folder needs no hub
 
     def snapshot(**options: Any) -> Path:
@@ -194,6 +194,8 @@ def fetch_encoder(name_or_folder: str) -> Path:
             revision = huggingface_hub.HfApi().repo_info(name_or_folder, timeout=5).sha
             folder = snapshot(revision=revision)
     except Exception as error:  # the hub's own errors, the HTTP library's and the system's have no common base
+        if isinstance(error, OSError) and error.filename is not None:  # the cache's disk, not the network
+            raise
         reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         if huggingface_hub.constants.HF_HUB_OFFLINE:
             fetch = f'python -c "from minbert_core.checkpoints import fetch_encoder; fetch_encoder({name_or_folder!r})"'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from minbert_core.encoder import TINY as TINY_SHAPE
 from minbert_core.encoder import Encoder, EncoderShape, new_encoder
 from minbert_core.encoder_files import weight_files
 from minbert_core.encoder_fit import check_encoder
+from minbert_core.files import cache_folder, user_path
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,10 @@ class Inputs:
                 )
         return sentences
 
+    def text_file(self, name: str) -> Path:
+        """A text file that a stage names: in the data folder, unless its name is absolute or begins with `~`."""
+        return self.data_folder / user_path(name)
+
     @property
     def token_ids(self) -> Tensor:
         """Every token that a train or dev split can bring up, special tokens included; ascending, int64."""
@@ -71,16 +75,11 @@ class Inputs:
         return torch.from_numpy(np.flatnonzero(used_V))
 
 
-def cache_folder() -> Path:
-    """Where token files and the toy corpus are kept: `$XDG_CACHE_HOME/minbert`, else `~/.cache/minbert`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minbert"
-
-
 def data_folder(config: TrialConfig) -> Path:
     """The folder that holds the corpus, absolute.  Raises CorpusError where there is none, saying what to do instead."""
     if config.data == TOY:
         return toy_folder(cache_folder())
-    folder = Path(config.data).expanduser().absolute()
+    folder = user_path(config.data).absolute()
     if not folder.is_dir():
         raise CorpusError(
             f"There is no data folder {folder}. Give the folder that holds the course's files (ids-sst-train.csv …) or your own"

@@ -21,8 +21,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minbert_core.checkpoints import load_encoder, save_encoder
@@ -33,11 +31,13 @@ from minbert_core.data.tokens import PackedBatch, TokenisedTexts, Tokenizer, loa
 from minbert_core.encoder import Encoder, Masks
 from minbert_core.encoder_files import check_content
 from minbert_core.encoder_fit import check_encoder
+from minbert_core.files import user_path
 from minbert_core.machine import in_precision, pack_linears, resolve_device, resolve_precision
 from minbert_core.methods.adapters import Adapter
 from minbert_core.methods.shared_layers import SharedLayer
 from minbert_core.paths import as_written
 from minbert_core.settings import dump_yaml
+from minbert_core.tensor_files import load_tensors, save_tensors
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
 TOKENS_A_PASS = 4096  # large enough for full-rate matrix products, small enough for any GPU; assumed, not measured (2026-11)
@@ -214,10 +214,9 @@ def save_model(model: MultitaskBert, config: TrialConfig, folder: Path, tokenize
         if (tokenizer_folder / name).exists():
             shutil.copyfile(tokenizer_folder / name, draft / "encoder" / name)
     parts = {prefix: part.state_dict() for prefix, part in model.beside_the_encoder().items()}
-    save_file({prefix + name: part[name].contiguous() for prefix, part in parts.items() for name in part}, draft / HEADS)
+    save_tensors({prefix + name: part[name].contiguous() for prefix, part in parts.items() for name in part}, draft / HEADS)
     (draft / "README.md").write_text(README, encoding="utf-8")
     (draft / "config.yaml").write_text(dump_yaml(as_written(config)), encoding="utf-8")
-    shutil.copymode(draft / "config.yaml", draft / HEADS)  # as in save_encoder
     if folder.exists():
         folder.rename(replaced)
     draft.rename(folder)
@@ -238,10 +237,9 @@ def load_model(folder: Path) -> tuple[MultitaskBert, TrialConfig]:
     model = _model_around(load_encoder(folder / "encoder", *dropout), config)
     check_content(folder / HEADS)
     try:
-        _load_beside(model, load_file(folder / HEADS))
-    except (SafetensorError, OSError, RuntimeError) as error:  # torch's own for a key or a shape that does not fit
-        reason = f"does not fit its config.yaml, or is truncated ({str(error).splitlines()[0]})"
-        raise ValueError(f"{folder / HEADS} {reason}.") from None
+        _load_beside(model, load_tensors(folder / HEADS))
+    except RuntimeError as error:  # torch's own for a key or a shape that does not fit
+        raise ValueError(f"{folder / HEADS} does not fit its config.yaml ({str(error).splitlines()[0]}).") from None
     if folder.stat().st_ino != found:  # meanwhile the trial has saved a better one: these heads may be of another encoder
         return load_model(folder)
     return model, config
@@ -411,7 +409,7 @@ def load(folder: str | Path, device: str = "auto") -> Predictor:
 
     Raises ValueError where the folder is no saved model, saying what it is.
     """
-    folder = Path(folder).expanduser().resolve()  # once, for the weights and the tokenizer
+    folder = user_path(folder).resolve()  # once, for the weights and the tokenizer
     model, config = load_model(folder)
     tokenizer = load_tokenizer(folder / "encoder")
     check_encoder(config, model.encoder.shape, tokenizer)

@@ -4,7 +4,7 @@
 
 FOLDER -> its model -> one sentence: the tasks of sentences; two: the tasks of pairs, and of each sentence -> answers, aligned
 
-Exit codes: 0 done, 2 what was written is wrong, 3 right but not now (a search that has no model yet), 130 interrupted.
+Exit codes are those of minbert_core/commands.py: 3 also for a search that has no model yet.
 """
 
 from __future__ import annotations
@@ -18,32 +18,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minbert_core.commands import DONE, Refused, run_command
 from minbert_core.data.tables import has_lone_surrogate
-from minbert_core.terminal import print_anywhere
 
 if TYPE_CHECKING:  # torch is imported once the line is known to be right: a second
     from minbert_core.data.tasks import Task
     from minbert_core.model import Answer
 
-DONE, WRONG, REFUSED, INTERRUPTED = 0, 2, 3, 130
 BAR = 20  # characters of a whole
 MOST_CLASSES = 5  # shown of a task, the likeliest
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, answer, and turn every foreseen fault into its sentence and exit code."""
-    print_anywhere()
-    options = _parser().parse_args(arguments)
-    try:
-        return run(options.folder, options.sentence, options.json)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return WRONG
-    except OSError as error:
-        print(f"Cannot read the model: {error}.", file=sys.stderr)
-        return REFUSED
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    """The command line; the exit code."""
+    return run_command(_parser(), arguments, lambda options: run(options.folder, options.sentence, options.json))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run(folder: Path, sentences: list[str], as_json: bool) -> int:
-    """Answer one or two sentences on the screen; the exit code.  Raises ValueError, OSError."""
+    """Answer one or two sentences on the screen; the exit code.  Raises ValueError (Refused: no model yet), OSError."""
     if len(sentences) > 2:
         raise ValueError(f"A task takes one sentence or two, each in quotes. Got {len(sentences)}: {sentences}.")
     if not all(sentence.strip() for sentence in sentences):
@@ -74,8 +62,7 @@ def run(folder: Path, sentences: list[str], as_json: bool) -> int:
     place = model_folder(folder)
     if place is None:
         law = "one comes with the first evaluation, and a search keeps those of its best trials only"
-        print(f"{folder} has no model: {law}.", file=sys.stderr)
-        return REFUSED
+        raise Refused(f"{folder} has no model: {law}.")
     from minbert_core.model import load
 
     predictor = load(place)

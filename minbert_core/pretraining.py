@@ -13,7 +13,6 @@ end it is gone.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
@@ -39,13 +38,15 @@ from minbert_core.data.tokens import PackedBatch, Tokenizer, cuts, tokenise_spli
 from minbert_core.encoder import Encoder, Masks
 from minbert_core.encoder_files import weight_files
 from minbert_core.evaluate import NotFiniteError
-from minbert_core.inputs import Inputs, build_encoder, cache_folder
+from minbert_core.files import cache_folder, lock
+from minbert_core.inputs import Inputs, build_encoder
 from minbert_core.machine import in_precision, prepare, resolve_device, resolve_precision
 from minbert_core.methods.objectives import Integers, Vocabulary
 from minbert_core.methods.optimizer import Optimizer
 from minbert_core.methods.stages import Pretraining
 from minbert_core.methods.task_schedules import example_rows
 from minbert_core.model import TOKENIZER_FILES
+from minbert_core.tensor_files import load_state, save_state
 from minbert_core.terminal import duration
 
 FORMAT = "2"  # the meaning of a key; raise it when the same settings would make other weights
@@ -135,10 +136,11 @@ def make(
     count = 0
     for one in pretrainings:
         one.folder.parent.mkdir(parents=True, exist_ok=True)
-        with (one.folder.with_suffix(".lock")).open("w") as lock:
-            if not one.is_made and not _is_free(lock.fileno()):
+        path = one.folder.with_suffix(".lock")
+        with path.open("w") as file:
+            if not one.is_made and not lock(file, path):
                 yield _record(one, count, {"waits": True})
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                lock(file, path, wait=True)
             is_made_here = not one.is_made
             if is_made_here:
                 yield from Maker(config, inputs, one, count).run(is_stopped)
@@ -149,15 +151,6 @@ def make(
         held_out = {f"pretrain/{one.stage.kind}_{name}": value for name, value in figures["held_out"].items()}
         about = {"made": is_made_here, "notes": figures["notes"], "pretrain/seconds": figures["seconds"], "pretrain/share": 1.0}
         yield _record(one, count, held_out | about)
-
-
-def _is_free(descriptor: int) -> bool:
-    """Whether nobody else held the lock, which is held from here on, until its file is closed."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _record(one: Pretrained, examples: int, figures: Record) -> Record:
@@ -210,7 +203,7 @@ def _fingerprint(name: str, config: TrialConfig, inputs: Inputs) -> list[str]:
     """Of the texts that `name` stands for: those of its token files, or of the text file's bytes."""
     if name in config.known_tasks:
         return [split.path.stem for split in _splits(name, config, inputs)]
-    return [hashlib.sha256(bytes_of(inputs.data_folder / name, REMEDY)).hexdigest()]
+    return [hashlib.sha256(bytes_of(inputs.text_file(name), REMEDY)).hexdigest()]
 
 
 def _splits(name: str, config: TrialConfig, inputs: Inputs) -> list[Any]:
@@ -228,7 +221,7 @@ def read_texts(stage: Pretraining, config: TrialConfig, inputs: Inputs) -> tuple
         if name in config.known_tasks:
             train, dev = (texts_of(split, stage.pair_encoding) for split in _splits(name, config, inputs))
         else:
-            train, dev = read_text_file(inputs.data_folder / name, inputs.tokenizer, in_pairs=not stage.reads_single)
+            train, dev = read_text_file(inputs.text_file(name), inputs.tokenizer, in_pairs=not stage.reads_single)
         learned.append(train)
         held_out.append(dev)
     if stage.balance:
@@ -394,12 +387,10 @@ class Maker:
     def _save(self, path: Path) -> None:
         """What a killed pretraining goes on from; replaced atomically."""
         state = {"encoder": self.encoder.state_dict(), "head": self.head.state_dict(), "optimizer": self.optimizer.state_dict()}
-        draft = path.with_suffix(".state.tmp")
-        torch.save({**state, "shown": self.shown, "seconds": self.seconds, "before": self.before}, draft)
-        draft.replace(path)
+        save_state({**state, "shown": self.shown, "seconds": self.seconds, "before": self.before}, path)
 
     def _restore(self, path: Path) -> None:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_state(path)
         self.encoder.load_state_dict(state["encoder"])
         self.head.load_state_dict(state["head"])
         self.optimizer.load_state_dict(state["optimizer"])

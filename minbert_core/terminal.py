@@ -5,7 +5,6 @@ Elsewhere (a file, a pipe, a notebook, CI) there are only the lines. No other mo
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -15,6 +14,8 @@ from typing import Any, TextIO
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
+
+from minbert_core.commands import drop_output
 
 REFRESH_PER_SECOND = 1
 NOTEBOOKS = ("CI", "COLAB_RELEASE_TAG", "JPY_PARENT_PID")  # these have a terminal at times, but keep each frame as a line
@@ -44,13 +45,6 @@ def show_progress(text: str) -> None:
     if is_watched(sys.stderr, os.environ):
         sys.stderr.write(f"\r\033[K{text}")
         sys.stderr.flush()
-
-
-def print_anywhere() -> None:
-    """Let stdout and stderr print `?` for a character that their encoding lacks; they would raise UnicodeEncodeError."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a notebook has others
-            stream.reconfigure(errors="replace")
 
 
 class Screen:
@@ -88,16 +82,6 @@ class Screen:
                 live.console.print(Text(line), soft_wrap=True)
         except BrokenPipeError:  # of `| tee log.txt`: Ctrl-C has ended tee, too
             drop_output()
-
-
-def drop_output() -> None:
-    """The reader of a pipe has left (`| head` has enough): what is still said there goes nowhere, and is no fault."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    out, err = sys.stdout.fileno(), sys.stderr.fileno()
-    if os.path.sameopenfile(out, err):  # 2>&1
-        os.dup2(nowhere, err)
-    os.dup2(nowhere, out)
-    os.close(nowhere)
 
 
 def duration(seconds: float) -> str:

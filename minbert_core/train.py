@@ -12,7 +12,6 @@ trial that goes on from one repeats to the digit on CPU.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +19,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from minbert_core.config import TrialConfig, seed_of
@@ -33,6 +31,7 @@ from minbert_core.methods.task_schedules import example_rows
 from minbert_core.model import MultitaskBert, build_model, predict_logits, predictions
 from minbert_core.pretraining import find, make
 from minbert_core.step import Stepper, StepReport
+from minbert_core.tensor_files import load_state, save_state
 
 LOGS_A_TRIAL = 100
 STEPS_A_MEASURE = 10  # at least: measured at each step, SMART's |grad R_s| took two thirds of its time again
@@ -298,21 +297,15 @@ def evaluate_dev(model: MultitaskBert, config: TrialConfig, inputs: Inputs) -> t
 def save_snapshot(path: Path, snapshot: dict[str, Any], records: list[Record]) -> None:
     """One file, replaced atomically, that also carries every record so far (a kill between save and report leaves no hole)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
-    with draft.open("wb") as file:
-        torch.save({**snapshot, "records": records}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    save_state({**snapshot, "records": records}, path)
 
 
 def load_snapshot(path: Path) -> tuple[dict[str, Any], list[Record]]:
-    """What `save_snapshot` wrote.  Raises ValueError where the file is no whole snapshot."""
-    try:
-        snapshot = torch.load(path, map_location="cpu", weights_only=True)
-        return snapshot, snapshot.pop("records")
-    except Exception as error:  # torch raises a different type for every way a file can be broken
-        raise ValueError(f"{path} is no whole snapshot ({type(error).__name__}).") from error
+    """What `save_snapshot` wrote.  Raises ValueError where the file is no whole snapshot, OSError where it cannot be read."""
+    snapshot = load_state(path)
+    if "records" not in snapshot:
+        raise ValueError(f"{path} is no whole snapshot (it has no records).")
+    return snapshot, snapshot.pop("records")
 
 
 if __name__ == "__main__":

@@ -7,85 +7,71 @@ CONFIG.yaml -> read (--set laid over it) -> settle (absolute folders, the machin
 
 Given a trial's config.yaml it repeats that trial, on the CPU to the digit. The same command again goes on from the snapshot.
 
-Exit codes: 0 done, 1 training failed (not finite; --overfit: not learned), 2 what was written is wrong, 3 right but not here or
-not now (no GPU, no memory, a folder that holds something else), 130 interrupted.
+Exit codes are those of minbert_core/commands.py: 1 where training failed (not finite; --overfit: not learned).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import os
 import shlex
 import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from minbert_core.checkpoints import fetch_encoder
+from minbert_core.commands import DONE, FAILED, Refused, run_command
 from minbert_core.config import TINY, TOY, Machine, TrialConfig, load_config, read_config
 from minbert_core.evaluate import NotFiniteError
 from minbert_core.faults import fault_at, path_of
+from minbert_core.files import lock
 from minbert_core.inputs import data_folder, open_inputs
 from minbert_core.machine import fastest_matmul, resolve_device, resolve_precision
 from minbert_core.overfit import run_overfit
 from minbert_core.overrides import Override, Places, note_set, parse_set
 from minbert_core.paths import as_written, flatten
 from minbert_core.settings import Location, SettingsError, dump_yaml, read_yaml, shown
-from minbert_core.terminal import Screen, print_anywhere
+from minbert_core.terminal import Screen
 from minbert_core.train import Record, load_snapshot
 from minbert_core.train_report import Report, closing_lines, near, plan_lines
 from minbert_core.trial_folder import read_records, state_file, train_in
-
-DONE, FAILED, WRONG, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
 
 # the words of a search's space, which this command cannot take: search knows them, and this package does not know search
 SPACE_WORDS = ("config", "about", "trials", "rungs", "sampler", "trial_scheduler", "baselines", "together", "extends")
 DOMAIN_WORDS = ("uniform", "log_uniform", "int", "choice")
 
 
-class Refused(ValueError):
-    """Right, but not here or not now; a sentence. Exit code 3."""
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, run, and turn every foreseen fault into its sentence and exit code."""
-    print_anywhere()
-    options = _parser().parse_args(arguments)
+    """The command line; the exit code."""
     again = shlex.join(["python", "-m", "minbert_core.train", *(sys.argv[1:] if arguments is None else arguments)])
+    return run_command(_parser(), arguments, partial(_main, again=again), writes="to")
+
+
+def _main(options: argparse.Namespace, again: str) -> int:
     try:
         config = read(options.config, options.set, options.data, options.encoder)
         if options.overfit is not None:
             if options.to is not None:
                 raise ValueError("--overfit writes nothing, so it does not go with --to.")
             return DONE if run_overfit(settle(config, None), options.overfit, str(options.config)) else FAILED
-        folder = (options.to or Path("trained") / default_name(options.config)).expanduser().absolute()
-        return run(config, folder, str(options.config))
-    except Refused as error:
-        print(error, file=sys.stderr)
-        return REFUSED
+        options.to = (options.to or Path("trained") / default_name(options.config)).absolute()
+        return run(config, options.to, str(options.config))
     except torch.OutOfMemoryError:
         remedy = "--set machine/micro_batch_tokens=4096 sends a batch through in parts"
-        print(f"This machine's GPU has too little memory for a step of this configuration; {remedy}.", file=sys.stderr)
-        return REFUSED
+        raise Refused(f"This machine's GPU has too little memory for a step of this configuration; {remedy}.") from None
     except NotFiniteError as error:
         print(error, file=sys.stderr)
         return FAILED
-    except ValueError as error:  # of settings, corpus and encoder
-        print(error, file=sys.stderr)
-        return WRONG
-    except OSError as error:
-        print(f"Cannot write: {error}. Give another folder with --to.", file=sys.stderr)
-        return REFUSED
     except KeyboardInterrupt:
         how = "Again" if options.overfit else "This goes on from the last snapshot, where there is one"
-        print(f"\nInterrupted. {how}:\n  {again}", file=sys.stderr)
-        return INTERRUPTED
+        raise KeyboardInterrupt(f"\nInterrupted. {how}:\n  {again}") from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -275,10 +261,8 @@ def _locked(folder: Path) -> Iterator[None]:
     """Nobody else trains in `folder` meanwhile.  Raises Refused: somebody does."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refused(f"Another process is training in {folder}. Wait for it, or give another folder with --to.") from None
+        if not lock(descriptor, folder):
+            raise Refused(f"Another process is training in {folder}. Wait for it, or give another folder with --to.")
         yield
     finally:
         os.close(descriptor)

@@ -26,6 +26,9 @@ _RAY_SETTINGS = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+if os.path.expanduser("~") == "~":  # no HOME and no password entry, as in some containers; importing Ray needs a home
+    os.environ["HOME"] = os.devnull  # nothing can be written there by accident; XDG_CACHE_HOME names the caches
+
 if "ray" not in sys.modules:
     for _name, _value in _RAY_SETTINGS.items():
         os.environ.setdefault(_name, _value)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from minbert_core.commands import DONE, FAILED, INTERRUPTED, NOT_RECORDED, Refused
 from minbert_core.paths import as_written
 from minbert_core.trial_folder import read_records
 from search.costs import branch_table, choices_of, total_cost
@@ -24,14 +25,14 @@ from search.folder import read_plan
 from search.narrate import PRETRAINING, Narrator, table
 from search.plan import Plan, git_commit, versions
 from search.pretrain import make_chains
-from search.resources import Refused, Resources, counted, only_these
+from search.resources import Resources, counted, only_these
 from search.searcher import StopOnRequest, StudySearcher, TuneScheduler
+from search.store import store_uri
 from search.study import Study, TrialResult, mend_journal
-from search.tracking import Tracker, dashboard_command, store_uri, ui_command
+from search.tracking import Tracker, dashboard_command, ui_command
 from search.trainable import run_trial
 
 STOPS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})  # which end a search so that it can go on
-DONE, NONE_FINISHED, NOT_RECORDED, INTERRUPTED = 0, 1, 4, 130  # exit codes; run.py has those of what never started
 
 
 def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[], float], resumed: bool) -> int:
@@ -218,7 +219,7 @@ def close(folder: Path, plan: Plan, results: list[TrialResult], narrator: Narrat
     if interrupted:
         return INTERRUPTED
     if not worked:
-        return NONE_FINISHED
+        return FAILED
     return DONE if recorded else NOT_RECORDED
 
 

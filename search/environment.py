@@ -139,7 +139,7 @@ def _caches() -> Rows:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     yield "encoders", HF_HUB_CACHE
-    from minbert_core.inputs import cache_folder
+    from minbert_core.files import cache_folder
 
     yield "token files", str(cache_folder())
 

@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from minbert_core.commands import Refused
 from minbert_core.paths import as_written
 from minbert_core.terminal import duration, show_progress
 from search.domains import Choice, Domain
 from search.measure import Cost, measure
 from search.narrate import describe
 from search.plan import Plan
-from search.resources import Refused, Resources, cause_of, counted
+from search.resources import Resources, cause_of, counted
 from search.rungs import expected_ends
 from search.space import Choose, Sample, Space, default_choice
 from search.study import KEEP_BEST

@@ -4,7 +4,7 @@
     python -m search.space gradient/gradvac     one of them
     python -m search.space --schema             spaces/schema.json
 
-Exit codes: 0 done, 2 what was written is wrong, 3 right but the file cannot be written.
+Exit codes: those of minbert_core/commands.py.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from typing import Any
 from rich.console import Console
 from rich.padding import Padding
 
+from minbert_core.commands import DONE, run_command
 from minbert_core.config import TrialConfig
 from minbert_core.knobs import ENTRIES, Knob, knob_at, places
-from minbert_core.terminal import console, print_anywhere
+from minbert_core.terminal import console
 from search.domains import DOMAINS
 from search.examples import SHARED, canonical, example, searched_in
 from search.listing import (
@@ -45,8 +46,6 @@ from search.listing import (
 )
 from search.schema import SCHEMA, schema_line, write_schema
 from search.space_file import SPACE_KEYS, STRUCTURE, SpaceSettings
-
-DONE, WRONG, REFUSED = 0, 2, 3
 
 NEEDS = {  # what a variant says of itself -> what it asks for; `fits` and `least_rungs` bring their values along
     "needs_several_tasks": "several tasks a step: a task_schedule that gives them, and two tasks or more in train_on",
@@ -78,23 +77,20 @@ class Found:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, print, and turn what is wrong into its sentence and exit code."""
-    print_anywhere()
-    options = _parser().parse_args(arguments)
+    """The command line; the exit code."""
+    return run_command(_parser(), arguments, _main, writes="schema")
+
+
+def _main(options: argparse.Namespace) -> int:
     stdout = console(markup=False, emoji=False)
     if options.schema is not None:
         if options.path is not None:
-            print("--schema goes with no PATH: it is of all knobs.", file=sys.stderr)
-            return WRONG
+            raise ValueError("--schema goes with no PATH: it is of all knobs.")
         return _schema(options.schema)
     if options.path is None:
         show(sections(), stdout)
         return DONE
-    try:
-        found = find(options.path)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return WRONG
+    found = find(options.path)
     if len(found) == 1:
         explain(found[0], options.path, stdout)
         return DONE
@@ -124,11 +120,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _schema(file: Path) -> int:
-    try:
-        write_schema(file)
-    except OSError as error:
-        print(f"Cannot write {file}: {error.strerror}.", file=sys.stderr)
-        return REFUSED
+    write_schema(file)
     if str(file) != "-":
         print(f"Wrote {file}. An editor with YAML support uses it in a space whose first line is\n{schema_line(file)}")
     return DONE

@@ -7,7 +7,7 @@ It can be moved: no path in it needs to stay true but those of data and encoder,
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import os
 import socket
@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from minbert_core import files
+from minbert_core.commands import Refused
 from minbert_core.settings import did_you_mean
-from search.resources import Refused
 
 FORMAT = 1  # of a search's folder; a newer one is refused by name
 NEEDED = ("name", "space_name", "created", "about", "trials", "data", "train_on", "encoders", "fingerprints")
@@ -68,18 +69,18 @@ def make_search_folder(runs: Path, name: str | None, default: str) -> Path:
 
 def lock(folder: Path) -> IO[str]:
     """Hold the search's lock until the returned file is closed or the process dies.  Raises Refused: somebody else does."""
-    file = (folder / "lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        with file:
+    path = folder / "lock"
+    with contextlib.ExitStack() as at_fault:
+        file = at_fault.enter_context(path.open("a+"))
+        if not files.lock(file, path):
             file.seek(0)
             holder = file.read().strip() or "another process"
-        raise Refused(f"The search in {folder} is running already ({holder}).") from None
-    file.seek(0)
-    file.truncate()
-    file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-    file.flush()
+            raise Refused(f"The search in {folder} is running already ({holder}).")
+        file.seek(0)
+        file.truncate()
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        at_fault.pop_all()  # from here on the caller closes it
     return file
 
 
@@ -91,15 +92,10 @@ def wait_for_workers(folder: Path, timeout_seconds: float = 60) -> None:
     deadline = time.monotonic() + timeout_seconds
     for path in sorted(folder.glob("trials/*/log.txt")):
         with path.open("a") as log:
-            while True:
-                try:
-                    fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError:
-                    if time.monotonic() > deadline:
-                        number = path.parent.name
-                        raise Refused(f"A worker of the interrupted search still runs trial {number} in {folder}.") from None
-                    time.sleep(0.2)
+            while not files.lock(log, path):
+                if time.monotonic() > deadline:
+                    raise Refused(f"A worker of the interrupted search still runs trial {path.parent.name} in {folder}.")
+                time.sleep(0.2)
 
 
 def read_plan(folder: Path) -> dict[str, Any]:

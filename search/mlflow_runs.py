@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from search.store import database_of
+
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Experiment, Run
 
@@ -173,7 +175,7 @@ class Runs:
         own_layout = "/".join(new.split("/")[-2:])  # what somebody else has set up stays
         if old == new or not old.endswith(own_layout):
             return
-        with contextlib.closing(sqlite3.connect(self.search.uri.removeprefix("sqlite:///"), timeout=20)) as database, database:
+        with contextlib.closing(sqlite3.connect(database_of(self.search.uri), timeout=20)) as database, database:
             of = "WHERE experiment_id = ?"
             database.execute(f"UPDATE experiments SET artifact_location = ? {of}", (new, number))
             database.execute(f"UPDATE runs SET artifact_uri = replace(artifact_uri, ?, ?) {of}", (old, new, number))

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict
 
 from minbert_core.settings import NAME, did_you_mean
 from search.environment import own_version
-from search.tracking import parse_tracking_uri
+from search.store import parse_tracking_uri
 
 
 class Options(TypedDict, total=False):

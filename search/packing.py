@@ -14,13 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from minbert_core.commands import Refused
 from minbert_core.paths import as_written
 from minbert_core.terminal import show_progress
 from search.domains import Domain
 from search.estimate import Points, branch_points, failure
 from search.measure import Memory, Sharer
 from search.plan import Plan, branch_configs, most_threads, with_resources
-from search.resources import Refused, Resources
+from search.resources import Resources
 from search.space import Sample, default_choice
 
 LEAST_GAIN = 1.1  # of a doubling, in examples a second of all trials together

@@ -8,6 +8,7 @@ Exit codes: 0 every row is a config, 2 one is not.
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minbert_core.commands import DONE, WRONG, run_command
 from minbert_core.config import TrialConfig, default_at
 from minbert_core.paths import as_written, flatten
 from minbert_core.settings import SettingsError
@@ -24,7 +26,6 @@ from search.space_file import SpaceSettings, read_document
 
 PAPERS = SPACES / "papers"
 ROW = "row"  # the name in `together` under which a paper's file has its rows
-DONE, WRONG = 0, 2
 OF_THE_SPACE = ("budget/points", "objective")  # what a trial's config has from the space around it
 
 
@@ -91,7 +92,13 @@ def lines() -> Iterator[tuple[str, list[str]]]:
             yield f"{file.stem:<9}  {row.name:<12}  {far}  {row.about}: {published or 'no figures'}", faults
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; the exit code."""
+    about = "The papers' rows: how far from our defaults, what was published."
+    return run_command(argparse.ArgumentParser(prog="python -m search.papers", description=about), arguments, _main)
+
+
+def _main(options: argparse.Namespace) -> int:
     """Print the rows; the exit code."""
     num_rows = num_wrong = 0
     for line, faults in lines():

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from minbert_core.checkpoints import fetch_encoder
+from minbert_core.commands import Refused
 from minbert_core.config import TINY, TOY, TrialConfig
 from minbert_core.data.corpus import fingerprint
 from minbert_core.encoder_files import weight_files
+from minbert_core.files import user_path
 from minbert_core.model import TOKENIZER_FILES
-from search.resources import Refused
 
 
 def here(config: TrialConfig, places: Mapping[str, str]) -> TrialConfig:
@@ -51,7 +52,7 @@ def _data_place(record: Mapping[str, Any], config: TrialConfig, told: str | None
         if told not in (None, TOY):
             raise Refused(f"The search {record['name']} is on the toy corpus, which every machine has. Leave --data away.")
         return {}
-    place = Path(told).expanduser().absolute() if told is not None else _known_place(record, recorded)
+    place = user_path(told).absolute() if told is not None else _known_place(record, recorded)
     if place is None:
         raise Refused(f"The data of the search {record['name']} lay in {recorded}, which is not here. Say where: --data DIR")
     if not place.is_dir():

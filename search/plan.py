@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from minbert_core.checkpoints import fetch_encoder
+from minbert_core.commands import Refused
 from minbert_core.config import OVERALL, TINY, TOY, Objective, TrialConfig
 from minbert_core.data.corpus import Dropped, fingerprint, missing_test_files
 from minbert_core.data.tasks import SPLITS
@@ -30,7 +31,7 @@ from search.domains import Choice
 from search.folder import FORMAT
 from search.places import encoder_fingerprint, here, moved
 from search.pretrain import Chain, chains, known_chains
-from search.resources import Refused, Resources, counted, machine_settings
+from search.resources import Resources, counted, machine_settings
 from search.rungs import expected_full_trials
 from search.space import FIXED, Sample, Space, cover, default_choice, forcing, make_space
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from minbert_core.commands import Refused
 from minbert_core.config import TrialConfig, load_config
 from minbert_core.inputs import Inputs, open_inputs
 from minbert_core.methods.stages import Pretraining
@@ -22,7 +23,7 @@ from minbert_core.paths import as_written
 from minbert_core.pretraining import Pretrained, Record, find, make
 from search.domains import Domain, Range
 from search.places import here
-from search.resources import Refused, Resources, cause_of
+from search.resources import Resources, cause_of
 from search.space import Sample, Space
 
 KINDS = "|".join(stage.model_fields["kind"].default for stage in get_args(get_args(Pretraining)[0]))

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minbert_core.commands import Refused
 from minbert_core.config import TINY
+from minbert_core.files import message
 
 BUSY_GB, BUSY_SHARE = 1.0, 0.05  # of a GPU's memory, the larger of the two; a desktop's screen takes less (assumed, 2026-11)
 CGROUP = Path("/sys/fs/cgroup")  # where Linux tells a container its limits
@@ -24,14 +26,10 @@ SMALLER = "Fewer trials at a time, smaller batches, or `machine/micro_batch_toke
 VISIBLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 
 
-class Refused(ValueError):
-    """Right, but not here or not now: too few GPUs, a used name, a locked search. Exit code 3."""
-
-
 def cause_of(error: Exception) -> str:
     """Why a process of Ray's failed, and what helps if memory was short."""
     cause = getattr(error, "cause", None)
-    reason = (str(cause or error).strip().splitlines() or [""])[0].rstrip(".")
+    reason = (message(cause or error).strip().splitlines() or [""])[0].rstrip(".")
     if cause is None:  # it was killed, by Ray's watch over the memory or by the system
         return f"its process was killed, perhaps out of memory ({reason}). {SMALLER}"
     short = "out of memory" in reason.lower() or isinstance(cause, MemoryError)

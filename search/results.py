@@ -9,7 +9,6 @@ It reads; it takes no lock and changes nothing.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import sys
 from collections.abc import Callable, Iterable
@@ -19,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from minbert_core.files import lock, message, user_path
 from search.folder import read_plan
 from search.status import read_trials
 from search.study import TrialResult, best_first
@@ -56,11 +56,7 @@ class Search:
         if not (path := self.folder / "lock").exists():
             return False
         with path.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return True
-        return False
+            return not lock(file, path, shared=True)
 
 
 def open_search(folder: Path) -> Search:
@@ -80,8 +76,8 @@ def all_searches(runs: Path, passed_over: Callable[[str], None]) -> list[Search]
     for path in sorted(runs.glob("*/plan.json")):
         try:
             found.append(open_search(path.parent))
-        except ValueError as error:
-            passed_over(f"{path.parent.name} is passed over: {error}")
+        except (ValueError, OSError) as error:
+            passed_over(f"{path.parent.name} is passed over: {message(error)}")
     return sorted(found, key=lambda search: str(search.plan["created"]), reverse=True)
 
 
@@ -90,7 +86,7 @@ def read(*names: str, runs: str | Path = "runs") -> pa.Table:
 
     Raises ValueError: no such search, none at all, or one of a newer format.
     """
-    return as_table(find_searches(names, Path(runs).absolute()))
+    return as_table(find_searches(names, user_path(runs).absolute()))
 
 
 def find_searches(names: Iterable[str], runs: Path) -> list[Search]:

@@ -12,11 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from minbert_core.commands import Refused
 from minbert_core.settings import NAME, dump_yaml, parse_yaml
 from search.folder import has_begun, read_plan
 from search.places import find_places, moved
 from search.plan import Plan, make_plan
-from search.resources import Refused, find_resources
+from search.resources import find_resources
 from search.space import default_choice, make_space
 from search.space_file import read_document
 from search.tracking import store_fault

@@ -3,8 +3,8 @@
     python -m search.run --space spaces/smart.yaml --gpus 4         table = run("spaces/smart.yaml", gpus=4)
     python -m search.run --resume smart                             table = run(resume="smart")
 
-Exit codes of the command: 0 done, or out of --hours with something evaluated, 1 no trial finished, 2 what was written is wrong,
-3 right but not here or not now, 4 done, but MLflow has not recorded all, 130 interrupted.
+Exit codes of the command are those of minbert_core/commands.py: 0 also out of --hours with something evaluated, 1 no trial
+finished.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from typing import Any, Unpack
 
 import pyarrow as pa
 
-from minbert_core.settings import SettingsError, dump_yaml
-from minbert_core.terminal import drop_output, print_anywhere
-from search.drive import DONE, INTERRUPTED, NONE_FINISHED, NOT_RECORDED, STOPS, go_on, next_command, run_search, start_ray
+from minbert_core.commands import DONE, FAILED, INTERRUPTED, NOT_RECORDED, Refused, expand_paths, run_command
+from minbert_core.settings import dump_yaml
+from search.drive import STOPS, go_on, next_command, run_search, start_ray
 from search.environment import report
 from search.estimate import check_disk, measured_lines
 from search.folder import (
@@ -45,7 +45,7 @@ from search.narrate import describe
 from search.options import Options, as_arguments, parse, parser
 from search.packing import packed
 from search.plan import make_plan
-from search.resources import Refused, check_cluster, find_resources
+from search.resources import check_cluster, find_resources
 from search.results import read
 from search.resume import asked_space, goes_on, resumed_plan
 from search.searcher import unlimited
@@ -53,7 +53,6 @@ from search.space import Space, read_space
 from search.status import show_status
 from search.tracking import store_fault
 
-WRONG, REFUSED = 2, 3
 UNNAMED = "search"  # the name of a space that is no file, where none is given
 
 
@@ -73,13 +72,13 @@ def run(space: str | Path | dict[str, Any] | None = None, **options: Unpack[Opti
     is_file = isinstance(space, str | Path)
     named = [] if space is None else [f"--space={space if is_file else 'FILE'}"]
     arguments = [*named, *as_arguments(options)]
-    parsed = parse(arguments)
+    parsed = expand_paths(parse(arguments))
     if not is_file:
         parsed.space = space
     folder, code = _search(parsed, arguments)
     if code == INTERRUPTED:
         raise KeyboardInterrupt(f"The trials' states are saved. {_call(folder)} goes on.")
-    if code == NONE_FINISHED:
+    if code == FAILED:
         raise RuntimeError(f"No trial of {folder.name} finished; the reasons stand in {folder}/trials/*/log.txt.")
     if code == NOT_RECORDED:
         warnings.warn(f"MLflow lacks something of {folder.name}; {_call(folder)} logs it again.", stacklevel=2)
@@ -93,25 +92,10 @@ def _call(folder: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, run, and turn every foreseen fault into its sentence and exit code."""
-    print_anywhere()
-    options = parser().parse_args(arguments)
-    try:
-        code = _main(options, sys.argv[1:] if arguments is None else arguments)
-        sys.stdout.flush()
-        return code
-    except Refused as error:
-        print(error, file=sys.stderr)
-        return REFUSED
-    except (SettingsError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return WRONG
-    except BrokenPipeError:  # --status smart | head
-        drop_output()
-        return DONE
-    except KeyboardInterrupt:  # before the search itself, which has its own way to stop
-        print("Interrupted before anything started.", file=sys.stderr)
-        return INTERRUPTED
+    """The command line; the exit code."""
+    body = partial(_main, arguments=sys.argv[1:] if arguments is None else arguments)
+    # a search that has begun has a way of its own to stop
+    return run_command(parser(), arguments, body, writes="runs", interrupted="Interrupted before anything started.")
 
 
 def _main(options: argparse.Namespace, arguments: list[str]) -> int:

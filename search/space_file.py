@@ -19,6 +19,7 @@ from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
 from minbert_core.config import ObjectiveSetting, TrialConfig
 from minbert_core.faults import Where, fault_at
+from minbert_core.files import user_path
 from minbert_core.knobs import elsewhere, knob_at
 from minbert_core.overrides import Override, Places, note_set, parse_set
 from minbert_core.paths import lay_over
@@ -122,7 +123,7 @@ def _extend(document: dict[str, Any], where: Places, path: Path, seen: tuple[Pat
     if "extends" not in document:
         return document, where
     parent, seen = document.pop("extends"), (*seen, path.resolve())
-    base_path = path.parent / parent if isinstance(parent, str) else path
+    base_path = path.parent / user_path(parent) if isinstance(parent, str) else path
     fault = ""
     if not isinstance(parent, str):
         fault = f"`extends` takes a file name. Got {shown(parent)}."

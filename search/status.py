@@ -19,8 +19,9 @@ from minbert_core.trial_folder import read_records
 from search.folder import read_plan
 from search.narrate import PRETRAINING, in_short, table, time_left
 from search.screen import Picture, look, render
+from search.store import SERVER, database_of, store_uri
 from search.study import TrialResult, read_results
-from search.tracking import dashboard_command, store_uri, ui_command
+from search.tracking import dashboard_command, ui_command
 
 WIDTH_ELSEWHERE = 160  # characters, where there is no terminal to ask
 QUIET_SECONDS = 3600  # a search on another machine that has written nothing for so long is taken to have ended
@@ -65,8 +66,7 @@ def show_status(folder: Path, go_on: str, next_command: str) -> None:
     if (folder / "best").exists():
         print(f"best      {folder / 'best'}")
     uri = plan.get("tracking_uri") or store_uri(folder.parent)
-    database = Path(uri.removeprefix("sqlite:///"))
-    if uri != str(database) and not database.exists():  # the folder was copied without it
+    if not uri.startswith(SERVER) and not (database := database_of(uri)).exists():  # the folder was copied without it
         print(f"compare   there is no {database}: copy it, too, or log the search anew: {go_on}")
     else:
         print(f"compare   {ui_command(uri, Path.cwd())}")

@@ -21,48 +21,22 @@ from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
-from urllib.parse import urlsplit
 
 from search.mlflow_runs import Runs, SearchRecord, Status, now_ms
+from search.store import SERVER, database_of, sqlite_uri
 
 WAITS_SECONDS = (1.0, 5.0, 15.0)  # before each further try at a busy database; SQLite itself waits up to 20 s in each
-SERVER = ("http://", "https://")
 
 
 # --------------------------------------------------------------------------------------------------------------- store
 
 
-def store_uri(runs: Path) -> str:
-    """The store of the searches in the folder `runs`: `mlflow.db` beside it, that is where the command was typed."""
-    return f"sqlite:///{(runs.absolute().parent / 'mlflow.db').as_posix()}"
-
-
-def parse_tracking_uri(text: str) -> str:
-    """A store's address as the user wrote it, absolute.  Raises ValueError: an address that MLflow 3 or we do not log to."""
-    if text.startswith(SERVER):
-        server = urlsplit(text)
-        if not server.hostname:
-            raise ValueError(f"An MLflow server's address is http(s)://HOST:PORT. Got '{text}'.")
-        if server.username is not None:  # plan.json and every page would show it
-            raise ValueError(
-                "An MLflow server's address holds no password. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
-            )
-        return text.rstrip("/")
-    if text.startswith("sqlite:///") and (path := text.removeprefix("sqlite:///")):
-        return f"sqlite:///{Path(path).absolute().as_posix()}"
-    scheme, _, rest = text.partition("://")
-    if not rest or scheme == "file":
-        database = Path(rest or text.removeprefix("file:")).absolute() / "mlflow.db"
-        raise ValueError(f"MLflow 3 no longer logs to folders. Got '{text}'. In a file there: sqlite:///{database.as_posix()}")
-    raise ValueError(f"A search logs to an MLflow server, http(s)://…, or to a file, sqlite:///…. Got '{text}'.")
-
-
 def store_fault(uri: str) -> str | None:
     """Why nothing can be logged to `uri` now, as a sentence; None where all is well, or a database is yet to be made."""
     if not uri.startswith(SERVER):
-        database = _database(uri)
+        database = database_of(uri)
         if database.is_dir():
-            return f"{database} is a folder; an MLflow store is a file in it: {uri}/mlflow.db"
+            return f"{database} is a folder; an MLflow store is a file in it: {sqlite_uri(database / 'mlflow.db')}"
         if database.exists():
             with database.open("rb") as file:
                 if file.read(15) not in (b"SQLite format 3", b""):
@@ -104,7 +78,7 @@ def prepare_store(uri: str) -> None:
     MLflow takes 4 s to lay out a fresh database; a process killed meanwhile leaves a file that never opens again, and two at
     once trip over each other. So it is made under a name of our own, then linked: who comes second keeps the first one's.
     """
-    if uri.startswith(SERVER) or (database := _database(uri)).exists():
+    if uri.startswith(SERVER) or (database := database_of(uri)).exists():
         return
     _quiet()
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -113,7 +87,7 @@ def prepare_store(uri: str) -> None:
     fresh = database.with_name(f"{database.name}-new-{os.getpid()}")
     fresh.unlink(missing_ok=True)
     try:
-        SqlAlchemyStore(f"sqlite:///{fresh.as_posix()}", _artifacts(uri).as_uri()).engine.dispose()
+        SqlAlchemyStore(sqlite_uri(fresh), _artifacts(uri).as_uri()).engine.dispose()
         try:
             os.link(fresh, database)
         except FileExistsError:
@@ -150,12 +124,8 @@ def _program(name: str, folder: Path) -> str:
     return shlex.quote(name)
 
 
-def _database(uri: str) -> Path:
-    return Path(uri.removeprefix("sqlite:///"))
-
-
 def _artifacts(uri: str) -> Path:
-    return _database(uri).parent / "mlartifacts"
+    return database_of(uri).parent / "mlartifacts"
 
 
 def _quiet() -> None:

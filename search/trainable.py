@@ -9,7 +9,6 @@ tells Ray only what the scheduler and the driver need. It never imports MLflow o
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import json
 import time
@@ -17,6 +16,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
+
+from minbert_core.files import lock, message
 
 
 def run_trial(order: dict[str, Any]) -> None:
@@ -31,7 +32,7 @@ def run_trial(order: dict[str, Any]) -> None:
             _run(order, folder)
         except Exception as error:
             log.write(traceback.format_exc())  # from Python 3.13 on print_exc writes colours under FORCE_COLOR
-            (folder / "failure.txt").write_text(f"{type(error).__name__}: {error}".strip(), encoding="utf-8")
+            (folder / "failure.txt").write_text(f"{type(error).__name__}: {message(error)}".strip(), encoding="utf-8")
             raise
 
 
@@ -66,5 +67,5 @@ def _run(order: dict[str, Any], folder: Path) -> None:
 def locked_log(folder: Path) -> Iterator[TextIO]:
     """log.txt in `folder`, to append to, locked: a worker lives some seconds longer than a killed driver, and is waited for."""
     with (folder / "log.txt").open("a", buffering=1, encoding="utf-8") as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
+        lock(log, folder / "log.txt", wait=True)
         yield log

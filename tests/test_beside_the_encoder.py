@@ -200,7 +200,7 @@ def test_a_part_that_the_config_does_not_name_is_refused(tiny: Tiny, tmp_path: P
     save_model(model, config, tmp_path / "plain", inputs.encoder_folder)
     save_model(built(shared)[0], shared, tmp_path / "shared", inputs.encoder_folder)
     (tmp_path / "shared" / "heads.safetensors").replace(tmp_path / "plain" / "heads.safetensors")
-    with pytest.raises(ValueError, match=r"heads\.safetensors does not fit its config\.yaml, .* \(it holds shared_layer/\)"):
+    with pytest.raises(ValueError, match=r"heads\.safetensors does not fit its config\.yaml \(it holds shared_layer/\)"):
         load_model(tmp_path / "plain")
 
 

@@ -1,15 +1,21 @@
-"""Every command's --help fits a screen and shows two uses; what is written wrong gets a usage line and a sentence."""
+"""Every command's --help fits a screen and shows two uses, and every command ends with a code and, at a fault, a sentence."""
 
 from __future__ import annotations
 
+import argparse
+import errno
 import io
+import os
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from analysis import best_to_test, replicate, runs
 from minbert_core import predict, train_command
+from minbert_core.commands import INTERRUPTED, REFUSED, UNREAD, WRONG, Refused, run_command
 from minbert_core.data import download
 from search import explain, run
 
@@ -27,6 +33,7 @@ COMMANDS = [
     ("analysis/replicate.py", replicate.main, "--paper P1", HEIGHT),
 ]
 Main = Callable[[list[str]], int]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(("typed", "main", "needed", "height"), COMMANDS, ids=[typed for typed, *_ in COMMANDS])
@@ -71,3 +78,85 @@ def test_a_stream_that_lacks_a_character_shows_a_question_mark(
     for stream in streams.values():
         stream.seek(0)
     assert "--??" in streams["stderr"].read()
+
+
+# ------------------------------------------------------------------------------------------------------------- how they end
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "sentence"),
+    [
+        (Refused("No GPU here."), REFUSED, "No GPU here.\n"),
+        (ValueError("`lr` must be <= 1."), WRONG, "`lr` must be <= 1.\n"),
+        (
+            OSError(errno.EROFS, "", "/x/runs/a"),
+            REFUSED,
+            "Cannot write /x/runs/a: Read-only file system. Use --runs to give ",
+        ),
+        (KeyboardInterrupt(), INTERRUPTED, "Interrupted.\n"),
+        (KeyboardInterrupt("Go on: again"), INTERRUPTED, "Go on: again\n"),
+    ],
+    ids=str,
+)
+def test_a_fault_becomes_its_exit_code_and_a_sentence(
+    raised: BaseException, code: int, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def body(options: argparse.Namespace) -> int:
+        raise raised
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=Path)
+    assert run_command(parser, ["--runs", "/x/runs"], body, writes="runs", interrupted="Interrupted.") == code
+    assert capsys.readouterr().err.startswith(sentence)
+
+
+def test_a_bug_stays_a_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_command(argparse.ArgumentParser(), [], lambda options: 1 // 0)
+
+
+PROGRAM = """\
+import argparse, sys
+from minbert_core.commands import run_command
+
+def body(options):
+    print("a line")
+    return 7
+
+sys.exit(run_command(argparse.ArgumentParser(), [], body))
+"""
+
+
+def run_unread(program: list[str], redirection: str = "", unbuffered: str = "") -> tuple[int, str]:
+    """Exit code and stderr of a Python program whose output goes to a pipe that nobody reads, or where the shell sends it."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run(
+        ["bash", "-c", f'"$@" {redirection}', "bash", sys.executable, *program],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(theirs)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("redirection", "code", "sentence"),
+    [
+        ("", UNREAD, ""),
+        (">&-", 7, ""),
+        ("> /dev/full", REFUSED, "Cannot write the output: No space left on device.\n"),
+    ],
+)
+def test_an_output_that_takes_nothing_is_no_traceback(redirection: str, code: int, sentence: str, unbuffered: str) -> None:
+    assert run_unread(["-c", PROGRAM], redirection, unbuffered) == (code, sentence)
+
+
+def test_the_reader_of_a_long_list_may_leave() -> None:
+    """As of `python -m search.space | head`; it is printed by rich, which has a way of its own to leave."""
+    assert run_unread(["-m", "search.space"]) == (UNREAD, "")

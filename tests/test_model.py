@@ -312,7 +312,7 @@ def test_saving_again_replaces_the_model_and_leaves_nothing_beside_it(tiny: Tiny
     assert float(load_model(tmp_path / "best")[0].heads["sst"].layers[0].bias.detach()[0]) == 7
 
 
-@pytest.mark.parametrize("what", ["save_encoder", "save_file", "dump_yaml"])
+@pytest.mark.parametrize("what", ["save_encoder", "save_tensors", "dump_yaml"])
 def test_a_half_written_model_never_stands_under_the_final_name(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -418,12 +418,12 @@ def test_truncated_or_foreign_heads_are_refused(tiny: Tiny, tmp_path: Path) -> N
     save_model(model, config, tmp_path / "best", inputs.encoder_folder)
     path = tmp_path / "best" / "heads.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"heads\.safetensors does not fit its config\.yaml, or is truncated"):
+    with pytest.raises(ValueError, match=r"Cannot read .*heads\.safetensors: .*; it may be truncated, copy it again\."):
         load_model(tmp_path / "best")
     other = tiny(train_on=["sst"])
     save_model(built(other)[0], other, tmp_path / "other", inputs.encoder_folder)
     (tmp_path / "other" / "heads.safetensors").replace(path)
-    with pytest.raises(ValueError, match=r"heads\.safetensors does not fit its config\.yaml, or is truncated"):
+    with pytest.raises(ValueError, match=r"heads\.safetensors does not fit its config\.yaml \("):
         load_model(tmp_path / "best")
 
 

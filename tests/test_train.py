@@ -423,9 +423,14 @@ def test_a_truncated_snapshot_is_refused(saved: Path, kept: int) -> None:
         load_snapshot(saved)
 
 
-def test_a_missing_or_foreign_snapshot_is_refused(saved: Path) -> None:
-    with pytest.raises(ValueError, match=r"other\.pt is no whole snapshot \(FileNotFoundError\)\."):
-        load_snapshot(saved.with_name("other.pt"))
+def test_a_snapshot_that_the_system_does_not_give_is_not_called_broken(saved: Path) -> None:
+    """Training would begin again over a snapshot that is whole and only not to be read."""
+    saved.with_name("snapshot").mkdir()
+    with pytest.raises(IsADirectoryError):
+        load_snapshot(saved.with_name("snapshot"))
+
+
+def test_a_foreign_snapshot_is_refused(saved: Path) -> None:
     torch.save({"model": {}}, saved)
     with pytest.raises(ValueError, match=r"is no whole snapshot"):
         load_snapshot(saved)

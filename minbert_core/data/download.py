@@ -6,8 +6,7 @@
 A file appears under its name only when all of it has come and our own reader has read it; one that is there and can be read
 stays as it is. So the command may be broken off and given again, and checks what was copied by hand.
 
-Exit codes: 0 done, 2 what was written is wrong, 3 right but not here or not now (no network, a folder that cannot be written),
-130 interrupted.
+Exit codes are those of minbert_core/commands.py: 3 also without a network.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import hashlib
 import io
 import os
 import shlex
-import sys
 import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
@@ -28,12 +26,10 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
+from minbert_core.commands import DONE, Refused, run_command
 from minbert_core.data.corpus import load_test_split, read_split
 from minbert_core.data.tables import CorpusError
 from minbert_core.data.tasks import TASKS
-from minbert_core.terminal import print_anywhere
-
-DONE, WRONG, REFUSED, INTERRUPTED = 0, 2, 3, 130
 
 SOURCE = "https://raw.githubusercontent.com/gpoesia/minbert-default-final-project/main/data/"
 PUBLISHED = {  # what lies there, and its rows, those that training leaves out included: counted, 2026-11; Quora reported
@@ -58,44 +54,30 @@ CUT_SEED = 0
 CUT_SHARES = {"train": 0.70, "dev": 0.15, "test": 0.15}
 
 
-class Unavailable(Exception):
-    """Right, but not here or not now; a sentence. Exit code 3."""
-
-
-class _NotThere(Unavailable):
+class _NotThere(Refused):
     """The source answers, but has no such file: others it may have."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, run, and turn every foreseen fault into its sentence and exit code."""
-    print_anywhere()
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    """The command line; the exit code."""
+    return run_command(
+        _parser(), arguments, _main, writes="to", interrupted="Interrupted. What is there is whole; the same command goes on."
+    )
+
+
+def _main(options: argparse.Namespace) -> int:
     if options.command is None:
-        parser.print_help()
+        _parser().print_help()
         return DONE
-    folder = Path(options.to).expanduser().absolute()
-    try:
-        _check(folder, options.source)
-        folder.mkdir(parents=True, exist_ok=True)
-        print(f"The course's public files, from {options.source} to {folder}:")
-        download(folder, options.source)
-        if options.cut_quora:
-            cut_quora(folder)
-        print(f"\n{_about_quora(folder)}")
-        print(f"\nNext: python -m search.run --space spaces/smart.yaml --data {shlex.quote(str(folder))} --dry-run")
-    except Unavailable as error:
-        print(error, file=sys.stderr)
-        return REFUSED
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return WRONG
-    except OSError as error:  # of files: those of the network have become Unavailable
-        print(f"Cannot write to {folder}: {error.strerror or error}. Give another folder with --to.", file=sys.stderr)
-        return REFUSED
-    except KeyboardInterrupt:
-        print("Interrupted. What is there is whole; the same command goes on.", file=sys.stderr)
-        return INTERRUPTED
+    folder = options.to.absolute()
+    _check(folder, options.source)
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"The course's public files, from {options.source} to {folder}:")
+    download(folder, options.source)
+    if options.cut_quora:
+        cut_quora(folder)
+    print(f"\n{_about_quora(folder)}")
+    print(f"\nNext: python -m search.run --space spaces/smart.yaml --data {shlex.quote(str(folder))} --dry-run")
     return DONE
 
 
@@ -118,7 +100,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("--to", default="data", metavar="DIR", help="folder for the files, made if need be (default data/)")
+    command.add_argument(
+        "--to", type=Path, default=Path("data"), metavar="DIR", help="folder for the files, made if need be (default data/)"
+    )
     command.add_argument(
         "--from", dest="source", default=SOURCE, metavar="URL", help="default: the course's repository on GitHub"
     )
@@ -144,7 +128,7 @@ def _check(folder: Path, source: str) -> None:
 def download(folder: Path, source: str = SOURCE) -> None:
     """Fetch each published file that is not there or cannot be read, a line of output each.
 
-    Raises Unavailable, at once where the next file would fare no better; OSError where `folder` cannot be written.
+    Raises Refused, at once where the next file would fare no better; OSError where `folder` cannot be written.
     """
     absent = []
     for number, (name, expected) in enumerate(PUBLISHED.items(), start=1):
@@ -158,7 +142,7 @@ def download(folder: Path, source: str = SOURCE) -> None:
             print("not fetched")
             raise
     if absent:
-        raise Unavailable("\n".join([*absent, "Give another source with --from, or copy these by hand."]))
+        raise Refused("\n".join([*absent, "Give another source with --from, or copy these by hand."]))
 
 
 def _fetch_missing(folder: Path, source: str, name: str, expected: int) -> str:
@@ -176,13 +160,13 @@ def _fetch_missing(folder: Path, source: str, name: str, expected: int) -> str:
         try:
             body = fetch(url)
         except ConnectionError as error:
-            raise Unavailable(_by_hand(folder, source, str(error))) from None
+            raise Refused(_by_hand(folder, source, str(error))) from None
         draft = Path(drafts) / name
         draft.write_bytes(body)
         try:
             rows = num_rows(draft)
         except CorpusError as error:
-            raise Unavailable(f"{url} is not the course's file: {error}") from None
+            raise Refused(f"{url} is not the course's file: {error}") from None
         os.replace(draft, path)
     return f"{before}{len(body) / 1e6:.1f} MB, {_compared(rows, expected)}"
 
@@ -194,29 +178,29 @@ def _compared(rows: int, expected: int) -> str:
 def fetch(url: str) -> bytes:
     """All that lies at `url`.
 
-    Raises ConnectionError where nobody answers; Unavailable where what comes is cut short, a web page or an HTTP error.
+    Raises ConnectionError where nobody answers; Refused where what comes is cut short, a web page or an HTTP error.
     """
     try:
         with urlopen(Request(url, headers={"User-Agent": "minbert-search"}), timeout=TIMEOUT_SECONDS) as answer:
             body: bytes = answer.read()
     except HTTPError as error:
         error.close()
-        kind = _NotThere if error.code in (404, 410) else Unavailable
+        kind = _NotThere if error.code in (404, 410) else Refused
         raise kind(f"{url} answers {error.code} {error.reason}.") from None
     except IncompleteRead as error:
         came = len(error.partial)
         of = f" of {came + error.expected:,}" if error.expected is not None else ""
-        raise Unavailable(f"{url} broke off after {came:,}{of} bytes. {RETRY}") from None
+        raise Refused(f"{url} broke off after {came:,}{of} bytes. {RETRY}") from None
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)  # a URLError wraps what happened
         raise ConnectionError(getattr(reason, "strerror", None) or str(reason) or type(reason).__name__) from None
     if body.lstrip()[:1] == b"<":
-        raise Unavailable(
+        raise Refused(
             f"{url} answers with a web page, not with the file: a login page of this network or its proxy, it seems. "
             "Open the address in a browser, log in, and give the command again."
         )
     if not body.endswith(b"\n"):  # where the server names no length, that is how a cut shows
-        raise Unavailable(f"{url} broke off in the middle of a line. {RETRY}")
+        raise Refused(f"{url} broke off in the middle of a line. {RETRY}")
     return body
 
 
@@ -244,7 +228,7 @@ def cut_quora(folder: Path) -> None:
     """Cut the public quora-dev.csv into the course's three files, the test without labels; keep it as quora-dev-original.csv.
 
     A row's part follows from its id, so a second call, or one after a call that was broken off, comes to the same files.
-    Raises CorpusError (no such file, or a faulty one) or Unavailable (other Quora files are there).
+    Raises CorpusError (no such file, or a faulty one) or Refused (other Quora files are there).
     """
     original, dev = folder / ORIGINAL, folder / PARA.files["dev"]
     source = original if original.exists() else dev
@@ -253,7 +237,7 @@ def cut_quora(folder: Path) -> None:
     parts = {folder / PARA.files[split]: text.encode() for split, text in _cut(whole.decode("utf-8-sig")).items()}
     for path, content in parts.items():
         if path.exists() and path.read_bytes() not in ([content, whole] if path == dev else [content]):
-            raise Unavailable(
+            raise Refused(
                 f"--cut-quora would replace {path}, which is not of its making. Nothing was changed: move the file away if the "
                 "cut is what you want."
             )

@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from minbert_core.data.tables import FORMATS, as_label
 from minbert_core.data.tasks import Metric, Task
+from minbert_core.files import user_path
 from minbert_core.settings import NAME, Settings, Variant, bare, shown
 
 
@@ -30,7 +31,7 @@ Label = Annotated[str, BeforeValidator(lambda value: as_label(bare(value)))]  # 
 
 
 class Files(Settings):
-    """Where the rows lie: `.csv`, `.tsv`, `.jsonl` or `.parquet`, names inside `data` unless absolute."""
+    """Where the rows lie: `.csv`, `.tsv`, `.jsonl` or `.parquet`, names inside `data` unless absolute or from `~`."""
 
     train: str = Field(description="file of the training rows")
     dev: str | None = Field(None, description="file of the dev rows; null: dev_share of the train file, by dev_seed")
@@ -77,7 +78,7 @@ class _OwnTask(Variant):
             classes=classes,
             text_columns=self.text,
             label_column=self.label,
-            files=self.files.model_dump(exclude_none=True),
+            files={split: str(user_path(name)) for split, name in self.files.model_dump(exclude_none=True).items()},
             course_text=None,
             prediction_column="prediction",
             metric=metric,

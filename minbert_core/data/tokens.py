@@ -75,8 +75,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if whole.is_file():
         files = [whole]
         check_content(whole)
+        content = whole.read_bytes()
         try:
-            backend = tokenizers.Tokenizer.from_buffer(whole.read_bytes())
+            backend = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # noqa: BLE001 — the library raises nothing narrower
             raise ValueError(f"{whole} is not a tokenizer that the tokenizers library reads: {error}.") from None
         _check_case(backend, whole, config)
@@ -296,7 +297,7 @@ def _write(split: Split, tokenizer: Tokenizer, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        with temporary.open("wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
             writer.write_batch(batch)  # one batch, so that a column is one array and a view of it needs no copy
         os.replace(temporary, path)
     finally:

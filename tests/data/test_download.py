@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from minbert_core.commands import DONE, INTERRUPTED, REFUSED, WRONG
 from minbert_core.data import download as download_module
 from minbert_core.data import toy
 from minbert_core.data.corpus import load_test_split, read_split
-from minbert_core.data.download import CUT_SHARES, DONE, INTERRUPTED, ORIGINAL, PUBLISHED, REFUSED, WRONG, main
+from minbert_core.data.download import CUT_SHARES, ORIGINAL, PUBLISHED, main
 from minbert_core.data.tasks import TASKS
 
 PARA = TASKS["para"]
@@ -254,13 +255,15 @@ def test_what_was_written_wrong_is_said_before_anything_is_asked_for(server: Ser
 def test_a_folder_that_cannot_be_written_is_said(server: Server, tmp_path: Path, capsys: Capture) -> None:
     tmp_path.chmod(0o500)
     assert run(tmp_path, server) == REFUSED
-    assert capsys.readouterr().err == f"Cannot write to {tmp_path}: Permission denied. Give another folder with --to.\n"
+    said = capsys.readouterr().err
+    assert said.startswith(f"Cannot write {tmp_path}/")
+    assert said.endswith(": Permission denied. Use --to to give a folder that you can write.\n")
 
 
 def test_a_place_where_no_folder_can_be_is_said(server: Server, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "file").touch()
     assert run(tmp_path / "file" / "data", server) == REFUSED
-    assert f"Cannot write to {tmp_path / 'file' / 'data'}: Not a directory." in capsys.readouterr().err
+    assert f"Cannot write {tmp_path / 'file' / 'data'}: Not a directory. Use --to " in capsys.readouterr().err
     assert server.asked == []
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import ray
 
+from minbert_core.commands import Refused
 from search.drive import start_ray
 from search.estimate import (
     Estimate,
@@ -29,7 +30,7 @@ from search.estimate import (
 )
 from search.measure import Cost
 from search.plan import Plan, make_plan
-from search.resources import Refused, Resources
+from search.resources import Resources
 from search.run import main
 from search.space import Sample, Space, make_space
 from search.study import KEEP_BEST

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import subprocess
 import sys
@@ -9,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from minbert_core.commands import Refused
 from search import folder as folder_module
 from search.folder import FORMAT, lock, make_search_folder, new_search_folder, read_plan, wait_for_workers
-from search.resources import Refused
 
 
 def test_default_names_count_up_and_a_used_explicit_name_is_refused(tmp_path: Path) -> None:
@@ -51,6 +53,18 @@ with open(sys.argv[1], "a") as file:
     print("held", flush=True)
     time.sleep(60)
 """
+
+
+def test_a_search_on_a_disk_without_locks_is_not_said_to_run_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (tmp_path / "trials" / "000").mkdir(parents=True)
+    (tmp_path / "trials" / "000" / "log.txt").touch()
+    for ask in (lock, wait_for_workers):
+        with pytest.raises(OSError, match="No locks available"):
+            ask(tmp_path)
 
 
 def test_a_searchs_lock_is_for_one_and_free_when_its_process_dies(tmp_path: Path) -> None:

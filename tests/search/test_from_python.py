@@ -16,12 +16,11 @@ from typing import Any
 import pytest
 import torch
 
+from minbert_core.commands import DONE, FAILED, INTERRUPTED, NOT_RECORDED, Refused
 from minbert_core.settings import SettingsError, parse_yaml
 from search import run as command
-from search.drive import DONE, INTERRUPTED, NONE_FINISHED, NOT_RECORDED
 from search.folder import read_plan
 from search.options import Options, parser
-from search.resources import Refused
 from search.results import COLUMNS
 from search.run import run
 from search.space import read_space
@@ -147,7 +146,7 @@ def test_how_a_search_ended_is_raised_warned_of_or_handed_back(here: Path, ends:
     ends(NOT_RECORDED)
     with pytest.warns(UserWarning, match=r"^MLflow lacks something of one; run\(resume='one'\) logs it again\."):
         assert run(resume="one").num_rows == 0
-    ends(NONE_FINISHED)
+    ends(FAILED)
     with pytest.raises(RuntimeError, match=r"^No trial of one finished; the reasons stand in /.*/one/trials/\*/log\.txt\.$"):
         run(resume="one")
     ends(INTERRUPTED)

@@ -119,7 +119,7 @@ def test_the_rows_with_yelp_say_which_file_they_miss() -> None:
 
 
 def test_the_command_tells_each_row_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert papers.main() == papers.DONE
+    assert papers.main([]) == papers.DONE
     *lines, last = capsys.readouterr().out.splitlines()
     assert len(lines) == len(ROWS)
     assert last.startswith(f"{len(ROWS)} rows, {len(ROWS)} of them configs.")
@@ -134,7 +134,7 @@ def test_a_row_that_is_no_config_says_why_and_fails(
         "    - {name: bad, set: {gradient: pcgrd}}\n"
     )
     monkeypatch.setattr(papers, "PAPERS", tmp_path)
-    assert papers.main() == papers.WRONG
+    assert papers.main([]) == papers.WRONG
     output = capsys.readouterr().out
     assert "p0.yaml:5: Unknown `gradient` kind 'pcgrd'; did you mean 'pcgrad'?" in output
     assert "2 rows, 1 of them configs." in output

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from minbert_core.commands import Refused
 from minbert_core.config import TrialConfig, load_config
 from minbert_core.data.corpus import fingerprint
 from minbert_core.data.tasks import SPLITS, TASKS
 from search.places import encoder_fingerprint, find_places, here, moved
-from search.resources import Refused
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from minbert_core.checkpoints import load_encoder, save_encoder
+from minbert_core.commands import Refused
 from minbert_core.data.corpus import fingerprint
 from minbert_core.data.tables import CorpusError
 from minbert_core.data.tasks import TASKS
@@ -22,7 +23,7 @@ from minbert_core.settings import SettingsError
 from search.domains import Choice
 from search.folder import FORMAT
 from search.plan import Plan, make_plan
-from search.resources import Refused, Resources
+from search.resources import Resources
 from search.space import make_space
 
 CPUS = Resources(cpus=2, gpus=0, cpus_per_trial=1, gpus_per_trial=0)

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import ray
 
+from minbert_core.commands import Refused
 from minbert_core.inputs import cache_folder
 from minbert_core.pretraining import Record
 from search.drive import start_ray
 from search.plan import baseline_samples, branch_samples
 from search.pretrain import Chain, known_chains, make_chains
-from search.resources import Refused, Resources
+from search.resources import Resources
 from search.space import make_space
 
 CPUS = Resources(cpus=2, gpus=0, cpus_per_trial=1, gpus_per_trial=0)

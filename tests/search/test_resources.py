@@ -11,8 +11,9 @@ import pynvml
 import pytest
 import torch
 
+from minbert_core.commands import Refused
 from search import resources
-from search.resources import ORDER, VISIBLE, Refused, Resources, find_resources, machine_settings, num_cores, only_these
+from search.resources import ORDER, VISIBLE, Resources, find_resources, machine_settings, num_cores, only_these
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from minbert_core.commands import REFUSED, WRONG, Refused
 from minbert_core.inputs import open_inputs
 from minbert_core.train import train
 from search import run
@@ -23,8 +24,8 @@ from search.folder import lock, read_plan
 from search.options import parser
 from search.places import here
 from search.plan import Plan
+from search.store import store_uri
 from search.study import read_results
-from search.tracking import store_uri
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = """\
@@ -96,7 +97,7 @@ def test_a_start_that_was_killed_before_its_plan_is_begun_again(
     folder = typing_place / "runs" / "job"
     (folder / "trials").mkdir(parents=True)
     with lock(folder):
-        assert typed(*START)[0] == run.REFUSED  # by whom is still at it
+        assert typed(*START)[0] == REFUSED  # by whom is still at it
     assert typed(*START)[0] == run.INTERRUPTED
     assert [resumed for _, resumed in plans] == [False]
 
@@ -109,12 +110,12 @@ def test_a_corrected_space_is_taken_after_a_start_that_failed_before_any_trial(
         with pytest.raises(FileNotFoundError):  # the study of the start before
             (folder / "study.journal").read_text()
         (folder / "study.journal").write_text("{}")
-        raise run.Refused("Ray did not start.")
+        raise Refused("Ray did not start.")
 
     monkeypatch.setattr(run, "run_search", fail)
     for extra in ([], ["--set", "max_length=64", "--seed", "3"]):
         code, _, said = typed("--space", "quick.yaml", name, "job", *FOLDERS, *extra)
-        assert (code, said) == (run.REFUSED, "Ray did not start.\n")
+        assert (code, said) == (REFUSED, "Ray did not start.\n")
     assert read_plan(typing_place / "runs" / "job")["seed"] == 3
     assert "max_length: 64" in (typing_place / "runs" / "job" / "space.yaml").read_text()
 
@@ -123,13 +124,13 @@ def test_a_search_keeps_its_space_and_seed(typed: Type, typing_place: Path, plan
     typed(*START)
     assert "began with another space than quick.yaml is now" in typed(*START, "--set", "max_length=64")[2]
     code, _, said = typed(*START, "--seed", "7")
-    assert (code, said) == (run.REFUSED, "The search job has the seed 0 and keeps it. Got --seed 7.\n")
+    assert (code, said) == (REFUSED, "The search job has the seed 0 and keeps it. Got --seed 7.\n")
     (typing_place / "quick.yaml").write_text(QUICK.replace("1e-2", "1e-1"))
     code, _, said = typed(*START)
-    assert code == run.REFUSED
+    assert code == REFUSED
     assert said.startswith("The search job began with another space than quick.yaml is now (--set included), and keeps it.")
-    assert typed("--resume", "job", "--set", "max_length=64")[0] == run.WRONG
-    assert typed("--resume", "job", "--seed", "0")[0] == run.WRONG
+    assert typed("--resume", "job", "--set", "max_length=64")[0] == WRONG
+    assert typed("--resume", "job", "--seed", "0")[0] == WRONG
     assert [resumed for _, resumed in plans] == [False]
 
 
@@ -186,7 +187,7 @@ def test_a_moved_search_is_the_same_search(typed: Type, typing_place: Path, plan
     before = read_plan(typing_place / "runs" / "job")
     target = move(typing_place)
     code, _, said = typed("--resume", "job", "--runs", "elsewhere/searches")
-    assert (code, said.count("\n")) == (run.REFUSED, 1)
+    assert (code, said.count("\n")) == (REFUSED, 1)
     assert f"lay in {typing_place / 'data'}, which is not here. Say where: --data DIR" in said
     assert typed("--resume", "job", *MOVED)[0] == run.INTERRUPTED
     (first, _), (plan, _) = plans

@@ -27,8 +27,8 @@ from search.folder import lock, read_plan
 from search.plan import Plan, make_plan
 from search.resources import Resources
 from search.space import make_space, read_space
+from search.store import store_uri
 from search.study import TrialResult, read_results
-from search.tracking import store_uri
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACES = ROOT / "spaces"
@@ -119,6 +119,43 @@ def test_what_cannot_run_is_refused_in_a_sentence(
     assert re.search(sentence, refused.err), refused.err
     assert "Traceback" not in refused.err
     assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("cache", "runs", "sentence"),
+    [
+        (
+            "file/c",
+            "runs",
+            r"Cannot write {}/c/minbert/.*: Not a directory\. Set XDG_CACHE_HOME to a folder that you can w",
+        ),
+        ("c", "file/r", r"Cannot write {}/r/quick: Not a directory\. Use --runs to give a folder that you can write\."),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named_with_the_way_out(
+    typed: Callable[..., Typed], here: Path, monkeypatch: pytest.MonkeyPatch, cache: str, runs: str, sentence: str
+) -> None:
+    (here / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / cache))
+    refused = typed("--space", "quick.yaml", "--runs", runs)
+    assert refused.code == 3
+    assert re.match(sentence.format(here / "file"), refused.err), refused.err
+    assert refused.err.count("\n") == 1
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_typed(
+    typed: Callable[..., Typed], here: Path, data: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    monkeypatch.setattr(run, "run_search", lambda *_, **__: 0)
+    (here / "base.yaml").write_text(QUICK)
+    (here / "quick.yaml").write_text("extends: ~/base.yaml\n")
+    paths = ["--space=~/quick.yaml", "--runs=~/found", "--data=~/data", "--encoder=~/encoder"]
+    done = typed(*paths, "--tracking-uri=sqlite:///~/my.db")
+    assert (done.code, done.err) == (0, "")
+    plan = read_plan(here / "found" / "quick")
+    assert (plan["data"], plan["tracking_uri"]) == (str(data), f"sqlite:///{here}/my.db")
+    assert not (here / "~").exists()
 
 
 def test_every_typo_of_a_space_is_named_with_its_line(typed: Callable[..., Typed], here: Path) -> None:

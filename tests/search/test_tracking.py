@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import logging
@@ -26,15 +27,8 @@ from typing import Any
 import pytest
 
 from search import tracking
-from search.tracking import (
-    Tracker,
-    dashboard_command,
-    parse_tracking_uri,
-    prepare_store,
-    store_fault,
-    store_uri,
-    ui_command,
-)
+from search.store import database_of, parse_tracking_uri, sqlite_uri, store_uri
+from search.tracking import Tracker, dashboard_command, prepare_store, store_fault, ui_command
 
 ROOT = Path(__file__).resolve().parents[2]
 START = 1_750_000_000_000  # some moment, in ms
@@ -468,6 +462,30 @@ def test_the_line_for_the_dashboard_names_the_journal_and_what_is_missing(
     assert line == f"optuna-dashboard '{journal}' (pip install optuna-dashboard)"
 
 
+@pytest.mark.parametrize("name", ["plain", "a b", "who?", "100%20", "run #1", "100%"])
+def test_an_address_leads_back_to_its_file_whatever_its_folder_is_called(name: str) -> None:
+    assert database_of(sqlite_uri(Path("/home") / name / "mlflow.db")) == Path("/home") / name / "mlflow.db"
+
+
+def test_a_store_is_where_it_was_asked_for_whatever_its_folder_is_called(
+    laid_out: Path, track: Callable[..., Tracker], tmp_path: Path
+) -> None:
+    folder = tmp_path / "who? 100%20 #1"
+    folder.mkdir()
+    shutil.copy(laid_out, folder)
+    uri = store_uri(folder / "runs")
+    for resume in (False, True):
+        tracker = track(uri=uri, resume=resume)
+        begin(tracker, 0, tmp_path)
+        assert tracker.close("FINISHED"), tracker.error
+    parent, children, client = pages(uri)
+    assert [*children] == [0]
+    assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["plan.json"]
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        assert database.execute("SELECT count(*) FROM experiments WHERE name = 'smart'").fetchone() == (1,)
+    assert [*tmp_path.rglob("mlartifacts")] == [folder / "mlartifacts"]
+
+
 @pytest.mark.parametrize(
     ("text", "uri"),
     [
@@ -475,10 +493,13 @@ def test_the_line_for_the_dashboard_names_the_journal_and_what_is_missing(
         ("https://box/mlflow", "https://box/mlflow"),
         ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
         ("sqlite:///mlflow.db", "sqlite:///{here}/mlflow.db"),
+        ("sqlite:///~/mlflow.db", "sqlite:////home/me/mlflow.db"),
+        ("sqlite:////100%2520/mlflow.db", "sqlite:////100%2520/mlflow.db"),
     ],
 )
 def test_a_store_is_a_server_or_a_file(text: str, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
     assert parse_tracking_uri(text) == uri.format(here=tmp_path)
 
 
@@ -487,6 +508,7 @@ def test_a_store_is_a_server_or_a_file(text: str, uri: str, tmp_path: Path, monk
     [
         ("mlruns", r"MLflow 3 no longer logs to folders\. Got 'mlruns'\. In a file there: sqlite:////.*/mlruns/mlflow\.db"),
         ("file:///data/mlruns", r"no longer logs to folders\. .* sqlite:////data/mlruns/mlflow\.db"),
+        ("sqlite:////a?b/m.db", r"A path in an address is percent-encoded\. Got .* For a file: sqlite:////a%3Fb/m\.db"),
         ("postgresql://box/mlflow", r"A search logs to an MLflow server, http\(s\)://…, or to a file, sqlite:///…\. Got"),
         ("http://", r"An MLflow server's address is http\(s\)://HOST:PORT\. Got 'http://'\."),
         ("http://me:secret@box", r"holds no password\. Set MLFLOW_TRACKING_USERNAME"),

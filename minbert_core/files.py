@@ -1,0 +1,147 @@
+"""Where we meet the file system: the paths that users write, the cache, locks, and the system's faults as sentences.
+
+"~/data" -> user_path -> /home/me/data      OSError -> explain_fault -> "Cannot write /x/runs: Permission denied. Set …"
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT}
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+# ----------------------------------------------------------------------------------------------------------------- paths
+
+
+def user_path(written: str | Path) -> Path:
+    """A path as its user wrote it, with a leading `~` or `~user` replaced by that home folder.
+
+    Raises OSError where this user has no home folder.
+    """
+    try:
+        return Path(written).expanduser()
+    except RuntimeError:
+        raise OSError(f"Cannot find the home folder that {written} begins with. Write the path without ~.") from None
+
+
+def cache_folder() -> Path:
+    """Where token files, the toy corpus and pretrainings are kept: `$XDG_CACHE_HOME/minbert`, else `~/.cache/minbert`.
+
+    Raises OSError where neither the variable nor a home folder exists.
+    """
+    if written := os.environ.get("XDG_CACHE_HOME"):
+        return user_path(written) / "minbert"
+    try:
+        return Path.home() / ".cache" / "minbert"
+    except RuntimeError:
+        who = f"user {os.getuid()} has no entry in the password database"
+        raise OSError(f"There is no home folder: HOME is not set, and {who}. {_writable('XDG_CACHE_HOME')}") from None
+
+
+# ----------------------------------------------------------------------------------------------------------------- locks
+
+
+def lock(file: int | IO[str], path: Path, *, wait: bool = False, shared: bool = False) -> bool:
+    """Lock an open file until it is closed or its process dies; False where another process holds the lock.
+
+    path: the file's, for the fault.  Raises OSError where the file system has no locks (Lustre and NFS by their mount options).
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    return True
+
+
+# ------------------------------------------------------------------------------------------------------ faults of the system
+
+
+def message(error: BaseException) -> str:
+    """The text of an exception; for a fault of the system, the sentence of `explain_fault`."""
+    return explain_fault(error) if isinstance(error, OSError) else str(error)
+
+
+def explain_fault(error: OSError, option: str = "", place: Path | None = None) -> str:
+    """A fault of the system as a sentence: what could not be done where, the system's reason, the way out.
+
+    option: the command-line option that names where its command writes; place: its value.
+    """
+    if error.errno is None:  # raised by a library, or already a sentence
+        return str(error)
+    reason, path = os.strerror(error.errno), _path_of(error)
+    places = [(place, option), *_caches()] if place is not None else [*_caches()]
+    if path is None:
+        if error.errno not in NO_SPACE:
+            return f"The system reports: {error.strerror or reason}."
+        place, name = min(places, key=lambda known: _free_bytes(known[0]), default=(Path().absolute(), ""))
+        return f"Cannot write: {reason}. Least is free below {place}, {_free_bytes(place) / 1e6:.0f} MB. {_room(name)}"
+    verb = _verb(error, path)
+    around = [(root, name) for root, name in places if path.is_relative_to(root) or root.is_relative_to(path)]
+    name = max(around, key=lambda known: len(known[0].parts), default=(path, ""))[1]
+    if error.errno in NO_SPACE:
+        remedy = _room(name)
+    elif error.errno in NO_LOCKS:
+        remedy = f"Its file system has no locks. {_set(name, 'a folder on another disk')}"
+    else:  # another cache helps also where a file of another user cannot be read
+        helps = error.errno in NOT_WRITABLE if verb == "write" else error.errno == errno.EACCES and name != option
+        remedy = _writable(name) if helps else ""
+    return f"Cannot {verb} {path}: {reason}. {remedy}".rstrip()
+
+
+def _path_of(error: OSError) -> Path | None:
+    name = error.filename2 or error.filename  # the latter is the source of a copy or a move
+    return Path(os.path.abspath(os.fsdecode(name))) if isinstance(name, str | bytes | os.PathLike) and name else None
+
+
+def _caches() -> Iterator[tuple[Path, str]]:
+    """The cache folders, each with the environment variable that names it."""
+    with contextlib.suppress(OSError):  # there is no home folder
+        yield cache_folder(), "XDG_CACHE_HOME"
+        yield user_path(os.environ.get("HF_HOME") or cache_folder().parent / "huggingface"), "HF_HOME"
+
+
+def _verb(error: OSError, path: Path) -> str:
+    """What failed: chosen so that the sentence is true whatever the program wanted to do."""
+    if error.errno in NO_LOCKS:
+        return "lock"
+    if error.errno in NO_SPACE:
+        return "write"
+    if os.path.lexists(path):
+        return "write" if os.access(path, os.R_OK) else "read"
+    return "read" if error.errno == errno.ENOENT and path.parent.is_dir() else "write"
+
+
+def _free_bytes(folder: Path) -> int:
+    """Free bytes of the disk that holds the folder or would hold it."""
+    try:
+        return shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
+    except OSError:
+        return 0
+
+
+def _writable(name: str) -> str:
+    return _set(name, "a folder that you can write")
+
+
+def _room(name: str) -> str:
+    other = _set(name, "a folder on another disk")
+    return f"Free some space, or {other[0].lower()}{other[1:]}" if other else "Free some space."
+
+
+def _set(name: str, what: str) -> str:
+    """`Set XDG_CACHE_HOME to a folder that …`, `Use --runs to give a folder that …`; empty where no name is known."""
+    if not name:
+        return ""
+    return f"Use {name} to give {what}." if name.startswith("-") else f"Set {name} to {what}."

@@ -1,0 +1,67 @@
+"""Files of tensors, read and written so that a fault of the system arrives as the OSError it is, with its path.
+
+safetensors calls an unreadable file missing and a full disk an error of its own; torch reports a full disk as a lost position.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.  Raises ValueError: a damaged file; OSError: an unreadable one."""
+    path.open("rb").close()
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        reason = str(error).rstrip(".")
+        raise ValueError(f"Cannot read {path}: {reason}; it may be truncated, copy it again.") from None
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file with the usual permissions; safetensors writes for the owner only.  Raises OSError."""
+    try:
+        path.touch()  # with the mode that the user's umask asks for
+        mode = path.stat().st_mode
+        save_file(tensors, path, metadata)
+        path.chmod(mode)
+    except SafetensorError as error:
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+        raise
+
+
+def save_state(state: Mapping[str, Any], path: Path) -> None:
+    """Write what `load_state` reads, by way of a draft: a reader sees the old file or the new one whole.  Raises OSError."""
+    draft = path.with_name(path.name + ".tmp")
+    try:
+        with draft.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except (OSError, RuntimeError) as error:
+        fault = error if isinstance(error, OSError) else error.__context__
+        if isinstance(fault, OSError) and fault.errno is not None:
+            raise OSError(fault.errno, fault.strerror, fault.filename or str(draft)) from None
+        raise
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """What `save_state` wrote, on the CPU.  Raises ValueError where the file is not whole, OSError where the system refuses."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch raises a different type for every way a file can be broken
+        raise ValueError(f"{path} is no whole snapshot ({type(error).__name__}).") from error
+    return state
