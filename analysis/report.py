@@ -9,7 +9,7 @@ from pathlib import Path
 
 from analysis.intervals import RESAMPLES
 from analysis.results import SPLITS, Comparison, Logits, Measured, Results, Splits, columns_of
-from analysis.selection import RULE, Selection
+from analysis.selection import Selection
 from minbert_core.config import TrialConfig
 from minbert_core.evaluate import check_submission, prediction_text
 from minbert_core.model import predictions
@@ -42,8 +42,7 @@ def wrapped(line: str) -> list[str]:
 
 
 def _name(selection: Selection, number: int) -> str:
-    is_baseline = selection.baseline is not None and selection.baseline.number == number
-    return f"{number:03d}" + (" (baseline)" if is_baseline else "")
+    return selection.called(next(trial for trial in selection.trials if trial.number == number))
 
 
 def _parameters(selection: Selection, number: int) -> str:
@@ -120,7 +119,7 @@ def _legend(selection: Selection, results: Results) -> list[str]:
         else ""
     )
     return [
-        f"{what}; chosen on dev among {len(selection.search.trials)} configurations by: {RULE}.",
+        f"{what}; chosen on dev among {len(selection.search.trials)} configurations by: {selection.rule}.",
         f"95 %: percentile bootstrap interval of the mean, {RESAMPLES:,} resamples: {covers}.{few}{flat} It does not cover the "
         "choice: the best of many on a dev split look better there than they are.",
     ]

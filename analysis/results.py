@@ -136,10 +136,12 @@ def _overall(config: TrialConfig, labelled: list[str]) -> dict[str, Callable[[Ma
 
 
 def _pairs(selection: Selection, groups: Mapping[int, Any], winner: int) -> list[tuple[int, int]]:
-    """Every finalist with the baseline, then with the winner."""
-    references = [selection.baseline.number] if selection.baseline and selection.baseline.number in groups else []
+    """Every finalist with the reference, then, where no question is asked, with the winner."""
+    reference = selection.reference
+    references = [reference.number] if reference and reference.number in groups else []
+    others = references if selection.question else [*references, winner]
     finalists = [trial.number for trial in selection.finalists if trial.number in groups]
-    pairs = [(number, other) for other in [*references, winner] for number in finalists if number not in (other, *references)]
+    pairs = [(number, other) for other in others for number in finalists if number not in (other, *references)]
     return list(dict.fromkeys(pairs))
 
 
@@ -201,6 +203,7 @@ def document(selection: Selection, sha: str, results: Results, failures: Mapping
         "tried": len(selection.search.trials),
         "seeds": selection.seeds,
         "baseline": selection.baseline and selection.baseline.number,
+        **({"per": selection.question.document()} if selection.question else {}),
         "winner": results.winner,
         "chosen_model": results.chosen.name,
         "failed": dict(failures),
