@@ -48,11 +48,11 @@ class Branch:
 
     @property
     def effort(self) -> str:
-        """How much the branch was tuned: `best of 12 trials, 1 failed; stopped at 3/9`."""
+        """How much the branch was tuned: `best of 12 trials, 1 failed; stopped at 3/9 in the search`."""
         best = self.best
         assert best is not None, f"{self.label} has no trial to retrain"
         failed = f", {self.num_failed} failed" if self.num_failed else ""
-        stopped = f"; {stopped_at(best.part, best.config().budget.points)}" if best.status == "stopped" else ""
+        stopped = f"; {stopped_at(best.part, best.config().budget.points)} in the search" if best.status == "stopped" else ""
         return f"best of {counted(len(self.scored), 'trial')}{failed}{stopped}"
 
     @property

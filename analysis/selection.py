@@ -19,7 +19,7 @@ from search.results import Search, all_searches, open_search
 from search.study import TrialResult, ranked
 
 RULE = "best evaluation by dev score, among the trials of the fullest rung"
-RULE_PER_BRANCH = "best evaluation by dev score, per branch of `{path}`, among the trials of the branch's fullest rung"
+RULE_PER_BRANCH = "best evaluation by dev score, per branch of {path}, among the trials of the branch's fullest rung"
 FRESH = 2**31  # a search's trials have seeds below this, retrainings above: no seed serves twice
 
 

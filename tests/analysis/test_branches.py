@@ -70,7 +70,7 @@ def test_each_branch_is_tested_at_its_best_trial_though_a_rung_stopped_it(
     assert best(question) == {"none": 1, "smart": 2, "r_drop": None}
     assert [found.number for found in question.best_trials] == [1, 2]
     efforts = {branch.label: branch.effort for branch in question.branches if branch.best}
-    assert efforts == {"none": "best of 2 trials", "smart": "best of 2 trials, 1 failed; stopped at 3/9"}
+    assert efforts == {"none": "best of 2 trials", "smart": "best of 2 trials, 1 failed; stopped at 3/9 in the search"}
 
 
 def test_a_baseline_that_no_rung_stops_does_not_hide_a_better_trial_that_was_stopped(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from analysis.branches import Branch, Question
 from analysis.report import WIDTH, report_lines, write_predictions
 from analysis.results import Logits, Results, Splits, affine, document, measure
 from analysis.retrain import Job, open_test_split
@@ -216,6 +217,39 @@ def test_a_baseline_that_nobody_beats_is_the_best(tmp_path: Path, config: TrialC
     assert results.winner == 0
     assert set(by_split(results, "dev")) == {(3, 0), (5, 0)}
     assert "No finalist did better than the baseline." in text(selection, results)
+
+
+def ask_about(selection: Selection, num_trials: dict[str, int]) -> Selection:
+    """The selection as the answer to a question: its trials are the best of branches, the first that of the reference."""
+    trials = [(label, trial) for label, trial in zip(num_trials, selection.finalists, strict=False)]
+    branches = [Branch(label, [trial] * num_trials[label]) for label, trial in trials]
+    branches += [Branch(label, []) for label in list(num_trials)[len(trials) :]]
+    return replace(selection, question=Question("smoothness", branches, branches[0]))
+
+
+def test_a_question_gets_one_sentence_per_branch(tmp_path: Path, config: TrialConfig, splits: Splits) -> None:
+    selection = ask_about(select(tmp_path, config, [0, 3, 7], None, 2), {"none": 4, "smart": 2, "r_drop": 1, "other": 0})
+    wrong = {0: 0.4, 3: 0.1, 7: 0.4}
+    results = measure(selection, answers({(n, s): w for n, w in wrong.items() for s in (0, 1)}, splits), splits)
+    assert set(by_split(results, "test")) == {(3, 0), (7, 0)}  # with the reference, though 3 is the best
+    said = sentences(selection, results)
+    assert len(said) == 5
+    mean = results.configurations[3]["test"]["norm"].mean
+    assert said[0].startswith(f"- smart (003, best of 2 trials) beats none: {mean:.4f}, +.".replace(" 0.", " ."))
+    assert said[0].endswith("]; 2 seeds.")
+    assert "- r_drop (007, best of 1 trial) cannot be told from none: " in said[1]
+    assert said[4] == "- other: no trial took it."
+    told = text(selection, results)
+    assert "Which branch of smoothness pays? On test, by norm, against none (000, best of 4 trials):" in told
+    assert "Trials per branch: none 4, smart 2, r_drop 1. A branch of more trials was tuned further" in told
+
+
+def test_branches_whose_retrainings_failed_are_named(tmp_path: Path, config: TrialConfig, splits: Splits) -> None:
+    selection = ask_about(select(tmp_path, config, [0, 3], None, 2), {"none": 1, "smart": 1})
+    for survivor, failed in ((0, "smart: no retraining of 003 succeeded."), (3, "none: no retraining of 000 succeeded, so no")):
+        results = measure(selection, answers({(survivor, s): 0.2 for s in (0, 1)}, splits), splits)
+        assert results.comparisons == []
+        assert f"No answer about: - {failed}" in text(selection, results)
 
 
 def test_the_report_fits_160_columns(tmp_path: Path, tiny: Callable[..., TrialConfig]) -> None:
