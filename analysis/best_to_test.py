@@ -175,8 +175,7 @@ def _chosen_lines(selection: Selection) -> list[str]:
         return [f"selected  {trial.number:03d}  {_claimed(trial)}" for trial in selection.finalists]
     lines = [f"question  which branch of {question.path} pays? Each is compared with {question.reference.label}."]
     for trial in selection.finalists:
-        branch = question.branch_of(trial)
-        assert branch is not None, f"{trial.number:03d} is not the best of a branch"
+        branch = question.branch_of(trial.number)
         lines.append(f"selected  {branch.label}: {trial.number:03d}, {branch.effort}\n            {_claimed(trial)}")
     return lines + [f"missing   {branch.label}: {branch.missing}" for branch in question.unanswered]
 

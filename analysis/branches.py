@@ -89,9 +89,9 @@ class Question:
         """The branches that have no trial to retrain."""
         return [branch for branch in self.branches if branch.best is None]
 
-    def branch_of(self, trial: TrialResult) -> Branch | None:
-        """The branch whose best trial this is."""
-        return next((branch for branch in self.branches if branch.best == trial), None)
+    def branch_of(self, number: int) -> Branch:
+        """The branch of which trial `number` is the best."""
+        return next(branch for branch in self.branches if branch.best and branch.best.number == number)
 
     def document(self) -> dict[str, Any]:
         """The question as selection.json and results.json hold it."""

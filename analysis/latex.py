@@ -9,7 +9,6 @@ import re
 import textwrap
 from typing import Any
 
-from analysis.intervals import RESAMPLES
 from analysis.results import Measured, Results, columns_of
 from analysis.selection import Selection
 from minbert_core.config import Objective, TrialConfig
@@ -77,12 +76,11 @@ def _caption(selection: Selection, config: TrialConfig, results: Results) -> str
         _seeds(selection, results),
         f"{tasks}{about}.",
     ]
-    if selection.reference:
-        drawn = "rows and seeds" if len(selection.seeds) > 1 else "rows"
+    if selection.reference and len(selection.seeds) > 1:
         reference = "reference" if selection.question else "baseline"
         sentences.append(
-            f"Bold: the best {objective} of a block, if it beats the {reference}: the 95\\,\\% interval of the difference, "
-            f"{drawn} paired, lies above 0 (percentile bootstrap, {RESAMPLES:,} resamples of {drawn})."
+            f"Bold: the best {objective} of a block, if it beats the {reference}: $p \\leq .05$ of the difference, rows paired "
+            "(Student's $t$ over rows and seeds, corrected after Holm for the comparisons of a block)."
         )
     if shared := _shared(selection):
         sentences.append(f"All: {escape(describe(shared))}.")
