@@ -36,6 +36,7 @@ from analysis.branches import ask
 from analysis.figure import write_figure
 from analysis.jobs import Records, make_jobs, say, train_jobs
 from analysis.latex import table_tex
+from analysis.preview import preview_lines
 from analysis.report import report_lines, write_predictions
 from analysis.results import SPLITS, Logits, Results, Splits, document, measure
 from analysis.retrain import Job, answer, open_test_split
@@ -52,13 +53,11 @@ from minbert_core.data.corpus import missing_test_files
 from minbert_core.inputs import data_folder, open_inputs
 from search.drive import start_ray
 from search.folder import lock, read_plan, write_plan
-from search.narrate import describe
 from search.options import gpus, positive, share
 from search.places import find_places, here, moved
 from search.plan import git_commit
 from search.resources import Refused, Resources, counted, find_resources
 from search.results import Search
-from search.study import TrialResult
 from search.tracking import Tracker, store_uri, ui_command
 
 
@@ -114,7 +113,9 @@ def _main(options: argparse.Namespace) -> int:
     cpus = options.cpus_per_trial or search.plan["cpus_per_trial"]
     retry = f"python analysis/best_to_test.py --search {search.name}" + (f" --per {options.per}" if options.per else "")
     resources = find_resources(options.gpus, options.gpus_per_trial, cpus, retry)
-    print("\n".join(_plan_lines(selection, about_baseline)))
+    print("\n".join(preview_lines(selection, about_baseline)))
+    if times := num_openings(selection):
+        print(f"opened    the test files, for this search: {counted(times, 'time')} before; ledger.jsonl")
     print(f"machine   {resources}{resources.which_gpus}")
     check_test_files(here(selection.config, selection.places))
     if options.dry_run:
@@ -146,42 +147,6 @@ def _select(search: Search, options: argparse.Namespace) -> tuple[Selection, str
     seeds = [] if options.no_retrain else fresh_seeds(options.seeds)
     places = find_places(search.plan, finalists[0].config(), options.data, options.encoder)
     return Selection(search, finalists, baseline, seeds, places, question), about_baseline
-
-
-def _plan_lines(selection: Selection, about_baseline: str) -> list[str]:
-    """List what is going to be tested, and what it was chosen from."""
-    search, baseline = selection.search, selection.baseline
-    unfinished = "" if search.is_finished else f" of {search.plan['trials']}: the search is not finished"
-    described = f"  {_claimed(baseline)}" if baseline and baseline not in selection.finalists else ""
-    each = f"{counted(len(selection.seeds), 'fresh seed')} each"
-    if not selection.seeds:
-        each = "the weights that the search kept, one seed each"
-    lines = [
-        f"search    {search.name}: {search.plan['about'] or '(no question given: `about`)'}",
-        f"tried     {len(search.trials)} configurations{unfinished}",
-        *_chosen_lines(selection),
-        f"baseline  {about_baseline}{described}",
-        f"test      {counted(len(selection.trials), 'configuration')}, {each}; to {selection.folder}",
-    ]
-    if times := num_openings(selection):
-        lines.append(f"opened    the test files, for this search: {counted(times, 'time')} before; ledger.jsonl")
-    return lines
-
-
-def _chosen_lines(selection: Selection) -> list[str]:
-    """The chosen trials; with a question, those of its branches, and the branches that have none."""
-    question = selection.question
-    if question is None:
-        return [f"selected  {trial.number:03d}  {_claimed(trial)}" for trial in selection.finalists]
-    lines = [f"question  which branch of {question.path} pays? Each is compared with {question.reference.label}."]
-    for trial in selection.finalists:
-        branch = question.branch_of(trial.number)
-        lines.append(f"selected  {branch.label}: {trial.number:03d}, {branch.effort}\n            {_claimed(trial)}")
-    return lines + [f"missing   {branch.label}: {branch.missing}" for branch in question.unanswered]
-
-
-def _claimed(trial: TrialResult) -> str:
-    return f"dev {trial.score:.4f}  {describe(trial.params)}"
 
 
 def check_test_files(config: TrialConfig) -> None:
