@@ -33,12 +33,12 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAINED = TrialConfig().train_on
 
 
-def tracked(runs: Path) -> dict[str, list[Any]]:
+def tracked(runs: Path, name: str = "small-test") -> dict[str, list[Any]]:
     """MLflow's runs of the test of the search `small`, by role."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{runs.parent / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("small-test")
+    experiment = client.get_experiment_by_name(name)
     assert experiment is not None
     found: dict[str, list[Any]] = {"search": [], "trial": []}
     for run in client.search_runs([experiment.experiment_id]):
@@ -126,6 +126,7 @@ def test_per_branch_tests_the_best_of_each_in_a_folder_of_its_own(
     assert results["per"] == selection["per"]
     assert {path.name for path in folder.parent.iterdir()} == {"per-smoothness", "retrained", "logits", "ledger.jsonl"}
     assert [line["selection"] for line in ledger(runs)] == ["per-smoothness/selection.json"]
+    assert len(tracked(runs, "small-test-per-smoothness")["trial"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 
 from analysis.branches import Branch, Question
 from analysis.jobs import make_jobs, seconds_left
+from analysis.preview import preview_lines
 from analysis.selection import Selection, choose_baseline, choose_best_baseline, choose_search, choose_trials
 from minbert_core.config import read_config
 from search.folder import lock
@@ -94,6 +95,16 @@ def test_a_question_has_a_folder_and_a_reference_of_its_own(small: Search) -> No
     assert selection.reference == first
     assert [selection.called(trial) for trial in small.trials[:3]] == ["000 (reference)", "001 (baseline)", "002"]
     assert replace(selection, question=None).reference == second
+
+
+def test_the_preview_names_the_trial_of_each_branch_and_the_branches_without_one(small: Search) -> None:
+    branches = [Branch("none", [small.trials[0]]), Branch("smart", [small.trials[1]]), Branch("r_drop", [])]
+    question = Question("smoothness", branches, branches[0])
+    lines = preview_lines(Selection(small, question.best_trials, None, [1, 2], question=question), "left out")
+    assert lines[2] == "question  which branch of smoothness pays? Each is compared with none."
+    assert lines[4].splitlines()[0] == "selected  smart: 001, best of 1 trial"
+    assert lines[5:7] == ["missing   r_drop: no trial took it", "baseline  left out"]
+    assert max(len(row) for line in lines[:-1] for row in line.splitlines()) <= 80
 
 
 def test_two_selections_of_a_search_share_their_models_and_freeze_apart(small: Search) -> None:
