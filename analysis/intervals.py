@@ -24,7 +24,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 Floats = NDArray[np.float64]
 
@@ -113,8 +113,14 @@ def _estimate(mean: float, rows_TB: Sequence[Floats], sides: Sequence[Scores]) -
     if error <= ROUNDING:
         return Estimate(mean, mean, mean, float(abs(mean) <= ROUNDING) if decides else None)
     freedom = total**2 / sum(variance**2 / own for variance, own in (*of_rows, *of_seeds))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
-    return Estimate(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, freedom)) if decides else None)
+    half = t_quantile(freedom) * error
+    p = float(2 * special.stdtr(freedom, -abs(mean) / error)) if decides else None
+    return Estimate(mean, mean - half, mean + half, p)
+
+
+def t_quantile(freedom: float) -> float:
+    """How many standard errors a 95 % interval reaches to each side, by Student's t with these degrees of freedom."""
+    return float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
 def _error(influences_B: Floats) -> float:
