@@ -118,6 +118,8 @@ def _main(options: argparse.Namespace) -> int:
     print(f"baseline  {about_baseline}{described}")
     each = f"{counted(len(seeds), 'fresh seed')} each" if seeds else "the weights that the search kept, one seed each"
     print(f"test      {counted(len(selection.trials), 'configuration')}, {each}; to {selection.folder}")
+    if len(seeds) < 2 and len(selection.trials) > 1:
+        print("verdicts  none: one seed gives differences with intervals over rows; --seeds 2 or more gives verdicts")
     if times := num_openings(selection):
         print(f"opened    the test files, for this search: {counted(times, 'time')} before; ledger.jsonl")
     print(f"machine   {resources}{resources.which_gpus}")

@@ -157,8 +157,8 @@ def noise_around(published: float, figures: Figures) -> str:
     """Which noise explains the difference of a published figure and our mean: `seeds`, `rows`, or `neither`.
 
     seeds: it is within the 95 % prediction interval of one more run of ours, t s sqrt(1 + 1/n) with n - 1 degrees of freedom
-    (Whitmore 1986), on the rows that both answered. rows: it is within the 95 % interval of our mean, which covers other rows of
-    the same kind and is therefore wider than need be. A perfect replication is called `neither` in at most 5 % of cases.
+    (Whitmore 1986), on the rows that both answered. rows: it is within the 95 % interval of our mean, which covers other rows
+    of the same kind and is therefore wider than need be. A perfect replication is `neither` in at most 5 % of cases.
     """
     deviation, (low, high) = figures["deviation"], figures["interval"]
     if deviation is not None:
