@@ -16,12 +16,14 @@ def preview_lines(selection: Selection, about_baseline: str) -> list[str]:
     each = f"{counted(len(selection.seeds), 'fresh seed')} each"
     if not selection.seeds:
         each = "the weights that the search kept, one seed each"
+    one_seed = len(selection.seeds) < 2 and len(selection.trials) > 1
     return [
         f"search    {search.name}: {search.plan['about'] or '(no question given: `about`)'}",
         f"tried     {len(search.trials)} configurations{unfinished}",
         *_chosen_lines(selection),
         f"baseline  {about_baseline}{described}",
         f"test      {counted(len(selection.trials), 'configuration')}, {each}; to {selection.folder}",
+        *(["verdicts  none: one seed gives differences with intervals over rows; --seeds 2 or more gives verdicts"] * one_seed),
     ]
 
 

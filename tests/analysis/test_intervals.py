@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from analysis.influence import influences
-from analysis.intervals import Scores, compare, estimate, holm
+from analysis.intervals import Scores, compare, estimate, holm, p_value
 
 Floats = NDArray[np.float64]
 
@@ -30,7 +30,7 @@ def without_rows(values_k: list[float]) -> Scores:
 
 def test_the_interval_of_one_seed_is_the_binomial_one_of_its_rows() -> None:
     found = estimate(accuracy(np.arange(1000) % 5 > 0))  # .8
-    half = stats.t.ppf(0.975, 999) * np.sqrt(0.8 * 0.2 / 999)
+    half = stats.norm.ppf(0.975) * np.sqrt(0.8 * 0.2 / 999)
     assert (found.low, found.high) == pytest.approx((0.8 - half, 0.8 + half))
 
 
@@ -44,11 +44,19 @@ def test_the_interval_of_a_correlation_is_close_to_fishers() -> None:
     assert [found.low, found.high] == pytest.approx(expected.tolist(), abs=0.004)  # a tenth of its half width
 
 
-def test_where_rows_move_nothing_the_comparison_is_welchs_t_test() -> None:
+def test_where_rows_move_nothing_the_comparison_is_students_t_test() -> None:
     one, other = [0.71, 0.74, 0.70, 0.75], [0.70, 0.66, 0.69]
-    found, expected = compare(without_rows(one), without_rows(other)), stats.ttest_ind(one, other, equal_var=False)
-    assert found.p == pytest.approx(expected.pvalue)
-    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    found, expected = compare(without_rows(one), without_rows(other)), stats.ttest_ind(one, other)
+    assert found.p == pytest.approx(expected.pvalue, rel=1e-5)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)), abs=1e-6)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 4, 8])
+@pytest.mark.parametrize("distance", [0.5, 2.0, 4.3, 12.7])
+def test_a_p_value_without_rows_is_that_of_t_and_without_seeds_that_of_the_normal(freedom: int, distance: float) -> None:
+    assert p_value(distance, 0.0, 1.0, freedom) == pytest.approx(2 * stats.t.sf(distance, freedom), rel=1e-3)
+    assert p_value(distance, 1.0, 0.0, freedom) == pytest.approx(2 * stats.norm.sf(distance))
+    assert 2 * stats.norm.sf(distance) < p_value(distance, 0.5, 0.5, freedom)
 
 
 def test_where_rows_move_nothing_the_interval_is_students() -> None:
@@ -57,14 +65,15 @@ def test_where_rows_move_nothing_the_interval_is_students() -> None:
     assert (found.low, found.high) == pytest.approx((0.71 - half, 0.71 + half), abs=1e-6)
 
 
-def test_flips_alone_are_counted_once() -> None:
-    """Seeds that differ only in which rows flip: the mean of k of them is that of k B independent answers."""
+def test_flips_are_counted_once() -> None:
+    """Seeds that differ only in which rows flip: no row is harder than another, so all of the variance is between seeds."""
     k, size, right = 4, 20_000, 0.7
     scores = accuracy(np.random.default_rng(0).random((k, size)) < right)
-    scores = Scores(np.full(k, right), scores.influences_TkB)  # at the least of what seeds can differ
-    found = estimate(scores)
-    assert (found.high - found.low) / 2 == pytest.approx(1.96 * np.sqrt(right * (1 - right) / (k * size)), rel=0.02)
     assert scores.flip_variance == pytest.approx(right * (1 - right) / size, rel=0.02)
+    scores = Scores(right + np.sqrt(scores.flip_variance) * np.array([-1, -1, 1, 1]) * np.sqrt(3 / 4), scores.influences_TkB)
+    found = estimate(scores)
+    half = stats.t.ppf(0.975, k - 1) * np.sqrt(right * (1 - right) / (k * size))
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.02)
 
 
 def test_one_seed_gives_an_interval_and_no_p_value() -> None:
