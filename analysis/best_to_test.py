@@ -1,8 +1,12 @@
 """The best configurations of a search, retrained over fresh seeds, on the test sets: the one place that opens a test file.
 
     python analysis/best_to_test.py --search smart --top 3 --seeds 5
+    python analysis/best_to_test.py --search smart --per smoothness --seeds 5
 
     rank within the fullest rung -> selection.json (frozen) -> retrain each over seeds -> ledger -> TEST -> table, files
+
+The first tests the best configurations of all. The second answers the question of the space: it tests the best configuration of
+each branch of a choice, and compares it with the best of the plain branch. Models that both need are trained once.
 
 Dev chooses, test only reports: the selection is on disk before a test file is opened, each opening is a line in the ledger, and
 the table says how many configurations were tried and what the search had claimed for the chosen ones. The space's baseline is
@@ -28,20 +32,28 @@ if not __package__:  # run as a file: Python put analysis/ on the path, where th
 
 import numpy as np
 
+from analysis.branches import ask
 from analysis.figure import write_figure
 from analysis.jobs import Records, make_jobs, say, train_jobs
 from analysis.latex import table_tex
+from analysis.preview import preview_lines
 from analysis.report import report_lines, write_predictions
 from analysis.results import SPLITS, Logits, Results, Splits, document, measure
 from analysis.retrain import Job, answer, open_test_split
-from analysis.selection import Selection, choose_baseline, choose_search, choose_trials, fresh_seeds
+from analysis.selection import (
+    Selection,
+    choose_baseline,
+    choose_best_baseline,
+    choose_search,
+    choose_trials,
+    fresh_seeds,
+)
 from minbert_core.commands import DONE, FAILED, run_command
 from minbert_core.config import TrialConfig
 from minbert_core.data.corpus import missing_test_files
 from minbert_core.inputs import data_folder, open_inputs
 from search.drive import start_ray
 from search.folder import lock, read_plan, write_plan
-from search.narrate import describe
 from search.options import gpus, positive, share
 from search.places import find_places, here, moved
 from search.plan import git_commit
@@ -62,62 +74,71 @@ def _parser() -> argparse.ArgumentParser:
         prog="python analysis/best_to_test.py",
         usage="python analysis/best_to_test.py [--search NAME] [options]",
         description="Retrain a search's best configurations over fresh seeds, then test them.",
-        epilog="examples:\n  python analysis/best_to_test.py --dry-run\n"
-        "  python analysis/best_to_test.py --search smart --top 2 --seeds 5 --gpus 4",
+        epilog="examples:\n  python analysis/best_to_test.py --search smart --top 2 --gpus 4\n"
+        "  python analysis/best_to_test.py --search smart --per smoothness --seeds 5",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
-    what = parser.add_argument_group("what")
-    what.add_argument("--search", metavar="NAME", help="default: the newest finished one that is not toy")
-    what.add_argument("--top", type=positive, default=3, metavar="K", help="best configurations to test (default 3)")
-    what.add_argument("--seeds", type=positive, default=3, metavar="N", help="fresh seeds a configuration (default 3)")
-    what.add_argument("--no-retrain", action="store_true", help="test the weights that the search kept, one seed each")
-    what.add_argument("--no-baseline", action="store_true", help="leave out the space's baseline")
-    where = parser.add_argument_group("where and how")
-    where.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
-    where.add_argument("--data", metavar="DIR", help="where the search's data lie now, if they were moved")
-    where.add_argument("--encoder", metavar="NAME", help="where its encoder lies now, if it was moved")
-    where.add_argument("--gpus", type=gpus, default="auto", metavar="N|auto", help="GPUs to use; auto (default): all free ones")
-    where.add_argument("--gpus-per-trial", type=share, metavar="X", help="share of a GPU that a model takes (default 1)")
-    where.add_argument("--cpus-per-trial", type=positive, metavar="N", help="CPU cores a model (default: as in the search)")
-    where.add_argument("--dry-run", action="store_true", help="print the plan; open and start nothing")
-    where.add_argument("-h", "--help", action="help", help="print this")
+    group = parser.add_argument_group("options")
+    group.add_argument("--search", metavar="NAME", help="default: the newest finished one that is not toy")
+    group.add_argument("--top", type=positive, metavar="K", help="best configurations to test (default 3)")
+    group.add_argument("--per", metavar="CHOICE", help="the best of each branch of a choice instead: smoothness")
+    group.add_argument("--seeds", type=positive, default=3, metavar="N", help="fresh seeds a configuration (default 3)")
+    group.add_argument("--no-retrain", action="store_true", help="test the weights that the search kept, one seed each")
+    group.add_argument("--no-baseline", action="store_true", help="leave out the space's baseline")
+    group.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
+    group.add_argument("--data", metavar="DIR", help="where the search's data lie now, if they were moved")
+    group.add_argument("--encoder", metavar="NAME", help="where its encoder lies now, if it was moved")
+    group.add_argument("--gpus", type=gpus, default="auto", metavar="N|auto", help="GPUs to use; auto (default): all free ones")
+    group.add_argument("--gpus-per-trial", type=share, metavar="X", help="share of a GPU that a model takes (default 1)")
+    group.add_argument("--cpus-per-trial", type=positive, metavar="N", help="CPU cores a model (default: as in the search)")
+    group.add_argument("--dry-run", action="store_true", help="print the plan; open and start nothing")
+    group.add_argument("-h", "--help", action="help", help="print this")
     return parser
 
 
 def _main(options: argparse.Namespace) -> int:
+    _check_options(options)
     runs = options.runs.absolute()
     search = choose_search(options.search, runs, lambda sentence: print(f"search    {sentence}"))
-    finalists = choose_trials(search, options.top, options.no_retrain)
-    baseline, about_baseline = None, "left out"
-    if not options.no_baseline:
-        baseline, about_baseline = choose_baseline(search, finalists, options.no_retrain)
-    seeds = [] if options.no_retrain else fresh_seeds(options.seeds)
-    places = find_places(search.plan, finalists[0].config(), options.data, options.encoder)
-    selection = Selection(search, finalists, baseline, seeds, places)
+    selection, about_baseline = _select(search, options)
     cpus = options.cpus_per_trial or search.plan["cpus_per_trial"]
-    resources = find_resources(
-        options.gpus, options.gpus_per_trial, cpus, f"python analysis/best_to_test.py --search {search.name}"
-    )
-    print(f"search    {search.name}: {search.plan['about'] or '(no question given: `about`)'}")
-    print(
-        f"tried     {len(search.trials)} configurations"
-        + ("" if search.is_finished else f" of {search.plan['trials']}: the search is not finished")
-    )
-    for trial in finalists:
-        print(f"selected  {trial.number:03d}  dev {trial.score:.4f}  {describe(trial.params)}")
-    described = f"  dev {baseline.score:.4f}  {describe(baseline.params)}" if baseline and baseline not in finalists else ""
-    print(f"baseline  {about_baseline}{described}")
-    each = f"{counted(len(seeds), 'fresh seed')} each" if seeds else "the weights that the search kept, one seed each"
-    print(f"test      {counted(len(selection.trials), 'configuration')}, {each}; to {selection.folder}")
+    retry = f"python analysis/best_to_test.py --search {search.name}" + (f" --per {options.per}" if options.per else "")
+    resources = find_resources(options.gpus, options.gpus_per_trial, cpus, retry)
+    print("\n".join(preview_lines(selection, about_baseline)))
     if times := num_openings(selection):
         print(f"opened    the test files, for this search: {counted(times, 'time')} before; ledger.jsonl")
     print(f"machine   {resources}{resources.which_gpus}")
-    check_test_files(here(selection.config, places))
+    check_test_files(here(selection.config, selection.places))
     if options.dry_run:
         print("Nothing was started, no test file was opened.")
         return DONE
     return run(selection, resources)
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Raise ValueError where two options contradict each other."""
+    if options.per is not None and options.top is not None:
+        raise ValueError("--per tests one configuration per branch, so --top has no meaning with it. Omit one of the two.")
+    if options.per is not None and options.no_retrain:
+        raise ValueError(
+            "--per compares over fresh seeds, and --no-retrain has one seed and only the weights that the search kept. "
+            "Omit one of the two."
+        )
+
+
+def _select(search: Search, options: argparse.Namespace) -> tuple[Selection, str]:
+    """The selection that the options ask for, and a sentence about its baseline."""
+    question = ask(search, options.per.replace(".", "/")) if options.per is not None else None
+    finalists = question.best_trials if question else choose_trials(search, options.top or 3, options.no_retrain)
+    baseline, about_baseline = None, "left out"
+    if not options.no_baseline and question:
+        baseline, about_baseline = choose_best_baseline(search, finalists)
+    elif not options.no_baseline:
+        baseline, about_baseline = choose_baseline(search, finalists, options.no_retrain)
+    seeds = [] if options.no_retrain else fresh_seeds(options.seeds)
+    places = find_places(search.plan, finalists[0].config(), options.data, options.encoder)
+    return Selection(search, finalists, baseline, seeds, places, question), about_baseline
 
 
 def check_test_files(config: TrialConfig) -> None:
@@ -228,11 +249,12 @@ def _open_test(selection: Selection, models: list[Job], resources: Resources, sh
     config = selection.config
     entry = {
         "time": time.strftime("%FT%T%z"),
+        "selection": str((selection.folder / "selection.json").relative_to(selection.test_folder)),
         "selection_sha256": sha,
         "models": [job.name for job in models],
         "tasks": list(config.train_on),
     }
-    with (selection.folder / "ledger.jsonl").open("a", encoding="utf-8") as ledger:
+    with (selection.test_folder / "ledger.jsonl").open("a", encoding="utf-8") as ledger:
         ledger.write(json.dumps(entry) + "\n")
     say(f"opening the test files (time {num_openings(selection)} for this search; ledger.jsonl)")
     inputs = open_inputs(here(config, selection.places))
@@ -243,7 +265,7 @@ def _open_test(selection: Selection, models: list[Job], resources: Resources, sh
             for note in splits[name, "test"].notes:
                 say(note)
     remote = ray.remote(num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial)(answer)
-    outs = {job: selection.folder / "logits" / job.name for job in models}
+    outs = {job: selection.test_folder / "logits" / job.name for job in models}
     ray.get([remote.remote(job.folder / "best", selection.places, outs[job]) for job in models])
     logits: dict[Job, Logits] = {
         job: {key: np.load(out / f"{key[0]}-{key[1]}.npy") for key in splits} for job, out in outs.items()
@@ -253,7 +275,7 @@ def _open_test(selection: Selection, models: list[Job], resources: Resources, sh
 
 def num_openings(selection: Selection) -> int:
     """How often a model of this search has been shown the test files."""
-    ledger = selection.folder / "ledger.jsonl"
+    ledger = selection.test_folder / "ledger.jsonl"
     return len(ledger.read_text(encoding="utf-8").splitlines()) if ledger.exists() else 0
 
 
@@ -266,12 +288,13 @@ def tracking_uri(search: Search) -> str:
 
 
 def _tracker(selection: Selection) -> Tracker:
-    """One parent run for all tests of a search: a repeated one goes on in it, and no model is entered twice."""
-    search = selection.search
+    """One parent run per folder of results: a repeated command resumes it, and no model is entered twice."""
+    search, question = selection.search, selection.question
+    which = f"branches of `{question.path}` in" if question else "configurations of"
     return Tracker(
         tracking_uri(search),
-        f"{search.name}-test",
-        f"Test of the best configurations of the search **{search.name}** (running)",
+        "-".join([search.name, *selection.folder.relative_to(search.folder).parts]),
+        f"Test of the best {which} the search **{search.name}** (running)",
         {"tested_search": search.name, "git": git_commit()},
         {
             "search": search.name,
@@ -279,6 +302,7 @@ def _tracker(selection: Selection) -> Tracker:
             "seeds": len(selection.seeds),
             "selected": [trial.number for trial in selection.finalists],
             "baseline": selection.baseline and selection.baseline.number,
+            **({"per": question.path, "reference": question.reference.label} if question else {}),
         },
         search.plan["fingerprints"],
         [selection.folder / "selection.json"],

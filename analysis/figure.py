@@ -48,7 +48,7 @@ def draw(selection: Selection, results: Results) -> Figure:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.add_subplot()
     for row, number in enumerate(called):
-        if selection.baseline and number == selection.baseline.number:
+        if selection.reference and number == selection.reference.number:
             axes.axhspan(row - 0.5, row + 0.5, color="#f0f0f0", zorder=0)
         for place, what in enumerate(series):
             y = row + 0.8 * ((place + 0.5) / len(series) - 0.5)

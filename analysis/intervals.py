@@ -1,163 +1,166 @@
-"""How sure a score is: 95 % bootstrap intervals over rows and seeds, of a configuration's metrics and of differences of two.
+"""How certain a score is: 95 % intervals of a configuration's mean score and of the difference of two, and their p-values.
 
-    answers of all models -> resampled rows -> metrics of each resample -> means over resampled seeds -> percentiles
+    scores of k seeds, influence of each row on them -> components of variance -> interval, p -> Holm's correction
 
-The rows of each task are drawn with replacement, independently between tasks and the same for all models; so are the seeds,
-the same for all configurations. A difference is therefore paired in both. Knows nothing of searches: numbers in, numbers out.
+A score of configuration c, seed s varies because other seeds and other rows are possible. In the linear model
 
-Legend: J models (a configuration trained with a seed), B rows of a task, R resamples, T tasks, k seeds of a configuration.
+    score_cs = mu_c + a_cs + mean over rows i of (r_ci + e_csi)
+
+a is the effect of the seed, r that of the row, e their interaction: the rows whose answers flip from seed to seed. The mean
+over k seeds of B rows has the variance  var(a)/k + var(r)/B + var(e)/(kB).  The rows are the same for all configurations, so r
+is subtracted row by row in a difference. The seeds are not paired: a shared seed gives two configurations the same order of
+rows and, where their heads agree, the same start. What correlation that leaves makes a difference less variable than assumed,
+never more, whereas pairing halves the degrees of freedom, of which two or three seeds have few.
+
+`benchmarks/intervals.py` simulates how often these verdicts are false. Knows nothing of searches: numbers in, numbers out.
+Legend: B rows of a task, T tasks, k seeds of a configuration, Q nodes of a quadrature.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
-
-from minbert_core.data.tasks import Metric
-from minbert_core.evaluate import is_constant
+from scipy import special
+from scipy.optimize import brentq
 
 Floats = NDArray[np.float64]
-Indices = NDArray[np.int64]
 
-CONFIDENCE, RESAMPLES, SEED = 0.95, 2000, 0
-RESAMPLES_A_PASS = 100  # bounds the memory: 20,000 rows of Quora make 16 MB of indices a pass
+CONFIDENCE = 0.95
+NORMAL = float(special.ndtri((1 + CONFIDENCE) / 2))
+NODES = 100  # Gauss-Legendre in the root of the quantile, since the tail is at quantile 0: t tests to four digits
+ROUNDING = 1e-12  # of scores of order 1: standard errors and differences up to it are 0
 
-
-@dataclass(frozen=True)
-class Answers:
-    """What J models answered to the same B rows of a task, and what is true. num_classes is for macro_f1 alone."""
-
-    metric: Metric
-    answers_JB: Floats
-    labels_B: Floats
-    num_classes: int = 1
-
-    def resampled(self, rows_RB: Indices) -> Floats:
-        """The metric of each model on each resample of the rows, shape (R, J)."""
-        counts_RB = count(rows_RB)
-        if self.metric == "accuracy":
-            return accuracies(self.answers_JB == self.labels_B, counts_RB)
-        if self.metric in ("f1", "macro_f1"):
-            labels = [1] if self.metric == "f1" else range(self.num_classes)
-            each = [f1s(self.answers_JB == label, self.labels_B == label, counts_RB) for label in labels]
-            means_RJ: Floats = np.stack(each).mean(axis=0)
-            return means_RJ
-        correlate = rank_correlations if self.metric == "spearman" else correlations
-        return np.stack([correlate(answers_B, self.labels_B, counts_RB) for answers_B in self.answers_JB], axis=1)
+_NODES_Q, _WEIGHTS_Q = np.polynomial.legendre.leggauss(NODES)
+_QUANTILES_Q, _WEIGHTS_Q = ((1 + _NODES_Q) / 2) ** 2, _WEIGHTS_Q * (1 + _NODES_Q) / 2
 
 
 @dataclass(frozen=True)
-class Quantity:
-    """A number whose interval is wanted: `offset` + the weighted metrics of one configuration, a mean over its seeds.
+class Scores:
+    """Scores of one configuration, and how much each row moves each of them.
 
-    models: of its k seeds, the models' places in J. minus: the same seeds of another configuration, which is subtracted; or
-    empty. weights_T: a weight a task; norm and mean are such sums.
+    values_k: a score per seed. influences_TkB: an array per task, of the influence of each row on the score (that on the
+    task's metric times the weight of the task in the score), mean 0 over the rows.
     """
 
-    models: Sequence[int]
-    weights_T: Sequence[float]
-    offset: float = 0.0
-    minus: Sequence[int] = ()
+    values_k: Floats
+    influences_TkB: Sequence[Floats]
 
-    def of(self, metrics_RJT: Floats, seeds_Rk: Indices) -> Floats:
-        """Its value in each resample, shape (R,)."""
-        metrics_RkT = metrics_RJT[:, list(self.models)]
-        if self.minus:
-            metrics_RkT = metrics_RkT - metrics_RJT[:, list(self.minus)]
-        values_Rk = metrics_RkT @ np.asarray(self.weights_T, dtype=np.float64)
-        values_R: Floats = np.take_along_axis(values_Rk, seeds_Rk, axis=1).mean(axis=1) + self.offset
-        return values_R
+    @property
+    def num_seeds(self) -> int:
+        return len(self.values_k)
+
+    @property
+    def mean(self) -> float:
+        return float(self.values_k.mean())
+
+    @cached_property
+    def rows_TB(self) -> list[Floats]:
+        """Influence of each row on the mean over the seeds."""
+        return [influences_kB.mean(axis=0) for influences_kB in self.influences_TkB]
+
+    @cached_property
+    def seed_variance(self) -> float:
+        """Variance of a score over seeds on these rows, var(a) + var(e)/B, with k - 1 degrees of freedom."""
+        return float(self.values_k.var(ddof=1))
+
+    @cached_property
+    def flip_variance(self) -> float:
+        """The part of `seed_variance` that is flips of rows, var(e)/B: from all rows, so it is known well."""
+        k = self.num_seeds
+        return sum(
+            _error(influences_kB - rows_B) / (k - 1)
+            for influences_kB, rows_B in zip(self.influences_TkB, self.rows_TB, strict=True)
+        )
 
 
-def intervals(tasks: Sequence[Answers], quantities: Sequence[Quantity]) -> list[tuple[float, float]]:
-    """The 95 % percentile interval of each quantity, from 2,000 resamples of rows and seeds; the same at each call.
+@dataclass(frozen=True)
+class Estimate:
+    """A mean score or a difference of two, its 95 % interval, and the two-sided p-value of the hypothesis that it is 0.
 
-    A configuration of one seed is resampled in its rows alone. Of k seeds, the part of the variance that is theirs comes out
-    (k - 1)/k of what it is, as with every bootstrap of so few: where seeds differ much, two or three make it too narrow.
-    Sources: Efron & Tibshirani 1993, chapter 13 (percentiles); Owen 2007, The pigeonhole bootstrap (rows crossed with seeds).
+    p is None where a configuration has one seed: the interval then covers other rows only, and decides nothing.
     """
-    sizes = [task.labels_B.size for task in tasks]
-    several = sorted({len(quantity.models) for quantity in quantities} - {1})
 
-    def values(*samples: Indices, axis: int) -> Floats:
-        """All quantities in R resamples, shape (quantities, R); samples: rows a task, then seeds for each number of them."""
-        assert axis == -1, "scipy resamples along the last axis"
-        metrics_RJT = np.stack([task.resampled(rows) for task, rows in zip(tasks, samples, strict=False)], axis=2)
-        seeds = dict(zip(several, samples[len(tasks) :], strict=True))
-        seeds[1] = np.zeros((len(metrics_RJT), 1), dtype=np.int64)
-        return np.stack([quantity.of(metrics_RJT, seeds[len(quantity.models)]) for quantity in quantities])
-
-    found = bootstrap(
-        [np.arange(size) for size in (*sizes, *several)],
-        values,
-        n_resamples=RESAMPLES,
-        batch=RESAMPLES_A_PASS,
-        vectorized=True,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(SEED),
-    ).confidence_interval
-    return [(float(low), float(high)) for low, high in zip(found.low, found.high, strict=True)]
+    mean: float
+    low: float
+    high: float
+    p: float | None
 
 
-def count(rows_RB: Indices) -> Floats:
-    """How often each of the B rows was drawn, shape (R, B): a sum over drawn rows is then a product with these counts."""
-    num_resamples, size = rows_RB.shape
-    places = rows_RB + size * np.arange(num_resamples)[:, None]
-    return np.bincount(places.ravel(), minlength=rows_RB.size).reshape(rows_RB.shape).astype(np.float64)
+def estimate(scores: Scores) -> Estimate:
+    """The mean score of a configuration."""
+    return _estimate(scores.mean, scores.rows_TB, [scores])
 
 
-def accuracies(correct_JB: NDArray[np.bool_], counts_RB: Floats) -> Floats:
-    """The share of correct answers of each model in each resample, shape (R, J)."""
-    shares_RJ: Floats = counts_RB @ correct_JB.T.astype(np.float64) / correct_JB.shape[1]  # sums of whole numbers: exact
-    return shares_RJ
+def compare(candidate: Scores, baseline: Scores) -> Estimate:
+    """The mean score of the candidate minus the baseline's, paired row by row; both are scored on the same rows."""
+    rows_TB = [one_B - other_B for one_B, other_B in zip(candidate.rows_TB, baseline.rows_TB, strict=True)]
+    return _estimate(candidate.mean - baseline.mean, rows_TB, [candidate, baseline])
 
 
-def f1s(answered_JB: NDArray[np.bool_], right_B: NDArray[np.bool_], counts_RB: Floats) -> Floats:
-    """F1 of one class, of each model in each resample, shape (R, J); 0 where the class is neither answered nor there."""
-    together_RJ = counts_RB @ answered_JB.T.astype(np.float64) + (counts_RB @ right_B.astype(np.float64))[:, None]
-    hits_RJ = counts_RB @ (answered_JB & right_B).T.astype(np.float64)
-    scores_RJ: Floats = np.divide(2 * hits_RJ, together_RJ, out=np.zeros_like(hits_RJ), where=together_RJ > 0)
-    return scores_RJ
+def _estimate(mean: float, rows_TB: Sequence[Floats], sides: Sequence[Scores]) -> Estimate:
+    """A mean or a difference of means, with the error that its components of variance give it.
 
-
-def rank_correlations(x_B: Floats, y_B: Floats, counts_RB: Floats) -> Floats:
-    """Spearman's r of x and y in each resample, shape (R,): Pearson's of the ranks that they have in that resample."""
-    if is_constant(x_B) or is_constant(y_B):
-        return np.zeros(len(counts_RB))
-    middle = (x_B.size + 1) / 2  # the mean rank of any sample of that size
-    x_RB, y_RB = (ranks(values_B, counts_RB) - middle for values_B in (x_B, y_B))
-    xx_R, yy_R, xy_R = (np.einsum("RB,RB,RB->R", counts_RB, a, b) for a, b in ((x_RB, x_RB), (y_RB, y_RB), (x_RB, y_RB)))
-    variances_R = xx_R * yy_R
-    found_R: Floats = np.divide(xy_R, np.sqrt(variances_R), out=np.zeros(len(counts_RB)), where=variances_R > 0)
-    return found_R
-
-
-def ranks(values_B: Floats, counts_RB: Floats) -> Floats:
-    """The rank from 1 of each value in each resample, equal ones at the mean of theirs, shape (R, B)."""
-    _, places_B = np.unique(values_B, return_inverse=True)
-    order = np.argsort(places_B, kind="stable")
-    firsts = np.flatnonzero(np.diff(places_B[order], prepend=-1))
-    times_RU = np.add.reduceat(counts_RB[:, order], firsts, axis=1)  # of each value that differs
-    ranks_RU = np.cumsum(times_RU, axis=1) - times_RU + (times_RU + 1) / 2
-    ranks_RB: Floats = ranks_RU[:, places_B]
-    return ranks_RB
-
-
-def correlations(x_B: Floats, y_B: Floats, counts_RB: Floats) -> Floats:
-    """Pearson's r of x and y in each resample, shape (R,); 0 where one of them is constant, as the metric has it.
-
-    Through moments, of values centred beforehand: what is left to cancel is small. One model at a time, so that equal
-    answers give equal bits.
+    rows: sum over tasks of var_i(rows_i)/B, minus the flips in it, var(e)/(kB) per side; that leaves var(r)/B, known from B
+    rows. seeds: sum over sides of S^2/k, where S^2 estimates var(a) + var(e)/B and is pooled over the sides, with k - 1 degrees
+    of freedom each. Pooling assumes that the seeds of both sides differ about equally; of two seeds each, one side's variance
+    alone would have a single degree of freedom.
     """
-    if is_constant(x_B) or is_constant(y_B):
-        return np.zeros(len(counts_RB))
-    x_B, y_B, size = x_B - x_B.mean(), y_B - y_B.mean(), x_B.size
-    x_R, y_R, xx_R, yy_R, xy_R = (counts_RB @ of_B / size for of_B in (x_B, y_B, x_B * x_B, y_B * y_B, x_B * y_B))
-    variances_R = (xx_R - x_R**2) * (yy_R - y_R**2)
-    least = np.finfo(np.float64).eps * xx_R * yy_R  # below it a variance is rounding: one row drawn B times
-    return np.divide(xy_R - x_R * y_R, np.sqrt(variances_R), out=np.zeros(len(counts_RB)), where=variances_R > least)
+    rows, seeds, freedom = sum(_error(rows_B) for rows_B in rows_TB), 0.0, 0
+    decides = all(side.num_seeds > 1 for side in sides)
+    if decides:
+        rows = max(0.0, rows - sum(side.flip_variance / side.num_seeds for side in sides))
+        freedom = sum(side.num_seeds - 1 for side in sides)
+        pooled = sum((side.num_seeds - 1) * side.seed_variance for side in sides) / freedom
+        seeds = pooled * sum(1 / side.num_seeds for side in sides)
+    if rows + seeds <= ROUNDING**2:
+        return Estimate(mean, mean, mean, float(abs(mean) <= ROUNDING) if decides else None)
+    largest = 2 * (math.sqrt(rows) * NORMAL + (math.sqrt(seeds) * t_quantile(freedom) if decides else 0.0))
+    half = brentq(lambda distance: p_value(distance, rows, seeds, freedom) - (1 - CONFIDENCE), 0, largest, xtol=1e-9)
+    return Estimate(mean, mean - half, mean + half, p_value(abs(mean), rows, seeds, freedom) if decides else None)
+
+
+def p_value(distance: float, rows: float, seeds: float, freedom: int) -> float:
+    """Two-sided p-value of a distance from 0 whose variance is `rows`, which is known, plus the estimate `seeds`.
+
+    Given the estimate, the variance of the seeds is distributed as seeds * freedom / chi^2(freedom) (its posterior under the
+    prior 1/variance, and its fiducial distribution); the p-value is the normal one, averaged over that. Without rows this is
+    Student's t test, without seeds the normal one. In between it is conservative, where Satterthwaite's degrees of freedom let
+    up to 13 % of errors through for two seeds. Source: Box & Tiao 1973, section 2.5, for the combination of Fisher 1935.
+    """
+    variance_Q = rows + seeds * _ratios(freedom) if seeds else np.full(NODES, rows)
+    return float(2 * _WEIGHTS_Q @ special.ndtr(-distance / np.sqrt(variance_Q)))
+
+
+@cache
+def _ratios(freedom: int) -> Floats:
+    """freedom / chi^2 at the quantiles of the quadrature."""
+    return np.asarray(freedom / 2 / special.gammaincinv(freedom / 2, _QUANTILES_Q))
+
+
+def t_quantile(freedom: float) -> float:
+    """How many standard errors a 95 % interval reaches to each side, by Student's t with these degrees of freedom."""
+    return float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2))
+
+
+def _error(influences_B: Floats) -> float:
+    """Squared standard error of the mean of B influences whose mean is 0; summed over the seeds if there are several."""
+    size = influences_B.shape[-1]
+    return float((influences_B**2).sum() / (size * max(1, size - 1)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number, in the order given: the smallest of m times m, the next times m - 1, and so on.
+
+    A corrected value is never below that of a smaller one, nor above 1. Where those up to .05 count as differences, at most
+    5 % of such families contain a false one. Source: Holm 1979, section 3.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    corrected = np.empty_like(p)
+    corrected[order] = np.maximum.accumulate(np.minimum(1.0, p[order] * np.arange(p.size, 0, -1)))
+    return [float(value) for value in corrected]

@@ -31,7 +31,7 @@ def make_jobs(selection: Selection, resources: Resources) -> list[Job]:
         config = trial.config()
         document = as_written(config) | {"machine": _machine(config, resources)}
         for i, seed in enumerate(selection.seeds):
-            job = Job(trial.number, i, selection.folder / "retrained" / f"{trial.number:03d}-seed{i}")
+            job = Job(trial.number, i, selection.test_folder / "retrained" / f"{trial.number:03d}-seed{i}")
             make_ready(job, dump_yaml(document | {"seed": seed}))
             jobs.append(job)
     return jobs

@@ -9,9 +9,8 @@ import re
 import textwrap
 from typing import Any
 
-from analysis.intervals import RESAMPLES
 from analysis.results import Measured, Results, columns_of
-from analysis.selection import RULE, Selection
+from analysis.selection import Selection
 from minbert_core.config import Objective, TrialConfig
 from search.narrate import describe
 
@@ -38,7 +37,7 @@ def table_tex(selection: Selection, results: Results) -> str:
     r"""The text of table.tex. To \input it, a document needs \usepackage{booktabs}, nothing else.
 
     A block a split, test first where it has labels. In bold is the best objective of a block, if its configuration beats the
-    baseline there, as `Comparison.verdict` has it; else nothing is.
+    reference there, as `Comparison.verdict` has it; else nothing is.
     """
     config = selection.config
     columns = columns_of(config)
@@ -73,15 +72,15 @@ def _caption(selection: Selection, config: TrialConfig, results: Results) -> str
         about += f"; score: the mean of {escape(weights)}, $r$ as $(r + 1)/2$"
     tried = f"{len(selection.search.trials)} configurations tried"
     sentences = [
-        f"Search {escape(selection.search.name)}: {tried}, chosen on dev by: {RULE}.",
+        f"Search {escape(selection.search.name)}: {tried}, chosen on dev by: {escape(selection.rule)}.",
         _seeds(selection, results),
         f"{tasks}{about}.",
     ]
-    if selection.baseline:
-        drawn = "rows and seeds" if len(selection.seeds) > 1 else "rows"
+    if selection.reference and len(selection.seeds) > 1:
+        reference = "reference" if selection.question else "baseline"
         sentences.append(
-            f"Bold: the best {objective} of a block, if it beats the baseline: the 95\\,\\% interval of the difference, "
-            f"{drawn} paired, lies above 0 (percentile bootstrap, {RESAMPLES:,} resamples of {drawn})."
+            f"Bold: the best {objective} of a block, if it beats the {reference}: $p \\leq .05$ of the difference, rows paired "
+            "(Student's $t$ over rows and seeds, corrected after Holm for the comparisons of a block)."
         )
     if shared := _shared(selection):
         sentences.append(f"All: {escape(describe(shared))}.")
@@ -102,11 +101,10 @@ def _seeds(selection: Selection, results: Results) -> str:
 
 def names(selection: Selection, results: Results) -> dict[int, tuple[str, str]]:
     """What a configuration is called where there is little room: `003 (baseline)`, and the parameters that not all share."""
-    baseline = selection.baseline.number if selection.baseline else None
     shared = _shared(selection)
     return {
         trial.number: (
-            f"{trial.number:03d}" + (" (baseline)" if trial.number == baseline else ""),
+            selection.called(trial),
             describe({path: value for path, value in trial.params.items() if path not in shared}),
         )
         for trial in selection.trials
@@ -141,12 +139,12 @@ def _breakable(text: str) -> str:
 
 
 def _bold(selection: Selection, config: TrialConfig, results: Results, split: str) -> tuple[int, str] | None:
-    """The cell (trial, column) in bold: the best objective of a split, if it beats the baseline there."""
+    """The cell (trial, column) in bold: the best objective of a split, if it beats the reference there."""
     column = _objective_column(config)
     means = {number: of[split][column].mean for number, of in results.configurations.items() if column in of.get(split, {})}
     best = max(means, key=lambda number: means[number], default=None)
     verdicts = {(of.split, of.first, of.second): of.verdict for of in results.comparisons}
-    if best is None or selection.baseline is None or verdicts.get((split, best, selection.baseline.number)) != "beats":
+    if best is None or selection.reference is None or verdicts.get((split, best, selection.reference.number)) != "beats":
         return None
     return best, column
 

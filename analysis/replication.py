@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.intervals import t_quantile
 from analysis.report import short, table_lines, wrapped
 from analysis.results import SPLITS
 from minbert_core.config import OVERALL
@@ -155,12 +156,15 @@ def _difference(published: float | None, figures: Figures | None) -> str:
 def noise_around(published: float, figures: Figures) -> str:
     """Which noise explains the difference of a published figure and our mean: `seeds`, `rows`, or `neither`.
 
-    seeds: it is within two standard deviations of what one more run would give, s sqrt(1 + 1/n). rows: it lies in the 95 %
-    interval that covers other rows of the same kind (and our seeds): wider than it need be, for both answered the same rows.
+    seeds: it is within the 95 % prediction interval of one more run of ours, t s sqrt(1 + 1/n) with n - 1 degrees of freedom
+    (Whitmore 1986), on the rows that both answered. rows: it is within the 95 % interval of our mean, which covers other rows
+    of the same kind and is therefore wider than need be. A perfect replication is `neither` in at most 5 % of cases.
     """
     deviation, (low, high) = figures["deviation"], figures["interval"]
-    if deviation is not None and abs(figures["mean"] - published) <= 2 * deviation * math.sqrt(1 + 1 / len(figures["values"])):
-        return "seeds"
+    if deviation is not None:
+        n = len(figures["values"])
+        if abs(figures["mean"] - published) <= t_quantile(n - 1) * deviation * math.sqrt(1 + 1 / n):
+            return "seeds"
     return "rows" if low <= published <= high else "neither"
 
 
@@ -192,8 +196,9 @@ def _legend(circumstances: Circumstances, columns: list[str], first: str, is_rep
         ]
     return [
         what,
-        "Difference: measured minus published. (seeds): within two standard deviations of one more run of ours, s √(1 + 1/n)"
-        + (", which few seeds say little about" if num_seeds < 5 else "")
+        "Difference: measured minus published. (seeds): within the 95 % prediction interval of one more run of ours, "
+        "t s √(1 + 1/n)"
+        + (", which is wide for few seeds" if 1 < num_seeds < 5 else "")
         + ("; unknown from one seed" if num_seeds == 1 else "")
         + "; (rows): not so, but within our 95 % interval over other dev rows of the same kind, the finite split's noise; "
         "(neither): beyond both.",

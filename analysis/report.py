@@ -7,9 +7,10 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-from analysis.intervals import RESAMPLES
+from analysis.branches import Branch
+from analysis.intervals import Estimate
 from analysis.results import SPLITS, Comparison, Logits, Measured, Results, Splits, columns_of
-from analysis.selection import RULE, Selection
+from analysis.selection import Selection
 from minbert_core.config import TrialConfig
 from minbert_core.evaluate import check_submission, prediction_text
 from minbert_core.model import predictions
@@ -29,6 +30,7 @@ def report_lines(selection: Selection, results: Results, failures: Mapping[str, 
         _legend(selection, results),
         [_claim(selection, results)],
         *(_compared(selection, config, results, split) for split in reversed(SPLITS)),
+        _unanswered(selection, results),
     ]
     lines: list[str] = []
     for paragraph in paragraphs:
@@ -42,8 +44,7 @@ def wrapped(line: str) -> list[str]:
 
 
 def _name(selection: Selection, number: int) -> str:
-    is_baseline = selection.baseline is not None and selection.baseline.number == number
-    return f"{number:03d}" + (" (baseline)" if is_baseline else "")
+    return selection.called(next(trial for trial in selection.trials if trial.number == number))
 
 
 def _parameters(selection: Selection, number: int) -> str:
@@ -88,7 +89,7 @@ def _mean(measured: Measured) -> str:
     return short(measured.mean) + (f" ± {short(deviation)}" if deviation is not None else "")
 
 
-def _interval(measured: Measured, sign: str = "") -> str:
+def _interval(measured: Measured | Estimate, sign: str = "") -> str:
     return f"[{short(measured.low, sign)}, {short(measured.high, sign)}]"
 
 
@@ -103,15 +104,13 @@ def _legend(selection: Selection, results: Results) -> list[str]:
         if selection.seeds
         else "One seed, the weights that the search kept"
     )
-    rows = "the rows of each task drawn anew, independently between tasks and the same for all models"
     covers = (
-        f"{rows}, and with them the {num_seeds} seeds, so it covers other rows of the same kind and other seeds"
+        "the rows, of the seeds, and of the rows that flip from seed to seed, so it covers other rows of the same kind and "
+        "other seeds"
         if num_seeds > 1
-        else f"{rows}; there is one seed, so it covers other rows of the same kind, not other seeds"
+        else "the rows, so it covers other rows of the same kind, not other seeds, and no comparison gets a verdict"
     )
-    few = (
-        " Fewer than five seeds tell little about seeds: where they differ much, it is too narrow." if 1 < num_seeds < 5 else ""
-    )
+    few = " Fewer than five seeds tell little about others: where they differ much, it is wide." if 1 < num_seeds < 5 else ""
     of_a_split = [measured for splits in results.configurations.values() for measured in splits.values()]
     flat = (
         " One without width is no certainty: all its answers were right, or wrong, or the same; of n rows of which none is "
@@ -120,10 +119,20 @@ def _legend(selection: Selection, results: Results) -> list[str]:
         else ""
     )
     return [
-        f"{what}; chosen on dev among {len(selection.search.trials)} configurations by: {RULE}.",
-        f"95 %: percentile bootstrap interval of the mean, {RESAMPLES:,} resamples: {covers}.{few}{flat} It does not cover the "
+        f"{what}; chosen on dev among {len(selection.search.trials)} configurations by: {selection.rule}.",
+        f"95 %: interval of the mean by Student's t. Its variance is that of {covers}.{few}{flat} It does not cover the "
         "choice: the best of many on a dev split look better there than they are.",
+        *_effort(selection),
     ]
+
+
+def _effort(selection: Selection) -> list[str]:
+    """A sentence about branches that were tuned over different numbers of trials."""
+    branches = [branch for branch in selection.question.branches if branch.best] if selection.question else []
+    counts = [f"{branch.label} {len(branch.scored)}" for branch in branches]
+    if len({len(branch.scored) for branch in branches}) < 2:
+        return []
+    return [f"Trials per branch: {', '.join(counts)}. A branch of more trials was tuned further, which favours it."]
 
 
 def _claim(selection: Selection, results: Results) -> str:
@@ -143,26 +152,71 @@ def _claim(selection: Selection, results: Results) -> str:
 
 
 def _compared(selection: Selection, config: TrialConfig, results: Results, split: str) -> list[str]:
-    """A sentence a comparison, under a heading."""
-    sentences = [_sentence(selection, config, results.winner, c) for c in results.comparisons if c.split == split]
+    """A sentence per comparison, under a heading; with a question, a sentence per branch."""
+    comparisons = [comparison for comparison in results.comparisons if comparison.split == split]
+    if not comparisons:
+        return []
     objective = config.objective if isinstance(config.objective, str) else "the weighted score"
     flatters = " (on which the best was chosen)" if split == "dev" else ""
-    heading = f"Compared on {split}{flatters}, by {objective}, rows and seeds paired, each difference with its 95 % interval:"
-    return [heading, *(f"- {sentence}" for sentence in sentences)] if sentences else []
+    heading = f"Compared on {split}{flatters}, by {objective}, rows paired, each difference with its 95 % interval"
+    if question := selection.question:
+        heading = f"Which branch of {question.path} pays? Against {_branch(question.reference, results, split)}. {heading}"
+    if num_decided := sum(comparison.corrected_p is not None for comparison in comparisons):
+        heading += f"; p is corrected for {counted(num_decided, 'comparison')} (Holm), and a difference needs p <= .05"
+    return [f"{heading}:", *(f"- {_sentence(selection, config, results, comparison)}" for comparison in comparisons)]
 
 
-def _sentence(selection: Selection, config: TrialConfig, winner: int, comparison: Comparison) -> str:
-    """`000 beats the baseline (004) by +.0123 [+.0021, +.0220]; 5 seeds.`"""
+def _sentence(selection: Selection, config: TrialConfig, results: Results, comparison: Comparison) -> str:
+    """`000 beats the baseline (004) by +.0123 [+.0021, +.0220]; 5 seeds, p = .021.`"""
     found = comparison.differences["score"]
-    is_baseline = selection.baseline is not None and comparison.second == selection.baseline.number
-    other = f"the {'baseline' if is_baseline else 'best'} ({comparison.second:03d})"
-    link = ":" if comparison.verdict == "cannot be told from" else " by"
-    text = f"{comparison.first:03d} {comparison.verdict} {other}{link} {short(found.mean, '+')} {_interval(found, '+')}"
+    one, other = _sides(selection, results, comparison)
+    link = {"cannot be told from": "cannot be told from {}:", "no verdict": "minus {}:"}
+    claim = link.get(comparison.verdict, f"{comparison.verdict} {{}} by").format(other)
+    text = f"{one} {claim} {short(found.mean, '+')} {_interval(found, '+')}"
     if config.objective != "norm" and "norm" in columns_of(config):
         norm = comparison.differences["norm"]
         text += f" (norm {short(norm.mean, '+')} {_interval(norm, '+')})"
-    num_seeds = len(found.values)
-    return text + (f"; {num_seeds} seeds." if num_seeds > 1 else "; one seed, so the interval covers the rows alone.")
+    return f"{text}; {_certainty(results, comparison)}."
+
+
+def _sides(selection: Selection, results: Results, comparison: Comparison) -> tuple[str, str]:
+    """The names of the two that are compared: `007`, `the baseline (000)`; with a question those of their branches."""
+    if question := selection.question:
+        return _branch(question.branch_of(comparison.first), results, comparison.split), str(question.reference.label)
+    is_baseline = selection.baseline is not None and comparison.second == selection.baseline.number
+    return f"{comparison.first:03d}", f"the {'baseline' if is_baseline else 'best'} ({comparison.second:03d})"
+
+
+def _branch(branch: Branch, results: Results, split: str) -> str:
+    """`smart (007: .7431; best of 12 trials)`: a branch, its trial, the trial's score, and how much the branch was tuned."""
+    assert branch.best is not None, f"{branch.label} has no trial to retrain"
+    mean = results.configurations[branch.best.number][split]["score"].mean
+    return f"{branch.label} ({branch.best.number:03d}: {short(mean)}; {branch.effort})"
+
+
+def _certainty(results: Results, comparison: Comparison) -> str:
+    """`5 seeds, p = .021`: what a comparison rests on."""
+    one, other = (
+        len(results.configurations[number][comparison.split]["score"].values)
+        for number in (comparison.first, comparison.second)
+    )
+    seeds = counted(one, "seed") if one == other else f"{one} and {counted(other, 'seed')}"
+    p = comparison.corrected_p
+    if p is None:
+        return f"{seeds}: one seed gives no verdict" if one != other else "one seed gives no verdict"
+    return f"{seeds}, p {'< .001' if p < 0.001 else f'= {short(p, digits=3)}'}"
+
+
+def _unanswered(selection: Selection, results: Results) -> list[str]:
+    """The branches about which nothing can be said, each with its reason."""
+    if selection.question is None:
+        return []
+    lines = [f"- {branch.label}: {branch.missing}." for branch in selection.question.unanswered]
+    for branch in selection.question.branches:
+        if branch.best and branch.best.number not in results.configurations:
+            others = ", so no branch could be compared with it" if branch is selection.question.reference else ""
+            lines.append(f"- {branch.label}: no retraining of {branch.best.number:03d} succeeded{others}.")
+    return ["No answer about:", *lines] if lines else []
 
 
 # ------------------------------------------------------------------------------------------------- the prediction files

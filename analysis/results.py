@@ -6,7 +6,7 @@ logits of every model on dev and test -> metrics -> the best by dev -> intervals
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.intervals import Answers, Quantity, intervals
+from analysis.influence import Floats, influences
+from analysis.intervals import CONFIDENCE, Estimate, Scores, compare, estimate, holm
 from analysis.retrain import Job
 from analysis.selection import Selection
 from minbert_core.config import OVERALL, TrialConfig
@@ -31,7 +32,7 @@ Logits = Mapping[tuple[str, str], NDArray[np.float32]]  # the same keys -> (rows
 
 @dataclass(frozen=True)
 class Measured:
-    """A number of one configuration, or a difference of two: a value a seed, and the 95 % interval of their mean."""
+    """A number of one configuration: a value per seed, and the 95 % interval of their mean."""
 
     values: list[float]
     low: float
@@ -52,22 +53,33 @@ class Measured:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two configurations on one split, their seeds paired by index and their rows one by one: first minus second."""
+    """Mean scores of two configurations on one split, first minus second, their rows paired.
+
+    corrected_p: that of the objective, corrected for the number of comparisons on the split; None where one has a single seed.
+    """
 
     split: str
     first: int
     second: int
-    differences: dict[str, Measured]  # "score" (the objective) and "norm"
+    differences: dict[str, Estimate]  # "score" (the objective) and "norm"
+    corrected_p: float | None
 
     @property
     def verdict(self) -> str:
-        """What the interval of the objective allows to say."""
-        found = self.differences["score"]
-        return "beats" if found.low > 0 else "loses to" if found.high < 0 else "cannot be told from"
+        """The conclusion that the corrected p-value of the objective allows."""
+        if self.corrected_p is None:
+            return "no verdict"
+        if self.corrected_p > 1 - CONFIDENCE:
+            return "cannot be told from"
+        return "beats" if self.differences["score"].mean > 0 else "loses to"
 
     def document(self) -> dict[str, Any]:
-        differences = {name: measured.document() for name, measured in self.differences.items()}
-        return {"split": self.split, "first": self.first, "second": self.second, "verdict": self.verdict, **differences}
+        differences = {
+            name: {"mean": found.mean, "interval": [found.low, found.high], "p": found.p}
+            for name, found in self.differences.items()
+        }
+        about = {"split": self.split, "first": self.first, "second": self.second}
+        return {**about, "verdict": self.verdict, "corrected_p": self.corrected_p, **differences}
 
 
 @dataclass(frozen=True)
@@ -100,12 +112,11 @@ def measure(selection: Selection, logits: Mapping[Job, Logits], splits: Splits) 
     configurations: dict[int, dict[str, dict[str, Measured]]] = {number: {} for number in groups}
     comparisons = []
     for split in SPLITS:
-        found = _with_intervals(config, split, splits, logits, metrics, groups, _pairs(selection, groups, winner))
-        for of, columns in found.items():
-            if len(of) == 1:
-                configurations[of[0]][split] = columns
-            else:
-                comparisons.append(Comparison(split, of[0], of[1], columns))
+        scores = _scores(config, split, splits, logits, metrics, groups)
+        for number, columns in scores.items():
+            if columns:
+                configurations[number][split] = {column: _measured(of) for column, of in columns.items()}
+        comparisons += _compared(split, scores, _pairs(selection, groups, winner))
     return Results(metrics, configurations, comparisons, winner, chosen)
 
 
@@ -136,61 +147,71 @@ def _overall(config: TrialConfig, labelled: list[str]) -> dict[str, Callable[[Ma
 
 
 def _pairs(selection: Selection, groups: Mapping[int, Any], winner: int) -> list[tuple[int, int]]:
-    """Every finalist with the baseline, then with the winner."""
-    references = [selection.baseline.number] if selection.baseline and selection.baseline.number in groups else []
+    """Every finalist with the reference, then, where no question is asked, with the winner."""
+    reference = selection.reference
+    references = [reference.number] if reference and reference.number in groups else []
+    others = references if selection.question else [*references, winner]
     finalists = [trial.number for trial in selection.finalists if trial.number in groups]
-    pairs = [(number, other) for other in [*references, winner] for number in finalists if number not in (other, *references)]
+    pairs = [(number, other) for other in others for number in finalists if number not in (other, *references)]
     return list(dict.fromkeys(pairs))
 
 
-def _with_intervals(
+def _scores(
     config: TrialConfig,
     split: str,
     splits: Splits,
     logits: Mapping[Job, Logits],
     metrics: Mapping[Job, Mapping[str, Mapping[str, float]]],
     groups: Mapping[int, Mapping[int, Job]],
-    pairs: list[tuple[int, int]],
-) -> dict[tuple[int, ...], dict[str, Measured]]:
-    """The columns of each (configuration,) and the differences of each pair on a split, all from one set of resamples."""
-    tasks, jobs = _labelled(config, splits, split), list(logits)
+) -> dict[int, dict[str, Scores]]:
+    """The columns of each configuration on a split, with the influence of each row."""
+    tasks = _labelled(config, splits, split)
     columns: dict[str, Callable[[Mapping[str, float]], float]] = {task: itemgetter(task) for task in tasks}
     columns |= _overall(config, tasks)
-    wanted: dict[tuple[tuple[int, ...], str], tuple[list[Job], list[Job]]] = {}  # -> models, and the models subtracted
+    weights_T = {column: affine(of, tasks) for column, of in columns.items()}
+    found: dict[int, dict[str, Scores]] = {}
     for number, seeds in groups.items():
-        wanted |= {((number,), column): (list(seeds.values()), []) for column in columns}
-    for pair in pairs:
-        first, second = (groups[number] for number in pair)
-        both = [seed for seed in first if seed in second]
-        sides = [first[seed] for seed in both], [second[seed] for seed in both]
-        wanted |= {(pair, column): sides for column in ("score", "norm") if column in columns and both}
-    quantities = []
-    for (_, column), (models, minus) in wanted.items():
-        weights_T, offset = affine(columns[column], tasks)
-        places, minus_places = ([jobs.index(job) for job in side] for side in (models, minus))
-        quantities.append(Quantity(places, weights_T, 0.0 if minus else offset, minus_places))
-    answers = [_answers(config.known_tasks[task], split, splits, logits, jobs) for task in tasks]
-    bounds = intervals(answers, quantities) if tasks else []
-    found: dict[tuple[int, ...], dict[str, Measured]] = {}
-    for ((of, column), sides), (low, high) in zip(wanted.items(), bounds, strict=True):
-        values, subtracted = ([metrics[job][split][column] for job in side] for side in sides)
-        differences = [a - b for a, b in zip(values, subtracted, strict=True)] if subtracted else values
-        found.setdefault(of, {})[column] = Measured(differences, low, high)
+        jobs = list(seeds.values())
+        of_tasks = [_influences(config.known_tasks[task], split, splits, [logits[job] for job in jobs]) for task in tasks]
+        found[number] = {
+            column: Scores(
+                np.array([metrics[job][split][column] for job in jobs]),
+                [weight * of_kB for weight, of_kB in zip(weights_T[column], of_tasks, strict=True) if weight],
+            )
+            for column in columns
+        }
     return found
 
 
-def _answers(task: Task, split: str, splits: Splits, logits: Mapping[Job, Logits], jobs: list[Job]) -> Answers:
+def _influences(task: Task, split: str, splits: Splits, logits: Sequence[Logits]) -> Floats:
     labels_B = splits[task.name, split].labels
     assert labels_B is not None
-    answers_JB = np.stack([predictions(task, logits[job][task.name, split]) for job in jobs])
-    return Answers(task.metric, answers_JB, labels_B, task.outputs)
+    answers_kB = np.stack([predictions(task, of[task.name, split]) for of in logits])
+    return influences(task.metric, answers_kB, labels_B, task.outputs)
 
 
-def affine(column: Callable[[Mapping[str, float]], float], tasks: list[str]) -> tuple[list[float], float]:
-    """The weight of each task and the offset of a column that is a weighted sum of the tasks' metrics, read off its values."""
+def _measured(scores: Scores) -> Measured:
+    found = estimate(scores)
+    return Measured(scores.values_k.tolist(), found.low, found.high)
+
+
+def _compared(split: str, scores: Mapping[int, Mapping[str, Scores]], pairs: Sequence[tuple[int, int]]) -> list[Comparison]:
+    """The comparisons of a split, one family: their p-values are corrected together."""
+    differences = {}
+    for first, second in pairs:
+        columns = [column for column in ("score", "norm") if column in scores[first]]
+        if columns:
+            differences[first, second] = {column: compare(scores[first][column], scores[second][column]) for column in columns}
+    p_values = {pair: found["score"].p for pair, found in differences.items()}
+    decided = {pair: p for pair, p in p_values.items() if p is not None}
+    corrected = dict(zip(decided, holm(list(decided.values())), strict=True))
+    return [Comparison(split, *pair, found, corrected.get(pair)) for pair, found in differences.items()]
+
+
+def affine(column: Callable[[Mapping[str, float]], float], tasks: list[str]) -> list[float]:
+    """The weight of each task in a column that is a weighted sum of the tasks' metrics, read off its values."""
     nothing = dict.fromkeys(tasks, 0.0)
-    offset = column(nothing)
-    return [column(nothing | {task: 1.0}) - offset for task in tasks], offset
+    return [column(nothing | {task: 1.0}) - column(nothing) for task in tasks]
 
 
 def document(selection: Selection, sha: str, results: Results, failures: Mapping[str, str]) -> dict[str, Any]:
@@ -201,6 +222,7 @@ def document(selection: Selection, sha: str, results: Results, failures: Mapping
         "tried": len(selection.search.trials),
         "seeds": selection.seeds,
         "baseline": selection.baseline and selection.baseline.number,
+        **({"per": selection.question.document()} if selection.question else {}),
         "winner": results.winner,
         "chosen_model": results.chosen.name,
         "failed": dict(failures),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from analysis.branches import Question
 from minbert_core.commands import Refused
 from minbert_core.config import TrialConfig, seed_of
 from minbert_core.paths import as_written
@@ -18,6 +19,7 @@ from search.results import Search, all_searches, open_search
 from search.study import TrialResult, ranked
 
 RULE = "best evaluation by dev score, among the trials of the fullest rung"
+RULE_PER_BRANCH = "best evaluation by dev score, per branch of {path}, among the trials of the branch's fullest rung"
 FRESH = 2**31  # a search's trials have seeds below this, retrainings above: no seed serves twice
 
 
@@ -32,9 +34,10 @@ class Selection:
 
     search: Search
     finalists: list[TrialResult]
-    baseline: TrialResult | None  # what they are compared with; may be one of them
+    baseline: TrialResult | None  # may be one of the finalists
     seeds: list[int]  # empty: the search's own weights are tested
     places: Mapping[str, str] = field(default_factory=dict)  # a folder as the trials' configs name it -> where it lies here
+    question: Question | None = None  # the choice whose branches the finalists are the best of
 
     @property
     def trials(self) -> list[TrialResult]:
@@ -49,16 +52,39 @@ class Selection:
         return configs[0].model_copy(update={"train_on": shared})
 
     @property
-    def folder(self) -> Path:
-        """Where everything about the test lies."""
+    def reference(self) -> TrialResult | None:
+        """The trial that each finalist is compared with: the best of the reference branch; without a question, the baseline."""
+        return self.question.reference.best if self.question else self.baseline
+
+    @property
+    def rule(self) -> str:
+        """The rule by which the finalists were chosen."""
+        return RULE_PER_BRANCH.format(path=self.question.path) if self.question else RULE
+
+    @property
+    def test_folder(self) -> Path:
+        """The folder that all selections of a search share: the retrained models, their logits, the ledger."""
         return self.search.folder / "test"
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this selection: selection.json, results.json, the tables, the figure, the predictions."""
+        if self.question is None:
+            return self.test_folder
+        return self.test_folder / f"per-{self.question.path.replace('/', '.')}"  # no name within a path holds a dot
+
+    def called(self, trial: TrialResult) -> str:
+        """A trial as reports name it: `003`, `003 (baseline)`, `003 (reference)`."""
+        roles = {"reference": self.question and self.reference, "baseline": self.baseline}
+        held = ", ".join(role for role, holder in roles.items() if holder == trial)
+        return f"{trial.number:03d}" + (f" ({held})" if held else "")
 
     def document(self) -> dict[str, Any]:
         """What selection.json holds: the rule, what was tried, and each chosen trial with the score it had claimed."""
         journal = (self.search.folder / "study.journal").read_bytes()
         return {
             "search": self.search.name,
-            "rule": RULE,
+            "rule": self.rule,
             "tried": len(self.search.trials),
             "study_sha256": hashlib.sha256(journal).hexdigest(),
             "git_commit": git_commit(),
@@ -66,6 +92,7 @@ class Selection:
             "seeds": self.seeds,
             "selected": [trial.number for trial in self.finalists],
             "baseline": self.baseline and self.baseline.number,
+            **({"per": self.question.document()} if self.question else {}),
             "trials": [
                 {
                     "trial": trial.number,
@@ -85,7 +112,7 @@ class Selection:
             before = path.read_bytes()
             if _without_circumstances(json.loads(before)) == _without_circumstances(json.loads(json.dumps(document))):
                 return hashlib.sha256(before).hexdigest()
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(document, indent=1) + "\n"
         draft = path.with_name(path.name + ".tmp")
         draft.write_text(text, encoding="utf-8")
@@ -156,6 +183,19 @@ def choose_baseline(search: Search, finalists: list[TrialResult], no_retrain: bo
     baseline = min(ended, key=lambda trial: (trial.baseline, trial.number))
     if no_retrain and not _has_weights(baseline):
         return None, f"none: the weights of {baseline.number:03d} were not kept; without --no-retrain it is trained again"
+    return _beside(finalists, baseline, no_retrain)
+
+
+def choose_best_baseline(search: Search, finalists: list[TrialResult]) -> tuple[TrialResult | None, str]:
+    """The baseline of the best score, and a sentence about it; None where none has ended with a score."""
+    if not search.plan["baselines"]:
+        return None, "none: the space has no `baselines`"
+    ended = ranked(trial for trial in search.trials if trial.baseline is not None and trial.status != "running")
+    return _beside(finalists, ended[0], False) if ended else (None, "none: no baseline of the space has ended with a score")
+
+
+def _beside(finalists: list[TrialResult], baseline: TrialResult, no_retrain: bool) -> tuple[TrialResult, str]:
+    """The baseline, or the finalist that retraining would make of it, and a sentence about it."""
     if not no_retrain:
         baseline = next((trial for trial in finalists if _same_but_for_seed(trial, baseline)), baseline)
     return baseline, f"{baseline.number:03d}" + (", one of them" if baseline in finalists else "")

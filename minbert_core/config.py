@@ -550,7 +550,11 @@ def default_at(path: str) -> Any:
     if re.fullmatch("tasks/[^/]+/[^/]+", path):
         _, layer, name = path.split("/")
         value = getattr(TrialConfig().task(layer), name, NO_DEFAULT) if layer in TASKS else TASK_DEFAULTS.get(name, NO_DEFAULT)
-    return list(value) if isinstance(value, tuple) else getattr(value, "kind", value)
+    return [_as_kind(item) for item in value] if isinstance(value, tuple) else _as_kind(value)
+
+
+def _as_kind(value: Any) -> Any:
+    return getattr(value, "kind", value)
 
 
 def seed_of(*parts: int | str) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from minbert_core.settings import parse_yaml
 from minbert_core.terminal import duration
-from search.domains import Choice
+from search.domains import Choice, Domain
 from search.narrate import markdown
 from search.resources import counted
 from search.space import Space
@@ -38,10 +38,15 @@ def choices_of(space: Space) -> list[str]:
     return [name for name, (domain, _) in space.domains().items() if isinstance(domain, Choice)]
 
 
-def read_choices(folder: Path) -> list[str]:
-    """`choices_of` the space that a search's folder keeps."""
+def read_domains(folder: Path) -> dict[str, Domain]:
+    """Every parameter of the space that a search's folder keeps, and its domain."""
     document, _ = parse_yaml((folder / "space.yaml").read_text(encoding="utf-8"), str(folder / "space.yaml"))
-    return choices_of(Space(folder.name, SpaceSettings(), document))
+    return {name: domain for name, (domain, _) in Space(folder.name, SpaceSettings(), document).domains().items()}
+
+
+def read_choices(folder: Path) -> list[str]:
+    """The parameters in `read_domains` that are choices."""
+    return [name for name, domain in read_domains(folder).items() if isinstance(domain, Choice)]
 
 
 def branch_costs(trials: Iterable[TrialResult], choices: Sequence[str]) -> list[BranchCost]:

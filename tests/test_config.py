@@ -704,6 +704,7 @@ def test_keys_that_number_no_entry_of_a_list_are_not_taken_for_entries(top: dict
         ("proximal/bregman/late_beta", 0.999),
         ("machine/micro_batch_tokens", None),
         ("train_on", ["sst", "para", "sts"]),
+        ("stages", ["multitask"]),
     ],
 )
 def test_the_default_at_a_path_is_what_a_config_has_there(path: str, default: object) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from analysis.intervals import Estimate
 from analysis.results import Comparison, Measured, Results
 from analysis.retrain import Job
 from analysis.selection import Selection
@@ -146,7 +147,7 @@ def make_up(tmp_path: Path) -> MakeUp:
         chosen = None if baseline is None else trials[baseline]
         search = Search(tmp_path / "small", {"baselines": [{}]}, list(trials.values()))
         comparisons = [
-            Comparison(split, number, baseline, {"score": Measured([0.1], 0.05 if number in beats else -0.05, 0.15)})
+            Comparison(split, number, baseline, {"score": Estimate(0.1, 0.05, 0.15, 0.01)}, 0.02 if number in beats else 0.2)
             for number in scores
             for split in scores[number]
             if baseline is not None and number != baseline

@@ -33,12 +33,12 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAINED = TrialConfig().train_on
 
 
-def tracked(runs: Path) -> dict[str, list[Any]]:
+def tracked(runs: Path, name: str = "small-test") -> dict[str, list[Any]]:
     """MLflow's runs of the test of the search `small`, by role."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{runs.parent / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("small-test")
+    experiment = client.get_experiment_by_name(name)
     assert experiment is not None
     found: dict[str, list[Any]] = {"search": [], "trial": []}
     for run in client.search_runs([experiment.experiment_id]):
@@ -104,6 +104,42 @@ def test_retraining_reports_dev_and_test_beside_the_claim(toy_runs: Path, capsys
         entry["trial"]: entry for entry in json.loads((folder / "results.json").read_text(encoding="utf-8"))["configurations"]
     }
     assert stored == {entry["trial"]: entry for entry in results["configurations"]}
+
+
+def test_per_branch_tests_the_best_of_each_in_a_folder_of_its_own(
+    tmp_path: Path, make_search: Callable[..., Path], capsys: Capture
+) -> None:
+    config = {"data": "toy", "encoder": "tiny", "budget": {"examples": 60}, "smoothness": {"choice": ["none", "r_drop"]}}
+    runs = tmp_path / "runs"
+    folder = make_search(runs, "small", config, stops=False) / "test" / "per-smoothness"
+    command = ["--search", "small", "--runs", str(runs), "--gpus", "0", "--seeds", "1", "--no-baseline"]
+    assert main([*command, "--per", "smoothness"]) == 0
+    output = capsys.readouterr().out
+    selection = json.loads((folder / "selection.json").read_bytes())
+    best = {branch["branch"]: branch["best"] for branch in selection["per"]["branches"]}
+    assert selection["selected"] == [best["none"], best["r_drop"]]
+    assert selection["per"]["reference"] == "none"
+    assert (folder / "table.md").read_text(encoding="utf-8").rstrip() in output
+    assert f"{best['none']:03d} (reference)" in (folder / "table.tex").read_text(encoding="utf-8")
+    results = json.loads((folder / "results.json").read_bytes())
+    assert {(of["first"], of["second"]) for of in results["comparisons"]} == {(best["r_drop"], best["none"])}
+    assert results["per"] == selection["per"]
+    assert {path.name for path in folder.parent.iterdir()} == {"per-smoothness", "retrained", "logits", "ledger.jsonl"}
+    assert [line["selection"] for line in ledger(runs)] == ["per-smoothness/selection.json"]
+    assert len(tracked(runs, "small-test-per-smoothness")["trial"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--top", "2"], "--per tests one configuration per branch, so --top has no meaning with it."),
+        (["--no-retrain"], "--no-retrain has one seed"),
+        ([], "`--per` takes a choice, and small has none: its space searches ranges only: optimizer/lr."),
+    ],
+)
+def test_what_does_not_go_with_per_is_refused(toy_runs: Path, capsys: Capture, options: list[str], sentence: str) -> None:
+    assert main(["--search", "small", "--runs", str(toy_runs), "--gpus", "0", "--per", "smoothness", *options]) == 2
+    assert sentence in capsys.readouterr().err
 
 
 def test_an_interrupted_test_goes_on_and_trains_nothing_twice(tmp_path: Path, make_search: Callable[..., Path]) -> None:

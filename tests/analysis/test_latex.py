@@ -141,17 +141,16 @@ def test_the_caption_says_what_was_tried_and_how_many_seeds_there_are(tiny: Tiny
     said = caption(table_tex(selection, results))
     assert said.startswith(r"\caption{Search small: 3 configurations tried, chosen on dev by: best evaluation by dev score")
     assert "over 2 fresh seeds (the others failed; 005: 1)." in said
-    assert r"95\,\% interval of the difference, rows and seeds paired" in said
-    assert "2,000 resamples of rows and seeds" in said
+    assert r"if it beats the baseline: $p \leq .05$ of the difference, rows paired" in said
 
 
-def test_one_seed_has_no_deviation_and_intervals_of_rows_alone(tiny: Tiny, make_up: MakeUp) -> None:
+def test_one_seed_has_no_deviation_and_nothing_in_bold(tiny: Tiny, make_up: MakeUp) -> None:
     selection, results = make_up(tiny(), {3: {"dev": [0.8]}, 0: {"dev": [0.7]}}, 0)
     tex = table_tex(selection, results)
     check(tex)
     assert r"\pm" not in tex
     assert "One fresh seed each." in caption(tex)
-    assert "2,000 resamples of rows)" in caption(tex)
+    assert "Bold" not in caption(tex)
     assert "One seed: the weights that the search kept." in caption(table_tex(replace(selection, seeds=[]), results))
 
 

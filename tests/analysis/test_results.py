@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from analysis.branches import Branch, Question
 from analysis.report import WIDTH, report_lines, write_predictions
 from analysis.results import Logits, Results, Splits, affine, document, measure
 from analysis.retrain import Job, open_test_split
@@ -98,7 +100,7 @@ def test_every_finalist_is_compared_with_the_baseline_and_with_the_best(
     assert found[7, 0] == "cannot be told from"  # the same answers: a difference of exactly nothing
     assert set(by_split(results, "test")) == set(found)
     same = next(c for c in results.comparisons if (c.split, c.first, c.second) == ("dev", 7, 0))
-    assert same.differences["score"].document() == {"mean": 0, "deviation": 0, "interval": [0, 0], "values": [0, 0]}
+    assert same.document()["score"] == {"mean": 0, "interval": [0, 0], "p": 1}
 
 
 def test_means_values_and_intervals_agree_with_the_metrics(tmp_path: Path, config: TrialConfig, splits: Splits) -> None:
@@ -116,13 +118,15 @@ def test_means_values_and_intervals_agree_with_the_metrics(tmp_path: Path, confi
     assert results.comparisons == []
 
 
-def test_a_seed_that_failed_is_left_out_of_the_pairs(tmp_path: Path, config: TrialConfig, splits: Splits) -> None:
+def test_a_seed_that_failed_leaves_the_others_in_the_comparison(tmp_path: Path, config: TrialConfig, splits: Splits) -> None:
     selection = select(tmp_path, config, [3], 0, 4)
-    models = {(3, 0): 0.1, (3, 2): 0.2, (3, 3): 0.2, (0, 0): 0.2, (0, 1): 0.5, (0, 2): 0.3}
+    models = {(3, 0): 0.1, (3, 2): 0.2, (3, 3): 0.2, (0, 0): 0.2, (0, 1): 0.5}
     results = measure(selection, answers(models, splits), splits)
     (dev,) = (c for c in results.comparisons if c.split == "dev")
-    assert len(dev.differences["score"].values) == 2
-    assert len(results.configurations[0]["dev"]["norm"].values) == 3
+    means = {number: results.configurations[number]["dev"]["score"].mean for number in (3, 0)}
+    assert dev.differences["score"].mean == pytest.approx(means[3] - means[0])
+    said = text(selection, results)
+    assert "; 3 and 2 seeds, p = ." in said
     assert "001-seed1 failed and is left out: NotFiniteError: nan" in report_lines(
         selection, results, {"001-seed1": "NotFiniteError: nan"}
     )
@@ -159,7 +163,7 @@ def test_norm_mean_and_weighted_objectives_are_weighted_sums(tiny: Callable[...,
         lambda m: score(m, TASKS, objective),
     ]
     for column in columns:
-        weights, offset = affine(column, list(metrics))
+        weights, offset = affine(column, list(metrics)), column(dict.fromkeys(metrics, 0.0))
         assert offset + sum(w * m for w, m in zip(weights, metrics.values(), strict=True)) == pytest.approx(column(metrics))
 
 
@@ -177,8 +181,8 @@ def test_the_sentences_say_what_the_intervals_allow(tmp_path: Path, config: Tria
     wrong = {3: 0.1, 7: 0.4, 0: 0.4}
     results = measure(selection, answers({(n, s): w for n, w in wrong.items() for s in (0, 1)}, splits), splits)
     said = sentences(selection, results)
-    assert any(line.startswith("- 003 beats the baseline (000) by +.") and line.endswith("]; 2 seeds.") for line in said)
-    assert "- 007 cannot be told from the baseline (000): +.0000 [+.0000, +.0000]; 2 seeds." in said
+    assert any(line.startswith("- 003 beats the baseline (000) by +.") and "]; 2 seeds, p " in line for line in said)
+    assert "- 007 cannot be told from the baseline (000): +.0000 [+.0000, +.0000]; 2 seeds, p = 1.000." in said
     assert any(line.startswith("- 007 loses to the best (003) by -.") for line in said)
     told = text(selection, results)
     assert "Best by retrained dev: 003. The search had claimed .7000 for it; fresh seeds say" in told
@@ -195,11 +199,31 @@ def test_a_difference_of_one_row_a_task_is_not_called_a_win(tmp_path: Path, conf
     assert dev.verdict == "cannot be told from"
 
 
-def test_one_seed_is_said_to_be_one(tmp_path: Path, config: TrialConfig, splits: Splits) -> None:
+def test_one_seed_gives_a_difference_and_no_verdict(tmp_path: Path, config: TrialConfig, splits: Splits) -> None:
+    selection = select(tmp_path, config, [3], 0, 3)
+    for models, certainty in (
+        ({(3, 0): 0.1, (0, 0): 0.4}, "one seed gives no verdict."),
+        ({(3, 0): 0.1, (3, 1): 0.1, (0, 0): 0.4}, "2 and 1 seed: one seed gives no verdict."),
+    ):
+        results = measure(selection, answers(models, splits), splits)
+        assert set(by_split(results, "dev").values()) == {"no verdict"}
+        assert sentences(selection, results)[0].startswith("- 003 minus the baseline (000): +.")
+        assert sentences(selection, results)[0].endswith(certainty)
+        assert "(Holm)" not in text(selection, results)
     selection = select(tmp_path, config, [3], 0, 1)
-    results = measure(selection, answers({(3, 0): 0.1, (0, 0): 0.4}, splits), splits)
-    assert sentences(selection, results)[0].endswith("; one seed, so the interval covers the rows alone.")
-    assert "not other seeds" in text(selection, results)
+    assert "not other seeds, and no comparison gets a verdict" in text(selection, results)
+
+
+def test_verdicts_are_corrected_for_the_number_of_comparisons(tmp_path: Path, config: TrialConfig, splits: Splits) -> None:
+    """Five comparisons: the smallest p counts five times; the intervals stay each comparison's own."""
+    selection = select(tmp_path, config, [3, 5, 7], 0, 2)
+    wrong = {3: 0.2, 5: 0.3, 7: 0.3, 0: 0.35}
+    results = measure(selection, answers({(n, s): w for n, w in wrong.items() for s in (0, 1)}, splits), splits)
+    on_dev = [c for c in results.comparisons if c.split == "dev"]
+    own = [c.differences["score"].p for c in on_dev]
+    smallest = min(range(5), key=lambda i: own[i] or 0)
+    assert on_dev[smallest].corrected_p == pytest.approx(5 * (own[smallest] or 0))
+    assert "p is corrected for 5 comparisons (Holm)" in text(selection, results)
 
 
 def test_an_interval_without_width_is_explained(tmp_path: Path, config: TrialConfig, splits: Splits) -> None:
@@ -216,6 +240,39 @@ def test_a_baseline_that_nobody_beats_is_the_best(tmp_path: Path, config: TrialC
     assert results.winner == 0
     assert set(by_split(results, "dev")) == {(3, 0), (5, 0)}
     assert "No finalist did better than the baseline." in text(selection, results)
+
+
+def ask_about(selection: Selection, num_trials: dict[str, int]) -> Selection:
+    """The selection as the answer to a question: its trials are the best of branches, the first that of the reference."""
+    trials = [(label, trial) for label, trial in zip(num_trials, selection.finalists, strict=False)]
+    branches = [Branch(label, [trial] * num_trials[label]) for label, trial in trials]
+    branches += [Branch(label, []) for label in list(num_trials)[len(trials) :]]
+    return replace(selection, question=Question("smoothness", branches, branches[0]))
+
+
+def test_a_question_gets_one_sentence_per_branch(tmp_path: Path, config: TrialConfig, splits: Splits) -> None:
+    selection = ask_about(select(tmp_path, config, [0, 3, 7], None, 2), {"none": 4, "smart": 2, "r_drop": 1, "other": 0})
+    wrong = {0: 0.4, 3: 0.1, 7: 0.4}
+    results = measure(selection, answers({(n, s): w for n, w in wrong.items() for s in (0, 1)}, splits), splits)
+    assert set(by_split(results, "test")) == {(3, 0), (7, 0)}  # with the reference, though 3 is the best
+    said = sentences(selection, results)
+    assert len(said) == 5
+    own, other = (f"{results.configurations[number]['test']['norm'].mean:.4f}"[1:] for number in (3, 0))
+    assert re.match(rf"- smart \(003: {own}; best of 2 trials\) beats none by \+.* 2 seeds, p ", said[0])
+    assert "; best of 1 trial) cannot be told from none: +.0000" in said[1]
+    assert said[4] == "- other: no trial took it."
+    told = text(selection, results)
+    assert f"Which branch of smoothness pays? Against none (000: {other}; best of 4 trials). Compared on test, by norm" in told
+    assert "p is corrected for 2 comparisons (Holm)" in told
+    assert "Trials per branch: none 4, smart 2, r_drop 1. A branch of more trials was tuned further" in told
+
+
+def test_branches_whose_retrainings_failed_are_named(tmp_path: Path, config: TrialConfig, splits: Splits) -> None:
+    selection = ask_about(select(tmp_path, config, [0, 3], None, 2), {"none": 1, "smart": 1})
+    for survivor, failed in ((0, "smart: no retraining of 003 succeeded."), (3, "none: no retraining of 000 succeeded, so no")):
+        results = measure(selection, answers({(survivor, s): 0.2 for s in (0, 1)}, splits), splits)
+        assert results.comparisons == []
+        assert f"No answer about: - {failed}" in text(selection, results)
 
 
 def test_the_report_fits_160_columns(tmp_path: Path, tiny: Callable[..., TrialConfig]) -> None:

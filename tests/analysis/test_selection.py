@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from analysis.branches import Branch, Question
 from analysis.jobs import make_jobs, seconds_left
-from analysis.selection import Selection, choose_baseline, choose_search, choose_trials
+from analysis.preview import preview_lines
+from analysis.selection import Selection, choose_baseline, choose_best_baseline, choose_search, choose_trials
 from minbert_core.config import read_config
 from search.folder import lock
 from search.resources import Resources
@@ -80,6 +83,49 @@ def test_trials_that_differ_in_their_seed_alone_are_one_finalist(small: Search) 
     assert best.number in chosen
     assert 9 not in chosen
     assert len(chosen) == len(choose_trials(small, 9, False))
+
+
+def test_a_question_has_a_folder_and_a_reference_of_its_own(small: Search) -> None:
+    first, second = (trial for trial in small.trials[:2])
+    none, smart = Branch("none", [first]), Branch("smart", [second])
+    question = Question("tasks/all/head", [smart, none], none)
+    selection = Selection(small, question.best_trials, second, [1], question=question)
+    assert selection.folder == small.folder / "test" / "per-tasks.all.head"
+    assert selection.trials == [first, second]
+    assert selection.reference == first
+    assert [selection.called(trial) for trial in small.trials[:3]] == ["000 (reference)", "001 (baseline)", "002"]
+    assert replace(selection, question=None).reference == second
+
+
+def test_the_preview_names_the_trial_of_each_branch_and_the_branches_without_one(small: Search) -> None:
+    branches = [Branch("none", [small.trials[0]]), Branch("smart", [small.trials[1]]), Branch("r_drop", [])]
+    question = Question("smoothness", branches, branches[0])
+    lines = preview_lines(Selection(small, question.best_trials, None, [1, 2], question=question), "left out")
+    assert lines[2] == "question  which branch of smoothness pays? Each is compared with none."
+    assert lines[4].splitlines()[0] == "selected  smart: 001, best of 1 trial"
+    assert lines[5:7] == ["missing   r_drop: no trial took it", "baseline  left out"]
+    assert max(len(row) for line in lines[:-1] for row in line.splitlines()) <= 80
+
+
+def test_two_selections_of_a_search_share_their_models_and_freeze_apart(small: Search) -> None:
+    first, second = (Branch(label, [trial]) for label, trial in zip(("none", "smart"), small.trials, strict=False))
+    question = Question("smoothness", [first, second], first)
+    per = Selection(small, question.best_trials, None, [11, 12], question=question)
+    top = Selection(small, question.best_trials[:1], None, [11])
+    machine = Resources(2, 0, 2, 0)
+    assert make_jobs(top, machine) == make_jobs(per, machine)[:1]
+    frozen = per.freeze()
+    assert top.freeze() != frozen
+    assert per.freeze() == frozen
+
+
+def test_the_best_baseline_is_taken_with_a_question_not_the_first(small: Search) -> None:
+    worse, better = small.trials[0], replace(small.trials[1], baseline=1)
+    worse = replace(worse, records=[record | {"dev/score": 0.0} for record in worse.records if record["kind"] == "dev"])
+    search = Search(small.folder, small.plan, [worse, better])
+    assert choose_best_baseline(search, [worse]) == (better, "001")
+    assert choose_best_baseline(search, [better]) == (better, "001, one of them")
+    assert choose_best_baseline(Search(small.folder, small.plan, []), [worse])[0] is None
 
 
 def test_the_same_selection_stays_frozen_as_it_was(small: Search) -> None:

@@ -759,6 +759,7 @@ def test_a_baseline_takes_the_default_where_it_lies_in_the_domain_else_the_middl
         "tasks": {"sts": {"loss": {"choice": ["pearson", "mse"]}}, "all": {"batch_size": {"choice": [8, 16]}}},
         "smoothness": {"kind": "smart", "weight": {"choice": [0, {"log_uniform": [0.1, 100]}]}},
         "task_schedule": {"choice": ["mix", "round_robin"]},
+        "stages": {"choice": [["linear_probe", "multitask"], ["multitask"]]},
     }  # fmt: skip
     expected = {
         "optimizer/lr": 2e-5,  # the default
@@ -772,6 +773,7 @@ def test_a_baseline_takes_the_default_where_it_lies_in_the_domain_else_the_middl
         "smoothness/smart/weight": "log_uniform",  # 1.0 lies in the range
         "smoothness/smart/weight/log_uniform": 1.0,
         "task_schedule": "round_robin",
+        "stages": "multitask",
     }
     space = space_of([{}], config)
     for _ in range(3):

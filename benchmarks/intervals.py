@@ -1,0 +1,159 @@
+"""Error rates of best_to_test's verdicts, by simulation: false ones between equal configurations, power where one is better.
+
+    python -m benchmarks.intervals [--trials 4000]
+
+Each trial draws configurations of five seeds on the three dev splits of the course (SST 1,101 rows, Para 3,026, STS 863) and
+compares their norm by `analysis.intervals.compare`, as best_to_test does, with the first 2, 3 and 5 seeds. Every answer is
+right or wrong by a latent normal variable: the difficulty of the row, which all configurations share, the configuration's own
+view of the row, and a part that is drawn again for each seed, the flips. On STS the same sum is the error of a prediction. In
+addition every seed moves each task's accuracy or correlation by an effect with the standard deviation in the table's first
+column. A column of the table is a question, a cell its rates in per cent with 2, 3 and 5 seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from analysis.influence import influences
+from analysis.intervals import CONFIDENCE, Scores, compare, estimate, holm
+from minbert_core.data.tasks import Metric
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A dev split: its rows, the level of its metric, and its weight in norm, which takes r as (r + 1)/2."""
+
+    num_rows: int
+    is_accuracy: bool
+    level: float
+    weight: float
+
+
+SPLITS = (Split(1_101, True, 0.50, 1 / 3), Split(3_026, True, 0.80, 1 / 3), Split(863, False, 0.86, 1 / 6))
+ROW, VIEW, FLIPS = 0.80, 0.05, 0.15  # shares of the latent variance: assumed, not measured (2026-11)
+DEVIATIONS = (0.0, 0.004, 0.008, 0.02, 0.04)  # of the seeds' effects, per task
+SEEDS = (2, 3, 5)
+GAINS = (0.0, 0.0, 0.0, 0.0, 0.01, 0.03)  # per task, of the configurations of a trial over the first, the baseline
+FINALISTS = (1, 2, 3)  # as good as the baseline
+QUESTIONS = {
+    "false verdict": "one of them differs from the baseline",
+    "any false verdict": "at least one of the three does, p corrected after Holm",
+    "missed": "the interval of the baseline misses its true norm",
+    "power +.01": "the configuration that is better by .01 per task beats the baseline",
+    "power +.03": "the one that is better by .03 does",
+}
+
+
+def draw(random: np.random.Generator, deviation: float, gains: Sequence[float], view: float = VIEW) -> list[Scores]:
+    """The norm of a configuration per gain, each with as many seeds as `SEEDS` has at most.
+
+    deviation: that of the seeds' effects. view: share of the latent variance that a configuration has of its own.
+    """
+    values_Ck, of_tasks = np.zeros((len(gains), max(SEEDS))), []
+    for split in SPLITS:
+        answers_CkB, labels_B = _answers(random, split, deviation, gains, view)
+        values_Ck += split.weight * np.array([_metric(split, answers_kB, labels_B) for answers_kB in answers_CkB])
+        metric: Metric = "accuracy" if split.is_accuracy else "pearson"
+        of_tasks.append([split.weight * influences(metric, answers_kB, labels_B) for answers_kB in answers_CkB])
+    return [Scores(values_k, [of_task[place] for of_task in of_tasks]) for place, values_k in enumerate(values_Ck)]
+
+
+def _answers(
+    random: np.random.Generator, split: Split, deviation: float, gains: Sequence[float], view: float
+) -> tuple[Floats, Floats]:
+    """Answers of C configurations with k seeds each to a split, shape (C, k, B), and its labels."""
+    num, k, size = len(gains), max(SEEDS), split.num_rows
+
+    def normal(share: float, *shape: int) -> NDArray[np.float32]:
+        return np.float32(share**0.5) * random.standard_normal(shape, dtype=np.float32)
+
+    latent_CkB = normal(1 - view - FLIPS, size) + normal(view, num, 1, size) + normal(FLIPS, num, k, size)
+    level_Ck1 = split.level + np.asarray(gains)[:, None, None] + deviation * random.standard_normal((num, k, 1))
+    level_Ck1 = np.clip(level_Ck1, 0.01, 0.99)
+    if split.is_accuracy:
+        return (latent_CkB < special.ndtri(level_Ck1)).astype(np.float64), np.ones(size)
+    labels_B = random.uniform(-(3**0.5), 3**0.5, size)  # uniform, of variance 1
+    return level_Ck1 * labels_B + np.sqrt(1 - level_Ck1**2) * latent_CkB, labels_B
+
+
+def _metric(split: Split, answers_kB: Floats, labels_B: Floats) -> Floats:
+    if split.is_accuracy:
+        return np.asarray((answers_kB == labels_B).mean(axis=1))
+    return np.array([np.corrcoef(answers_B, labels_B)[0, 1] for answers_B in answers_kB])
+
+
+def first(scores: Scores, k: int) -> Scores:
+    """The same configuration with its first k seeds only."""
+    return Scores(scores.values_k[:k], [influences_kB[:k] for influences_kB in scores.influences_TkB])
+
+
+def differs(one: Scores, other: Scores) -> bool:
+    """Whether a comparison of these two only gets a verdict."""
+    p = compare(one, other).p
+    return p is not None and p <= 1 - CONFIDENCE
+
+
+def answer(configurations: Sequence[Scores], k: int) -> list[bool]:
+    """The answers to `QUESTIONS` in one trial, with the first k seeds."""
+    baseline, *others = (first(scores, k) for scores in configurations)
+    p_values = [compare(others[place - 1], baseline).p for place in FINALISTS]
+    corrected = holm([p for p in p_values if p is not None])
+    interval, truth = estimate(baseline), sum(split.weight * split.level for split in SPLITS)
+    return [
+        differs(others[0], baseline),
+        min(corrected) <= 1 - CONFIDENCE,
+        not interval.low <= truth <= interval.high,
+        differs(others[-2], baseline),
+        differs(others[-1], baseline),
+    ]
+
+
+def rates(deviation: float, trials: int) -> Floats:
+    """How often each question is answered with yes, shape (questions, numbers of seeds)."""
+    random, found = np.random.default_rng(0), np.zeros((len(QUESTIONS), len(SEEDS)))
+    for _ in range(trials):
+        configurations = draw(random, deviation, GAINS)
+        found += np.array([answer(configurations, k) for k in SEEDS]).T
+    return np.asarray(found / trials)
+
+
+def rates_of_one_recipe(deviation: float, trials: int) -> Floats:
+    """How often two configurations that see the rows alike, since they are the same recipe, are told apart."""
+    random, found = np.random.default_rng(1), np.zeros(len(SEEDS))
+    for _ in range(trials):
+        one, other = draw(random, deviation, (0.0, 0.0), view=0.0)
+        found += [differs(first(one, k), first(other, k)) for k in SEEDS]
+    return np.asarray(found / trials)
+
+
+def table(trials: int) -> Iterator[str]:
+    """The rates in per cent, a row per deviation of the seeds' effects, a column per question; with 2, 3 and 5 seeds."""
+    yield f"| deviation | {' | '.join(QUESTIONS)} | false verdict, one recipe |"
+    yield "|---" * (len(QUESTIONS) + 2) + "|"
+    for deviation in DEVIATIONS:
+        found = [*rates(deviation, trials), rates_of_one_recipe(deviation, trials)]
+        cells = [" / ".join(f"{100 * rate:.1f}" for rate in rates_of_seeds) for rates_of_seeds in found]
+        yield f"| {deviation:g} | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Print the table, a row at a time, and what its columns mean."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--trials", type=int, default=4_000, metavar="N", help="simulated comparisons per cell (default 4000)")
+    for line in table(options.parse_args().trials):
+        print(line, flush=True)
+    print()
+    for question, meaning in QUESTIONS.items():
+        print(f"{question}: {meaning}")
+
+
+if __name__ == "__main__":
+    main()
