@@ -107,8 +107,8 @@ def _estimate(mean: float, rows_TB: Sequence[Floats], sides: Sequence[Scores]) -
 
     rows: sum over tasks of var_i(rows_i)/B, minus the flips in it, var(e)/(kB) per side; that leaves var(r)/B, known from B
     rows. seeds: sum over sides of S^2/k, where S^2 estimates var(a) + var(e)/B and is pooled over the sides, with k - 1 degrees
-    of freedom each. Pooling assumes that the seeds of both sides differ about equally; of two seeds each, one side's variance
-    alone would have a single degree of freedom.
+    of freedom each. Pooling assumes that the seeds of both sides differ about equally; the variance of one side's two seeds
+    would have a single degree of freedom.
     """
     rows, seeds, freedom = sum(_error(rows_B) for rows_B in rows_TB), 0.0, 0
     decides = all(side.num_seeds > 1 for side in sides)

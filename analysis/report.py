@@ -110,7 +110,7 @@ def _legend(selection: Selection, results: Results) -> list[str]:
         if num_seeds > 1
         else "the rows, so it covers other rows of the same kind, not other seeds, and no comparison gets a verdict"
     )
-    few = " Fewer than five seeds tell little about others: where they differ much, it is wide." if 1 < num_seeds < 5 else ""
+    few = " Fewer than five seeds show little of the others: where they differ much, it is wide." if 1 < num_seeds < 5 else ""
     of_a_split = [measured for splits in results.configurations.values() for measured in splits.values()]
     flat = (
         " One without width is no certainty: all its answers were right, or wrong, or the same; of n rows of which none is "

@@ -115,7 +115,8 @@ def measure(selection: Selection, logits: Mapping[Job, Logits], splits: Splits) 
         scores = _scores(config, split, splits, logits, metrics, groups)
         for number, columns in scores.items():
             if columns:
-                configurations[number][split] = {column: _measured(of) for column, of in columns.items()}
+                limits = _limits(config, split, splits)
+                configurations[number][split] = {column: _measured(of, *limits[column]) for column, of in columns.items()}
         comparisons += _compared(split, scores, _pairs(selection, groups, winner))
     return Results(metrics, configurations, comparisons, winner, chosen)
 
@@ -166,8 +167,7 @@ def _scores(
 ) -> dict[int, dict[str, Scores]]:
     """The columns of each configuration on a split, with the influence of each row."""
     tasks = _labelled(config, splits, split)
-    columns: dict[str, Callable[[Mapping[str, float]], float]] = {task: itemgetter(task) for task in tasks}
-    columns |= _overall(config, tasks)
+    columns = _columns(config, tasks)
     weights_T = {column: affine(of, tasks) for column, of in columns.items()}
     found: dict[int, dict[str, Scores]] = {}
     for number, seeds in groups.items():
@@ -190,9 +190,22 @@ def _influences(task: Task, split: str, splits: Splits, logits: Sequence[Logits]
     return influences(task.metric, answers_kB, labels_B, task.outputs)
 
 
-def _measured(scores: Scores) -> Measured:
+def _columns(config: TrialConfig, labelled: list[str]) -> dict[str, Callable[[Mapping[str, float]], float]]:
+    """How each column follows from the metrics of the labelled tasks."""
+    return {**{task: itemgetter(task) for task in labelled}, **_overall(config, labelled)}
+
+
+def _limits(config: TrialConfig, split: str, splits: Splits) -> dict[str, tuple[float, float]]:
+    """The least and the greatest value that each column can have."""
+    tasks = _labelled(config, splits, split)
+    least = {task: -1.0 if config.known_tasks[task].metric in ("pearson", "spearman") else 0.0 for task in tasks}
+    return {name: (of(least), of(dict.fromkeys(tasks, 1.0))) for name, of in _columns(config, tasks).items()}
+
+
+def _measured(scores: Scores, least: float, greatest: float) -> Measured:
+    """A column of a configuration; an interval does not reach beyond the values that are possible."""
     found = estimate(scores)
-    return Measured(scores.values_k.tolist(), found.low, found.high)
+    return Measured(scores.values_k.tolist(), max(found.low, least), min(found.high, greatest))
 
 
 def _compared(split: str, scores: Mapping[int, Mapping[str, Scores]], pairs: Sequence[tuple[int, int]]) -> list[Comparison]:

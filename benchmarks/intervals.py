@@ -126,7 +126,7 @@ def rates(deviation: float, trials: int) -> Floats:
 
 
 def rates_of_one_recipe(deviation: float, trials: int) -> Floats:
-    """How often two configurations that see the rows alike, since they are the same recipe, are told apart."""
+    """How often two configurations that see the rows alike, since they are the same recipe, get a verdict."""
     random, found = np.random.default_rng(1), np.zeros(len(SEEDS))
     for _ in range(trials):
         one, other = draw(random, deviation, (0.0, 0.0), view=0.0)

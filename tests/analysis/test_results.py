@@ -118,6 +118,15 @@ def test_means_values_and_intervals_agree_with_the_metrics(tmp_path: Path, confi
     assert results.comparisons == []
 
 
+def test_an_interval_does_not_reach_beyond_what_a_metric_can_be(tmp_path: Path, config: TrialConfig, splits: Splits) -> None:
+    """Two seeds that differ much leave everything open."""
+    selection = select(tmp_path, config, [3], None, 2)
+    found = measure(selection, answers({(3, 0): 0.1, (3, 1): 0.6}, splits), splits).configurations[3]["dev"]
+    assert {column: (of.low, of.high) for column, of in found.items() if column in ("sst", "sts", "norm", "mean")} == {
+        "sst": (0, 1), "sts": (-1, 1), "norm": (0, 1), "mean": (pytest.approx(-1 / 3), 1)
+    }  # fmt: skip
+
+
 def test_a_seed_that_failed_leaves_the_others_in_the_comparison(tmp_path: Path, config: TrialConfig, splits: Splits) -> None:
     selection = select(tmp_path, config, [3], 0, 4)
     models = {(3, 0): 0.1, (3, 2): 0.2, (3, 3): 0.2, (0, 0): 0.2, (0, 1): 0.5}
