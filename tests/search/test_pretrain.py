@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from minbert_core.commands import Refused
-from minbert_core.inputs import cache_folder
+from minbert_core.files import cache_folder
 from minbert_core.pretraining import Record
 from search.drive import start_ray
 from search.plan import baseline_samples, branch_samples
