@@ -30,11 +30,15 @@ from benchmarks.learning import HERE, SEEDS, compare, train_one
 SAME_COST = 0.1
 BASELINE = "baseline"
 ARMS: dict[str, dict[str, Any]] = {
-    BASELINE: {},  # the sum, round_robin in batches of 8, one stage, linear heads, no regulariser
+    BASELINE: {},  # the sum, round_robin in batches of 8, lr 1e-4, mean pooling, one stage, linear heads, no regulariser
     "pcgrad": {"gradient": "pcgrad"},
     "gradvac": {"gradient": "gradvac"},
     "cagrad": {"gradient": "cagrad"},
-    "sts_0.2": {"loss_weights": {"kind": "static", "weights": {"sts": 0.2}}},  # a squared error of labels 0 to 5
+    "label_scale": {"tasks": {"sts": {"loss": {"kind": "mse", "scale": "label"}}}},  # a squared error of labels 0 to 5, raw
+    "pooler": {"tasks": {"all": {"pooling": "pooler"}}},
+    "batch_16": {"tasks": {"all": {"batch_size": 16}}},
+    "lr_5e-5": {"optimizer": {"lr": 5e-5}},
+    "lr_2e-4": {"optimizer": {"lr": 2e-4}},
     "smart_1e-2": {"smoothness": {"kind": "smart", "radius": 1e-2}},  # a smaller one would train in float32
     "smart_3e-2": {"smoothness": {"kind": "smart", "radius": 3e-2}},
     "smart_1e-1": {"smoothness": {"kind": "smart", "radius": 1e-1}},
