@@ -240,8 +240,9 @@ def _has_begun(folder: Path) -> bool:
     """
     if (folder / "best").exists() or any(record["step"] for record in read_records(folder / "metrics.jsonl")):
         return True
+    snapshot = state_file(folder)
     try:
-        return any(record["step"] for record in load_snapshot(state_file(folder))[1])
+        return snapshot.exists() and any(record["step"] for record in load_snapshot(snapshot)[1])
     except ValueError:
         return False
 
