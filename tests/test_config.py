@@ -11,7 +11,7 @@ import pytest
 
 from minbert_core.config import TASK_DEFAULTS, TrialConfig, default_at, load_config, read_config, seed_of
 from minbert_core.knobs import NO_DEFAULT, elsewhere, knob_at
-from minbert_core.methods.features import Bi, Cross, Mean, Pooler
+from minbert_core.methods.features import Bi, Cross, Mean
 from minbert_core.methods.gradients import PCGrad, Sum
 from minbert_core.methods.heads import Linear, Mlp
 from minbert_core.methods.losses import Bce, CrossEntropy, Mse, Pearson
@@ -420,7 +420,7 @@ def test_without_settings_a_task_has_the_defaults_and_the_loss_of_its_kind() -> 
     plans = {name: TrialConfig().task(name) for name in ("sst", "para", "sts")}
     assert {name: plan.loss for name, plan in plans.items()} == {"sst": CrossEntropy(), "para": Bce(), "sts": Mse()}
     for plan in plans.values():
-        assert (plan.pair_encoding, plan.pooling, plan.head, plan.batch_size) == (Cross(), Pooler(), Linear(), 16)
+        assert (plan.pair_encoding, plan.pooling, plan.head, plan.batch_size) == (Cross(), Mean(), Linear(), 16)
 
 
 def test_a_task_is_resolved_field_by_field_task_over_pairs_over_all_over_default() -> None:
@@ -688,7 +688,7 @@ def test_keys_that_number_no_entry_of_a_list_are_not_taken_for_entries(top: dict
 @pytest.mark.parametrize(
     ("path", "default"),
     [
-        ("optimizer/lr", 2e-5),
+        ("optimizer/lr", 5e-5),
         ("gradient", "sum"),
         ("gradient/gradvac/beta", 0.01),
         ("task_schedule/proportional/alpha_end", None),

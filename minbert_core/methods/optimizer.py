@@ -133,7 +133,7 @@ RULES = {"torch": AdamW, "course": CourseAdamW}
 class Optimizer(Settings):
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with linear warm-up, then decay, as BERT is fine-tuned."""
 
-    lr: float = Field(2e-5, gt=0, le=1, json_schema_extra={"unit": "a step"}, description="peak learning rate of the encoder")
+    lr: float = Field(5e-5, gt=0, le=1, json_schema_extra={"unit": "a step"}, description="peak learning rate of the encoder")
     head_lr_factor: float = Field(
         1.0, gt=0, json_schema_extra={"unit": "times the encoder's"}, description="the heads' learning rate"
     )

@@ -105,7 +105,7 @@ def test_every_knob_says_what_it_is(place: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "kind", "default", "law"),
     [
-        ("optimizer/lr", "number", "2e-5", "(0, 1] a step"),
+        ("optimizer/lr", "number", "5e-5", "(0, 1] a step"),
         ("gradient/gradvac/beta", "number", "0.01", "[0, 1] a step"),
         ("max_length", "whole number", "128", "[8, 512] tokens"),
         ("smoothness/smart/steps", "whole number", "1", "[1, 10] steps"),
@@ -224,7 +224,7 @@ def test_what_can_be_searched_has_an_example_with_a_domain(place: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "config"),
     [
-        ("optimizer/lr", {"optimizer": {"lr": {"log_uniform": [4e-6, 1e-4]}}}),
+        ("optimizer/lr", {"optimizer": {"lr": {"log_uniform": [1e-5, 3e-4]}}}),
         ("optimizer/warmup", {"optimizer": {"warmup": {"uniform": [0.05, 0.2]}}}),
         ("max_length", {"max_length": {"int": [64, 256]}}),
         ("gradient/gradvac/per", {"gradient": {"kind": "gradvac", "per": {"choice": ["layer", "model"]}}}),

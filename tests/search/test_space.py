@@ -762,7 +762,7 @@ def test_a_baseline_takes_the_default_where_it_lies_in_the_domain_else_the_middl
         "stages": {"choice": [["linear_probe", "multitask"], ["multitask"]]},
     }  # fmt: skip
     expected = {
-        "optimizer/lr": 2e-5,  # the default
+        "optimizer/lr": 5e-5,  # the default
         "optimizer/warmup": pytest.approx(0.3),  # the middle: 0.1 lies outside
         "optimizer/clip": pytest.approx(4.0),  # the geometric middle: 1.0 lies outside
         "optimizer/head_lr_factor": 1,
