@@ -36,7 +36,7 @@ demo: $(READY)
 	@name=$$(basename "$$(ls -td runs/quickstart* | head -n 1)"); \
 	  echo; $(PY) analysis/best_to_test.py --search $$name --top 2 --seeds 2 && \
 	  printf '%s\n' "" "Made: runs/$$name (the search), runs/$$name/best (its best model), runs/$$name/test (table.md, table.tex, figure.*, predictions/), mlflow.db" \
-	    "Next: your own data, $(PY) -m search.run --space spaces/smart.yaml --data DIR --dry-run (README.md says what lies in DIR)"
+	    "Next: your own data, $(PY) -m search.run --space spaces/smart.yaml --data DIR --dry-run (docs/data.md describes DIR)"
 
 test: $(READY)
 	$(PY) -m pytest $(IN_TWO)

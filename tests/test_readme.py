@@ -1,4 +1,4 @@
-"""What README.md shows, done."""
+"""What README.md and the pages of docs/ show, done."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from search.space import read_space
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 
 
 @pytest.fixture
@@ -43,8 +44,17 @@ def test_the_python_block_runs_as_a_script_and_prints_a_table(block: str, tmp_pa
     assert (tmp_path / "runs" / "rates" / "best").exists()
 
 
-@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
-def test_every_space_that_the_readme_shows_is_sound(block: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_between_pages_leads_somewhere(page: str) -> None:
+    folder = ROOT if page == "README.md" else ROOT / "docs"
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]) if not link.startswith("http")]
+    assert [link for link in links if not (folder / link).exists()] == []
+
+
+@pytest.mark.parametrize(
+    "block", [block for page in PAGES.values() for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+)
+def test_every_space_that_a_page_shows_is_sound(block: str, tmp_path: Path) -> None:
     (tmp_path / "shown.yaml").write_text(block, encoding="utf-8")
     read_space(tmp_path / "shown.yaml")
 
