@@ -21,8 +21,8 @@ from minbert_core.commands import DONE, FAILED, INTERRUPTED, NOT_RECORDED, Refus
 from minbert_core.paths import as_written
 from minbert_core.trial_folder import read_records
 from search.costs import branch_table, choices_of, total_cost
-from search.folder import read_plan
-from search.narrate import PRETRAINING, Narrator, table
+from search.folder import PRETRAINING, read_plan
+from search.narrate import Narrator, table
 from search.plan import Plan, git_commit, versions
 from search.pretrain import make_chains
 from search.resources import Resources, counted, only_these

@@ -21,7 +21,8 @@ from minbert_core.settings import did_you_mean
 
 FORMAT = 1  # of a search's folder; a newer one is refused by name
 NEEDED = ("name", "space_name", "created", "about", "trials", "data", "train_on", "encoders", "fingerprints")
-BEFORE_TRIALS = {"lock", "trials", "space.yaml", "plan.json.tmp", "plan.json", "study.journal", "study.journal.lock", "log.txt"}
+PRETRAINING = "pretraining.jsonl"  # the records of what was pretrained before the trials
+BEFORE_A_STEP = {"lock", "trials", "space.yaml", "plan.json.tmp", "plan.json", "study.journal", "study.journal.lock", "log.txt"}
 
 
 def new_search_folder(runs: Path, name: str | None, default: str) -> Path:
@@ -36,21 +37,21 @@ def new_search_folder(runs: Path, name: str | None, default: str) -> Path:
 
 
 def check_unused(folder: Path) -> None:
-    """Raise Refused where `folder` is used. A search that failed, or was killed, before its first trial does not use it."""
+    """Raise Refused where `folder` is used. A search that failed, or was killed, before its first step does not use it."""
     if not folder.exists():
         return
-    if not folder.is_dir() or {path.name for path in folder.iterdir()} - BEFORE_TRIALS or has_begun(folder):
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} - BEFORE_A_STEP or has_begun(folder):
         name = folder.name
         raise Refused(f"The name '{name}' is used ({folder}). Go on with it: --resume {name}; or give another --name.")
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether a search has a trial: from its first one on, it keeps its space and its seed."""
-    return any(folder.glob("trials/*"))
+    """Whether a search has a trial or has pretrained for one: from then on it keeps its space and its seed."""
+    return (folder / PRETRAINING).exists() or any(folder.glob("trials/*"))
 
 
 def clear_failed_start(folder: Path) -> None:
-    """Remove the study that a start without a trial has left. Only for the one who holds the search's lock."""
+    """Remove the study that a start without a step has left. Only for the one who holds the search's lock."""
     for name in ("study.journal", "study.journal.lock"):
         (folder / name).unlink(missing_ok=True)
 

@@ -15,6 +15,7 @@ from minbert_core.config import OVERALL
 from minbert_core.terminal import Screen, duration
 from minbert_core.train_report import pretraining_told
 from minbert_core.trial_folder import read_records
+from search.folder import PRETRAINING
 from search.screen import Picture, look, read_tail, render
 from search.study import TrialResult, best_first, ranked
 from search.tracking import Tracker
@@ -72,7 +73,6 @@ def markdown(rows: list[list[str]]) -> list[str]:
     return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
 
 
-PRETRAINING = "pretraining.jsonl"  # in a search's folder: the records of what was pretrained before the trials
 PRETRAINING_LINES = 10  # of progress in each
 
 

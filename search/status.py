@@ -16,8 +16,8 @@ from pathlib import Path
 from minbert_core.terminal import console, duration
 from minbert_core.train_report import pretraining_told
 from minbert_core.trial_folder import read_records
-from search.folder import read_plan
-from search.narrate import PRETRAINING, in_short, table, time_left
+from search.folder import PRETRAINING, read_plan
+from search.narrate import in_short, table, time_left
 from search.screen import Picture, look, render
 from search.store import SERVER, database_of, store_uri
 from search.study import TrialResult, read_results

@@ -102,6 +102,17 @@ def test_a_start_that_was_killed_before_its_plan_is_begun_again(
     assert [resumed for _, resumed in plans] == [False]
 
 
+def test_a_requeued_start_that_was_interrupted_in_its_pretraining_is_resumed(
+    typed: Type, typing_place: Path, plans: list[tuple[Plan, bool]]
+) -> None:
+    assert typed(*START)[0] == run.INTERRUPTED
+    folder = typing_place / "runs" / "job"
+    (folder / "trials" / "000").rmdir()
+    (folder / "pretraining.jsonl").touch()
+    assert typed(*START)[0] == run.INTERRUPTED
+    assert [resumed for _, resumed in plans] == [False, True]
+
+
 @pytest.mark.parametrize("name", ["--resume", "--name"])
 def test_a_corrected_space_is_taken_after_a_start_that_failed_before_any_trial(
     typed: Type, typing_place: Path, monkeypatch: pytest.MonkeyPatch, name: str
