@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from minbert_core.encoder import Encoder, EncoderShape, assemble
-from minbert_core.encoder_files import INDEX, SHARDS, WEIGHTS, check_content, read_json, weight_files
+from minbert_core.encoder_files import INDEX, SHARDS, WEIGHTS, read_json, weight_files
 from minbert_core.files import cache_folder, user_path
 from minbert_core.methods.adapters import plain_weights
-from minbert_core.tensor_files import save_tensors
+from minbert_core.tensor_files import load_shapes, load_tensors, save_tensors
 
 _TOKENIZERS = ["tokenizer.json", "vocab.txt"]
 _FILES = ["config.json", WEIGHTS, INDEX, SHARDS, *_TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json"]
@@ -50,7 +48,8 @@ def read_shape(folder: Path) -> EncoderShape:
     """Read an encoder's shape from its config.json, and check the names and shapes of its weights against it.
 
     The weights themselves are not read, so that this takes milliseconds.
-    Raises ValueError: a missing or unreadable file, another architecture, weights missing, of a wrong shape or left over.
+    Raises ValueError: a missing or damaged file, another architecture, weights missing, of a wrong shape or left over.
+    Raises OSError: a file that the system does not let us read.
     """
     if not folder.is_dir():
         raise ValueError(f"There is no encoder folder {folder}.")
@@ -66,7 +65,7 @@ def load_encoder(folder: Path, hidden_dropout: float, attention_dropout: float) 
     """Load the encoder in a folder of Hugging Face's layout (config.json, model.safetensors or its shards), in float32.
 
     Heads are left out; an absent pooler is drawn fresh, always the same; `encoder.notes` says both.
-    Raises ValueError as `read_shape` does.
+    Raises as `read_shape` does.
     """
     shape = read_shape(folder)
     stored = _read_weights(folder)
@@ -121,7 +120,7 @@ def _misfits(shape: EncoderShape, stored: Mapping[str, tuple[tuple[int, ...], st
 def load_head(folder: Path, names: Mapping[str, str]) -> dict[str, Tensor]:
     """Tensors of a checkpoint beside its encoder, {parameter: tensor} of {parameter: its name there}; none if one is absent.
 
-    Raises ValueError as `load_encoder` does, where the weights cannot be read.
+    Raises as `load_encoder` does, where the weights cannot be read.
     """
     stored = _read_weights(folder)
     found = {name: stored[there].float() for name, there in names.items() if there in stored}
@@ -253,19 +252,12 @@ def _read_config(path: Path) -> EncoderShape:
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     """Read all tensors of a folder, by `_spelled`."""
-    found = {name: tensor for path in _present_weights(folder) for name, tensor in _read(path, load_file).items()}
-    return _spelled(found)
+    return _spelled({name: tensor for path in _present_weights(folder) for name, tensor in load_tensors(path).items()})
 
 
 def _stored_shapes(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Read the shape and the type of all tensors of a folder, by `_spelled`; their content is not read."""
-    return _spelled({name: item for path in _present_weights(folder) for name, item in _read(path, _shapes_in).items()})
-
-
-def _shapes_in(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    with safe_open(path, framework="pt") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a dict
-        return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+    return _spelled({name: item for path in _present_weights(folder) for name, item in load_shapes(path).items()})
 
 
 def _present_weights(folder: Path) -> list[Path]:
@@ -275,17 +267,6 @@ def _present_weights(folder: Path) -> list[Path]:
     if (folder / "pytorch_model.bin").exists():
         raise ValueError(f"{folder} has pytorch_model.bin, no {WEIGHTS}; {_conversion(str(folder), str(folder))}")
     raise ValueError(f"The encoder folder {folder} has no {WEIGHTS}.")
-
-
-def _read(path: Path, read: Callable[[Path], T]) -> T:
-    """Apply `read` to a safetensors file.  Raises ValueError where it cannot be read."""
-    try:
-        check_content(path)
-        return read(path)
-    except OSError as error:
-        raise ValueError(f"Cannot read {path}: {error.strerror or error}.") from None
-    except SafetensorError as error:
-        raise ValueError(f"Cannot read {path}: {str(error).rstrip('.')}; it may be truncated, copy it again.") from None
 
 
 def _spelled(stored: Mapping[str, T]) -> dict[str, T]:

@@ -118,6 +118,8 @@ def _verb(error: OSError, path: Path) -> str:
         return "lock"
     if error.errno in NO_SPACE:
         return "write"
+    if error.errno not in NOT_WRITABLE:  # a folder in place of a file, a broken disk
+        return "use"
     if os.path.lexists(path):
         return "write" if os.access(path, os.R_OK) else "read"
     return "read" if error.errno == errno.ENOENT and path.parent.is_dir() else "write"

@@ -29,7 +29,6 @@ from minbert_core.data.tables import has_lone_surrogate
 from minbert_core.data.tasks import Task
 from minbert_core.data.tokens import PackedBatch, TokenisedTexts, Tokenizer, load_tokenizer, pack, tokenise_texts
 from minbert_core.encoder import Encoder, Masks
-from minbert_core.encoder_files import check_content
 from minbert_core.encoder_fit import check_encoder
 from minbert_core.files import user_path
 from minbert_core.machine import in_precision, pack_linears, resolve_device, resolve_precision
@@ -235,7 +234,6 @@ def load_model(folder: Path) -> tuple[MultitaskBert, TrialConfig]:
     config = read_config(folder / "config.yaml")
     dropout = config.encoder.hidden_dropout, config.encoder.attention_dropout
     model = _model_around(load_encoder(folder / "encoder", *dropout), config)
-    check_content(folder / HEADS)
     try:
         _load_beside(model, load_tensors(folder / HEADS))
     except RuntimeError as error:  # torch's own for a key or a shape that does not fit

@@ -7,21 +7,40 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from minbert_core.encoder_files import check_content
+
+T = TypeVar("T")
+
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU.  Raises ValueError: a damaged file; OSError: an unreadable one."""
-    path.open("rb").close()
+    """Read the tensors of a safetensors file, on the CPU.  Raises ValueError: a damaged file; OSError: an unreadable one."""
+    return _read(path, load_file)
+
+
+def load_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Read the shape and the type of each tensor of a safetensors file, not its content.  Raises as `load_tensors` does."""
+    return _read(path, _shapes_in)
+
+
+def _shapes_in(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    with safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+
+
+def _read(path: Path, read: Callable[[Path], T]) -> T:
+    check_content(path)  # opens it, so that the system's fault is not safetensors'
     try:
-        return load_file(path)
+        return read(path)
     except SafetensorError as error:
         reason = str(error).rstrip(".")
         raise ValueError(f"Cannot read {path}: {reason}; it may be truncated, copy it again.") from None

@@ -210,6 +210,16 @@ def test_a_wrongly_shaped_key_matrix_is_named_alone(rewrite: Callable[..., Path]
         load_encoder(rewrite(tensors=lambda stored: stored | wrong), 0, 0)
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_what_the_system_refuses_is_its_own_fault_whichever_file_it_is(rewrite: Callable[..., Path], name: str) -> None:
+    folder = rewrite()
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        load_encoder(folder, 0, 0)
+    assert caught.value.filename == str(folder / name)
+
+
 @pytest.mark.parametrize("kept", [5, 200, 20_000])
 def test_a_truncated_checkpoint_is_refused(rewrite: Callable[..., Path], kept: int) -> None:
     folder = rewrite()

@@ -106,6 +106,7 @@ ELSEWHERE = "use --runs to give a folder on another disk."
 @pytest.mark.parametrize(
     ("number", "path", "verb", "remedy"),
     [
+        (errno.EISDIR, "runs", "use", ""),
         (errno.EACCES, "runs/smart", "write", "Use --runs to give a folder that you can write."),
         (errno.EROFS, "runs", "write", "Use --runs to give a folder that you can write."),
         (errno.EACCES, "cache", "write", "Set XDG_CACHE_HOME to a folder that you can write."),
@@ -113,7 +114,7 @@ ELSEWHERE = "use --runs to give a folder on another disk."
         (errno.ENOSPC, "runs/a", "write", f"Free some space, or {ELSEWHERE}"),
         (errno.EDQUOT, "cache/minbert/a", "write", "Free some space, or set XDG_CACHE_HOME to a folder on another disk."),
         (errno.ENOSYS, "runs/lock", "lock", f"Its file system has no locks. U{ELSEWHERE[1:]}"),
-        (errno.EIO, "runs/a", "write", ""),
+        (errno.EIO, "runs/a", "use", ""),
         (errno.ENOENT, "nowhere/a.yaml", "write", ""),
         (errno.ENOENT, "a.yaml", "read", ""),
     ],

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minbert_core.tensor_files import load_state, load_tensors, save_state, save_tensors
+from minbert_core.tensor_files import load_shapes, load_state, load_tensors, save_state, save_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,7 +31,7 @@ def test_others_may_read_tensors_where_they_may_read_files(tmp_path: Path) -> No
     assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
-@pytest.mark.parametrize("load", [load_tensors, load_state])
+@pytest.mark.parametrize("load", [load_tensors, load_shapes, load_state])
 def test_what_the_system_refuses_is_not_called_missing_or_truncated(load: Callable[[Path], object], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError) as caught:
