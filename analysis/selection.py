@@ -14,6 +14,7 @@ from analysis.branches import Question
 from minbert_core.commands import Refused
 from minbert_core.config import TrialConfig, seed_of
 from minbert_core.paths import as_written
+from search.folder import check_format, is_earlier
 from search.plan import git_commit
 from search.results import Search, all_searches, open_search
 from search.study import TrialResult, ranked
@@ -127,7 +128,7 @@ def _without_circumstances(document: dict[str, Any]) -> dict[str, Any]:
 def choose_search(name: str | None, runs: Path, tell: Callable[[str], None]) -> Search:
     """The search named, else the newest that has ended and is not toy; `tell` hears why it is that one, and not a newer one.
 
-    Raises ValueError: no such search. Refused: it still runs.
+    Raises ValueError: no such search. Refused: it still runs, or is of an earlier format.
     """
     if name is None:
         for search in all_searches(runs, tell):
@@ -137,6 +138,7 @@ def choose_search(name: str | None, runs: Path, tell: Callable[[str], None]) -> 
             tell(f"{search.name} is passed over: {reason}")
         raise ValueError(f"There is no finished search on real data in {runs}. Name one with --search NAME (a toy one, too).")
     search = open_search(runs / name)
+    check_format(search.plan)
     if search.is_running():
         raise Refused(f"The search {search.name} is still running; test its best when it has ended.")
     return search
@@ -146,6 +148,8 @@ def _not_ready(search: Search) -> str:
     """Why a search is not the one to test; empty where all its trials have ended, or `--hours` ended it with one complete."""
     if search.is_toy:
         return "it is on the toy corpus"
+    if is_earlier(search.plan):
+        return "it is of an earlier format"
     if search.is_running():
         return "it is still running"
     complete = search.is_finished or any(trial.status == "completed" for trial in search.trials)

@@ -49,6 +49,9 @@ TOY, TINY = "toy", "tiny"
 LAYERS = ("all", "pairs")  # keys of `tasks` that are no task
 OVERALL = ("norm", "mean")  # objectives that are no task
 TEXT_FILE = ".txt"
+# Version of searches, snapshots and models. Their configs hold no defaults: raise it when a default changes, or the content of
+# a snapshot.
+FORMAT = 2
 
 
 class Encoder(Settings):

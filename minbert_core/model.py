@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from minbert_core.checkpoints import load_encoder, save_encoder
-from minbert_core.config import TaskPlan, TrialConfig, read_config, seed_of
+from minbert_core.config import FORMAT, TaskPlan, TrialConfig, read_config, seed_of
 from minbert_core.data.tables import has_lone_surrogate
 from minbert_core.data.tasks import Task
 from minbert_core.data.tokens import PackedBatch, TokenisedTexts, Tokenizer, load_tokenizer, pack, tokenise_texts
@@ -36,7 +36,7 @@ from minbert_core.methods.adapters import Adapter
 from minbert_core.methods.shared_layers import SharedLayer
 from minbert_core.paths import as_written
 from minbert_core.settings import dump_yaml
-from minbert_core.tensor_files import load_tensors, save_tensors
+from minbert_core.tensor_files import load_metadata, load_tensors, save_tensors
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
 TOKENS_A_PASS = 4096  # large enough for full-rate matrix products, small enough for any GPU; assumed, not measured (2026-11)
@@ -213,7 +213,8 @@ def save_model(model: MultitaskBert, config: TrialConfig, folder: Path, tokenize
         if (tokenizer_folder / name).exists():
             shutil.copyfile(tokenizer_folder / name, draft / "encoder" / name)
     parts = {prefix: part.state_dict() for prefix, part in model.beside_the_encoder().items()}
-    save_tensors({prefix + name: part[name].contiguous() for prefix, part in parts.items() for name in part}, draft / HEADS)
+    heads = {prefix + name: part[name].contiguous() for prefix, part in parts.items() for name in part}
+    save_tensors(heads, draft / HEADS, metadata={"format": str(FORMAT)})
     (draft / "README.md").write_text(README, encoding="utf-8")
     (draft / "config.yaml").write_text(dump_yaml(as_written(config)), encoding="utf-8")
     if folder.exists():
@@ -231,6 +232,7 @@ def load_model(folder: Path) -> tuple[MultitaskBert, TrialConfig]:
         raise ValueError(reason)
     folder = folder.resolve()  # a search's `best` is a link that may lead to another model at any time: it is followed once
     found = folder.stat().st_ino
+    _check_format(folder)
     config = read_config(folder / "config.yaml")
     dropout = config.encoder.hidden_dropout, config.encoder.attention_dropout
     model = _model_around(load_encoder(folder / "encoder", *dropout), config)
@@ -241,6 +243,16 @@ def load_model(folder: Path) -> tuple[MultitaskBert, TrialConfig]:
     if folder.stat().st_ino != found:  # meanwhile the trial has saved a better one: these heads may be of another encoder
         return load_model(folder)
     return model, config
+
+
+def _check_format(folder: Path) -> None:
+    """Raise ValueError where another version saved the model: its config.yaml may not mean the same here."""
+    found = load_metadata(folder / HEADS).get("format", "1")
+    if found != str(FORMAT):
+        raise ValueError(
+            f"{folder} is a model of format {found}, whose config has other defaults. This version loads format {FORMAT}. "
+            "Load it with the version that saved it, or train it again."
+        )
 
 
 def _load_beside(model: MultitaskBert, stored: dict[str, Tensor]) -> None:

@@ -31,6 +31,16 @@ def load_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     return _read(path, _shapes_in)
 
 
+def load_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of a safetensors file.  Raises as `load_tensors` does."""
+    return _read(path, _metadata_in)
+
+
+def _metadata_in(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
 def _shapes_in(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     with safe_open(path, framework="pt") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a dict

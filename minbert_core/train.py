@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from minbert_core.config import TrialConfig, seed_of
+from minbert_core.config import FORMAT, TrialConfig, seed_of
 from minbert_core.data.tokens import PackedBatch, pack_parts
 from minbert_core.evaluate import NotFiniteError, is_constant, metric, overall, score
 from minbert_core.inputs import Inputs, build_encoder
@@ -297,14 +297,16 @@ def evaluate_dev(model: MultitaskBert, config: TrialConfig, inputs: Inputs) -> t
 def save_snapshot(path: Path, snapshot: dict[str, Any], records: list[Record]) -> None:
     """One file, replaced atomically, that also carries every record so far (a kill between save and report leaves no hole)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_state({**snapshot, "records": records}, path)
+    save_state({**snapshot, "format": FORMAT, "records": records}, path)
 
 
 def load_snapshot(path: Path) -> tuple[dict[str, Any], list[Record]]:
-    """What `save_snapshot` wrote.  Raises ValueError where the file is no whole snapshot, OSError where it cannot be read."""
+    """Read what `save_snapshot` wrote.  Raises ValueError: broken, or of another format; OSError: unreadable."""
     snapshot = load_state(path)
     if "records" not in snapshot:
         raise ValueError(f"{path} is no whole snapshot (it has no records).")
+    if (found := snapshot.pop("format", 1)) != FORMAT:
+        raise ValueError(f"{path} is a snapshot of format {found}. This version resumes format {FORMAT}.")
     return snapshot, snapshot.pop("records")
 
 

@@ -17,9 +17,9 @@ from typing import IO, Any
 
 from minbert_core import files
 from minbert_core.commands import Refused
+from minbert_core.config import FORMAT
 from minbert_core.settings import did_you_mean
 
-FORMAT = 1  # of a search's folder; a newer one is refused by name
 NEEDED = ("name", "space_name", "created", "about", "trials", "data", "train_on", "encoders", "fingerprints")
 PRETRAINING = "pretraining.jsonl"  # the records of what was pretrained before the trials
 BEFORE_A_STEP = {"lock", "trials", "space.yaml", "plan.json.tmp", "plan.json", "study.journal", "study.journal.lock", "log.txt"}
@@ -116,6 +116,21 @@ def read_plan(folder: Path) -> dict[str, Any]:
     if absent := [key for key in NEEDED if key not in plan]:
         raise ValueError(f"{path} is broken (it lacks {', '.join(absent)}); without it the search cannot be read.")
     return plan
+
+
+def is_earlier(plan: dict[str, Any]) -> bool:
+    """Whether an earlier version began a search, so that this one can only show it."""
+    return int(plan.get("format", 0)) < FORMAT
+
+
+def check_format(plan: dict[str, Any]) -> None:
+    """Raise Refused where an earlier version began a search: its configs hold no defaults, so here they mean something else."""
+    if is_earlier(plan):
+        found, commit = plan.get("format", 0), str(plan.get("git_commit") or "unknown")[:7]
+        raise Refused(
+            f"The search {plan['name']} has format {found}, whose configs have other defaults. This version shows it, but "
+            f"trains only format {FORMAT}. Use the version that began it (commit {commit}), or start it again with another --name."
+        )
 
 
 def write_plan(folder: Path, document: dict[str, Any]) -> None:

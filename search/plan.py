@@ -18,7 +18,7 @@ from typing import Any
 
 from minbert_core.checkpoints import fetch_encoder
 from minbert_core.commands import Refused
-from minbert_core.config import OVERALL, TINY, TOY, Objective, TrialConfig
+from minbert_core.config import FORMAT, OVERALL, TINY, TOY, Objective, TrialConfig
 from minbert_core.data.corpus import Dropped, fingerprint, missing_test_files
 from minbert_core.data.tasks import SPLITS
 from minbert_core.encoder_fit import check_encoder
@@ -28,7 +28,6 @@ from minbert_core.model import build_model
 from minbert_core.paths import as_written, flatten, lay_over
 from minbert_core.pretraining import read_texts, vocabulary_of
 from search.domains import Choice
-from search.folder import FORMAT
 from search.places import encoder_fingerprint, here, moved
 from search.pretrain import Chain, chains, known_chains
 from search.resources import Resources, counted, machine_settings

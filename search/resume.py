@@ -14,7 +14,7 @@ from typing import Any
 
 from minbert_core.commands import Refused
 from minbert_core.settings import NAME, dump_yaml, parse_yaml
-from search.folder import has_begun, read_plan
+from search.folder import check_format, has_begun, read_plan
 from search.places import find_places, moved
 from search.plan import Plan, make_plan
 from search.resources import find_resources
@@ -48,6 +48,7 @@ def resumed_plan(options: argparse.Namespace, folder: Path, retry: str) -> tuple
     here or have changed.
     """
     record = read_plan(folder)
+    check_format(record)
     _check_asked(options, record)
     document, _ = parse_yaml((folder / "space.yaml").read_text(encoding="utf-8"), str(folder / "space.yaml"))
     space = replace(make_space(record["space_name"], document), encoders=record["encoders"])

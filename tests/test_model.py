@@ -23,6 +23,7 @@ from minbert_core.evaluate import metric
 from minbert_core.inputs import Inputs, build_encoder, open_inputs
 from minbert_core.model import MultitaskBert, _token_budget, build_model, load, load_model, predict_logits, save_model
 from minbert_core.settings import SettingsError
+from minbert_core.tensor_files import load_tensors, save_tensors
 
 Tiny = Callable[..., TrialConfig]
 
@@ -319,7 +320,7 @@ def test_a_half_written_model_never_stands_under_the_final_name(
     config = tiny()
     model, inputs = built(config)
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(f"minbert_core.model.{what}", fail)
@@ -424,6 +425,16 @@ def test_truncated_or_foreign_heads_are_refused(tiny: Tiny, tmp_path: Path) -> N
     save_model(built(other)[0], other, tmp_path / "other", inputs.encoder_folder)
     (tmp_path / "other" / "heads.safetensors").replace(path)
     with pytest.raises(ValueError, match=r"heads\.safetensors does not fit its config\.yaml \("):
+        load_model(tmp_path / "best")
+
+
+def test_a_model_of_an_earlier_format_is_refused_and_not_read_with_other_defaults(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny()
+    model, inputs = built(config)
+    save_model(model, config, tmp_path / "best", inputs.encoder_folder)
+    heads = tmp_path / "best" / "heads.safetensors"
+    save_tensors(load_tensors(heads), heads)
+    with pytest.raises(ValueError, match=r"best is a model of format 1, whose config has other defaults\."):
         load_model(tmp_path / "best")
 
 

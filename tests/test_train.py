@@ -436,6 +436,12 @@ def test_a_foreign_snapshot_is_refused(saved: Path) -> None:
         load_snapshot(saved)
 
 
+def test_a_snapshot_of_an_earlier_format_is_refused_by_name(saved: Path) -> None:
+    torch.save({"model": {}, "records": []}, saved)
+    with pytest.raises(ValueError, match=r"snapshot\.pt is a snapshot of format 1\. This version resumes format \d\."):
+        load_snapshot(saved)
+
+
 def test_a_snapshot_that_would_run_code_is_refused(saved: Path) -> None:
     torch.save({"records": [], "call": Path.cwd}, saved)
     with pytest.raises(ValueError, match=r"is no whole snapshot \(UnpicklingError\)\."):

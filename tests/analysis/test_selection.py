@@ -14,6 +14,7 @@ from analysis.branches import Branch, Question
 from analysis.jobs import make_jobs, seconds_left
 from analysis.preview import preview_lines
 from analysis.selection import Selection, choose_baseline, choose_best_baseline, choose_search, choose_trials
+from minbert_core.commands import Refused
 from minbert_core.config import read_config
 from search.folder import lock
 from search.resources import Resources
@@ -46,6 +47,17 @@ def test_without_a_name_a_search_that_hours_ended_is_taken_if_a_trial_is_complet
     assert (search.name, search.is_finished) == ("small", False)
     with lock(runs / "small"), pytest.raises(ValueError, match="no finished search on real data"):
         choose_search(None, runs, print)  # it runs: more is to come
+
+
+def test_a_search_of_an_earlier_format_is_not_retrained(real_like: tuple[Path, Path], tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(real_like[0], runs, symlinks=True)
+    plan = json.loads((runs / "small" / "plan.json").read_text())
+    (runs / "small" / "plan.json").write_text(json.dumps({**plan, "format": 1}))
+    with pytest.raises(Refused, match=r"The search small has format 1, whose configs have other defaults"):
+        choose_search("small", runs, print)
+    with pytest.raises(ValueError, match="no finished search on real data"):
+        choose_search(None, runs, print)
 
 
 def test_a_space_without_baselines_has_none_and_says_so(small: Search) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from minbert_core.commands import Refused
+from minbert_core.config import FORMAT
 from search import folder as folder_module
-from search.folder import FORMAT, lock, make_search_folder, new_search_folder, read_plan, wait_for_workers
+from search.folder import lock, make_search_folder, new_search_folder, read_plan, wait_for_workers
 
 
 def test_default_names_count_up_and_a_used_explicit_name_is_refused(tmp_path: Path) -> None:

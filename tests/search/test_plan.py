@@ -15,13 +15,13 @@ import torch
 
 from minbert_core.checkpoints import load_encoder, save_encoder
 from minbert_core.commands import Refused
+from minbert_core.config import FORMAT
 from minbert_core.data.corpus import fingerprint
 from minbert_core.data.tables import CorpusError
 from minbert_core.data.tasks import TASKS
 from minbert_core.encoder import new_encoder
 from minbert_core.settings import SettingsError
 from search.domains import Choice
-from search.folder import FORMAT
 from search.plan import Plan, make_plan
 from search.resources import Resources
 from search.space import make_space

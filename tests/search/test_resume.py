@@ -113,6 +113,18 @@ def test_a_requeued_start_that_was_interrupted_in_its_pretraining_is_resumed(
     assert [resumed for _, resumed in plans] == [False, True]
 
 
+def test_a_search_of_an_earlier_format_is_shown_and_not_resumed(
+    typed: Type, typing_place: Path, plans: list[tuple[Plan, bool]]
+) -> None:
+    assert typed(*START)[0] == run.INTERRUPTED
+    path = typing_place / "runs" / "job" / "plan.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
+    code, _, said = typed("--resume", "job")
+    assert (code, len(plans)) == (REFUSED, 1)
+    assert re.search(r"The search job has format 1, .* Use the version that began it \(commit \w+\), or start it again", said)
+    assert typed("--status", "job")[0] == 0
+
+
 @pytest.mark.parametrize("name", ["--resume", "--name"])
 def test_a_corrected_space_is_taken_after_a_start_that_failed_before_any_trial(
     typed: Type, typing_place: Path, monkeypatch: pytest.MonkeyPatch, name: str
