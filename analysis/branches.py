@@ -118,7 +118,7 @@ def ask(search: Search, path: str) -> Question:
     next of these if it has no trial to retrain.  Raises ValueError: not a choice of this search, or fewer than two branches
     have a trial to retrain.
     """
-    choice = _choice_at(search, path)
+    path, choice = _choice_at(search, path)
     branches = [Branch(label, [t for t in search.trials if t.params.get(path) == label]) for label in choice.labels]
     found = {branch.label: branch for branch in branches if branch.best}
     if len(found) < 2:
@@ -128,12 +128,14 @@ def ask(search: Search, path: str) -> Question:
     return Question(path, branches, next(found[label] for label in _plainest(search, path, choice) if label in found))
 
 
-def _choice_at(search: Search, path: str) -> Choice:
+def _choice_at(search: Search, path: str) -> tuple[str, Choice]:
+    """The choice at `path`, or the only one whose last part it is, as tables call it, and its full path."""
     domains = read_domains(search.folder)
-    choices = [name for name, domain in domains.items() if isinstance(domain, Choice)]
+    choices = {name: domain for name, domain in domains.items() if isinstance(domain, Choice)}
     domain = domains.get(path)
-    if isinstance(domain, Choice):
-        return domain
+    named = [path] if path in choices else [name for name in choices if name.endswith(f"/{path}")]
+    if len(named) == 1:
+        return named[0], choices[named[0]]
     if not choices:
         ranges = f"its space searches ranges only: {', '.join(domains)}" if domains else "its space searches nothing"
         raise ValueError(f"`--per` takes a choice, and {search.name} has none: {ranges}.")

@@ -129,7 +129,7 @@ def check_format(plan: dict[str, Any]) -> None:
         found, commit = plan.get("format", 0), str(plan.get("git_commit") or "unknown")[:7]
         raise Refused(
             f"The search {plan['name']} has format {found}, whose configs have other defaults. This version shows it, but "
-            f"trains only format {FORMAT}. Use the version that began it (commit {commit}), or start it again with another --name."
+            f"trains only format {FORMAT}. Use the version that began it (commit {commit}), or start again with another --name."
         )
 
 

@@ -100,6 +100,11 @@ def test_the_reference_is_the_plain_branch_of_any_choice(
     assert ask(search(*trials), path).reference.label == expected
 
 
+def test_a_choice_may_be_named_as_the_tables_name_it(trial: MakeTrial, search: Callable[..., Search]) -> None:
+    trials = [trial(number, branch, {9: 0.5}, "together/recipe") for number, branch in enumerate(("fast", "slow"))]
+    assert ask(search(*trials), "recipe").path == "together/recipe"
+
+
 def test_the_reference_is_the_branch_of_the_first_baseline_before_the_default(
     trial: MakeTrial, search: Callable[..., Search]
 ) -> None:

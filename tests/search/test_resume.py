@@ -121,7 +121,7 @@ def test_a_search_of_an_earlier_format_is_shown_and_not_resumed(
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
     code, _, said = typed("--resume", "job")
     assert (code, len(plans)) == (REFUSED, 1)
-    assert re.search(r"The search job has format 1, .* Use the version that began it \(commit \w+\), or start it again", said)
+    assert re.search(r"The search job has format 1, .* Use the version that began it \(commit \w+\), or start again", said)
     assert typed("--status", "job")[0] == 0
 
 
