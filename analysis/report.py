@@ -158,11 +158,12 @@ def _compared(selection: Selection, config: TrialConfig, results: Results, split
         return []
     objective = config.objective if isinstance(config.objective, str) else "the weighted score"
     flatters = " (on which the best was chosen)" if split == "dev" else ""
-    heading = f"Compared on {split}{flatters}, by {objective}, rows paired, each difference with its 95 % interval"
+    heading = f"Compared on {split}{flatters}, by {objective}, rows paired, each difference with its own 95 % interval"
     if question := selection.question:
         heading = f"Which branch of {question.path} pays? Against {_branch(question.reference, results, split)}. {heading}"
     if num_decided := sum(comparison.corrected_p is not None for comparison in comparisons):
         heading += f"; p is corrected for {counted(num_decided, 'comparison')} (Holm), and a difference needs p <= .05"
+        heading += ", so that an interval without 0 may not be enough" if num_decided > 1 else ""
     return [f"{heading}:", *(f"- {_sentence(selection, config, results, comparison)}" for comparison in comparisons)]
 
 
