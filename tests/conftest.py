@@ -74,7 +74,7 @@ def tiny(small_toy_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
     base = {
         "data": "toy",
         "encoder": {"checkpoint": "tiny"},
-        "tasks": {"all": {"batch_size": 8}},
+        "tasks": {"all": {"batch_size": 8, "pooling": "pooler"}},  # the pooling with parameters of its own: all kinds occur
         "budget": {"examples": 240},
         "optimizer": {"lr": 1e-3},
         "machine": {"device": "cpu", "precision": "float32"},
