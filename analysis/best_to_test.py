@@ -52,15 +52,16 @@ from minbert_core.commands import DONE, FAILED, run_command
 from minbert_core.config import TrialConfig
 from minbert_core.data.corpus import missing_test_files
 from minbert_core.inputs import data_folder, open_inputs
-from search.drive import start_ray
-from search.folder import lock, read_plan, write_plan
+from minbert_core.words import counted
+from search.environment import git_commit
 from search.options import gpus, positive, share
-from search.places import find_places, here, moved
-from search.plan import git_commit
-from search.resources import Resources, counted, find_resources
+from search.plan.folder import lock, read_plan, write_plan
+from search.plan.places import find_places, here, moved
+from search.plan.resources import Resources, find_resources
 from search.results import Search
-from search.store import store_uri
-from search.tracking import Tracker, ui_command
+from search.study.engine import start_ray
+from search.tracking.store import store_uri, ui_command
+from search.tracking.tracker import Tracker
 
 
 def main(arguments: list[str] | None = None) -> int:

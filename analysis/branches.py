@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from minbert_core.settings import did_you_mean
-from search.costs import read_domains
-from search.domains import Choice, Scalar
-from search.resources import counted
+from minbert_core.words import counted, did_you_mean
+from search.report.costs import read_domains
 from search.results import Search
-from search.space import default_choice
-from search.study import TrialResult, stopped_at
+from search.space.domains import Choice, Scalar
+from search.space.space import default_choice
+from search.study.study import TrialResult, stopped_at
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from typing import Any
 
 from analysis.retrain import Job, make_ready, retrain
 from analysis.selection import Selection
-from minbert_core.config import TrialConfig, read_config
+from minbert_core.config import TrialConfig
+from minbert_core.config_checks import read_config
 from minbert_core.inputs import open_inputs
-from minbert_core.paths import as_written
-from minbert_core.settings import dump_yaml
-from minbert_core.terminal import duration
-from search.places import here
-from search.resources import Resources, machine_settings
+from minbert_core.settings.paths import as_written
+from minbert_core.settings.yaml import dump_yaml
+from minbert_core.words import duration
+from search.plan.places import here
+from search.plan.resources import Resources, machine_settings
 
 Records = list[dict[str, Any]]
 

@@ -12,7 +12,7 @@ from typing import Any
 from analysis.results import Measured, Results, columns_of
 from analysis.selection import Selection
 from minbert_core.config import Objective, TrialConfig
-from search.narrate import describe
+from search.report.words import describe
 
 WIDTH = 100  # of the caption's lines
 NAME = 20  # letters that are sure to fit into the first column, at 0.3 of a page's text

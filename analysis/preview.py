@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from analysis.selection import Selection
-from search.narrate import describe
-from search.resources import counted
-from search.study import TrialResult
+from minbert_core.words import counted
+from search.report.words import describe
+from search.study.study import TrialResult
 
 
 def preview_lines(selection: Selection, about_baseline: str) -> list[str]:

@@ -31,18 +31,20 @@ from analysis.selection import Selection, fresh_seeds
 from minbert_core.commands import DONE, INTERRUPTED, NOT_RECORDED, run_command
 from minbert_core.config import TINY
 from minbert_core.inputs import build_encoder, open_inputs
-from minbert_core.settings import did_you_mean, dump_yaml
+from minbert_core.settings.yaml import dump_yaml
+from minbert_core.words import counted, did_you_mean
 from search import run as search_run
+from search.environment import git_commit
 from search.options import gpus, positive, share
 from search.papers import ROW, Row, config_of, paper_file, rows_of
-from search.places import find_places, here
-from search.plan import git_commit
-from search.resources import counted, find_resources
+from search.plan.places import find_places, here
+from search.plan.resources import find_resources
 from search.results import Search, open_search
-from search.space import read_space
-from search.space_file import read_document
-from search.study import TrialResult
-from search.tracking import Tracker, ui_command
+from search.space.file import read_document
+from search.space.space import read_space
+from search.study.study import TrialResult
+from search.tracking.store import ui_command
+from search.tracking.tracker import Tracker
 
 
 def main(arguments: list[str] | None = None) -> int:

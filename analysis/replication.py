@@ -20,8 +20,8 @@ from analysis.report import short, table_lines, wrapped
 from analysis.results import SPLITS
 from minbert_core.config import OVERALL
 from minbert_core.data.tasks import TASKS
+from minbert_core.words import counted
 from search.papers import Row, printed
-from search.resources import counted
 
 ENCODER, SHAPE = "bert-base-uncased", (768, 12, 30_522)  # of the papers: name; hidden size, layers, vocabulary
 TRAIN_ROWS = {"sst": 8_544, "para": 141_498, "sts": 6_040, "cfimdb": 1_707}  # usable ones, of the course's own files

@@ -14,8 +14,8 @@ from analysis.selection import Selection
 from minbert_core.config import TrialConfig
 from minbert_core.evaluate import check_submission, prediction_text
 from minbert_core.model import predictions
-from search.narrate import describe
-from search.resources import counted
+from minbert_core.words import counted
+from search.report.words import describe
 
 WIDTH = 160  # of a terminal in which everything is read without wrapping
 

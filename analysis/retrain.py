@@ -17,17 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from minbert_core.config import read_config
+from minbert_core.config_checks import read_config
 from minbert_core.data.tasks import Task
 from minbert_core.data.tokens import TokenisedSplit, tokenise_test_split
 from minbert_core.files import cache_folder, message
 from minbert_core.inputs import open_inputs
 from minbert_core.machine import pack_linears, prepare, resolve_precision
 from minbert_core.model import load_model, predict_logits
-from minbert_core.train import load_snapshot
-from minbert_core.trial_folder import read_records, state_file, train_in
-from search.places import here
-from search.trainable import locked_log
+from minbert_core.train.folder import read_records, state_file, train_in
+from minbert_core.train.trial import load_snapshot
+from search.plan.places import here
+from search.study.trainable import locked_log
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from minbert_core.commands import DONE, drop_output, run_command
-from search.costs import branch_table, read_choices
-from search.narrate import table
+from search.report.costs import branch_table, read_choices
+from search.report.narrate import table
 from search.results import Search, as_table, find_searches
 
 

@@ -12,12 +12,13 @@ from typing import Any
 
 from analysis.branches import Question
 from minbert_core.commands import Refused
-from minbert_core.config import TrialConfig, seed_of
-from minbert_core.paths import as_written
-from search.folder import check_format, is_earlier
-from search.plan import git_commit
+from minbert_core.config import TrialConfig
+from minbert_core.seeds import seed_of
+from minbert_core.settings.paths import as_written
+from search.environment import git_commit
+from search.plan.folder import check_format, is_earlier
 from search.results import Search, all_searches, open_search
-from search.study import TrialResult, ranked
+from search.study.study import TrialResult, ranked
 
 RULE = "best evaluation by dev score, among the trials of the fullest rung"
 RULE_PER_BRANCH = "best evaluation by dev score, per branch of {path}, among the trials of the branch's fullest rung"

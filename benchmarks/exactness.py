@@ -10,7 +10,7 @@ import torch
 from benchmarks import ours, peers
 from benchmarks.rounds import Figure, Row
 from minbert_core.checkpoints import stored_names
-from minbert_core.config import load_config
+from minbert_core.config_checks import load_config
 from minbert_core.data.tokens import pack
 from minbert_core.inputs import build_encoder, open_inputs
 from minbert_core.model import build_model

@@ -14,10 +14,10 @@ from typing import Any
 from benchmarks import ours, peers
 from benchmarks.contestants import Contestant
 from benchmarks.rounds import Figure, Row, Times, alternate, milliseconds, ratio
-from minbert_core.config import load_config
+from minbert_core.config_checks import load_config
 from minbert_core.inputs import open_inputs
-from minbert_core.step import SharedGradients
-from minbert_core.train import model_to_train
+from minbert_core.train.step import SharedGradients
+from minbert_core.train.trial import model_to_train
 
 METHODS: dict[str, dict[str, Any]] = {
     "sum": {},

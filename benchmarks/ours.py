@@ -13,12 +13,12 @@ import torch
 
 from benchmarks.rounds import Figure, Times
 from minbert_core.checkpoints import load_encoder
-from minbert_core.config import load_config
+from minbert_core.config_checks import load_config
 from minbert_core.data.tokens import Integers, pack_parts
 from minbert_core.inputs import open_inputs
 from minbert_core.machine import fastest_matmul, prepare
-from minbert_core.step import Stepper
-from minbert_core.train import evaluate_dev, model_to_train
+from minbert_core.train.step import Stepper
+from minbert_core.train.trial import evaluate_dev, model_to_train
 
 WORKLOADS = (("sst", "single"), ("para", "cross"), ("para", "bi"), ("sts", "cross"), ("sts", "bi"))
 NUM_BATCHES = 4  # that a step takes in turn; a round is all of them

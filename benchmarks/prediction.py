@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.peers import BertAnswers, Input, texts
 from benchmarks.rounds import Row, Times, alternate, ratio
-from minbert_core.config import load_config
+from minbert_core.config_checks import load_config
 from minbert_core.inputs import build_encoder, open_inputs
 from minbert_core.model import build_model, load, save_model
 

@@ -2,8 +2,8 @@
 
 Each side runs in a fresh Ray worker, started as a search starts Ray. As in a trial, Ray Tune is imported there already (numpy,
 pandas and pyarrow with it), torch is not; what Python compiled and the corpus's tokens lie on disk from an earlier trial. Ours
-does what `search.trainable.run_trial` does up to its first record. The peer loads the same encoder with transformers, tokenises
-the same texts and makes one step of SST, a third of our first step's examples.
+does what `search.study.trainable.run_trial` does up to its first record. The peer loads the same encoder with transformers,
+tokenises the same texts and makes one step of SST, a third of our first step's examples.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rounds import Figure, Row, alternate
-from minbert_core.settings import dump_yaml
+from minbert_core.settings.yaml import dump_yaml
 
 TASKS = ("sst", "para", "sts")
 BUDGET = 4_800  # examples, so that the first step, of 48, is one of a hundred logged: `train` yields after it
@@ -30,8 +30,8 @@ def rows(data: Path, encoder: Path, rounds: int) -> Iterator[Row]:
     """Seconds of our worker; its parts and the peer's, as medians, in the details."""
     import ray
 
-    from search.drive import start_ray
-    from search.resources import Resources
+    from search.plan.resources import Resources
+    from search.study.engine import start_ray
 
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # with it a worker would compile all of our modules each time
     os.environ.update(RAY_worker_niceness="0")  # Ray's own is 15: what else runs here would be served first
@@ -112,11 +112,11 @@ def ours(config_file: str) -> Parts:
 
     marks = _Marks()
     gc.disable()
-    from minbert_core.config import read_config
+    from minbert_core.config_checks import read_config
     from minbert_core.inputs import open_inputs
-    from minbert_core.train import train
-    from minbert_core.trial_folder import train_in  # noqa: F401 — which `run_trial` imports
-    from search.places import here
+    from minbert_core.train.folder import train_in  # noqa: F401 — which `run_trial` imports
+    from minbert_core.train.trial import train
+    from search.plan.places import here
 
     gc.enable()
     marks.add("imports")

@@ -2,9 +2,8 @@
 
     python benchmarks/tracking.py [URI]
 
-64 trials x 100 records x 20 metrics through `search.tracking.Tracker`, a report at each of three points as a trial makes
-them, into a fresh SQLite file unless a store is named. Prints the seconds that the driver was held up, and those until all was
-written.
+64 trials x 100 records x 20 metrics through `search.tracking.tracker.Tracker`, with three reports per trial, into a fresh
+SQLite file unless a store is named. Prints the seconds that the driver was held up, and those until everything was written.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any
 if not __package__:  # run as a file: Python put benchmarks/ on the path, where the packages are not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from search.tracking import Tracker
+from search.tracking.tracker import Tracker
 
 TRIALS, RECORDS, METRICS = 64, 100, 20
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.peers import texts, tokenise, transformers
 from benchmarks.rounds import Row, alternate, ratio
-from minbert_core.settings import dump_yaml
+from minbert_core.settings.yaml import dump_yaml
 
 TRIALS, BATCH_SIZE = 12, 16
 EXAMPLES = 1_500  # of a full trial; the peer's search takes five minutes on two cores with so few
@@ -126,8 +126,8 @@ def _read_ours(folder: Path) -> Result:
 
 def _rates(folder: Path, seed: int) -> list[float]:
     """The learning rates that a search with this seed draws: ASHA's luck depends on them and on their order."""
-    from search.space import read_space
-    from search.study import Study
+    from search.space.space import read_space
+    from search.study.study import Study
 
     folder.mkdir()
     study = Study(folder, read_space(_space(folder)), seed)

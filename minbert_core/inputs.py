@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minbert_core.checkpoints import fetch_encoder, load_encoder, read_shape
-from minbert_core.config import TINY, TOY, TrialConfig, seed_of
+from minbert_core.config import TINY, TOY, TrialConfig
 from minbert_core.data.tables import CorpusError
 from minbert_core.data.tokens import TokenisedSplit, Tokenizer, load_tokenizer, tokenise_split
 from minbert_core.data.toy import toy_folder
@@ -19,6 +19,7 @@ from minbert_core.encoder import Encoder, EncoderShape, new_encoder
 from minbert_core.encoder_files import weight_files
 from minbert_core.encoder_fit import check_encoder
 from minbert_core.files import cache_folder, user_path
+from minbert_core.seeds import seed_of
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from minbert_core.checkpoints import load_encoder, save_encoder
-from minbert_core.config import FORMAT, TaskPlan, TrialConfig, read_config, seed_of
+from minbert_core.config import FORMAT, TaskPlan, TrialConfig
+from minbert_core.config_checks import read_config
 from minbert_core.data.tables import has_lone_surrogate
 from minbert_core.data.tasks import Task
 from minbert_core.data.tokens import PackedBatch, TokenisedTexts, Tokenizer, load_tokenizer, pack, tokenise_texts
@@ -34,8 +35,9 @@ from minbert_core.files import user_path
 from minbert_core.machine import in_precision, pack_linears, resolve_device, resolve_precision
 from minbert_core.methods.adapters import Adapter
 from minbert_core.methods.shared_layers import SharedLayer
-from minbert_core.paths import as_written
-from minbert_core.settings import dump_yaml
+from minbert_core.seeds import seed_of
+from minbert_core.settings.paths import as_written
+from minbert_core.settings.yaml import dump_yaml
 from minbert_core.tensor_files import load_metadata, load_tensors, save_tensors
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")

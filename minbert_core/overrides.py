@@ -15,9 +15,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from minbert_core.config import TrialConfig, default_at
-from minbert_core.knobs import Knob, knob_at
-from minbert_core.paths import as_written
-from minbert_core.settings import Fault, SettingsError, did_you_mean, invisible, parse_yaml, shown
+from minbert_core.settings.faults import Fault, SettingsError
+from minbert_core.settings.knobs import Knob, knob_at
+from minbert_core.settings.paths import as_written
+from minbert_core.settings.yaml import parse_yaml
+from minbert_core.words import did_you_mean, invisible, shown
 
 Places = dict[str, tuple[str, int]]  # path -> (file or --set, line)
 

@@ -82,11 +82,3 @@ class Screen:
                 live.console.print(Text(line), soft_wrap=True)
         except BrokenPipeError:  # of `| tee log.txt`: Ctrl-C has ended tee, too
             drop_output()
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 05 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

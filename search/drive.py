@@ -13,26 +13,26 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minbert_core.commands import DONE, FAILED, INTERRUPTED, NOT_RECORDED, Refused
-from minbert_core.paths import as_written
-from minbert_core.trial_folder import read_records
-from search.costs import branch_table, choices_of, total_cost
-from search.folder import PRETRAINING, read_plan
-from search.narrate import Narrator, table
-from search.plan import Plan, git_commit, versions
-from search.pretrain import make_chains
-from search.resources import Resources, counted, only_these
-from search.searcher import StopOnRequest, StudySearcher, TuneScheduler
-from search.store import store_uri
-from search.study import Study, TrialResult, mend_journal
-from search.tracking import Tracker, dashboard_command, ui_command
-from search.trainable import run_trial
-
-STOPS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})  # which end a search so that it can go on
+from minbert_core.commands import DONE, FAILED, INTERRUPTED, NOT_RECORDED
+from minbert_core.settings.paths import as_written
+from minbert_core.train.folder import read_records
+from minbert_core.words import counted
+from search.environment import git_commit, versions
+from search.plan.folder import PRETRAINING, read_plan
+from search.plan.plan import Plan
+from search.plan.pretraining import make_chains
+from search.report.costs import branch_table, choices_of, total_cost
+from search.report.narrate import Narrator, table
+from search.study.engine import STOPS, start_ray
+from search.study.searcher import StopOnRequest, StudySearcher, TuneScheduler
+from search.study.study import Study, TrialResult, mend_journal
+from search.study.trainable import run_trial
+from search.tracking.store import dashboard_command, store_uri, ui_command
+from search.tracking.tracker import Tracker
 
 
 def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[], float], resumed: bool) -> int:
@@ -68,42 +68,6 @@ def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[]
             tracker.close("FAILED")
             raise
         return close(folder, plan, study.results(), narrator, interrupts.seen, uri)
-
-
-def start_ray(resources: Resources, address: str) -> None:
-    """Start a Ray instance of one's own (address `local`) with `resources`, or join the cluster at `address`; quietly.
-
-    Raises Refused where Ray does not start.
-    """
-    import logging
-
-    import ray
-
-    for name in ("ray", "ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    local: dict[str, Any] = {}
-    if address == "local":
-        temporary = tempfile.gettempdir()
-        # sockets lie 80 characters below it, and a socket's path may have 107 (on macOS 103)
-        scratch = Path(temporary if len(temporary) < 20 else "/tmp") / f"minbert-ray-{os.getuid()}"
-        local = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "include_dashboard": False, "_temp_dir": str(scratch)}
-        local["object_store_memory"] = 100 * 1024**2  # reports only; data goes by path
-    try:
-        with only_these(resources.taken), _unheard(signal.SIGUSR1):
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-    except Exception as error:  # Ray raises a plain one where its processes are not up within 30 s
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise Refused(f"Ray did not start; is this machine overloaded, or its disk full? It says: {reason}") from error
-
-
-@contextlib.contextmanager
-def _unheard(number: signal.Signals) -> Iterator[None]:
-    """Within the block a signal waits. The processes started in it never hear it, though Slurm sends it to all of a step's."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _fit(

@@ -17,6 +17,7 @@ import platform
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 import tomllib
@@ -67,7 +68,6 @@ def _ours() -> Rows:
     yield "minbert-search", f"{own_version()} in {ROOT}"
     yield "python", f"{platform.python_version()}, {sys.executable}"
     yield "platform", platform.platform()
-    from search.plan import git_commit  # what it imports may be what is broken
 
     yield "commit", git_commit() or "not a git checkout"
 
@@ -240,3 +240,21 @@ if __name__ == "__main__":
     if options.missing is not None:
         sys.exit(missing_sentence(*options.missing) or 0)
     print("\n".join(open_pins() if options.pins else report()))
+
+
+def versions() -> dict[str, str]:
+    """Of the packages on which a search's numbers rest."""
+    return {name: version(name) for name in ("torch", "ray", "optuna", "mlflow", "pyarrow", "tokenizers")}
+
+
+def git_commit() -> str:
+    """The commit of the code, with `+changes` where the tree differs; empty outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        head, changed = (
+            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head + ("+changes" if changed else "")

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from minbert_core.settings import NAME, did_you_mean
+from minbert_core.settings.models import NAME
+from minbert_core.words import did_you_mean
 from search.environment import own_version
-from search.store import parse_tracking_uri
+from search.tracking.store import parse_tracking_uri
 
 
 class Options(TypedDict, total=False):

@@ -18,11 +18,11 @@ from typing import Any
 
 from minbert_core.commands import DONE, WRONG, run_command
 from minbert_core.config import TrialConfig, default_at
-from minbert_core.paths import as_written, flatten
-from minbert_core.settings import SettingsError
-from search.examples import SPACES
-from search.space import Space, default_choice
-from search.space_file import SpaceSettings, read_document
+from minbert_core.settings.faults import SettingsError
+from minbert_core.settings.paths import as_written, flatten
+from search.space.examples import SPACES
+from search.space.file import SpaceSettings, read_document
+from search.space.space import Space, default_choice
 
 PAPERS = SPACES / "papers"
 ROW = "row"  # the name in `together` under which a paper's file has its rows

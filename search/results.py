@@ -19,9 +19,8 @@ from typing import Any
 import pyarrow as pa
 
 from minbert_core.files import lock, message, user_path
-from search.folder import read_plan
-from search.status import read_trials
-from search.study import TrialResult, best_first
+from search.plan.folder import read_plan
+from search.study.study import TrialResult, best_first, read_trials
 
 
 @dataclass(frozen=True)

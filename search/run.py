@@ -28,11 +28,13 @@ from typing import Any, Unpack
 import pyarrow as pa
 
 from minbert_core.commands import DONE, FAILED, INTERRUPTED, NOT_RECORDED, Refused, expand_paths, run_command
-from minbert_core.settings import dump_yaml
-from search.drive import STOPS, go_on, next_command, run_search, start_ray
+from minbert_core.settings.yaml import dump_yaml
+from search.cost.estimate import check_disk, measured_lines
+from search.cost.packing import packed
+from search.drive import go_on, next_command, run_search
 from search.environment import report
-from search.estimate import check_disk, measured_lines
-from search.folder import (
+from search.options import Options, as_arguments, parse, parser
+from search.plan.folder import (
     check_unused,
     clear_failed_start,
     lock,
@@ -41,17 +43,16 @@ from search.folder import (
     wait_for_workers,
     write_plan,
 )
-from search.narrate import describe
-from search.options import Options, as_arguments, parse, parser
-from search.packing import packed
-from search.plan import make_plan
-from search.resources import check_cluster, find_resources
+from search.plan.plan import make_plan
+from search.plan.resources import check_cluster, find_resources
+from search.plan.resume import asked_space, goes_on, resumed_plan
+from search.report.status import show_status
+from search.report.words import describe
 from search.results import read
-from search.resume import asked_space, goes_on, resumed_plan
-from search.searcher import unlimited
-from search.space import Space, read_space
-from search.status import show_status
-from search.tracking import store_fault
+from search.space.space import Space, read_space
+from search.study.engine import STOPS, start_ray
+from search.study.searcher import unlimited
+from search.tracking.store import store_fault
 
 UNNAMED = "search"  # the name of a space that is no file, where none is given
 

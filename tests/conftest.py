@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from minbert_core.config import TrialConfig, load_config
+from minbert_core.config import TrialConfig
+from minbert_core.config_checks import load_config
 from minbert_core.data import toy
-from minbert_core.paths import lay_over
+from minbert_core.settings.paths import lay_over
 
 torch.set_num_threads(1)
 # a shell that starts pytest in the background has it ignored, here and in what a test starts

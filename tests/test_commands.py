@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from analysis import best_to_test, replicate, runs
-from minbert_core import predict, train_command
+from minbert_core import predict
 from minbert_core.commands import INTERRUPTED, REFUSED, UNREAD, WRONG, Refused, run_command
 from minbert_core.data import download
-from search import explain, run
+from minbert_core.train import __main__ as train_command
+from search import run
+from search.space import __main__ as explain
 
 WIDTH, HEIGHT = 80, 24  # of a screen
 # what is typed, the function behind it, its arguments that no command may lack, the lines that its help may take

@@ -9,17 +9,20 @@ from typing import Any
 
 import pytest
 
-from minbert_core.config import TASK_DEFAULTS, TrialConfig, default_at, load_config, read_config, seed_of
-from minbert_core.knobs import NO_DEFAULT, elsewhere, knob_at
+from minbert_core.config import TASK_DEFAULTS, TrialConfig, default_at
+from minbert_core.config_checks import load_config, read_config
 from minbert_core.methods.features import Bi, Cross, Mean
 from minbert_core.methods.gradients import PCGrad, Sum
 from minbert_core.methods.heads import Linear, Mlp
 from minbert_core.methods.losses import Bce, CrossEntropy, Mse, Pearson
 from minbert_core.methods.proximal import Bregman, NoProximal
-from minbert_core.paths import as_written, flatten, lay_over, unflatten
-from minbert_core.settings import SettingsError, dump_yaml, parse_yaml
-from search.domains import Choice, Domain
-from search.space import Space, read_space
+from minbert_core.seeds import seed_of
+from minbert_core.settings.faults import SettingsError
+from minbert_core.settings.knobs import NO_DEFAULT, elsewhere, knob_at
+from minbert_core.settings.paths import as_written, flatten, lay_over, unflatten
+from minbert_core.settings.yaml import dump_yaml, parse_yaml
+from search.space.domains import Choice, Domain
+from search.space.space import Space, read_space
 
 SPACES = sorted((Path(__file__).parents[1] / "spaces").rglob("*.yaml"))
 

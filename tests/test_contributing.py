@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from minbert_core.data.tasks import TaskKind
-from search.schema import SCHEMA, schema_line
-from search.space_file import SpaceSettings
+from search.space.file import SpaceSettings
+from search.space.schema import SCHEMA, schema_line
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

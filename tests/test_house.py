@@ -14,19 +14,23 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("minbert_core", "search", "analysis")
 LAYERS = (  # each may import those above it and its own, never in a circle; a name ending in a dot stands for a package
-    ("minbert_core.files", "minbert_core.commands"),
-    ("minbert_core.settings", "minbert_core.knobs", "minbert_core.faults", "minbert_core.paths", "minbert_core.terminal"),
+    ("minbert_core.files", "minbert_core.words", "minbert_core.seeds", "minbert_core.commands", "minbert_core.terminal"),
+    ("minbert_core.settings.",),
     ("minbert_core.encoder_files",),
     ("minbert_core.data.",),
     ("minbert_core.encoder", "minbert_core.checkpoints", "minbert_core.tensor_files", "minbert_core.methods."),
-    ("minbert_core.config", "minbert_core.overrides"),
+    ("minbert_core.config", "minbert_core.config_checks", "minbert_core.overrides"),
     ("minbert_core.model", "minbert_core.inputs", "minbert_core.machine", "minbert_core.encoder_fit"),
-    ("minbert_core.evaluate", "minbert_core.pretraining"),
-    ("minbert_core.step", "minbert_core.train"),
-    ("minbert_core.trial_folder",),
-    ("minbert_core.train_report", "minbert_core.overfit", "minbert_core.train_command"),
+    ("minbert_core.evaluate",),
+    ("minbert_core.train.",),
     ("minbert_core.predict",),
-    ("search.",),
+    ("search.environment", "search.tracking.", "search.methods."),
+    ("search.space.",),
+    ("search.plan.",),
+    ("search.study.",),
+    ("search.report.",),
+    ("search.cost.", "search.options", "search.results", "search.papers", "search.drive"),
+    ("search.run",),
     ("analysis.",),
 )
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
@@ -97,12 +101,12 @@ def test_the_core_imports_no_search_engine_anywhere_and_transformers_only_where_
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
-        ("minbert_core.train", {"ray", "optuna", "mlflow", "transformers", "search", "analysis"}),
-        ("minbert_core.train_command", {"ray", "optuna", "mlflow", "transformers", "search", "analysis"}),
+        ("minbert_core.train.trial", {"ray", "optuna", "mlflow", "transformers", "search", "analysis"}),
+        ("minbert_core.train.__main__", {"ray", "optuna", "mlflow", "transformers", "search", "analysis"}),
         ("minbert_core.data.tasks", {"torch", "pyarrow"}),
         ("minbert_core.model", {"ray", "optuna", "mlflow", "transformers", "huggingface_hub", "scipy", "rich"}),
         ("minbert_core.predict", {"torch"}),  # until its line is known to be right
-        ("search.trainable", {"mlflow", "optuna"}),  # what a worker imports: MLflow belongs to the driver, and takes seconds
+        ("search.study.trainable", {"mlflow", "optuna"}),  # for workers: MLflow belongs to the driver, and takes seconds
     ],
 )
 def test_what_a_process_imports_in_the_end_is_as_little_as_the_files_say(module: str, forbidden: set[str]) -> None:

@@ -22,7 +22,7 @@ from minbert_core.encoder import Encoder, Masks
 from minbert_core.evaluate import metric
 from minbert_core.inputs import Inputs, build_encoder, open_inputs
 from minbert_core.model import MultitaskBert, _token_budget, build_model, load, load_model, predict_logits, save_model
-from minbert_core.settings import SettingsError
+from minbert_core.settings.faults import SettingsError
 from minbert_core.tensor_files import load_tensors, save_tensors
 
 Tiny = Callable[..., TrialConfig]

@@ -21,7 +21,7 @@ from minbert_core.config import TrialConfig
 from minbert_core.inputs import Inputs, build_encoder, open_inputs
 from minbert_core.model import Answer, MultitaskBert, Predictor, build_model, load, predict_logits, predictions, save_model
 from minbert_core.predict import main
-from minbert_core.settings import dump_yaml, read_yaml
+from minbert_core.settings.yaml import dump_yaml, read_yaml
 
 Tiny = Callable[..., TrialConfig]
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from search.space import read_space
+from search.space.space import read_space
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from minbert_core.terminal import NOTEBOOKS, console, duration, is_watched, show_progress
+from minbert_core.terminal import NOTEBOOKS, console, is_watched, show_progress
+from minbert_core.words import duration
 
 ROOT = Path(__file__).resolve().parents[1]
 

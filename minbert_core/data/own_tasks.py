@@ -20,7 +20,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from minbert_core.data.tables import FORMATS, as_label
 from minbert_core.data.tasks import Metric, Task
 from minbert_core.files import user_path
-from minbert_core.settings import NAME, Settings, Variant, bare, shown
+from minbert_core.settings.models import NAME, Settings, Variant, bare
+from minbert_core.words import shown
 
 
 def _one_or_more(value: object) -> object:

@@ -25,7 +25,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 
 from minbert_core.encoder import Dropout, Encoder, EncoderShape, Layout, attend, make_linear
-from minbert_core.settings import BARE_NAME, Variant
+from minbert_core.settings.models import BARE_NAME, Variant
 
 Groups = dict[str, list[nn.Parameter]]
 SeedOf = Callable[[str], int]  # name -> a seed of the trial for what bears it

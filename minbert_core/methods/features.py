@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from minbert_core.encoder import make_linear
-from minbert_core.settings import BARE_NAME, Variant
+from minbert_core.settings.models import BARE_NAME, Variant
 
 Layer = Callable[[Tensor], Tensor]
 

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from minbert_core.settings import BARE_NAME, Variant
+from minbert_core.settings.models import BARE_NAME, Variant
 
 COSINE_LIMIT = 1 - 1e-6  # of a cosine and of its target: at 1 the closed form of GradVac divides by zero
 NOISE = torch.finfo(torch.float32).eps  # the rounding error of a Gramian at most, relative to squared norms

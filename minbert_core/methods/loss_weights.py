@@ -22,7 +22,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from minbert_core.data.tasks import TaskKind
-from minbert_core.settings import BARE_NAME, Variant
+from minbert_core.settings.models import BARE_NAME, Variant
 
 Kinds = dict[str, TaskKind]
 Numbers = dict[str, float]  # by task

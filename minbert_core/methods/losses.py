@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from minbert_core.data.tasks import TaskKind
-from minbert_core.settings import BARE_NAME, Variant
+from minbert_core.settings.models import BARE_NAME, Variant
 
 LabelRange = tuple[float, float]  # lowest and highest label of a task, both possible
 

@@ -4,7 +4,7 @@
     hidden states at what is read -> the objective's head -> logits -> cross entropy
 
 Both classify single tokens: masked words over the vocabulary, [CLS] as next or not. All that is random comes from the generator
-handed in. minbert_core/pretraining.py reads the texts and trains the encoder.
+handed in. minbert_core/train/pretraining.py reads the texts and trains the encoder.
 
 Legend: B rows of a batch, N packed tokens, M tokens read, U units that are masked as one, D hidden size, V vocabulary.
 """

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from minbert_core.settings import Settings
+from minbert_core.settings.models import Settings
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 

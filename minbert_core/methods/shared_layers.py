@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from minbert_core.encoder import make_linear
-from minbert_core.settings import BARE_NAME, Variant
+from minbert_core.settings.models import BARE_NAME, Variant
 
 Drop = Callable[[Tensor, float], Tensor]  # (values, probability) -> values with some of them dropped
 

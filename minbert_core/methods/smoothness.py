@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from minbert_core.settings import BARE_NAME, Variant
+from minbert_core.settings.models import BARE_NAME, Variant
 
 # (noise_ND, whether in float32) -> logits_BK, with the dropout masks of the clean pass; else in the trial's own precision
 Forward = Callable[[Tensor, bool], Tensor]

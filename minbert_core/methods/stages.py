@@ -26,7 +26,7 @@ from minbert_core.methods.optimizer import Optimizer
 from minbert_core.methods.proximal import NoProximal, Proximal
 from minbert_core.methods.smoothness import NoSmoothness, Smoothness
 from minbert_core.methods.task_schedules import RoundRobin, TaskSchedule
-from minbert_core.settings import BARE_NAME, Variant
+from minbert_core.settings.models import BARE_NAME, Variant
 
 Share = Annotated[
     float | None,

@@ -8,7 +8,8 @@ drawn, and a repeat draws the same. All batches are full: each task is an endles
 `step` counts the stage's steps from 0, `progress` is the stage's in examples, in [0, 1], `seed` is the stage's.
 
 `rounds` is how often every task has had its turn by the end of a stage, 0 where any few steps are like any others. Inside a
-round some tasks have been shown less than others and a score means little: search/rungs.py wants every rung at the end of one.
+round some tasks have been shown less than others and a score means little, so every rung must be at the end of a round
+(search/methods/trial_schedulers.py checks it).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from minbert_core.settings import BARE_NAME, Variant
+from minbert_core.settings.models import BARE_NAME, Variant
 
 ROUNDING = 1e-9  # in rounds: more than floats lose, far less than a step; without it a turn could end a step late
 StepShares = dict[tuple[str, ...], float]  # the tasks of a step -> the share of a stage's steps that take them; sums to 1

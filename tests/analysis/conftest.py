@@ -22,17 +22,17 @@ from minbert_core.data.toy import write_toy_corpus
 from minbert_core.encoder import TINY, new_encoder
 from minbert_core.inputs import open_inputs
 from minbert_core.model import save_model
-from minbert_core.paths import as_written
-from minbert_core.settings import dump_yaml
-from minbert_core.train import train
-from minbert_core.trial_folder import write_records
-from search.folder import lock
-from search.plan import make_plan
-from search.resources import Resources
+from minbert_core.settings.paths import as_written
+from minbert_core.settings.yaml import dump_yaml
+from minbert_core.train.folder import write_records
+from minbert_core.train.trial import train
+from search.methods.trial_schedulers import RungScheduler
+from search.plan.folder import lock
+from search.plan.plan import make_plan
+from search.plan.resources import Resources
 from search.results import Search
-from search.rungs import RungScheduler
-from search.space import make_space
-from search.study import Study, TrialResult, stopped_at
+from search.space.space import make_space
+from search.study.study import Study, TrialResult, stopped_at
 
 MakeSearch = Callable[..., Path]
 MakeUp = Callable[..., tuple[Selection, Results]]

@@ -24,8 +24,8 @@ from minbert_core.data.tasks import TASKS
 from minbert_core.evaluate import check_submission, metric
 from minbert_core.inputs import open_inputs
 from minbert_core.model import load_model
-from minbert_core.trial_folder import read_records
-from search.folder import lock
+from minbert_core.train.folder import read_records
+from search.plan.folder import lock
 from search.results import open_search
 
 Capture = pytest.CaptureFixture[str]

@@ -10,7 +10,7 @@ import pytest
 
 from analysis.branches import Question, ask
 from search.results import Search
-from search.study import TrialResult
+from search.study.study import TrialResult
 
 SPACE = """
 baselines: [{smoothness: none}]

@@ -11,7 +11,8 @@ import pytest
 from analysis.latex import escape, table_tex
 from analysis.results import Results, document
 from analysis.selection import Selection
-from minbert_core.config import TrialConfig, load_config
+from minbert_core.config import TrialConfig
+from minbert_core.config_checks import load_config
 
 MakeUp = Callable[..., tuple[Selection, Results]]
 Tiny = Callable[..., TrialConfig]

@@ -16,7 +16,7 @@ from analysis.selection import choose_search
 from minbert_core.checkpoints import save_encoder
 from minbert_core.data.toy import write_toy_corpus
 from minbert_core.encoder import TINY, new_encoder
-from search.folder import lock
+from search.plan.folder import lock
 
 Capture = pytest.CaptureFixture[str]
 

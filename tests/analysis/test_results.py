@@ -22,10 +22,10 @@ from minbert_core.config import TrialConfig
 from minbert_core.data.tasks import TASKS
 from minbert_core.evaluate import check_submission, metric, overall, score
 from minbert_core.inputs import Inputs, open_inputs
-from minbert_core.paths import as_written
-from minbert_core.settings import dump_yaml
+from minbert_core.settings.paths import as_written
+from minbert_core.settings.yaml import dump_yaml
 from search.results import Search
-from search.study import TrialResult
+from search.study.study import TrialResult
 
 # how much of the noise in a model's answers is its own; the rest is the same for all models
 Models = dict[tuple[int, int], float]

@@ -15,8 +15,8 @@ import pytest
 
 from analysis.retrain import Job, make_ready, retrain
 from minbert_core.config import TrialConfig
-from minbert_core.paths import as_written
-from minbert_core.settings import dump_yaml
+from minbert_core.settings.paths import as_written
+from minbert_core.settings.yaml import dump_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = """\

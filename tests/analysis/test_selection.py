@@ -15,9 +15,9 @@ from analysis.jobs import make_jobs, seconds_left
 from analysis.preview import preview_lines
 from analysis.selection import Selection, choose_baseline, choose_best_baseline, choose_search, choose_trials
 from minbert_core.commands import Refused
-from minbert_core.config import read_config
-from search.folder import lock
-from search.resources import Resources
+from minbert_core.config_checks import read_config
+from search.plan.folder import lock
+from search.plan.resources import Resources
 from search.results import Search, open_search
 
 

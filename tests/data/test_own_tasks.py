@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from minbert_core.config import load_config
+from minbert_core.config_checks import load_config
 from minbert_core.data.corpus import Split, fingerprint, load_test_split, read_split
 from minbert_core.data.tables import CorpusError
 from minbert_core.data.tasks import Task
-from minbert_core.paths import as_written, flatten, unflatten
-from minbert_core.settings import SettingsError, dump_yaml, parse_yaml
+from minbert_core.settings.faults import SettingsError
+from minbert_core.settings.paths import as_written, flatten, unflatten
+from minbert_core.settings.yaml import dump_yaml, parse_yaml
 
 REVIEWS: dict[str, Any] = {
     "kind": "classification",

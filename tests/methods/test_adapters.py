@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minbert_core.checkpoints import load_encoder, save_encoder
-from minbert_core.config import seed_of
 from minbert_core.data.tokens import PackedBatch
 from minbert_core.encoder import Encoder, EncoderShape, Masks, new_encoder
 from minbert_core.machine import packed_linears
 from minbert_core.methods.adapters import Lora, LoraLinear, Matrix, Pal, ProjectedAttentionLayers, merged_weight, plain_weights
+from minbert_core.seeds import seed_of
 
 SHAPE = EncoderShape(vocab_size=20, hidden_size=12, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
 ALL: tuple[Matrix, ...] = ("query", "key", "value", "attention_output", "intermediate", "output")

@@ -45,7 +45,7 @@ from minbert_core.methods.shared_layers import SharedLayer
 from minbert_core.methods.smoothness import Smart, Smoothness
 from minbert_core.methods.stages import LabelledStage, Pretraining, StagePlan
 from minbert_core.methods.task_schedules import Mix, TaskSchedule
-from minbert_core.settings import Variant
+from minbert_core.settings.models import Variant
 
 METHODS = Path(minbert_core.methods.__path__[0])
 MODULES = [importlib.import_module(f"minbert_core.methods.{m.name}") for m in pkgutil.iter_modules([str(METHODS)])]

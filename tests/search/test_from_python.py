@@ -17,13 +17,14 @@ import pytest
 import torch
 
 from minbert_core.commands import DONE, FAILED, INTERRUPTED, NOT_RECORDED, Refused
-from minbert_core.settings import SettingsError, parse_yaml
+from minbert_core.settings.faults import SettingsError
+from minbert_core.settings.yaml import parse_yaml
 from search import run as command
-from search.folder import read_plan
 from search.options import Options, parser
+from search.plan.folder import read_plan
 from search.results import COLUMNS
 from search.run import run
-from search.space import read_space
+from search.space.space import read_space
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = """\

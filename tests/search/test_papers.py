@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from minbert_core.config import TrialConfig, load_config
+from minbert_core.config import TrialConfig
+from minbert_core.config_checks import load_config
 from minbert_core.inputs import open_inputs
-from minbert_core.paths import as_written, lay_over
-from minbert_core.train import train
+from minbert_core.settings.paths import as_written, lay_over
+from minbert_core.train.trial import train
 from search import papers
 from search.papers import PAPERS, Row, config_of, distance, paper_file, read_paper, rows_of
-from search.space import read_space
+from search.space.space import read_space
 
 SPACES = {file.stem: read_paper(file) for file in sorted(PAPERS.glob("*.yaml"))}
 ROWS = [(name, row) for name, space in SPACES.items() for row in rows_of(space.document)]

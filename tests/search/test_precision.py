@@ -16,18 +16,19 @@ import numpy as np
 import pytest
 import torch
 
-from minbert_core.config import TrialConfig, load_config
+from minbert_core.config import TrialConfig
+from minbert_core.config_checks import load_config
 from minbert_core.data.tokens import pack
 from minbert_core.inputs import Inputs, build_encoder, open_inputs
 from minbert_core.methods.heads import Head
 from minbert_core.methods.losses import Loss
 from minbert_core.model import MultitaskBert, Predictor, build_model, predict_logits
-from minbert_core.paths import as_written
-from minbert_core.settings import SettingsError
-from minbert_core.step import Stepper
-from minbert_core.train import evaluate_dev
-from search import measure as measure_module
-from search.measure import measure
+from minbert_core.settings.faults import SettingsError
+from minbert_core.settings.paths import as_written
+from minbert_core.train.step import Stepper
+from minbert_core.train.trial import evaluate_dev
+from search.cost import measure as measure_module
+from search.cost.measure import measure
 
 Tiny = Callable[..., TrialConfig]
 NEAR = 0.02  # of the answers' size: bfloat16 has eight bits

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from search.folder import NEEDED, lock
-from search.narrate import table
+from search.plan.folder import NEEDED, lock
+from search.report.narrate import table
 from search.results import COLUMNS, Search, as_table, open_search, read
-from search.study import TrialResult
+from search.study.study import TrialResult
 
 RADIUS = "smoothness/smart/radius"
 CONFIG = "data: toy\nencoder: tiny\n"

@@ -20,15 +20,15 @@ import pytest
 import ray
 import torch
 
-from minbert_core.config import read_config
+from minbert_core.config_checks import read_config
 from minbert_core.model import load_model
 from search import drive, run
-from search.folder import lock, read_plan
-from search.plan import Plan, make_plan
-from search.resources import Resources
-from search.space import make_space, read_space
-from search.store import store_uri
-from search.study import TrialResult, read_results
+from search.plan.folder import lock, read_plan
+from search.plan.plan import Plan, make_plan
+from search.plan.resources import Resources
+from search.space.space import make_space, read_space
+from search.study.study import TrialResult, read_results
+from search.tracking.store import store_uri
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACES = ROOT / "spaces"

@@ -1,0 +1,156 @@
+"""Faults: what is wrong with a document, in a sentence with path, rule, value and the known names; never in pydantic's words.
+
+Flow: ValidationError, document, where -> faults_of -> [Fault]      `where` maps paths to the file and line they were written in
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from minbert_core.settings.knobs import elsewhere, knob_at
+from minbert_core.words import did_you_mean, of_invisible, shown
+
+Location = tuple[str | int, ...]  # the keys and list indices that lead to a value of a document
+Where = Mapping[str, tuple[str, int]]  # path -> (source, line)
+
+
+@dataclass(frozen=True, order=True)
+class Fault:
+    """One thing wrong with what was written: `sentence` says what, the law, the value; `line` is 0 where unknown."""
+
+    line: int
+    sentence: str
+    source: str = ""
+
+
+class SettingsError(ValueError):
+    """All faults of one document together; `str()` is one line a fault, `file:line: sentence`."""
+
+    def __init__(self, faults: Iterable[Fault], source: str = "") -> None:
+        self.faults = sorted(set(faults))
+        super().__init__("\n".join(_render(fault, fault.source or source) for fault in self.faults))
+
+
+def _render(fault: Fault, source: str) -> str:
+    where = ":".join(str(part) for part in (source, fault.line) if part)
+    return f"{where}: {fault.sentence}" if where else fault.sentence
+
+
+def path_of(location: Location, document: Any) -> str:
+    """The path of a location, with the kind of each variant it passes through: `gradient/gradvac/beta`.
+
+    Takes pydantic's `loc`, which names the tags of some unions and not of others, or a plain location in `document`.
+    """
+    parts: list[str] = []
+    node = document
+    for key in location:
+        if isinstance(node, str):  # a bare name stands for a map of that kind
+            node = {"kind": node}
+        kind = node.get("kind") if isinstance(node, Mapping) else None
+        if isinstance(node, Mapping) and key not in node and key == kind:
+            continue  # pydantic's tag; the kind is added below, where a knob follows
+        if kind is not None and key != "kind":
+            parts.append(str(kind))
+        parts.append(str(key))
+        try:
+            node = node[key]
+        except (KeyError, IndexError, TypeError):
+            node = None
+    return "/".join(parts)
+
+
+def faults_of(error: ValidationError, model: type[BaseModel], document: Any, where: Where) -> list[Fault]:
+    """What pydantic found wrong with a `model`, in our words, each with its path and, if `where` knows it, source and line."""
+    items = error.errors()
+    faults = []
+    for item in items:
+        if item["type"] == "too_short" and any(_is_inside(other["loc"], item["loc"]) for other in items):
+            continue  # pydantic does not count an entry that is wrong by itself
+        path = path_of(tuple(part for part in item["loc"] if part not in _NOT_WRITTEN), document)
+        sentences = _sentence(item, path, model).split("\n")
+        faults += [fault_at(path or subject(sentence), sentence, where) for sentence in sentences]
+    return faults
+
+
+_NOT_WRITTEN = {"[key]", "[name]", "[map]"}  # parts of pydantic's locations that are no part of a document
+
+
+def _is_inside(location: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
+    return len(location) > len(outer) and location[: len(outer)] == outer
+
+
+def subject(sentence: str) -> str:
+    """Return the path in backticks that a sentence about several settings names first; empty if it names none."""
+    named = re.search(r"`([^`]+)`", sentence)
+    return named[1] if named else ""
+
+
+def fault_at(path: str, sentence: str, where: Where) -> Fault:
+    """A fault at `path`, or at the nearest path above it that `where` knows."""
+    while path and path not in where:
+        path = path.rpartition("/")[0]
+    source, line = where.get(path, ("", 0))
+    return Fault(line, sentence, source)
+
+
+_BOUNDS = {"greater_than_equal": ">=", "greater_than": ">", "less_than_equal": "<=", "less_than": "<"}
+_WANTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "string": "a name",
+    "tuple": "a list",
+    "list": "a list",
+    "dict": "a map",
+    "model": "a map",
+    "bool": "true or false",
+}
+
+
+def _sentence(item: Any, path: str, model: type[BaseModel]) -> str:
+    kind, given, context = item["type"], item["input"], item.get("ctx", {})
+    got = f"Got {shown(given)}.{of_invisible(given)}"
+    match kind:
+        case "extra_forbidden":
+            above, _, key = path.rpartition("/")
+            knob = knob_at(model, above)
+            return f"Unknown key `{path}`{did_you_mean(key, knob.keys if knob else ())}{elsewhere(model, key)}"
+        case "missing":
+            return f"`{path}` is missing."
+        case "union_tag_invalid":
+            known = re.findall(r"'([^']+)'", context["expected_tags"])
+            return _unknown_kind(path, given.get("kind"), known)
+        case "literal_error":
+            known = re.findall(r"'([^']+)'", context["expected"])
+            if path.rpartition("/")[2] == "kind":
+                return _unknown_kind(path.rpartition("/")[0], given, known)
+            return f"Unknown `{path}` {_word(given)}{did_you_mean(given, known)}"
+        case "value_error":
+            sentence = str(context["error"])
+            return sentence if "`" in sentence else f"`{path}` {sentence}"
+        case "too_short":
+            return f"`{path}` must have {context['min_length']} or more entries. {got}"
+        case "too_long":
+            return f"`{path}` must have at most {context['max_length']} entries. {got}"
+    if kind in _BOUNDS:
+        return f"`{path}` must be {_BOUNDS[kind]} {next(iter(context.values())):g}. {got}"
+    knob = knob_at(model, path)
+    if knob and knob.kinds:
+        return f"`{path}` must be a kind's name, or a map with its `kind`. {got} Known: {', '.join(sorted(knob.kinds))}."
+    wanted = _WANTED.get(kind.split("_")[0], "something else")
+    if knob and knob.keys and wanted == "a name":
+        wanted += f", or a map of {', '.join(knob.keys)}"
+    return f"`{path}` must be {wanted}. {got}"
+
+
+def _unknown_kind(path: str, given: Any, known: list[str]) -> str:
+    return f"Unknown `{path}` kind {_word(given)}{did_you_mean(given, known)}"
+
+
+def _word(given: Any) -> str:
+    return f"'{given}'" if isinstance(given, str) else shown(given)

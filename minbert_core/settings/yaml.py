@@ -1,0 +1,135 @@
+"""YAML 1.2 with line numbers: `read_yaml` types the scalars (`5e-6` is a number, `off` a word) and remembers their lines."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from minbert_core.settings.faults import Fault, Location, SettingsError
+from minbert_core.words import invisible
+
+Lines = dict[Location, int]
+_NULL = re.compile(r"^(~|null|Null|NULL|)$")
+_BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_INT = re.compile(r"^[-+]?[0-9][0-9_]*$")
+_FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")  # YAML 1.2 core schema: 5e-6 is a float
+
+
+def scalar(text: str) -> Any:
+    """The value of a plain (unquoted) YAML 1.2 scalar: null, boolean, int, float, else the word itself."""
+    if _NULL.match(text):
+        return None
+    if text in _BOOL:
+        return _BOOL[text]
+    if _INT.match(text):
+        return int(text.replace("_", ""))
+    if _FLOAT.match(text):
+        return float(text.replace("_", ""))
+    return text
+
+
+def parse_yaml(text: str, source: str = "") -> tuple[Any, Lines]:
+    """A YAML document as plain values, and the line of each.  Raises SettingsError: bad syntax, a key written twice."""
+    try:
+        root = yaml.compose(text, Loader=yaml.BaseLoader)  # which types no scalar: `scalar` does
+    except yaml.YAMLError as error:
+        raise SettingsError([_syntax_fault(error, text)], source) from None
+    lines: Lines = {}
+    faults: list[Fault] = []
+    value = None if root is None else _construct(root, (), lines, faults, set())
+    if faults:
+        raise SettingsError(faults, source)
+    return value, lines
+
+
+def read_yaml(path: Path) -> tuple[Any, Lines]:
+    """`parse_yaml` of a file.  Raises SettingsError, also where the file is missing or no text."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise SettingsError([Fault(0, f"Cannot read {path}: {reason}.")]) from None
+    return parse_yaml(text, str(path))
+
+
+def _syntax_fault(error: yaml.YAMLError, text: str) -> Fault:
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        return Fault(line, f"This is not YAML: the character {chr(error.character)!r} may not stand in it.")
+    assert isinstance(error, yaml.MarkedYAMLError)
+    line = error.problem_mark.line + 1 if error.problem_mark else 0
+    if "document" in (error.context or ""):
+        return Fault(line, "A file holds one document; a second one begins here (`---`).")
+    written, marks = text.splitlines(), (error.context_mark, error.problem_mark)
+    for number in [mark.line for mark in marks if mark is not None and mark.line < len(written)]:
+        if hidden := invisible(written[number]):
+            return Fault(number + 1, f"This is not YAML: {error.problem}. The line {hidden}")
+    return Fault(line, f"This is not YAML: {error.problem}.")
+
+
+def _construct(node: yaml.Node, location: Location, lines: Lines, faults: list[Fault], open_nodes: set[int]) -> Any:
+    lines[location] = node.start_mark.line + 1
+    if id(node) in open_nodes:
+        faults.append(Fault(lines[location], "A value contains itself (an anchor inside its own alias)."))
+        return None
+    if node.tag not in _TAGS:
+        faults.append(Fault(lines[location], f"The tag {node.tag} is not supported."))
+    open_nodes = open_nodes | {id(node)}
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(child, (*location, i), lines, faults, open_nodes) for i, child in enumerate(node.value)]
+    if isinstance(node, yaml.MappingNode):
+        result: dict[Any, Any] = {}
+        for key_node, child in node.value:
+            key = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else ""
+            if not key or key == "<<":
+                faults.append(Fault(key_node.start_mark.line + 1, f"A key must be a plain name. Got '{key}'."))
+            elif hidden := invisible(key):
+                seen = "".join(filter(str.isprintable, key))
+                faults.append(Fault(key_node.start_mark.line + 1, f"The key '{seen}' {hidden}"))
+            elif key in result:
+                line = key_node.start_mark.line + 1
+                faults.append(Fault(line, f"`{key}` is written twice; it stands in line {lines[(*location, key)]} already."))
+            else:
+                result[key] = _construct(child, (*location, key), lines, faults, open_nodes)
+                lines[(*location, key)] = key_node.start_mark.line + 1
+        return result
+    assert isinstance(node, yaml.ScalarNode)
+    return scalar(node.value) if node.style is None else node.value
+
+
+_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "seq", "map")}  # what BaseLoader gives where none is written
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes floats so that YAML 1.1 readers, too, take them for floats, and lists of scalars on one line."""
+
+
+def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
+    text = repr(value)
+    if "e" in text and "." not in text:
+        text = text.replace("e", ".0e")
+    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
+
+
+def _represent_list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
+    flat = all(not isinstance(item, dict | list) for item in value)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=flat)
+
+
+def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    style = "'" if scalar(value) != value else None  # `1e5` is text to YAML 1.1, which would leave it bare
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+_Dumper.add_representer(float, _represent_float)
+_Dumper.add_representer(list, _represent_list)
+
+
+def dump_yaml(value: Any) -> str:
+    """`value` (maps, lists, scalars) as YAML that `parse_yaml` reads back to the same."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return text

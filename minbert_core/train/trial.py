@@ -1,0 +1,311 @@
+"""train(config, inputs) -> Iterator[Progress]: one trial as a generator, with no Ray, no search and no MLflow inside.
+
+    stages on texts: the encoder that they make, from the cache or made now (pretraining.py)
+    for stage: a Stepper (buffer, fresh optimiser, method state)
+        for step: the task schedule names tasks -> a packed batch each -> Stepper.step
+            a hundred times a trial: yield losses, rate, speed;   at each point: dev metrics, yield
+
+Everything random is a pure function of (seed, purpose, step), so a snapshot holds counters instead of generators, and a
+trial that goes on from one repeats to the digit on CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from minbert_core.config import FORMAT, TrialConfig
+from minbert_core.data.tokens import PackedBatch, pack_parts
+from minbert_core.evaluate import NotFiniteError, is_constant, metric, overall, score
+from minbert_core.inputs import Inputs, build_encoder
+from minbert_core.machine import packed_linears, prepare, resolve_precision, usage
+from minbert_core.methods.stages import StagePlan
+from minbert_core.methods.task_schedules import example_rows
+from minbert_core.model import MultitaskBert, build_model, predict_logits, predictions
+from minbert_core.seeds import seed_of
+from minbert_core.tensor_files import load_state, save_state
+from minbert_core.train.pretraining import find, make
+from minbert_core.train.step import Stepper, StepReport
+
+LOGS_A_TRIAL = 100
+STEPS_A_MEASURE = 10  # at least: measured at each step, SMART's |grad R_s| took two thirds of its time again
+Record = dict[str, Any]  # {"kind": "pretrain" | "train" | "dev", "step", "examples", "passes", "time_ms", "seconds", …}
+
+
+@dataclass
+class Counters:
+    """How far a trial is: all that a snapshot holds beside tensors and records."""
+
+    stage: int = 0
+    stage_step: int = 0
+    step: int = 0
+    examples: int = 0
+    passes: int = 0  # examples sent through the encoder in training, extra passes of smoothness included
+    seconds: float = 0.0
+    drawn: dict[str, int] = field(default_factory=dict)
+    part: int = 0  # the last evaluation point reported
+    best_score: float = -math.inf
+    best_part: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the trial did since the last one.
+
+    `record` is flat and ready to log: of kind train, dev, or pretrain while there is no model yet. `part` is the evaluation
+    point just reached (1, 3, 9 …) or None; `improved` says that it is the trial's best so far. `snapshot()` returns what a
+    later `train` goes on from; its tensors are the trial's own, so call it, and write what it returns to disk, before the
+    generator moves on.
+    """
+
+    record: Record
+    part: int | None
+    improved: bool
+    done: bool
+    model: MultitaskBert | None
+    snapshot: Callable[[], dict[str, Any]]
+
+
+def train(config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None = None) -> Iterator[Progress]:
+    """Train one trial, yielding Progress about a hundred times and at each evaluation point.
+
+    A point falls after the first step that reaches it. Where one step reaches several (a budget of a few steps) only the
+    fullest is reported: it is one and the same model. The last point is always reached, and is the last yield.
+    Stages on texts come before all that: they yield records of their own, where the cache has what they make only one each.
+    snapshot: go on from there (the first yield is then what comes after it).  Raises NotFiniteError.
+    Raises ValueError where the turns of a task schedule are too short for a batch.
+    """
+    config.check_turns(inputs.sizes)
+    pretrainings = find(config, inputs)
+    for record in make(pretrainings, config, inputs):
+        if not snapshot:  # else the trial's own records have told of it already
+            yield Progress(record, None, False, False, None, dict)
+    if pretrainings:
+        inputs = replace(inputs, encoder_folder=pretrainings[-1].folder)
+    yield from _Trial(config, inputs, snapshot or None).run()
+
+
+def model_to_train(config: TrialConfig, inputs: Inputs) -> MultitaskBert:
+    """The model a trial starts from, which trains the words of its own corpus alone."""
+    model = build_model(config, build_encoder(config, inputs))
+    model.encoder.train_words(inputs.token_ids)
+    return model
+
+
+class _Trial:
+    def __init__(self, config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None) -> None:
+        self.config, self.inputs = config, inputs
+        self.device = prepare(config.machine)
+        self.precision = resolve_precision(config.machine.precision, self.device)
+        self.model = model_to_train(config, inputs).to(self.device)
+        self.total = config.num_examples(inputs.sizes)
+        self.counters = Counters(drawn=dict.fromkeys(config.train_on, 0))
+        self.snapshot_at_start = snapshot
+        if snapshot is not None:
+            self.counters = Counters(**snapshot["counters"])
+            self.model.load_state_dict(snapshot["model"])
+        parts = config.budget.points
+        self.points = {part: math.ceil(self.total * part / parts[-1]) for part in parts}
+        self.log = _Log(self.counters.examples)
+        self.started = time.monotonic() - self.counters.seconds
+
+    def run(self) -> Iterator[Progress]:
+        stages = self.config.stage_plans()
+        ends = stage_ends(self.config.stage_examples(self.inputs.sizes), self.total)
+        for index, (stage, start, end) in enumerate(zip(stages, [0, *ends[:-1]], ends, strict=True)):
+            if index >= self.counters.stage:
+                if index > self.counters.stage:
+                    self.counters.stage, self.counters.stage_step = index, 0
+                yield from self._run_stage(stage, start, end)
+
+    def _run_stage(self, stage: StagePlan, start: int, end: int) -> Iterator[Progress]:
+        """Steps from `start` to `end`, both counted in the trial's examples; may begin a step's overshoot late."""
+        counters, config = self.counters, self.config
+        snapshot, self.snapshot_at_start = self.snapshot_at_start, None
+        goes_on = snapshot is not None and snapshot["counters"]["stage"] == counters.stage
+        for task in stage.tasks if stage.fresh_heads and not goes_on else ():
+            self.model.renew_head(task, seed_of(config.seed, "fresh", counters.stage))
+        weights, seed = config.loss_weights, seed_of(config.seed, "stage", counters.stage)
+        self.stepper = Stepper(self.model, stage, weights, seed, self.precision)
+        if snapshot is not None and goes_on:
+            self.stepper.restore(snapshot)
+        if (due := self._due_part()) is not None:  # the snapshot was taken between the step that reached it and the evaluation
+            yield self._evaluate(due)
+        sizes = {name: self.inputs.sizes[name] for name in stage.tasks}
+        batch_sizes = {name: self.model.plans[name].batch_size for name in stage.tasks}
+        while counters.examples < end:
+            progress = (counters.examples - start) / (end - start)
+            names = stage.task_schedule.tasks_of_step(counters.stage_step, progress, sizes, batch_sizes, seed)
+            batches = {name: self._next_batch(name) for name in names}
+            num_examples = sum(batch_sizes[name] for name in names)
+            before = counters.examples
+            # the rate belongs to the step's middle, so that neither the first nor the last step is wasted on a rate of 0
+            middle = (before + min(num_examples, end - before) / 2 - start) / (end - start)
+            counters.examples += num_examples
+            is_log = self._log_number(before) < self._log_number(counters.examples)
+            costly = self._costly_number(before, num_examples) < self._costly_number(counters.examples, num_examples)
+            report = self.stepper.step(counters.step, batches, middle, measure=is_log, measure_penalty=costly)
+            counters.step += 1
+            counters.stage_step += 1
+            counters.passes += report.passes
+            self.log.add(report)
+            due = self._due_part()
+            if is_log or due is not None:
+                yield self._progress(self._train_record(stage, middle, report), None, False)
+            if due is not None:
+                yield self._evaluate(due)
+
+    def _due_part(self) -> int | None:
+        """The fullest point that is reached and not yet reported."""
+        reached = max((part for part, at in self.points.items() if at <= self.counters.examples), default=0)
+        return reached if reached > self.counters.part else None
+
+    def _log_number(self, examples: int) -> int:
+        return examples * LOGS_A_TRIAL // self.total
+
+    def _costly_number(self, examples: int, examples_a_step: int) -> int:
+        """Counts the logs with figures that cost a step: all of a long trial's, of a short one's every tenth step or so."""
+        return self._log_number(examples) // math.ceil(STEPS_A_MEASURE * examples_a_step * LOGS_A_TRIAL / self.total)
+
+    def _next_batch(self, name: str) -> list[PackedBatch]:
+        """The task's next examples, packed; in parts where they are more tokens than one pass may hold."""
+        plan, split, limit = self.model.plans[name], self.inputs.train[name], self.config.machine.micro_batch_tokens
+        start = self.counters.drawn[name]
+        rows = example_rows(seed_of(self.config.seed, "rows", name), len(split), start, plan.batch_size)
+        self.counters.drawn[name] += plan.batch_size
+        parts = pack_parts(split, rows, plan.pair_encoding.kind, self.config.max_length, self.inputs.specials, limit)
+        return [part.to(self.device) for part in parts]
+
+    def _train_record(self, stage: StagePlan, progress: float, report: StepReport) -> Record:
+        counters = self.counters
+        counters.seconds = time.monotonic() - self.started
+        rate = stage.optimizer.lr * stage.optimizer.lr_factor(progress)
+        record = self._record("train") | self.log.flush(counters.examples) | {"train/lr": rate} | usage(self.device)
+        record |= {f"train/{name}": value for name, value in report.figures.items()}
+        for name, value in record.items():
+            if name.endswith("_loss") and not math.isfinite(value):
+                task = name.removeprefix("train/").removesuffix("_loss")
+                raise NotFiniteError(
+                    f"The loss of {task} became {value} by step {counters.step} ({counters.examples} examples); "
+                    f"its learning rate was {record['train/lr']:.2g}."
+                )
+        return record
+
+    def _evaluate(self, part: int) -> Progress:
+        counters = self.counters
+        metrics, notes = evaluate_dev(self.model, self.config, self.inputs)
+        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if broken:
+            raise NotFiniteError(
+                f"Predictions of {', '.join(broken)} on dev are not finite after {counters.examples} examples."
+            )
+        counters.part = part
+        value = score(metrics, self.config.known_tasks, self.config.objective)
+        improved = value > counters.best_score
+        if improved:
+            counters.best_score, counters.best_part = value, part
+        counters.seconds = time.monotonic() - self.started
+        record = self._record("dev") | {"part": part, "stage": counters.stage, "dev/score": value, **notes}
+        both = overall(metrics, self.config.known_tasks, self.config.objective)
+        record |= {f"dev/{name}": number for name, number in {**metrics, **both}.items()}
+        self.log.restart()
+        return self._progress(record, part, improved)
+
+    def _record(self, kind: str) -> Record:
+        c = self.counters
+        return {
+            "kind": kind,
+            "step": c.step,
+            "examples": c.examples,
+            "passes": c.passes,
+            "time_ms": time.time_ns() // 1_000_000,
+            "seconds": round(c.seconds, 3),
+        }
+
+    def _progress(self, record: Record, part: int | None, improved: bool) -> Progress:
+        return Progress(record, part, improved, part == self.config.budget.points[-1], self.model, self._snapshot)
+
+    def _snapshot(self) -> dict[str, Any]:
+        return {
+            "counters": asdict(self.counters),
+            "model": self.model.state_dict(),
+            **self.stepper.state(),
+        }
+
+
+class _Log:
+    """Sums of losses since the last record, and gradient cosines; tensors are waited for only when a record is written."""
+
+    def __init__(self, examples: int) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.cosines: dict[str, list[float]] = {}
+        self.examples, self.since = examples, time.monotonic()
+
+    def add(self, report: StepReport) -> None:
+        for name, loss in report.losses.items():
+            self.sums[name] = self.sums[name] + loss if name in self.sums else loss
+            self.counts[name] = self.counts.get(name, 0) + 1
+        for pair, cosine in report.cosines.items():
+            self.cosines.setdefault(pair, []).append(cosine)
+
+    def flush(self, examples: int) -> dict[str, float]:
+        """Means since the last record: losses, speed, cosines, and of each pair the share of steps whose gradients conflict."""
+        figures = {f"train/{name}_loss": float(total) / self.counts[name] for name, total in self.sums.items()}
+        for pair, cosines in self.cosines.items():
+            figures[f"train/cosine_{pair}"] = sum(cosines) / len(cosines)
+            figures[f"train/conflicts_{pair}"] = sum(cosine < 0 for cosine in cosines) / len(cosines)
+        figures["train/examples_per_second"] = (examples - self.examples) / max(time.monotonic() - self.since, 1e-9)
+        self.sums, self.counts, self.cosines, self.examples = {}, {}, {}, examples
+        self.restart()
+        return figures
+
+    def restart(self) -> None:
+        """Leave what has passed since (an evaluation) out of the speed."""
+        self.since = time.monotonic()
+
+
+def stage_ends(examples: list[float], total: int) -> list[int]:
+    """Where each stage ends, in examples from the trial's start; the last ends with the trial, whatever its part rounds to."""
+    return [math.ceil(round(end, 6)) for end in accumulate(examples[:-1])] + [total]
+
+
+def evaluate_dev(model: MultitaskBert, config: TrialConfig, inputs: Inputs) -> tuple[dict[str, float], dict[str, bool]]:
+    """Each task's dev metric, and a note `constant/<task>` where a regression answered all rows alike (its r counts as 0)."""
+    metrics, notes = {}, {}
+    precision = resolve_precision(config.machine.precision, next(model.parameters()).device)
+    with packed_linears(model.encoder, precision):
+        logits = {
+            name: predict_logits(model, name, split, config.max_length, inputs.specials, precision)
+            for name, split in inputs.dev.items()
+        }
+    for name, logits_BK in logits.items():
+        task, labels_B = model.plans[name].task, inputs.dev[name].labels
+        assert labels_B is not None, "dev splits are read with labels"
+        metrics[name] = metric(task, logits_BK, labels_B)
+        if task.kind == "regression" and is_constant(predictions(task, logits_BK)):
+            notes[f"constant/{name}"] = True
+    return metrics, notes
+
+
+def save_snapshot(path: Path, snapshot: dict[str, Any], records: list[Record]) -> None:
+    """One file, replaced atomically, that also carries every record so far (a kill between save and report leaves no hole)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_state({**snapshot, "format": FORMAT, "records": records}, path)
+
+
+def load_snapshot(path: Path) -> tuple[dict[str, Any], list[Record]]:
+    """Read what `save_snapshot` wrote.  Raises ValueError: broken, or of another format; OSError: unreadable."""
+    snapshot = load_state(path)
+    if "records" not in snapshot:
+        raise ValueError(f"{path} is no whole snapshot (it has no records).")
+    if (found := snapshot.pop("format", 1)) != FORMAT:
+        raise ValueError(f"{path} is a snapshot of format {found}. This version resumes format {FORMAT}.")
+    return snapshot, snapshot.pop("records")

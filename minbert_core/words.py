@@ -1,0 +1,61 @@
+"""Words for what is printed: counts, durations, values, and the ends of sentences about unknown names."""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Iterable
+from typing import Any
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def shown(value: Any) -> str:
+    """A value in a sentence, as YAML has it: null, true, [1, 2], {kind: sum}; text in quotes; the end of a long one is cut."""
+    text = _shown(value)
+    return text if len(text) <= 100 else text[:99] + "…"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_shown(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_shown, value)) + "]"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: `; did you mean 'x'? Known: a, x.`"""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
+    known = f" Known: {', '.join(names)}." if names else ""
+    return (f"; did you mean '{near[0]}'?" if near else ".") + of_invisible(word) + known
+
+
+def invisible(text: str) -> str:
+    """Name the first character of a text that cannot be seen, as the end of a sentence; return "" if all can be."""
+    for i, character in enumerate(text):
+        if not character.isprintable():
+            name = "TAB" if character == "\t" else unicodedata.name(character, "control character")
+            where = f"after '{text[max(0, i - 20) : i]}'" if i else "at its start"
+            return f"holds an invisible character (U+{ord(character):04X} {name}) {where}. Type it again."
+    return ""
+
+
+def of_invisible(value: object) -> str:
+    """Return a sentence about the invisible character in a text just shown; empty if there is none, or it is not a text."""
+    hidden = invisible(value) if isinstance(value, str) else ""
+    return f" It {hidden}" if hidden else ""
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,263 @@
+"""The family of trial schedulers: which trials go on at the rungs, by the scores that trials had there.
+
+    a point -> decide -> CONTINUE, STOP, or PAUSE (it waits for others)        verdict: what holds for a trial by now
+
+What a scheduler remembers is keyed by our trial number, for Ray gives a trial that goes on a new id. A resumed search refills
+it by entering the points of its records again. search/study/searcher.py stands between Ray and this.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Protocol
+
+from pydantic import Field, PositiveInt
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+from minbert_core.config import TrialConfig
+from minbert_core.settings.models import BARE_NAME, Variant
+
+MOST_ROUNDS = 1000  # the most that an error proposes
+CONTINUE, STOP, PAUSE = str(TrialScheduler.CONTINUE), str(TrialScheduler.STOP), str(TrialScheduler.PAUSE)
+
+
+def peers(recipe: str, record: Mapping[str, Any]) -> str:
+    """Name the trials that a point, a dev record, is compared with: those of the same recipe in the same stage of it.
+
+    Stages have shares of their own, so that at one rung a trial may be in its second stage while another is in its first, where
+    some tasks have not been shown yet.
+    """
+    return f"{recipe} stage {record.get('stage', 0)}"
+
+
+class Scheduler(Protocol):
+    """What a member of the family builds for a search."""
+
+    law: str  # why it stops a trial, as the end of a sentence
+
+    def decide(self, number: int, peers: str, exempt: bool, part: int, score: float) -> str:
+        """Enter a point, once or again; what holds for the trial then. An exempt one always goes on, but its points count."""
+
+    def lost(self, number: int) -> None:
+        """A trial failed: it will reach no further point."""
+
+    def verdict(self, number: int) -> str:
+        """What holds for a trial now; CONTINUE before its first point. PAUSE may become another, and nothing else does."""
+
+
+# ----------------------------------------------------------------------------------------------------------- asha
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """All that ASHAScheduler reads of a trial."""
+
+    trial_id: str
+
+
+class RungScheduler:
+    """Ray's ASHAScheduler, one per group of peers: stops a trial unless it is among their best 1/reduction so far at a rung.
+
+    With one set of rungs for all, recipes that start slowly would be stopped by those that start fast. A rung holds the point's
+    own value, never a best.
+    """
+
+    def __init__(self, rungs: Sequence[int]) -> None:
+        self.rungs = tuple(rungs)
+        self.reduction = self.rungs[1] // self.rungs[0] if len(self.rungs) > 1 else 2
+        self.law = f"below the best 1/{self.reduction} of its rung"
+        self._groups: dict[str, Any] = {}  # peers -> ASHAScheduler, which asks for Ray's own trials and is handed _Entry
+        self._entered: set[tuple[int, int]] = set()  # (trial, part)
+        self._verdicts: dict[int, str] = {}
+
+    def decide(self, number: int, peers: str, exempt: bool, part: int, score: float) -> str:
+        """Enter a trial's score at a point into its peers' rungs: STOP or CONTINUE, which exempt trials always do."""
+        if (number, part) in self._entered:  # Ray would enter it into a lower rung, where it has not been among these peers
+            return self.verdict(number)
+        self._entered.add((number, part))
+        if peers not in self._groups:
+            self._groups[peers] = self._asha()
+        asha, entry = self._groups[peers], _Entry(str(number))
+        if entry.trial_id not in asha._trial_info:
+            asha.on_trial_add(None, entry)
+        decision = asha.on_trial_result(None, entry, {"part": part, "score": score})
+        # at the last point Ray would stop all from outside; ours end by themselves after that report
+        stops = decision == TrialScheduler.STOP and not exempt and part < self.rungs[-1]
+        self._verdicts[number] = STOP if stops else CONTINUE
+        return self._verdicts[number]
+
+    def lost(self, number: int) -> None:
+        """Nobody waits for it."""
+
+    def verdict(self, number: int) -> str:
+        return self._verdicts.get(number, CONTINUE)
+
+    def _asha(self) -> ASHAScheduler:
+        return ASHAScheduler(
+            time_attr="part",
+            metric="score",
+            mode="max",
+            max_t=self.rungs[-1],
+            grace_period=self.rungs[0],
+            reduction_factor=self.reduction,
+        )
+
+
+class Asha(Variant):
+    """Asynchronous successive halving, Li et al. 2018 (arXiv 1810.05934), stopping variant, rungs kept per recipe."""
+
+    kind: Literal["asha"] = "asha"
+    stops: ClassVar[bool] = True  # whether a trial may end at a rung, by its score there
+    least_rungs: ClassVar[int] = 1  # one rung is no halving: every trial runs to its end
+    most_waiting: ClassVar[int] = 0  # trials that are paused at one time, whose snapshots are kept
+
+    def build(self, rungs: Sequence[int], num_trials: int) -> Scheduler:
+        return RungScheduler(rungs)
+
+    def describe(self, rungs: Sequence[int]) -> str:
+        """What the plan says of it; empty where it stops nobody."""
+        return f"the best 1/{rungs[1] // rungs[0]} go on from rung to rung" if len(rungs) > 1 else ""
+
+    def warning(self, rungs: Sequence[int], num_trials: int, num_baselines: int, num_recipes: int) -> str:
+        """What may not be what was meant, as a sentence; empty where all is well."""
+        reduction, per_recipe = rungs[1] // rungs[0] if len(rungs) > 1 else 0, num_trials / num_recipes
+        if per_recipe >= 2 * reduction:
+            return ""
+        return (
+            f"{per_recipe:.0f} trials a recipe are few: rungs keep one in {reduction}, so the first ones pass unopposed. "
+            f"{2 * reduction * num_recipes} trials or more would let halving work."
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------- top_k
+
+
+class TopKScheduler:
+    """Lets the best k of the first rung run to the end, once all `num_trials` have been there or failed.
+
+    A trial that k others beat can never be among the best k again, so it is stopped at once: at most k wait, and their
+    snapshots are all that is kept. Equal scores: the lower number goes first. One that fails later is not replaced.
+    """
+
+    def __init__(self, rungs: Sequence[int], k: int, num_trials: int) -> None:
+        self.k, self.num_trials = k, num_trials
+        self.law = f"not among the best {k} of the first rung"
+        self._firsts: dict[int, tuple[int, float]] = {}  # number -> (part, score) of the first point; exempt trials have none
+        self._free: set[int] = set()  # exempt, or let through before
+        self._lost: set[int] = set()
+
+    def decide(self, number: int, peers: str, exempt: bool, part: int, score: float) -> str:
+        if exempt or part > self._firsts.setdefault(number, (part, score))[0]:
+            self._free.add(number)
+        return self.verdict(number)
+
+    def lost(self, number: int) -> None:
+        self._lost.add(number)
+
+    def verdict(self, number: int) -> str:
+        if number in self._free or number not in self._firsts:
+            return CONTINUE
+        if sum(self._order(other) < self._order(number) for other in self._firsts) >= self.k:
+            return STOP
+        arrived = self._firsts.keys() | self._free | self._lost
+        return CONTINUE if len(arrived) >= self.num_trials else PAUSE
+
+    def _order(self, number: int) -> tuple[float, int]:
+        return -self._firsts[number][1], number
+
+
+class TopK(Variant):
+    """One evaluation, then the top k ("1-Epoch", Egele et al. 2023, arXiv 2307.15422).
+
+    Every trial runs to the first rung, and the best k of all recipes together go on to the end without another choice;
+    baselines do so too, beside the k.
+    """
+
+    kind: Literal["top_k"] = "top_k"
+    k: PositiveInt = Field(3, description="trials that go on after the first rung, baselines not counted")
+    stops: ClassVar[bool] = True
+    least_rungs: ClassVar[int] = 2
+
+    @property
+    def most_waiting(self) -> int:
+        return self.k
+
+    def build(self, rungs: Sequence[int], num_trials: int) -> Scheduler:
+        return TopKScheduler(rungs, self.k, num_trials)
+
+    def describe(self, rungs: Sequence[int]) -> str:
+        return f"the best {self.k} at {rungs[0]}/{rungs[-1]} go on to the end"
+
+    def warning(self, rungs: Sequence[int], num_trials: int, num_baselines: int, num_recipes: int) -> str:
+        if num_trials - num_baselines > self.k:
+            return ""
+        return f"top_k lets {self.k} of {num_trials - num_baselines} trials go on, so it stops none."
+
+
+# ------------------------------------------------------------------------------------------------------------- none
+
+
+class NoStops:
+    """Lets every trial run to its end."""
+
+    law = ""  # it stops none
+
+    def decide(self, number: int, peers: str, exempt: bool, part: int, score: float) -> str:
+        return CONTINUE
+
+    def lost(self, number: int) -> None:
+        """Nobody waits for it."""
+
+    def verdict(self, number: int) -> str:
+        return CONTINUE
+
+
+class NoStopping(Variant):
+    """No trial is stopped: at the rungs it is evaluated, and its score is the best of them. For grids of known systems."""
+
+    kind: Literal["none"] = "none"
+    stops: ClassVar[bool] = False
+    least_rungs: ClassVar[int] = 1
+    most_waiting: ClassVar[int] = 0
+
+    def build(self, rungs: Sequence[int], num_trials: int) -> Scheduler:
+        return NoStops()
+
+    def describe(self, rungs: Sequence[int]) -> str:
+        return "all run to the end"
+
+    def warning(self, rungs: Sequence[int], num_trials: int, num_baselines: int, num_recipes: int) -> str:
+        return ""
+
+
+TrialSchedulerSetting = Annotated[Asha | TopK | NoStopping, Field(discriminator="kind"), BARE_NAME]
+
+
+# --------------------------------------------------------------------------------------------- rungs and task schedules
+
+
+def rung_faults(config: TrialConfig, rungs: Sequence[int]) -> Iterator[tuple[str, str]]:
+    """Yield (path, sentence) for each stage in which a rung cuts a round, so that trials are compared inside their turns."""
+    for rounds in filter(None, config.rounds()):
+        if rounds.span is None:
+            law = "are of a stage in epochs among others, and where rungs cut them depends on the sizes of the data"
+            yield rounds.path, f"`{rounds.path}` {law}. Give the stages shares of the budget, or use trial_scheduler: none."
+            continue
+        start, end = rounds.span
+        at = {rung: (rung / rungs[-1] - start) / (end - start) for rung in rungs[:-1] if start < rung / rungs[-1] < end}
+        if cut := [rung for rung, share in at.items() if not _is_whole(rounds.number * share)]:
+            law = "must make every rung the end of a round, since inside a round some tasks have been shown less than others"
+            got = f"Got {rounds.number}, of which {rounds.number * at[cut[0]]:.3g} end by the rung of {cut[0]}/{rungs[-1]}"
+            fits = next((n for n in range(1, MOST_ROUNDS) if all(_is_whole(n * share) for share in at.values())), None)
+            remedy = f"Use {fits} or a multiple of it" if fits else "Use a task_schedule without rounds"
+            yield rounds.path, f"`{rounds.path}` {law}. {got}. {remedy}, or trial_scheduler: none."
+
+
+def _is_whole(number: float) -> bool:
+    """Return whether a number is an integer, to within the rounding of shares."""
+    return math.isclose(number, round(number), abs_tol=1e-6)
+
+
+# ----------------------------------------------------------------------------------------------------------- cost

@@ -1,0 +1,142 @@
+"""Further pretraining before the first trial: made in a trial, it would hold the slots of all that begin with it.
+
+    branches, baselines -> known_chains -> a Pretrainer each (Ray, with a trial's cores and share of a GPU) -> records
+
+The result is in the cache (minbert_core/train/pretraining.py), where every trial finds it; a stopped one resumes from there. If
+the sampler chooses values of the pretraining itself, it is unknown beforehand; then the first trial that begins with it makes it.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from minbert_core.commands import Refused
+from minbert_core.config import TrialConfig
+from minbert_core.config_checks import load_config
+from minbert_core.inputs import Inputs, open_inputs
+from minbert_core.methods.stages import Pretraining
+from minbert_core.settings.paths import as_written
+from minbert_core.train.pretraining import Pretrained, Record, find, make
+from search.plan.places import here
+from search.plan.resources import Resources, cause_of
+from search.space.domains import Domain, Range
+from search.space.space import Sample, Space
+
+KINDS = "|".join(stage.model_fields["kind"].default for stage in get_args(get_args(Pretraining)[0]))
+VALUES = ("encoder/", "max_length", "machine/micro_batch_tokens")  # what its weights follow from in addition to the stage
+LOOK_SECONDS = 0.5  # between two looks at what may stop it
+STOP_SECONDS = 30  # in which a stopped one must have saved its state: a step, and a file of three times the weights
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The further pretrainings that a trial begins with, one after the other, and a config that begins with them."""
+
+    config: TrialConfig  # with its folders where they are here
+    inputs: Inputs
+    ones: list[Pretrained]
+
+
+def chains(points: Iterable[Sample], places: Mapping[str, str]) -> list[Chain]:
+    """The chains of some points, each once; without those that another one begins with."""
+    found: dict[str, Chain] = {}
+    configs = {_what_decides(config): config for point in points if (config := point.config()).pretraining}
+    for config in configs.values():  # few, because finding one reads its texts
+        local = here(config, places)
+        inputs = open_inputs(local)
+        ones = find(local, inputs)
+        found.setdefault(ones[-1].key, Chain(local, inputs, ones))
+    begins = {one.key for chain in found.values() for one in chain.ones[:-1]}
+    return [chain for key, chain in found.items() if key not in begins]
+
+
+def _what_decides(config: TrialConfig) -> tuple[Hashable, ...]:
+    """A key of a config's chain: configs of one space with equal keys have equal chains."""
+    return config.encoder, config.pretraining, config.max_length, config.train_on, config.machine
+
+
+def known_chains(
+    branches: Iterable[Sample], baselines: Iterable[Sample], space: Space, places: Mapping[str, str]
+) -> list[Chain]:
+    """The chains that are known before the sampler chooses: of the baselines, and of branches that leave no value open."""
+    domains = space.domains()
+    known = [point for point in branches if not any(_decides(name, domains[name][0]) for name in point.params)]
+    return chains([*known, *baselines], places)
+
+
+def _decides(name: str, domain: Domain) -> bool:
+    """Whether a searched parameter is a value from which a pretraining's weights follow, rather than a branch of the space."""
+    is_own = re.match(rf"stages/\d+/({KINDS})/", name) is not None
+    return is_own or (isinstance(domain, Range) and name.startswith(VALUES))
+
+
+# ---------------------------------------------------------------------------------------------------------------- making
+
+
+class Pretrainer:
+    """A chain in a process of its own, record by record. `stop` is heard while `next` works: it is in another thread."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.document = document
+        self.stopped = threading.Event()
+        self.records: Iterator[Record] | None = None
+
+    def next(self) -> Record | None:
+        """The next record; None at the end, or when it is stopped and its state is saved."""
+        if self.records is None:
+            config = load_config(self.document)
+            inputs = open_inputs(config)
+            self.records = make(find(config, inputs), config, inputs, self.stopped.is_set)
+        return next(self.records, None)
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+
+def make_chains(
+    known: Iterable[Chain], resources: Resources, listen: Callable[[Record], None], is_stopped: Callable[[], bool]
+) -> bool:
+    """Make what is not yet made, as many chains at a time as the search runs trials; whether all are made. Ray must run.
+
+    listen: hears each record. is_stopped: asked twice a second.
+    Raises Refused where one fails, saying which and why.
+    """
+    import ray
+
+    actor: Any = ray.remote(concurrency_groups={"stop": 1})(Pretrainer)  # type: ignore[call-overload]  # unknown to its stubs
+    remote = actor.options(num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial)
+    missing = [chain for chain in known if not all(one.is_made for one in chain.ones)]
+    makers = {remote.remote(as_written(chain.config)): chain for chain in missing}
+    asked = {maker.next.remote(): maker for maker in makers}
+    try:
+        while asked and not is_stopped():
+            for done in ray.wait(list(asked), timeout=LOOK_SECONDS)[0]:
+                maker = asked.pop(done)
+                if (record := _record(done, makers[maker])) is not None:
+                    listen(record)
+                    asked[maker.next.remote()] = maker
+                else:
+                    ray.kill(maker)  # its cores are for the next chain
+        for maker in asked.values():
+            maker.stop.options(concurrency_group="stop").remote()
+        ray.wait(list(asked), num_returns=len(asked), timeout=STOP_SECONDS) if asked else None
+        return not asked
+    finally:
+        for maker in makers:
+            ray.kill(maker)
+
+
+def _record(done: Any, chain: Chain) -> Record | None:
+    """What a Pretrainer gave.  Raises Refused where it failed."""
+    import ray
+
+    try:
+        record: Record | None = ray.get(done)
+    except ray.exceptions.RayError as error:
+        names = " or ".join(one.name for one in chain.ones if not one.is_made)
+        raise Refused(f"The further pretraining {names} failed, so no trial was begun: {cause_of(error)}") from None
+    return record

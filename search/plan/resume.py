@@ -1,0 +1,102 @@
+"""What `--resume NAME` goes on with: the plan of a search that was begun, from its own record, on this machine.
+
+With --space FILE, too, NAME is started where it is not yet: one command for a job that a cluster begins and requeues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from minbert_core.commands import Refused
+from minbert_core.settings.models import NAME
+from minbert_core.settings.yaml import dump_yaml, parse_yaml
+from search.plan.folder import check_format, has_begun, read_plan
+from search.plan.places import find_places, moved
+from search.plan.plan import Plan, make_plan
+from search.plan.resources import find_resources
+from search.space.file import read_document
+from search.space.space import default_choice, make_space
+from search.tracking.store import store_fault
+
+
+def goes_on(options: argparse.Namespace, runs: Path) -> bool:
+    """Whether the command goes on with a search in `runs`, rather than start one.  Raises ValueError: it says neither."""
+    if options.space is None and options.resume is None:
+        raise ValueError(
+            "Give --space FILE (a new search), --resume NAME (go on with one), or both (go on with NAME, or start it)."
+        )
+    if options.resume is not None and options.name is not None:
+        raise ValueError("--resume names the search already; it does not go with --name.")
+    if options.resume is None:
+        return False
+    if options.space is None or has_begun(runs / options.resume):
+        return True
+    if not NAME.fullmatch(options.resume):
+        raise ValueError(f"A search's name, that of --resume, must be made of a-z, 0-9, _ and -. Got '{options.resume}'.")
+    return False
+
+
+def resumed_plan(options: argparse.Namespace, folder: Path, retry: str) -> tuple[Plan, dict[str, Any]]:
+    """The plan of the search in `folder`, and its record with what changes now.
+
+    retry: as in find_resources.
+    Raises ValueError: no such search, options that do not go with it. Refused: other hardware, another space, data that are not
+    here or have changed.
+    """
+    record = read_plan(folder)
+    check_format(record)
+    _check_asked(options, record)
+    document, _ = parse_yaml((folder / "space.yaml").read_text(encoding="utf-8"), str(folder / "space.yaml"))
+    space = replace(make_space(record["space_name"], document), encoders=record["encoders"])
+    gpus = options.gpus or str(int(record["gpus"]))
+    _check_hardware(record, gpus)
+    per_trial = options.gpus_per_trial if options.gpus_per_trial is not None else record["gpus_per_trial"] or None
+    resources = find_resources(gpus, per_trial, options.cpus_per_trial or record["cpus_per_trial"], retry)
+    uri = options.tracking_uri or record.get("tracking_uri")
+    if uri is not None and (fault := store_fault(uri)):
+        raise Refused(fault)
+    num_trials = options.trials or record["trials"]
+    if num_trials < record["trials"]:
+        raise ValueError(f"--trials {num_trials} is fewer than the search's {record['trials']}; it may be raised only.")
+    places = find_places(record, space.sample(default_choice).config(), options.data, options.encoder)
+    plan = make_plan(record["name"], space, record["seed"], num_trials, resources, places)
+    return plan, record | {"trials": num_trials, "tracking_uri": uri, "moved": moved(places)}
+
+
+def asked_space(source: Path | dict[str, Any], sets: Iterable[str]) -> str:
+    """sha256 of a space as its user wrote it, `--set` included; --data and --encoder are not: they may lie elsewhere later."""
+    document, _ = read_document(source, sets)
+    return hashlib.sha256(dump_yaml(document).encode()).hexdigest()
+
+
+def _check_asked(options: argparse.Namespace, record: dict[str, Any]) -> None:
+    """A search keeps its space and its seed: what the command says of them must be what it began with."""
+    if options.space is None:
+        if given := [flag for flag in ("set", "seed") if getattr(options, flag) is not None]:
+            raise ValueError(f"--resume takes everything from the record of the search; it does not go with --{given[0]}.")
+    elif asked_space(options.space, options.set or []) != record.get("space_sha256"):
+        what = options.space if isinstance(options.space, Path) else "the one given"
+        raise Refused(
+            f"The search {record['name']} began with another space than {what} is now (--set included), and keeps it. Go on "
+            "without --space and --set (more trials: with --trials N), or start this one under another name."
+        )
+    if options.seed not in (None, record["seed"]):
+        raise Refused(f"The search {record['name']} has the seed {record['seed']} and keeps it. Got --seed {options.seed}.")
+
+
+def _check_hardware(record: dict[str, Any], gpus: str) -> None:
+    """Raise Refused where a search that began on GPUs would go on without, or the other way round."""
+    import torch
+
+    began_on_gpu, goes_on_gpu = record["gpus_per_trial"] > 0, torch.cuda.is_available() and gpus != "0"
+    if began_on_gpu != goes_on_gpu:
+        began, now = ("GPUs", "the CPU") if began_on_gpu else ("the CPU", "GPUs")
+        raise Refused(
+            f"The search {record['name']} began on {began} and would go on on {now}: its trials could not be compared. "
+            "Go on on the same hardware, or start a new search."
+        )

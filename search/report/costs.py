@@ -1,0 +1,156 @@
+"""What a search cost, read off its trials' records: as a whole, and what each branch of a choice costs an example.
+
+At equal examples one branch may cost three times another (SMART's extra passes), which a ranking by score does not show.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minbert_core.settings.yaml import parse_yaml
+from minbert_core.words import counted, duration
+from search.report.words import markdown
+from search.space.domains import Choice, Domain
+from search.space.file import SpaceSettings
+from search.space.space import Space
+from search.study.study import TrialResult
+
+
+@dataclass(frozen=True)
+class BranchCost:
+    """The trials that took one branch of a choice. Times hold evaluations; whatever else differs between the trials differs."""
+
+    parameter: str
+    branch: str
+    num_trials: int
+    best: float | None  # the best score among them, whatever the rung; None where none was evaluated
+    ms_an_example: float
+    passes_an_example: float
+
+
+def choices_of(space: Space) -> list[str]:
+    """The searched parameters that are choices."""
+    return [name for name, (domain, _) in space.domains().items() if isinstance(domain, Choice)]
+
+
+def read_domains(folder: Path) -> dict[str, Domain]:
+    """Every parameter of the space that a search's folder keeps, and its domain."""
+    document, _ = parse_yaml((folder / "space.yaml").read_text(encoding="utf-8"), str(folder / "space.yaml"))
+    return {name: domain for name, (domain, _) in Space(folder.name, SpaceSettings(), document).domains().items()}
+
+
+def read_choices(folder: Path) -> list[str]:
+    """The parameters in `read_domains` that are choices."""
+    return [name for name, domain in read_domains(folder).items() if isinstance(domain, Choice)]
+
+
+def branch_costs(trials: Iterable[TrialResult], choices: Sequence[str]) -> list[BranchCost]:
+    """A row a branch that a trial took, of each choice, cheapest first; and of the recipe, if no choice tells it."""
+    trials = [trial for trial in trials if trial.examples]
+    groups: dict[str, dict[Any, list[TrialResult]]] = {name: defaultdict(list) for name in [*choices, "recipe"]}
+    for trial in trials:
+        groups["recipe"][trial.config().recipe].append(trial)
+        for name in choices:
+            if name in trial.params:  # a choice within a branch that this trial did not take is not
+                groups[name][trial.params[name]].append(trial)
+    recipes = _partition(groups["recipe"])
+    if len(recipes) == 1 or any(_partition(groups[name]) == recipes for name in choices):  # a choice that says the same
+        del groups["recipe"]
+    costs = [_cost(name, str(branch), taken) for name, branches in groups.items() for branch, taken in branches.items()]
+    order = list(groups)
+    return sorted(costs, key=lambda cost: (order.index(cost.parameter), cost.ms_an_example))
+
+
+def _partition(groups: dict[Any, list[TrialResult]]) -> set[frozenset[int]]:
+    """Which trials go together."""
+    return {frozenset(trial.number for trial in trials) for trials in groups.values()}
+
+
+def _cost(parameter: str, branch: str, trials: list[TrialResult]) -> BranchCost:
+    examples = sum(trial.examples for trial in trials)
+    best = max((trial.score for trial in trials if trial.points and trial.status != "failed"), default=None)
+    ms = 1000 * sum(trial.seconds for trial in trials) / examples
+    return BranchCost(parameter, branch, len(trials), best, ms, sum(map(_passes, trials)) / examples)
+
+
+def _passes(trial: TrialResult) -> int:
+    return int(trial.records[-1]["passes"]) if trial.records else 0
+
+
+def branch_table(trials: Iterable[TrialResult], choices: Sequence[str]) -> list[str]:
+    """The costs of the branches as the lines of a Markdown table; nothing where no choice was searched."""
+    costs = branch_costs(trials, choices)
+    if not costs:
+        return []
+    cheapest: dict[str, float] = {}
+    for cost in costs:
+        cheapest.setdefault(cost.parameter, cost.ms_an_example)
+    rows = [["parameter", "branch", "trials", "best", "ms an example", "x cheapest", "passes an example"]]
+    for cost in costs:
+        best = "" if cost.best is None else f"{cost.best:.4f}"
+        times = f"{cost.ms_an_example / cheapest[cost.parameter]:.2f}"
+        figures = [f"{cost.ms_an_example:.3g}", times, f"{cost.passes_an_example:.2f}"]
+        rows.append([cost.parameter, cost.branch, str(cost.num_trials), best, *figures])
+    return markdown(rows)
+
+
+def training_seconds(trials: Iterable[TrialResult]) -> float:
+    """How long at least one trial was training, by the clock: neither start-up nor the time between a stop and `--resume`.
+
+    A record says how long its trial has run by then, and when that was: what passed since the one before is an interval, and
+    the union of all intervals is the answer.
+    """
+    intervals = []
+    for trial in trials:
+        before = 0.0
+        for record in trial.records:
+            end = record["time_ms"] / 1000
+            intervals.append((end - (record["seconds"] - before), end))
+            before = record["seconds"]
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def pretrainings(trials: Sequence[TrialResult], before: Iterable[dict[str, Any]]) -> tuple[float, list[str]]:
+    """Seconds of the further pretrainings that a search made, and a sentence for each that its trials began with.
+
+    before: the records of what it made before its trials.
+    `further pretraining mlm 3f2a9c01: 340 s, made once by trial 002, shared by 5 trials`
+    """
+    own = {record["key"]: record["pretrain/seconds"] for record in before if record.get("made")}
+    seconds, sentences = sum(own.values()), []
+    told = {trial.number: [record for record in trial.records if "made" in record] for trial in trials}
+    for key, stage in {record["key"]: record["stage"] for records in told.values() for record in records}.items():
+        found = [(number, record) for number, records in told.items() for record in records if record["key"] == key]
+        makers = [number for number, record in found if record["made"]]
+        took = found[0][1]["pretrain/seconds"]
+        seconds += took * len(makers)
+        by_search = "made once, before the trials" if key in own else "made before this search"
+        made = f"made once by trial {makers[0]:03d}" if makers else by_search
+        shared = f"shared by {counted(len({number for number, _ in found}), 'trial')}"
+        sentences.append(f"further pretraining {stage} {key[:8]}: {duration(took)}, {made}, {shared}")
+    return seconds, sentences
+
+
+def total_cost(
+    trials: Sequence[TrialResult], cpus_per_trial: int, gpus_per_trial: float, pretrained: Iterable[dict[str, Any]] = ()
+) -> str:
+    """`1 h 30 min of training, 5.8 GPU-hours, 3,200,000 examples, 8,100,000 passes`; without GPUs core-hours.
+
+    The hours hold each further pretraining that was made here once; what it was follows in words.
+    pretrained: the records of those that were made before the trials.
+    """
+    pretraining_seconds, sentences = pretrainings(trials, pretrained)
+    hours = (sum(trial.seconds for trial in trials) + pretraining_seconds) / 3600
+    paid, unit = (hours * gpus_per_trial, "GPU-hours") if gpus_per_trial else (hours * cpus_per_trial, "core-hours")
+    figure = f"{paid:.1f}" if paid >= 1 else f"{paid:.2g}"
+    examples, passes = sum(trial.examples for trial in trials), sum(map(_passes, trials))
+    training = f"{duration(training_seconds(trials))} of training, {figure} {unit}, {examples:,} examples, {passes:,} passes"
+    return "; ".join([training, *sentences])

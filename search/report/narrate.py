@@ -1,0 +1,205 @@
+"""What a search tells while it runs: one plain line an event on the terminal and in log.txt, and all of it to MLflow.
+
+On a terminal a picture of the trials that run stands below the lines (screen.py); the Narrator hands it what it shows.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from minbert_core.config import OVERALL
+from minbert_core.terminal import Screen
+from minbert_core.train.folder import read_records
+from minbert_core.train.report import pretraining_told
+from minbert_core.words import duration
+from search.plan.folder import PRETRAINING
+from search.report.screen import Picture, look, read_tail, render
+from search.report.words import describe, markdown, scores
+from search.study.study import TrialResult, best_first, ranked
+from search.tracking.tracker import Tracker
+
+
+def table(
+    trials: Iterable[TrialResult], tasks: list[str], most: int = 10, gpus_per_trial: float = 0, unended: str = "running"
+) -> list[str]:
+    """The trials as rows of a Markdown table: the fullest rung first, best score first, then the others, fullest first.
+
+    norm and mean are shown where there are several tasks; `unended` is what a trial that has not ended is said to be.
+    """
+    trials = best_first(trials)
+    costs = ["minutes", "GPU-min"] if gpus_per_trial else ["minutes"]
+    columns = ["score", *tasks, *(OVERALL if len(tasks) > 1 else ())]
+    rows = [["trial", *columns, "last", "at", "status", *costs, "ex/s", "parameters"]]
+    for trial in trials[:most]:
+        best = trial.best if trial.points else {}
+        cells = [f"{best[f'dev/{column}']:.4f}" if f"dev/{column}" in best else "" for column in columns]
+        last = f"{trial.last['dev/score']:.4f}" if best else ""
+        name = f"{trial.number:03d}" + (" (baseline)" if trial.baseline is not None else "")
+        speed = f"{trial.examples / trial.seconds:.0f}" if trial.seconds else ""
+        status = {"failed": f"failed: {trial.reason}", "running": unended}.get(trial.status, trial.status)
+        minutes = [f"{trial.seconds / 60 * share:.1f}" for share in (1, gpus_per_trial)[: len(costs)]]
+        rows.append([name, *cells, last, str(trial.part or ""), status, *minutes, speed, describe(trial.params)])
+    left_out = len(trials) - most
+    return markdown(rows) + ([f"({left_out} more in the trials' folders and in MLflow)"] if left_out > 0 else [])
+
+
+PRETRAINING_LINES = 10  # of progress in each
+
+
+class Narrator:
+    """The listener of a search: prints, logs, and hands on to MLflow. Times left are guesses from the trials ended so far."""
+
+    def __init__(
+        self, folder: Path, tasks: list[str], num_trials: int, slots: int, parts: int, tracker: Tracker, budget: int = 0
+    ) -> None:
+        self.tasks, self.num_trials, self.slots, self.parts, self.tracker = tasks, num_trials, slots, parts, tracker
+        self.budget = budget  # examples of a full trial
+        self.log = (folder / "log.txt").open("a", buffering=1, encoding="utf-8")
+        self.trials: dict[int, TrialResult] = {}
+        self.pretraining: dict[str, dict[str, Any]] = {}  # what is pretrained before the trials: its key -> the last record
+        self.folder = folder
+        self.running: dict[int, str] = {}  # trials at work now -> how the picture names them
+        self.began = time.monotonic()
+        self.screen = Screen(lambda height: render(self.picture(), height))
+        self.warned = False
+
+    def say(self, text: str) -> None:
+        """One line to the terminal, with the hour, and to log.txt, with the date."""
+        self.screen.print(f"[{time.strftime('%T')}] {text}")
+        self.log.write(f"{time.strftime('%F %T')} {text}\n")
+
+    def show(self, lines: Iterable[str]) -> None:
+        """Lines as they are, to the terminal and to log.txt."""
+        for line in lines:
+            self.screen.print(line)
+            self.log.write(f"{line}\n")
+
+    def close(self) -> None:
+        self.log.close()
+
+    def pretrained(self, record: dict[str, Any]) -> None:
+        """A record of what is pretrained before the trials: kept, and printed at its ends and every tenth of the way."""
+        with (self.folder / PRETRAINING).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        self.tracker.pretrained([record])
+        before = self.pretraining.get(record["key"], {})
+        tenths = [int(PRETRAINING_LINES * one.get("pretrain/share", 0)) for one in (before, record)]
+        if not before or "made" in record or tenths[0] < tenths[1]:
+            self.say(pretraining_told(record))
+        self.pretraining[record["key"]] = record
+        if "made" in record:
+            del self.pretraining[record["key"]]
+
+    def replay(self, trials: list[TrialResult]) -> None:
+        """Take in the trials of an interrupted search, and tell MLflow everything again (what it knows it keeps)."""
+        if pretrained := read_records(self.folder / PRETRAINING):
+            self.tracker.pretrained(pretrained)
+        for trial in trials:
+            self.trials[trial.number] = trial
+            first = trial.records[0]["time_ms"] if trial.records else None
+            self.tracker.trial_started(*self._run(trial), time_ms=first)
+            if trial.status == "running":
+                self.tracker.records(trial.number, trial.records)
+            else:
+                self._ended_in_mlflow(trial)
+
+    def started(self, trial: TrialResult, resumed: bool) -> None:
+        self.trials[trial.number] = trial
+        self.running[trial.number] = in_short(trial)
+        self.tracker.trial_started(*self._run(trial))
+        kind = f" (baseline {trial.baseline})" if trial.baseline is not None else ""
+        how = "started" if not resumed else f"goes on from {trial.part}/{self.parts}" if trial.points else "begins again"
+        self.say(f"{trial.number:03d} {how}{kind}  {describe(trial.params)}")
+
+    def reported(self, trial: TrialResult, new: list[dict[str, Any]]) -> None:
+        self.trials[trial.number] = trial
+        self.tracker.records(trial.number, new)
+        self.say(f"{trial.number:03d} at {trial.part}/{self.parts}  {scores(trial.last, self.tasks)}  {self._so_far()}")
+
+    def paused(self, trial: TrialResult, why: str) -> None:
+        """FINISHED in MLflow, where KILLED would show a red cross, and RUNNING again once it goes on."""
+        self.trials[trial.number] = trial
+        self.running.pop(trial.number, None)
+        reason = f"paused at {trial.part}/{self.parts}: {why}"
+        self.tracker.trial_ended(trial.number, "FINISHED", reason, _last_ms(trial))
+        self.say(f"{trial.number:03d} {reason}  {self._so_far()}")
+
+    def ended(self, trial: TrialResult) -> None:
+        """Say how a trial ended, and end its run in MLflow; the first time that MLflow fails, say that, too."""
+        self.trials[trial.number] = trial
+        self.running.pop(trial.number, None)
+        self._ended_in_mlflow(trial)
+        score = f"  {trial.score:.4f}" if trial.points else ""
+        reason = f"  {trial.reason}" if trial.reason != trial.status else ""
+        self.say(f"{trial.number:03d} {trial.status}{score}{reason}  {self._so_far()}")
+        if self.tracker.error and not self.warned:
+            self.warned = True
+            self.say(f"MLflow: {self.tracker.error} The search goes on; metrics.jsonl keeps all, and --resume logs it again.")
+
+    def picture(self) -> Picture:
+        """The search as it is now, the running trials by their own records. Asked for by a thread of the screen's."""
+        now_ms, known = time.time_ns() // 1_000_000, dict(self.trials)
+        rows = []
+        for number, text in sorted(self.running.copy().items()):
+            trial = known[number]
+            records = ([trial.last] if trial.points else []) + read_tail(trial.folder / "metrics.jsonl")
+            rows.append(look(number, text, records, self.budget, self.parts, now_ms))
+        best, pretraining = self.best(), list(self.pretraining.values())
+        text = f"best {best.number:03d} {scores(best.best, self.tasks)}  {describe(best.params)}" if best else "no score yet"
+        elapsed = duration(time.monotonic() - self.began)
+        progress = f"{self.num_done()}/{self.num_trials} done, {elapsed} elapsed{self._time_left()}"
+        return Picture(rows, "; ".join(map(pretraining_told, pretraining)) or text, progress)
+
+    def best(self) -> TrialResult | None:
+        return next(iter(ranked(list(self.trials.values()))), None)
+
+    def num_done(self) -> int:
+        return sum(trial.status != "running" for trial in list(self.trials.values()))
+
+    def _so_far(self) -> str:
+        best = self.best()
+        text = f"best {best.number:03d} {scores(best.best, self.tasks)}" if best else "no score yet"
+        return f"| {text} | {self.num_done()}/{self.num_trials} done{self._time_left()}"
+
+    def _time_left(self) -> str:
+        return time_left(list(self.trials.values()), self.num_trials, self.slots)
+
+    def _run(self, trial: TrialResult) -> tuple[int, str, dict[str, Any], Path, dict[str, str]]:
+        tags = {"recipe": trial.config().recipe} | ({"baseline": str(trial.baseline)} if trial.baseline is not None else {})
+        name = f"{trial.number:03d} {describe(trial.params)}"[:100]
+        return trial.number, name, trial.params, trial.folder / "config.yaml", tags
+
+    def _ended_in_mlflow(self, trial: TrialResult) -> None:
+        self.tracker.records(trial.number, trial.records)  # once more: the last ones of a failed trial came with no report
+        ended_ms = _last_ms(trial)
+        self.tracker.trial_ended(trial.number, "FAILED" if trial.status == "failed" else "FINISHED", trial.reason, ended_ms)
+        if (best := self.best()) is not None:
+            keys = ("score", *self.tasks, *OVERALL)
+            metrics = {f"best/{key}": best.best[f"dev/{key}"] for key in keys if f"dev/{key}" in best.best}
+            self.tracker.best(self.num_done(), metrics | {"trials_done": self.num_done()}, ended_ms)
+
+
+def _last_ms(trial: TrialResult) -> int:
+    return int(trial.records[-1]["time_ms"]) if trial.records else time.time_ns() // 1_000_000
+
+
+def time_left(trials: list[TrialResult], num_trials: int, slots: int) -> str:
+    """`, about 12 min left`: from the mean time of ended trials, all slots busy; empty before one has ended, and at the end."""
+    ended = [trial.seconds for trial in trials if trial.status != "running" and trial.seconds]
+    if not ended:
+        return ""
+    mean = sum(ended) / len(ended)
+    running = [trial.seconds for trial in trials if trial.status == "running"]
+    waiting = num_trials - len(trials)
+    left = (waiting * mean + sum(max(mean - seconds, 0.1 * mean) for seconds in running)) / slots
+    return f", about {duration(max(left, 1))} left" if waiting or running else ""
+
+
+def in_short(trial: TrialResult) -> str:
+    """A trial in its row of the picture: the recipe, unless it is the usual one, and what was searched."""
+    recipe = trial.config().recipe
+    return " ".join(filter(None, ["" if recipe == "multitask" else recipe, describe(trial.params)]))

@@ -1,0 +1,34 @@
+"""Words of the search's tables and lines: parameters, scores, Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+def short_names(paths: Iterable[str]) -> dict[str, str]:
+    """Each path's last word, `optimizer/lr` -> `lr`; its last two where another path ends alike."""
+    paths = list(paths)
+    last = {path: path.rpartition("/")[2] for path in paths}
+    words = list(last.values())
+    return {path: word if words.count(word) == 1 else "/".join(path.split("/")[-2:]) for path, word in last.items()}
+
+
+def describe(params: dict[str, Any]) -> str:
+    """The searched parameters of a trial in a few words: `smoothness=smart lr=3.2e-05`."""
+    names = short_names(params)
+    values = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in params.items()}
+    return " ".join(f"{names[name]}={value}" for name, value in values.items())
+
+
+def scores(record: dict[str, Any], tasks: Iterable[str]) -> str:
+    """`0.7203 (sst .441 para .812 sts .845)` of a dev record, of the tasks that the trial has."""
+    each = " ".join(f"{task} {record[f'dev/{task}']:.3f}".replace(" 0.", " .") for task in tasks if f"dev/{task}" in record)
+    return f"{record['dev/score']:.4f} ({each})"
+
+
+def markdown(rows: list[list[str]]) -> list[str]:
+    """Rows, the first of them the heading, as the lines of a Markdown table that is aligned as plain text, too."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]

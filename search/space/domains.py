@@ -1,0 +1,214 @@
+"""The four domains of a space: uniform, log_uniform, int, choice.  Each knows its law, ends, middle and Optuna's word for it.
+
+A domain is written as a map with its name alone, `lr: {log_uniform: [5e-6, 5e-5]}`; the bounds are the values themselves.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+
+from minbert_core.settings.models import NAME
+from minbert_core.words import did_you_mean, shown
+
+GOLDEN = (3 - math.sqrt(5)) / 2  # being irrational, it divides no range of whole ends at a whole number
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Range:
+    """`uniform`, `log_uniform` or `int`: every value from low to high, both included."""
+
+    kind: str
+    low: float
+    high: float
+
+    def middle(self, default: Any) -> float:
+        """`default` if it lies inside, else the middle, the geometric one of log_uniform."""
+        if self.contains(default):
+            return float(default) if self.kind != "int" else int(default)
+        if self.kind == "log_uniform":
+            return math.sqrt(self.low * self.high)
+        return (int(self.low) + int(self.high)) // 2 if self.kind == "int" else (self.low + self.high) / 2
+
+    def contains(self, value: Any) -> bool:
+        is_number = isinstance(value, int if self.kind == "int" else int | float) and not isinstance(value, bool)
+        return is_number and self.low <= value <= self.high
+
+    def values(self) -> tuple[float, ...]:
+        """The values a check must try: both ends."""
+        return (self.low, self.high)
+
+    @property
+    def fraction(self) -> float:
+        """A value inside that is not whole, if one may come: at a knob that counts, it shows what whole ends do not."""
+        return self.low if self.kind == "int" else self.low + (self.high - self.low) * GOLDEN
+
+    def suggest(self, trial: optuna.Trial, name: str) -> float:
+        if self.kind == "int":
+            return trial.suggest_int(name, int(self.low), int(self.high))
+        return trial.suggest_float(name, self.low, self.high, log=self.kind == "log_uniform")
+
+    def __str__(self) -> str:
+        return f"{self.kind} [{self.low:g}, {self.high:g}]"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`choice`: one of several branches, told apart by scalar labels; a branch may hold domains of its own."""
+
+    labels: tuple[Scalar, ...]
+    branches: tuple[Any, ...]  # as written, without `name`
+
+    def middle(self, default: Any) -> Scalar:
+        """The branch of `default` if there is one, else the first."""
+        return self.label_of(default) if self.contains(default) else self.labels[0]
+
+    def contains(self, value: Any) -> bool:
+        return self._index(value) is not None
+
+    def label_of(self, value: Any) -> Scalar:
+        """The label of the branch that `value` means, which must be one."""
+        index = self._index(value)
+        assert index is not None, f"{value!r} is no branch of {self}"
+        return self.labels[index]
+
+    def _index(self, value: Any) -> int | None:
+        """The branch that `value` means: it is its label, or itself, or of a kind that one branch only has, or lies in it."""
+        kind = value.get("kind") if isinstance(value, dict) else value
+        kinds = [branch.get("kind") if isinstance(branch, dict) else branch for branch in self.branches]
+        inner = [_parse_quietly(branch) if is_domain(branch) else None for branch in self.branches]
+        tests: tuple[Callable[[int], bool], ...] = (
+            lambda i: _same(value, self.labels[i]),
+            lambda i: _same(value, self.branches[i]),
+            lambda i: isinstance(kind, str) and kinds[i] == kind and kinds.count(kind) == 1,
+            lambda i: inner[i] is not None and inner[i].contains(value),  # type: ignore[union-attr]
+        )
+        return next((i for test in tests for i in range(len(self.labels)) if test(i)), None)
+
+    def branch(self, label: Any) -> Any:
+        return self.branches[self.labels.index(label)]
+
+    def values(self) -> tuple[Scalar, ...]:
+        return self.labels
+
+    def suggest(self, trial: optuna.Trial, name: str) -> Scalar:
+        choice: Scalar = trial.suggest_categorical(name, self.labels)
+        return choice
+
+    def __str__(self) -> str:
+        return f"choice of {', '.join(map(str, self.labels))}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Choice) and (self.labels, repr(self.branches)) == (other.labels, repr(other.branches))
+
+    def __hash__(self) -> int:
+        return hash(self.labels)
+
+
+Domain = Range | Choice
+RANGES = ("uniform", "log_uniform", "int")
+DOMAINS = (*RANGES, "choice")
+
+
+def _same(value: Any, other: Any) -> bool:
+    return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)  # Python's True is 1
+
+
+def is_domain(node: Any) -> bool:
+    """Whether a value of a space is a domain: a map that has a domain's name among its keys."""
+    return isinstance(node, dict) and any(name in node for name in DOMAINS)
+
+
+def misspelt_domain(node: Any, path: str) -> Iterator[str]:
+    """A sentence where `node` looks like a domain whose name is written wrong: `{loguniform: [1e-5, 1e-4]}`."""
+    if isinstance(node, dict) and len(node) == 1:
+        [(name, bounds)] = node.items()
+        if isinstance(bounds, list) and difflib.get_close_matches(str(name).lower(), DOMAINS, n=1, cutoff=0.75):
+            yield f"`{path}`: unknown domain '{name}'{did_you_mean(str(name).lower(), DOMAINS)}"
+
+
+def parse_domain(node: dict[str, Any], path: str) -> tuple[Domain | None, list[str]]:
+    """The domain that `node` writes, or None, and what is wrong with it as sentences."""
+    kind = next(name for name in DOMAINS if name in node)
+    if len(node) > 1:
+        others = ", ".join(f"`{key}`" for key in node if key != kind)
+        return None, [f"`{path}`: the domain `{kind}` must stand alone. Got {others} beside it."]
+    return _parse_choice(node[kind], path) if kind == "choice" else _parse_range(kind, node[kind], path)
+
+
+def _parse_quietly(node: dict[str, Any]) -> Domain:
+    domain, faults = parse_domain(node, "")
+    assert domain is not None, faults
+    return domain
+
+
+def _parse_range(kind: str, bounds: Any, path: str) -> tuple[Range | None, list[str]]:
+    number = int if kind == "int" else int | float
+    are_numbers = isinstance(bounds, list) and all(isinstance(b, number) and not isinstance(b, bool) for b in bounds)
+    if not are_numbers or len(bounds) != 2:
+        what = "two whole numbers" if kind == "int" else "two numbers"
+        return None, [f"`{path}`: `{kind}` takes [low, high], {what}. Got {shown(bounds)}."]
+    low, high = bounds
+    if not low < high or not math.isfinite(low) or not math.isfinite(high):
+        return None, [f"`{path}`: `{kind}` needs low < high, both finite. Got {shown(bounds)}."]
+    if kind == "log_uniform" and low <= 0:
+        law = "the bounds of `log_uniform` are the values themselves and must be > 0"
+        hint = f"for zero as well, write choice: [0, {{log_uniform: [1e-6, {high if high > 0 else 1:g}]}}]"
+        return None, [f"`{path}`: {law}; {hint}. Got {shown(bounds)}."]
+    return Range(kind, low, high), []
+
+
+def _parse_choice(branches: Any, path: str) -> tuple[Choice | None, list[str]]:
+    if not isinstance(branches, list) or len(branches) < 2:
+        return None, [f"`{path}`: `choice` takes a list of two or more. Got {shown(branches)}."]
+    labels, values, faults = [], [], []
+    for branch in branches:
+        label, value, fault = _label(branch, path)
+        faults += [fault] if fault else []
+        labels.append(label)
+        values.append(value)
+    if not faults:
+        faults = list(_same_labels(labels, branches, path))
+    return (None if faults else Choice(tuple(labels), tuple(values))), faults
+
+
+def _same_labels(labels: list[Scalar], branches: list[Any], path: str) -> Iterator[str]:
+    """A fault for each group of branches that MLflow's charts, which cut names to ten characters, would merge."""
+    heads = [str(float(label) if isinstance(label, int | float) else label)[:10] for label in labels]  # 1, 1.0 and true are one
+    for head in dict.fromkeys(heads):
+        group = [i for i, other in enumerate(heads) if other == head]
+        can_be_named = all(isinstance(branches[i], dict) and not is_domain(branches[i]) for i in group)
+        remedy = "Give them a `name`." if can_be_named else "Choose them through `together`, where each has a name."
+        if len(group) > 1:
+            law = "the branches of a choice must differ in the first ten characters of their names"
+            yield f"`{path}`: {law}. Got {', '.join(str(labels[i]) for i in group)}. {remedy}"
+
+
+def _label(branch: Any, path: str) -> tuple[Scalar, Any, str]:
+    """(label, the branch without its name, fault or ''). A map is labelled by its name, else its kind; null is `none`."""
+    if branch is None:
+        return "none", None, ""
+    if isinstance(branch, list):
+        if any(isinstance(item, dict | list) for item in branch):
+            return "", branch, f"`{path}`: a list of maps cannot be a branch. Choose it through `together`."
+        return "-".join(map(str, branch)) or "empty", branch, ""
+    if not isinstance(branch, dict):
+        if isinstance(branch, str) and not NAME.fullmatch(branch):
+            return branch, branch, "" if "/" in branch or "." in branch else f"`{path}`: {_BAD_NAME} Got '{branch}'."
+        return branch, branch, ""
+    if is_domain(branch):
+        return next(name for name in DOMAINS if name in branch), branch, ""
+    label = branch.get("name", branch.get("kind"))
+    if not isinstance(label, str) or not NAME.fullmatch(label):
+        law = f"a branch that is a map needs a `kind` or a `name`; {_BAD_NAME}"
+        return str(label), branch, f"`{path}`: {law} Got {shown(branch)}."
+    return label, {key: value for key, value in branch.items() if key != "name"}, ""
+
+
+_BAD_NAME = "names are made of a-z, 0-9, _ and -."

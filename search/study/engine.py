@@ -1,0 +1,52 @@
+"""Ray: started for one search, or joined."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from minbert_core.commands import Refused
+from search.plan.resources import Resources, only_these
+
+STOPS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})  # which end a search so that it can go on
+
+
+def start_ray(resources: Resources, address: str) -> None:
+    """Start a Ray instance of one's own (address `local`) with `resources`, or join the cluster at `address`; quietly.
+
+    Raises Refused where Ray does not start.
+    """
+    import logging
+
+    import ray
+
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    local: dict[str, Any] = {}
+    if address == "local":
+        temporary = tempfile.gettempdir()
+        # sockets lie 80 characters below it, and a socket's path may have 107 (on macOS 103)
+        scratch = Path(temporary if len(temporary) < 20 else "/tmp") / f"minbert-ray-{os.getuid()}"
+        local = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "include_dashboard": False, "_temp_dir": str(scratch)}
+        local["object_store_memory"] = 100 * 1024**2  # reports only; data goes by path
+    try:
+        with only_these(resources.taken), _unheard(signal.SIGUSR1):
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    except Exception as error:  # Ray raises a plain one where its processes are not up within 30 s
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Refused(f"Ray did not start; is this machine overloaded, or its disk full? It says: {reason}") from error
+
+
+@contextlib.contextmanager
+def _unheard(number: signal.Signals) -> Iterator[None]:
+    """Within the block a signal waits. The processes started in it never hear it, though Slurm sends it to all of a step's."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,171 @@
+"""The addresses of MLflow's stores: a server, or an SQLite file, whose path is percent-encoded as SQLAlchemy reads it back."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from minbert_core.files import user_path
+
+SERVER, FILE = ("http://", "https://"), "sqlite:///"
+
+
+def store_uri(runs: Path) -> str:
+    """The store of the searches in the folder `runs`: `mlflow.db` next to it, where the command was typed."""
+    return sqlite_uri(runs.absolute().parent / "mlflow.db")
+
+
+def sqlite_uri(database: Path) -> str:
+    """The address of a file: `sqlite:////home/me/mlflow.db`."""
+    from sqlalchemy.engine import URL  # here, because it takes 0.3 s
+
+    return URL.create("sqlite", database=str(database)).render_as_string()
+
+
+def database_of(uri: str) -> Path:
+    """The file at an SQLite address; the inverse of `sqlite_uri`."""
+    from sqlalchemy.engine import make_url
+
+    return Path(make_url(uri).database or "")
+
+
+def parse_tracking_uri(text: str) -> str:
+    """A store's address as the user wrote it, absolute.  Raises ValueError: an address that MLflow 3 or we do not log to."""
+    if text.startswith(SERVER):
+        server = urlsplit(text)
+        if not server.hostname:
+            raise ValueError(f"An MLflow server's address is http(s)://HOST:PORT. Got '{text}'.")
+        if server.username is not None:  # plan.json and every page would show it
+            raise ValueError(
+                "An MLflow server's address holds no password. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+            )
+        return text.rstrip("/")
+    if text.startswith(FILE) and (path := text.removeprefix(FILE)):
+        if "?" in path:
+            raise ValueError(f"A path in an address is percent-encoded. Got '{text}'. For a file: {_absolute(path)}")
+        return _absolute(str(database_of(text)))
+    scheme, _, rest = text.partition("://")
+    if not rest or scheme == "file":
+        database = f"{rest or text.removeprefix('file:')}/mlflow.db"
+        raise ValueError(f"MLflow 3 no longer logs to folders. Got '{text}'. In a file there: {_absolute(database)}")
+    raise ValueError(f"A search logs to an MLflow server, http(s)://…, or to a file, sqlite:///…. Got '{text}'.")
+
+
+def _absolute(database: str) -> str:
+    return sqlite_uri(user_path(database).absolute())
+
+
+def store_fault(uri: str) -> str | None:
+    """Why nothing can be logged to `uri` now, as a sentence; None where all is well, or a database is yet to be made."""
+    if not uri.startswith(SERVER):
+        database = database_of(uri)
+        if database.is_dir():
+            return f"{database} is a folder; an MLflow store is a file in it: {sqlite_uri(database / 'mlflow.db')}"
+        if database.exists():
+            with database.open("rb") as file:
+                if file.read(15) not in (b"SQLite format 3", b""):
+                    return f"{database} is no SQLite database, so MLflow cannot log there."
+        return None
+    _quiet()
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    try:  # one short try; the client itself would try for minutes
+        endpoint, server = "/api/2.0/mlflow/experiments/search", get_default_host_creds(uri)
+        answer = http_request(
+            server, endpoint, "GET", max_retries=0, timeout=10, raise_on_status=False, params={"max_results": 1}
+        )
+    except MlflowException as error:
+        return f"No MLflow server answers at {uri} ({_root_cause(error)}). Start it, or name another store with --tracking-uri."
+    if answer.status_code in (401, 403):
+        return f"The MLflow server at {uri} lets nobody in without MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+    if answer.status_code != 200 or "json" not in answer.headers.get("Content-Type", ""):
+        return f"What answers at {uri} is no MLflow server (HTTP {answer.status_code} for {endpoint})."
+    return None
+
+
+def _root_cause(error: BaseException) -> str:
+    """What the system said at the bottom of a chain of errors: `Connection refused`."""
+    said = type(error).__name__
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.strerror:
+            said = inner.strerror
+        inner = inner.__cause__ or inner.__context__
+    return said
+
+
+def prepare_store(uri: str) -> None:
+    """Creates the database of `uri` if there is none; it appears whole or not at all, and an existing one is left alone.
+
+    MLflow takes 4 s to lay out a fresh database; a process killed meanwhile leaves a file that never opens again, and two at
+    once trip over each other. So it is made under a name of our own, then linked: who comes second keeps the first one's.
+    """
+    if uri.startswith(SERVER) or (database := database_of(uri)).exists():
+        return
+    _quiet()
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    database.parent.mkdir(parents=True, exist_ok=True)
+    fresh = database.with_name(f"{database.name}-new-{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    try:
+        SqlAlchemyStore(sqlite_uri(fresh), _artifacts(uri).as_uri()).engine.dispose()
+        try:
+            os.link(fresh, database)
+        except FileExistsError:
+            pass  # another process was first, and its store may hold runs already
+        except OSError:  # a file system without hard links
+            os.replace(fresh, database)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def ui_command(uri: str, folder: Path) -> str:
+    """The line that, typed in `folder`, opens this store at http://127.0.0.1:5000 (5001 on macOS, where AirPlay holds 5000).
+
+    Always with the store's address: a bare `mlflow ui` prefers an old `mlruns/`. Of a server, its own address.
+    """
+    if uri.startswith(SERVER):
+        return uri
+    port = 5001 if sys.platform == "darwin" else 5000
+    return f"{_program('mlflow', folder)} ui --backend-store-uri {shlex.quote(uri)} --port {port}"
+
+
+def dashboard_command(journal: Path, folder: Path) -> str:
+    """The line that, typed in `folder`, opens a study's journal in Optuna's own dashboard, or says what to install first."""
+    path = shlex.quote(str(journal.relative_to(folder) if journal.is_relative_to(folder) else journal))
+    missing = importlib.util.find_spec("optuna_dashboard") is None
+    return f"{_program('optuna-dashboard', folder)} {path}" + (" (pip install optuna-dashboard)" if missing else "")
+
+
+def _program(name: str, folder: Path) -> str:
+    """A program by name; by its path, seen from `folder`, where the shell would not find the one of this environment."""
+    program = Path(sys.executable).parent / name
+    if program.exists() and shutil.which(name) != str(program):
+        name = str(program.relative_to(folder) if program.is_relative_to(folder) else program)
+    return shlex.quote(name)
+
+
+def _artifacts(uri: str) -> Path:
+    return database_of(uri).parent / "mlartifacts"
+
+
+def _quiet() -> None:
+    """Before MLflow is imported: no telemetry, no progress bars; its and alembic's notes are not for the search's terminal."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a line a run, where the store is a server
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    import mlflow  # noqa: F401  its import sets up logging, which is then turned down
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # prints the traceback of what it raises

@@ -1,0 +1,195 @@
+"""The trial schedulers, without a cluster: points go in, CONTINUE, STOP or PAUSE comes out."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.tune.schedulers import ASHAScheduler
+
+from search.methods.halving import expected_ends, expected_full_trials
+from search.methods.trial_schedulers import Asha, NoStopping, RungScheduler, Scheduler, TopK, peers
+
+RUNGS = (1, 3, 9)
+
+
+def enter(
+    scheduler: Scheduler, number: int, score: float, part: int = 1, recipe: str = "multitask", exempt: bool = False
+) -> str:
+    return scheduler.decide(number, recipe, exempt, part, score)
+
+
+def test_a_trial_below_the_best_third_of_its_rung_is_stopped() -> None:
+    scheduler = RungScheduler(RUNGS)
+    # the cutoff is the 2/3 percentile of those before: none, 0.5, then 0.5 + 2/3 * 0.3 = 0.7, then 0.69 + 1/3 * 0.11 = 0.727
+    decisions = [enter(scheduler, number, score) for number, score in enumerate((0.5, 0.8, 0.69, 0.73))]
+    assert decisions == ["CONTINUE", "CONTINUE", "STOP", "CONTINUE"]
+
+
+def test_each_recipe_has_rungs_of_its_own() -> None:
+    scheduler = RungScheduler(RUNGS)
+    enter(scheduler, 0, 0.9, recipe="multitask")
+    assert enter(scheduler, 1, 0.1, recipe="linear_probe+multitask") == "CONTINUE"
+    assert enter(scheduler, 2, 0.1, recipe="multitask") == "STOP"
+
+
+def test_trials_of_a_recipe_that_are_in_different_stages_at_a_rung_are_not_compared() -> None:
+    """At 3/9 a trial with a share of .4 for Para has not seen STS yet; one with a share of .2 trains all tasks by then"""
+    scheduler, recipe = RungScheduler(RUNGS), "single_task-para+multitask"
+    for number in (0, 1):
+        scheduler.decide(number, peers(recipe, {"stage": 0}), False, 1, 0.4)
+    scheduler.decide(0, peers(recipe, {"stage": 1}), False, 3, 0.7)
+    assert scheduler.decide(1, peers(recipe, {"stage": 0}), False, 3, 0.5) == "CONTINUE"
+    scheduler.decide(2, peers(recipe, {"stage": 1}), False, 1, 0.6)
+    assert scheduler.decide(2, peers(recipe, {"stage": 1}), False, 3, 0.6) == "STOP"
+    assert scheduler.decide(1, peers(recipe, {"stage": 0}), False, 3, 0.5) == "CONTINUE"  # entered again
+
+
+def test_a_baseline_is_never_stopped_but_its_points_count() -> None:
+    scheduler = RungScheduler(RUNGS)
+    enter(scheduler, 0, 0.9)
+    assert enter(scheduler, 1, 0.2, exempt=True) == "CONTINUE"
+    # among 0.9 and 0.2 the cutoff is 0.667; without the baseline it were 0.9
+    assert enter(scheduler, 2, 0.7) == "CONTINUE"
+
+
+def test_a_point_entered_again_counts_once() -> None:
+    scheduler = RungScheduler(RUNGS)
+    enter(scheduler, 0, 0.2)
+    enter(scheduler, 0, 0.9)  # told again after a resume: its first value stays
+    assert enter(scheduler, 1, 0.3) == "CONTINUE"
+    assert enter(scheduler, 0, 0.9, part=3) == "CONTINUE"
+
+
+def test_a_rung_holds_the_value_of_its_point_not_the_best_so_far() -> None:
+    scheduler = RungScheduler(RUNGS)
+    for number, (first, second) in enumerate(((0.9, 0.5), (0.9, 0.6))):
+        enter(scheduler, number, first, part=1)
+        enter(scheduler, number, second, part=3)
+    enter(scheduler, 2, 0.95, part=1)
+    assert enter(scheduler, 2, 0.55, part=3) == "STOP"  # the cutoff is 0.567, although its best is 0.95
+    enter(scheduler, 3, 0.95, part=1)
+    assert enter(scheduler, 3, 0.58, part=3) == "CONTINUE"
+
+
+def test_the_last_point_stops_nobody_from_outside() -> None:
+    scheduler = RungScheduler(RUNGS)
+    for number, score in enumerate((0.9, 0.1)):
+        for part in (1, 3):
+            enter(scheduler, number, 0.5, part=part)
+        assert enter(scheduler, number, score, part=9) == "CONTINUE"
+
+
+def test_a_single_rung_is_no_halving() -> None:
+    scheduler = RungScheduler((1,))
+    assert {enter(scheduler, number, score) for number, score in enumerate((0.9, 0.1, 0.5))} == {"CONTINUE"}
+
+
+@pytest.mark.parametrize("rungs", [(1, 3, 9), (1, 2, 4, 8), (3, 9, 27), (1, 3, 9, 27, 81)])
+def test_decisions_are_those_of_rays_own_scheduler(rungs: tuple[int, ...]) -> None:
+    @dataclass(frozen=True)
+    class Entry:
+        trial_id: str
+
+    grace, reduction = rungs[0], rungs[1] // rungs[0]
+    theirs: Any = ASHAScheduler("part", "score", "max", max_t=rungs[-1], grace_period=grace, reduction_factor=reduction)
+    ours, random, alive = RungScheduler(rungs), np.random.default_rng(0), dict.fromkeys(range(60), 0)
+    for number in alive:
+        theirs.on_trial_add(None, Entry(str(number)))
+    decisions = []
+    while alive:  # a random trial reaches its next rung, as asynchronous workers do
+        number = int(random.choice(list(alive)))
+        part, score = rungs[alive[number]], float(random.random())
+        decision = enter(ours, number, score, part)
+        theirs_decision = theirs.on_trial_result(None, Entry(str(number)), {"part": part, "score": score})
+        last = part == rungs[-1]
+        assert decision == ("CONTINUE" if last else theirs_decision)
+        decisions.append(decision)
+        alive[number] += 1
+        if last or decision == "STOP":
+            del alive[number]
+    assert decisions.count("STOP") > 20
+
+
+# ---------------------------------------------------------------------------------------------------------------- top_k
+
+
+def top_k(k: int, num_trials: int) -> Scheduler:
+    return TopK(k=k).build(RUNGS, num_trials)
+
+
+def test_top_k_chooses_once_every_trial_has_been_at_the_first_rung() -> None:
+    scheduler = top_k(2, 4)
+    scores = (0.5, 0.8, 0.7, 0.6)
+    assert [enter(scheduler, number, score) for number, score in enumerate(scores)] == ["PAUSE", "PAUSE", "PAUSE", "STOP"]
+    assert [scheduler.verdict(number) for number in range(4)] == ["STOP", "CONTINUE", "CONTINUE", "STOP"]
+
+
+def test_a_trial_that_k_others_beat_is_stopped_without_waiting_for_the_rest() -> None:
+    scheduler = top_k(2, 9)
+    assert [enter(scheduler, number, score) for number, score in enumerate((0.5, 0.6, 0.4, 0.7))][2:] == ["STOP", "PAUSE"]
+    assert [scheduler.verdict(number) for number in range(4)] == ["STOP", "PAUSE", "STOP", "PAUSE"]
+
+
+def test_top_k_does_not_wait_for_a_trial_that_failed() -> None:
+    scheduler = top_k(1, 2)
+    assert enter(scheduler, 0, 0.5) == "PAUSE"
+    scheduler.lost(1)
+    assert scheduler.verdict(0) == "CONTINUE"
+
+
+def test_a_baseline_neither_waits_nor_takes_a_place_of_the_k() -> None:
+    scheduler = top_k(1, 3)
+    assert enter(scheduler, 0, 0.9, exempt=True) == "CONTINUE"
+    assert enter(scheduler, 1, 0.2) == "PAUSE"
+    assert enter(scheduler, 2, 0.1) == "STOP"
+    assert scheduler.verdict(1) == "CONTINUE"
+
+
+def test_who_was_chosen_runs_to_the_end_whatever_comes() -> None:
+    scheduler = top_k(1, 2)
+    enter(scheduler, 0, 0.5)
+    enter(scheduler, 1, 0.4)
+    assert enter(scheduler, 0, 0.1, part=3) == "CONTINUE"
+    more = top_k(1, 4)  # resumed with more trials, two of which are better
+    for number, part, score in ((0, 1, 0.5), (1, 1, 0.4), (0, 3, 0.1), (2, 1, 0.8), (3, 1, 0.9)):
+        enter(more, number, score, part=part)
+    assert [more.verdict(number) for number in range(4)] == ["CONTINUE", "STOP", "STOP", "CONTINUE"]
+
+
+def test_the_best_k_do_not_depend_on_the_order_of_arrival() -> None:
+    scores = {0: 0.5, 1: 0.7, 2: 0.7, 3: 0.6, 4: 0.7}  # of three equal ones the lower numbers are chosen
+    for order in itertools.permutations(scores):
+        scheduler = top_k(2, 5)
+        for number in order:
+            enter(scheduler, number, scores[number])
+        assert [number for number in scores if scheduler.verdict(number) == "CONTINUE"] == [1, 2]
+
+
+# ----------------------------------------------------------------------------------------------------------------- cost
+
+
+@pytest.mark.parametrize(("num_recipes", "full_trials"), [(1, 4.1), (2, 5.2), (4, 7.3), (6, 8.9)])
+def test_the_expected_cost_of_twelve_trials_grows_with_the_recipes(num_recipes: int, full_trials: float) -> None:
+    assert expected_full_trials(12, 0, num_recipes, RUNGS, Asha()) == pytest.approx(full_trials, abs=0.6)
+
+
+@pytest.mark.parametrize("trial_scheduler", [Asha(), TopK()])
+def test_baselines_cost_full_trials(trial_scheduler: Asha | TopK) -> None:
+    assert expected_full_trials(5, 5, 1, RUNGS, trial_scheduler) == 5
+
+
+def test_top_k_ends_k_trials_and_the_baselines_at_the_last_rung_and_all_others_at_the_first() -> None:
+    assert expected_ends(12, 2, 3, RUNGS, TopK(k=3)) == [7, 0, 5]
+    assert expected_ends(4, 2, 1, RUNGS, TopK(k=3)) == [0, 0, 4]
+
+
+def test_without_stopping_every_trial_runs_to_its_end() -> None:
+    scheduler = NoStopping().build(RUNGS, 3)
+    assert {enter(scheduler, number, score, part) for number, score in enumerate((0.9, 0.1, 0.5)) for part in RUNGS} == {
+        "CONTINUE"
+    }
+    assert expected_full_trials(5, 0, 1, RUNGS, NoStopping()) == 5

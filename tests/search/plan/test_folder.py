@@ -1,0 +1,116 @@
+"""A search's folder: names, the lock, plan.json."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minbert_core.commands import Refused
+from minbert_core.config import FORMAT
+from search.plan import folder as folder_module
+from search.plan.folder import lock, make_search_folder, new_search_folder, read_plan, wait_for_workers
+
+
+def test_default_names_count_up_and_a_used_explicit_name_is_refused(tmp_path: Path) -> None:
+    assert [make_search_folder(tmp_path, None, "smart").name for _ in range(3)] == ["smart", "smart-2", "smart-3"]
+    assert make_search_folder(tmp_path, "mine", "smart").name == "mine"
+    (tmp_path / "mine" / "trials" / "000").mkdir()
+    with pytest.raises(Refused, match=r"The name 'mine' is used .* --resume mine; or give another --name"):
+        new_search_folder(tmp_path, "mine", "smart")
+
+
+def test_two_searches_that_start_at_once_get_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "smart").mkdir()
+    answers = iter([tmp_path / "smart", tmp_path / "smart-2"])  # the first was free when it was looked for
+    monkeypatch.setattr(folder_module, "new_search_folder", lambda *_: next(answers))
+    assert make_search_folder(tmp_path, None, "smart").name == "smart-2"
+
+
+def test_a_name_is_free_that_was_left_before_there_was_a_trial(tmp_path: Path) -> None:
+    folder = make_search_folder(tmp_path, "mine", "smart")
+    lock(folder).close()
+    for name in ("space.yaml", "plan.json", "study.journal", "log.txt"):
+        (folder / name).touch()
+    assert make_search_folder(tmp_path, "mine", "smart") == folder
+    (folder / "trials" / "000").mkdir()
+    with pytest.raises(Refused, match="The name 'mine' is used"):
+        make_search_folder(tmp_path, "mine", "smart")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").touch()
+    with pytest.raises(Refused, match="The name 'notes' is used"):
+        new_search_folder(tmp_path, "notes", "smart")
+
+
+HOLD = """
+import fcntl, sys, time
+with open(sys.argv[1], "a") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_search_on_a_disk_without_locks_is_not_said_to_run_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (tmp_path / "trials" / "000").mkdir(parents=True)
+    (tmp_path / "trials" / "000" / "log.txt").touch()
+    for ask in (lock, wait_for_workers):
+        with pytest.raises(OSError, match="No locks available"):
+            ask(tmp_path)
+
+
+def test_a_searchs_lock_is_for_one_and_free_when_its_process_dies(tmp_path: Path) -> None:
+    with lock(tmp_path), pytest.raises(Refused, match=r"is running already \(pid \d+ on .*\)"):
+        lock(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "lock"], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(Refused, match="is running already"):
+            lock(tmp_path)
+        process.kill()
+        process.wait()
+        lock(tmp_path).close()
+
+
+def test_a_resumed_search_waits_for_the_workers_of_the_killed_one(tmp_path: Path) -> None:
+    folder = tmp_path / "trials" / "003"
+    folder.mkdir(parents=True)
+    with subprocess.Popen([sys.executable, "-c", HOLD, folder / "log.txt"], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(Refused, match="A worker of the interrupted search still runs trial 003"):
+            wait_for_workers(tmp_path, timeout_seconds=0.1)
+        process.kill()
+        wait_for_workers(tmp_path)
+
+
+def test_an_unknown_search_names_the_known_ones(tmp_path: Path) -> None:
+    for name in ("smart", "heads"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "plan.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"There is no search 'smrt' in .*; did you mean 'smart'\? Known: heads, smart\."):
+        read_plan(tmp_path / "smrt")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (json.dumps({"format": FORMAT + 1}), f"has format {FORMAT + 1}; this version reads up to {FORMAT}"),
+        ('{"format": ', "is broken"),
+        ("[]", r"is broken \(it must be a map\)"),
+        (json.dumps({"format": FORMAT, "name": "smart"}), r"is broken \(it lacks space_name, created, "),
+    ],
+)
+def test_a_plan_that_cannot_be_read_is_refused_in_words(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_plan(tmp_path)

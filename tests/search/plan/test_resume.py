@@ -1,0 +1,340 @@
+"""Going on with a search: where it was moved, and by the command that starts it, too; with Ray where a search is broken off."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minbert_core.commands import REFUSED, WRONG, Refused
+from minbert_core.inputs import open_inputs
+from minbert_core.train.trial import train
+from search import run
+from search.options import parser
+from search.plan.folder import lock, read_plan
+from search.plan.places import here
+from search.plan.plan import Plan
+from search.study.study import read_results
+from search.tracking.store import store_uri
+
+ROOT = Path(__file__).resolve().parents[3]
+QUICK = """\
+about: Which rate?
+trials: 1
+config:
+  budget: {examples: 8000}
+  optimizer: {lr: {log_uniform: [1e-4, 1e-2]}}
+"""
+FOLDERS = ("--data", "data", "--encoder", "encoder")
+Type = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def typing_place(tmp_path: Path, data: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the command is typed: quick.yaml, data and encoder lie there; no GPU does."""
+    (tmp_path / "quick.yaml").write_text(QUICK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return tmp_path
+
+
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Plan, bool]]:
+    """The plans of the searches that would have run, none of which does, and whether each was resumed."""
+    found: list[tuple[Plan, bool]] = []
+
+    def run_search(folder: Path, plan: Plan, address: str, clock: Callable[[], float], resumed: bool) -> int:
+        found.append((plan, resumed))
+        (folder / "trials" / "000").mkdir(exist_ok=True)
+        return run.INTERRUPTED
+
+    monkeypatch.setattr(run, "run_search", run_search)
+    return found
+
+
+@pytest.fixture
+def typed(typing_place: Path, capsys: pytest.CaptureFixture[str]) -> Type:
+    """typed("--resume", "quick"): exit code, stdout, stderr."""
+
+    def typed(*arguments: str) -> tuple[int, str, str]:
+        code = run.main(list(arguments))
+        return code, *capsys.readouterr()
+
+    return typed
+
+
+# ------------------------------------------------------------------------------------------------------ start or resume
+
+
+START = ("--space", "quick.yaml", "--resume", "job", *FOLDERS)
+
+
+def test_one_command_starts_a_search_and_goes_on_with_it(
+    typed: Type, typing_place: Path, plans: list[tuple[Plan, bool]]
+) -> None:
+    assert typed(*START)[0] == run.INTERRUPTED
+    record = read_plan(typing_place / "runs" / "job")
+    assert typed(*START)[0] == run.INTERRUPTED
+    assert [(plan.name, resumed) for plan, resumed in plans] == [("job", False), ("job", True)]
+    assert read_plan(typing_place / "runs" / "job") == record | {"moved": {}}
+    assert [path.name for path in (typing_place / "runs").iterdir()] == ["job"]
+
+
+def test_a_start_that_was_killed_before_its_plan_is_begun_again(
+    typed: Type, typing_place: Path, plans: list[tuple[Plan, bool]]
+) -> None:
+    folder = typing_place / "runs" / "job"
+    (folder / "trials").mkdir(parents=True)
+    with lock(folder):
+        assert typed(*START)[0] == REFUSED  # by whom is still at it
+    assert typed(*START)[0] == run.INTERRUPTED
+    assert [resumed for _, resumed in plans] == [False]
+
+
+def test_a_requeued_start_that_was_interrupted_in_its_pretraining_is_resumed(
+    typed: Type, typing_place: Path, plans: list[tuple[Plan, bool]]
+) -> None:
+    assert typed(*START)[0] == run.INTERRUPTED
+    folder = typing_place / "runs" / "job"
+    (folder / "trials" / "000").rmdir()
+    (folder / "pretraining.jsonl").touch()
+    assert typed(*START)[0] == run.INTERRUPTED
+    assert [resumed for _, resumed in plans] == [False, True]
+
+
+def test_a_search_of_an_earlier_format_is_shown_and_not_resumed(
+    typed: Type, typing_place: Path, plans: list[tuple[Plan, bool]]
+) -> None:
+    assert typed(*START)[0] == run.INTERRUPTED
+    path = typing_place / "runs" / "job" / "plan.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
+    code, _, said = typed("--resume", "job")
+    assert (code, len(plans)) == (REFUSED, 1)
+    assert re.search(r"The search job has format 1, .* Use the version that began it \(commit \w+\), or start again", said)
+    assert typed("--status", "job")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["--resume", "--name"])
+def test_a_corrected_space_is_taken_after_a_start_that_failed_before_any_trial(
+    typed: Type, typing_place: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def fail(folder: Path, *_: object, **__: object) -> int:
+        with pytest.raises(FileNotFoundError):  # the study of the start before
+            (folder / "study.journal").read_text()
+        (folder / "study.journal").write_text("{}")
+        raise Refused("Ray did not start.")
+
+    monkeypatch.setattr(run, "run_search", fail)
+    for extra in ([], ["--set", "max_length=64", "--seed", "3"]):
+        code, _, said = typed("--space", "quick.yaml", name, "job", *FOLDERS, *extra)
+        assert (code, said) == (REFUSED, "Ray did not start.\n")
+    assert read_plan(typing_place / "runs" / "job")["seed"] == 3
+    assert "max_length: 64" in (typing_place / "runs" / "job" / "space.yaml").read_text()
+
+
+def test_a_search_keeps_its_space_and_seed(typed: Type, typing_place: Path, plans: list[tuple[Plan, bool]]) -> None:
+    typed(*START)
+    assert "began with another space than quick.yaml is now" in typed(*START, "--set", "max_length=64")[2]
+    code, _, said = typed(*START, "--seed", "7")
+    assert (code, said) == (REFUSED, "The search job has the seed 0 and keeps it. Got --seed 7.\n")
+    (typing_place / "quick.yaml").write_text(QUICK.replace("1e-2", "1e-1"))
+    code, _, said = typed(*START)
+    assert code == REFUSED
+    assert said.startswith("The search job began with another space than quick.yaml is now (--set included), and keeps it.")
+    assert typed("--resume", "job", "--set", "max_length=64")[0] == WRONG
+    assert typed("--resume", "job", "--seed", "0")[0] == WRONG
+    assert [resumed for _, resumed in plans] == [False]
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "requeued"),
+    [(130, "RUNNING", True), (130, "COMPLETING", False), (0, "RUNNING", False), (3, "RUNNING", False)],
+)
+def test_the_slurm_example_starts_or_resumes_and_requeues_what_was_interrupted_but_not_cancelled(
+    tmp_path: Path, code: int, state: str, requeued: bool
+) -> None:
+    """Run with stand-ins for Slurm's own commands."""
+    bin_folder = tmp_path / ".venv" / "bin"
+    bin_folder.mkdir(parents=True)
+    (bin_folder / "activate").write_text(f'PATH="{bin_folder}:$PATH"\n')
+    database = 'touch "${!###sqlite:///}"'  # of its last argument
+    stands_in = {"srun": f'printf "%s\\n" "$@" > srun.txt; {database}; exit {code}', "scontrol": 'echo "$@" > requeued.txt'}
+    stands_in["squeue"] = f"echo {state}"
+    for name, script in stands_in.items():
+        (bin_folder / name).write_text(f"#!/bin/bash\n{script}\n")
+        (bin_folder / name).chmod(0o755)
+    job = {"SLURM_SUBMIT_DIR": tmp_path, "SLURM_JOB_ID": 7, "SLURM_CPUS_PER_TASK": 8, "SLURM_GPUS_ON_NODE": 4}
+    job |= {"SLURM_TMPDIR": tmp_path / "local", "USER": "me"}
+    environment = os.environ | {name: str(value) for name, value in job.items()}
+    ended = subprocess.run(
+        ["bash", ROOT / "examples" / "slurm.sbatch"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (code, "")
+    _, *command = (tmp_path / "srun.txt").read_text().splitlines()
+    assert command[:3] == ["python", "-m", "search.run"]
+    options = parser().parse_args(command[3:])
+    assert (options.space, options.resume, options.gpus) == (Path("spaces/smart.yaml"), "smart", "4")
+    assert (tmp_path / "requeued.txt").exists() == requeued
+    assert (tmp_path / "mlflow.db").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------- moved
+
+
+def move(start: Path) -> Path:
+    """The search, its data and its encoder, moved elsewhere; the new folder, in which nothing has its old name."""
+    target = start / "elsewhere"
+    target.mkdir()
+    shutil.move(start / "runs", target / "searches")
+    shutil.move(start / "data", target / "corpora")
+    shutil.move(start / "encoder", target / "bert")
+    return target
+
+
+MOVED = ("--runs", "elsewhere/searches", "--data", "elsewhere/corpora", "--encoder", "elsewhere/bert")
+
+
+def test_a_moved_search_is_the_same_search(typed: Type, typing_place: Path, plans: list[tuple[Plan, bool]]) -> None:
+    typed(*START)
+    before = read_plan(typing_place / "runs" / "job")
+    target = move(typing_place)
+    code, _, said = typed("--resume", "job", "--runs", "elsewhere/searches")
+    assert (code, said.count("\n")) == (REFUSED, 1)
+    assert f"lay in {typing_place / 'data'}, which is not here. Say where: --data DIR" in said
+    assert typed("--resume", "job", *MOVED)[0] == run.INTERRUPTED
+    (first, _), (plan, _) = plans
+    assert plan.config == first.config
+    assert plan.fingerprints() == before["fingerprints"]
+    assert plan.inputs.data_folder == target / "corpora"
+    assert plan.inputs.encoder_folder == target / "bert"
+    told = [line.split(None, 1)[1] for line in plan.lines() if line.startswith(("data", "encoder"))]
+    assert told[0].startswith(f"{target / 'corpora'} (")
+    assert told[1] == str(target / "bert")
+    assert plan.space.document == first.space.document
+    record = read_plan(target / "searches" / "job")
+    now = {str(typing_place / "data"): str(target / "corpora"), str(typing_place / "encoder"): str(target / "bert")}
+    assert record == before | {"moved": now}
+    assert typed("--resume", "job", "--runs", "elsewhere/searches")[0] == run.INTERRUPTED  # it is remembered
+    assert typed(*START[:4], *MOVED)[0] == run.INTERRUPTED  # and so is what start-or-resume began with
+
+
+# ------------------------------------------------------------------------------------------------------------- with Ray
+
+
+class Search:
+    """`python -m search.run` in a session of its own."""
+
+    def __init__(self, at: Path, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "search.run", *arguments],
+            cwd=at,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.text = ""
+
+    def wait_for(self, pattern: str) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.text += line
+            if re.search(pattern, line):
+                return
+        raise AssertionError(f"no line {pattern!r} in:\n{self.text}")
+
+    def end(self) -> int:
+        assert self.process.stdout is not None
+        self.text += self.process.stdout.read()
+        return self.process.wait(timeout=60)
+
+    def processes(self) -> Iterator[int]:
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = status.read_text().rpartition(")")[2].split()  # state, parent, group, session, …
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(fields[3]) == self.process.pid and fields[0] != "Z":
+                yield int(status.parent.name)
+
+    def signal_all(self, number: signal.Signals) -> None:
+        """To each of its processes, as Slurm does with all of a step's."""
+        for process in self.processes():
+            os.kill(process, number)
+
+
+@pytest.fixture
+def started(typing_place: Path) -> Iterator[Callable[..., Search]]:
+    all_of_them: list[Search] = []
+
+    def start(*arguments: str) -> Search:
+        all_of_them.append(Search(typing_place, *arguments, "--gpus", "0"))
+        return all_of_them[-1]
+
+    yield start
+    for one in all_of_them:
+        one.signal_all(signal.SIGKILL)
+        one.process.wait()
+        assert one.process.stdout is not None
+        one.process.stdout.close()
+
+
+def numbers(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The dev records without the times."""
+    return [
+        {key: value for key, value in record.items() if key not in ("seconds", "time_ms") and not key.startswith("system/")}
+        for record in records
+        if record["kind"] == "dev"
+    ]
+
+
+def test_a_search_that_slurm_stops_and_somebody_moves_comes_out_as_if_it_had_run_through(
+    started: Callable[..., Search], typing_place: Path
+) -> None:
+    stopped = started(*START)
+    stopped.wait_for(r" 000 at 1/9 ")
+    stopped.signal_all(signal.SIGUSR1)
+    assert stopped.end() == 130, stopped.text
+    assert "stopping; the trials' states are saved" in stopped.text
+    trials = read_results(typing_place / "runs" / "job", "quick")
+    assert {trial.status for trial in trials} == {"running"}  # none is taken for failed
+    target = move(typing_place)
+    (target / "mlflow.db").unlink(missing_ok=True)
+
+    resumed = started(*START[:4], *MOVED)
+    assert resumed.end() == 0, resumed.text
+    assert "000 goes on from" in resumed.text
+    folder = target / "searches" / "job"
+    [first] = read_results(folder, "quick")
+    assert first.status == "completed"
+    inputs = open_inputs(here(first.config(), read_plan(folder)["moved"]))
+    whole = [progress.record for progress in train(first.config(), inputs)]
+    assert numbers(first.records) == numbers(json.loads(json.dumps(whole)))
+    assert os.readlink(folder / "best").startswith("trials/")
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=store_uri(target / "searches"))
+    experiment = client.get_experiment_by_name("job")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(run.data.tags.get("trial_number", "") for run in runs) == ["", "0"]
+    points = client.get_metric_history(next(r for r in runs if r.data.tags.get("trial_number") == "0").info.run_id, "dev/score")
+    assert len(points) == 3  # what the old place's store had is told anew
+
+    again = started(*START[:4], *MOVED)
+    assert again.end() == 0, again.text
+    assert "1 trial: 1 completed." in again.text
+    assert " started " not in again.text

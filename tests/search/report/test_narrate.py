@@ -1,0 +1,240 @@
+"""What a search tells, line by line, and what reaches MLflow; the tracker is one that takes notes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search.report.narrate import Narrator, in_short, table
+from search.report.words import describe, scores
+from search.study.study import TrialResult
+
+TASKS = ["sst", "sts"]
+
+
+class Notes:
+    """Stands for a Tracker: keeps (method, number) of every call."""
+
+    error: str | None = None
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments, **_: self.calls.append((name, arguments))
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.calls]
+
+
+@pytest.fixture
+def notes() -> Notes:
+    return Notes()
+
+
+@pytest.fixture
+def narrator(tmp_path: Path, notes: Notes) -> Iterator[Narrator]:
+    with contextlib.closing(Narrator(tmp_path, TASKS, num_trials=4, slots=2, parts=9, tracker=notes)) as narrator:  # type: ignore[arg-type]
+        yield narrator
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Callable[..., TrialResult]:
+    (tmp_path / "config.yaml").write_text("data: toy\nencoder: tiny\n")
+
+    def make(
+        number: int, score: float | None = 0.5, part: int = 9, status: Any = "completed", seconds: float = 60, **changed: Any
+    ) -> TrialResult:
+        dev = {"dev/score": score, "dev/norm": score, "dev/mean": 0.4, "dev/sst": 0.441, "dev/sts": -0.02}
+        own = {"kind": "dev", "part": part, "examples": 100 * part, "seconds": seconds, "time_ms": 1_750_000_000_000}
+        records = [] if score is None else [own | dev]
+        known = TrialResult(number, status, changed.pop("reason", status), {"optimizer/lr": 3.21e-5}, None, tmp_path, records)
+        return replace(known, **changed)
+
+    return make
+
+
+def test_a_trial_is_described_by_the_last_words_of_its_paths() -> None:
+    params = {"smoothness": "smart", "smoothness/smart/radius": 0.012345, "tasks/all/batch_size": 16}
+    assert describe(params) == "smoothness=smart radius=0.0123 batch_size=16"
+
+
+def test_paths_that_end_alike_are_told_apart_by_two_words() -> None:
+    params = {"optimizer/lr": 1e-4, "stages/0/linear_probe/lr": 2e-3, "stages/0/linear_probe/share": 0.5}
+    assert describe(params) == "optimizer/lr=0.0001 linear_probe/lr=0.002 share=0.5"
+
+
+def test_scores_are_short_and_keep_their_sign(trial: Callable[..., TrialResult]) -> None:
+    assert scores(trial(0, 0.72034).best, TASKS) == "0.7203 (sst .441 sts -0.020)"
+
+
+def test_the_table_shows_the_fullest_rung_first_and_failures_last(trial: Callable[..., TrialResult]) -> None:
+    trials = [
+        trial(0, 0.6),
+        trial(1, None, status="failed", reason="out of memory"),
+        trial(2, 0.9, part=1, status="stopped"),
+        trial(3, 0.7, baseline=0),
+    ]
+    rows = [line for line in table(trials, TASKS) if line.startswith("|")]
+    assert [row.split("|")[1].strip() for row in rows[2:]] == ["003 (baseline)", "000", "002", "001"]
+    assert "failed: out of memory" in rows[-1]
+    assert len({len(row) for row in rows}) == 1
+    assert table(trials, TASKS, most=3)[-1] == "(1 more in the trials' folders and in MLflow)"
+
+
+def test_the_table_counts_gpu_minutes_where_there_are_gpus(trial: Callable[..., TrialResult]) -> None:
+    heading, _, row = table([trial(0, 0.6, seconds=120)], TASKS, gpus_per_trial=0.25)
+    costs = {name.strip(): cell.strip() for name, cell in zip(heading.split("|"), row.split("|"), strict=True)}
+    assert (costs["minutes"], costs["GPU-min"]) == ("2.0", "0.5")
+    assert "GPU" not in table([trial(0, 0.6)], TASKS)[0]
+
+
+def test_what_is_pretrained_before_the_trials_is_printed_every_tenth_kept_and_shown_meanwhile(
+    narrator: Narrator, notes: Notes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"kind": "pretrain", "stage": "mlm", "key": "3f2a9c01ab", "pretrain/examples": 50, "pretrain/mlm_loss": 2.5}
+    own |= {"pretrain/examples_per_second": 10.0, "seconds_left": 600.0}
+    for percent in range(1, 31):
+        narrator.pretrained(own | {"pretrain/share": percent / 100})
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[2] for line in said] == ["1", "10", "20", "30"]
+    assert said[-1].endswith("mlm 30 %  50 texts  loss 2.500  10 texts/s  10 min left")
+    assert narrator.picture().best == "mlm 30 %  50 texts  loss 2.500  10 texts/s  10 min left"
+    held_out = {f"pretrain/mlm_held_out_{name}": 0.5 for name in ("loss", "loss_before", "accuracy", "accuracy_before")}
+    narrator.pretrained(own | held_out | {"made": True, "pretrain/seconds": 900.0, "pretrain/share": 1.0})
+    assert "mlm 3f2a9c01 made in 15 min; on held-out texts" in capsys.readouterr().out
+    assert narrator.picture().best == "no score yet"
+    assert len((tmp_path / "pretraining.jsonl").read_text().splitlines()) == 31
+    assert notes.names() == ["pretrained"] * 31
+    narrator.replay([])
+    assert len(notes.calls[-1][1][0]) == 31
+
+
+def test_the_picture_shows_what_runs_now_by_its_own_records(
+    narrator: Narrator, trial: Callable[..., TrialResult], tmp_path: Path
+) -> None:
+    assert narrator.picture().running == []
+    narrator.started(trial(0, None, status="running"), resumed=False)
+    narrator.started(trial(1, None, status="running"), resumed=False)
+    assert [row.examples for row in narrator.picture().running] == [0, 0]  # nothing measured yet
+    own = {"kind": "train", "examples": 150, "seconds": 61, "time_ms": 1, "train/examples_per_second": 20.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(own) + "\n")
+    narrator.reported(trial(0, 0.6, part=1, status="running"), [])
+    narrator.ended(trial(1, 0.5))
+    picture = narrator.picture()
+    [row] = picture.running
+    assert (row.number, row.text, row.at, row.examples, row.score) == (0, "lr=3.21e-05", "1/9", 150, 0.6)
+    assert picture.best == "best 001 0.5000 (sst .441 sts -0.020)  lr=3.21e-05"  # of the fullest rung
+    assert re.fullmatch(r"1/4 done, 0 s elapsed, about \d+ s left", picture.progress)
+
+
+def test_a_recipe_is_named_unless_it_is_the_usual_one(trial: Callable[..., TrialResult], tmp_path: Path) -> None:
+    assert in_short(trial(0)) == "lr=3.21e-05"
+    stages = "stages: [{kind: linear_probe, share: 0.1}, {kind: multitask}]\n"
+    (tmp_path / "config.yaml").write_text("data: toy\nencoder: tiny\n" + stages)
+    assert in_short(trial(0)) == "linear_probe+multitask lr=3.21e-05"
+
+
+def test_an_event_is_one_line_with_the_best_so_far_and_the_time_left(
+    narrator: Narrator, trial: Callable[..., TrialResult], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    narrator.started(trial(0, None, status="running", baseline=0), resumed=False)
+    narrator.reported(trial(0, 0.6, part=1, status="running"), [])
+    narrator.ended(trial(0, 0.6))
+    narrator.ended(trial(1, 0.5, part=1, status="stopped", reason="stopped at 1/9: below the best 1/3 of its rung"))
+    lines = [re.sub(r"^\[\d\d:\d\d:\d\d\] ", "", line) for line in capsys.readouterr().out.splitlines()]
+    best = "| best 000 0.6000 (sst .441 sts -0.020) |"
+    assert lines == [
+        "000 started (baseline 0)  lr=3.21e-05",
+        f"000 at 1/9  0.6000 (sst .441 sts -0.020)  {best} 0/4 done",
+        f"000 completed  0.6000  {best} 1/4 done, about 2 min left",  # three wait for two slots, a minute each
+        f"001 stopped  0.5000  stopped at 1/9: below the best 1/3 of its rung  {best} 2/4 done, about 60 s left",
+    ]
+    log = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line[20:] for line in log] == lines
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", log[0][:20])
+
+
+def test_a_trial_that_goes_on_says_from_where(
+    narrator: Narrator, trial: Callable[..., TrialResult], capsys: pytest.CaptureFixture[str]
+) -> None:
+    narrator.started(trial(0, 0.6, part=3, status="running"), resumed=True)
+    narrator.started(trial(1, None, status="running"), resumed=True)
+    first, second = capsys.readouterr().out.splitlines()
+    assert "000 goes on from 3/9" in first
+    assert "001 begins again" in second
+
+
+def test_no_time_left_is_never_said(
+    narrator: Narrator, trial: Callable[..., TrialResult], capsys: pytest.CaptureFixture[str]
+) -> None:
+    narrator.started(trial(0, None, status="running"), resumed=False)
+    narrator.ended(trial(1, seconds=0.3))
+    narrator.reported(trial(0, 0.5, part=3, status="running", seconds=30), [])
+    out = capsys.readouterr().out
+    assert "about 1 s left" in out
+    assert "about 0 s" not in out
+    for number in range(4):
+        narrator.ended(trial(number))
+    assert "left" not in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_table_is_shown_without_the_hour_and_logged(
+    narrator: Narrator, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    narrator.show(["", "| trial |"])
+    assert capsys.readouterr().out == (tmp_path / "log.txt").read_text() == "\n| trial |\n"
+
+
+def test_mlflow_hears_of_a_trial_from_begin_to_end(narrator: Narrator, notes: Notes, trial: Callable[..., TrialResult]) -> None:
+    narrator.started(trial(0, None, status="running"), resumed=False)
+    narrator.reported(trial(0, 0.6, part=1, status="running"), [{}])
+    narrator.ended(trial(0, 0.6))
+    assert notes.names() == ["trial_started", "records", "records", "trial_ended", "best"]
+    number, name, params, config, tags = notes.calls[0][1]
+    assert (number, name, params, config.name) == (0, "000 lr=3.21e-05", {"optimizer/lr": 3.21e-5}, "config.yaml")
+    assert tags == {"recipe": "multitask"}
+    step, metrics, _ = notes.calls[-1][1]
+    assert step == 1
+    best = {"best/score": 0.6, "best/sst": 0.441, "best/sts": -0.02, "best/norm": 0.6, "best/mean": 0.4}
+    assert metrics == best | {"trials_done": 1}
+
+
+@pytest.mark.parametrize(("status", "in_mlflow"), [("completed", "FINISHED"), ("stopped", "FINISHED"), ("failed", "FAILED")])
+def test_only_a_fault_is_failed_in_mlflow(
+    narrator: Narrator, notes: Notes, trial: Callable[..., TrialResult], status: str, in_mlflow: str
+) -> None:
+    narrator.ended(trial(0, status=status, reason="because"))
+    assert dict(notes.calls)["trial_ended"][1:3] == (in_mlflow, "because")
+
+
+def test_a_resumed_search_tells_mlflow_everything_again(
+    narrator: Narrator, notes: Notes, trial: Callable[..., TrialResult], capsys: pytest.CaptureFixture[str]
+) -> None:
+    narrator.replay([trial(0, 0.6), trial(1, 0.5, part=1, status="running"), trial(2, None, status="failed")])
+    numbers = {name: [arguments[0] for called, arguments in notes.calls if called == name] for name in notes.names()}
+    assert numbers["trial_started"] == [0, 1, 2]
+    assert numbers["records"] == [0, 1, 2]
+    assert numbers["trial_ended"] == [0, 2]
+    assert capsys.readouterr().out == ""
+    best = narrator.best()
+    assert best is not None
+    assert (best.number, narrator.num_done()) == (0, 2)
+
+
+def test_a_dead_mlflow_is_said_once(
+    narrator: Narrator, notes: Notes, trial: Callable[..., TrialResult], capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes.error = "MLflow stopped recording: disk full"
+    narrator.ended(trial(0))
+    narrator.ended(trial(1))
+    out = capsys.readouterr().out
+    assert out.count("disk full") == 1
+    assert "--resume logs it again" in out
