@@ -3,7 +3,7 @@
     branches, baselines -> known_chains -> a Pretrainer each (Ray, with a trial's cores and share of a GPU) -> records
 
 The result is in the cache (minbert_core/train/pretraining.py), where every trial finds it; a stopped one resumes from there. If
-the sampler chooses values of the pretraining itself, it is unknown beforehand; then the first trial that begins with it makes it.
+the sampler chooses values of the pretraining itself, it is unknown beforehand; the first trial that begins with it makes it.
 """
 
 from __future__ import annotations
