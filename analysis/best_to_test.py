@@ -56,7 +56,7 @@ from minbert_core.words import counted
 from search.environment import git_commit
 from search.options import gpus, positive, share
 from search.plan.folder import lock, read_plan, write_plan
-from search.plan.places import find_places, here, moved
+from search.plan.relocated import find_relocated, moved, relocated_config
 from search.plan.resources import Resources, find_resources
 from search.results import Search
 from search.study.engine import start_ray
@@ -110,7 +110,7 @@ def _main(options: argparse.Namespace) -> int:
     if times := num_openings(selection):
         print(f"opened    the test files, for this search: {counted(times, 'time')} before; ledger.jsonl")
     print(f"machine   {resources}{resources.which_gpus}")
-    check_test_files(here(selection.config, selection.places))
+    check_test_files(relocated_config(selection.config, selection.relocated))
     if options.dry_run:
         print("Nothing was started, no test file was opened.")
         return DONE
@@ -138,8 +138,8 @@ def _select(search: Search, options: argparse.Namespace) -> tuple[Selection, str
     elif not options.no_baseline:
         baseline, about_baseline = choose_baseline(search, finalists, options.no_retrain)
     seeds = [] if options.no_retrain else fresh_seeds(options.seeds)
-    places = find_places(search.plan, finalists[0].config(), options.data, options.encoder)
-    return Selection(search, finalists, baseline, seeds, places, question), about_baseline
+    relocated = find_relocated(search.plan, finalists[0].config(), options.data, options.encoder)
+    return Selection(search, finalists, baseline, seeds, relocated, question), about_baseline
 
 
 def check_test_files(config: TrialConfig) -> None:
@@ -157,10 +157,10 @@ def run(selection: Selection, resources: Resources, shows_report: bool = True) -
 
     shows_report: to the terminal; table.md has it in any case.
     """
-    search, places = selection.search, selection.places
+    search, relocated = selection.search, selection.relocated
     with lock(search.folder):
-        if moved(places) != search.plan.get("moved", {}):
-            write_plan(search.folder, read_plan(search.folder) | {"moved": moved(places)})
+        if moved(relocated) != search.plan.get("moved", {}):
+            write_plan(search.folder, read_plan(search.folder) | {"moved": moved(relocated)})
         return _run(selection, resources, shows_report)
 
 
@@ -200,7 +200,7 @@ def _train_and_answer(
         tracker.records(_run_number(job), records)
 
     with _ray(resources):
-        failures = train_jobs(jobs, selection.places, resources, measured) if selection.seeds else {}
+        failures = train_jobs(jobs, selection.relocated, resources, measured) if selection.seeds else {}
         for job, reason in failures.items():
             tracker.trial_ended(_run_number(job), "FAILED", reason, _now_ms())
         models = [job for job in jobs if job not in failures]
@@ -258,7 +258,7 @@ def _open_test(selection: Selection, models: list[Job], resources: Resources, sh
     with (selection.test_folder / "ledger.jsonl").open("a", encoding="utf-8") as ledger:
         ledger.write(json.dumps(entry) + "\n")
     say(f"opening the test files (time {num_openings(selection)} for this search; ledger.jsonl)")
-    inputs = open_inputs(here(config, selection.places))
+    inputs = open_inputs(relocated_config(config, selection.relocated))
     splits = {(task, "dev"): split for task, split in inputs.dev.items()}
     for name in config.train_on:
         if "test" in (task := config.known_tasks[name]).files:
@@ -267,7 +267,7 @@ def _open_test(selection: Selection, models: list[Job], resources: Resources, sh
                 say(note)
     remote = ray.remote(num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial)(answer)
     outs = {job: selection.test_folder / "logits" / job.name for job in models}
-    ray.get([remote.remote(job.folder / "best", selection.places, outs[job]) for job in models])
+    ray.get([remote.remote(job.folder / "best", selection.relocated, outs[job]) for job in models])
     logits: dict[Job, Logits] = {
         job: {key: np.load(out / f"{key[0]}-{key[1]}.npy") for key in splits} for job, out in outs.items()
     }

@@ -17,7 +17,7 @@ from minbert_core.inputs import open_inputs
 from minbert_core.settings.paths import as_written
 from minbert_core.settings.yaml import dump_yaml
 from minbert_core.words import duration
-from search.plan.places import here
+from search.plan.relocated import relocated_config
 from search.plan.resources import Resources, machine_settings
 
 Records = list[dict[str, Any]]
@@ -45,11 +45,11 @@ def _machine(config: TrialConfig, resources: Resources) -> dict[str, Any]:
 
 
 def train_jobs(
-    jobs: list[Job], places: Mapping[str, str], resources: Resources, measured: Callable[[Job, Records], None]
+    jobs: list[Job], relocated: Mapping[str, str], resources: Resources, measured: Callable[[Job, Records], None]
 ) -> dict[Job, str]:
     """Train what is not yet trained, in parallel; the failures with their reasons. A line at each evaluation and end.
 
-    places: the selection's. measured is told every record of every job, those of an interrupted run too, once or twice.
+    relocated: the selection's. measured is told every record of every job, those of an interrupted run too, once or twice.
     """
     import ray
 
@@ -65,14 +65,14 @@ def train_jobs(
         waiting.append(job)
     if not waiting:
         return {}
-    budgets = {job: _budget(job, places) for job in waiting}
+    budgets = {job: _budget(job, relocated) for job in waiting}
     remote = ray.remote(num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, max_retries=0)(retrain)
-    return _watch({remote.remote(job, places): job for job in waiting}, budgets, resources.slots, measured)
+    return _watch({remote.remote(job, relocated): job for job in waiting}, budgets, resources.slots, measured)
 
 
-def _budget(job: Job, places: Mapping[str, str]) -> int:
+def _budget(job: Job, relocated: Mapping[str, str]) -> int:
     config = read_config(job.folder / "config.yaml")
-    return config.num_examples(open_inputs(here(config, places)).sizes)
+    return config.num_examples(open_inputs(relocated_config(config, relocated)).sizes)
 
 
 def _watch(

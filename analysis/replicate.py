@@ -37,7 +37,7 @@ from search import run as search_run
 from search.environment import git_commit
 from search.options import gpus, positive, share
 from search.papers import ROW, Row, config_of, paper_file, rows_of
-from search.plan.places import find_places, here
+from search.plan.relocated import find_relocated, relocated_config
 from search.plan.resources import find_resources
 from search.results import Search, open_search
 from search.space.file import read_document
@@ -169,8 +169,8 @@ def _test(options: argparse.Namespace, search: Search, rows: Sequence[Row], abou
     trials = {trial.params[f"together/{ROW}"]: trial for trial in search.trials}
     done = {row.name: trials[row.name] for row in rows if row.name in trials and trials[row.name].status == "completed"}
     finalists = list(done.values())
-    places = find_places(search.plan, finalists[0].config(), options.data, options.encoder)
-    selection = Selection(search, finalists, done.get(rows[0].name), fresh_seeds(options.seeds), places)
+    relocated = find_relocated(search.plan, finalists[0].config(), options.data, options.encoder)
+    selection = Selection(search, finalists, done.get(rows[0].name), fresh_seeds(options.seeds), relocated)
     cpus = options.cpus_per_trial or search.plan["cpus_per_trial"]
     retry = f"python analysis/replicate.py --paper {options.paper}"
     resources = find_resources(options.gpus, options.gpus_per_trial, cpus, retry)
@@ -203,7 +203,7 @@ def _reason(name: str, trials: Mapping[str, TrialResult], results: Mapping[str, 
 
 def _circumstances(selection: Selection, part: float) -> Circumstances:
     """Encoder and data as they were."""
-    search, config = selection.search, here(selection.config, selection.places)
+    search, config = selection.search, relocated_config(selection.config, selection.relocated)
     inputs = open_inputs(config)
     shape = build_encoder(config, inputs).shape
     return Circumstances(

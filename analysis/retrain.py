@@ -26,7 +26,7 @@ from minbert_core.machine import pack_linears, prepare, resolve_precision
 from minbert_core.model import load_model, predict_logits
 from minbert_core.train.folder import read_records, state_file, train_in
 from minbert_core.train.trial import load_snapshot
-from search.plan.places import here
+from search.plan.relocated import relocated_config
 from search.study.trainable import locked_log
 
 
@@ -69,27 +69,27 @@ def make_ready(job: Job, config_text: str) -> None:
         path.write_text(config_text, encoding="utf-8")
 
 
-def retrain(job: Job, places: Mapping[str, str]) -> str:
+def retrain(job: Job, relocated: Mapping[str, str]) -> str:
     """Train the job, or go on with it from its snapshot, to its end; '' or the reason why it failed.
 
-    places: a folder as the job's config names it -> where it lies here.
+    relocated: a folder as the job's config names it -> where it lies here.
     """
     with locked_log(job.folder) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         if job.is_done:  # by a worker that lived longer than its driver
             return ""
         try:
-            _train(job, places)
+            _train(job, relocated)
         except Exception as error:  # noqa: BLE001  whatever it is, this seed alone fails, with its reason
             log.write(traceback.format_exc())  # from Python 3.13 on print_exc writes colours under FORCE_COLOR
             return f"{type(error).__name__}: {message(error)}"
     return ""
 
 
-def _train(job: Job, places: Mapping[str, str]) -> None:
+def _train(job: Job, relocated: Mapping[str, str]) -> None:
     """As a search trains a trial; a snapshot that cannot be read is as none."""
     folder, state = job.folder, state_file(job.folder)
     config = read_config(folder / "config.yaml")
-    inputs = open_inputs(here(config, places))
+    inputs = open_inputs(relocated_config(config, relocated))
     snapshot: dict[str, Any] | None = None
     records: list[dict[str, Any]] = []
     if state.exists():
@@ -105,13 +105,13 @@ def _train(job: Job, places: Mapping[str, str]) -> None:
     shutil.rmtree(folder / "state")
 
 
-def answer(model_folder: Path, places: Mapping[str, str], out: Path) -> None:
+def answer(model_folder: Path, relocated: Mapping[str, str], out: Path) -> None:
     """Dev and TEST logits of a saved model, each task's as `<task>-<split>.npy` in `out`.  Opens the test split."""
     model, config = load_model(model_folder)
     device = prepare(config.machine)
     precision = resolve_precision(config.machine.precision, device)
     pack_linears(model.to(device).encoder, precision)
-    inputs = open_inputs(here(config, places))
+    inputs = open_inputs(relocated_config(config, relocated))
     out.mkdir(parents=True, exist_ok=True)
     for name in config.train_on:
         splits = {"dev": inputs.dev[name]}

@@ -38,7 +38,7 @@ class Selection:
     finalists: list[TrialResult]
     baseline: TrialResult | None  # may be one of the finalists
     seeds: list[int]  # empty: the search's own weights are tested
-    places: Mapping[str, str] = field(default_factory=dict)  # a folder as the trials' configs name it -> where it lies here
+    relocated: Mapping[str, str] = field(default_factory=dict)  # a folder as the trials' configs name it -> where it lies here
     question: Question | None = None  # the choice whose branches the finalists are the best of
 
     @property

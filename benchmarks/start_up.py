@@ -116,12 +116,12 @@ def ours(config_file: str) -> Parts:
     from minbert_core.inputs import open_inputs
     from minbert_core.train.folder import train_in  # noqa: F401 — which `run_trial` imports
     from minbert_core.train.trial import train
-    from search.plan.places import here
+    from search.plan.relocated import relocated_config
 
     gc.enable()
     marks.add("imports")
     config = read_config(Path(config_file))
-    inputs = open_inputs(here(config, {}))
+    inputs = open_inputs(relocated_config(config, {}))
     marks.add("inputs")
     trial = train(config, inputs)  # builds the model
     marks.add("model")

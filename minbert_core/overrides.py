@@ -21,7 +21,7 @@ from minbert_core.settings.paths import as_written
 from minbert_core.settings.yaml import parse_yaml
 from minbert_core.words import did_you_mean, invisible, shown
 
-Places = dict[str, tuple[str, int]]  # path -> (file or --set, line)
+Sources = dict[str, tuple[str, int]]  # path -> (file or --set, line)
 
 
 def parse_set(text: str) -> tuple[list[str], Any, str]:
@@ -36,7 +36,7 @@ def parse_set(text: str) -> tuple[list[str], Any, str]:
     return parts, parse_yaml(value_text, source)[0], source
 
 
-def note_set(where: Places, path: str, source: str) -> None:
+def note_set(where: Sources, path: str, source: str) -> None:
     """From now on `path` and what lies below it were written by `source`, and so was what leads to it if nobody else did."""
     for below in [known for known in where if known.startswith(f"{path}/")]:
         del where[below]

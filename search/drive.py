@@ -56,7 +56,7 @@ def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[]
         narrator.replay(study.results())
         if resumed:
             narrator.say(f"resumed; {narrator.num_done()} of {plan.num_trials} trials have ended, {len(unfinished)} go on")
-        searcher = StudySearcher(study, scheduler, plan.num_trials, unfinished, narrator, seconds_left, plan.places)
+        searcher = StudySearcher(study, scheduler, plan.num_trials, unfinished, narrator, seconds_left, plan.relocated)
         try:
             if searcher.has_more():
                 with narrator.screen:

@@ -1,7 +1,7 @@
 """What may stand at a path: a walk down the models of a config, for defaults, known names, and the kinds of a family.
 
 As in knob_at(TrialConfig, "gradient/gradvac/beta").default, 0.01, or knob_at(TrialConfig, "gradient").kinds: sum, pcgrad …
-`places` walks all of them; `schema_of` one is what pydantic tells of it: its type, bounds, unit and description.
+`walk_knobs` walks all of them; `schema_of` one is what pydantic tells of it: its type, bounds, unit and description.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Place:
     same_as: str = ""
 
 
-def places(
+def walk_knobs(
     knob: Knob, entries: Mapping[str, str], path: str = "", met: dict[tuple[type[BaseModel], ...], str] | None = None
 ) -> Iterator[Place]:
     """Each place from `knob`, which stands at `path`, down; what takes the models of an earlier place is not entered again.
@@ -94,7 +94,7 @@ def places(
     for part in knob.kinds or knob.keys:
         below = knob.below(part)
         assert below is not None, f"{path} names {part} and has it not"
-        yield from places(below, entries, f"{path}/{part}" if path else part, met)
+        yield from walk_knobs(below, entries, f"{path}/{part}" if path else part, met)
 
 
 def elsewhere(model: type[BaseModel], key: str, above: str = "") -> str:
@@ -102,7 +102,7 @@ def elsewhere(model: type[BaseModel], key: str, above: str = "") -> str:
 
     Of several places those nearest to the top are named, three at most; they stand below `above`.
     """
-    found = [place.path for place in places(Knob((model,)), ENTRIES) if place.path.rpartition("/")[2] == key]
+    found = [place.path for place in walk_knobs(Knob((model,)), ENTRIES) if place.path.rpartition("/")[2] == key]
     top = min((path.count("/") for path in found), default=0)
     nearest = [f"`{above}{path}`" for path in found if path.count("/") == top]
     return f" There is {', '.join(nearest[:3])}{' …' if len(nearest) > 3 else ''}." if nearest else ""

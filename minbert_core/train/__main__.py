@@ -34,7 +34,7 @@ from minbert_core.evaluate import NotFiniteError
 from minbert_core.files import lock
 from minbert_core.inputs import data_folder, open_inputs
 from minbert_core.machine import fastest_matmul, resolve_device, resolve_precision
-from minbert_core.overrides import Override, Places, note_set, parse_set
+from minbert_core.overrides import Override, Sources, note_set, parse_set
 from minbert_core.settings.faults import Location, SettingsError, fault_at, path_of
 from minbert_core.settings.paths import as_written, flatten
 from minbert_core.settings.yaml import dump_yaml, read_yaml
@@ -114,7 +114,7 @@ def read(path: Path, sets: list[str], data: str | None = None, encoder: str | No
     document = {} if document is None else document
     if not isinstance(document, dict):
         return load_config(document)  # raises
-    where: Places = {path_of(location, document): (str(path), line) for location, line in lines.items()}
+    where: Sources = {path_of(location, document): (str(path), line) for location, line in lines.items()}
     options = [parse_set(text) for text in sets]
     options += [(["data"], data, f"--data {data}")] if data is not None else []
     options += [(["encoder", "checkpoint"], encoder, f"--encoder {encoder}")] if encoder is not None else []

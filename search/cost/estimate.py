@@ -24,7 +24,7 @@ from minbert_core.commands import Refused
 from minbert_core.terminal import show_progress
 from minbert_core.words import counted, duration
 from search.cost.measure import Cost
-from search.cost.points import Branch, Points, branch_points, measure_points
+from search.cost.points import Branch, ProbePoints, branch_points, measure_points
 from search.methods.halving import expected_ends
 from search.plan.plan import Plan
 from search.plan.resources import Resources
@@ -86,7 +86,7 @@ class Estimate:
     pretraining: Mapping[str, float] = field(default_factory=dict)  # seconds of each that is yet to be made, by its name
 
 
-def estimate(plan: Plan, points: Points, costs: Mapping[int, list[Cost]], start_up_seconds: float) -> Estimate:
+def estimate(plan: Plan, points: ProbePoints, costs: Mapping[int, list[Cost]], start_up_seconds: float) -> Estimate:
     """What `plan` is expected to cost, given what some points of its space cost; start_up_seconds: of Ray."""
     rungs = plan.space.settings.rungs
     at = {index: _mean(found) for index, found in costs.items()}

@@ -18,7 +18,7 @@ from minbert_core.commands import Refused
 from minbert_core.settings.paths import as_written
 from minbert_core.terminal import show_progress
 from search.cost.measure import Memory, Sharer
-from search.cost.points import Points, branch_points, failure
+from search.cost.points import ProbePoints, branch_points, failure
 from search.plan.plan import Plan, branch_configs, most_threads, with_resources
 from search.plan.resources import Resources
 from search.space.domains import Domain
@@ -98,7 +98,7 @@ def fit(number: int, memory: Memory) -> bool:
     return number * (MARGIN * memory.peak_gb + CONTEXT_GB) <= memory.free_gb
 
 
-def dearest(points: Points, peaks_gb: Sequence[float]) -> float:
+def dearest(points: ProbePoints, peaks_gb: Sequence[float]) -> float:
     """GB of a trial that takes the dearest branch of every choice: what each takes more is added up (assumed, not measured)."""
     more: dict[str, float] = defaultdict(float)
     for (name, _), (own, parent) in points.branches.items():
@@ -142,7 +142,7 @@ def probe(plan: Plan, room: Room, start_ray: Callable[[Resources], None]) -> tup
     return choose(rates, memory, ended)
 
 
-def _begin_alone(points: Points, start: Callable[[Sample], Any]) -> tuple[Any, Memory]:
+def _begin_alone(points: ProbePoints, start: Callable[[Sample], Any]) -> tuple[Any, Memory]:
     """The process of the first point, which goes on; the memory of a trial, for which each point was alone on the GPU."""
     import ray
 

@@ -23,7 +23,7 @@ Branch = tuple[str, Any]  # (parameter, label)
 
 
 @dataclass(frozen=True)
-class Points:
+class ProbePoints:
     """The points to measure, the default's first, and which of them tells the cost of which branch."""
 
     samples: list[Sample]
@@ -31,7 +31,7 @@ class Points:
     num_branches: int  # of the space, those not among `branches` included
 
 
-def branch_points(space: Space, at_most: int = MOST_POINTS, choose: Choose = default_choice) -> Points:
+def branch_points(space: Space, at_most: int = MOST_POINTS, choose: Choose = default_choice) -> ProbePoints:
     """The default's point and, for each branch of a choice, the one that differs from its parent in that branch alone.
 
     Choices among variants come before those among numbers, which seldom change what a step costs.
@@ -57,10 +57,12 @@ def branch_points(space: Space, at_most: int = MOST_POINTS, choose: Choose = def
         for label in domain.labels
     }
     found = {branch: (own, parent) for branch, (own, parent) in pairs.items() if own is not None and parent is not None}
-    return Points(samples, found, len(pairs))
+    return ProbePoints(samples, found, len(pairs))
 
 
-def measure_points(points: Points, resources: Resources, scratch: Path, tell: Callable[[str], None]) -> dict[int, list[Cost]]:
+def measure_points(
+    points: ProbePoints, resources: Resources, scratch: Path, tell: Callable[[str], None]
+) -> dict[int, list[Cost]]:
     """The costs of the points, as far as BEGIN_SECONDS allow: as many at a time as the search runs trials. Ray must run.
 
     Where a round would not be full the default's point fills it, so that all are measured under the search's own load.

@@ -28,18 +28,18 @@ from minbert_core.train.pretraining import read_texts, vocabulary_of
 from minbert_core.words import counted
 from search.environment import git_commit, versions
 from search.methods.halving import expected_full_trials
-from search.plan.places import encoder_fingerprint, here, moved
 from search.plan.pretraining import Chain, chains, known_chains
+from search.plan.relocated import encoder_fingerprint, moved, relocated_config
 from search.plan.resources import Resources, machine_settings
 from search.space.domains import Choice
 from search.space.space import FIXED, Sample, Space, cover, default_choice, forcing, make_space
 
 
-def localise(space: Space, resources: Resources, configs: Iterable[TrialConfig], places: Mapping[str, str]) -> Space:
+def localise(space: Space, resources: Resources, configs: Iterable[TrialConfig], relocated: Mapping[str, str]) -> Space:
     """The space with what belongs to this machine filled in: device, threads, precision, absolute data and encoder folders.
 
     configs: points that between them name every encoder of the space. Each is fetched here, once: the trials, which may run
-    where there is no network, find its folder in place of its name. Labels stay as they are, and so do folders among `places`.
+    where there is no network, find its folder in place of its name. Labels stay as they are, and so do relocated folders.
     Raises SettingsError or ValueError: no such folder, no such encoder.
     """
     document = dict(space.document)
@@ -47,10 +47,10 @@ def localise(space: Space, resources: Resources, configs: Iterable[TrialConfig],
     checkpoints = {config.encoder.checkpoint for config in configs}
     local = {"machine": lay_over(machine_settings(resources, checkpoints), tree.get("machine") or {})}
     config = space.sample(default_choice).config()
-    if config.data != TOY and config.data not in places:
+    if config.data != TOY and config.data not in relocated:
         local["data"] = str(data_folder(config))
     document["config"] = {**tree, **local}
-    named = checkpoints - {TINY, *places}
+    named = checkpoints - {TINY, *relocated}
     encoders = {**space.encoders, **{name: str(fetch_encoder(name)) for name in sorted(named)}}
     return replace(make_space(space.name, document, space.where), encoders=encoders)
 
@@ -92,7 +92,7 @@ class Plan:
     budgets: tuple[int, ...]  # of a full trial, in examples, as the branches have it; ascending
     best_bytes: int  # the weights of the largest model
     snapshot_bytes: int  # of a trial of it
-    places: Mapping[str, str] = field(default_factory=dict)  # a folder as configs name it -> where it lies here
+    relocated: Mapping[str, str] = field(default_factory=dict)  # a folder as configs name it -> where it lies here
     pretrainings: tuple[str, ...] = ()  # each further pretraining that some trial begins with, and when it is made, in words
 
     @property
@@ -107,7 +107,7 @@ class Plan:
 
     def chains(self) -> list[Chain]:
         """The further pretrainings that are made before the first trial."""
-        return known_chains(branch_samples(self.space), baseline_samples(self.space), self.space, self.places)
+        return known_chains(branch_samples(self.space), baseline_samples(self.space), self.space, self.relocated)
 
     def warnings(self) -> list[str]:
         """Sentences about what may not be meant: constant labels, rows cut, no test files, trials too few for halving."""
@@ -140,7 +140,7 @@ class Plan:
             f"search    {self.name}: {self.space.settings.about or '(no question given: `about`)'}",
             f"data      {inputs.data_folder} (train/dev rows: {rows})",
             *(f"data      {text}" for text in (*self._cut(), *self.left_out(num_dropped), *inputs.notes())),
-            f"encoder   {', '.join(self.places.get(name, name) for name in encoders)}",
+            f"encoder   {', '.join(self.relocated.get(name, name) for name in encoders)}",
             f"machine   {self.resources}; {machine}",
             *([f"sharing   {self.resources.sharing}"] if self.resources.sharing else []),
             f"objective {objective} on dev, the best of a trial's evaluations at {self._points()}",
@@ -234,7 +234,7 @@ class Plan:
             "encoder": self.config.encoder.checkpoint,
             "encoders": dict(self.space.encoders),
             "encoder_fingerprints": {name: encoder_fingerprint(Path(name)) for name in self.space.encoders.values()},
-            "moved": moved(self.places),
+            "moved": moved(self.relocated),
             "objective": as_written(self.config.objective),
             "train_on": list(self.config.train_on),
             "fingerprints": self.fingerprints(),
@@ -252,16 +252,16 @@ class Plan:
 
 
 def make_plan(
-    name: str, space: Space, seed: int, num_trials: int | None, resources: Resources, places: Mapping[str, str] | None = None
+    name: str, space: Space, seed: int, num_trials: int | None, resources: Resources, relocated: Mapping[str, str] | None = None
 ) -> Plan:
     """Resolve a search and read its data once (tokenised files are kept).  Raises what reading raises.
 
-    places: of a search that goes on, each folder that it names, and where that lies here.
+    relocated: of a search that goes on, each folder that it names, and where that lies here.
     """
-    places = places or {}
+    relocated = relocated or {}
     configs = branch_configs(space)
     _check_same_data(configs)
-    space = localise(space, resources, configs, places)
+    space = localise(space, resources, configs, relocated)
     most, is_grid = space.num_trials, space.settings.sampler.is_exhaustive
     if num_trials is not None and num_trials > most and is_grid:
         raise ValueError(f"--trials {num_trials}: the grid has {counted(most, 'combination')} to try. Leave --trials away.")
@@ -271,18 +271,32 @@ def make_plan(
     _check_threads(most_threads(configs), resources, num_trials)
     config = space.sample(default_choice).config()
     config = config.model_copy(update={"train_on": _all_tasks(configs, config.objective)})
-    inputs = open_inputs(here(config, places))
-    _check_encoders(space, configs, places)
-    best_bytes = 4 * max(_num_parameters(here(config, places)) for config in _of_each_encoder(space, configs).values())
+    inputs = open_inputs(relocated_config(config, relocated))
+    _check_encoders(space, configs, relocated)
+    best_bytes = 4 * max(
+        _num_parameters(relocated_config(config, relocated)) for config in _of_each_encoder(space, configs).values()
+    )
     snapshot_bytes = best_bytes * (1 + 2 * max(map(_num_optimizers, configs)))  # AdamW's two moments beside the weights
     recipes = tuple(sorted({config.recipe for config in configs}))
     every = [space.sample(forcing(point)).config() for point in space.combinations()] if is_grid else configs
     for one in every:
         one.check_turns(inputs.sizes)
     budgets = tuple(sorted(config.num_examples(inputs.sizes) for config in every))
-    before = _pretrainings(space, places)
+    before = _pretrainings(space, relocated)
     return Plan(
-        name, space, seed, num_trials, resources, config, inputs, recipes, budgets, best_bytes, snapshot_bytes, places, before
+        name,
+        space,
+        seed,
+        num_trials,
+        resources,
+        config,
+        inputs,
+        recipes,
+        budgets,
+        best_bytes,
+        snapshot_bytes,
+        relocated,
+        before,
     )
 
 
@@ -294,7 +308,7 @@ def _num_optimizers(config: TrialConfig) -> int:
 
 def with_resources(plan: Plan, resources: Resources) -> Plan:
     """The same search, planned for whole GPUs, with shares of them."""
-    space = localise(plan.space, resources, [], plan.places)
+    space = localise(plan.space, resources, [], plan.relocated)
     config = plan.config.model_copy(update={"machine": space.sample(default_choice).config().machine})
     return replace(plan, space=space, resources=resources, config=config)
 
@@ -348,25 +362,26 @@ def _of_each_encoder(space: Space, configs: Iterable[TrialConfig]) -> dict[str, 
     return {name: config.model_copy(update={"encoder": encoders[name]}) for name, config in longest.items()}
 
 
-def _check_encoders(space: Space, configs: list[TrialConfig], places: Mapping[str, str]) -> None:
+def _check_encoders(space: Space, configs: list[TrialConfig], relocated: Mapping[str, str]) -> None:
     """Raise ValueError where some config asks for more than its encoder has."""
     opened = {
-        checkpoint: open_inputs(here(longest, places)) for checkpoint, longest in _of_each_encoder(space, configs).items()
+        checkpoint: open_inputs(relocated_config(longest, relocated))
+        for checkpoint, longest in _of_each_encoder(space, configs).items()
     }
     for config in configs:
         inputs = opened[config.encoder.checkpoint]
         check_encoder(config, inputs.shape, inputs.tokenizer)
 
 
-def _pretrainings(space: Space, places: Mapping[str, str]) -> tuple[str, ...]:
+def _pretrainings(space: Space, relocated: Mapping[str, str]) -> tuple[str, ...]:
     """Each further pretraining of a branch or a baseline once, in words: what it is, and when it is made.
 
     What is faulty in its texts shows here, not in every worker.
     """
     branches, baselines = branch_samples(space), baseline_samples(space)
-    known = {one.key for chain in known_chains(branches, baselines, space, places) for one in chain.ones}
+    known = {one.key for chain in known_chains(branches, baselines, space, relocated) for one in chain.ones}
     found: dict[str, str] = {}
-    for chain in chains([*branches, *baselines], places):
+    for chain in chains([*branches, *baselines], relocated):
         for one in chain.ones:
             if one.key not in found and not one.is_made:
                 read_texts(one.stage, chain.config, chain.inputs)

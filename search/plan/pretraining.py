@@ -21,7 +21,7 @@ from minbert_core.inputs import Inputs, open_inputs
 from minbert_core.methods.stages import Pretraining
 from minbert_core.settings.paths import as_written
 from minbert_core.train.pretraining import Pretrained, Record, find, make
-from search.plan.places import here
+from search.plan.relocated import relocated_config
 from search.plan.resources import Resources, cause_of
 from search.space.domains import Domain, Range
 from search.space.space import Sample, Space
@@ -41,12 +41,12 @@ class Chain:
     ones: list[Pretrained]
 
 
-def chains(points: Iterable[Sample], places: Mapping[str, str]) -> list[Chain]:
+def chains(points: Iterable[Sample], relocated: Mapping[str, str]) -> list[Chain]:
     """The chains of some points, each once; without those that another one begins with."""
     found: dict[str, Chain] = {}
     configs = {_what_decides(config): config for point in points if (config := point.config()).pretraining}
     for config in configs.values():  # few, because finding one reads its texts
-        local = here(config, places)
+        local = relocated_config(config, relocated)
         inputs = open_inputs(local)
         ones = find(local, inputs)
         found.setdefault(ones[-1].key, Chain(local, inputs, ones))
@@ -60,12 +60,12 @@ def _what_decides(config: TrialConfig) -> tuple[Hashable, ...]:
 
 
 def known_chains(
-    branches: Iterable[Sample], baselines: Iterable[Sample], space: Space, places: Mapping[str, str]
+    branches: Iterable[Sample], baselines: Iterable[Sample], space: Space, relocated: Mapping[str, str]
 ) -> list[Chain]:
     """The chains that are known before the sampler chooses: of the baselines, and of branches that leave no value open."""
     domains = space.domains()
     known = [point for point in branches if not any(_decides(name, domains[name][0]) for name in point.params)]
-    return chains([*known, *baselines], places)
+    return chains([*known, *baselines], relocated)
 
 
 def _decides(name: str, domain: Domain) -> bool:

@@ -16,8 +16,8 @@ from minbert_core.commands import Refused
 from minbert_core.settings.models import NAME
 from minbert_core.settings.yaml import dump_yaml, parse_yaml
 from search.plan.folder import check_format, has_begun, read_plan
-from search.plan.places import find_places, moved
 from search.plan.plan import Plan, make_plan
+from search.plan.relocated import find_relocated, moved
 from search.plan.resources import find_resources
 from search.space.file import read_document
 from search.space.space import default_choice, make_space
@@ -63,9 +63,9 @@ def resumed_plan(options: argparse.Namespace, folder: Path, retry: str) -> tuple
     num_trials = options.trials or record["trials"]
     if num_trials < record["trials"]:
         raise ValueError(f"--trials {num_trials} is fewer than the search's {record['trials']}; it may be raised only.")
-    places = find_places(record, space.sample(default_choice).config(), options.data, options.encoder)
-    plan = make_plan(record["name"], space, record["seed"], num_trials, resources, places)
-    return plan, record | {"trials": num_trials, "tracking_uri": uri, "moved": moved(places)}
+    relocated = find_relocated(record, space.sample(default_choice).config(), options.data, options.encoder)
+    plan = make_plan(record["name"], space, record["seed"], num_trials, resources, relocated)
+    return plan, record | {"trials": num_trials, "tracking_uri": uri, "moved": moved(relocated)}
 
 
 def asked_space(source: Path | dict[str, Any], sets: Iterable[str]) -> str:

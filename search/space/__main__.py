@@ -23,7 +23,7 @@ from rich.padding import Padding
 
 from minbert_core.commands import DONE, run_command
 from minbert_core.config import TrialConfig
-from minbert_core.settings.knobs import ENTRIES, Knob, knob_at, places
+from minbert_core.settings.knobs import ENTRIES, Knob, knob_at, walk_knobs
 from minbert_core.terminal import console
 from search.space.domains import DOMAINS
 from search.space.examples import SHARED, canonical, example, searched_in
@@ -200,14 +200,14 @@ def _below(path: str, knob: Knob) -> Iterator[Row]:
     """The lines of the knobs below, as the list has them; where the list refers to another place, in full."""
     listed, above = canonical(path), canonical(path) + "/"
     found = [place for place in (*space_places(), *config_places()) if place.path.startswith(above)]
-    for place in found or places(knob, ENTRIES, path):
+    for place in found or walk_knobs(knob, ENTRIES, path):
         if place.path != path:
             yield row_of(replace(place, path=path + place.path.removeprefix(listed)) if found else place)
 
 
 def _text(path: str, knob: Knob) -> str:
     """A variant's or group's docstring, a family's file's, a leaf's description; what it takes, and how it is inherited."""
-    row = row_of(next(iter(places(knob, ENTRIES, path))))
+    row = row_of(next(iter(walk_knobs(knob, ENTRIES, path))))
     takes = "; ".join(filter(None, [": ".join(filter(None, [row.kind, row.law])), row.default and f"default {row.default}"]))
     if knob.kind:
         return inspect.getdoc(knob.models[0]) or ""

@@ -15,7 +15,7 @@ from typing import Any
 
 from minbert_core.config import TrialConfig, default_at
 from minbert_core.settings.faults import SettingsError
-from minbert_core.settings.knobs import Knob, knob_at, places, schema_of
+from minbert_core.settings.knobs import Knob, knob_at, schema_of, walk_knobs
 from minbert_core.settings.paths import as_written, flatten, unflatten
 from search.space.domains import Domain
 from search.space.file import SpaceSettings, read_document
@@ -81,7 +81,7 @@ def _candidates(path: str, knob: Knob, as_domain: bool) -> Iterator[dict[str, An
         yield from (config for value in _variant_values(family, kind, knob, as_domain) for config in _configs(family, value))
     if knob.models:  # a family, a map, a variant by one of its knobs: what stands in it, a family's default last
         depth = path.count("/") + (2 if knob.holds_many else 1)
-        inner = [place for place in places(knob, {"tasks": "all"}, path) if place.path.count("/") == depth]
+        inner = [place for place in walk_knobs(knob, {"tasks": "all"}, path) if place.path.count("/") == depth]
         for place in sorted(inner, key=lambda place: place.path == f"{path}/{_default_kind(path)}"):
             yield from _candidates(place.path, place.knob, as_domain)
     else:

@@ -19,7 +19,7 @@ from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
 from minbert_core.config import ObjectiveSetting, TrialConfig
 from minbert_core.files import user_path
-from minbert_core.overrides import Override, Places, note_set, parse_set
+from minbert_core.overrides import Override, Sources, note_set, parse_set
 from minbert_core.settings.faults import Fault, Location, SettingsError, Where, fault_at
 from minbert_core.settings.knobs import elsewhere, knob_at
 from minbert_core.settings.models import NAME, Settings
@@ -74,7 +74,7 @@ PUBLISHED_SPLITS = ("dev", "test")
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
-def read_document(source: Path | dict[str, Any], sets: Iterable[str] = ()) -> tuple[dict[str, Any], Places]:
+def read_document(source: Path | dict[str, Any], sets: Iterable[str] = ()) -> tuple[dict[str, Any], Sources]:
     """A space's document over the one it extends, `--set` laid over both, and where each path stands.  Raises SettingsError.
 
     source: its file; or the space itself as plain values, which then is as if it lay in the working directory.
@@ -102,13 +102,13 @@ def _as_map(document: Any, source: str, line: int) -> dict[str, Any]:
     return document
 
 
-def _read_extended(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], Places]:
+def _read_extended(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], Sources]:
     content, lines = read_yaml(path)
     document = _as_map(content, str(path), 1)
     return _extend(document, {key: (str(path), line) for key, line in space_lines(document, lines).items()}, path, seen)
 
 
-def _extend(document: dict[str, Any], where: Places, path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], Places]:
+def _extend(document: dict[str, Any], where: Sources, path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], Sources]:
     """The document that stands at `path`, over the one that it extends; `seen` are the files that lead to it."""
     if "extends" not in document:
         return document, where
@@ -190,7 +190,7 @@ def nested(tree: Any, path: str = "") -> Any:
 # -------------------------------------------------------------------------------------------------------------- --set
 
 
-def _apply_set(document: dict[str, Any], text: str, where: Places) -> None:
+def _apply_set(document: dict[str, Any], text: str, where: Sources) -> None:
     """`path=value` laid over a space's document, in place; the value may be a domain.  Raises SettingsError."""
     parts, value, source = parse_set(text)
     if parts[0] == "extends":

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from minbert_core.config import TrialConfig, default_at
-from minbert_core.settings.knobs import ENTRIES, NO_DEFAULT, Knob, Place, places, schema_of
+from minbert_core.settings.knobs import ENTRIES, NO_DEFAULT, Knob, Place, schema_of, walk_knobs
 from minbert_core.settings.paths import as_written
 from search.space.file import STRUCTURE, SpaceSettings
 
@@ -64,12 +64,12 @@ class Section:
 def config_places() -> list[Place]:
     """What may be said in a space's config; the rest of a trial's config follows from the space's own keys."""
     taken = tuple(f"{path}/" for path in FROM_SPACE)
-    return [place for place in places(Knob((TrialConfig,)), ENTRIES) if not f"{place.path}/".startswith(taken)]
+    return [place for place in walk_knobs(Knob((TrialConfig,)), ENTRIES) if not f"{place.path}/".startswith(taken)]
 
 
 def space_places() -> list[Place]:
     """What a space says beside its config and what is laid over it."""
-    return list(places(Knob((SpaceSettings,)), {}))
+    return list(walk_knobs(Knob((SpaceSettings,)), {}))
 
 
 def sections() -> list[Section]:

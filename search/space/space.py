@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from minbert_core.config import OVERALL, TrialConfig, default_at
 from minbert_core.config_checks import load_config
 from minbert_core.data.tasks import TASKS
-from minbert_core.overrides import Places
+from minbert_core.overrides import Sources
 from minbert_core.settings.faults import Fault, SettingsError, Where, fault_at, faults_of
 from minbert_core.settings.knobs import elsewhere
 from minbert_core.settings.models import NAME
@@ -55,7 +55,7 @@ class Space:
     name: str
     settings: SpaceSettings
     document: dict[str, Any]  # all of it, plain, as runs/NAME/space.yaml keeps it
-    where: Places = field(default_factory=dict)
+    where: Sources = field(default_factory=dict)
     encoders: Mapping[str, str] = field(default_factory=dict)  # a checkpoint as written -> its folder, where it was fetched
 
     @property
@@ -430,7 +430,7 @@ def read_space(source: Path | dict[str, Any], sets: Iterable[str] = (), name: st
     return make_space(source.stem if isinstance(source, Path) else name, *read_document(source, sets))
 
 
-def make_space(name: str, document: dict[str, Any], where: Places | None = None) -> Space:
+def make_space(name: str, document: dict[str, Any], where: Sources | None = None) -> Space:
     """A checked Space from plain values, as `read_space` and a resumed search use it.  Raises SettingsError: all its faults."""
     where = where or {}
     faults = list(structure_faults(document, where))

@@ -62,11 +62,11 @@ class StudySearcher(Searcher):
         unfinished: list[TrialResult],
         listener: Listener,
         seconds_left: Callable[[], float] = unlimited,
-        places: Mapping[str, str] | None = None,
+        relocated: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(metric="score", mode="max")
         self.study, self.scheduler, self.num_trials, self.listener = study, scheduler, num_trials, listener
-        self.seconds_left, self.places = seconds_left, dict(places or {})
+        self.seconds_left, self.relocated = seconds_left, dict(relocated or {})
         self.running: dict[str, TrialResult] = {}  # Ray's trial id -> what the listener knows of ours
         self.to_continue: dict[int, TrialResult] = {}
         begun = study.results()
@@ -106,7 +106,7 @@ class StudySearcher(Searcher):
         self.running[trial_id], self.suggested_at[trial_id] = trial, time.monotonic()
         self.listener.started(trial, resumed)
         order = {"number": trial.number, "folder": str(trial.folder), "exempt": trial.baseline is not None}
-        return order | {"places": self.places}
+        return order | {"relocated": self.relocated}
 
     def has_more(self) -> bool:
         """Whether there is a trial to give out, and the time for it."""

@@ -23,7 +23,7 @@ from minbert_core.files import lock, message
 def run_trial(order: dict[str, Any]) -> None:
     """Run or go on with the trial in the folder `order["folder"]`; the driver's decision to stop it arrives as SystemExit.
 
-    order: number, folder, exempt (from stopping), places (folders that its config names -> where they lie).
+    order: number, folder, exempt (from stopping), relocated (folders that its config names -> where they lie).
     Any failure is written to failure.txt in that folder, and raised.
     """
     folder = Path(order["folder"])
@@ -44,12 +44,12 @@ def _run(order: dict[str, Any], folder: Path) -> None:
     from minbert_core.inputs import open_inputs
     from minbert_core.train.folder import state_file, train_in
     from minbert_core.train.trial import load_snapshot
-    from search.plan.places import here
+    from search.plan.relocated import relocated_config
 
     gc.enable()
     (folder / "failure.txt").unlink(missing_ok=True)  # of an earlier try that nobody was there to hear of
     config = read_config(folder / "config.yaml")
-    inputs = open_inputs(here(config, order["places"]))
+    inputs = open_inputs(relocated_config(config, order["relocated"]))
     state = state_file(folder)
     snapshot, records = load_snapshot(state) if state.exists() else (None, [])
     reported = len(records)

@@ -211,7 +211,7 @@ def test_a_trial_of_a_search_is_repeated_to_the_digit(typed: Typed, here: Path, 
     document = {"data": "toy", "encoder": "tiny", "budget": {"examples": 480}, "seed": 5, "machine": machine}
     (trial / "config.yaml").write_text(dump_yaml(document | {"gradient": "gradvac", "optimizer": {"lr": 1e-3}}))
     monkeypatch.setattr(ray.tune, "report", lambda metrics: None)
-    run_trial({"number": 7, "folder": str(trial), "exempt": False, "places": {}})
+    run_trial({"number": 7, "folder": str(trial), "exempt": False, "relocated": {}})
 
     assert typed("runs/smart/trials/007/config.yaml")[0] == 0
     assert len(numbers(trial)) > 10

@@ -22,8 +22,8 @@ from minbert_core.train.trial import train
 from search import run
 from search.options import parser
 from search.plan.folder import lock, read_plan
-from search.plan.places import here
 from search.plan.plan import Plan
+from search.plan.relocated import relocated_config
 from search.study.study import read_results
 from search.tracking.store import store_uri
 
@@ -319,7 +319,7 @@ def test_a_search_that_slurm_stops_and_somebody_moves_comes_out_as_if_it_had_run
     folder = target / "searches" / "job"
     [first] = read_results(folder, "quick")
     assert first.status == "completed"
-    inputs = open_inputs(here(first.config(), read_plan(folder)["moved"]))
+    inputs = open_inputs(relocated_config(first.config(), read_plan(folder)["moved"]))
     whole = [progress.record for progress in train(first.config(), inputs)]
     assert numbers(first.records) == numbers(json.loads(json.dumps(whole)))
     assert os.readlink(folder / "best").startswith("trials/")

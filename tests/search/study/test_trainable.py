@@ -43,7 +43,7 @@ def work(folder: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int | None = No
             raise SystemExit
 
     monkeypatch.setattr(ray.tune, "report", report)
-    order = {"number": 3, "folder": str(folder), "exempt": False, "places": {}}
+    order = {"number": 3, "folder": str(folder), "exempt": False, "relocated": {}}
     if stop_at is None:
         run_trial(order)
     else:
@@ -115,7 +115,7 @@ def test_the_log_is_locked_while_a_trial_runs(folder: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(ray.tune, "report", report)
     with pytest.raises(SystemExit):
-        run_trial({"number": 3, "folder": str(folder), "exempt": False, "places": {}})
+        run_trial({"number": 3, "folder": str(folder), "exempt": False, "relocated": {}})
     with (folder / "log.txt").open("a") as log:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
 

@@ -3,7 +3,7 @@
 A search's folder may be moved, to another machine too. Its trials' configs stay as they are: the folders that they name are
 looked up here whenever files are opened.
 
-    plan.json, --data, --encoder -> find_places -> {recorded folder: folder here} -> here(config, places) -> open_inputs
+    plan.json, --data, --encoder -> find_relocated -> {recorded folder: folder here} -> relocated_config -> open_inputs
 
 Content decides, not place: what lies elsewhere is taken only if its fingerprint is that of plan.json.
 """
@@ -25,14 +25,14 @@ from minbert_core.files import user_path
 from minbert_core.model import TOKENIZER_FILES
 
 
-def here(config: TrialConfig, places: Mapping[str, str]) -> TrialConfig:
+def relocated_config(config: TrialConfig, relocated: Mapping[str, str]) -> TrialConfig:
     """The config with its folders where they lie here: to open files by, never to be stored."""
     checkpoint = config.encoder.checkpoint
-    encoder = config.encoder.model_copy(update={"checkpoint": places.get(checkpoint, checkpoint)})
-    return config.model_copy(update={"data": places.get(config.data, config.data), "encoder": encoder})
+    encoder = config.encoder.model_copy(update={"checkpoint": relocated.get(checkpoint, checkpoint)})
+    return config.model_copy(update={"data": relocated.get(config.data, config.data), "encoder": encoder})
 
 
-def find_places(record: Mapping[str, Any], config: TrialConfig, data: str | None, encoder: str | None) -> dict[str, str]:
+def find_relocated(record: Mapping[str, Any], config: TrialConfig, data: str | None, encoder: str | None) -> dict[str, str]:
     """Where each folder that a search's record names lies here.
 
     record: its plan.json; config: any of its trials'; data and encoder: what the command line says, None where nothing.
@@ -41,9 +41,9 @@ def find_places(record: Mapping[str, Any], config: TrialConfig, data: str | None
     return _data_place(record, config, data) | _encoder_places(record, encoder)
 
 
-def moved(places: Mapping[str, str]) -> dict[str, str]:
-    """What of `places` plan.json keeps, so that the next command needs no word about it."""
-    return {recorded: place for recorded, place in places.items() if recorded != place}
+def moved(relocated: Mapping[str, str]) -> dict[str, str]:
+    """What of `relocated` plan.json keeps, so that the next command needs no word about it."""
+    return {recorded: place for recorded, place in relocated.items() if recorded != place}
 
 
 def _data_place(record: Mapping[str, Any], config: TrialConfig, told: str | None) -> dict[str, str]:
@@ -84,9 +84,9 @@ def _encoder_places(record: Mapping[str, Any], told: str | None) -> dict[str, st
     matches = [folder for folder in folders if given and encoder_fingerprint(given) == digests.get(folder)]
     if given and not matches:
         raise Refused(f"The encoder in {given} is not what the search {record['name']} began with. Say where that one lies.")
-    places = {folder: str(given) for folder in matches}
+    relocated = {folder: str(given) for folder in matches}
     for folder in folders:
-        if folder in places:
+        if folder in relocated:
             continue
         place = _known_place(record, folder) or _fetched(name for name, known in names.items() if known == folder)
         if place is None:
@@ -97,8 +97,8 @@ def _encoder_places(record: Mapping[str, Any], told: str | None) -> dict[str, st
                 f"The encoder in {place} is not what the search began with: its trials could not be compared. Say with "
                 "--encoder DIR where that encoder lies, or start a new search."
             )
-        places[folder] = str(place)
-    return places
+        relocated[folder] = str(place)
+    return relocated
 
 
 def _known_place(record: Mapping[str, Any], recorded: str) -> Path | None:

@@ -14,12 +14,12 @@ from minbert_core.config import TrialConfig
 from minbert_core.config_checks import load_config
 from minbert_core.data.corpus import fingerprint
 from minbert_core.data.tasks import SPLITS, TASKS
-from search.plan.places import encoder_fingerprint, find_places, here, moved
+from search.plan.relocated import encoder_fingerprint, find_relocated, moved, relocated_config
 
 
 @pytest.fixture
 def record(data: Path, encoder: Path) -> dict[str, Any]:
-    """plan.json of a search on data and encoder, as far as places go."""
+    """plan.json of a search on data and encoder, as far as folders go."""
     names = ("sst", "para", "sts")
     return {
         "name": "quick",
@@ -34,9 +34,9 @@ CONFIG = TrialConfig()
 
 
 def test_folders_that_are_where_they_were_are_found_without_a_word(record: dict[str, Any], data: Path, encoder: Path) -> None:
-    places = find_places(record, CONFIG, None, None)
-    assert places == {str(data): str(data), str(encoder): str(encoder)}
-    assert moved(places) == {}
+    relocated = find_relocated(record, CONFIG, None, None)
+    assert relocated == {str(data): str(data), str(encoder): str(encoder)}
+    assert moved(relocated) == {}
 
 
 def test_moved_folders_are_found_where_they_are_said_to_be_and_then_again(
@@ -45,16 +45,16 @@ def test_moved_folders_are_found_where_they_are_said_to_be_and_then_again(
     for folder in (data, encoder):
         shutil.move(folder, tmp_path / "elsewhere" / folder.name)
     with pytest.raises(Refused, match=rf"^The data of the search quick lay in {data}, which is not here\. Say where: --data"):
-        find_places(record, CONFIG, None, None)
+        find_relocated(record, CONFIG, None, None)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Refused, match=rf"^The encoder of the search quick lay in {encoder}, .* Say where: --encoder DIR$"):
-        find_places(record, CONFIG, "elsewhere/data", None)
-    places = find_places(record, CONFIG, "elsewhere/data", "elsewhere/encoder")
-    assert places == {str(folder): str(tmp_path / "elsewhere" / folder.name) for folder in (data, encoder)}
-    told = record | {"moved": moved(places)}
-    assert find_places(told, CONFIG, None, None) == places
+        find_relocated(record, CONFIG, "elsewhere/data", None)
+    relocated = find_relocated(record, CONFIG, "elsewhere/data", "elsewhere/encoder")
+    assert relocated == {str(folder): str(tmp_path / "elsewhere" / folder.name) for folder in (data, encoder)}
+    told = record | {"moved": moved(relocated)}
+    assert find_relocated(told, CONFIG, None, None) == relocated
     shutil.move(tmp_path / "elsewhere" / "data", data)  # back again
-    assert find_places(told, CONFIG, None, None)[str(data)] == str(data)
+    assert find_relocated(told, CONFIG, None, None)[str(data)] == str(data)
 
 
 def test_other_content_is_refused_wherever_it_lies(record: dict[str, Any], data: Path, encoder: Path, tmp_path: Path) -> None:
@@ -63,15 +63,15 @@ def test_other_content_is_refused_wherever_it_lies(record: dict[str, Any], data:
         file.write("\n")
     (other_encoder / "config.json").write_text((other_encoder / "config.json").read_text().replace("0.1", "0.2"))
     with pytest.raises(Refused, match=rf"^The data in {other_data} is not what the search began with \(sts-dev\): its trials"):
-        find_places(record, CONFIG, str(other_data), None)
+        find_relocated(record, CONFIG, str(other_data), None)
     with pytest.raises(Refused, match=rf"^The encoder in {other_encoder} is not what the search quick began with"):
-        find_places(record, CONFIG, None, str(other_encoder))
+        find_relocated(record, CONFIG, None, str(other_encoder))
     shutil.copytree(other_data, data, dirs_exist_ok=True)
     with pytest.raises(Refused, match=r"is not what the search began with \(sts-dev\)"):
-        find_places(record, CONFIG, None, None)
+        find_relocated(record, CONFIG, None, None)
     (encoder / "vocab.txt").write_text((encoder / "vocab.txt").read_text() + "more\n")
     with pytest.raises(Refused, match=rf"^The encoder in {encoder} is not what the search began with"):
-        find_places(record | {"data": "toy"}, CONFIG, None, None)
+        find_relocated(record | {"data": "toy"}, CONFIG, None, None)
 
 
 def test_a_file_that_is_no_part_of_an_encoder_does_not_change_it(encoder: Path) -> None:
@@ -87,10 +87,10 @@ def test_of_several_encoders_one_can_be_said_to_lie_elsewhere(record: dict[str, 
     record["encoders"]["other"] = str(other)
     record["encoder_fingerprints"][str(other)] = encoder_fingerprint(other)
     now = shutil.move(other, tmp_path / "now")
-    assert find_places(record, CONFIG, None, str(now)) == {str(encoder): str(encoder), str(other): str(now)}
+    assert find_relocated(record, CONFIG, None, str(now)) == {str(encoder): str(encoder), str(other): str(now)}
     shutil.move(encoder, tmp_path / "gone")
     with pytest.raises(Refused, match=rf"lay in {encoder}, which is not here\. Only one can be named: make a link to it"):
-        find_places(record, CONFIG, None, str(now))
+        find_relocated(record, CONFIG, None, str(now))
 
 
 def test_an_encoder_that_the_space_names_is_looked_for_by_its_name_again(
@@ -99,23 +99,23 @@ def test_an_encoder_that_the_space_names_is_looked_for_by_its_name_again(
     (tmp_path / "elsewhere").mkdir()
     now = shutil.move(encoder, tmp_path / "elsewhere" / "encoder")
     monkeypatch.chdir(tmp_path / "elsewhere")  # `encoder`, as the space has it, is a folder here
-    assert find_places(record, CONFIG, None, None)[str(encoder)] == str(now)
+    assert find_relocated(record, CONFIG, None, None)[str(encoder)] == str(now)
 
 
 def test_toy_and_tiny_lie_nowhere(data: Path, encoder: Path) -> None:
     record: dict[str, Any] = {"name": "quick", "data": "toy", "fingerprints": {}, "encoders": {}, "encoder_fingerprints": {}}
-    assert find_places(record, CONFIG, "toy", "tiny") == find_places(record, CONFIG, None, None) == {}
+    assert find_relocated(record, CONFIG, "toy", "tiny") == find_relocated(record, CONFIG, None, None) == {}
     with pytest.raises(Refused, match=r"is on the toy corpus, which every machine has\. Leave --data away\."):
-        find_places(record, CONFIG, str(data), None)
+        find_relocated(record, CONFIG, str(data), None)
     with pytest.raises(Refused, match=r"has the tiny encoder, which every machine has\. Leave --encoder away\."):
-        find_places(record, CONFIG, None, str(encoder))
+        find_relocated(record, CONFIG, None, str(encoder))
 
 
 def test_a_config_is_opened_where_its_folders_are_and_stays_as_it_is() -> None:
     config = load_config({"data": "/old/data", "encoder": {"checkpoint": "/old/bert", "hidden_dropout": 0.3}})
-    opened = here(config, {"/old/data": "/new/data", "/old/bert": "/new/bert"})
+    opened = relocated_config(config, {"/old/data": "/new/data", "/old/bert": "/new/bert"})
     assert (opened.data, opened.encoder.checkpoint, opened.encoder.hidden_dropout) == ("/new/data", "/new/bert", 0.3)
-    assert here(opened, {}) == opened
+    assert relocated_config(opened, {}) == opened
     assert config.data == "/old/data"
 
 
