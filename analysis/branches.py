@@ -41,9 +41,9 @@ class Branch:
         Else a baseline would stand for a branch whose better trials were stopped halfway.
         """
         earned = [trial for trial in self.scored if trial.baseline is None] or self.scored
-        part = max((trial.part for trial in earned), default=0)
-        at_rung = [trial for trial in self.scored if trial.part >= part]
-        return max(at_rung, key=lambda trial: (_score_up_to(part, trial), -trial.number), default=None)
+        rung = max((trial.rung for trial in earned), default=0)
+        at_rung = [trial for trial in self.scored if trial.rung >= rung]
+        return max(at_rung, key=lambda trial: (_score_up_to(rung, trial), -trial.number), default=None)
 
     @property
     def effort(self) -> str:
@@ -51,7 +51,7 @@ class Branch:
         best = self.best
         assert best is not None, f"{self.label} has no trial to retrain"
         failed = f", {self.num_failed} failed" if self.num_failed else ""
-        stopped = f"; {stopped_at(best.part, best.config().budget.points)} in the search" if best.status == "stopped" else ""
+        stopped = f"; {stopped_at(best.rung, best.config().budget.points)} in the search" if best.status == "stopped" else ""
         return f"best of {counted(len(self.scored), 'trial')}{failed}{stopped}"
 
     @property
@@ -65,8 +65,8 @@ class Branch:
         return f"{'its only trial' if len(self.trials) == 1 else f'all its {trials}'} failed: {self.trials[0].reason}"
 
 
-def _score_up_to(part: int, trial: TrialResult) -> float:
-    return max(float(record["dev/score"]) for at, record in trial.points.items() if at <= part)
+def _score_up_to(rung: int, trial: TrialResult) -> float:
+    return max(float(record["dev/score"]) for at, record in trial.points.items() if at <= rung)
 
 
 @dataclass(frozen=True)

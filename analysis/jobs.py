@@ -92,7 +92,7 @@ def _watch(
                 measured(job, new)
             for record in new:
                 if record["kind"] == "dev":
-                    say(f"{job.name} at part {record['part']}  dev {record['dev/score']:.4f}{_time_left(budgets, slots)}")
+                    say(f"{job.name} at {record['rung']}  dev {record['dev/score']:.4f}{_time_left(budgets, slots)}")
         for reference in ready:
             job = running.pop(reference)
             try:

@@ -100,7 +100,7 @@ class Selection:
                     "trial": trial.number,
                     "params": trial.params,
                     "claimed": {key: value for key, value in trial.best.items() if key.startswith("dev/")},
-                    "at_part": trial.best["part"],
+                    "at_rung": trial.best["rung"],
                     "config": as_written(trial.config()),
                 }
                 for trial in self.trials
@@ -181,8 +181,8 @@ def choose_baseline(search: Search, finalists: list[TrialResult], no_retrain: bo
     """The space's first baseline that ended in the finalists' rung, and a sentence about it; None where there is none."""
     if not search.plan["baselines"]:
         return None, "none: the space has no `baselines`, so the finalists are compared with each other alone"
-    part = finalists[0].part
-    ended = [t for t in search.trials if t.baseline is not None and t.status in ("completed", "stopped") and t.part == part]
+    rung = finalists[0].rung
+    ended = [t for t in search.trials if t.baseline is not None and t.status in ("completed", "stopped") and t.rung == rung]
     if not ended:
         return None, "none: no baseline of the space has reached the finalists' rung"
     baseline = min(ended, key=lambda trial: (trial.baseline, trial.number))

@@ -23,9 +23,9 @@ HERE = Path(__file__).resolve().parents[1]
 SEEDS = (101, 102, 103, 104, 105)
 TRIAL = """
 import json, sys, time
-from minbert_core.config import load_config
+from minbert_core.config_checks import load_config
 from minbert_core.inputs import open_inputs
-from minbert_core.train import train
+from minbert_core.train.trial import train
 config = load_config(json.loads(sys.argv[1]))
 inputs, started, trained = open_inputs(config), time.process_time(), 0.0
 for progress in train(config, inputs):

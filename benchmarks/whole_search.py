@@ -121,7 +121,7 @@ def _read_ours(folder: Path) -> Result:
     from search.results import read
 
     trials = read("sst", runs=folder / "runs").to_pylist()
-    return _result([(trial["score"], trial["part"]) for trial in trials])
+    return _result([(trial["score"], trial["rung"]) for trial in trials])
 
 
 def _rates(folder: Path, seed: int) -> list[float]:
@@ -167,7 +167,7 @@ def search_with_trainer(data: Path, encoder: Path, num_examples: int, rates: lis
             control.should_evaluate = state.global_step in points
 
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
-            metrics["part"] = points[state.global_step]
+            metrics["rung"] = points[state.global_step]
 
     def new_model() -> Any:
         torch.set_num_threads(1)
@@ -204,12 +204,12 @@ def search_with_trainer(data: Path, encoder: Path, num_examples: int, rates: lis
         backend="ray",
         resources_per_trial={"cpu": 1},
         search_alg=BasicVariantGenerator(points_to_evaluate=[{"learning_rate": rate} for rate in rates]),
-        scheduler=ASHAScheduler("part", "objective", "max", max_t=POINTS[-1], grace_period=POINTS[0], reduction_factor=3),
+        scheduler=ASHAScheduler("rung", "objective", "max", max_t=POINTS[-1], grace_period=POINTS[0], reduction_factor=3),
         storage_path=str(folder / "tune"),
         verbose=0,
     )
     trials = [trial.metric_analysis["objective"]["max"] for trial in best.run_summary.trials]
-    parts = [trial.last_result["part"] for trial in best.run_summary.trials]
+    parts = [trial.last_result["rung"] for trial in best.run_summary.trials]
     result.write_text(json.dumps(list(zip(trials, parts, strict=True))), encoding="utf-8")
 
 

@@ -109,7 +109,7 @@ COLUMNS = {
     "reason": pa.string(),
     "baseline": pa.int64(),  # which of the space's baselines it is; null: none
     "recipe": pa.string(),
-    "part": pa.int64(),  # of the budget, the last one evaluated
+    "rung": pa.int64(),  # of the budget, the last one evaluated
     "seconds": pa.float64(),
     "examples": pa.int64(),
     "passes": pa.int64(),
@@ -139,7 +139,7 @@ def _facts(search: Search, trial: TrialResult) -> dict[str, Any]:
         "reason": trial.reason,
         "baseline": trial.baseline,
         "recipe": trial.config().recipe,
-        "part": trial.part,
+        "rung": trial.rung,
         "seconds": trial.seconds,
         "examples": trial.examples,
         "passes": int(trial.records[-1]["passes"]) if trial.records else 0,

@@ -216,7 +216,7 @@ ALL_AT_ONCE = {"gradient": {"kind": "gradvac", "beta": 0.3}, "proximal": "bregma
 def test_a_trial_goes_on_from_a_snapshot_to_the_digit(tiny: Tiny, changes: dict[str, Any]) -> None:
     config = tiny(**changes, budget={"examples": 96, "points": [1, 2]})
     trial = train(config, opened(config))
-    snapshot = next(progress.snapshot() for progress in trial if progress.part == 1)
+    snapshot = next(progress.snapshot() for progress in trial if progress.rung == 1)
     snapshot = torch.utils._pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, snapshot)
     *_, last = trial
     whole = {name: tensor.clone() for name, tensor in last.model.state_dict().items()}

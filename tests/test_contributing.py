@@ -69,7 +69,7 @@ def test_the_head_of_the_example_keeps_every_law_and_its_files_are_read(newcomer
     config, space = code("yaml")
     (newcomer / "gated.yaml").write_text(config, encoding="utf-8")
     (newcomer / "spaces.yaml").write_text(space, encoding="utf-8")
-    reads = "from pathlib import Path as P; from minbert_core.config import read_config; from search.space import read_space"
+    reads = "from pathlib import Path as P; from minbert_core.config_checks import read_config; from search.space.space import read_space"
     done = run(newcomer, "-c", f"{reads}; read_config(P('gated.yaml')); read_space(P('spaces.yaml'))")
     assert done.returncode == 0, done.stderr
 

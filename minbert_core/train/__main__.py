@@ -272,7 +272,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _is_done(folder: Path, config: TrialConfig, records: list[Record]) -> bool:
-    at_end = bool(records) and records[-1].get("part") == config.budget.points[-1]
+    at_end = bool(records) and records[-1].get("rung") == config.budget.points[-1]
     return at_end and (folder / "best" / "heads.safetensors").exists()
 
 

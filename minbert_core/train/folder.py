@@ -16,7 +16,7 @@ from typing import Any
 from minbert_core.config import TrialConfig
 from minbert_core.inputs import Inputs
 from minbert_core.model import save_model
-from minbert_core.train.trial import Progress, Record, save_snapshot, train
+from minbert_core.train.trial import Progress, Record, in_current_names, save_snapshot, train
 
 SAVE_EVERY_SECONDS = 300
 
@@ -38,7 +38,7 @@ def train_in(
             if progress.improved:
                 assert progress.model is not None, "what was evaluated is a model"
                 save_model(progress.model, config, folder / "best", inputs.encoder_folder)
-            is_due = progress.part is not None or progress.record.get("made", False)
+            is_due = progress.rung is not None or progress.record.get("made", False)
             if is_due or time.monotonic() - saved_at > SAVE_EVERY_SECONDS:
                 save_snapshot(state_file(folder), progress.snapshot(), records)
                 saved_at = time.monotonic()
@@ -65,7 +65,7 @@ def read_records(path: Path) -> list[Record]:
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            records.append(json.loads(line))
+            records.append(in_current_names(json.loads(line)))
         except json.JSONDecodeError:
             break
     return records

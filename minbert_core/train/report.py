@@ -37,7 +37,7 @@ def plan_lines(config: TrialConfig, inputs: Inputs, source: str) -> list[str]:
     rows = ", ".join(f"{name} {len(inputs.train[name]):,}/{len(inputs.dev[name]):,}" for name in config.train_on)
     metrics = ", ".join(f"{name} {config.known_tasks[name].metric}" for name in config.train_on)
     objective = config.objective if isinstance(config.objective, str) else dict(config.objective.weights)
-    at = ", ".join(f"{math.ceil(total * part / points[-1]):,}" for part in points)
+    at = ", ".join(f"{math.ceil(total * rung / points[-1]):,}" for rung in points)
     machine = config.machine
     threads = f", {machine.threads} thread{'s' * (machine.threads > 1)}" if machine.device == "cpu" else ""
     return [
@@ -150,7 +150,7 @@ class Report:
             return self._pretraining_lines(record, hour)
         if record["kind"] == "dev":
             best = "  best so far" * (best_of(self.records) is record)
-            at = f"{record['part']}/{self.config.budget.points[-1]} ({record['examples']:,} examples)"
+            at = f"{record['rung']}/{self.config.budget.points[-1]} ({record['examples']:,} examples)"
             return [f"{hour} dev at {at}: {evaluation(record, self.config)}{best}"]
         part = record["examples"] * MOST_LINES // self.total
         if self.is_live or part == self.told:
@@ -190,7 +190,7 @@ class Report:
 def closing_lines(config: TrialConfig, records: list[Record], folder: Path) -> list[str]:
     """What came out, where it lies, and what to do with it."""
     best, last = best_of(records), records[-1]
-    at = f"{best['part']}/{config.budget.points[-1]}"
+    at = f"{best['rung']}/{config.budget.points[-1]}"
     model = near(folder / "best")
     is_toy, has_single = config.data == TOY, any(not config.known_tasks[name].is_pair for name in config.train_on)
     sentences = ["a sentence"] if has_single else ["a sentence", "another"]

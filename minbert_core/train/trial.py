@@ -50,23 +50,23 @@ class Counters:
     passes: int = 0  # examples sent through the encoder in training, extra passes of smoothness included
     seconds: float = 0.0
     drawn: dict[str, int] = field(default_factory=dict)
-    part: int = 0  # the last evaluation point reported
+    rung: int = 0  # the last evaluation point reported
     best_score: float = -math.inf
-    best_part: int = 0
+    best_rung: int = 0
 
 
 @dataclass(frozen=True)
 class Progress:
     """What the trial did since the last one.
 
-    `record` is flat and ready to log: of kind train, dev, or pretrain while there is no model yet. `part` is the evaluation
+    `record` is flat and ready to log: of kind train, dev, or pretrain while there is no model yet. `rung` is the evaluation
     point just reached (1, 3, 9 …) or None; `improved` says that it is the trial's best so far. `snapshot()` returns what a
     later `train` goes on from; its tensors are the trial's own, so call it, and write what it returns to disk, before the
     generator moves on.
     """
 
     record: Record
-    part: int | None
+    rung: int | None
     improved: bool
     done: bool
     model: MultitaskBert | None
@@ -111,8 +111,8 @@ class _Trial:
         if snapshot is not None:
             self.counters = Counters(**snapshot["counters"])
             self.model.load_state_dict(snapshot["model"])
-        parts = config.budget.points
-        self.points = {part: math.ceil(self.total * part / parts[-1]) for part in parts}
+        rungs = config.budget.points
+        self.points = {rung: math.ceil(self.total * rung / rungs[-1]) for rung in rungs}
         self.log = _Log(self.counters.examples)
         self.started = time.monotonic() - self.counters.seconds
 
@@ -136,7 +136,7 @@ class _Trial:
         self.stepper = Stepper(self.model, stage, weights, seed, self.precision)
         if snapshot is not None and goes_on:
             self.stepper.restore(snapshot)
-        if (due := self._due_part()) is not None:  # the snapshot was taken between the step that reached it and the evaluation
+        if (due := self._due_rung()) is not None:  # the snapshot was taken between the step that reached it and the evaluation
             yield self._evaluate(due)
         sizes = {name: self.inputs.sizes[name] for name in stage.tasks}
         batch_sizes = {name: self.model.plans[name].batch_size for name in stage.tasks}
@@ -156,16 +156,16 @@ class _Trial:
             counters.stage_step += 1
             counters.passes += report.passes
             self.log.add(report)
-            due = self._due_part()
+            due = self._due_rung()
             if is_log or due is not None:
                 yield self._progress(self._train_record(stage, middle, report), None, False)
             if due is not None:
                 yield self._evaluate(due)
 
-    def _due_part(self) -> int | None:
+    def _due_rung(self) -> int | None:
         """The fullest point that is reached and not yet reported."""
-        reached = max((part for part, at in self.points.items() if at <= self.counters.examples), default=0)
-        return reached if reached > self.counters.part else None
+        reached = max((rung for rung, at in self.points.items() if at <= self.counters.examples), default=0)
+        return reached if reached > self.counters.rung else None
 
     def _log_number(self, examples: int) -> int:
         return examples * LOGS_A_TRIAL // self.total
@@ -198,7 +198,7 @@ class _Trial:
                 )
         return record
 
-    def _evaluate(self, part: int) -> Progress:
+    def _evaluate(self, rung: int) -> Progress:
         counters = self.counters
         metrics, notes = evaluate_dev(self.model, self.config, self.inputs)
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
@@ -206,17 +206,17 @@ class _Trial:
             raise NotFiniteError(
                 f"Predictions of {', '.join(broken)} on dev are not finite after {counters.examples} examples."
             )
-        counters.part = part
+        counters.rung = rung
         value = score(metrics, self.config.known_tasks, self.config.objective)
         improved = value > counters.best_score
         if improved:
-            counters.best_score, counters.best_part = value, part
+            counters.best_score, counters.best_rung = value, rung
         counters.seconds = time.monotonic() - self.started
-        record = self._record("dev") | {"part": part, "stage": counters.stage, "dev/score": value, **notes}
+        record = self._record("dev") | {"rung": rung, "stage": counters.stage, "dev/score": value, **notes}
         both = overall(metrics, self.config.known_tasks, self.config.objective)
         record |= {f"dev/{name}": number for name, number in {**metrics, **both}.items()}
         self.log.restart()
-        return self._progress(record, part, improved)
+        return self._progress(record, rung, improved)
 
     def _record(self, kind: str) -> Record:
         c = self.counters
@@ -229,8 +229,8 @@ class _Trial:
             "seconds": round(c.seconds, 3),
         }
 
-    def _progress(self, record: Record, part: int | None, improved: bool) -> Progress:
-        return Progress(record, part, improved, part == self.config.budget.points[-1], self.model, self._snapshot)
+    def _progress(self, record: Record, rung: int | None, improved: bool) -> Progress:
+        return Progress(record, rung, improved, rung == self.config.budget.points[-1], self.model, self._snapshot)
 
     def _snapshot(self) -> dict[str, Any]:
         return {
@@ -308,4 +308,11 @@ def load_snapshot(path: Path) -> tuple[dict[str, Any], list[Record]]:
         raise ValueError(f"{path} is no whole snapshot (it has no records).")
     if (found := snapshot.pop("format", 1)) != FORMAT:
         raise ValueError(f"{path} is a snapshot of format {found}. This version resumes format {FORMAT}.")
-    return snapshot, snapshot.pop("records")
+    snapshot["counters"] = in_current_names(snapshot["counters"])
+    return snapshot, [in_current_names(record) for record in snapshot.pop("records")]
+
+
+def in_current_names(values: dict[str, Any]) -> dict[str, Any]:
+    """Rename the keys of a record or of counters that an earlier version wrote: it called a rung `part`."""
+    earlier = {"part": "rung", "best_part": "best_rung"}
+    return {earlier.get(name, name): value for name, value in values.items()}

@@ -102,7 +102,7 @@ def estimate(plan: Plan, points: ProbePoints, costs: Mapping[int, list[Cost]], s
     ends = expected_ends(
         plan.num_trials, len(plan.space.baselines), len(plan.recipes), rungs, plan.space.settings.trial_scheduler
     )
-    until = [start + train * part / rungs[-1] + evaluation * (i + 1) for i, part in enumerate(rungs)]
+    until = [start + train * rung / rungs[-1] + evaluation * (i + 1) for i, rung in enumerate(rungs)]
     work = sum(count * seconds for count, seconds in zip(ends, until, strict=True))
     full = {index: seconds + evaluation * len(rungs) for index, (seconds, evaluation) in at.items()}
     pretraining = {name: seconds for cost in every for name, seconds in cost.pretraining.items()}

@@ -27,8 +27,8 @@ def expected_ends(
             for number in going:
                 while reached[number] < len(rungs) - 1 and scheduler.verdict(number) == CONTINUE:
                     reached[number] += 1
-                    part, exempt = rungs[reached[number]], number < num_baselines
-                    scheduler.decide(number, str(number % num_recipes), exempt, part, random.random())
+                    rung, exempt = rungs[reached[number]], number < num_baselines
+                    scheduler.decide(number, str(number % num_recipes), exempt, rung, random.random())
             going = [n for n in going if reached[n] < len(rungs) - 1 and scheduler.verdict(n) == CONTINUE]  # they had waited
         for last in reached:
             ends[last] += 1
@@ -40,4 +40,4 @@ def expected_full_trials(
 ) -> float:
     """What a search is expected to cost, in whole budgets of a trial."""
     ends = expected_ends(num_trials, num_baselines, num_recipes, rungs, trial_scheduler)
-    return sum(count * part / rungs[-1] for count, part in zip(ends, rungs, strict=True))
+    return sum(count * rung / rungs[-1] for count, rung in zip(ends, rungs, strict=True))

@@ -37,7 +37,7 @@ class Scheduler(Protocol):
 
     law: str  # why it stops a trial, as the end of a sentence
 
-    def decide(self, number: int, peers: str, exempt: bool, part: int, score: float) -> str:
+    def decide(self, number: int, peers: str, exempt: bool, rung: int, score: float) -> str:
         """Enter a point, once or again; what holds for the trial then. An exempt one always goes on, but its points count."""
 
     def lost(self, number: int) -> None:
@@ -69,22 +69,22 @@ class RungScheduler:
         self.reduction = self.rungs[1] // self.rungs[0] if len(self.rungs) > 1 else 2
         self.law = f"below the best 1/{self.reduction} of its rung"
         self._groups: dict[str, Any] = {}  # peers -> ASHAScheduler, which asks for Ray's own trials and is handed _Entry
-        self._entered: set[tuple[int, int]] = set()  # (trial, part)
+        self._entered: set[tuple[int, int]] = set()  # (trial, rung)
         self._verdicts: dict[int, str] = {}
 
-    def decide(self, number: int, peers: str, exempt: bool, part: int, score: float) -> str:
+    def decide(self, number: int, peers: str, exempt: bool, rung: int, score: float) -> str:
         """Enter a trial's score at a point into its peers' rungs: STOP or CONTINUE, which exempt trials always do."""
-        if (number, part) in self._entered:  # Ray would enter it into a lower rung, where it has not been among these peers
+        if (number, rung) in self._entered:  # Ray would enter it into a lower rung, where it has not been among these peers
             return self.verdict(number)
-        self._entered.add((number, part))
+        self._entered.add((number, rung))
         if peers not in self._groups:
             self._groups[peers] = self._asha()
         asha, entry = self._groups[peers], _Entry(str(number))
         if entry.trial_id not in asha._trial_info:
             asha.on_trial_add(None, entry)
-        decision = asha.on_trial_result(None, entry, {"part": part, "score": score})
+        decision = asha.on_trial_result(None, entry, {"rung": rung, "score": score})
         # at the last point Ray would stop all from outside; ours end by themselves after that report
-        stops = decision == TrialScheduler.STOP and not exempt and part < self.rungs[-1]
+        stops = decision == TrialScheduler.STOP and not exempt and rung < self.rungs[-1]
         self._verdicts[number] = STOP if stops else CONTINUE
         return self._verdicts[number]
 
@@ -96,7 +96,7 @@ class RungScheduler:
 
     def _asha(self) -> ASHAScheduler:
         return ASHAScheduler(
-            time_attr="part",
+            time_attr="rung",
             metric="score",
             mode="max",
             max_t=self.rungs[-1],
@@ -144,12 +144,12 @@ class TopKScheduler:
     def __init__(self, rungs: Sequence[int], k: int, num_trials: int) -> None:
         self.k, self.num_trials = k, num_trials
         self.law = f"not among the best {k} of the first rung"
-        self._firsts: dict[int, tuple[int, float]] = {}  # number -> (part, score) of the first point; exempt trials have none
+        self._firsts: dict[int, tuple[int, float]] = {}  # number -> (rung, score) of the first point; exempt trials have none
         self._free: set[int] = set()  # exempt, or let through before
         self._lost: set[int] = set()
 
-    def decide(self, number: int, peers: str, exempt: bool, part: int, score: float) -> str:
-        if exempt or part > self._firsts.setdefault(number, (part, score))[0]:
+    def decide(self, number: int, peers: str, exempt: bool, rung: int, score: float) -> str:
+        if exempt or rung > self._firsts.setdefault(number, (rung, score))[0]:
             self._free.add(number)
         return self.verdict(number)
 
@@ -204,7 +204,7 @@ class NoStops:
 
     law = ""  # it stops none
 
-    def decide(self, number: int, peers: str, exempt: bool, part: int, score: float) -> str:
+    def decide(self, number: int, peers: str, exempt: bool, rung: int, score: float) -> str:
         return CONTINUE
 
     def lost(self, number: int) -> None:

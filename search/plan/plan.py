@@ -189,7 +189,7 @@ class Plan:
         rungs = self.space.settings.rungs
         if len(set(self.budgets)) > 1:
             return f"{', '.join(map(str, rungs))} of {rungs[-1]} parts of its budget"
-        return ", ".join(f"{math.ceil(self.examples * part / rungs[-1]):,}" for part in rungs) + " examples"
+        return ", ".join(f"{math.ceil(self.examples * rung / rungs[-1]):,}" for rung in rungs) + " examples"
 
     def _budget(self) -> str:
         if len(set(self.budgets)) > 1:

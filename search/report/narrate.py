@@ -42,7 +42,7 @@ def table(
         speed = f"{trial.examples / trial.seconds:.0f}" if trial.seconds else ""
         status = {"failed": f"failed: {trial.reason}", "running": unended}.get(trial.status, trial.status)
         minutes = [f"{trial.seconds / 60 * share:.1f}" for share in (1, gpus_per_trial)[: len(costs)]]
-        rows.append([name, *cells, last, str(trial.part or ""), status, *minutes, speed, describe(trial.params)])
+        rows.append([name, *cells, last, str(trial.rung or ""), status, *minutes, speed, describe(trial.params)])
     left_out = len(trials) - most
     return markdown(rows) + ([f"({left_out} more in the trials' folders and in MLflow)"] if left_out > 0 else [])
 
@@ -54,9 +54,9 @@ class Narrator:
     """The listener of a search: prints, logs, and hands on to MLflow. Times left are guesses from the trials ended so far."""
 
     def __init__(
-        self, folder: Path, tasks: list[str], num_trials: int, slots: int, parts: int, tracker: Tracker, budget: int = 0
+        self, folder: Path, tasks: list[str], num_trials: int, slots: int, full: int, tracker: Tracker, budget: int = 0
     ) -> None:
-        self.tasks, self.num_trials, self.slots, self.parts, self.tracker = tasks, num_trials, slots, parts, tracker
+        self.tasks, self.num_trials, self.slots, self.full, self.tracker = tasks, num_trials, slots, full, tracker
         self.budget = budget  # examples of a full trial
         self.log = (folder / "log.txt").open("a", buffering=1, encoding="utf-8")
         self.trials: dict[int, TrialResult] = {}
@@ -112,19 +112,19 @@ class Narrator:
         self.running[trial.number] = in_short(trial)
         self.tracker.trial_started(*self._run(trial))
         kind = f" (baseline {trial.baseline})" if trial.baseline is not None else ""
-        how = "started" if not resumed else f"goes on from {trial.part}/{self.parts}" if trial.points else "begins again"
+        how = "started" if not resumed else f"goes on from {trial.rung}/{self.full}" if trial.points else "begins again"
         self.say(f"{trial.number:03d} {how}{kind}  {describe(trial.params)}")
 
     def reported(self, trial: TrialResult, new: list[dict[str, Any]]) -> None:
         self.trials[trial.number] = trial
         self.tracker.records(trial.number, new)
-        self.say(f"{trial.number:03d} at {trial.part}/{self.parts}  {scores(trial.last, self.tasks)}  {self._so_far()}")
+        self.say(f"{trial.number:03d} at {trial.rung}/{self.full}  {scores(trial.last, self.tasks)}  {self._so_far()}")
 
     def paused(self, trial: TrialResult, why: str) -> None:
         """FINISHED in MLflow, where KILLED would show a red cross, and RUNNING again once it goes on."""
         self.trials[trial.number] = trial
         self.running.pop(trial.number, None)
-        reason = f"paused at {trial.part}/{self.parts}: {why}"
+        reason = f"paused at {trial.rung}/{self.full}: {why}"
         self.tracker.trial_ended(trial.number, "FINISHED", reason, _last_ms(trial))
         self.say(f"{trial.number:03d} {reason}  {self._so_far()}")
 
@@ -147,7 +147,7 @@ class Narrator:
         for number, text in sorted(self.running.copy().items()):
             trial = known[number]
             records = ([trial.last] if trial.points else []) + read_tail(trial.folder / "metrics.jsonl")
-            rows.append(look(number, text, records, self.budget, self.parts, now_ms))
+            rows.append(look(number, text, records, self.budget, self.full, now_ms))
         best, pretraining = self.best(), list(self.pretraining.values())
         text = f"best {best.number:03d} {scores(best.best, self.tasks)}  {describe(best.params)}" if best else "no score yet"
         elapsed = duration(time.monotonic() - self.began)

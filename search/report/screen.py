@@ -57,7 +57,7 @@ def read_tail(path: Path, num_bytes: int = TAIL_BYTES) -> list[dict[str, Any]]:
         return []
 
 
-def look(number: int, text: str, records: list[dict[str, Any]], budget: int, parts: int, now_ms: int | None = None) -> Running:
+def look(number: int, text: str, records: list[dict[str, Any]], budget: int, full: int, now_ms: int | None = None) -> Running:
     """A trial's row from its last records; now_ms: it runs still, so its time goes on after the last of them."""
     last = records[-1] if records else {}
     dev: dict[str, Any] = next((record for record in reversed(records) if record["kind"] == "dev"), {})
@@ -68,7 +68,7 @@ def look(number: int, text: str, records: list[dict[str, Any]], budget: int, par
     gpu = (
         f"{train['system/gpu_percent']:.0f} % {train['system/peak_memory_gb']:.1f} GB" if "system/gpu_percent" in train else ""
     )
-    at = f"{dev['part']}/{parts}" if dev else ""
+    at = f"{dev['rung']}/{full}" if dev else ""
     speed = train.get("train/examples_per_second")
     if last.get("kind") == "pretrain" and "made" not in last:
         at = f"{last['stage']} waits" if "waits" in last else f"{last['stage']} {last['pretrain/share']:.0%}"

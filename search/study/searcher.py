@@ -41,9 +41,9 @@ def unlimited() -> float:
     return math.inf
 
 
-def seconds_to_next_point(part: int, seconds: float, rungs: Sequence[int]) -> float:
-    """What a trial that needed `seconds` up to `part` is expected to need up to its next point; 0 where none is left."""
-    return next((rung - part for rung in rungs if rung > part), 0) * seconds / part
+def seconds_to_next_point(rung: int, seconds: float, rungs: Sequence[int]) -> float:
+    """What a trial that needed `seconds` up to `rung` is expected to need up to its next point; 0 where none is left."""
+    return next((other - rung for other in rungs if other > rung), 0) * seconds / rung
 
 
 class StudySearcher(Searcher):
@@ -128,7 +128,7 @@ class StudySearcher(Searcher):
     def _seconds_needed(self, trial: TrialResult) -> float:
         if trial.points:
             rungs = self.study.space.settings.rungs
-            return self.start_seconds + seconds_to_next_point(trial.part, trial.last["seconds"], rungs)
+            return self.start_seconds + seconds_to_next_point(trial.rung, trial.last["seconds"], rungs)
         longest = max(self.first_seconds.values(), default=0)
         return self.start_seconds + self.first_seconds.get(trial.config().recipe, longest)
 
@@ -140,7 +140,7 @@ class StudySearcher(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """A trial has reached a point: into the study, the link to the best, the listener."""
         known = self.running[trial_id]
-        self.study.report(known.number, result["part"], result["score"])
+        self.study.report(known.number, result["rung"], result["score"])
         self.running[trial_id] = self.study.result(known.number)
         seconds = result["records"][-1]["seconds"]
         if not known.points:
@@ -161,12 +161,12 @@ class StudySearcher(Searcher):
 
     def _end(self, trial_id: str, result: dict[str, Any]) -> None:
         """Ray has ended a trial: it was at its last point, or TuneScheduler said so."""
-        number, part = self.running[trial_id].number, self.running[trial_id].part
-        if self.study.result(number).part > part:  # the report at which a trial is stopped comes here only
+        number, rung = self.running[trial_id].number, self.running[trial_id].rung
+        if self.study.result(number).rung > rung:  # the report at which a trial is stopped comes here only
             self.on_trial_result(trial_id, result)
         trial = self.running.pop(trial_id)
         verdict = self.scheduler.verdict(number)
-        if trial.part == self.study.space.settings.rungs[-1]:
+        if trial.rung == self.study.space.settings.rungs[-1]:
             self._tell(number, "completed", "completed")
         elif verdict == STOP:
             self._stop(trial)
@@ -191,7 +191,7 @@ class StudySearcher(Searcher):
         self.listener.paused(trial, WAITS)
 
     def _stop(self, trial: TrialResult) -> None:
-        where = stopped_at(trial.part, self.study.space.settings.rungs)
+        where = stopped_at(trial.rung, self.study.space.settings.rungs)
         self._tell(trial.number, "stopped", f"{where}: {self.scheduler.law}")
 
     def _tell(self, number: int, status: Status, reason: str) -> None:
@@ -217,12 +217,12 @@ class TuneScheduler(FIFOScheduler):
         return True  # metric and mode are ours
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        part = result["part"]
+        rung = result["rung"]
         group = peers(result["recipe"], result["records"][-1])
-        verdict = self.scheduler.decide(result["number"], group, result["exempt"], part, result["score"])
-        if part == self.rungs[-1]:
+        verdict = self.scheduler.decide(result["number"], group, result["exempt"], rung, result["score"])
+        if rung == self.rungs[-1]:
             return CONTINUE  # it ends by itself after this report
-        in_time = seconds_to_next_point(part, result["records"][-1]["seconds"], self.rungs) < self.seconds_left()
+        in_time = seconds_to_next_point(rung, result["records"][-1]["seconds"], self.rungs) < self.seconds_left()
         return CONTINUE if verdict == CONTINUE and in_time else STOP
 
 

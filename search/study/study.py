@@ -39,7 +39,7 @@ KEEP_BEST = 3  # trials whose weights a search keeps
 
 @dataclass(frozen=True)
 class TrialResult:
-    """One trial as its records tell it. `points` maps each evaluated part of the budget to its dev record."""
+    """One trial as its records tell it. `points` maps each evaluated rung of the budget to its dev record."""
 
     number: int
     status: Status
@@ -51,11 +51,11 @@ class TrialResult:
 
     @property
     def points(self) -> dict[int, dict[str, Any]]:
-        return {record["part"]: record for record in self.records if record["kind"] == "dev"}
+        return {record["rung"]: record for record in self.records if record["kind"] == "dev"}
 
     @property
-    def part(self) -> int:
-        """The fullest part evaluated; 0 before the first."""
+    def rung(self) -> int:
+        """The fullest rung evaluated; 0 before the first."""
         return max(self.points, default=0)
 
     @property
@@ -65,7 +65,7 @@ class TrialResult:
 
     @property
     def last(self) -> dict[str, Any]:
-        return self.points[self.part]
+        return self.points[self.rung]
 
     @property
     def score(self) -> float:
@@ -86,8 +86,8 @@ class TrialResult:
 def ranked(trials: Iterable[TrialResult]) -> list[TrialResult]:
     """The trials of the fullest rung that any has reached, best score first. Failed ones take no part."""
     sound = [trial for trial in trials if trial.status != "failed" and trial.points]
-    fullest = max((trial.part for trial in sound), default=0)
-    return sorted((trial for trial in sound if trial.part == fullest), key=lambda trial: (-trial.score, trial.number))
+    fullest = max((trial.rung for trial in sound), default=0)
+    return sorted((trial for trial in sound if trial.rung == fullest), key=lambda trial: (-trial.score, trial.number))
 
 
 def best_first(trials: Iterable[TrialResult]) -> list[TrialResult]:
@@ -96,7 +96,7 @@ def best_first(trials: Iterable[TrialResult]) -> list[TrialResult]:
     first = ranked(trials)
     numbers = {trial.number for trial in first}
     rest = [trial for trial in trials if trial.number not in numbers]
-    return first + sorted(rest, key=lambda trial: (trial.status == "failed", -trial.part, -trial.score, trial.number))
+    return first + sorted(rest, key=lambda trial: (trial.status == "failed", -trial.rung, -trial.score, trial.number))
 
 
 class _Study(optuna.Study):
@@ -189,9 +189,9 @@ class Study:
     def _set(self, number: int, key: str, value: Any) -> None:
         self.storage.set_trial_user_attr(self._trial_id(number), key, value)
 
-    def report(self, number: int, part: int, value: float) -> None:
+    def report(self, number: int, rung: int, value: float) -> None:
         """A point's value; told again it stays the same."""
-        self.storage.set_trial_intermediate_value(self._trial_id(number), part, value)
+        self.storage.set_trial_intermediate_value(self._trial_id(number), rung, value)
 
     def tell(self, number: int, status: Status, reason: str) -> TrialResult:
         """End a trial. Stopped and non-finite ones are PRUNED, of which the sampler learns; crashed ones FAIL, of which not.
@@ -231,12 +231,12 @@ class Study:
         for trial in results:
             if trial.status != "running":
                 continue
-            for part, record in trial.points.items():
-                self.report(trial.number, part, record["dev/score"])
-            if trial.part == self.space.settings.rungs[-1]:
+            for rung, record in trial.points.items():
+                self.report(trial.number, rung, record["dev/score"])
+            if trial.rung == self.space.settings.rungs[-1]:
                 self.tell(trial.number, "completed", "completed")
             elif scheduler.verdict(trial.number) == STOP:
-                self.tell(trial.number, "stopped", f"{stopped_at(trial.part, self.space.settings.rungs)}: {scheduler.law}")
+                self.tell(trial.number, "stopped", f"{stopped_at(trial.rung, self.space.settings.rungs)}: {scheduler.law}")
             else:
                 unfinished.append(trial)
         self.keep_best()  # a driver may be killed after it has told that a trial ended, and before this
@@ -300,7 +300,7 @@ def _refill(scheduler: Scheduler, results: list[TrialResult]) -> None:
     recipes = {trial.number: trial.config().recipe for trial in results}
     for _, number, trial, record in sorted(points, key=lambda point: point[:2]):
         group = peers(recipes[number], record)
-        scheduler.decide(number, group, trial.baseline is not None, record["part"], record["dev/score"])
+        scheduler.decide(number, group, trial.baseline is not None, record["rung"], record["dev/score"])
     for trial in results:
         if trial.status == "failed":
             scheduler.lost(trial.number)
@@ -318,8 +318,8 @@ def _trust_snapshot(folder: Path) -> None:
     write_records(folder / "metrics.jsonl", records)
 
 
-def stopped_at(part: int, rungs: tuple[int, ...]) -> str:
-    return f"stopped at {part}/{rungs[-1]}"
+def stopped_at(rung: int, rungs: tuple[int, ...]) -> str:
+    return f"stopped at {rung}/{rungs[-1]}"
 
 
 def read_results(folder: Path, study_name: str) -> list[TrialResult]:

@@ -57,8 +57,8 @@ def _run(order: dict[str, Any], folder: Path) -> None:
     print(f"{time.strftime('%F %T')} trial {order['number']:03d} {how}")
     for progress in train_in(folder, config, inputs, snapshot, records):
         print(json.dumps(progress.record))
-        if progress.part is not None:
-            report = {"number": order["number"], "recipe": config.recipe, "exempt": order["exempt"], "part": progress.part}
+        if progress.rung is not None:
+            report = {"number": order["number"], "recipe": config.recipe, "exempt": order["exempt"], "rung": progress.rung}
             tune.report(report | {"score": progress.record["dev/score"], "records": records[reported:]})
             reported = len(records)
 

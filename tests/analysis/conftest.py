@@ -59,12 +59,12 @@ def _make_search(
                 records.append(progress.record)
                 if progress.improved:
                     save_model(progress.model, trial.config(), trial.folder / "best", plan.inputs.encoder_folder)
-                if progress.part is None:
+                if progress.rung is None:
                     continue
-                study.report(trial.number, progress.part, progress.record["dev/score"])
+                study.report(trial.number, progress.rung, progress.record["dev/score"])
                 exempt = trial.baseline is not None or not stops
-                if scheduler.decide(trial.number, "multitask", exempt, progress.part, progress.record["dev/score"]) == "STOP":
-                    status, reason = "stopped", stopped_at(progress.part, (1, 3))
+                if scheduler.decide(trial.number, "multitask", exempt, progress.rung, progress.record["dev/score"]) == "STOP":
+                    status, reason = "stopped", stopped_at(progress.rung, (1, 3))
                     break
             write_records(trial.folder / "metrics.jsonl", records)
             study.tell(trial.number, status, reason)  # type: ignore[arg-type]
@@ -138,7 +138,7 @@ def make_up(tmp_path: Path) -> MakeUp:
             folder = tmp_path / f"{number:03d}"
             folder.mkdir()
             (folder / "config.yaml").write_text(dump_yaml(as_written(config)), encoding="utf-8")
-            record = {"kind": "dev", "part": 9, **{f"dev/{column}": 0.9 for column in columns}}
+            record = {"kind": "dev", "rung": 9, **{f"dev/{column}": 0.9 for column in columns}}
             own = {"optimizer/lr": 1e-5 * (number + 1), "tasks/all/pooling": "mean"} if params is None else params[number]
             trials[number] = TrialResult(number, "completed", "completed", own, None, folder, [record])
             found[number] = {split: _columns(columns, values) for split, values in of.items()}

@@ -197,7 +197,7 @@ def test_kept_weights_are_tested_as_they_are(real_like: tuple[Path, Path], capsy
     assert "baseline  left out" in output
     assert "no labels" in output  # of the test split; its predictions are written all the same
     search = open_search(runs / "small")
-    best = min(search.trials, key=lambda trial: (trial.part != 3, -trial.score))
+    best = min(search.trials, key=lambda trial: (trial.rung != 3, -trial.score))
     _, config = load_model(runs / "small" / "best")
     inputs = open_inputs(config)
     logits = np.load(runs / "small" / "test" / "logits" / f"{best.number:03d}-kept" / "sst-dev.npy")

@@ -33,7 +33,7 @@ def trial(tmp_path: Path) -> MakeTrial:
         folder = tmp_path / f"{number:03d}"
         folder.mkdir(exist_ok=True)
         (folder / "config.yaml").write_text("data: toy\nencoder: tiny\nbudget: {points: [1, 3, 9]}\n")
-        records = [{"kind": "dev", "part": part, "dev/score": score} for part, score in scores.items()]
+        records = [{"kind": "dev", "rung": rung, "dev/score": score} for rung, score in scores.items()]
         status = changed.get("status", "completed" if 9 in scores else "stopped")
         reason = changed.get("reason", status)
         return TrialResult(number, status, reason, {path: branch}, changed.get("baseline"), folder, records)

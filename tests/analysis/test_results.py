@@ -48,7 +48,7 @@ def trial(number: int, config: TrialConfig, folder: Path, baseline: int | None =
     """An ended trial that claims .7 in everything."""
     (folder / f"{number:03d}").mkdir(parents=True, exist_ok=True)
     (folder / f"{number:03d}" / "config.yaml").write_text(dump_yaml(as_written(config)), encoding="utf-8")
-    record = {"kind": "dev", "part": 9, **{f"dev/{column}": 0.7 for column in (*config.train_on, "norm", "mean", "score")}}
+    record = {"kind": "dev", "rung": 9, **{f"dev/{column}": 0.7 for column in (*config.train_on, "norm", "mean", "score")}}
     params = {"optimizer/lr": 1e-5 * (number + 1), "tasks/all/pooling": "mean"}
     return TrialResult(number, "completed", "completed", params, baseline, folder / f"{number:03d}", [record])
 

@@ -31,7 +31,7 @@ def test_the_baseline_is_the_first_that_reached_the_finalists_rung(small: Search
     assert baseline is not None
     assert baseline.number == 0
     assert said.startswith("000")
-    others = [trial for trial in small.trials if trial.baseline is None and trial.part == 3]
+    others = [trial for trial in small.trials if trial.baseline is None and trial.rung == 3]
     assert Selection(small, others, baseline, [1]).trials == [*others, baseline]
     assert Selection(small, [baseline], baseline, [1]).trials == [baseline]
 

@@ -25,9 +25,9 @@ def trial(
     own.mkdir(parents=True)
     (own / "config.yaml").write_text(CONFIG)
     records = [
-        {"kind": "dev", "part": part, "examples": 10 * part, "passes": 20 * part, "seconds": 1.5 * part, "time_ms": part}
+        {"kind": "dev", "rung": rung, "examples": 10 * rung, "passes": 20 * rung, "seconds": 1.5 * rung, "time_ms": rung}
         | {f"dev/{name}": score for name in ("score", "sst", "norm", "mean")}
-        for part, score in zip((1, 3, 9), scores, strict=False)
+        for rung, score in zip((1, 3, 9), scores, strict=False)
     ]
     return TrialResult(number, status, "", params, baseline, own, records)
 
@@ -67,7 +67,7 @@ def test_a_row_says_what_a_trial_is_what_it_scored_and_where_it_lies(search: Sea
         "reason": "",
         "baseline": 0,
         "recipe": "multitask",
-        "part": 9,
+        "rung": 9,
         "seconds": 13.5,
         "examples": 90,
         "passes": 180,

@@ -391,7 +391,7 @@ def test_the_exit_code_says_how_a_search_ended(
     plan = make_plan("quick", make_space("quick", read_space(here / "quick.yaml").document), 0, 1, Resources(1, 0, 1, 0))
     completed, paused = trial == "completed", trial.startswith("paused")
     names = ("norm", "mean", "score", "sst")
-    dev = {"kind": "dev", "part": 1, "examples": 67, "passes": 67, "seconds": 1.0, "time_ms": 1}
+    dev = {"kind": "dev", "rung": 1, "examples": 67, "passes": 67, "seconds": 1.0, "time_ms": 1}
     dev |= {f"dev/{name}": 0.5 for name in names}
     known: Any = "running" if paused else trial
     (here / "config.yaml").write_text("data: toy\nencoder: tiny\n")
@@ -494,7 +494,7 @@ TINY = ["--data", "toy", "--encoder", "tiny", "--gpus", "0"]
 
 
 def parts(trial: TrialResult) -> list[int]:
-    return [record["part"] for record in trial.records if record["kind"] == "dev"]
+    return [record["rung"] for record in trial.records if record["kind"] == "dev"]
 
 
 def assert_whole(folder: Path, num_trials: int) -> list[TrialResult]:
@@ -743,7 +743,7 @@ def test_a_search_out_of_time_pauses_its_trials_and_prints_the_line_that_goes_on
     assert one.end() == 0, one.text
     folder = tmp_path / "runs" / "quickstart"
     trials = read_results(folder, "quickstart")
-    assert {(trial.status, trial.part) for trial in trials} == {("running", 1)}
+    assert {(trial.status, trial.rung) for trial in trials} == {("running", 1)}
     assert re.search(r"^paused    [12] trials?, and [01] not begun: no time was left for a next point$", one.text, re.MULTILINE)
 
     def assert_paused() -> None:

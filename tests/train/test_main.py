@@ -122,7 +122,7 @@ def test_it_leaves_a_whole_model_the_records_and_the_config_it_was(typed: Typed,
     _, config = load_model(folder / "best")
     assert config == read_config(folder / "config.yaml")
     assert (config.machine.device, config.machine.threads) == ("cuda" if torch.cuda.is_available() else "cpu", 1)
-    assert [record["part"] for record in read_records(folder / "metrics.jsonl") if record["kind"] == "dev"] == [1, 3, 9]
+    assert [record["rung"] for record in read_records(folder / "metrics.jsonl") if record["kind"] == "dev"] == [1, 3, 9]
 
 
 def test_a_long_run_prints_few_lines_where_nobody_watches(typed: Typed) -> None:
@@ -293,7 +293,7 @@ def test_no_search_engine_is_imported(here: Path) -> None:
     absent = ["ray", "optuna", "mlflow", "transformers", "search", "analysis"]
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
-        "from minbert_core.train_command import main\n"
+        "from minbert_core.train.__main__ import main\n"
         "sys.exit(main(['mine.yaml', '--set', 'budget/examples=96']))"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

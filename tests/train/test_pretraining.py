@@ -182,7 +182,7 @@ def test_a_trial_begins_with_what_was_made_and_its_budget_is_untouched(tiny: Tin
     kinds = [record["kind"] for record in records]
     assert kinds == sorted(kinds, key=["pretrain", "train", "dev"].index)
     assert all(record["examples"] == 0 == record["seconds"] for record in records if record["kind"] == "pretrain")
-    assert [one.part for one in progress if one.part is not None] == [1]
+    assert [one.rung for one in progress if one.rung is not None] == [1]
     assert records[-1]["examples"] == 48
     assert records[-1]["seconds"] < sum(record.get("pretrain/seconds", 0) for record in records) + 60
 

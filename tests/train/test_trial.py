@@ -137,10 +137,10 @@ def test_seconds_go_on_from_the_snapshot(tiny: Tiny) -> None:
 
 
 def points_of(records: Records) -> dict[int, int]:
-    """part -> examples of each dev record; each part once."""
-    parts = [record["part"] for record in records if record["kind"] == "dev"]
+    """rung -> examples of each dev record; each rung once."""
+    parts = [record["rung"] for record in records if record["kind"] == "dev"]
     assert len(set(parts)) == len(parts)
-    return {record["part"]: record["examples"] for record in records if record["kind"] == "dev"}
+    return {record["rung"]: record["examples"] for record in records if record["kind"] == "dev"}
 
 
 def test_a_point_falls_after_the_first_step_that_reaches_it(tiny: Tiny) -> None:
@@ -166,9 +166,9 @@ def test_the_last_point_is_always_reached_and_is_the_last_yield(tiny: Tiny, chan
     config = tiny(**changes)
     progress_list = run(config)
     assert [progress.done for progress in progress_list] == [False] * (len(progress_list) - 1) + [True]
-    assert progress_list[-1].part == config.budget.points[-1]
+    assert progress_list[-1].rung == config.budget.points[-1]
     for progress in progress_list:
-        assert (progress.record["kind"] == "dev") == (progress.part is not None)
+        assert (progress.record["kind"] == "dev") == (progress.rung is not None)
     kinds = [progress.record["kind"] for progress in progress_list]
     assert all(before == "train" for before, kind in pairwise(kinds) if kind == "dev")
 
@@ -197,7 +197,7 @@ def test_a_record_holds_what_a_reader_needs(tiny: Tiny) -> None:
     assert {"train/sst_loss", "train/para_smoothness_loss", "train/lr", "train/examples_per_second"} <= log.keys()
     assert {"train/gradient_norm", "train/cosine_sst_para", "train/conflicts_sst_para"} <= log.keys()
     assert "system/peak_memory_gb" in log
-    assert {"part", "dev/score", "dev/sst", "dev/para", "dev/sts", "dev/norm", "dev/mean"} <= dev.keys()
+    assert {"rung", "dev/score", "dev/sst", "dev/para", "dev/sts", "dev/norm", "dev/mean"} <= dev.keys()
     assert (dev["step"], dev["examples"], dev["passes"]) == (10, 240, 3 * 240)
     assert {type(value) for record in records for value in record.values()} <= {int, float, str, bool}
 
@@ -218,17 +218,17 @@ def test_the_score_is_the_objective_and_improvement_follows_it(tiny: Tiny, monke
         ]
     )
     monkeypatch.setattr("minbert_core.train.trial.evaluate_dev", lambda *_: (next(metrics), {}))
-    points = [progress for progress in run(tiny()) if progress.part is not None]
+    points = [progress for progress in run(tiny()) if progress.rung is not None]
     assert [progress.record["dev/score"] for progress in points] == pytest.approx([0.5, 0.6, 1.7 / 3])
     assert [progress.improved for progress in points] == [True, True, False]
-    assert points[-1].snapshot()["counters"]["best_part"] == 3
+    assert points[-1].snapshot()["counters"]["best_rung"] == 3
 
 
 def test_the_dev_record_is_that_of_the_model_that_is_yielded(tiny: Tiny) -> None:
     config = tiny(objective="mean")
     inputs = open_inputs(config)
     for progress in train(config, inputs):
-        if progress.part is not None:
+        if progress.rung is not None:
             metrics, notes = evaluate_dev(progress.model, config, inputs)
             assert metrics == {name: progress.record[f"dev/{name}"] for name in metrics}
             assert progress.record["dev/score"] == progress.record["dev/mean"]
@@ -255,7 +255,7 @@ def test_an_epoch_is_what_the_task_schedule_says(tiny: Tiny, schedule: str, epoc
 def test_a_budget_in_epochs_is_spent(tiny: Tiny) -> None:
     records = records_of(tiny(budget={"examples": None, "epochs": 1}))
     assert records[-1]["examples"] == 3 * 120
-    assert records[-1]["part"] == 9
+    assert records[-1]["rung"] == 9
 
 
 def rates(records: Records) -> list[float]:
@@ -320,7 +320,7 @@ def test_two_stages_of_a_random_schedule_draw_tasks_of_their_own(tiny: Tiny, sch
 
 def test_every_point_of_sequential_is_the_end_of_a_round(tiny: Tiny, taken: list[str]) -> None:
     config = tiny(task_schedule="sequential", budget={"examples": 9 * 3 * 16})
-    found = [(progress.part, len(taken)) for progress in train(config, open_inputs(config)) if progress.part is not None]
+    found = [(progress.rung, len(taken)) for progress in train(config, open_inputs(config)) if progress.rung is not None]
     assert taken == ["sst", "sst", "para", "para", "sts", "sts"] * 9
     assert found == [(1, 6), (3, 18), (9, 54)]
 
@@ -659,7 +659,7 @@ def test_parts_hold_the_batch_s_examples_in_order_and_no_more_tokens_than_allowe
     assert max(len(parts) for step in parted for parts in step.values()) >= 3
     for record, other in zip(records, wanted, strict=True):
         for name, value in other.items():
-            if name.endswith("_loss") or name in ("train/lr", "examples", "part"):
+            if name.endswith("_loss") or name in ("train/lr", "examples", "rung"):
                 assert record[name] == pytest.approx(value, rel=2e-3), name
     assert records[-1]["passes"] == 240 + 80  # a loss that is of the batch as a whole takes a pass more
     assert wanted[-1]["passes"] == 240

@@ -52,7 +52,7 @@ def test_measured_training_takes_what_training_takes(
     inputs = open_inputs(config)
     began = time.process_time()
     for progress in train(config, inputs):
-        if progress.part is None:
+        if progress.rung is None:
             real = time.process_time() - began
     assert 0.6 * real < cost.train_seconds < 1.6 * real
 

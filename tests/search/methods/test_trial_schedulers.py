@@ -17,9 +17,9 @@ RUNGS = (1, 3, 9)
 
 
 def enter(
-    scheduler: Scheduler, number: int, score: float, part: int = 1, recipe: str = "multitask", exempt: bool = False
+    scheduler: Scheduler, number: int, score: float, rung: int = 1, recipe: str = "multitask", exempt: bool = False
 ) -> str:
-    return scheduler.decide(number, recipe, exempt, part, score)
+    return scheduler.decide(number, recipe, exempt, rung, score)
 
 
 def test_a_trial_below_the_best_third_of_its_rung_is_stopped() -> None:
@@ -61,26 +61,26 @@ def test_a_point_entered_again_counts_once() -> None:
     enter(scheduler, 0, 0.2)
     enter(scheduler, 0, 0.9)  # told again after a resume: its first value stays
     assert enter(scheduler, 1, 0.3) == "CONTINUE"
-    assert enter(scheduler, 0, 0.9, part=3) == "CONTINUE"
+    assert enter(scheduler, 0, 0.9, rung=3) == "CONTINUE"
 
 
 def test_a_rung_holds_the_value_of_its_point_not_the_best_so_far() -> None:
     scheduler = RungScheduler(RUNGS)
     for number, (first, second) in enumerate(((0.9, 0.5), (0.9, 0.6))):
-        enter(scheduler, number, first, part=1)
-        enter(scheduler, number, second, part=3)
-    enter(scheduler, 2, 0.95, part=1)
-    assert enter(scheduler, 2, 0.55, part=3) == "STOP"  # the cutoff is 0.567, although its best is 0.95
-    enter(scheduler, 3, 0.95, part=1)
-    assert enter(scheduler, 3, 0.58, part=3) == "CONTINUE"
+        enter(scheduler, number, first, rung=1)
+        enter(scheduler, number, second, rung=3)
+    enter(scheduler, 2, 0.95, rung=1)
+    assert enter(scheduler, 2, 0.55, rung=3) == "STOP"  # the cutoff is 0.567, although its best is 0.95
+    enter(scheduler, 3, 0.95, rung=1)
+    assert enter(scheduler, 3, 0.58, rung=3) == "CONTINUE"
 
 
 def test_the_last_point_stops_nobody_from_outside() -> None:
     scheduler = RungScheduler(RUNGS)
     for number, score in enumerate((0.9, 0.1)):
-        for part in (1, 3):
-            enter(scheduler, number, 0.5, part=part)
-        assert enter(scheduler, number, score, part=9) == "CONTINUE"
+        for rung in (1, 3):
+            enter(scheduler, number, 0.5, rung=rung)
+        assert enter(scheduler, number, score, rung=9) == "CONTINUE"
 
 
 def test_a_single_rung_is_no_halving() -> None:
@@ -95,17 +95,17 @@ def test_decisions_are_those_of_rays_own_scheduler(rungs: tuple[int, ...]) -> No
         trial_id: str
 
     grace, reduction = rungs[0], rungs[1] // rungs[0]
-    theirs: Any = ASHAScheduler("part", "score", "max", max_t=rungs[-1], grace_period=grace, reduction_factor=reduction)
+    theirs: Any = ASHAScheduler("rung", "score", "max", max_t=rungs[-1], grace_period=grace, reduction_factor=reduction)
     ours, random, alive = RungScheduler(rungs), np.random.default_rng(0), dict.fromkeys(range(60), 0)
     for number in alive:
         theirs.on_trial_add(None, Entry(str(number)))
     decisions = []
     while alive:  # a random trial reaches its next rung, as asynchronous workers do
         number = int(random.choice(list(alive)))
-        part, score = rungs[alive[number]], float(random.random())
-        decision = enter(ours, number, score, part)
-        theirs_decision = theirs.on_trial_result(None, Entry(str(number)), {"part": part, "score": score})
-        last = part == rungs[-1]
+        rung, score = rungs[alive[number]], float(random.random())
+        decision = enter(ours, number, score, rung)
+        theirs_decision = theirs.on_trial_result(None, Entry(str(number)), {"rung": rung, "score": score})
+        last = rung == rungs[-1]
         assert decision == ("CONTINUE" if last else theirs_decision)
         decisions.append(decision)
         alive[number] += 1
@@ -153,10 +153,10 @@ def test_who_was_chosen_runs_to_the_end_whatever_comes() -> None:
     scheduler = top_k(1, 2)
     enter(scheduler, 0, 0.5)
     enter(scheduler, 1, 0.4)
-    assert enter(scheduler, 0, 0.1, part=3) == "CONTINUE"
+    assert enter(scheduler, 0, 0.1, rung=3) == "CONTINUE"
     more = top_k(1, 4)  # resumed with more trials, two of which are better
-    for number, part, score in ((0, 1, 0.5), (1, 1, 0.4), (0, 3, 0.1), (2, 1, 0.8), (3, 1, 0.9)):
-        enter(more, number, score, part=part)
+    for number, rung, score in ((0, 1, 0.5), (1, 1, 0.4), (0, 3, 0.1), (2, 1, 0.8), (3, 1, 0.9)):
+        enter(more, number, score, rung=rung)
     assert [more.verdict(number) for number in range(4)] == ["CONTINUE", "STOP", "STOP", "CONTINUE"]
 
 
@@ -189,7 +189,7 @@ def test_top_k_ends_k_trials_and_the_baselines_at_the_last_rung_and_all_others_a
 
 def test_without_stopping_every_trial_runs_to_its_end() -> None:
     scheduler = NoStopping().build(RUNGS, 3)
-    assert {enter(scheduler, number, score, part) for number, score in enumerate((0.9, 0.1, 0.5)) for part in RUNGS} == {
+    assert {enter(scheduler, number, score, rung) for number, score in enumerate((0.9, 0.1, 0.5)) for rung in RUNGS} == {
         "CONTINUE"
     }
     assert expected_full_trials(5, 0, 1, RUNGS, NoStopping()) == 5

@@ -22,7 +22,7 @@ def trial(tmp_path: Path) -> Callable[..., TrialResult]:
         folder = tmp_path / str(number)
         folder.mkdir(exist_ok=True)
         (folder / "config.yaml").write_text(changed.pop("config", "data: toy\nencoder: tiny\n"))
-        record = {"kind": "dev", "part": 9, "examples": 1000, "passes": passes, "seconds": seconds}
+        record = {"kind": "dev", "rung": 9, "examples": 1000, "passes": passes, "seconds": seconds}
         record |= {"time_ms": START + 1000 * changed.pop("ended", seconds), "dev/score": changed.pop("score", 0.5)}
         status = changed.pop("status", "completed")
         return TrialResult(number, status, status, params, None, folder, [record])

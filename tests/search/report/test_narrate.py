@@ -41,7 +41,7 @@ def notes() -> Notes:
 
 @pytest.fixture
 def narrator(tmp_path: Path, notes: Notes) -> Iterator[Narrator]:
-    with contextlib.closing(Narrator(tmp_path, TASKS, num_trials=4, slots=2, parts=9, tracker=notes)) as narrator:  # type: ignore[arg-type]
+    with contextlib.closing(Narrator(tmp_path, TASKS, num_trials=4, slots=2, full=9, tracker=notes)) as narrator:  # type: ignore[arg-type]
         yield narrator
 
 
@@ -50,10 +50,10 @@ def trial(tmp_path: Path) -> Callable[..., TrialResult]:
     (tmp_path / "config.yaml").write_text("data: toy\nencoder: tiny\n")
 
     def make(
-        number: int, score: float | None = 0.5, part: int = 9, status: Any = "completed", seconds: float = 60, **changed: Any
+        number: int, score: float | None = 0.5, rung: int = 9, status: Any = "completed", seconds: float = 60, **changed: Any
     ) -> TrialResult:
         dev = {"dev/score": score, "dev/norm": score, "dev/mean": 0.4, "dev/sst": 0.441, "dev/sts": -0.02}
-        own = {"kind": "dev", "part": part, "examples": 100 * part, "seconds": seconds, "time_ms": 1_750_000_000_000}
+        own = {"kind": "dev", "rung": rung, "examples": 100 * rung, "seconds": seconds, "time_ms": 1_750_000_000_000}
         records = [] if score is None else [own | dev]
         known = TrialResult(number, status, changed.pop("reason", status), {"optimizer/lr": 3.21e-5}, None, tmp_path, records)
         return replace(known, **changed)
@@ -79,7 +79,7 @@ def test_the_table_shows_the_fullest_rung_first_and_failures_last(trial: Callabl
     trials = [
         trial(0, 0.6),
         trial(1, None, status="failed", reason="out of memory"),
-        trial(2, 0.9, part=1, status="stopped"),
+        trial(2, 0.9, rung=1, status="stopped"),
         trial(3, 0.7, baseline=0),
     ]
     rows = [line for line in table(trials, TASKS) if line.startswith("|")]
@@ -126,7 +126,7 @@ def test_the_picture_shows_what_runs_now_by_its_own_records(
     assert [row.examples for row in narrator.picture().running] == [0, 0]  # nothing measured yet
     own = {"kind": "train", "examples": 150, "seconds": 61, "time_ms": 1, "train/examples_per_second": 20.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(own) + "\n")
-    narrator.reported(trial(0, 0.6, part=1, status="running"), [])
+    narrator.reported(trial(0, 0.6, rung=1, status="running"), [])
     narrator.ended(trial(1, 0.5))
     picture = narrator.picture()
     [row] = picture.running
@@ -146,9 +146,9 @@ def test_an_event_is_one_line_with_the_best_so_far_and_the_time_left(
     narrator: Narrator, trial: Callable[..., TrialResult], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     narrator.started(trial(0, None, status="running", baseline=0), resumed=False)
-    narrator.reported(trial(0, 0.6, part=1, status="running"), [])
+    narrator.reported(trial(0, 0.6, rung=1, status="running"), [])
     narrator.ended(trial(0, 0.6))
-    narrator.ended(trial(1, 0.5, part=1, status="stopped", reason="stopped at 1/9: below the best 1/3 of its rung"))
+    narrator.ended(trial(1, 0.5, rung=1, status="stopped", reason="stopped at 1/9: below the best 1/3 of its rung"))
     lines = [re.sub(r"^\[\d\d:\d\d:\d\d\] ", "", line) for line in capsys.readouterr().out.splitlines()]
     best = "| best 000 0.6000 (sst .441 sts -0.020) |"
     assert lines == [
@@ -165,7 +165,7 @@ def test_an_event_is_one_line_with_the_best_so_far_and_the_time_left(
 def test_a_trial_that_goes_on_says_from_where(
     narrator: Narrator, trial: Callable[..., TrialResult], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    narrator.started(trial(0, 0.6, part=3, status="running"), resumed=True)
+    narrator.started(trial(0, 0.6, rung=3, status="running"), resumed=True)
     narrator.started(trial(1, None, status="running"), resumed=True)
     first, second = capsys.readouterr().out.splitlines()
     assert "000 goes on from 3/9" in first
@@ -177,7 +177,7 @@ def test_no_time_left_is_never_said(
 ) -> None:
     narrator.started(trial(0, None, status="running"), resumed=False)
     narrator.ended(trial(1, seconds=0.3))
-    narrator.reported(trial(0, 0.5, part=3, status="running", seconds=30), [])
+    narrator.reported(trial(0, 0.5, rung=3, status="running", seconds=30), [])
     out = capsys.readouterr().out
     assert "about 1 s left" in out
     assert "about 0 s" not in out
@@ -195,7 +195,7 @@ def test_the_table_is_shown_without_the_hour_and_logged(
 
 def test_mlflow_hears_of_a_trial_from_begin_to_end(narrator: Narrator, notes: Notes, trial: Callable[..., TrialResult]) -> None:
     narrator.started(trial(0, None, status="running"), resumed=False)
-    narrator.reported(trial(0, 0.6, part=1, status="running"), [{}])
+    narrator.reported(trial(0, 0.6, rung=1, status="running"), [{}])
     narrator.ended(trial(0, 0.6))
     assert notes.names() == ["trial_started", "records", "records", "trial_ended", "best"]
     number, name, params, config, tags = notes.calls[0][1]
@@ -218,7 +218,7 @@ def test_only_a_fault_is_failed_in_mlflow(
 def test_a_resumed_search_tells_mlflow_everything_again(
     narrator: Narrator, notes: Notes, trial: Callable[..., TrialResult], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    narrator.replay([trial(0, 0.6), trial(1, 0.5, part=1, status="running"), trial(2, None, status="failed")])
+    narrator.replay([trial(0, 0.6), trial(1, 0.5, rung=1, status="running"), trial(2, None, status="failed")])
     numbers = {name: [arguments[0] for called, arguments in notes.calls if called == name] for name in notes.names()}
     assert numbers["trial_started"] == [0, 1, 2]
     assert numbers["records"] == [0, 1, 2]

@@ -68,8 +68,8 @@ def test_the_bar_grows_with_the_examples() -> None:
     assert [done(examples) for examples in (0, 400, 800, 816)] == [0, 4, 8, 8]
 
 
-def dev(part: int, examples: int, score: float) -> dict[str, Any]:
-    return {"kind": "dev", "part": part, "examples": examples, "seconds": 10.0, "time_ms": NOW - 5000, "dev/score": score}
+def dev(rung: int, examples: int, score: float) -> dict[str, Any]:
+    return {"kind": "dev", "rung": rung, "examples": examples, "seconds": 10.0, "time_ms": NOW - 5000, "dev/score": score}
 
 
 def train(examples: int, **more: Any) -> dict[str, Any]:
@@ -78,10 +78,10 @@ def train(examples: int, **more: Any) -> dict[str, Any]:
 
 
 def test_a_row_is_read_off_the_last_records() -> None:
-    seen = look(3, "lr=1", [dev(1, 100, 0.4), train(200)], budget=900, parts=9, now_ms=NOW)
+    seen = look(3, "lr=1", [dev(1, 100, 0.4), train(200)], budget=900, full=9, now_ms=NOW)
     assert seen == Running(3, "lr=1", "1/9", 200, 900, 40.0, 0.4, 65.0)
-    assert look(3, "lr=1", [train(200)], budget=900, parts=9).seconds == 60.0  # its time stands still
-    assert look(3, "lr=1", [], budget=900, parts=9) == Running(3, "lr=1", "", 0, 900, None, None, None)
+    assert look(3, "lr=1", [train(200)], budget=900, full=9).seconds == 60.0  # its time stands still
+    assert look(3, "lr=1", [], budget=900, full=9) == Running(3, "lr=1", "", 0, 900, None, None, None)
 
 
 def test_gpu_use_and_memory_are_shown_where_there_is_a_gpu() -> None:

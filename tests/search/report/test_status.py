@@ -59,10 +59,10 @@ def study(folder: Path) -> Study:
     return Study(folder, read_space(folder.parents[1] / "quick.yaml"), 0)
 
 
-def record(part: int, score: float, seconds_ago: float = 0) -> dict[str, Any]:
+def record(rung: int, score: float, seconds_ago: float = 0) -> dict[str, Any]:
     scores = {f"dev/{name}": score for name in ("score", "norm", "mean", "sst", "para", "sts")}
     time_ms = (time.time_ns() // 1_000_000) - int(1000 * seconds_ago)
-    return {"kind": "dev", "part": part, "examples": 100 * part, "passes": 0, "seconds": 6.0, "time_ms": time_ms} | scores
+    return {"kind": "dev", "rung": rung, "examples": 100 * rung, "passes": 0, "seconds": 6.0, "time_ms": time_ms} | scores
 
 
 def begin(study: Study, *records: dict[str, Any]) -> TrialResult:

@@ -50,11 +50,11 @@ class Heard:
         self.events.append(f"started {trial.number}" + " again" * resumed)
 
     def reported(self, trial: TrialResult, new: list[dict[str, Any]]) -> None:
-        self.events.append(f"reported {trial.number} at {trial.part}")
+        self.events.append(f"reported {trial.number} at {trial.rung}")
         assert new[-1] == trial.last
 
     def paused(self, trial: TrialResult, why: str) -> None:
-        self.events.append(f"paused {trial.number} at {trial.part}: {why}")
+        self.events.append(f"paused {trial.number} at {trial.rung}: {why}")
         assert trial.status == "running"
 
     def ended(self, trial: TrialResult) -> None:
@@ -63,7 +63,7 @@ class Heard:
 
 @dataclass
 class Workers:
-    """What happens in workers, whichever driver they have: `scores` at (number, part), and how often each was measured."""
+    """What happens in workers, whichever driver they have: `scores` at (number, rung), and how often each was measured."""
 
     scores: Callable[[int, int], float]
     crash: frozenset[int] = frozenset()  # trials that die before their first point
@@ -77,16 +77,16 @@ class Workers:
         """Go on from the snapshot to the next point, save, and report."""
         folder, number = Path(order["folder"]), order["number"]
         records = read_records(folder / "metrics.jsonl")
-        before = records[-1]["part"] if records else 0
-        part = next(rung for rung in RUNGS if rung > before)
-        self.measured[number, part] += 1
-        self.seconds += (part - before) * self.part_seconds + self.start_seconds
-        score, seconds = self.scores(number, part), part * self.part_seconds
-        dev = {"kind": "dev", "part": part, "examples": part * 100, "seconds": seconds, "time_ms": next(self.clock)}
+        before = records[-1]["rung"] if records else 0
+        rung = next(known for known in RUNGS if known > before)
+        self.measured[number, rung] += 1
+        self.seconds += (rung - before) * self.part_seconds + self.start_seconds
+        score, seconds = self.scores(number, rung), rung * self.part_seconds
+        dev = {"kind": "dev", "rung": rung, "examples": rung * 100, "seconds": seconds, "time_ms": next(self.clock)}
         records.append(dev | {"dev/score": score})
         save_snapshot(state_file(folder), {"counters": {}}, records)
         write_records(folder / "metrics.jsonl", records)
-        report = {"number": number, "recipe": "multitask", "exempt": order["exempt"], "part": part}
+        report = {"number": number, "recipe": "multitask", "exempt": order["exempt"], "rung": rung}
         return report | {"score": score, "records": records[-1:]}
 
 
@@ -134,7 +134,7 @@ class Driver:
             self.searcher.on_trial_complete(ray_id, report)
             return True
         self.searcher.on_trial_result(ray_id, report)
-        if report["part"] == RUNGS[-1]:
+        if report["rung"] == RUNGS[-1]:
             self.searcher.on_trial_complete(ray_id, report)
         else:
             self.live[ray_id] = order
@@ -147,11 +147,11 @@ class Driver:
 
 
 def by_number(*scores: float) -> Callable[[int, int], float]:
-    return lambda number, part: scores[number]
+    return lambda number, rung: scores[number]
 
 
 def statuses(trials: list[TrialResult]) -> dict[int, tuple[str, int]]:
-    return {trial.number: (trial.status, trial.part) for trial in trials}
+    return {trial.number: (trial.status, trial.rung) for trial in trials}
 
 
 # ---------------------------------------------------------------------------------------------------------- a trial's way
@@ -172,7 +172,7 @@ def test_trials_to_continue_come_first_then_new_ones_then_none(tmp_path: Path) -
 
 
 def test_a_point_that_stops_a_trial_is_told_once(tmp_path: Path) -> None:
-    driver = Driver(tmp_path, Workers(lambda number, part: 0.9 if number == 0 else 0.5), 2, slots=1)
+    driver = Driver(tmp_path, Workers(lambda number, rung: 0.9 if number == 0 else 0.5), 2, slots=1)
     driver.run()
     assert driver.heard.events[-4:] == ["ended 0 completed", "started 1", "reported 1 at 1", "ended 1 stopped"]
     trial = driver.study.study.get_trials()[1]
@@ -182,7 +182,7 @@ def test_a_point_that_stops_a_trial_is_told_once(tmp_path: Path) -> None:
 
 def test_the_link_to_the_best_follows_each_evaluation_of_trials_that_still_run(tmp_path: Path) -> None:
     scores = {(0, 1): 0.5, (1, 1): 0.6, (0, 3): 0.4}
-    driver = Driver(tmp_path, Workers(lambda number, part: scores[number, part]), 2, baselines=[{}, {"seed": 1}])
+    driver = Driver(tmp_path, Workers(lambda number, rung: scores[number, rung]), 2, baselines=[{}, {"seed": 1}])
     linked = []
     for _ in range(5):
         driver.step()
@@ -191,10 +191,10 @@ def test_the_link_to_the_best_follows_each_evaluation_of_trials_that_still_run(t
 
 
 def test_a_trial_that_ran_to_its_end_is_completed(tmp_path: Path) -> None:
-    driver = Driver(tmp_path, Workers(lambda number, part: {1: 0.5, 3: 0.7, 9: 0.6}[part]), 1)
+    driver = Driver(tmp_path, Workers(lambda number, rung: {1: 0.5, 3: 0.7, 9: 0.6}[rung]), 1)
     [trial] = driver.run()
     assert (trial.status, trial.score) == ("completed", 0.7)
-    assert driver.heard.events == ["started 0", *(f"reported 0 at {part}" for part in RUNGS), "ended 0 completed"]
+    assert driver.heard.events == ["started 0", *(f"reported 0 at {rung}" for rung in RUNGS), "ended 0 completed"]
 
 
 def test_a_crashed_trial_is_told_failed_with_its_reason(tmp_path: Path) -> None:
@@ -315,9 +315,9 @@ def test_more_trials_after_the_choice_are_chosen_from_with_those_before(tmp_path
 def test_the_sampler_learns_of_trials_that_wait(tmp_path: Path) -> None:
     """All wait here; were they unknown to it, or bad because they run, the rates would go on to be spread evenly."""
     settings = {"sampler": {"kind": "tpe", "startup": 10}, "trial_scheduler": {"kind": "top_k", "k": 100}}
-    driver = Driver(tmp_path, Workers(lambda number, part: 0), 100, slots=1, **settings)
+    driver = Driver(tmp_path, Workers(lambda number, rung: 0), 100, slots=1, **settings)
 
-    def score(number: int, part: int) -> float:  # best at a rate of 1e-3, the middle of its range
+    def score(number: int, rung: int) -> float:  # best at a rate of 1e-3, the middle of its range
         return -abs(math.log10(driver.study.result(number).params["optimizer/lr"]) + 3)
 
     driver.workers.scores = score
@@ -335,11 +335,11 @@ ONE_AFTER_ANOTHER: dict[str, Any] = {"slots": 1, "baselines": [{}, {}, {}]}  # b
 
 
 @pytest.mark.parametrize(
-    ("part", "seconds", "expected"),
+    ("rung", "seconds", "expected"),
     [(1, 10.0, 20.0), (3, 30.0, 60.0), (3, 15.0, 30.0), (9, 90.0, 0.0)],
 )
-def test_a_trial_is_expected_to_go_on_at_its_own_pace(part: int, seconds: float, expected: float) -> None:
-    assert seconds_to_next_point(part, seconds, RUNGS) == expected
+def test_a_trial_is_expected_to_go_on_at_its_own_pace(rung: int, seconds: float, expected: float) -> None:
+    assert seconds_to_next_point(rung, seconds, RUNGS) == expected
 
 
 def test_a_trial_that_would_not_reach_its_next_point_in_time_pauses_and_others_begin_that_do(tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ def test_a_trial_that_would_not_reach_its_next_point_in_time_pauses_and_others_b
     assert statuses(trials) == {0: ("running", 3), 1: ("running", 1), 2: ("running", 1)}
     assert workers.seconds == 5
     assert [event for event in driver.heard.events if "paused" in event] == [
-        f"paused {number} at {part}: {NO_TIME}" for number, part in ((0, 3), (1, 1), (2, 1))
+        f"paused {number} at {rung}: {NO_TIME}" for number, rung in ((0, 3), (1, 1), (2, 1))
     ]
     assert all((trial.folder / "state" / "snapshot.pt").exists() for trial in trials)
 

@@ -67,8 +67,8 @@ def clock() -> Clock:
     return Clock()
 
 
-def dev(part: int, score: float, time_ms: int) -> dict[str, Any]:
-    return {"kind": "dev", "part": part, "examples": part * 100, "seconds": part * 1.0, "time_ms": time_ms, "dev/score": score}
+def dev(rung: int, score: float, time_ms: int) -> dict[str, Any]:
+    return {"kind": "dev", "rung": rung, "examples": rung * 100, "seconds": rung * 1.0, "time_ms": time_ms, "dev/score": score}
 
 
 def write(trial: TrialResult, records: list[dict[str, Any]], snapshot: int | None = None, best: bool = True) -> None:
@@ -81,11 +81,11 @@ def write(trial: TrialResult, records: list[dict[str, Any]], snapshot: int | Non
         save_snapshot(state_file(trial.folder), {"counters": {}}, records[:snapshot])
 
 
-def ended(study: Study, score: float, clock: Clock, part: int = 9) -> TrialResult:
-    """A new trial that went as far as `part`."""
+def ended(study: Study, score: float, clock: Clock, rung: int = 9) -> TrialResult:
+    """A new trial that went as far as `rung`."""
     trial = study.ask()
-    write(trial, [dev(p, score, clock.tick()) for p in RUNGS if p <= part], snapshot=1)
-    return study.tell(trial.number, *(("completed", "completed") if part == 9 else ("stopped", stopped_at(part, RUNGS))))
+    write(trial, [dev(p, score, clock.tick()) for p in RUNGS if p <= rung], snapshot=1)
+    return study.tell(trial.number, *(("completed", "completed") if rung == 9 else ("stopped", stopped_at(rung, RUNGS))))
 
 
 # ------------------------------------------------------------------------------------------------------------------ ask
@@ -190,11 +190,11 @@ def test_a_completed_trials_value_is_its_best_evaluation(
 ) -> None:
     study = open_study(plain)
     trial = study.ask()
-    write(trial, [dev(part, score, clock.tick()) for part, score in zip(RUNGS, (0.5, 0.7, 0.6), strict=True)])
+    write(trial, [dev(rung, score, clock.tick()) for rung, score in zip(RUNGS, (0.5, 0.7, 0.6), strict=True)])
     told = study.tell(trial.number, "completed", "completed")
     [known] = study.study.get_trials()
     assert (known.state, known.value) == (TrialState.COMPLETE, 0.7)
-    assert (told.score, told.last["dev/score"], told.part) == (0.7, 0.6, 9)
+    assert (told.score, told.last["dev/score"], told.rung) == (0.7, 0.6, 9)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_restore_leaves_finished_trials_and_goes_on_with_running_ones(
 
     study = open_study(plain)
     [goes_on] = study.restore(RungScheduler(RUNGS))
-    assert (goes_on.number, goes_on.part, goes_on.params) == (trial.number, 1, trial.params)
+    assert (goes_on.number, goes_on.rung, goes_on.params) == (trial.number, 1, trial.params)
     assert (trial.folder / "config.yaml").read_bytes() == config
     assert [result.status for result in study.results()] == ["completed", "running"]
     assert study.study.get_trials()[1].intermediate_values == {1: 0.7}
@@ -290,7 +290,7 @@ def test_a_trial_whose_snapshot_holds_the_last_point_is_completed_without_runnin
     open_study: Callable[[Space], Study], plain: Space, clock: Clock
 ) -> None:
     study = open_study(plain)
-    write(study.ask(), [dev(part, 0.7, clock.tick()) for part in RUNGS], snapshot=3)
+    write(study.ask(), [dev(rung, 0.7, clock.tick()) for rung in RUNGS], snapshot=3)
 
     study = open_study(plain)
     assert study.restore(RungScheduler(RUNGS)) == []
@@ -328,7 +328,7 @@ def test_a_driver_killed_while_it_tells_an_end_tells_it_again(
 ) -> None:
     study = open_study(plain)
     trial = study.ask()
-    write(trial, [dev(part, 0.7, clock.tick()) for part in RUNGS], snapshot=3)
+    write(trial, [dev(rung, 0.7, clock.tick()) for rung in RUNGS], snapshot=3)
     study._set(trial.number, "status", "completed")  # and no further
 
     study = open_study(plain)
@@ -340,7 +340,7 @@ def test_a_driver_killed_while_it_tells_an_end_tells_it_again(
 def test_restoring_twice_is_restoring_once(open_study: Callable[[Space], Study], space: Space, clock: Clock) -> None:
     study = open_study(space)
     ended(study, 0.8, clock)
-    write(study.ask(), [dev(part, 0.7, clock.tick()) for part in RUNGS], snapshot=3)
+    write(study.ask(), [dev(rung, 0.7, clock.tick()) for rung in RUNGS], snapshot=3)
     write(study.ask(), [dev(1, 0.85, clock.tick())], snapshot=1)
     (study.ask().folder / "config.yaml").unlink()
 
@@ -367,10 +367,10 @@ def test_refilled_rungs_decide_as_those_of_a_search_that_was_never_interrupted(
         trial = alive[random.integers(3)]
         own = records[trial.number]
         own.append(dev(RUNGS[len(own)], float(random.random()), clock.tick()))
-        part, score = own[-1]["part"], own[-1]["dev/score"]
+        rung, score = own[-1]["rung"], own[-1]["dev/score"]
         write(trial, own, snapshot=len(own), best=False)
-        stops = scheduler.decide(trial.number, PEERS, trial.baseline is not None, part, score) == "STOP"
-        if stops or part == 9:
+        stops = scheduler.decide(trial.number, PEERS, trial.baseline is not None, rung, score) == "STOP"
+        if stops or rung == 9:
             alive.remove(trial)
             study.tell(trial.number, "stopped" if stops else "completed", "")
 
@@ -466,7 +466,7 @@ def test_a_copy_in_which_the_link_became_a_folder_gets_its_link_back(
 
 def test_trials_are_ranked_within_the_fullest_rung(open_study: Callable[[Space], Study], plain: Space, clock: Clock) -> None:
     study = open_study(plain)
-    ended(study, 0.9, clock, part=1)
+    ended(study, 0.9, clock, rung=1)
     ended(study, 0.5, clock)
     ended(study, 0.6, clock)
     assert [trial.number for trial in ranked(study.results())] == [2, 1]
@@ -474,9 +474,9 @@ def test_trials_are_ranked_within_the_fullest_rung(open_study: Callable[[Space],
 
 def test_a_failed_trial_is_never_the_best(open_study: Callable[[Space], Study], plain: Space, clock: Clock) -> None:
     study = open_study(plain)
-    ended(study, 0.5, clock, part=3)
+    ended(study, 0.5, clock, rung=3)
     trial = study.ask()
-    write(trial, [dev(part, 0.9, clock.tick()) for part in RUNGS])
+    write(trial, [dev(rung, 0.9, clock.tick()) for rung in RUNGS])
     study.tell(trial.number, "failed", "not finite: The loss of sst became nan.")
     best = study.keep_best()
     assert best is not None

@@ -32,14 +32,14 @@ def prepare(folder: Path, **optimizer: float) -> Path:
 
 
 def work(folder: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[dict[str, Any]]:
-    """Run the trial; what it reported. `stop_at`: at this part Ray stops it, as it does, by SystemExit."""
+    """Run the trial; what it reported. `stop_at`: at this rung Ray stops it, as it does, by SystemExit."""
     reports: list[dict[str, Any]] = []
 
     def report(metrics: dict[str, Any]) -> None:
         reports.append(json.loads(json.dumps(metrics)))  # what travels is plain
         _, records = load_snapshot(state_file(folder))
-        assert records[-1]["part"] == metrics["part"], "a point is saved before it is reported"
-        if metrics["part"] == stop_at:
+        assert records[-1]["rung"] == metrics["rung"], "a point is saved before it is reported"
+        if metrics["rung"] == stop_at:
             raise SystemExit
 
     monkeypatch.setattr(ray.tune, "report", report)
@@ -60,12 +60,12 @@ def losses(records: list[dict[str, Any]]) -> list[dict[str, float]]:
 
 def test_a_trial_reports_each_point_with_the_records_since_the_last(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reports = work(folder, monkeypatch)
-    assert [(report["number"], report["recipe"], report["exempt"], report["part"]) for report in reports] == [
-        (3, "multitask", False, part) for part in (1, 3, 9)
+    assert [(report["number"], report["recipe"], report["exempt"], report["rung"]) for report in reports] == [
+        (3, "multitask", False, rung) for rung in (1, 3, 9)
     ]
     told = [record for report in reports for record in report["records"]]
     assert told == read_records(folder / "metrics.jsonl")
-    assert [record["part"] for record in told if record["kind"] == "dev"] == [1, 3, 9]
+    assert [record["rung"] for record in told if record["kind"] == "dev"] == [1, 3, 9]
     assert all(report["score"] == report["records"][-1]["dev/score"] for report in reports)
     assert "trial 003 starts" in (folder / "log.txt").read_text()
 
@@ -83,7 +83,7 @@ def test_a_trial_that_goes_on_ends_as_one_that_was_never_interrupted(
     with (folder / "metrics.jsonl").open("a") as file:  # recorded after the snapshot: trained, and recorded, again
         file.write('{"kind": "train", "examples": 161}\n{"kind": "tra')
     reports = work(folder, monkeypatch)
-    assert [report["part"] for report in reports] == [9]
+    assert [report["rung"] for report in reports] == [9]
     assert "trial 003 goes on after 192 examples" in (folder / "log.txt").read_text()
 
     whole = prepare(tmp_path / "trials" / "004")

@@ -41,7 +41,7 @@ from search.tracking.tracker import Tracker
 
 ROOT = Path(__file__).resolve().parents[3]
 START = 1_750_000_000_000  # some moment, in ms
-PREPARE = "import sys; from search.tracking import prepare_store; prepare_store(sys.argv[1])"
+PREPARE = "import sys; from search.tracking.store import prepare_store; prepare_store(sys.argv[1])"
 
 
 @pytest.fixture(scope="session")
