@@ -69,7 +69,8 @@ def test_the_head_of_the_example_keeps_every_law_and_its_files_are_read(newcomer
     config, space = code("yaml")
     (newcomer / "gated.yaml").write_text(config, encoding="utf-8")
     (newcomer / "spaces.yaml").write_text(space, encoding="utf-8")
-    reads = "from pathlib import Path as P; from minbert_core.config_checks import read_config; from search.space.space import read_space"
+    reads = "from pathlib import Path as P; from minbert_core.config_checks import read_config; "
+    reads += "from search.space.space import read_space"
     done = run(newcomer, "-c", f"{reads}; read_config(P('gated.yaml')); read_space(P('spaces.yaml'))")
     assert done.returncode == 0, done.stderr
 
@@ -97,7 +98,7 @@ def test_a_variant_is_one_class_and_one_name(newcomer: Path) -> None:
     before, union, after = gradients.read_text(encoding="utf-8").partition("\nGradientMethod = Annotated[")
     again = f"class Again{before.partition('class Sum')[2].partition('class ')[0]}".replace('"sum"', '"again"')
     gradients.write_text(f"{before}\n{again}{union}{after.replace('GradVac', 'GradVac | Again', 1)}", encoding="utf-8")
-    tests = ["tests/test_config.py", "tests/search/test_schema.py", "tests/search/test_explain.py"]
+    tests = ["tests/test_config.py", "tests/search/space/test_schema.py", "tests/search/space/test_main.py"]
     for path in [*(ROOT / "spaces").rglob("*.*"), *(ROOT / name for name in tests)]:
         copy = newcomer / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -308,7 +308,7 @@ def load_snapshot(path: Path) -> tuple[dict[str, Any], list[Record]]:
         raise ValueError(f"{path} is no whole snapshot (it has no records).")
     if (found := snapshot.pop("format", 1)) != FORMAT:
         raise ValueError(f"{path} is a snapshot of format {found}. This version resumes format {FORMAT}.")
-    snapshot["counters"] = in_current_names(snapshot["counters"])
+    snapshot["counters"] = in_current_names(snapshot.get("counters", {}))
     return snapshot, [in_current_names(record) for record in snapshot.pop("records")]
 
 
