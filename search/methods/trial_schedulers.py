@@ -9,12 +9,13 @@ it by entering the points of its records again. search/study/searcher.py stands 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
+import numpy as np
 from pydantic import Field, PositiveInt
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 
 from minbert_core.config import TrialConfig
 from minbert_core.settings.models import BARE_NAME, Variant
@@ -50,59 +51,39 @@ class Scheduler(Protocol):
 # ----------------------------------------------------------------------------------------------------------- asha
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """All that ASHAScheduler reads of a trial."""
-
-    trial_id: str
-
-
 class RungScheduler:
-    """Ray's ASHAScheduler, one per group of peers: stops a trial unless it is among their best 1/reduction so far at a rung.
+    """Asynchronous successive halving: stops a trial below the best 1/reduction of the peers that were at its rung before it.
 
-    With one set of rungs for all, recipes that start slowly would be stopped by those that start fast. A rung holds the point's
-    own value, never a best.
+    With one set of rungs for all, recipes that start slowly would be stopped by those that start fast. A rung holds the score
+    of the point itself, not the best score so far. Decisions equal those of Ray's ASHAScheduler with one instance per group of
+    peers. Ray's own class is not used because it expects Ray's trials, and a resumed trial has a new id there.
     """
 
     def __init__(self, rungs: Sequence[int]) -> None:
         self.rungs = tuple(rungs)
         self.reduction = self.rungs[1] // self.rungs[0] if len(self.rungs) > 1 else 2
         self.law = f"below the best 1/{self.reduction} of its rung"
-        self._groups: dict[str, Any] = {}  # peers -> ASHAScheduler, which asks for Ray's own trials and is handed _Entry
+        self._scores: defaultdict[tuple[str, int], list[float]] = defaultdict(list)  # (peers, rung) -> scores, in order
         self._entered: set[tuple[int, int]] = set()  # (trial, rung)
         self._verdicts: dict[int, str] = {}
 
     def decide(self, number: int, peers: str, exempt: bool, rung: int, score: float) -> str:
-        """Enter a trial's score at a point into its peers' rungs: STOP or CONTINUE, which exempt trials always do."""
-        if (number, rung) in self._entered:  # Ray would enter it into a lower rung, where it has not been among these peers
+        """Enter a trial's score at a rung and return CONTINUE or STOP. Exempt trials and those at the last rung continue."""
+        if (number, rung) in self._entered:  # a resumed search enters its points again; the first score counts
             return self.verdict(number)
         self._entered.add((number, rung))
-        if peers not in self._groups:
-            self._groups[peers] = self._asha()
-        asha, entry = self._groups[peers], _Entry(str(number))
-        if entry.trial_id not in asha._trial_info:
-            asha.on_trial_add(None, entry)
-        decision = asha.on_trial_result(None, entry, {"rung": rung, "score": score})
-        # at the last point Ray would stop all from outside; ours end by themselves after that report
-        stops = decision == TrialScheduler.STOP and not exempt and rung < self.rungs[-1]
+        earlier = self._scores[peers, rung]
+        is_below = bool(earlier) and score < np.nanpercentile(earlier, (1 - 1 / self.reduction) * 100)
+        earlier.append(score)
+        stops = is_below and not exempt and rung < self.rungs[-1]  # at the last rung a trial ends by itself
         self._verdicts[number] = STOP if stops else CONTINUE
         return self._verdicts[number]
 
     def lost(self, number: int) -> None:
-        """Nobody waits for it."""
+        """Do nothing: no trial waits for another."""
 
     def verdict(self, number: int) -> str:
         return self._verdicts.get(number, CONTINUE)
-
-    def _asha(self) -> ASHAScheduler:
-        return ASHAScheduler(
-            time_attr="rung",
-            metric="score",
-            mode="max",
-            max_t=self.rungs[-1],
-            grace_period=self.rungs[0],
-            reduction_factor=self.reduction,
-        )
 
 
 class Asha(Variant):
