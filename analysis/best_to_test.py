@@ -48,6 +48,7 @@ from analysis.selection import (
     choose_trials,
     fresh_seeds,
 )
+from minbert_core.clock import now_ms
 from minbert_core.commands import DONE, FAILED, run_command
 from minbert_core.config import TrialConfig
 from minbert_core.data.corpus import missing_test_files
@@ -202,7 +203,7 @@ def _train_and_answer(
     with _ray(resources):
         failures = train_jobs(jobs, selection.relocated, resources, measured) if selection.seeds else {}
         for job, reason in failures.items():
-            tracker.trial_ended(_run_number(job), "FAILED", reason, _now_ms())
+            tracker.trial_ended(_run_number(job), "FAILED", reason, now_ms())
         models = [job for job in jobs if job not in failures]
         logits, splits = _open_test(selection, models, resources, sha) if models else ({}, {})
     return failures, logits, splits
@@ -325,21 +326,17 @@ def _tell(tracker: Tracker, results: Results, lines: list[str], opening: int) ->
     """A model's metrics to its run, those of the best configuration to the parent, where each opening is a step."""
     names = dict(zip(SPLITS, ("final_dev", "test"), strict=True))
     for job, of in results.metrics.items():
-        record: dict[str, Any] = {"kind": "test", "step": 0, "examples": 0, "time_ms": _now_ms()}
+        record: dict[str, Any] = {"kind": "test", "step": 0, "examples": 0, "time_ms": now_ms()}
         record |= {f"{names[split]}/{column}": value for split, columns in of.items() for column, value in columns.items()}
         tracker.records(_run_number(job), [record])
-        tracker.trial_ended(_run_number(job), "FINISHED", "tested", _now_ms())
+        tracker.trial_ended(_run_number(job), "FINISHED", "tested", now_ms())
     best = {
         f"{names[split]}/{column}": measured.mean
         for split, columns in results.configurations[results.winner].items()
         for column, measured in columns.items()
     }
-    tracker.best(opening, best, _now_ms())
+    tracker.best(opening, best, now_ms())
     tracker.note("\n".join(lines))
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import json
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from analysis import best_to_test
 from analysis.replication import Circumstances, Measurement, replication_lines
 from analysis.results import SPLITS
 from analysis.selection import Selection, fresh_seeds
+from minbert_core.clock import now_ms
 from minbert_core.commands import DONE, INTERRUPTED, NOT_RECORDED, run_command
 from minbert_core.config import TINY
 from minbert_core.inputs import build_encoder, open_inputs
@@ -237,7 +237,7 @@ def _record(selection: Selection, lines: list[str], measured: Mapping[str, Measu
         for split, columns in splits.items()
         for column, of in columns.items()
     }
-    tracker.best(best_to_test.num_openings(selection), figures, time.time_ns() // 1_000_000)
+    tracker.best(best_to_test.num_openings(selection), figures, now_ms())
     if not tracker.close("FINISHED"):
         print(f"MLflow: {tracker.error} The table stands in {file}.", file=sys.stderr)
     print(f"compare   {ui_command(best_to_test.tracking_uri(search), Path.cwd())}")

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from minbert_core.clock import now_ms
 from minbert_core.config import OVERALL
 from minbert_core.terminal import Screen
 from minbert_core.train.folder import read_records
@@ -142,12 +143,12 @@ class Narrator:
 
     def picture(self) -> Picture:
         """The search as it is now, the running trials by their own records. Asked for by a thread of the screen's."""
-        now_ms, known = time.time_ns() // 1_000_000, dict(self.trials)
+        moment, known = now_ms(), dict(self.trials)
         rows = []
         for number, text in sorted(self.running.copy().items()):
             trial = known[number]
             records = ([trial.last] if trial.points else []) + read_tail(trial.folder / "metrics.jsonl")
-            rows.append(look(number, text, records, self.budget, self.full, now_ms))
+            rows.append(look(number, text, records, self.budget, self.full, moment))
         best, pretraining = self.best(), list(self.pretraining.values())
         text = f"best {best.number:03d} {scores(best.best, self.tasks)}  {describe(best.params)}" if best else "no score yet"
         elapsed = duration(time.monotonic() - self.began)
@@ -184,7 +185,7 @@ class Narrator:
 
 
 def _last_ms(trial: TrialResult) -> int:
-    return int(trial.records[-1]["time_ms"]) if trial.records else time.time_ns() // 1_000_000
+    return int(trial.records[-1]["time_ms"]) if trial.records else now_ms()
 
 
 def time_left(trials: list[TrialResult], num_trials: int, slots: int) -> str:

@@ -57,14 +57,16 @@ def read_tail(path: Path, num_bytes: int = TAIL_BYTES) -> list[dict[str, Any]]:
         return []
 
 
-def look(number: int, text: str, records: list[dict[str, Any]], budget: int, full: int, now_ms: int | None = None) -> Running:
-    """A trial's row from its last records; now_ms: it runs still, so its time goes on after the last of them."""
+def look(
+    number: int, text: str, records: list[dict[str, Any]], budget: int, full: int, moment_ms: int | None = None
+) -> Running:
+    """A trial's row from its last records; moment_ms: it runs still, so its time goes on after the last of them."""
     last = records[-1] if records else {}
     dev: dict[str, Any] = next((record for record in reversed(records) if record["kind"] == "dev"), {})
     train: dict[str, Any] = next((record for record in reversed(records) if record["kind"] == "train"), {})
     seconds = last.get("seconds")
-    if last and now_ms is not None:
-        seconds = last["seconds"] + max(0, now_ms - last["time_ms"]) / 1000
+    if last and moment_ms is not None:
+        seconds = last["seconds"] + max(0, moment_ms - last["time_ms"]) / 1000
     gpu = (
         f"{train['system/gpu_percent']:.0f} % {train['system/peak_memory_gb']:.1f} GB" if "system/gpu_percent" in train else ""
     )

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from minbert_core.clock import now_ms
 from minbert_core.terminal import console
 from minbert_core.train.folder import read_records
 from minbert_core.train.report import pretraining_told
@@ -35,9 +36,9 @@ def show_status(folder: Path, go_on: str, next_command: str) -> None:
     plan = read_plan(folder)
     trials = read_trials(folder, plan["space_name"])
     driver, drives = find_driver(folder)
-    planned, now_ms = plan["trials"], time.time_ns() // 1_000_000
+    planned, moment = plan["trials"], now_ms()
     unfinished = [trial for trial in trials if trial.status == "running"]
-    running = [trial for trial in unfinished if drives and not rests(trial, now_ms)]
+    running = [trial for trial in unfinished if drives and not rests(trial, moment)]
     num_ended = len(trials) - len(unfinished)
     counts = [f"{num_ended} of {planned} ended", f"{len(running)} running"]
     counts += [f"{len(unfinished) - len(running)} waiting to go on"] if len(unfinished) > len(running) else []
@@ -52,7 +53,7 @@ def show_status(folder: Path, go_on: str, next_command: str) -> None:
     if unfinished:
         parts = max(trial.config().budget.points[-1] for trial in unfinished)
         rows = [
-            look(trial.number, in_short(trial), trial.records, plan["examples"], parts, now_ms if trial in running else None)
+            look(trial.number, in_short(trial), trial.records, plan["examples"], parts, moment if trial in running else None)
             for trial in unfinished
         ]
         stdout = console(width=None if sys.stdout.isatty() else WIDTH_ELSEWHERE)
@@ -79,12 +80,12 @@ def show_status(folder: Path, go_on: str, next_command: str) -> None:
         print(f"next      {next_command}")
 
 
-def rests(trial: TrialResult, now_ms: int) -> bool:
+def rests(trial: TrialResult, moment_ms: int) -> bool:
     """Whether a trial that has not ended is paused after a point, as its records tell: it has long written nothing more."""
     if not trial.points or trial.records[-1]["kind"] != "dev":
         return False
     usual_seconds = trial.seconds / len(trial.records)
-    quiet_seconds: float = (now_ms - trial.records[-1]["time_ms"]) / 1000
+    quiet_seconds: float = (moment_ms - trial.records[-1]["time_ms"]) / 1000
     return quiet_seconds > max(60, 5 * usual_seconds)
 
 

@@ -13,12 +13,12 @@ import math
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from minbert_core.clock import now_ms
 from search.tracking.store import database_of
 
 if TYPE_CHECKING:
@@ -272,7 +272,3 @@ def _points(record: Record) -> list[tuple[str, float, int, int]]:
 
 def _chunks(items: list[Any], size: int) -> list[list[Any]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000

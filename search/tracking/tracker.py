@@ -16,7 +16,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from search.tracking.runs import Runs, SearchRecord, Status, now_ms
+from minbert_core.clock import now_ms
+from search.tracking.runs import Runs, SearchRecord, Status
 from search.tracking.store import SERVER, _artifacts, _quiet, prepare_store
 
 WAITS_SECONDS = (1.0, 5.0, 15.0)  # before each further try at a busy database; SQLite itself waits up to 20 s in each
