@@ -21,6 +21,7 @@ from search.plan.folder import PRETRAINING
 from search.report.screen import Picture, look, read_tail, render
 from search.report.words import describe, markdown, scores
 from search.study.study import TrialResult, best_first, ranked
+from search.tracking.runs import Runs
 from search.tracking.tracker import Tracker
 
 
@@ -86,7 +87,7 @@ class Narrator:
         """A record of what is pretrained before the trials: kept, and printed at its ends and every tenth of the way."""
         with (self.folder / PRETRAINING).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        self.tracker.pretrained([record])
+        self.tracker.submit(Runs.pretrained, [record])
         before = self.pretraining.get(record["key"], {})
         tenths = [int(PRETRAINING_LINES * one.get("pretrain/share", 0)) for one in (before, record)]
         if not before or "made" in record or tenths[0] < tenths[1]:
@@ -98,27 +99,27 @@ class Narrator:
     def replay(self, trials: list[TrialResult]) -> None:
         """Take in the trials of an interrupted search, and tell MLflow everything again (what it knows it keeps)."""
         if pretrained := read_records(self.folder / PRETRAINING):
-            self.tracker.pretrained(pretrained)
+            self.tracker.submit(Runs.pretrained, pretrained)
         for trial in trials:
             self.trials[trial.number] = trial
-            first = trial.records[0]["time_ms"] if trial.records else None
-            self.tracker.trial_started(*self._run(trial), time_ms=first)
+            started_ms = trial.records[0]["time_ms"] if trial.records else now_ms()
+            self.tracker.submit(Runs.trial_started, *self._run(trial), time_ms=started_ms)
             if trial.status == "running":
-                self.tracker.records(trial.number, trial.records)
+                self.tracker.submit(Runs.records, trial.number, trial.records)
             else:
                 self._ended_in_mlflow(trial)
 
     def started(self, trial: TrialResult, resumed: bool) -> None:
         self.trials[trial.number] = trial
         self.running[trial.number] = in_short(trial)
-        self.tracker.trial_started(*self._run(trial))
+        self.tracker.submit(Runs.trial_started, *self._run(trial), time_ms=now_ms())
         kind = f" (baseline {trial.baseline})" if trial.baseline is not None else ""
         how = "started" if not resumed else f"goes on from {trial.rung}/{self.full}" if trial.points else "begins again"
         self.say(f"{trial.number:03d} {how}{kind}  {describe(trial.params)}")
 
     def reported(self, trial: TrialResult, new: list[dict[str, Any]]) -> None:
         self.trials[trial.number] = trial
-        self.tracker.records(trial.number, new)
+        self.tracker.submit(Runs.records, trial.number, new)
         self.say(f"{trial.number:03d} at {trial.rung}/{self.full}  {scores(trial.last, self.tasks)}  {self._so_far()}")
 
     def paused(self, trial: TrialResult, why: str) -> None:
@@ -126,7 +127,7 @@ class Narrator:
         self.trials[trial.number] = trial
         self.running.pop(trial.number, None)
         reason = f"paused at {trial.rung}/{self.full}: {why}"
-        self.tracker.trial_ended(trial.number, "FINISHED", reason, _last_ms(trial))
+        self.tracker.submit(Runs.trial_ended, trial.number, "FINISHED", reason, _last_ms(trial))
         self.say(f"{trial.number:03d} {reason}  {self._so_far()}")
 
     def ended(self, trial: TrialResult) -> None:
@@ -175,13 +176,14 @@ class Narrator:
         return trial.number, name, trial.params, trial.folder / "config.yaml", tags
 
     def _ended_in_mlflow(self, trial: TrialResult) -> None:
-        self.tracker.records(trial.number, trial.records)  # once more: the last ones of a failed trial came with no report
-        ended_ms = _last_ms(trial)
-        self.tracker.trial_ended(trial.number, "FAILED" if trial.status == "failed" else "FINISHED", trial.reason, ended_ms)
+        # all records once more: the last ones of a failed trial came without a report
+        self.tracker.submit(Runs.records, trial.number, trial.records)
+        ended_ms, is_failed = _last_ms(trial), trial.status == "failed"
+        self.tracker.submit(Runs.trial_ended, trial.number, "FAILED" if is_failed else "FINISHED", trial.reason, ended_ms)
         if (best := self.best()) is not None:
             keys = ("score", *self.tasks, *OVERALL)
             metrics = {f"best/{key}": best.best[f"dev/{key}"] for key in keys if f"dev/{key}" in best.best}
-            self.tracker.best(self.num_done(), metrics | {"trials_done": self.num_done()}, ended_ms)
+            self.tracker.submit(Runs.best, self.num_done(), metrics | {"trials_done": self.num_done()}, ended_ms)
 
 
 def _last_ms(trial: TrialResult) -> int:

@@ -72,7 +72,7 @@ def store_fault(uri: str) -> str | None:
                 if file.read(15) not in (b"SQLite format 3", b""):
                     return f"{database} is no SQLite database, so MLflow cannot log there."
         return None
-    _quiet()
+    quieten_mlflow()
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
@@ -110,14 +110,14 @@ def prepare_store(uri: str) -> None:
     """
     if uri.startswith(SERVER) or (database := database_of(uri)).exists():
         return
-    _quiet()
+    quieten_mlflow()
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     database.parent.mkdir(parents=True, exist_ok=True)
     fresh = database.with_name(f"{database.name}-new-{os.getpid()}")
     fresh.unlink(missing_ok=True)
     try:
-        SqlAlchemyStore(sqlite_uri(fresh), _artifacts(uri).as_uri()).engine.dispose()
+        SqlAlchemyStore(sqlite_uri(fresh), artifacts_folder(uri).as_uri()).engine.dispose()
         try:
             os.link(fresh, database)
         except FileExistsError:
@@ -154,11 +154,11 @@ def _program(name: str, folder: Path) -> str:
     return shlex.quote(name)
 
 
-def _artifacts(uri: str) -> Path:
+def artifacts_folder(uri: str) -> Path:
     return database_of(uri).parent / "mlartifacts"
 
 
-def _quiet() -> None:
+def quieten_mlflow() -> None:
     """Before MLflow is imported: no telemetry, no progress bars; its and alembic's notes are not for the search's terminal."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
