@@ -11,7 +11,6 @@ import getpass
 import json
 import math
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minbert_core.clock import now_ms
+from search.environment import git_commit
 from search.tracking.store import SERVER, artifacts_folder, database_of
 
 if TYPE_CHECKING:
@@ -277,12 +277,8 @@ def _source_tags() -> dict[str, str]:
     tags = {"mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL"}
     with contextlib.suppress(KeyError, OSError):  # the user of a container may have no name
         tags["mlflow.user"] = getpass.getuser()
-    here = Path(__file__).resolve()
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or no checkout
-        # asked first, because an installed copy may lie in a checkout of something else
-        subprocess.run(["git", "ls-files", "--error-unmatch", here.name], cwd=here.parent, check=True, capture_output=True)
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here.parent, check=True, capture_output=True, text=True)
-        tags["mlflow.source.git.commit"] = head.stdout.strip()
+    if commit := git_commit().removesuffix("+changes"):
+        tags["mlflow.source.git.commit"] = commit
     return tags
 
 
