@@ -68,7 +68,7 @@ def naming(branches: Mapping[str, Any], values: Mapping[str, Any], place: str, w
         if domain.contains(value):
             return domain.label_of(value) if isinstance(domain, Choice) else value
         if path == name:  # otherwise the baseline names a branch by its label, and leaves the domain inside it open
-            faults.append(fault_at(name, f"`{place}`: `{name}` {shown(value)} lies outside its domain, {domain}.", where))
+            faults.append(fault_at(name, f"`{place}`: `{name}` {shown(value)} is outside its domain, {domain}.", where))
         return default_choice(name, domain)
 
     return choose

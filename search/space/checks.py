@@ -19,7 +19,7 @@ from search.space.domains import Domain, Range
 from search.space.file import SpaceSettings, where_under
 from search.space.walk import Guards
 
-FIXED = ("data", "own_tasks")  # what the data is, the same for all trials
+FIXED = ("data", "own_tasks")  # settings that define the data, the same for all trials
 MOST_COMBINATIONS = 1000  # of a grid: each takes a few milliseconds to check before anything starts
 
 
@@ -34,11 +34,11 @@ def domain_faults(entries: Iterable[tuple[str, str, Domain, Guards]], where: Whe
         here = where_under(where, place)
         if place != first_place == "config":
             both = f"in `config` and in `{place.rpartition('/')[0]}`"
-            yield fault_at(path, f"`{path}` is a domain {both}; it may be one in one place.", here)
+            yield fault_at(path, f"`{path}` is a domain {both}. Only one of them may define it.", here)
         elif first_domain != domain:
-            yield fault_at(path, f"`{path}` has two domains, {first_domain} and {domain}; it may have one.", here)
+            yield fault_at(path, f"`{path}` has two domains, {first_domain} and {domain}. It may have only one.", here)
         if path.partition("/")[0] in FIXED:
-            law = "says what the data is, the same for all trials, or their scores could not be compared; it holds no domain"
+            law = "may not hold a domain: all trials must have the same data, or their scores could not be compared"
             yield fault_at(path, f"`{path}` {law}. `train_on` may choose between tasks.", here)
 
 
@@ -55,18 +55,18 @@ def grid_faults(
         return
     for name, (domain, _) in domains.items():
         if isinstance(domain, Range):
-            law = f"`sampler` {sampler.kind} takes every combination, and {domain} has no end of values"
-            yield fault_at(name, f"`{name}`: {law}. Write the ones that you want: choice: [{domain.low:g}, …].", where)
+            law = f"`sampler` {sampler.kind} takes every combination, but {domain} has infinitely many values"
+            yield fault_at(name, f"`{name}`: {law}. List those to try: choice: [{domain.low:g}, …].", where)
     if document.get("baselines"):
-        law = "takes every combination, and a baseline is one of them, or lies outside"
-        yield fault_at("baselines", f"`sampler` {sampler.kind} {law}. Leave `baselines` away.", where)
+        law = "takes every combination, so a baseline is one of them or outside the space"
+        yield fault_at("baselines", f"`sampler` {sampler.kind} {law}. Remove `baselines`.", where)
     most = math.prod(len(domain.values()) for domain, _ in domains.values())
     if most > MOST_COMBINATIONS and (count := num_combinations()) > MOST_COMBINATIONS:
-        law = f"takes {count:,} combinations of this space, and {MOST_COMBINATIONS:,} at most"
+        law = f"takes at most {MOST_COMBINATIONS:,} combinations. This space has {count:,}"
         yield fault_at("sampler", f"`sampler` {sampler.kind} {law}. Use random.", where)
     elif "trials" in document and settings.trials > (count := num_combinations()):
-        law = f"has {count} combinations to try"
-        yield fault_at("trials", f"`trials` {settings.trials}: the grid {law}. Leave `trials` away.", where)
+        law = f"must be at most {count}, the number of combinations of the grid. Got {settings.trials}"
+        yield fault_at("trials", f"`trials` {law}. Remove `trials` to try all.", where)
 
 
 def published_faults(document: Mapping[str, Any], where: Where) -> Iterator[Fault]:

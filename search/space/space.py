@@ -150,7 +150,7 @@ class Space:
     def baseline(self, index: int) -> Sample:
         """Return baseline `index` as a point. What it does not set takes the default if that is in the domain, else the middle.
 
-        Of the branches of `together` that it does not name, the first ones that do not contradict it are taken.
+        For a name of `together` that it does not set, it takes the first branch that does not contradict it.
         Raises SettingsError: a value outside its domain, or one that the branch of `together` sets differently.
         """
         settings = self._over_config(self.baselines[index])
@@ -192,7 +192,7 @@ def make_space(name: str, document: dict[str, Any], where: Sources | None = None
         known = f"{did_you_mean(key, SPACE_KEYS)}{elsewhere(TrialConfig, key, 'config/')}"
         faults.append(fault_at(key, f"Unknown key `{key}` in a space{known}", where))
     if not NAME.fullmatch(name):
-        faults.append(Fault(0, f"A space's name is its file's, made of a-z, 0-9, _ and -. Got '{name}'."))
+        faults.append(Fault(0, f"A space has the name of its file, which may contain a-z, 0-9, _ and -. Got '{name}'."))
     space_keys = {key: value for key, value in document.items() if key in SpaceSettings.model_fields}
     settings = SpaceSettings()
     try:

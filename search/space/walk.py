@@ -56,7 +56,7 @@ def walk_domains(
 def _branch_path(path: str, label: Any, branch: Any) -> str:
     """Return the path of a branch of the choice at `path`.
 
-    It is the path itself, unless the branch is a domain, which needs a name of its own: `weight/log_uniform`.
+    It is the path itself, unless the branch is a domain, which needs another name: `weight/log_uniform`.
     """
     return f"{path}/{label}" if is_domain(branch) else config_path(path)
 

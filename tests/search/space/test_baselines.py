@@ -111,11 +111,11 @@ def test_what_a_search_enqueues_for_a_baseline_makes_the_baselines_config() -> N
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("optimizer/lr: 0.5", "`baselines/1`: `optimizer/lr` 0.5 lies outside its domain, uniform [0.1, 0.2]."),
-        ("optimizer: {lr: true}", "`baselines/1`: `optimizer/lr` true lies outside its domain, uniform [0.1, 0.2]."),
+        ("optimizer/lr: 0.5", "`baselines/1`: `optimizer/lr` 0.5 is outside its domain, uniform [0.1, 0.2]."),
+        ("optimizer: {lr: true}", "`baselines/1`: `optimizer/lr` true is outside its domain, uniform [0.1, 0.2]."),
         ("optimizer: {lr: {uniform: [0, 1]}}",
-         "`baselines/1`: `optimizer/lr` {uniform: [0, 1]} lies outside its domain, uniform [0.1, 0.2]."),
-        ("gradient: gradvac", "`baselines/1`: `gradient` 'gradvac' lies outside its domain, choice of sum, pcgrad."),
+         "`baselines/1`: `optimizer/lr` {uniform: [0, 1]} is outside its domain, uniform [0.1, 0.2]."),
+        ("gradient: gradvac", "`baselines/1`: `gradient` 'gradvac' is outside its domain, choice of sum, pcgrad."),
         ("max_length: 4", "`max_length` must be >= 8. Got 4."),
         ("max_lenght: 4", "Unknown key `max_lenght`; did you mean 'max_length'?"),
         ("together: {t: c}", "`baselines/1`: unknown branch 'c' of `together/t`. Known: a, b."),
@@ -175,7 +175,7 @@ def test_a_baseline_names_what_lies_in_an_entry_of_a_list_by_its_number() -> Non
         ({"together/recipe": "lp_ft", "stages/0/multitask/gradient": "sum"},
          r"`stages/0` is 'multitask', but the branch lp_ft of `together/recipe` sets 'linear_probe'\."),
         ({"together/recipe": "lp_ft", "stages/0/linear_probe/lr": 0.5},
-         r"`stages/0/linear_probe/lr` 0\.5 lies outside its domain, log_uniform \[0\.0001, 0\.01\]\."),
+         r"`stages/0/linear_probe/lr` 0\.5 is outside its domain, log_uniform \[0\.0001, 0\.01\]\."),
         ({"together/recipe": "lp_ft", "stages/5/linear_probe/lr": 1e-3}, r"`stages` must be a list\."),
     ],
 )  # fmt: skip

@@ -105,7 +105,7 @@ config:
   task_schedule: {kind: sequential, rounds: {choice: [9, 10]}}
 """
     sentence = (
-        "3: `task_schedule/sequential/rounds` must make every rung the end of a round, since inside a round some tasks have "
+        "3: `task_schedule/sequential/rounds` must end a round at every rung, because within a round some tasks have "
         "been shown less than others. "
         "Got 10, of which 1.11 end by the rung of 1/9. Use 9 or a multiple of it, or trial_scheduler: none."
     )

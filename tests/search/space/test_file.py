@@ -74,20 +74,20 @@ def test_rungs_may_be_one_or_grow_by_any_whole_factor() -> None:
 def test_top_k_needs_a_rung_to_choose_at_and_one_to_go_on_to(faults: Callable[..., list[str]]) -> None:
     assert make_space("s", {"rungs": [1, 9], "trial_scheduler": "top_k"}).settings.trial_scheduler == TopK(k=3)
     assert make_space("s", {"rungs": [1], "trial_scheduler": "asha"}).settings.trial_scheduler == Asha()
-    law = "`trial_scheduler` top_k chooses at one rung who goes on to the next, so it needs 2 `rungs` or more. Got [1]."
+    law = "`trial_scheduler` top_k needs 2 `rungs` or more: one to choose at and one to continue to. Got [1]."
     assert faults("rungs: [1]\ntrial_scheduler: top_k\n") == [f"2: {law}"]
     [fault] = faults("rungs: [1, 2, 6]\ntrial_scheduler: top_k\n")  # wrong rungs are told once
     assert "must grow by one whole factor" in fault
 
 
 def test_a_space_that_is_no_map_is_refused(faults: Callable[..., list[str]]) -> None:
-    assert faults("- a\n") == ["1: A space is a map with `config` and what else it says. Got ['a']."]
-    assert faults("") == ["1: A space is a map with `config` and what else it says. Got null."]
+    assert faults("- a\n") == ["1: A space must be a map with keys such as `config` and `trials`. Got ['a']."]
+    assert faults("") == ["1: A space must be a map with keys such as `config` and `trials`. Got null."]
 
 
 def test_a_spaces_name_is_its_files_and_plain(write: Write) -> None:
     assert read_space(write("trials: 3\n", "my-space_2.yaml")).name == "my-space_2"
-    with pytest.raises(SettingsError, match=r"made of a-z, 0-9, _ and -\. Got 'My Space'"):
+    with pytest.raises(SettingsError, match=r"may contain a-z, 0-9, _ and -\. Got 'My Space'"):
         read_space(write("trials: 3\n", "My Space.yaml"))
 
 
@@ -102,7 +102,7 @@ def test_objective_points_and_epochs_follow_from_the_space_wherever_they_are_wri
     ]
 
 
-EPOCHS = "`budget/epochs` means something else for each task_schedule, which this space varies"
+EPOCHS = "`budget/epochs` is a different amount of training under each task_schedule, and this space varies it"
 
 
 @pytest.mark.parametrize(
@@ -187,8 +187,8 @@ def test_a_circle_a_missing_parent_and_no_name_are_refused_with_the_line(
     write: Write, faults: Callable[..., list[str]]
 ) -> None:
     write("trials: 3\nextends: s.yaml\n", "b.yaml")
-    assert faults("extends: b.yaml\n") == ["b.yaml:2: `extends` leads round in a circle: s.yaml -> b.yaml -> s.yaml."]
-    assert faults("extends: s.yaml\n") == ["1: `extends` leads round in a circle: s.yaml -> s.yaml."]
+    assert faults("extends: b.yaml\n") == ["b.yaml:2: `extends` forms a cycle: s.yaml -> b.yaml -> s.yaml."]
+    assert faults("extends: s.yaml\n") == ["1: `extends` forms a cycle: s.yaml -> s.yaml."]
     assert faults("trials: 3\nextends: no.yaml\n") == ["2: `extends` names 'no.yaml', but there is no file no.yaml."]
     assert faults("extends: [b.yaml]\n") == ["1: `extends` takes a file name. Got ['b.yaml']."]
     assert faults("extends:\n") == ["1: `extends` takes a file name. Got null."]
@@ -274,7 +274,7 @@ def test_set_needs_no_config_in_the_space(write: Write) -> None:
         ("trails=3", "Unknown key `trails`; did you mean 'trials'?"),
         ("lr=3", "There is `optimizer/lr`."),
         ("optimiser/lr=3", "Unknown key `optimiser`; did you mean 'optimizer'?"),
-        ("extends=x.yaml", "A space says in its file what it `extends`; --set cannot."),
+        ("extends=x.yaml", "`extends` cannot be changed by --set. Change it in the space's file."),
         ("optimizer/lrr=3", "Unknown key `optimizer/lrr`; did you mean 'lr'?"),
         ("optimizer/lr=7", "`optimizer/lr` must be <= 1. Got 7."),
         ("trials=0", "`trials` must be > 0. Got 0."),

@@ -36,11 +36,12 @@ def test_a_grid_has_each_combination_once_in_the_order_in_which_they_are_written
     ("over", "sentence"),
     [
         ({"config": {"optimizer": {"lr": {"log_uniform": [1e-5, 1e-4]}}}},
-         "`optimizer/lr`: `sampler` grid takes every combination, and log_uniform [1e-05, 0.0001] has no end of values. "
-         "Write the ones that you want: choice: [1e-05, …]."),
+         "`optimizer/lr`: `sampler` grid takes every combination, but log_uniform [1e-05, 0.0001] has infinitely many values. "
+         "List those to try: choice: [1e-05, …]."),
         ({"baselines": [{}]},
-         "`sampler` grid takes every combination, and a baseline is one of them, or lies outside. Leave `baselines` away."),
-        ({"trials": 4}, "`trials` 4: the grid has 3 combinations to try. Leave `trials` away."),
+         "`sampler` grid takes every combination, so a baseline is one of them or outside the space. Remove `baselines`."),
+        ({"trials": 4},
+         "`trials` must be at most 3, the number of combinations of the grid. Got 4. Remove `trials` to try all."),
     ],
 )  # fmt: skip
 def test_what_is_no_grid_is_refused(over: dict[str, Any], sentence: str) -> None:
@@ -61,5 +62,5 @@ def test_of_a_grid_every_combination_is_checked_not_pairs_alone() -> None:
 def test_a_grid_beyond_what_can_be_checked_is_refused() -> None:
     many = {"choice": list(range(1, 41))}
     config = {"tasks": {"sst": {"batch_size": many}, "para": {"batch_size": many}}}
-    with pytest.raises(SettingsError, match=r"takes 1,600 combinations of this space, and 1,000 at most. Use random."):
+    with pytest.raises(SettingsError, match=r"takes at most 1,000 combinations. This space has 1,600. Use random."):
         make_space("g", {"sampler": "grid", "config": config})

@@ -153,7 +153,7 @@ def test_together_takes_whole_paths_through_kinds_and_over_constants(write: Writ
          ": the branches of a choice must differ in the first ten characters of their names. Got a, a. "
          "Give them a `name`."),
         ("[{name: A B}, {name: b}]",
-         ": a branch that is a map needs a `kind` or a `name`; names are made of a-z, 0-9, _ and -. "
+         ": a branch that is a map needs a `kind` or a `name`; names may contain a-z, 0-9, _ and -. "
          "Got {name: 'A B'}."),
     ],
 )  # fmt: skip
@@ -178,32 +178,32 @@ def together(*sets: str, config: str = "{}") -> str:
 
 
 LR_UNIFORM, LR_LOG = "{optimizer: {lr: {uniform: [0.1, 0.2]}}}", "{optimizer/lr: {log_uniform: [0.1, 0.2]}}"
-TWO_LR = "`optimizer/lr` has two domains, uniform [0.1, 0.2] and log_uniform [0.1, 0.2]; it may have one."
+TWO_LR = "`optimizer/lr` has two domains, uniform [0.1, 0.2] and log_uniform [0.1, 0.2]. It may have only one."
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
         (together(LR_UNIFORM, "{}", config=LR_UNIFORM),
-         "4: `optimizer/lr` is a domain in `config` and in `together/t`; it may be one in one place."),
+         "4: `optimizer/lr` is a domain in `config` and in `together/t`. Only one of them may define it."),
         (together("{}", "{optimizer.lr: {uniform: [0.1, 0.2]}}", config=LR_UNIFORM),
-         "5: `optimizer/lr` is a domain in `config` and in `together/t`; it may be one in one place."),
+         "5: `optimizer/lr` is a domain in `config` and in `together/t`. Only one of them may define it."),
         (together(LR_UNIFORM, LR_LOG), f"5: {TWO_LR}"),
         (together("{gradient: {choice: [sum, pcgrad]}}", "{gradient: {choice: [pcgrad, sum]}}"),
-         "5: `gradient` has two domains, choice of sum, pcgrad and choice of pcgrad, sum; it may have one."),
+         "5: `gradient` has two domains, choice of sum, pcgrad and choice of pcgrad, sum. It may have only one."),
         (together("{gradient: {kind: gradvac, beta: {uniform: [0.1, 0.2]}}}", "{}",
                   config="{gradient: {choice: [sum, {kind: gradvac, beta: {uniform: [0.1, 0.2]}}]}}"),
-         "4: `gradient/gradvac/beta` is a domain in `config` and in `together/t`; it may be one in one place."),
+         "4: `gradient/gradvac/beta` is a domain in `config` and in `together/t`. Only one of them may define it."),
         (together("{}", LR_UNIFORM) + f"  u:\n    - {{name: x, set: {LR_LOG}}}\n    - {{name: y}}\n", f"7: {TWO_LR}"),
         ("config:\n  tasks:\n    all:\n      head:\n        choice:\n"
          "          - {name: a, kind: mlp, dropout: {uniform: [0, 0.2]}}\n"
          "          - {name: b, kind: mlp, dropout: {uniform: [0, 0.3]}}\n",
-         "6: `tasks/all/head/mlp/dropout` has two domains, uniform [0, 0.2] and uniform [0, 0.3]; it may have one."),
+         "6: `tasks/all/head/mlp/dropout` has two domains, uniform [0, 0.2] and uniform [0, 0.3]. It may have only one."),
         ("config:\n  gradient:\n    choice:\n      - {name: a, kind: gradvac, beta: {uniform: [0, 0.2]}}\n"
          "      - choice: [sum, {kind: gradvac, beta: {uniform: [0, 0.3]}}]\n", "4: `gradient/gradvac/beta` has two domains"),
         (together("{gradient: {beta: {uniform: [0.1, 0.2]}}}", "{}",
                   config="{gradient: {kind: gradvac, beta: {uniform: [0.1, 0.2]}}}"),
-         "1: `gradient/gradvac/beta` is a domain in `config` and in `together/t`; it may be one in one place."),
+         "1: `gradient/gradvac/beta` is a domain in `config` and in `together/t`. Only one of them may define it."),
     ],
 )  # fmt: skip
 def test_a_path_with_two_domains_is_refused_wherever_they_stand(

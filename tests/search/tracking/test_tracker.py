@@ -551,9 +551,9 @@ class Answers(BaseHTTPRequestHandler):
     ("status", "kind", "sentence"),
     [
         (200, "application/json", None),
-        (200, "text/html", r"is no MLflow server \(HTTP 200 for /api"),
-        (404, "application/json", r"is no MLflow server \(HTTP 404 for /api"),
-        (401, "text/plain", r"lets nobody in without MLFLOW_TRACKING_USERNAME"),
+        (200, "text/html", r"is not an MLflow server \(HTTP 200 for /api"),
+        (404, "application/json", r"is not an MLflow server \(HTTP 404 for /api"),
+        (401, "text/plain", r"needs a login\. Set MLFLOW_TRACKING_USERNAME"),
     ],
 )
 def test_what_answers_is_asked_whether_it_is_an_mlflow_server(status: int, kind: str, sentence: str | None) -> None:
@@ -572,7 +572,7 @@ def test_what_answers_is_asked_whether_it_is_an_mlflow_server(status: int, kind:
 def test_a_server_that_is_not_there_is_one_sentence(unused_port: int) -> None:
     uri = f"http://127.0.0.1:{unused_port}"
     assert store_fault(uri) == (
-        f"No MLflow server answers at {uri} (Connection refused). Start it, or name another store with --tracking-uri."
+        f"No MLflow server answers at {uri} (Connection refused). Start it, or give another store with --tracking-uri."
     )
 
 
@@ -580,7 +580,7 @@ def test_a_file_that_is_no_database_is_one_sentence(tmp_path: Path, laid_out: Pa
     (tmp_path / "notes.txt").write_text("this is no database")
     assert (
         store_fault(f"sqlite:///{tmp_path}/notes.txt")
-        == f"{tmp_path}/notes.txt is no SQLite database, so MLflow cannot log there."
+        == f"{tmp_path}/notes.txt is not an SQLite database, so MLflow cannot log there."
     )
     assert "is a folder" in str(store_fault(f"sqlite:///{tmp_path}"))
     assert store_fault(f"sqlite:///{laid_out}") is None
