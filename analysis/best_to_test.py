@@ -48,6 +48,7 @@ from analysis.selection import (
     choose_trials,
     fresh_seeds,
 )
+from minbert_core.clock import now_ms
 from minbert_core.commands import DONE, FAILED, run_command
 from minbert_core.config import TrialConfig
 from minbert_core.data.corpus import missing_test_files
@@ -60,6 +61,7 @@ from search.plan.relocated import find_relocated, moved, relocated_config
 from search.plan.resources import Resources, find_resources
 from search.results import Search
 from search.study.engine import start_ray
+from search.tracking.runs import Runs, SearchRecord
 from search.tracking.store import store_uri, ui_command
 from search.tracking.tracker import Tracker
 
@@ -194,15 +196,17 @@ def _train_and_answer(
 ) -> tuple[dict[Job, str], dict[Job, Logits], Splits]:
     """Train what is not yet trained, then let every trained model answer; the failures, the answers, what was answered."""
     for job in jobs:
-        tracker.trial_started(_run_number(job), job.name, _run_params(job), job.folder / "config.yaml", {})
+        tracker.submit(
+            Runs.trial_started, _run_number(job), job.name, _run_params(job), job.folder / "config.yaml", {}, now_ms()
+        )
 
     def measured(job: Job, records: Records) -> None:
-        tracker.records(_run_number(job), records)
+        tracker.submit(Runs.records, _run_number(job), records)
 
     with _ray(resources):
         failures = train_jobs(jobs, selection.relocated, resources, measured) if selection.seeds else {}
         for job, reason in failures.items():
-            tracker.trial_ended(_run_number(job), "FAILED", reason, _now_ms())
+            tracker.submit(Runs.trial_ended, _run_number(job), "FAILED", reason, now_ms())
         models = [job for job in jobs if job not in failures]
         logits, splits = _open_test(selection, models, resources, sha) if models else ({}, {})
     return failures, logits, splits
@@ -292,7 +296,7 @@ def _tracker(selection: Selection) -> Tracker:
     """One parent run per folder of results: a repeated command resumes it, and no model is entered twice."""
     search, question = selection.search, selection.question
     which = f"branches of `{question.path}` in" if question else "configurations of"
-    return Tracker(
+    record = SearchRecord(
         tracking_uri(search),
         "-".join([search.name, *selection.folder.relative_to(search.folder).parts]),
         f"Test of the best {which} the search **{search.name}** (running)",
@@ -306,9 +310,10 @@ def _tracker(selection: Selection) -> Tracker:
             **({"per": question.path, "reference": question.reference.label} if question else {}),
         },
         search.plan["fingerprints"],
-        [selection.folder / "selection.json"],
+        artifact_files=[selection.folder / "selection.json"],
         resume=True,
     )
+    return Tracker(record)
 
 
 def _run_number(job: Job) -> int:
@@ -325,21 +330,17 @@ def _tell(tracker: Tracker, results: Results, lines: list[str], opening: int) ->
     """A model's metrics to its run, those of the best configuration to the parent, where each opening is a step."""
     names = dict(zip(SPLITS, ("final_dev", "test"), strict=True))
     for job, of in results.metrics.items():
-        record: dict[str, Any] = {"kind": "test", "step": 0, "examples": 0, "time_ms": _now_ms()}
+        record: dict[str, Any] = {"kind": "test", "step": 0, "examples": 0, "time_ms": now_ms()}
         record |= {f"{names[split]}/{column}": value for split, columns in of.items() for column, value in columns.items()}
-        tracker.records(_run_number(job), [record])
-        tracker.trial_ended(_run_number(job), "FINISHED", "tested", _now_ms())
+        tracker.submit(Runs.records, _run_number(job), [record])
+        tracker.submit(Runs.trial_ended, _run_number(job), "FINISHED", "tested", now_ms())
     best = {
         f"{names[split]}/{column}": measured.mean
         for split, columns in results.configurations[results.winner].items()
         for column, measured in columns.items()
     }
-    tracker.best(opening, best, _now_ms())
-    tracker.note("\n".join(lines))
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+    tracker.submit(Runs.best, opening, best, now_ms())
+    tracker.submit(Runs.note, "\n".join(lines))
 
 
 if __name__ == "__main__":

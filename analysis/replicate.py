@@ -16,7 +16,6 @@ import json
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from analysis import best_to_test
 from analysis.replication import Circumstances, Measurement, replication_lines
 from analysis.results import SPLITS
 from analysis.selection import Selection, fresh_seeds
+from minbert_core.clock import now_ms
 from minbert_core.commands import DONE, INTERRUPTED, NOT_RECORDED, run_command
 from minbert_core.config import TINY
 from minbert_core.inputs import build_encoder, open_inputs
@@ -43,6 +43,7 @@ from search.results import Search, open_search
 from search.space.file import read_document
 from search.space.space import read_space
 from search.study.study import TrialResult
+from search.tracking.runs import Runs, SearchRecord
 from search.tracking.store import ui_command
 from search.tracking.tracker import Tracker
 
@@ -220,16 +221,17 @@ def _circumstances(selection: Selection, part: float) -> Circumstances:
 def _record(selection: Selection, lines: list[str], measured: Mapping[str, Measurement], file: Path) -> None:
     """The table and its figures to MLflow, in an experiment beside the search's; a repeated command goes on in its one run."""
     search = selection.search
-    tracker = Tracker(
+    record = SearchRecord(
         best_to_test.tracking_uri(search),
         f"{search.name}-replicate",
         "\n".join(lines),
         {"replicated_search": search.name, "git": git_commit()},
         {"search": search.name, "seeds": len(selection.seeds), "rows": list(measured)},
         search.plan["fingerprints"],
-        [file, selection.folder / "results.json"],
+        artifact_files=[file, selection.folder / "results.json"],
         resume=True,
     )
+    tracker = Tracker(record)
     tracker.start()
     figures = {
         f"{row}/{split}_{column}": of["mean"]
@@ -237,7 +239,7 @@ def _record(selection: Selection, lines: list[str], measured: Mapping[str, Measu
         for split, columns in splits.items()
         for column, of in columns.items()
     }
-    tracker.best(best_to_test.num_openings(selection), figures, time.time_ns() // 1_000_000)
+    tracker.submit(Runs.best, best_to_test.num_openings(selection), figures, now_ms())
     if not tracker.close("FINISHED"):
         print(f"MLflow: {tracker.error} The table stands in {file}.", file=sys.stderr)
     print(f"compare   {ui_command(best_to_test.tracking_uri(search), Path.cwd())}")

@@ -18,6 +18,7 @@ from typing import Any
 if not __package__:  # run as a file: Python put benchmarks/ on the path, where the packages are not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from search.tracking.runs import Runs, SearchRecord
 from search.tracking.tracker import Tracker
 
 TRIALS, RECORDS, METRICS = 64, 100, 20
@@ -28,14 +29,14 @@ def tell(uri: str, folder: Path, resume: bool) -> tuple[float, float]:
     config = folder / "config.yaml"
     config.write_text("data: toy\n")
     began = time.monotonic()
-    tracker = Tracker(uri, "benchmark", "", {}, {}, {}, [], resume)
+    tracker = Tracker(SearchRecord(uri, "benchmark", resume=resume))
     tracker.start()
     for trial in range(TRIALS):
-        tracker.trial_started(trial, f"{trial:03d}", {"optimizer/lr": 1e-4}, config, {}, time_ms=1)
+        tracker.submit(Runs.trial_started, trial, f"{trial:03d}", {"optimizer/lr": 1e-4}, config, {}, time_ms=1)
         records = [_record(number) for number in range(RECORDS)]
         for start, end in pairwise((0, RECORDS // 9, RECORDS // 3, RECORDS)):
-            tracker.records(trial, records[start:end])
-        tracker.trial_ended(trial, "FINISHED", "completed", 1_000 * RECORDS)
+            tracker.submit(Runs.records, trial, records[start:end])
+        tracker.submit(Runs.trial_ended, trial, "FINISHED", "completed", 1_000 * RECORDS)
     told = time.monotonic() - began
     if not tracker.close("FINISHED", timeout_seconds=600):
         sys.exit(str(tracker.error))

@@ -31,6 +31,7 @@ from search.study.engine import STOPS, start_ray
 from search.study.searcher import StopOnRequest, StudySearcher, TuneScheduler
 from search.study.study import Study, TrialResult, mend_journal
 from search.study.trainable import run_trial
+from search.tracking.runs import Runs, SearchRecord
 from search.tracking.store import dashboard_command, store_uri, ui_command
 from search.tracking.tracker import Tracker
 
@@ -41,7 +42,10 @@ def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[]
     uri = record.get("tracking_uri") or store_uri(folder.parent)
     files = [folder / "space.yaml", folder / "plan.json"]
     note, digests, num_rows = _note(plan, folder, []), plan.fingerprints(), _num_rows(plan)
-    tracker = Tracker(uri, plan.name, note, _tags(plan), _params(plan), digests, files, resumed, num_rows, record.get("id"))
+    search = SearchRecord(
+        uri, plan.name, note, _tags(plan), _params(plan), digests, num_rows, files, resumed, search_id=record.get("id")
+    )
+    tracker = Tracker(search)
     tracker.start()
     rungs = plan.space.settings.rungs
     tasks, slots = list(plan.config.train_on), plan.resources.slots
@@ -175,7 +179,7 @@ def close(folder: Path, plan: Plan, results: list[TrialResult], narrator: Narrat
         narrator.show([f"next      {next_command(folder)}"])
     if counts["failed"] and not interrupted and not worked:
         narrator.show([f"reasons   {folder / 'trials'}/*/log.txt"])
-    narrator.tracker.note(_note(plan, folder, [*rows, "", cost]))
+    narrator.tracker.submit(Runs.note, _note(plan, folder, [*rows, "", cost]))
     recorded = narrator.tracker.close("KILLED" if interrupted else "FINISHED" if worked else "FAILED")
     if not recorded:
         print(f"MLflow: {narrator.tracker.error}", file=sys.stderr)

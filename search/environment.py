@@ -249,11 +249,12 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str:
     """The commit of the code, with `+changes` where the tree differs; empty outside a checkout."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve()
+    is_tracked = ["ls-files", "--error-unmatch", here.name]  # an installed copy may be inside a checkout of something else
     try:
-        head, changed = (
-            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        _, head, changed = (
+            subprocess.run(["git", *words], cwd=here.parent, capture_output=True, text=True, check=True).stdout.strip()
+            for words in (is_tracked, ["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
         )
     except (OSError, subprocess.CalledProcessError):
         return ""

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minbert_core.checkpoints import load_head, save_encoder
+from minbert_core.clock import now_ms
 from minbert_core.config import TINY, Machine, TrialConfig, pretraining_texts
 from minbert_core.data.tables import bytes_of
 from minbert_core.data.texts import REMEDY, Texts, joined, pack_texts, read_text_file, texts_of
@@ -159,7 +160,7 @@ def _record(one: Pretrained, examples: int, figures: Record) -> Record:
 
     `pretrain/examples` are the texts shown so far, over all its pretrainings.
     """
-    own = {"kind": "pretrain", "step": 0, "examples": 0, "passes": 0, "time_ms": time.time_ns() // 1_000_000, "seconds": 0.0}
+    own = {"kind": "pretrain", "step": 0, "examples": 0, "passes": 0, "time_ms": now_ms(), "seconds": 0.0}
     return own | {"stage": one.stage.kind, "key": one.key, "pretrain/examples": examples, **figures}
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
+from minbert_core.clock import now_ms
 from minbert_core.config import FORMAT, TrialConfig
 from minbert_core.data.tokens import PackedBatch, pack_parts
 from minbert_core.evaluate import NotFiniteError, is_constant, metric, overall, score
@@ -225,7 +226,7 @@ class _Trial:
             "step": c.step,
             "examples": c.examples,
             "passes": c.passes,
-            "time_ms": time.time_ns() // 1_000_000,
+            "time_ms": now_ms(),
             "seconds": round(c.seconds, 3),
         }
 

@@ -1,7 +1,7 @@
-"""The family of samplers: where in the space the next trial is drawn from. Optuna's own, built with the search's seed; a grid.
+"""The family of samplers, which choose the next point of the space: Optuna's own, built with the search's seed, and a grid.
 
-`build(seed, points, num_baselines)`: points() lists every combination of the space's choices, for a sampler that takes them all
-(`is_exhaustive`); the space sees to it that there is such a list. The baselines come first, and are no draws of the sampler.
+`build(seed, points, num_baselines)`: `points()` lists every combination of the space's choices, for a sampler that takes them
+all (`is_exhaustive`). The check of the space ensures that such a list exists. Baselines run first and do not use the sampler.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from pydantic import Field, PositiveInt
 
 from minbert_core.settings.models import BARE_NAME, Variant
 
-Point = Mapping[str, Any]  # parameter -> label, of the parameters that this combination meets
+Point = Mapping[str, Any]  # parameter -> label; only the parameters that occur in this combination
 Points = Callable[[], Sequence[Point]]
 
 
 class Tpe(Variant):
-    """Tree-structured Parzen estimator, Bergstra et al. 2011, as Optuna has it (multivariate, constant liar)."""
+    """Tree-structured Parzen estimator, Bergstra et al. 2011, in Optuna's version (multivariate, constant liar)."""
 
     kind: Literal["tpe"] = "tpe"
-    startup: PositiveInt = Field(8, description="random trials before the model is trusted; baselines do not count")
+    startup: PositiveInt = Field(8, description="random trials before the model is used, not counting baselines")
     is_exhaustive: ClassVar[bool] = False
 
     def build(self, seed: int, points: Points, num_baselines: int) -> optuna.samplers.BaseSampler:
@@ -32,7 +32,7 @@ class Tpe(Variant):
 
 
 class Random(Variant):
-    """Random search, Bergstra & Bengio 2012: each trial drawn from the domains, whatever came of the others."""
+    """Random search, Bergstra & Bengio 2012: each trial is drawn from the domains, independently of the others."""
 
     kind: Literal["random"] = "random"
     is_exhaustive: ClassVar[bool] = False
@@ -42,9 +42,10 @@ class Random(Variant):
 
 
 class GridSampler(optuna.samplers.BaseSampler):
-    """Gives each trial the first of `points` that no trial before it has; one that never began (void) does not count.
+    """A grid: each trial gets the first of `points` that no earlier trial has. Trials that never began (void) do not count.
 
-    Optuna's own of this name wants every parameter in every point; in ours a parameter belongs to the branch that it stands in.
+    Optuna's GridSampler needs every parameter in every point; here a parameter occurs only in its branch. Its BruteForceSampler
+    knows branches, but it does not keep the written order and counts void trials.
     """
 
     def __init__(self, points: Sequence[Point]) -> None:
@@ -55,7 +56,7 @@ class GridSampler(optuna.samplers.BaseSampler):
         others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
         taken = [other.params for other in others if "void" not in other.user_attrs]
         left = [point for point in self.points if point not in taken]
-        assert left, "a grid is asked for as many trials as it has points"
+        assert left, "a grid cannot have more trials than points"
         self.chosen = left[0]
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -73,9 +74,9 @@ class GridSampler(optuna.samplers.BaseSampler):
 
 
 class Grid(Variant):
-    """Every combination of the choices, once, in the order in which they are written. The space has no range, no baselines.
+    """Every combination of the choices, once, in the order in which they are written. The space has no ranges or baselines.
 
-    `trials` is then their number, where it does not say fewer. With `trial_scheduler: none` each runs to its end.
+    `trials` defaults to the number of combinations. With `trial_scheduler: none` each runs to its end.
     """
 
     kind: Literal["grid"] = "grid"

@@ -1,133 +1,117 @@
-"""The family of trial schedulers: which trials go on at the rungs, by the scores that trials had there.
+"""The family of trial schedulers: decide at the rungs, by the scores there, which trials continue.
 
-    a point -> decide -> CONTINUE, STOP, or PAUSE (it waits for others)        verdict: what holds for a trial by now
+    a point -> decide -> CONTINUE, STOP, or PAUSE (the trial waits for others)        verdict: the current decision for a trial
 
-What a scheduler remembers is keyed by our trial number, for Ray gives a trial that goes on a new id. A resumed search refills
-it by entering the points of its records again. search/study/searcher.py stands between Ray and this.
+A scheduler's memory is keyed by our trial number, because Ray gives a resumed trial a new id. A resumed search restores it by
+entering the points of its records again. search/study/searcher.py connects Ray to this file.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
+import numpy as np
 from pydantic import Field, PositiveInt
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 
 from minbert_core.config import TrialConfig
 from minbert_core.settings.models import BARE_NAME, Variant
 
-MOST_ROUNDS = 1000  # the most that an error proposes
+MOST_ROUNDS = 1000  # the largest number that an error proposes
 CONTINUE, STOP, PAUSE = str(TrialScheduler.CONTINUE), str(TrialScheduler.STOP), str(TrialScheduler.PAUSE)
 
 
 def peers(recipe: str, record: Mapping[str, Any]) -> str:
-    """Name the trials that a point, a dev record, is compared with: those of the same recipe in the same stage of it.
+    """Name the group of trials that a dev record is compared with: those of the same recipe in the same stage.
 
-    Stages have shares of their own, so that at one rung a trial may be in its second stage while another is in its first, where
-    some tasks have not been shown yet.
+    Trials divide their budget between stages differently. At one rung a trial may be in its second stage while another is in
+    its first, in which some tasks have not been shown yet.
     """
     return f"{recipe} stage {record.get('stage', 0)}"
 
 
 class Scheduler(Protocol):
-    """What a member of the family builds for a search."""
+    """The decisions of a trial scheduler in one search."""
 
-    law: str  # why it stops a trial, as the end of a sentence
+    law: str  # the reason why a trial is stopped, as the end of a sentence
 
     def decide(self, number: int, peers: str, exempt: bool, rung: int, score: float) -> str:
-        """Enter a point, once or again; what holds for the trial then. An exempt one always goes on, but its points count."""
+        """Enter a point and return the decision for its trial. Entering it again is harmless.
+
+        An exempt trial always continues, but its points count.
+        """
 
     def lost(self, number: int) -> None:
-        """A trial failed: it will reach no further point."""
+        """Note that a trial failed and will not reach another point."""
 
     def verdict(self, number: int) -> str:
-        """What holds for a trial now; CONTINUE before its first point. PAUSE may become another, and nothing else does."""
+        """Return the current decision for a trial, CONTINUE before its first point. Only PAUSE may change later."""
 
 
 # ----------------------------------------------------------------------------------------------------------- asha
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """All that ASHAScheduler reads of a trial."""
-
-    trial_id: str
-
-
 class RungScheduler:
-    """Ray's ASHAScheduler, one per group of peers: stops a trial unless it is among their best 1/reduction so far at a rung.
+    """Asynchronous successive halving: stops a trial below the best 1/reduction of the peers that were at its rung before it.
 
-    With one set of rungs for all, recipes that start slowly would be stopped by those that start fast. A rung holds the point's
-    own value, never a best.
+    With one set of rungs for all, recipes that start slowly would be stopped by those that start fast. A rung holds the score
+    of the point itself, not the best score so far. Decisions equal those of Ray's ASHAScheduler with one instance per group of
+    peers. Ray's own class is not used because it expects Ray's trials, and a resumed trial has a new id there.
     """
 
     def __init__(self, rungs: Sequence[int]) -> None:
         self.rungs = tuple(rungs)
         self.reduction = self.rungs[1] // self.rungs[0] if len(self.rungs) > 1 else 2
         self.law = f"below the best 1/{self.reduction} of its rung"
-        self._groups: dict[str, Any] = {}  # peers -> ASHAScheduler, which asks for Ray's own trials and is handed _Entry
+        self._scores: defaultdict[tuple[str, int], list[float]] = defaultdict(list)  # (peers, rung) -> scores, in order
         self._entered: set[tuple[int, int]] = set()  # (trial, rung)
         self._verdicts: dict[int, str] = {}
 
     def decide(self, number: int, peers: str, exempt: bool, rung: int, score: float) -> str:
-        """Enter a trial's score at a point into its peers' rungs: STOP or CONTINUE, which exempt trials always do."""
-        if (number, rung) in self._entered:  # Ray would enter it into a lower rung, where it has not been among these peers
+        """Enter a trial's score at a rung and return CONTINUE or STOP. Exempt trials and those at the last rung continue."""
+        if (number, rung) in self._entered:  # a resumed search enters its points again; the first score counts
             return self.verdict(number)
         self._entered.add((number, rung))
-        if peers not in self._groups:
-            self._groups[peers] = self._asha()
-        asha, entry = self._groups[peers], _Entry(str(number))
-        if entry.trial_id not in asha._trial_info:
-            asha.on_trial_add(None, entry)
-        decision = asha.on_trial_result(None, entry, {"rung": rung, "score": score})
-        # at the last point Ray would stop all from outside; ours end by themselves after that report
-        stops = decision == TrialScheduler.STOP and not exempt and rung < self.rungs[-1]
+        earlier = self._scores[peers, rung]
+        is_below = bool(earlier) and score < np.nanpercentile(earlier, (1 - 1 / self.reduction) * 100)
+        earlier.append(score)
+        stops = is_below and not exempt and rung < self.rungs[-1]  # at the last rung a trial ends by itself
         self._verdicts[number] = STOP if stops else CONTINUE
         return self._verdicts[number]
 
     def lost(self, number: int) -> None:
-        """Nobody waits for it."""
+        """Do nothing: no trial waits for another."""
 
     def verdict(self, number: int) -> str:
         return self._verdicts.get(number, CONTINUE)
-
-    def _asha(self) -> ASHAScheduler:
-        return ASHAScheduler(
-            time_attr="rung",
-            metric="score",
-            mode="max",
-            max_t=self.rungs[-1],
-            grace_period=self.rungs[0],
-            reduction_factor=self.reduction,
-        )
 
 
 class Asha(Variant):
     """Asynchronous successive halving, Li et al. 2018 (arXiv 1810.05934), stopping variant, rungs kept per recipe."""
 
     kind: Literal["asha"] = "asha"
-    stops: ClassVar[bool] = True  # whether a trial may end at a rung, by its score there
-    least_rungs: ClassVar[int] = 1  # one rung is no halving: every trial runs to its end
-    most_waiting: ClassVar[int] = 0  # trials that are paused at one time, whose snapshots are kept
+    stops: ClassVar[bool] = True  # a trial may end at a rung because of its score there
+    least_rungs: ClassVar[int] = 1  # with one rung, every trial runs to its end
+    most_waiting: ClassVar[int] = 0  # the largest number of trials paused at the same time, whose snapshots are kept
 
     def build(self, rungs: Sequence[int], num_trials: int) -> Scheduler:
         return RungScheduler(rungs)
 
     def describe(self, rungs: Sequence[int]) -> str:
-        """What the plan says of it; empty where it stops nobody."""
-        return f"the best 1/{rungs[1] // rungs[0]} go on from rung to rung" if len(rungs) > 1 else ""
+        """Describe the scheduler for the plan; empty if it stops no trial."""
+        return f"the best 1/{rungs[1] // rungs[0]} continue at each rung" if len(rungs) > 1 else ""
 
     def warning(self, rungs: Sequence[int], num_trials: int, num_baselines: int, num_recipes: int) -> str:
-        """What may not be what was meant, as a sentence; empty where all is well."""
+        """Return a sentence if the settings may not do what was intended, else an empty string."""
         reduction, per_recipe = rungs[1] // rungs[0] if len(rungs) > 1 else 0, num_trials / num_recipes
         if per_recipe >= 2 * reduction:
             return ""
         return (
-            f"{per_recipe:.0f} trials a recipe are few: rungs keep one in {reduction}, so the first ones pass unopposed. "
-            f"{2 * reduction * num_recipes} trials or more would let halving work."
+            f"{per_recipe:.0f} trials per recipe are few: a rung keeps one in {reduction}, so the first ones pass without "
+            f"comparison. Use {2 * reduction * num_recipes} trials or more for halving to work."
         )
 
 
@@ -135,17 +119,17 @@ class Asha(Variant):
 
 
 class TopKScheduler:
-    """Lets the best k of the first rung run to the end, once all `num_trials` have been there or failed.
+    """Top-k selection: the best k at the first rung run to the end, once all `num_trials` have reached it or failed.
 
-    A trial that k others beat can never be among the best k again, so it is stopped at once: at most k wait, and their
-    snapshots are all that is kept. Equal scores: the lower number goes first. One that fails later is not replaced.
+    A trial that k others beat can no longer be among the best k, so it is stopped at once. So at most k trials wait, and only
+    their snapshots are kept. Of equal scores the lower number wins. A trial that fails later is not replaced.
     """
 
     def __init__(self, rungs: Sequence[int], k: int, num_trials: int) -> None:
         self.k, self.num_trials = k, num_trials
         self.law = f"not among the best {k} of the first rung"
-        self._firsts: dict[int, tuple[int, float]] = {}  # number -> (rung, score) of the first point; exempt trials have none
-        self._free: set[int] = set()  # exempt, or let through before
+        self._firsts: dict[int, tuple[int, float]] = {}  # number -> (rung, score) of the first point; not for exempt trials
+        self._free: set[int] = set()  # exempt, or selected before
         self._lost: set[int] = set()
 
     def decide(self, number: int, peers: str, exempt: bool, rung: int, score: float) -> str:
@@ -171,12 +155,12 @@ class TopKScheduler:
 class TopK(Variant):
     """One evaluation, then the top k ("1-Epoch", Egele et al. 2023, arXiv 2307.15422).
 
-    Every trial runs to the first rung, and the best k of all recipes together go on to the end without another choice;
-    baselines do so too, beside the k.
+    Every trial runs to the first rung. The best k of all recipes together continue to the end without further selection, and so
+    do the baselines, in addition to the k.
     """
 
     kind: Literal["top_k"] = "top_k"
-    k: PositiveInt = Field(3, description="trials that go on after the first rung, baselines not counted")
+    k: PositiveInt = Field(3, description="trials that continue after the first rung, not counting baselines")
     stops: ClassVar[bool] = True
     least_rungs: ClassVar[int] = 2
 
@@ -188,34 +172,34 @@ class TopK(Variant):
         return TopKScheduler(rungs, self.k, num_trials)
 
     def describe(self, rungs: Sequence[int]) -> str:
-        return f"the best {self.k} at {rungs[0]}/{rungs[-1]} go on to the end"
+        return f"the best {self.k} at {rungs[0]}/{rungs[-1]} continue to the end"
 
     def warning(self, rungs: Sequence[int], num_trials: int, num_baselines: int, num_recipes: int) -> str:
         if num_trials - num_baselines > self.k:
             return ""
-        return f"top_k lets {self.k} of {num_trials - num_baselines} trials go on, so it stops none."
+        return f"top_k continues {self.k} of {num_trials - num_baselines} trials, so it stops none."
 
 
 # ------------------------------------------------------------------------------------------------------------- none
 
 
 class NoStops:
-    """Lets every trial run to its end."""
+    """No stopping: every trial runs to its end."""
 
-    law = ""  # it stops none
+    law = ""  # no trial is stopped
 
     def decide(self, number: int, peers: str, exempt: bool, rung: int, score: float) -> str:
         return CONTINUE
 
     def lost(self, number: int) -> None:
-        """Nobody waits for it."""
+        """Do nothing: no trial waits for another."""
 
     def verdict(self, number: int) -> str:
         return CONTINUE
 
 
 class NoStopping(Variant):
-    """No trial is stopped: at the rungs it is evaluated, and its score is the best of them. For grids of known systems."""
+    """No stopping: trials are evaluated at the rungs, and the best evaluation is the score. For grids of known systems."""
 
     kind: Literal["none"] = "none"
     stops: ClassVar[bool] = False
@@ -242,13 +226,13 @@ def rung_faults(config: TrialConfig, rungs: Sequence[int]) -> Iterator[tuple[str
     """Yield (path, sentence) for each stage in which a rung cuts a round, so that trials are compared inside their turns."""
     for rounds in filter(None, config.rounds()):
         if rounds.span is None:
-            law = "are of a stage in epochs among others, and where rungs cut them depends on the sizes of the data"
+            law = "belongs to one of several stages in epochs, so where rungs cut its rounds depends on the sizes of the data"
             yield rounds.path, f"`{rounds.path}` {law}. Give the stages shares of the budget, or use trial_scheduler: none."
             continue
         start, end = rounds.span
         at = {rung: (rung / rungs[-1] - start) / (end - start) for rung in rungs[:-1] if start < rung / rungs[-1] < end}
         if cut := [rung for rung, share in at.items() if not _is_whole(rounds.number * share)]:
-            law = "must make every rung the end of a round, since inside a round some tasks have been shown less than others"
+            law = "must end a round at every rung, because within a round some tasks have been shown less than others"
             got = f"Got {rounds.number}, of which {rounds.number * at[cut[0]]:.3g} end by the rung of {cut[0]}/{rungs[-1]}"
             fits = next((n for n in range(1, MOST_ROUNDS) if all(_is_whole(n * share) for share in at.values())), None)
             remedy = f"Use {fits} or a multiple of it" if fits else "Use a task_schedule without rounds"

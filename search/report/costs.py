@@ -1,6 +1,7 @@
-"""What a search cost, read off its trials' records: as a whole, and what each branch of a choice costs an example.
+"""The cost of a search, from its trials' records: the total, and the cost per example of each branch of a choice.
 
-At equal examples one branch may cost three times another (SMART's extra passes), which a ranking by score does not show.
+With the same number of examples one branch may cost three times as much as another (SMART's extra passes). A ranking by score
+does not show this.
 """
 
 from __future__ import annotations
@@ -22,51 +23,51 @@ from search.study.study import TrialResult
 
 @dataclass(frozen=True)
 class BranchCost:
-    """The trials that took one branch of a choice. Times hold evaluations; whatever else differs between the trials differs."""
+    """The trials that took one branch of a choice. Times include evaluations. Other settings may differ too."""
 
     parameter: str
     branch: str
     num_trials: int
-    best: float | None  # the best score among them, whatever the rung; None where none was evaluated
-    ms_an_example: float
-    passes_an_example: float
+    best: float | None  # their best score at any rung; None if none was evaluated
+    ms_per_example: float
+    passes_per_example: float
 
 
 def choices_of(space: Space) -> list[str]:
-    """The searched parameters that are choices."""
+    """Return the searched parameters that are choices."""
     return [name for name, (domain, _) in space.domains().items() if isinstance(domain, Choice)]
 
 
 def read_domains(folder: Path) -> dict[str, Domain]:
-    """Every parameter of the space that a search's folder keeps, and its domain."""
+    """Return every parameter of the space in a search's folder with its domain."""
     document, _ = parse_yaml((folder / "space.yaml").read_text(encoding="utf-8"), str(folder / "space.yaml"))
     return {name: domain for name, (domain, _) in Space(folder.name, SpaceSettings(), document).domains().items()}
 
 
 def read_choices(folder: Path) -> list[str]:
-    """The parameters in `read_domains` that are choices."""
+    """Return the parameters of `read_domains` that are choices."""
     return [name for name, domain in read_domains(folder).items() if isinstance(domain, Choice)]
 
 
 def branch_costs(trials: Iterable[TrialResult], choices: Sequence[str]) -> list[BranchCost]:
-    """A row a branch that a trial took, of each choice, cheapest first; and of the recipe, if no choice tells it."""
+    """Return a row per branch that a trial took, for each choice, cheapest first; also per recipe, if no choice equals it."""
     trials = [trial for trial in trials if trial.examples]
     groups: dict[str, dict[Any, list[TrialResult]]] = {name: defaultdict(list) for name in [*choices, "recipe"]}
     for trial in trials:
         groups["recipe"][trial.config().recipe].append(trial)
         for name in choices:
-            if name in trial.params:  # a choice within a branch that this trial did not take is not
+            if name in trial.params:  # it is not if the choice is inside a branch that the trial did not take
                 groups[name][trial.params[name]].append(trial)
     recipes = _partition(groups["recipe"])
-    if len(recipes) == 1 or any(_partition(groups[name]) == recipes for name in choices):  # a choice that says the same
+    if len(recipes) == 1 or any(_partition(groups[name]) == recipes for name in choices):  # a choice equals the recipe
         del groups["recipe"]
     costs = [_cost(name, str(branch), taken) for name, branches in groups.items() for branch, taken in branches.items()]
     order = list(groups)
-    return sorted(costs, key=lambda cost: (order.index(cost.parameter), cost.ms_an_example))
+    return sorted(costs, key=lambda cost: (order.index(cost.parameter), cost.ms_per_example))
 
 
 def _partition(groups: dict[Any, list[TrialResult]]) -> set[frozenset[int]]:
-    """Which trials go together."""
+    """Return the groups as sets of trial numbers."""
     return {frozenset(trial.number for trial in trials) for trials in groups.values()}
 
 
@@ -82,27 +83,27 @@ def _passes(trial: TrialResult) -> int:
 
 
 def branch_table(trials: Iterable[TrialResult], choices: Sequence[str]) -> list[str]:
-    """The costs of the branches as the lines of a Markdown table; nothing where no choice was searched."""
+    """Format the costs of the branches as the lines of a Markdown table; empty if no choice was searched."""
     costs = branch_costs(trials, choices)
     if not costs:
         return []
     cheapest: dict[str, float] = {}
     for cost in costs:
-        cheapest.setdefault(cost.parameter, cost.ms_an_example)
-    rows = [["parameter", "branch", "trials", "best", "ms an example", "x cheapest", "passes an example"]]
+        cheapest.setdefault(cost.parameter, cost.ms_per_example)
+    rows = [["parameter", "branch", "trials", "best", "ms per example", "x cheapest", "passes per example"]]
     for cost in costs:
         best = "" if cost.best is None else f"{cost.best:.4f}"
-        times = f"{cost.ms_an_example / cheapest[cost.parameter]:.2f}"
-        figures = [f"{cost.ms_an_example:.3g}", times, f"{cost.passes_an_example:.2f}"]
+        times = f"{cost.ms_per_example / cheapest[cost.parameter]:.2f}"
+        figures = [f"{cost.ms_per_example:.3g}", times, f"{cost.passes_per_example:.2f}"]
         rows.append([cost.parameter, cost.branch, str(cost.num_trials), best, *figures])
     return markdown(rows)
 
 
 def training_seconds(trials: Iterable[TrialResult]) -> float:
-    """How long at least one trial was training, by the clock: neither start-up nor the time between a stop and `--resume`.
+    """Return the seconds in which at least one trial was training, without start-up or the time between a stop and `--resume`.
 
-    A record says how long its trial has run by then, and when that was: what passed since the one before is an interval, and
-    the union of all intervals is the answer.
+    A record holds its time and how long its trial has run until then. So the training since the record before is an interval,
+    and the result is the length of the union of all intervals.
     """
     intervals = []
     for trial in trials:
@@ -119,33 +120,33 @@ def training_seconds(trials: Iterable[TrialResult]) -> float:
 
 
 def pretrainings(trials: Sequence[TrialResult], before: Iterable[dict[str, Any]]) -> tuple[float, list[str]]:
-    """Seconds of the further pretrainings that a search made, and a sentence for each that its trials began with.
+    """Return the seconds of further pretraining in a search, and a sentence for each pretraining that its trials began with.
 
-    before: the records of what it made before its trials.
-    `further pretraining mlm 3f2a9c01: 340 s, made once by trial 002, shared by 5 trials`
+    before: the records of pretraining before the trials.
+    `further pretraining mlm 3f2a9c01: 340 s, trained once by trial 002, shared by 5 trials`
     """
-    own = {record["key"]: record["pretrain/seconds"] for record in before if record.get("made")}
-    seconds, sentences = sum(own.values()), []
-    told = {trial.number: [record for record in trial.records if "made" in record] for trial in trials}
-    for key, stage in {record["key"]: record["stage"] for records in told.values() for record in records}.items():
-        found = [(number, record) for number, records in told.items() for record in records if record["key"] == key]
-        makers = [number for number, record in found if record["made"]]
-        took = found[0][1]["pretrain/seconds"]
+    made_before = {record["key"]: record["pretrain/seconds"] for record in before if record.get("made")}
+    seconds, sentences = sum(made_before.values()), []
+    by_trial = {trial.number: [record for record in trial.records if "made" in record] for trial in trials}
+    for key, stage in {record["key"]: record["stage"] for records in by_trial.values() for record in records}.items():
+        uses = [(number, record) for number, records in by_trial.items() for record in records if record["key"] == key]
+        makers = [number for number, record in uses if record["made"]]
+        took = uses[0][1]["pretrain/seconds"]
         seconds += took * len(makers)
-        by_search = "made once, before the trials" if key in own else "made before this search"
-        made = f"made once by trial {makers[0]:03d}" if makers else by_search
-        shared = f"shared by {counted(len({number for number, _ in found}), 'trial')}"
-        sentences.append(f"further pretraining {stage} {key[:8]}: {duration(took)}, {made}, {shared}")
+        by_search = "trained once, before the trials" if key in made_before else "trained before this search"
+        origin = f"trained once by trial {makers[0]:03d}" if makers else by_search
+        shared = f"shared by {counted(len({number for number, _ in uses}), 'trial')}"
+        sentences.append(f"further pretraining {stage} {key[:8]}: {duration(took)}, {origin}, {shared}")
     return seconds, sentences
 
 
 def total_cost(
     trials: Sequence[TrialResult], cpus_per_trial: int, gpus_per_trial: float, pretrained: Iterable[dict[str, Any]] = ()
 ) -> str:
-    """`1 h 30 min of training, 5.8 GPU-hours, 3,200,000 examples, 8,100,000 passes`; without GPUs core-hours.
+    """Format `1 h 30 min of training, 5.8 GPU-hours, 3,200,000 examples, 8,100,000 passes`; without GPUs, core-hours.
 
-    The hours hold each further pretraining that was made here once; what it was follows in words.
-    pretrained: the records of those that were made before the trials.
+    The hours include each further pretraining of this search once; a sentence about each follows.
+    pretrained: the records of pretraining before the trials.
     """
     pretraining_seconds, sentences = pretrainings(trials, pretrained)
     hours = (sum(trial.seconds for trial in trials) + pretraining_seconds) / 3600

@@ -1,6 +1,6 @@
-"""What a search tells while it runs: one plain line an event on the terminal and in log.txt, and all of it to MLflow.
+"""The report of a running search: one plain line per event on the terminal and in log.txt, and all events to MLflow.
 
-On a terminal a picture of the trials that run stands below the lines (screen.py); the Narrator hands it what it shows.
+On a terminal a picture of the running trials is below the lines (screen.py); the Narrator provides its content.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from minbert_core.clock import now_ms
 from minbert_core.config import OVERALL
 from minbert_core.terminal import Screen
 from minbert_core.train.folder import read_records
@@ -20,15 +21,16 @@ from search.plan.folder import PRETRAINING
 from search.report.screen import Picture, look, read_tail, render
 from search.report.words import describe, markdown, scores
 from search.study.study import TrialResult, best_first, ranked
+from search.tracking.runs import Runs
 from search.tracking.tracker import Tracker
 
 
 def table(
     trials: Iterable[TrialResult], tasks: list[str], most: int = 10, gpus_per_trial: float = 0, unended: str = "running"
 ) -> list[str]:
-    """The trials as rows of a Markdown table: the fullest rung first, best score first, then the others, fullest first.
+    """Format the trials as rows of a Markdown table: those at the highest rung first, best score first, then the others.
 
-    norm and mean are shown where there are several tasks; `unended` is what a trial that has not ended is said to be.
+    norm and mean are shown if there are several tasks. `unended` is the status shown for a trial that has not ended.
     """
     trials = best_first(trials)
     costs = ["minutes", "GPU-min"] if gpus_per_trial else ["minutes"]
@@ -47,11 +49,11 @@ def table(
     return markdown(rows) + ([f"({left_out} more in the trials' folders and in MLflow)"] if left_out > 0 else [])
 
 
-PRETRAINING_LINES = 10  # of progress in each
+PRETRAINING_LINES = 10  # lines of progress per pretraining
 
 
 class Narrator:
-    """The listener of a search: prints, logs, and hands on to MLflow. Times left are guesses from the trials ended so far."""
+    """The listener of a search, which prints, logs and records in MLflow. It estimates the time left from the ended trials."""
 
     def __init__(
         self, folder: Path, tasks: list[str], num_trials: int, slots: int, full: int, tracker: Tracker, budget: int = 0
@@ -60,20 +62,20 @@ class Narrator:
         self.budget = budget  # examples of a full trial
         self.log = (folder / "log.txt").open("a", buffering=1, encoding="utf-8")
         self.trials: dict[int, TrialResult] = {}
-        self.pretraining: dict[str, dict[str, Any]] = {}  # what is pretrained before the trials: its key -> the last record
+        self.pretraining: dict[str, dict[str, Any]] = {}  # pretraining before the trials: key -> last record
         self.folder = folder
-        self.running: dict[int, str] = {}  # trials at work now -> how the picture names them
+        self.running: dict[int, str] = {}  # running trials -> their text in the picture
         self.began = time.monotonic()
         self.screen = Screen(lambda height: render(self.picture(), height))
         self.warned = False
 
     def say(self, text: str) -> None:
-        """One line to the terminal, with the hour, and to log.txt, with the date."""
+        """Print one line on the terminal, with the time, and in log.txt, with the date too."""
         self.screen.print(f"[{time.strftime('%T')}] {text}")
         self.log.write(f"{time.strftime('%F %T')} {text}\n")
 
     def show(self, lines: Iterable[str]) -> None:
-        """Lines as they are, to the terminal and to log.txt."""
+        """Print lines unchanged on the terminal and in log.txt."""
         for line in lines:
             self.screen.print(line)
             self.log.write(f"{line}\n")
@@ -82,12 +84,12 @@ class Narrator:
         self.log.close()
 
     def pretrained(self, record: dict[str, Any]) -> None:
-        """A record of what is pretrained before the trials: kept, and printed at its ends and every tenth of the way."""
+        """Keep a record of pretraining before the trials, and print it at the start, at the end and after every tenth."""
         with (self.folder / PRETRAINING).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        self.tracker.pretrained([record])
+        self.tracker.submit(Runs.pretrained, [record])
         before = self.pretraining.get(record["key"], {})
-        tenths = [int(PRETRAINING_LINES * one.get("pretrain/share", 0)) for one in (before, record)]
+        tenths = [int(PRETRAINING_LINES * known.get("pretrain/share", 0)) for known in (before, record)]
         if not before or "made" in record or tenths[0] < tenths[1]:
             self.say(pretraining_told(record))
         self.pretraining[record["key"]] = record
@@ -95,41 +97,41 @@ class Narrator:
             del self.pretraining[record["key"]]
 
     def replay(self, trials: list[TrialResult]) -> None:
-        """Take in the trials of an interrupted search, and tell MLflow everything again (what it knows it keeps)."""
+        """Take over the trials of an interrupted search and record them in MLflow again; what it has stays."""
         if pretrained := read_records(self.folder / PRETRAINING):
-            self.tracker.pretrained(pretrained)
+            self.tracker.submit(Runs.pretrained, pretrained)
         for trial in trials:
             self.trials[trial.number] = trial
-            first = trial.records[0]["time_ms"] if trial.records else None
-            self.tracker.trial_started(*self._run(trial), time_ms=first)
+            started_ms = trial.records[0]["time_ms"] if trial.records else now_ms()
+            self.tracker.submit(Runs.trial_started, *self._run(trial), time_ms=started_ms)
             if trial.status == "running":
-                self.tracker.records(trial.number, trial.records)
+                self.tracker.submit(Runs.records, trial.number, trial.records)
             else:
                 self._ended_in_mlflow(trial)
 
     def started(self, trial: TrialResult, resumed: bool) -> None:
         self.trials[trial.number] = trial
         self.running[trial.number] = in_short(trial)
-        self.tracker.trial_started(*self._run(trial))
+        self.tracker.submit(Runs.trial_started, *self._run(trial), time_ms=now_ms())
         kind = f" (baseline {trial.baseline})" if trial.baseline is not None else ""
-        how = "started" if not resumed else f"goes on from {trial.rung}/{self.full}" if trial.points else "begins again"
+        how = "started" if not resumed else f"resumed from {trial.rung}/{self.full}" if trial.points else "restarted"
         self.say(f"{trial.number:03d} {how}{kind}  {describe(trial.params)}")
 
     def reported(self, trial: TrialResult, new: list[dict[str, Any]]) -> None:
         self.trials[trial.number] = trial
-        self.tracker.records(trial.number, new)
+        self.tracker.submit(Runs.records, trial.number, new)
         self.say(f"{trial.number:03d} at {trial.rung}/{self.full}  {scores(trial.last, self.tasks)}  {self._so_far()}")
 
     def paused(self, trial: TrialResult, why: str) -> None:
-        """FINISHED in MLflow, where KILLED would show a red cross, and RUNNING again once it goes on."""
+        """Report a paused trial. Its run is FINISHED, as KILLED would show a red cross, and RUNNING again after the pause."""
         self.trials[trial.number] = trial
         self.running.pop(trial.number, None)
         reason = f"paused at {trial.rung}/{self.full}: {why}"
-        self.tracker.trial_ended(trial.number, "FINISHED", reason, _last_ms(trial))
+        self.tracker.submit(Runs.trial_ended, trial.number, "FINISHED", reason, _last_ms(trial))
         self.say(f"{trial.number:03d} {reason}  {self._so_far()}")
 
     def ended(self, trial: TrialResult) -> None:
-        """Say how a trial ended, and end its run in MLflow; the first time that MLflow fails, say that, too."""
+        """Report how a trial ended, and end its run in MLflow. When MLflow has failed, report that once."""
         self.trials[trial.number] = trial
         self.running.pop(trial.number, None)
         self._ended_in_mlflow(trial)
@@ -138,16 +140,16 @@ class Narrator:
         self.say(f"{trial.number:03d} {trial.status}{score}{reason}  {self._so_far()}")
         if self.tracker.error and not self.warned:
             self.warned = True
-            self.say(f"MLflow: {self.tracker.error} The search goes on; metrics.jsonl keeps all, and --resume logs it again.")
+            self.say(f"MLflow: {self.tracker.error} The search continues. metrics.jsonl keeps all, and --resume logs it again.")
 
     def picture(self) -> Picture:
-        """The search as it is now, the running trials by their own records. Asked for by a thread of the screen's."""
-        now_ms, known = time.time_ns() // 1_000_000, dict(self.trials)
+        """Return the picture of the search now, from the records of the running trials. A thread of the screen calls this."""
+        moment, known = now_ms(), dict(self.trials)
         rows = []
         for number, text in sorted(self.running.copy().items()):
             trial = known[number]
             records = ([trial.last] if trial.points else []) + read_tail(trial.folder / "metrics.jsonl")
-            rows.append(look(number, text, records, self.budget, self.full, now_ms))
+            rows.append(look(number, text, records, self.budget, self.full, moment))
         best, pretraining = self.best(), list(self.pretraining.values())
         text = f"best {best.number:03d} {scores(best.best, self.tasks)}  {describe(best.params)}" if best else "no score yet"
         elapsed = duration(time.monotonic() - self.began)
@@ -174,21 +176,22 @@ class Narrator:
         return trial.number, name, trial.params, trial.folder / "config.yaml", tags
 
     def _ended_in_mlflow(self, trial: TrialResult) -> None:
-        self.tracker.records(trial.number, trial.records)  # once more: the last ones of a failed trial came with no report
-        ended_ms = _last_ms(trial)
-        self.tracker.trial_ended(trial.number, "FAILED" if trial.status == "failed" else "FINISHED", trial.reason, ended_ms)
+        # all records once more: the last ones of a failed trial came without a report
+        self.tracker.submit(Runs.records, trial.number, trial.records)
+        ended_ms, is_failed = _last_ms(trial), trial.status == "failed"
+        self.tracker.submit(Runs.trial_ended, trial.number, "FAILED" if is_failed else "FINISHED", trial.reason, ended_ms)
         if (best := self.best()) is not None:
             keys = ("score", *self.tasks, *OVERALL)
             metrics = {f"best/{key}": best.best[f"dev/{key}"] for key in keys if f"dev/{key}" in best.best}
-            self.tracker.best(self.num_done(), metrics | {"trials_done": self.num_done()}, ended_ms)
+            self.tracker.submit(Runs.best, self.num_done(), metrics | {"trials_done": self.num_done()}, ended_ms)
 
 
 def _last_ms(trial: TrialResult) -> int:
-    return int(trial.records[-1]["time_ms"]) if trial.records else time.time_ns() // 1_000_000
+    return int(trial.records[-1]["time_ms"]) if trial.records else now_ms()
 
 
 def time_left(trials: list[TrialResult], num_trials: int, slots: int) -> str:
-    """`, about 12 min left`: from the mean time of ended trials, all slots busy; empty before one has ended, and at the end."""
+    """Format `, about 12 min left` from the mean time of ended trials with all slots busy; empty if none ended or all did."""
     ended = [trial.seconds for trial in trials if trial.status != "running" and trial.seconds]
     if not ended:
         return ""
@@ -200,6 +203,6 @@ def time_left(trials: list[TrialResult], num_trials: int, slots: int) -> str:
 
 
 def in_short(trial: TrialResult) -> str:
-    """A trial in its row of the picture: the recipe, unless it is the usual one, and what was searched."""
+    """Describe a trial for its row of the picture: its recipe, unless it is multitask, and its searched parameters."""
     recipe = trial.config().recipe
     return " ".join(filter(None, ["" if recipe == "multitask" else recipe, describe(trial.params)]))

@@ -1,8 +1,8 @@
-"""What a running search looks like: below its event lines a table of the trials that run, the best so far, the time left.
+"""The picture of a running search, below its event lines: a table of the running trials, the best so far, the time left.
 
-    records (the tails of metrics.jsonl) -> Running, a row a trial -> Picture -> render -> rich
+    records (the tails of metrics.jsonl) -> Running, one row per trial -> Picture -> render -> rich
 
-Only a terminal that a person looks at gets it (minbert_core.terminal.Screen); elsewhere there are the plain lines alone.
+Only an interactive terminal gets it (minbert_core.terminal.Screen); otherwise there are only the plain lines.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-TAIL_BYTES = 32_768  # of a metrics.jsonl; the last dozens of records, whatever the trial's length
+TAIL_BYTES = 32_768  # of the end of a metrics.jsonl: some dozens of records
 
 
 @dataclass(frozen=True)
 class Running:
-    """A trial that runs, as its row shows it."""
+    """The row of a running trial."""
 
     number: int
-    text: str  # its recipe, unless that is the usual one, and what was searched
-    at: str  # the last point evaluated, as `3/9`; before the first, how far its pretraining is, as `mlm 43%`
+    text: str  # its recipe, unless it is multitask, and its searched parameters
+    at: str  # the last point evaluated, `3/9`; before the first, the progress of its pretraining, `mlm 43%`
     examples: int
     budget: int  # in examples
-    speed: float | None  # examples a second; None: not yet measured
-    score: float | None  # of the last evaluation
-    seconds: float | None  # it has run so far; None: it has measured nothing yet
+    speed: float | None  # examples per second; None: not yet measured
+    score: float | None  # at the last evaluation
+    seconds: float | None  # running time so far; None: no record yet
     gpu: str = ""  # `97 % 12.3 GB`, on a GPU
 
 
@@ -46,25 +46,27 @@ class Picture:
 
 
 def read_tail(path: Path, num_bytes: int = TAIL_BYTES) -> list[dict[str, Any]]:
-    """The last records of a metrics.jsonl that is being written: no line cut at either end; [] where it cannot be read now."""
+    """Return the last complete records of a metrics.jsonl that is being written; [] if it cannot be read now."""
     try:
         with path.open("rb") as file:
             start = max(0, file.seek(0, os.SEEK_END) - num_bytes)
             file.seek(start)
             lines = file.read().split(b"\n")
         return [json.loads(line) for line in lines[1 if start else 0 : -1]]
-    except (OSError, ValueError):  # not yet there, or half seen over a network: the next look is a second away
+    except (OSError, ValueError):  # missing so far, or incomplete over a network; it is read again in a second
         return []
 
 
-def look(number: int, text: str, records: list[dict[str, Any]], budget: int, full: int, now_ms: int | None = None) -> Running:
-    """A trial's row from its last records; now_ms: it runs still, so its time goes on after the last of them."""
+def look(
+    number: int, text: str, records: list[dict[str, Any]], budget: int, full: int, moment_ms: int | None = None
+) -> Running:
+    """Build a trial's row from its last records. moment_ms: the present time if it is running, so that its clock continues."""
     last = records[-1] if records else {}
     dev: dict[str, Any] = next((record for record in reversed(records) if record["kind"] == "dev"), {})
     train: dict[str, Any] = next((record for record in reversed(records) if record["kind"] == "train"), {})
     seconds = last.get("seconds")
-    if last and now_ms is not None:
-        seconds = last["seconds"] + max(0, now_ms - last["time_ms"]) / 1000
+    if last and moment_ms is not None:
+        seconds = last["seconds"] + max(0, moment_ms - last["time_ms"]) / 1000
     gpu = (
         f"{train['system/gpu_percent']:.0f} % {train['system/peak_memory_gb']:.1f} GB" if "system/gpu_percent" in train else ""
     )
@@ -77,7 +79,7 @@ def look(number: int, text: str, records: list[dict[str, Any]], budget: int, ful
 
 
 def render(picture: Picture, height: int) -> RenderableType:
-    """The picture in at most `height` lines, for any width from 80 columns on; what the parameters lack in room is cut."""
+    """Render the picture in at most `height` lines, for a width of 80 columns or more. Parameters that do not fit are cut."""
     with_gpu = any(row.gpu for row in picture.running)
     table = Table(box=None, pad_edge=False, header_style="dim", expand=True)
     table.add_column("trial", no_wrap=True)
@@ -90,7 +92,7 @@ def render(picture: Picture, height: int) -> RenderableType:
     table.add_column("time", no_wrap=True, justify="right")
     if with_gpu:
         table.add_column("gpu", no_wrap=True, justify="right")
-    shown = picture.running[: max(1, height - 5)]  # heading, what is left out, best, progress, a line to spare
+    shown = picture.running[: max(1, height - 5)]  # minus heading, number of omitted rows, best, progress, one free line
     for row in shown:
         cells: list[RenderableType] = [f"{row.number:03d}", Text(row.text), row.at]
         cells.append(ProgressBar(total=max(row.budget, 1), completed=min(row.examples, row.budget), width=8))
@@ -107,7 +109,7 @@ def render(picture: Picture, height: int) -> RenderableType:
 
 
 def count(number: int) -> str:
-    """`950`, `9.0k`, `400k`, `1.2M`: four characters or so."""
+    """Format a count in about four characters: `950`, `9.0k`, `400k`, `1.2M`."""
     for size, unit in ((1_000_000, "M"), (1_000, "k")):
         if number >= size:
             return f"{number / size:.1f}{unit}" if number < 10 * size else f"{number / size:.0f}{unit}"
@@ -115,7 +117,7 @@ def count(number: int) -> str:
 
 
 def clock(seconds: float) -> str:
-    """`0:45`, `12:05`, `3:05:00`."""
+    """Format a duration as `0:45`, `12:05`, `3:05:00`."""
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

@@ -1,6 +1,6 @@
-"""A search seen from elsewhere: `python -m search.run --status NAME`. It reads; it takes no lock, writes and starts nothing.
+"""The status of a search from another process: `python -m search.run --status NAME`. It only reads, without taking the lock.
 
-plan.json, the study's journal and the trials' own records say all; the lock's file says who drives it, or drove it last.
+All comes from plan.json, the study's journal and the trials' records. The lock's file names the present or last driver.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from minbert_core.clock import now_ms
 from minbert_core.terminal import console
 from minbert_core.train.folder import read_records
 from minbert_core.train.report import pretraining_told
@@ -23,24 +24,24 @@ from search.report.screen import Picture, look, render
 from search.study.study import TrialResult, read_trials
 from search.tracking.store import SERVER, dashboard_command, database_of, store_uri, ui_command
 
-WIDTH_ELSEWHERE = 160  # characters, where there is no terminal to ask
-QUIET_SECONDS = 3600  # a search on another machine that has written nothing for so long is taken to have ended
+WIDTH_ELSEWHERE = 160  # characters, if there is no terminal
+QUIET_SECONDS = 3600  # after this time without writing, a search on another machine counts as ended
 
 
 def show_status(folder: Path, go_on: str, next_command: str) -> None:
-    """Print the picture of the search in `folder`; go_on and next_command are what to type when it has stopped, or is done.
+    """Print the status of the search in `folder`. go_on resumes it after a stop; next_command follows when it is complete.
 
     Raises ValueError: no such search, or one of a newer format.
     """
     plan = read_plan(folder)
     trials = read_trials(folder, plan["space_name"])
     driver, drives = find_driver(folder)
-    planned, now_ms = plan["trials"], time.time_ns() // 1_000_000
+    planned, moment = plan["trials"], now_ms()
     unfinished = [trial for trial in trials if trial.status == "running"]
-    running = [trial for trial in unfinished if drives and not rests(trial, now_ms)]
+    running = [trial for trial in unfinished if drives and not rests(trial, moment)]
     num_ended = len(trials) - len(unfinished)
     counts = [f"{num_ended} of {planned} ended", f"{len(running)} running"]
-    counts += [f"{len(unfinished) - len(running)} waiting to go on"] if len(unfinished) > len(running) else []
+    counts += [f"{len(unfinished) - len(running)} waiting to resume"] if len(unfinished) > len(running) else []
     left = time_left(trials, planned, max(1, len(running))) if drives else ""
     print(f"search    {folder.name}: {plan['about'] or '(no question given: `about`)'}")
     print(f"driver    {driver}")
@@ -52,7 +53,7 @@ def show_status(folder: Path, go_on: str, next_command: str) -> None:
     if unfinished:
         parts = max(trial.config().budget.points[-1] for trial in unfinished)
         rows = [
-            look(trial.number, in_short(trial), trial.records, plan["examples"], parts, now_ms if trial in running else None)
+            look(trial.number, in_short(trial), trial.records, plan["examples"], parts, moment if trial in running else None)
             for trial in unfinished
         ]
         stdout = console(width=None if sys.stdout.isatty() else WIDTH_ELSEWHERE)
@@ -66,8 +67,8 @@ def show_status(folder: Path, go_on: str, next_command: str) -> None:
     if (folder / "best").exists():
         print(f"best      {folder / 'best'}")
     uri = plan.get("tracking_uri") or store_uri(folder.parent)
-    if not uri.startswith(SERVER) and not (database := database_of(uri)).exists():  # the folder was copied without it
-        print(f"compare   there is no {database}: copy it, too, or log the search anew: {go_on}")
+    if not uri.startswith(SERVER) and not (database := database_of(uri)).exists():  # the folder was copied without its store
+        print(f"compare   there is no {database}. Copy it too, or log the search again: {go_on}")
     else:
         print(f"compare   {ui_command(uri, Path.cwd())}")
     print(f"dashboard {dashboard_command(folder / 'study.journal', Path.cwd())}")
@@ -79,20 +80,20 @@ def show_status(folder: Path, go_on: str, next_command: str) -> None:
         print(f"next      {next_command}")
 
 
-def rests(trial: TrialResult, now_ms: int) -> bool:
-    """Whether a trial that has not ended is paused after a point, as its records tell: it has long written nothing more."""
+def rests(trial: TrialResult, moment_ms: int) -> bool:
+    """Return whether a trial that has not ended is paused after a point: its records have had no addition for a long time."""
     if not trial.points or trial.records[-1]["kind"] != "dev":
         return False
     usual_seconds = trial.seconds / len(trial.records)
-    quiet_seconds: float = (now_ms - trial.records[-1]["time_ms"]) / 1000
+    quiet_seconds: float = (moment_ms - trial.records[-1]["time_ms"]) / 1000
     return quiet_seconds > max(60, 5 * usual_seconds)
 
 
 def find_driver(folder: Path) -> tuple[str, bool]:
-    """Who drives the search, in words, and whether it does so now.
+    """Describe the driver of the search, and return whether it is running.
 
-    The lock itself is not touched: to try it would be to hold it for a moment, in which a driver could not start. Its file
-    names process and machine. A process of this machine is asked for; of another one what the search wrote last must do.
+    We do not try the lock, because even a brief hold could prevent a driver from starting. Its file names process and machine.
+    On this machine the process is looked up; for another machine, the last time that the search wrote something has to do.
     """
     path = folder / "lock"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -105,18 +106,21 @@ def find_driver(folder: Path) -> tuple[str, bool]:
     files = [folder / "log.txt", *folder.glob("trials/*/metrics.jsonl")]
     newest = max((file.stat().st_mtime for file in files if file.exists()), default=path.stat().st_mtime)
     quiet = time.time() - newest
-    said = f"{text}, which cannot be asked from here; the search last wrote {duration(max(quiet, 0))} ago"
-    return said, quiet < QUIET_SECONDS
+    description = f"{text}, which cannot be checked from here; the search last wrote {duration(max(quiet, 0))} ago"
+    return description, quiet < QUIET_SECONDS
 
 
 def _holds(pid: int, path: Path) -> bool:
-    """Whether a process of this machine lives and, where that can be seen, has the file open: numbers are given anew."""
+    """Return whether a process of this machine is alive and has the file open, as far as that is visible.
+
+    The file matters because the system reuses process ids.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True  # somebody else's
+        return True  # another user's process
     descriptors = Path(f"/proc/{pid}/fd")
     if not descriptors.exists():  # macOS
         return True
@@ -129,5 +133,5 @@ def _holds(pid: int, path: Path) -> bool:
 def _is_same(link: Path, path: Path) -> bool:
     try:
         return link.samefile(path)
-    except OSError:  # closed meanwhile, or no file at all
+    except OSError:  # closed since, or not a file
         return False

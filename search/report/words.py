@@ -1,4 +1,4 @@
-"""Words of the search's tables and lines: parameters, scores, Markdown."""
+"""Formats for the search's tables and lines: parameters, scores, Markdown."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def short_names(paths: Iterable[str]) -> dict[str, str]:
-    """Each path's last word, `optimizer/lr` -> `lr`; its last two where another path ends alike."""
+    """Map each path to its last word, `optimizer/lr` -> `lr`, or to its last two if another path ends in the same word."""
     paths = list(paths)
     last = {path: path.rpartition("/")[2] for path in paths}
     words = list(last.values())
@@ -15,20 +15,20 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
 
 
 def describe(params: dict[str, Any]) -> str:
-    """The searched parameters of a trial in a few words: `smoothness=smart lr=3.2e-05`."""
+    """Describe the searched parameters of a trial briefly: `smoothness=smart lr=3.2e-05`."""
     names = short_names(params)
     values = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in params.items()}
     return " ".join(f"{names[name]}={value}" for name, value in values.items())
 
 
 def scores(record: dict[str, Any], tasks: Iterable[str]) -> str:
-    """`0.7203 (sst .441 para .812 sts .845)` of a dev record, of the tasks that the trial has."""
+    """Format the scores of a dev record, `0.7203 (sst .441 para .812 sts .845)`, for those of the tasks that it has."""
     each = " ".join(f"{task} {record[f'dev/{task}']:.3f}".replace(" 0.", " .") for task in tasks if f"dev/{task}" in record)
     return f"{record['dev/score']:.4f} ({each})"
 
 
 def markdown(rows: list[list[str]]) -> list[str]:
-    """Rows, the first of them the heading, as the lines of a Markdown table that is aligned as plain text, too."""
+    """Format rows, of which the first is the heading, as the lines of a Markdown table that is aligned as plain text too."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
     return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]

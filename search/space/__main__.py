@@ -1,10 +1,10 @@
-"""The command that explains a space's knobs: all of them in a line each, one whole, or the schema for an editor.
+"""The command that explains a space's knobs: all of them, one line each; one in full; or the schema for an editor.
 
-    python -m search.space                      the list; whole lines for `| grep lr`
+    python -m search.space                      the list, in full lines for `| grep lr`
     python -m search.space gradient/gradvac     one of them
     python -m search.space --schema             spaces/schema.json
 
-Exit codes: those of minbert_core/commands.py.
+The exit codes are those of minbert_core/commands.py.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ from search.space.listing import (
 )
 from search.space.schema import SCHEMA, schema_line, write_schema
 
-NEEDS = {  # what a variant says of itself -> what it asks for; `fits` and `least_rungs` bring their values along
-    "needs_several_tasks": "several tasks a step: a task_schedule that gives them, and two tasks or more in train_on",
-    "needs_pair_vectors": "two vectors a pair: pair_encoding bi, and so a task of pairs",
-    "single_output": "a task of one output: binary, or a regression whose loss makes no classes of it",
-    "reads_features": "a head that answers without having been trained: cosine",
+NEEDS = {  # attribute of a variant -> what it requires; `fits` and `least_rungs` have values and are not here
+    "needs_several_tasks": "several tasks per step: a task_schedule that provides them, and two or more tasks in train_on",
+    "needs_pair_vectors": "two vectors per pair: pair_encoding bi, and so a task of pairs",
+    "single_output": "a task with one output: binary, or a regression whose loss does not turn it into classes",
+    "reads_features": "a head that predicts without training: cosine",
 }
 STRUCTURE_EXAMPLE = {
     "extends": "extends: smart.yaml\nconfig:\n  optimizer: {lr: 2e-5}",
@@ -70,14 +70,14 @@ DOMAIN_EXAMPLE = {
 
 @dataclass(frozen=True)
 class Found:
-    """What a path means: a knob of the config or of the space; none for the space's structure and for a domain."""
+    """A path and its knob, of the config or of the space. Domains and the space's structure have no knob."""
 
     path: str
     knob: Knob | None = None
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; the exit code."""
+    """Run the command line and return the exit code."""
     return run_command(_parser(), arguments, _main, writes="schema")
 
 
@@ -85,7 +85,7 @@ def _main(options: argparse.Namespace) -> int:
     stdout = console(markup=False, emoji=False)
     if options.schema is not None:
         if options.path is not None:
-            raise ValueError("--schema goes with no PATH: it is of all knobs.")
+            raise ValueError("--schema describes all knobs. Omit PATH.")
         return _schema(options.schema)
     if options.path is None:
         show(sections(), stdout)
@@ -94,15 +94,15 @@ def _main(options: argparse.Namespace) -> int:
     if len(found) == 1:
         explain(found[0], options.path, stdout)
         return DONE
-    stdout.print(f"{options.path} stands in {len(found)} places. To have one explained, name it whole:\n", soft_wrap=True)
-    show_rows([row for row in all_rows() if row.path in {one.path for one in found}], stdout)
+    stdout.print(f"{options.path} matches {len(found)} knobs. Give the full path to see one explained:\n", soft_wrap=True)
+    show_rows([row for row in all_rows() if row.path in {match.path for match in found}], stdout)
     return DONE
 
 
 def _parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m search.space",
-        description="What a search space may say: every knob with its range, default, unit and paper.",
+        description="List the knobs of a search space, with range, default, unit and paper.",
         epilog="examples:\n  python -m search.space | grep lr\n  python -m search.space gradient/gradvac",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -113,8 +113,8 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         const=SCHEMA,
         metavar="FILE",
-        help="write the JSON schema by which an editor completes and checks a space; without FILE to spaces/schema.json, which "
-        "the shipped spaces name; - is the screen",
+        help="write the JSON schema with which an editor completes and checks a space. Default FILE: spaces/schema.json, which "
+        "the shipped spaces name. - is the screen",
     )
     return made
 
@@ -134,7 +134,7 @@ def all_rows() -> list[Row]:
 
 
 def find(written: str) -> list[Found]:
-    """What a path, with `/` or `.`, or its end means.  Raises ValueError, with the nearest that there is, for nothing."""
+    """Find the knobs that a path, with `/` or `.`, or the end of one means. Raises ValueError, with the nearest, if none."""
     path = written.strip("/").replace(".", "/")
     path = path.removeprefix("config/")
     if path in DOMAINS or path in STRUCTURE:
@@ -157,7 +157,7 @@ def find(written: str) -> list[Found]:
 
 
 def _at(path: str) -> Knob | None:
-    """The knob at a path of the space or of its config.  None: there is none."""
+    """Return the knob at a path of the space or of its config, or None."""
     first, *rest = path.split("/")
     if first == "stages" and rest and not rest[0].isdigit():
         return None
@@ -168,10 +168,10 @@ def _at(path: str) -> Knob | None:
 
 
 def explain(found: Found, written: str, console: Console) -> None:
-    """Print all that is known of one place."""
+    """Print everything about one knob."""
 
     def say(text: str = "", indent: str = "") -> None:
-        if console.is_terminal:  # words are wrapped at its width
+        if console.is_terminal:  # wraps words at its width
             console.print(Padding(text, (0, 0, 0, len(indent))))
         else:
             console.print("\n".join(indent + line if line else "" for line in text.split("\n")), soft_wrap=True)
@@ -197,7 +197,7 @@ def explain(found: Found, written: str, console: Console) -> None:
 
 
 def _below(path: str, knob: Knob) -> Iterator[Row]:
-    """The lines of the knobs below, as the list has them; where the list refers to another place, in full."""
+    """Yield the rows of the knobs below, as in the list; in full if the list refers to another knob."""
     listed, above = canonical(path), canonical(path) + "/"
     found = [place for place in (*space_places(), *config_places()) if place.path.startswith(above)]
     for place in found or walk_knobs(knob, ENTRIES, path):
@@ -206,7 +206,7 @@ def _below(path: str, knob: Knob) -> Iterator[Row]:
 
 
 def _text(path: str, knob: Knob) -> str:
-    """A variant's or group's docstring, a family's file's, a leaf's description; what it takes, and how it is inherited."""
+    """Return the text on a knob: the docstring of its variant, group or family, its type and law, and how it is inherited."""
     row = row_of(next(iter(walk_knobs(knob, ENTRIES, path))))
     takes = "; ".join(filter(None, [": ".join(filter(None, [row.kind, row.law])), row.default and f"default {row.default}"]))
     if knob.kind:
@@ -239,7 +239,7 @@ def _facts(path: str, knob: Knob) -> Iterator[tuple[str, str]]:
 
 
 def _asked_of(variant: Any) -> Iterator[tuple[str, str]]:
-    """Which variants of other families need this one, or refuse it."""
+    """Yield the variants of other families that need this one, or refuse it."""
     if hasattr(variant, "vectors"):  # a pair encoding
         yield ("needed by" if variant.vectors == 2 else "refused by"), _that("needs_pair_vectors")
     if hasattr(variant, "tasks_per_step") and variant().tasks_per_step(2) < 2:  # a task schedule
@@ -247,12 +247,12 @@ def _asked_of(variant: Any) -> Iterator[tuple[str, str]]:
 
 
 def _that(need: str) -> str:
-    """The variants that say so of themselves."""
+    """Return the variants that have this need."""
     return ", ".join(place.path for place in config_places() if place.knob.kind and getattr(place.knob.models[0], need, False))
 
 
 def _examples(path: str, knob: Knob) -> Iterator[str]:
-    """One as a constant, one as a domain, in YAML."""
+    """Yield an example as a constant and one as a domain, in YAML."""
     if path.split("/")[0] in SpaceSettings.model_fields:
         yield f"{path.split('/')[0]}: {plain(_space_value(path, knob))}"
         return
@@ -264,11 +264,11 @@ def _examples(path: str, knob: Knob) -> Iterator[str]:
     if ranged := example(path, knob, as_domain=True):
         yield f"# searched\n{yaml_of(ranged)}"
     elif first in SHARED:
-        yield "As a rule the same for all trials of a search."
+        yield "Usually the same for all trials of a search."
 
 
 def _space_value(path: str, knob: Knob) -> Any:
-    """What the space's first key of `path` may be, so that `path` is named in it."""
+    """Return an example value for the space's key in which `path` occurs."""
     first, *rest = path.split("/")
     default = SpaceSettings.model_fields[first].default
     if len(rest) == 2:
@@ -279,7 +279,7 @@ def _space_value(path: str, knob: Knob) -> Any:
 
 
 def yaml_of(config: dict[str, Any]) -> str:
-    """A space's config as one would write it, a line for each of its keys."""
+    """Format a space's config as one would write it, with one line per key."""
     return "\n".join(["config:", *(f"  {key}: {plain(value)}" for key, value in config.items())])
 
 

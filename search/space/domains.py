@@ -1,6 +1,6 @@
-"""The four domains of a space: uniform, log_uniform, int, choice.  Each knows its law, ends, middle and Optuna's word for it.
+"""The four domains of a space: uniform, log_uniform, int, choice.  Each has a check, ends, a middle and a call of Optuna's.
 
-A domain is written as a map with its name alone, `lr: {log_uniform: [5e-6, 5e-5]}`; the bounds are the values themselves.
+A domain is written as a map with its name as the only key, `lr: {log_uniform: [5e-6, 5e-5]}`. The bounds are plain values.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import optuna
 from minbert_core.settings.models import NAME
 from minbert_core.words import did_you_mean, shown
 
-GOLDEN = (3 - math.sqrt(5)) / 2  # being irrational, it divides no range of whole ends at a whole number
+GOLDEN = (3 - math.sqrt(5)) / 2  # irrational, so it never divides a range with whole ends at a whole number
 Scalar = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
 class Range:
-    """`uniform`, `log_uniform` or `int`: every value from low to high, both included."""
+    """A range, `uniform`, `log_uniform` or `int`: every value from low to high, both included."""
 
     kind: str
     low: float
     high: float
 
     def middle(self, default: Any) -> float:
-        """`default` if it lies inside, else the middle, the geometric one of log_uniform."""
+        """Return `default` if it is in the range, else the middle, which is geometric for log_uniform."""
         if self.contains(default):
             return float(default) if self.kind != "int" else int(default)
         if self.kind == "log_uniform":
@@ -41,12 +41,12 @@ class Range:
         return is_number and self.low <= value <= self.high
 
     def values(self) -> tuple[float, ...]:
-        """The values a check must try: both ends."""
+        """Return the values that a check must try: both ends."""
         return (self.low, self.high)
 
     @property
     def fraction(self) -> float:
-        """A value inside that is not whole, if one may come: at a knob that counts, it shows what whole ends do not."""
+        """A fractional value, if the range has any: it reveals a range of fractions for a knob that needs a whole number."""
         return self.low if self.kind == "int" else self.low + (self.high - self.low) * GOLDEN
 
     def suggest(self, trial: optuna.Trial, name: str) -> float:
@@ -60,26 +60,29 @@ class Range:
 
 @dataclass(frozen=True)
 class Choice:
-    """`choice`: one of several branches, told apart by scalar labels; a branch may hold domains of its own."""
+    """A choice between branches, which are distinguished by scalar labels and may hold domains themselves."""
 
     labels: tuple[Scalar, ...]
     branches: tuple[Any, ...]  # as written, without `name`
 
     def middle(self, default: Any) -> Scalar:
-        """The branch of `default` if there is one, else the first."""
+        """Return the label of the branch that `default` means, or the first label if there is none."""
         return self.label_of(default) if self.contains(default) else self.labels[0]
 
     def contains(self, value: Any) -> bool:
         return self._index(value) is not None
 
     def label_of(self, value: Any) -> Scalar:
-        """The label of the branch that `value` means, which must be one."""
+        """Return the label of the branch that `value` means. There must be one."""
         index = self._index(value)
-        assert index is not None, f"{value!r} is no branch of {self}"
+        assert index is not None, f"{value!r} is not a branch of {self}"
         return self.labels[index]
 
     def _index(self, value: Any) -> int | None:
-        """The branch that `value` means: it is its label, or itself, or of a kind that one branch only has, or lies in it."""
+        """Return the index of the branch that `value` means, or None.
+
+        A value means a branch if it is its label, equals it, has a kind that only this branch has, or is in its domain.
+        """
         kind = value.get("kind") if isinstance(value, dict) else value
         kinds = [branch.get("kind") if isinstance(branch, dict) else branch for branch in self.branches]
         inner = [_parse_quietly(branch) if is_domain(branch) else None for branch in self.branches]
@@ -121,12 +124,12 @@ def _same(value: Any, other: Any) -> bool:
 
 
 def is_domain(node: Any) -> bool:
-    """Whether a value of a space is a domain: a map that has a domain's name among its keys."""
+    """Return whether a value of a space is a domain: a map with a domain's name among its keys."""
     return isinstance(node, dict) and any(name in node for name in DOMAINS)
 
 
 def misspelt_domain(node: Any, path: str) -> Iterator[str]:
-    """A sentence where `node` looks like a domain whose name is written wrong: `{loguniform: [1e-5, 1e-4]}`."""
+    """Yield a sentence if `node` looks like a domain with a misspelt name: `{loguniform: [1e-5, 1e-4]}`."""
     if isinstance(node, dict) and len(node) == 1:
         [(name, bounds)] = node.items()
         if isinstance(bounds, list) and difflib.get_close_matches(str(name).lower(), DOMAINS, n=1, cutoff=0.75):
@@ -134,11 +137,11 @@ def misspelt_domain(node: Any, path: str) -> Iterator[str]:
 
 
 def parse_domain(node: dict[str, Any], path: str) -> tuple[Domain | None, list[str]]:
-    """The domain that `node` writes, or None, and what is wrong with it as sentences."""
+    """Parse the domain that `node` writes; return it, or None, and its faults as sentences."""
     kind = next(name for name in DOMAINS if name in node)
     if len(node) > 1:
         others = ", ".join(f"`{key}`" for key in node if key != kind)
-        return None, [f"`{path}`: the domain `{kind}` must stand alone. Got {others} beside it."]
+        return None, [f"`{path}`: the domain `{kind}` must be the only key. Got also {others}."]
     return _parse_choice(node[kind], path) if kind == "choice" else _parse_range(kind, node[kind], path)
 
 
@@ -158,9 +161,9 @@ def _parse_range(kind: str, bounds: Any, path: str) -> tuple[Range | None, list[
     if not low < high or not math.isfinite(low) or not math.isfinite(high):
         return None, [f"`{path}`: `{kind}` needs low < high, both finite. Got {shown(bounds)}."]
     if kind == "log_uniform" and low <= 0:
-        law = "the bounds of `log_uniform` are the values themselves and must be > 0"
-        hint = f"for zero as well, write choice: [0, {{log_uniform: [1e-6, {high if high > 0 else 1:g}]}}]"
-        return None, [f"`{path}`: {law}; {hint}. Got {shown(bounds)}."]
+        law = f"the bounds of `log_uniform` are the values themselves and must be > 0. Got {shown(bounds)}"
+        hint = f"To include zero, write choice: [0, {{log_uniform: [1e-6, {high if high > 0 else 1:g}]}}]"
+        return None, [f"`{path}`: {law}. {hint}."]
     return Range(kind, low, high), []
 
 
@@ -179,7 +182,7 @@ def _parse_choice(branches: Any, path: str) -> tuple[Choice | None, list[str]]:
 
 
 def _same_labels(labels: list[Scalar], branches: list[Any], path: str) -> Iterator[str]:
-    """A fault for each group of branches that MLflow's charts, which cut names to ten characters, would merge."""
+    """Yield a fault for each group of branches that MLflow's charts, which cut names to ten characters, would merge."""
     heads = [str(float(label) if isinstance(label, int | float) else label)[:10] for label in labels]  # 1, 1.0 and true are one
     for head in dict.fromkeys(heads):
         group = [i for i, other in enumerate(heads) if other == head]
@@ -191,7 +194,7 @@ def _same_labels(labels: list[Scalar], branches: list[Any], path: str) -> Iterat
 
 
 def _label(branch: Any, path: str) -> tuple[Scalar, Any, str]:
-    """(label, the branch without its name, fault or ''). A map is labelled by its name, else its kind; null is `none`."""
+    """Return (label, branch without its name, fault or ''). A map is labelled by its name, else its kind; null is `none`."""
     if branch is None:
         return "none", None, ""
     if isinstance(branch, list):
@@ -211,4 +214,4 @@ def _label(branch: Any, path: str) -> tuple[Scalar, Any, str]:
     return label, {key: value for key, value in branch.items() if key != "name"}, ""
 
 
-_BAD_NAME = "names are made of a-z, 0-9, _ and -."
+_BAD_NAME = "names may contain a-z, 0-9, _ and -."

@@ -1,8 +1,9 @@
-"""An example of each knob in a space, as a constant and as a domain, and which of the shipped spaces search it.
+"""An example of each knob in a space, as a constant and as a domain, and the shipped spaces that search it.
 
-    path, knob -> values -> configs that have one there -> the first that makes a sound space
+    path, knob -> values -> configs with such a value -> the first that makes a valid space
 
-What a variant needs beside it (two vectors a pair, a task of its kind …) is not known here: it is tried, and the loader judges.
+The requirements of a variant (two vectors per pair, a task of its kind …) are not known here: candidates are tried in turn, and
+the loader accepts or refuses them.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from search.space.domains import Domain
 from search.space.file import SpaceSettings, read_document
 from search.space.space import FIXED, Space, cover, default_choice, make_space
 
-Point = frozenset[tuple[str, str]]  # a trial: path and value as text; any task's path is that of `all`, any stage's of 0
+Point = frozenset[tuple[str, str]]  # a trial as (canonical path, value as text) pairs
 
 SPACES = Path(__file__).resolve().parents[2] / "spaces"
-SHARED = (*FIXED, "budget", "seed", "machine")  # the same for all trials, by law or as a rule
+SHARED = (*FIXED, "budget", "seed", "machine")  # the same for all trials, necessarily or usually
 RECIPES = [["multitask"], ["linear_probe", "multitask"]]
-EXAMPLES: dict[str, Any] = {  # of knobs that have no default, or null, and a range that tells too little, by their names
+EXAMPLES: dict[str, Any] = {  # by name, for knobs without a default (or with null) whose range is not informative
     "examples": 100_000,
     "epochs": 3,
     "micro_batch_tokens": 4096,
@@ -43,15 +44,15 @@ EXAMPLES: dict[str, Any] = {  # of knobs that have no default, or null, and a ra
     "groups": [["sst", "para"]],
     "texts": ["para", "sts"],
 }
-PARTNERS = {"optimizer/per_task": {"task_schedule": "alternate"}}  # what a place cannot do without
-LAYERS = ("all", "pairs", *default_at("train_on"))  # of `tasks`, where a variant may have to stand
+PARTNERS = {"optimizer/per_task": {"task_schedule": "alternate"}}  # settings that a knob requires
+LAYERS = ("all", "pairs", *default_at("train_on"))  # entries of `tasks` in which a variant may have to be set
 COMPANIONS: tuple[dict[str, Any], ...] = ({}, {"pair_encoding": "bi"}, {"pair_encoding": "bi", "head": "cosine"})
 
 
 def example(path: str, knob: Knob, as_domain: bool = False) -> dict[str, Any]:
-    """The config of a space in which the place is set, or is a domain, with what else it needs to be sound.
+    """Return the config of a space in which the knob is set, or is a domain, with all that it needs to be valid.
 
-    Empty where a domain was wanted of what is the same for all trials or leaves nothing to choose from.
+    Empty if a domain is asked of a knob that all trials share or that has nothing to choose from.
     """
     if as_domain and path.split("/")[0] in SHARED:
         return {}
@@ -59,8 +60,8 @@ def example(path: str, knob: Knob, as_domain: bool = False) -> dict[str, Any]:
 
 
 CHOICES: dict[str, list[Any]] = {
-    "adapter/pal/size": [96, 204, 408],  # what lies between would not divide among 12 heads
-    "task_schedule/sequential/rounds": [9, 18, 36],  # between these, the default rungs would cut a round
+    "adapter/pal/size": [96, 204, 408],  # values in between would not divide among 12 heads
+    "task_schedule/sequential/rounds": [9, 18, 36],  # with values in between, the default rungs would cut a round
 }
 
 
@@ -73,13 +74,13 @@ def _is_sound(config: dict[str, Any]) -> bool:
 
 
 def _candidates(path: str, knob: Knob, as_domain: bool) -> Iterator[dict[str, Any]]:
-    """Configs that have the place, in the order in which they are worth showing."""
+    """Yield configs that set the knob, the most instructive first."""
     if path == "stages":
         yield {path: {"choice": RECIPES} if as_domain else RECIPES[1]}
     elif knob.kind:
         family, _, kind = path.rpartition("/")
         yield from (config for value in _variant_values(family, kind, knob, as_domain) for config in _configs(family, value))
-    if knob.models:  # a family, a map, a variant by one of its knobs: what stands in it, a family's default last
+    if knob.models:  # a family, a map, a variant by one of its knobs: use the knobs in it, a family's default last
         depth = path.count("/") + (2 if knob.holds_many else 1)
         inner = [place for place in walk_knobs(knob, {"tasks": "all"}, path) if place.path.count("/") == depth]
         for place in sorted(inner, key=lambda place: place.path == f"{path}/{_default_kind(path)}"):
@@ -90,7 +91,7 @@ def _candidates(path: str, knob: Knob, as_domain: bool) -> Iterator[dict[str, An
 
 
 def _variant_values(family: str, kind: str, knob: Knob, as_domain: bool) -> Iterator[Any]:
-    """A variant by its kind; as domains, choices between another and it, its first number being a range."""
+    """Yield a variant by its kind; as domains, choices between another variant and it, with its first number as a range."""
     knobs = {name: below for name in knob.keys if (below := knob.below(name))}
     required = {name: EXAMPLES[name] for name, below in knobs.items() if _is_required(below)}
     numbers = [name for name, below in knobs.items() if _is_number(below)][:1]
@@ -108,12 +109,15 @@ def _variant_values(family: str, kind: str, knob: Knob, as_domain: bool) -> Iter
 
 
 def _default_kind(family: str) -> Any:
-    """The kind that a family has by default; of an override in a stage, the trial's."""
+    """Return the default kind of a family; for an override in a stage, that of the trial."""
     return default_at(family.rpartition("/")[2] if family.startswith("stages/") else family)
 
 
 def _configs(path: str, value: Any) -> Iterator[dict[str, Any]]:
-    """`value` at `path`, with the kinds on the way and what they cannot do without; of `tasks`, in each layer and company."""
+    """Yield configs with `value` at `path`, the kinds above it and their required settings.
+
+    A path in `tasks` is tried in each layer and with each of the companions.
+    """
     flat: dict[str, Any] = {}
     for above in ("/".join(path.split("/")[:i]) for i in range(1, path.count("/") + 1)):
         knob = knob_at(TrialConfig, above)
@@ -151,7 +155,7 @@ def _default(path: str, knob: Knob) -> Any:
 
 
 def _constant(path: str, knob: Knob) -> Any:
-    """A value that may stand there: another than the default where the others are known."""
+    """Return a possible value of a knob, different from its default if the others are known."""
     (schema, _), default, name = schema_of(knob), _default(path, knob), path.rpartition("/")[2]
     if "enum" in schema:
         return next(value for value in schema["enum"] if value != default)
@@ -163,7 +167,7 @@ def _constant(path: str, knob: Knob) -> Any:
 
 
 def _domain(path: str, knob: Knob) -> Any:
-    """A domain that may stand there; None where there is nothing to choose from."""
+    """Return a possible domain of a knob, or None if there is nothing to choose from."""
     if path in CHOICES:
         return {"choice": CHOICES[path]}
     (schema, _), default = schema_of(knob), _default(path, knob) or EXAMPLES.get(path.rpartition("/")[2])
@@ -174,7 +178,7 @@ def _domain(path: str, knob: Knob) -> Any:
     match schema.get("type"):
         case "boolean":
             return {"choice": [False, True]}
-        case "array" if default and not isinstance(default[0], list):  # of lists none can be a branch
+        case "array" if default and not isinstance(default[0], list):  # a list of lists cannot be a branch
             return {"choice": [default, default[:-1] if isinstance(default[0], str) else default * 2]}
         case "object":
             return {"sts": {"log_uniform": [0.1, 10]}}
@@ -182,7 +186,7 @@ def _domain(path: str, knob: Knob) -> Any:
 
 
 def _range(schema: dict[str, Any], default: Any) -> dict[str, list[float]]:
-    """A range about the default within the law: log_uniform for a rate or a factor, uniform for a share, int for a count."""
+    """Return a valid range around the default: log_uniform for a rate or a factor, uniform for a share, int for a count."""
     low, high = schema.get("minimum", schema.get("exclusiveMinimum")), schema.get("maximum", schema.get("exclusiveMaximum"))
     middle = default if isinstance(default, int | float) else (low + high) / 2 if high is not None else 1000
     if schema["type"] == "integer":
@@ -202,7 +206,7 @@ def _range(schema: dict[str, Any], default: Any) -> dict[str, list[float]]:
 
 
 def searched_in(path: str, knob: Knob) -> list[str]:
-    """The shipped spaces in which the place differs between trials: they choose a kind or not, or a value by itself."""
+    """Return the shipped spaces in which the knob differs between trials, by a choice of a kind or of a value."""
     return [name for name, points in _points().items() if _differs(path, knob, points)]
 
 
@@ -221,7 +225,7 @@ def _differs(path: str, knob: Knob, points: list[Point]) -> bool:
 
 @lru_cache
 def _points() -> dict[str, list[Point]]:
-    """By space, its trials at every branch and end of a range."""
+    """Return for each shipped space its trials at every branch and end of a range."""
     found = {}
     for file in sorted(SPACES.glob("*.yaml")):
         space = Space(file.stem, SpaceSettings(), *read_document(file))
@@ -239,12 +243,12 @@ def _point(space: Space, forced: dict[str, Any]) -> Point:
 def _flat(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for path, value in flatten(document).items():
         yield canonical(path), str(value)
-        if path == "stages":  # bare names, which flatten leaves together
+        if path == "stages":  # bare names, which flatten keeps in one list
             yield from (("stages/0", kind) for kind in value)
 
 
 def canonical(path: str) -> str:
-    """The path under which the list has it: an entry of `tasks` is `all` there, of `stages` 0."""
+    """Return the path in the list, which has `all` for any entry of `tasks` and 0 for any stage."""
     first, *rest = path.split("/")
     shown = {"tasks": "all", "stages": "0", "own_tasks": "NAME"}
     return "/".join([first, shown[first], *rest[1:]]) if first in shown and rest else path

@@ -1,9 +1,9 @@
-"""A space's file: the keys beside its config, the space it extends, what `--set` lays over it, and the line of each path.
+"""A space's file: its own keys, the space that it extends, the settings of `--set`, and the line of each path.
 
     YAML -> read_document (extends, --set) -> document, where -> structure_faults -> space.py
 
-`where` knows a path of the config by itself (`optimizer/lr`), of what is laid over it by its place first
-(`together/step/surgery/gradient`, `baselines/0/gradient`), and of the space's own keys as they are (`sampler/tpe/startup`).
+`where` holds the line of a path of the config (`optimizer/lr`), of a setting laid over the config, with its place first
+(`together/step/surgery/gradient`, `baselines/0/gradient`), and of the space's own keys (`sampler/tpe/startup`).
 """
 
 from __future__ import annotations
@@ -32,15 +32,17 @@ from search.space.domains import is_domain, parse_domain
 
 
 class SpaceSettings(Settings):
-    """What a space says beside its config."""
+    """The keys of a space in addition to its config."""
 
     about: str = Field("", description="the question that the search asks")
-    objective: ObjectiveSetting = Field("norm", description="norm, mean, one task, or weights: what is maximised")
+    objective: ObjectiveSetting = Field("norm", description="the score to maximise: norm, mean, one task, or weights")
     trials: PositiveInt = Field(
-        32, description="configurations to try, baselines included; of a grid all that there are, unless fewer are named"
+        32, description="configurations to try, including baselines; a grid tries all its combinations unless fewer are given"
     )
     rungs: tuple[PositiveInt, ...] = Field(
-        (1, 3, 9), min_length=1, description="parts of the budget where a trial is evaluated and may be stopped"
+        (1, 3, 9),
+        min_length=1,
+        description="points of the budget, in parts of the last one, where a trial is evaluated and may be stopped",
     )
     sampler: SamplerSetting = Tpe()
     trial_scheduler: TrialSchedulerSetting = Asha()
@@ -58,16 +60,16 @@ class SpaceSettings(Settings):
     @field_validator("trial_scheduler")
     @classmethod
     def _has_its_rungs(cls, scheduler: Asha | TopK | NoStopping, others: ValidationInfo) -> Asha | TopK | NoStopping:
-        rungs = others.data.get("rungs")  # none where they are wrong themselves
+        rungs = others.data.get("rungs")  # None if they are invalid themselves
         if rungs is not None and len(rungs) < scheduler.least_rungs:
-            law = f"chooses at one rung who goes on to the next, so it needs {scheduler.least_rungs} `rungs` or more"
+            law = f"needs {scheduler.least_rungs} `rungs` or more: one to choose at and one to continue to"
             raise ValueError(f"`trial_scheduler` {scheduler.kind} {law}. Got {shown(rungs)}.")
         return scheduler
 
 
 STRUCTURE = {"extends": "a file name", "config": "a map", "together": "a map", "baselines": "a list of maps"}
 SPACE_KEYS = (*SpaceSettings.model_fields, *STRUCTURE)
-TOLD = ("about", "published")  # of a branch of `together`, beside its name and what it sets: for readers, and replicate.py
+DESCRIBING = ("about", "published")  # keys of a branch of `together` for readers and replicate.py; they set nothing
 PUBLISHED_SPLITS = ("dev", "test")
 
 
@@ -75,9 +77,10 @@ PUBLISHED_SPLITS = ("dev", "test")
 
 
 def read_document(source: Path | dict[str, Any], sets: Iterable[str] = ()) -> tuple[dict[str, Any], Sources]:
-    """A space's document over the one it extends, `--set` laid over both, and where each path stands.  Raises SettingsError.
+    """Return a space's document, laid over the one it extends and under `--set`, and the line of each path.
 
-    source: its file; or the space itself as plain values, which then is as if it lay in the working directory.
+    source: its file, or the space itself as plain values, whose `extends` is then relative to the working directory.
+    Raises SettingsError.
     """
     document, where = _read_extended(source, ()) if isinstance(source, Path) else _extend(_plain(source), {}, Path("space"), ())
     for text in sets:
@@ -86,18 +89,18 @@ def read_document(source: Path | dict[str, Any], sets: Iterable[str] = ()) -> tu
 
 
 def _plain(space: dict[str, Any]) -> dict[str, Any]:
-    """What YAML would give for the values of a space.  Raises SettingsError: no map, or a value that YAML has no word for."""
+    """Return the values of a space as YAML reads them. Raises SettingsError: not a map, or a value that YAML cannot hold."""
     try:
         document, _ = parse_yaml(dump_yaml(space))
     except yaml.representer.RepresenterError as error:
-        law = "A space is made of what YAML has: maps, lists, texts, numbers, true, false, null"
+        law = "A space may only hold values that YAML has: maps, lists, strings, numbers, true, false, null"
         raise SettingsError([Fault(0, f"{law}. Got {shown(error.args[-1])}.")]) from None
     return _as_map(document, "", 0)
 
 
 def _as_map(document: Any, source: str, line: int) -> dict[str, Any]:
     if not isinstance(document, dict):
-        sentence = f"A space is a map with `config` and what else it says. Got {shown(document)}."
+        sentence = f"A space must be a map with keys such as `config` and `trials`. Got {shown(document)}."
         raise SettingsError([Fault(line, sentence, source)])
     return document
 
@@ -109,7 +112,7 @@ def _read_extended(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], 
 
 
 def _extend(document: dict[str, Any], where: Sources, path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], Sources]:
-    """The document that stands at `path`, over the one that it extends; `seen` are the files that lead to it."""
+    """Return the document from `path`, laid over the one that it extends. `seen` are the files that lead to it."""
     if "extends" not in document:
         return document, where
     parent, seen = document.pop("extends"), (*seen, path.resolve())
@@ -118,7 +121,7 @@ def _extend(document: dict[str, Any], where: Sources, path: Path, seen: tuple[Pa
     if not isinstance(parent, str):
         fault = f"`extends` takes a file name. Got {shown(parent)}."
     elif base_path.resolve() in seen:
-        fault = f"`extends` leads round in a circle: {' -> '.join(step.name for step in (*seen, base_path))}."
+        fault = f"`extends` forms a cycle: {' -> '.join(step.name for step in (*seen, base_path))}."
     elif not base_path.is_file():
         fault = f"`extends` names '{parent}', but there is no file {base_path}."
     if fault:
@@ -128,7 +131,7 @@ def _extend(document: dict[str, Any], where: Sources, path: Path, seen: tuple[Pa
 
 
 def space_lines(document: dict[str, Any], lines: Lines) -> dict[str, int]:
-    """The line of each path, as `where` names it."""
+    """Return the line of each path, under the names that `where` uses."""
     found: dict[str, int] = {}
 
     def visit(node: Any, location: Location, path: str) -> None:
@@ -152,13 +155,13 @@ def space_lines(document: dict[str, Any], lines: Lines) -> dict[str, int]:
 
 
 def where_under(where: Where, place: str) -> Where:
-    """`where` with the paths of what is laid over the config at `place` (a baseline, a branch of `together`) put first."""
+    """Return `where` with the lines of what `place`, a baseline or a branch of `together`, sets laid over the config's."""
     start = f"{place}/"
     return {**where, **{path.removeprefix(start): at for path, at in where.items() if path.startswith(start)}}
 
 
 def children(node: Any, path: str) -> Iterator[tuple[Any, Any, str]]:
-    """(key, child, the child's path) of a map, or of a list that holds maps; a variant's knobs stand below its kind."""
+    """Yield (key, child, path of the child) of a map or a list that holds maps. A variant's knobs are below its kind."""
     if isinstance(node, dict):
         kind = node.get("kind")
         prefix = f"{path}/{kind}" if isinstance(kind, str) else path
@@ -170,7 +173,7 @@ def children(node: Any, path: str) -> Iterator[tuple[Any, Any, str]]:
 
 
 def nested(tree: Any, path: str = "") -> Any:
-    """A map whose keys may be whole paths (`tasks/sts/loss`, `smoothness/smart/radius`, or with dots) as nested maps."""
+    """Return a map whose keys may be paths (`tasks/sts/loss`, `smoothness/smart/radius`, or with dots) as nested maps."""
     if not isinstance(tree, dict) or is_domain(tree):
         return tree
     knob, kind = knob_at(TrialConfig, path), tree.get("kind")
@@ -191,10 +194,10 @@ def nested(tree: Any, path: str = "") -> Any:
 
 
 def _apply_set(document: dict[str, Any], text: str, where: Sources) -> None:
-    """`path=value` laid over a space's document, in place; the value may be a domain.  Raises SettingsError."""
+    """Set `path=value` in a space's document, in place. The value may be a domain. Raises SettingsError."""
     parts, value, source = parse_set(text)
     if parts[0] == "extends":
-        raise SettingsError([Fault(0, "A space says in its file what it `extends`; --set cannot.", source)])
+        raise SettingsError([Fault(0, "`extends` cannot be changed by --set. Change it in the space's file.", source)])
     if parts[0] not in SPACE_KEYS:
         if parts[0] not in TrialConfig.model_fields:
             known = {*SPACE_KEYS, *TrialConfig.model_fields}
@@ -212,7 +215,7 @@ def _apply_set(document: dict[str, Any], text: str, where: Sources) -> None:
 
 
 def _branches(node: Any) -> list[Any] | None:
-    """Of a domain, what may be looked into: the branches of a choice."""
+    """Return the branches of a choice, an empty list for a range, and None for a value that is not a domain."""
     if not is_domain(node):
         return None
     branches = node.get("choice")
@@ -223,7 +226,7 @@ def _branches(node: Any) -> list[Any] | None:
 
 
 def structure_faults(document: dict[str, Any], where: Where) -> Iterator[Fault]:
-    """What is wrong with a document before its domains are looked at; without these faults it is safe to walk."""
+    """Yield the faults of a document's structure. A document without them is safe to walk."""
     shaped = True
     for key, kind in (("config", dict), ("together", dict), ("baselines", list)):
         if not isinstance(document.get(key, kind()), kind):
@@ -241,31 +244,31 @@ def structure_faults(document: dict[str, Any], where: Where) -> Iterator[Fault]:
 
 def _together_faults(path: str, name: str, branches: Any, where: Where) -> Iterator[Fault]:
     if not NAME.fullmatch(name):
-        yield fault_at(path, f"`{path}`: names are made of a-z, 0-9, _ and -.", where)
+        yield fault_at(path, f"`{path}`: names may contain a-z, 0-9, _ and -.", where)
     if not isinstance(branches, list) or not all(_is_branch(branch) for branch in branches):
         yield fault_at(path, f"`{path}` takes a list of {{name: …, set: {{path: value}}}}. Got {shown(branches)}.", where)
         return
     for branch in branches:
-        yield from _told_faults(f"{path}/{branch['name']}", branch, where)
+        yield from _description_faults(f"{path}/{branch['name']}", branch, where)
     _, sentences = parse_domain({"choice": [{"name": branch["name"]} for branch in branches]}, path)
     yield from (fault_at(path, sentence, where) for sentence in sentences)
 
 
 def _is_branch(branch: Any) -> bool:
-    return isinstance(branch, dict) and "name" in branch and not set(branch) - {"name", "set", *TOLD} and (
+    return isinstance(branch, dict) and "name" in branch and not set(branch) - {"name", "set", *DESCRIBING} and (
         isinstance(branch.get("set", {}), dict) and not is_domain(branch.get("set"))
     )  # fmt: skip
 
 
-def _told_faults(path: str, branch: dict[str, Any], where: Where) -> Iterator[Fault]:
-    """What is wrong with what a branch tells of itself: `about`, and `published`, the figures that a paper gives for it.
+def _description_faults(path: str, branch: dict[str, Any], where: Where) -> Iterator[Fault]:
+    """Yield the faults of a branch's `about` and `published`, the figures that a paper reports for it.
 
-    Which tasks there are the space knows; here a figure is only a number that a metric can be.
+    A figure must be a possible value of a metric. checks.py checks the names of the tasks.
     """
     if not isinstance(branch.get("about", ""), str):
         yield fault_at(path, f"`{path}/about` must be a sentence. Got {shown(branch['about'])}.", where)
     published = branch.get("published", {})
-    if not isinstance(published, dict) or not all(isinstance(of, dict) for of in published.values()):
+    if not isinstance(published, dict) or not all(isinstance(figures, dict) for figures in published.values()):
         yield fault_at(path, f"`{path}/published` takes {{dev: {{task: figure}}, test: …}}. Got {shown(published)}.", where)
         return
     for split, figures in published.items():
@@ -279,7 +282,7 @@ def _told_faults(path: str, branch: dict[str, Any], where: Where) -> Iterator[Fa
 
 
 def _budget_faults(document: dict[str, Any], where: Where) -> Iterator[Fault]:
-    """What all trials of a space share, wherever it is written: the objective, the points, and what an example counts as."""
+    """Yield a fault wherever a config sets what all trials share: the objective, the points, and the unit of the budget."""
     config = document.get("config", {})
     laid = {f"baselines/{i}": baseline for i, baseline in enumerate(document.get("baselines", []))}
     for name, branches in document.get("together", {}).items():
@@ -297,5 +300,5 @@ def _budget_faults(document: dict[str, Any], where: Where) -> Iterator[Fault]:
         if isinstance(budget, dict) and "points" in budget:
             yield fault_at("budget/points", f"`budget/points` follows from the space's `rungs`; set those{inside}.", here)
         if isinstance(budget, dict) and "epochs" in budget and is_varied:
-            law = "means something else for each task_schedule, which this space varies"
+            law = "is a different amount of training under each task_schedule, and this space varies it"
             yield fault_at("budget/epochs", f"`budget/epochs` {law}{inside}. Use examples.", here)

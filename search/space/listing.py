@@ -1,4 +1,4 @@
-"""Every knob of a space in a line each: path, what may stand there, default, range and unit, paper.  Read off the models.
+"""The list of a space's knobs, one line per knob: path, type, default, range and unit, paper. All is read from the models.
 
 places of TrialConfig and SpaceSettings -> Row -> Section -> lines (or, on a terminal, tables)
 """
@@ -24,27 +24,27 @@ from search.space.file import STRUCTURE, SpaceSettings
 ROOT = Path(__file__).resolve().parents[2]
 
 STRUCTURE_ABOUT = {
-    "extends": "file of another space, beside this one; this is laid over it",
+    "extends": "file of another space, relative to this one, over which this one is laid",
     "config": "a trial's config, in which any value may be a domain",
-    "together": "name -> branches {name, set: {path: value}}: one choice that sets several paths",
-    "baselines": "settings of trials that run first and to the end; what one does not name takes its default",
+    "together": "name -> branches {name, set: {path: value}}: a choice that sets several paths",
+    "baselines": "settings of trials that run first and to the end; all other settings take their defaults",
 }
 DOMAIN_ABOUT = {
-    "uniform": ("[low, high]", "any number from low to high, all alike likely"),
-    "log_uniform": ("[low, high]", "the same on a log scale; the bounds are the values themselves, low > 0"),
+    "uniform": ("[low, high]", "any number from low to high, all equally likely"),
+    "log_uniform": ("[low, high]", "any number from low to high, uniform in its logarithm; low > 0"),
     "int": ("[low, high]", "a whole number from low to high, both included"),
-    "choice": ("[branch, …]", "one of two or more; a branch that is a map has a kind or a name, and may hold domains"),
+    "choice": ("[branch, …]", "one of two or more branches; a map needs a kind or a name, and may contain domains"),
 }
 FROM_SPACE = {"objective": "objective", "budget/points": "rungs"}  # settings of a trial -> the space's key that sets them
 INHERITS = {
-    "tasks": "The same in tasks/pairs/… and tasks/NAME/…: a task's own go over pairs, pairs over all, all over the default.",
-    "stages": "One entry a stage: stages/0/…, stages/1/…. What a stage leaves null it inherits from the trial.",
+    "tasks": "Also in tasks/pairs/… and tasks/NAME/…. A task's settings override those of pairs, which override all.",
+    "stages": "One entry per stage: stages/0/…, stages/1/…. A stage inherits null settings from the trial.",
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the list. `law` is the range and the unit; of a kind, its paper."""
+    """One line of the list. `law` is the range and the unit, or the paper of a kind."""
 
     path: str
     kind: str
@@ -55,42 +55,42 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """A family, or what stands together, under a heading."""
+    """A family or another group of knobs under a heading."""
 
     heading: str
     rows: tuple[Row, ...]
 
 
 def config_places() -> list[Place]:
-    """What may be said in a space's config; the rest of a trial's config follows from the space's own keys."""
+    """Return the knobs of a space's config. The rest of a trial's config follows from the space's own keys."""
     taken = tuple(f"{path}/" for path in FROM_SPACE)
     return [place for place in walk_knobs(Knob((TrialConfig,)), ENTRIES) if not f"{place.path}/".startswith(taken)]
 
 
 def space_places() -> list[Place]:
-    """What a space says beside its config and what is laid over it."""
+    """Return the knobs of a space that are neither in its config nor laid over it."""
     return list(walk_knobs(Knob((SpaceSettings,)), {}))
 
 
 def sections() -> list[Section]:
-    """All that a space can say."""
+    """Return all knobs of a space, grouped."""
     structure = tuple(Row(key, what, "", "", STRUCTURE_ABOUT[key]) for key, what in STRUCTURE.items())
     domains = tuple(Row(name, "domain", "", law, about) for name, (law, about) in DOMAIN_ABOUT.items())
     space = _sections(space_places(), "The space's own keys")
     space[0] = replace(space[0], rows=space[0].rows + structure)
-    return [*space, Section("Domains, any of which may stand for a value of the config", domains),
-            *_sections(config_places(), "The config: a trial, whose values may be domains")]  # fmt: skip
+    return [*space, Section("Domains, allowed for any value of the config", domains),
+            *_sections(config_places(), "The config of a trial, in which any value may be a domain")]  # fmt: skip
 
 
 def _sections(found: Iterable[Place], heading: str) -> list[Section]:
-    """The places by the nearest family or top-level group above them; what stands in none comes first."""
+    """Group the places by the nearest family or top-level group above them. Those without a group come first."""
     headings, rows = {"": heading}, {"": list[Row]()}
     for place in found:
         path, knob = place.path, place.knob
         if knob.field and knob.models and not place.same_as and ("/" not in path or knob.kinds):
             note = INHERITS.get(path, "")
             headings[path] = f"{path}: {about_of(knob)} ({file_of(knob)})" + (f"\n{note}" if note else "")
-            rows[path] = [replace(row_of(place), about="")]  # the heading has said it
+            rows[path] = [replace(row_of(place), about="")]  # the heading says it
             continue
         nearest = max((above for above in rows if f"{path}/".startswith(f"{above}/")), key=len, default="")
         rows[nearest].append(row_of(place))
@@ -98,7 +98,7 @@ def _sections(found: Iterable[Place], heading: str) -> list[Section]:
 
 
 def row_of(place: Place) -> Row:
-    """A place in words."""
+    """Describe a place in words."""
     path, knob = place.path, place.knob
     if knob.kind:
         text = inspect.getdoc(knob.models[0]) or ""
@@ -113,7 +113,7 @@ def row_of(place: Place) -> Row:
 
 
 def about_of(knob: Knob) -> str:
-    """What a place is, in one line: its description, else what its models or, of a family, their file say first."""
+    """Describe a place in one line: its description, else the first sentence of its model's or its family's file."""
     schema, _ = schema_of(knob)
     described = knob.field and knob.field[0].model_fields[knob.field[1]].description
     if described:
@@ -125,17 +125,17 @@ def about_of(knob: Knob) -> str:
 
 
 def first_sentence(text: str) -> str:
-    """The text up to its first full stop; that of `et al.`, before a year, is none."""
+    """Return the text up to its first full stop. The one in `et al.`, before a year, does not count."""
     return re.split(r"\.(?=\s+[A-Z]|\s*$)", " ".join(text.split("\n\n")[0].split()))[0]
 
 
 def _docstring(knob: Knob) -> str:
-    """The docstring of the file that holds a family."""
+    """Return the docstring of the file that contains a family."""
     return inspect.getdoc(inspect.getmodule(knob.models[0])) or ""
 
 
 def file_of(knob: Knob) -> str:
-    """The file where a place's models, or the model that it is a field of, are written, from the project's root."""
+    """Return the file, relative to the project's root, of a place's models or of the model that it is a field of."""
     model: type[BaseModel] = knob.models[0] if knob.models else knob.field[0] if knob.field else TrialConfig
     return Path(inspect.getfile(model)).resolve().relative_to(ROOT).as_posix()
 
@@ -145,7 +145,7 @@ _PAPER = re.compile(rf"({_AUTHORS} (?:19|20)\d\d)(?:(?:,| \()\s*arXiv (\d{{4}}\.
 
 
 def papers(docstring: str | None) -> list[str]:
-    """The papers that a docstring names, `Yu et al. 2020 (arXiv 2001.06782)`, in its order."""
+    """Return the papers that a docstring names, `Yu et al. 2020 (arXiv 2001.06782)`, in its order."""
     found: dict[str, str] = {}
     for match in _PAPER.finditer(" ".join((docstring or "").split())):
         found[match[1]] = found.get(match[1]) or match[2] or ""
@@ -168,7 +168,7 @@ def _kind(knob: Knob, schema: dict[str, Any]) -> str:
 
 
 def _law(knob: Knob, schema: dict[str, Any]) -> str:
-    """The range of a number, the names there are, how many entries a list takes and what law each is under."""
+    """Return the range of a number, the allowed names, or the allowed number of entries in a list and the law for each."""
     if knob.models:
         return ", ".join(knob.kinds or Knob(knob.models).kinds)
     if "enum" in schema:
@@ -195,7 +195,7 @@ def _interval(schema: dict[str, Any]) -> str:
 
 
 def _default(path: str, knob: Knob) -> str:
-    """What stands there where nobody sets it, as YAML has it; empty where it depends, or is a map of defaults."""
+    """Return the default in YAML; empty if it depends on other settings or is a map of defaults."""
     default = default_at(path) if path.startswith("tasks/") else knob.default
     if knob.field and knob.field[0].model_fields[knob.field[1]].is_required():
         return "(required)"
@@ -205,7 +205,7 @@ def _default(path: str, knob: Knob) -> str:
 
 
 def plain(value: Any) -> str:
-    """A value as one writes it in YAML: a word without quotes, 2e-5 and not 2e-05."""
+    """Format a value as one writes it in YAML: a word without quotes, 2e-5 and not 2e-05."""
     value = as_written(value)
     if isinstance(value, dict) and set(value) == {"kind"}:
         value = value["kind"]
@@ -222,12 +222,15 @@ def plain(value: Any) -> str:
 
 # ----------------------------------------------------------------------------------------------------------- printing
 
-LEGEND = "A knob a line: path, what it takes, default, range and unit (of a kind: its paper), what it is."
-LAW_WIDTH, ABOUT_WIDTH = 40, 24  # columns of a terminal: the law is given no more, and what a knob is no less, or left out
+LEGEND = "One line per knob: path, type, default, range and unit (for a kind, its paper), description."
+LAW_WIDTH, ABOUT_WIDTH = (
+    40,
+    24,
+)  # columns of a terminal: the most for the law, and the least for the description, which is else omitted
 
 
 def show(found: Iterable[Section], console: Console) -> None:
-    """Print the list: tables on a terminal; elsewhere a knob a line however long, so that grep gives it whole."""
+    """Print the list: tables on a terminal; elsewhere one line per knob, however long, so that grep returns it whole."""
     console.print(LEGEND, soft_wrap=not console.is_terminal)
     for section in found:
         console.print(f"\n{section.heading}", soft_wrap=not console.is_terminal, style="bold")

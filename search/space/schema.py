@@ -1,9 +1,9 @@
-"""The JSON schema of a space's file, by which an editor completes, explains and checks it while it is written.
+"""The JSON schema of a space's file, with which an editor completes, explains and checks it while it is written.
 
-    pydantic's schema of TrialConfig -> every value may be a domain, a kind its bare name -> beside the space's own keys
+    pydantic's schema of TrialConfig -> with domains for any value and bare names for kinds -> joined with the space's own keys
 
-What the schema refuses, the loader refuses, too. The reverse does not hold: what crosses knobs, or is missing once a space is
-laid over another, only the loader knows.
+Everything that the schema refuses, the loader refuses too. The reverse does not hold: only the loader knows the rules between
+knobs, and what is missing once a space is laid over another.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from search.space.listing import DOMAIN_ABOUT, FROM_SPACE, STRUCTURE_ABOUT, conf
 SCHEMA = Path(__file__).resolve().parents[2] / "spaces" / "schema.json"
 Json = dict[str, Any]
 
-GROUPED = "^[0-9]{1,3}(_[0-9]{3})+$"  # 400_000: a number to our loader, a word to an editor's YAML
+GROUPED = "^[0-9]{1,3}(_[0-9]{3})+$"  # 400_000: a number for our loader, a string for an editor's YAML
 FIGURES: Json = {"type": "object", "additionalProperties": {"type": "number", "minimum": -1, "maximum": 1}}
 PUBLISHED: Json = {
     "type": "object",
     "properties": dict.fromkeys(PUBLISHED_SPLITS, FIGURES),
     "additionalProperties": False,
-    "description": "what a paper reports for it: dev and test, a task's name, norm or mean -> the figure",
+    "description": "figures that a paper reports for it: dev and test -> a task, norm or mean -> the figure",
 }
-BRANCH_ABOUT: Json = {"type": "string", "description": "what it is, for readers: a table's row"}
-BRANCH_NAME = {"type": "string", "pattern": "^[a-z0-9_-]+$", "description": "in a choice: what this branch is called"}
-IS_PATH = "[/.]"  # a key with one of these is a path, where settings are laid over others
+BRANCH_ABOUT: Json = {"type": "string", "description": "a description for readers, for example a row of a table"}
+BRANCH_NAME = {"type": "string", "pattern": "^[a-z0-9_-]+$", "description": "the name of this branch of a choice"}
+IS_PATH = "[/.]"  # where settings are laid over others, a key with one of these is a path
 ENTRY = "[^/.]+"  # the name or number of an entry of a map or a list
 ANY_PATH: Json = {IS_PATH: {}}
 SCALAR: Json = {"type": ["string", "number", "boolean"]}
-ALSO: dict[str, Json] = {  # what a validator of ours makes into the form that pydantic tells of, by the knob's name
+ALSO: dict[str, Json] = {  # by knob: a shorter form, which our validators convert to the one that pydantic describes
     "encoder": {"type": "string", "description": "the checkpoint"},
     "text": {"type": "string", "description": "the only column"},
     "labels": {"type": "array", "items": SCALAR, "minItems": 2},
@@ -46,11 +46,11 @@ ALSO: dict[str, Json] = {  # what a validator of ours makes into the form that p
 
 
 def space_schema() -> Json:
-    """The schema of a space's file, draft 2020-12."""
-    _, made = models_json_schema([(TrialConfig, "validation"), (SpaceSettings, "validation")])
-    models: Json = made["$defs"]
+    """Build the schema of a space's file, draft 2020-12."""
+    _, schemas = models_json_schema([(TrialConfig, "validation"), (SpaceSettings, "validation")])
+    models: Json = schemas["$defs"]
     trial, space = models.pop("TrialConfig"), models.pop("SpaceSettings")
-    for path in FROM_SPACE:  # what the space's own keys say
+    for path in FROM_SPACE:  # set by the space's own keys
         model, name = (models["Budget"], path.removeprefix("budget/")) if "/" in path else (trial, path)
         del model["properties"][name]
     searched = _Searched(models)
@@ -60,12 +60,13 @@ def space_schema() -> Json:
     searched.defs |= {name: _domain(name) for name in DOMAINS}
     searched.defs |= {"Config": config | {"description": STRUCTURE_ABOUT["config"]}, "Over": over}
     fixed = _Written(models)
-    own = {name: fixed.value(one, name) for name, one in space["properties"].items()}
+    space_keys = {name: fixed.value(schema, name) for name, schema in space["properties"].items()}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A search space",
         "type": "object",
-        "properties": own | {name: {"description": STRUCTURE_ABOUT[name], **one} for name, one in STRUCTURE_SCHEMA.items()},
+        "properties": space_keys
+        | {name: {"description": STRUCTURE_ABOUT[name], **schema} for name, schema in STRUCTURE_SCHEMA.items()},
         "additionalProperties": False,
         "$defs": dict(sorted((searched.defs | fixed.defs).items())),
     }
@@ -98,27 +99,30 @@ STRUCTURE_SCHEMA: dict[str, Json] = {
 
 
 class _Written:
-    """pydantic's schemas as a space is written: bare names for kinds, 400_000 for a number. `defs` fills as they are met."""
+    """pydantic's schemas in the form in which a space is written: bare names for kinds, 400_000 for a number.
+
+    `defs` collects the definitions that the schemas refer to.
+    """
 
     def __init__(self, models: Json) -> None:
         self.models, self.defs = models, dict[str, Json]()
 
     def place(self, schema: Json, key: str) -> Json:
-        """What stands under a key or in a list."""
+        """Convert the schema of a value under a key or in a list."""
         return self.value(schema, key)
 
     def value(self, schema: Json, key: str) -> Json:
-        """A value by its schema; `key` names it among all, as in `GradVac.beta`."""
-        kept = _told(schema)
+        """Convert the schema of a value. `key` is its unique name, such as `GradVac.beta`."""
+        kept = _description(schema)
         if name := _ref(schema):
             is_variant = "kind" in self.models[name]["properties"]
             return self.family([name]) if is_variant else kept | self.ref(name)
         if "discriminator" in schema:
-            return kept | self.family([_ref(one) for one in schema["oneOf"]])
+            return kept | self.family([_ref(variant) for variant in schema["oneOf"]])
         for union in ("anyOf", "oneOf"):
             if union in schema:
-                return kept | {"anyOf": [self.value(one, key) for one in schema[union]]}
-        law = {name: one for name, one in schema.items() if name in LAW}
+                return kept | {"anyOf": [self.value(form, key) for form in schema[union]]}
+        law = {name: value for name, value in schema.items() if name in LAW}
         if schema.get("type") == "integer":
             law |= {"type": ["integer", "string"], "pattern": GROUPED}
         if "items" in schema or "prefixItems" in schema:
@@ -131,7 +135,7 @@ class _Written:
         return kept | law
 
     def family(self, names: list[str]) -> Json:
-        """One of several variants: its bare name, or a map."""
+        """Return a reference to one of several variants, by its bare name or as a map."""
         key = f"{names[0]}-family"
         if key not in self.defs:
             self.defs[key] = {}
@@ -149,35 +153,37 @@ class _Written:
 
     def ref(self, name: str) -> Json:
         if name not in self.defs:
-            self.defs[name] = {}  # a model that holds itself would be entered for ever
+            self.defs[name] = {}  # entered first, because a model that contains itself would recurse forever
             self.defs[name] = self.model(name, self.models[name])
         return {"$ref": f"#/$defs/{name}"}
 
     def model(self, name: str, model: Json) -> Json:
-        """A map with the knobs of a model, all of them optional, its kind too: the space that it is laid over says the rest."""
-        knobs = {knob: self.place(one, f"{name}.{knob}") for knob, one in model["properties"].items() if knob != "kind"}
-        made = {"type": "object", "description": model.get("description", ""), "additionalProperties": False}
+        """Build the schema of a map of a model's knobs. All are optional, even the kind: an extended space may set the rest."""
+        properties = model["properties"].items()
+        knobs = {knob: self.place(schema, f"{name}.{knob}") for knob, schema in properties if knob != "kind"}
+        base = {"type": "object", "description": model.get("description", ""), "additionalProperties": False}
         if name == "TrialConfig":
-            return made | {"properties": knobs}
+            return base | {"properties": knobs}
         if "kind" in model["properties"]:
-            return made | {"properties": {"kind": {"const": self.kind(name)}, **knobs, "name": BRANCH_NAME}}
-        return made | {"properties": {**knobs, "name": BRANCH_NAME}, "patternProperties": ANY_PATH}
+            return base | {"properties": {"kind": {"const": self.kind(name)}, **knobs, "name": BRANCH_NAME}}
+        return base | {"properties": {**knobs, "name": BRANCH_NAME}, "patternProperties": ANY_PATH}
 
 
 class _Searched(_Written):
-    """The same where any value may be a domain."""
+    """The same schemas, with a domain allowed for any value."""
 
     def place(self, schema: Json, key: str) -> Json:
         if key not in self.defs:
             self.defs[key] = {}
-            told, value = _told(schema), self.value({name: one for name, one in schema.items() if name not in TOLD}, key)
+            described = _description(schema)
+            value = self.value({name: part for name, part in schema.items() if name not in DESCRIPTION}, key)
             forms = value["anyOf"] if list(value) == ["anyOf"] else [value]
             also = [ALSO[name]] if (name := key.rpartition(".")[2]) in ALSO else []
-            self.defs[key] = told | {"anyOf": [*forms, *also, _domains(forms, key)]}
+            self.defs[key] = described | {"anyOf": [*forms, *also, _domains(forms, key)]}
         return {"$ref": f"#/$defs/{key}"}
 
 
-TOLD = ("description", "default", "unit")
+DESCRIPTION = ("description", "default", "unit")
 LAW = ("type", "enum", "const", "pattern", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minItems", "maxItems",
        "minProperties")  # fmt: skip
 
@@ -186,16 +192,16 @@ def _ref(schema: Json) -> str:
     return str(schema.get("$ref", "")).removeprefix("#/$defs/")
 
 
-def _told(schema: Json) -> Json:
-    """What an editor shows of a knob; the default of a map or a list stands in its own knobs."""
-    told = {name: one for name, one in schema.items() if name in TOLD and not isinstance(one, dict | list)}
-    if unit := told.pop("unit", ""):
-        told["description"] += f" [{unit}]"
-    return told
+def _description(schema: Json) -> Json:
+    """Return what an editor shows of a knob. Maps and lists are omitted as defaults, because their own knobs show them."""
+    described = {name: part for name, part in schema.items() if name in DESCRIPTION and not isinstance(part, dict | list)}
+    if unit := described.pop("unit", ""):
+        described["description"] += f" [{unit}]"
+    return described
 
 
 def _domains(forms: list[Json], key: str) -> Json:
-    """The domains that may stand for the value of these forms: ranges for numbers, whose ends are under the same law."""
+    """Build the schema of the domains for a value of these forms: a choice, and for a number ranges whose ends are such too."""
     ends = {name: f"{key}/anyOf/{i}" for i, form in enumerate(forms) for name in _ranges(form)}
     domains = {
         name: {"$ref": f"#/$defs/{name}", "items": {"$ref": f"#/$defs/{end}"}} for name, end in (ends | {"choice": key}).items()
@@ -208,17 +214,17 @@ def _ranges(form: Json) -> tuple[str, ...]:
 
 
 def _domain(name: str) -> Json:
-    """What is the same of a domain at all places."""
+    """Build the part of a domain's schema that is the same for all knobs."""
     most = {"maxItems": 2} if name in RANGES else {}
     return {"type": "array", "minItems": 2, **most, "description": ": ".join(DOMAIN_ABOUT[name])}
 
 
 def _paths(searched: _Searched) -> Iterator[tuple[str, Json]]:
-    """(pattern, schema) of each path that may be a key where settings are laid over the config."""
+    """Yield (pattern, schema) of each path that may be a key where settings are laid over the config."""
     yield f"^together{IS_PATH}", SCALAR
     for place in config_places():
         path, knob = place.path, place.knob
-        entry = f"{path.split('/')[0]}/{ENTRIES.get(path.split('/')[0], 'NAME')}"  # the one that the list shows for all
+        entry = f"{path.split('/')[0]}/{ENTRIES.get(path.split('/')[0], 'NAME')}"  # the list shows one entry for all
         parts = [entry.split("/")[0], ENTRY, *path.split("/")[2:]] if f"{path}/".startswith(f"{entry}/") else path.split("/")
         pattern = IS_PATH.join(parts)
         if knob.field is None:  # a kind, with its knobs
@@ -237,10 +243,10 @@ def _paths(searched: _Searched) -> Iterator[tuple[str, Json]]:
 
 
 def schema_text() -> str:
-    """The schema as its file has it: a definition a line."""
+    """Return the schema as in its file, with one definition per line."""
     whole = space_schema()
-    defs = ",\n".join(f"  {json.dumps(name)}: {_line(one)}" for name, one in whole.pop("$defs").items())
-    top = ",\n".join(f" {json.dumps(name)}: {_line(one)}" for name, one in whole.items())
+    defs = ",\n".join(f"  {json.dumps(name)}: {_line(part)}" for name, part in whole.pop("$defs").items())
+    top = ",\n".join(f" {json.dumps(name)}: {_line(part)}" for name, part in whole.items())
     return f'{{\n{top},\n "$defs": {{\n{defs}\n }}\n}}\n'
 
 
@@ -249,7 +255,7 @@ def _line(value: Any) -> str:
 
 
 def write_schema(file: Path) -> None:
-    """Write the schema to a file, `-` being the screen.  Raises OSError."""
+    """Write the schema to a file; `-` is the screen. Raises OSError."""
     if str(file) == "-":
         print(schema_text(), end="")
     else:
@@ -257,6 +263,6 @@ def write_schema(file: Path) -> None:
 
 
 def schema_line(file: Path) -> str:
-    """The first line of a space that an editor shall check by the schema in `file`; a space of `spaces/` finds it beside it."""
+    """Return the first line of a space that an editor is to check by the schema in `file`, relative for those in `spaces/`."""
     name = file.name if file == SCHEMA else file.resolve().as_posix()
     return f"# yaml-language-server: $schema={name}"

@@ -17,26 +17,26 @@ SERVER, FILE = ("http://", "https://"), "sqlite:///"
 
 
 def store_uri(runs: Path) -> str:
-    """The store of the searches in the folder `runs`: `mlflow.db` next to it, where the command was typed."""
+    """Return the address of the store for the searches in the folder `runs`: `mlflow.db` next to that folder."""
     return sqlite_uri(runs.absolute().parent / "mlflow.db")
 
 
 def sqlite_uri(database: Path) -> str:
-    """The address of a file: `sqlite:////home/me/mlflow.db`."""
+    """Return the address of a database file: `sqlite:////home/me/mlflow.db`."""
     from sqlalchemy.engine import URL  # here, because it takes 0.3 s
 
     return URL.create("sqlite", database=str(database)).render_as_string()
 
 
 def database_of(uri: str) -> Path:
-    """The file at an SQLite address; the inverse of `sqlite_uri`."""
+    """Return the file at an SQLite address; the inverse of `sqlite_uri`."""
     from sqlalchemy.engine import make_url
 
     return Path(make_url(uri).database or "")
 
 
 def parse_tracking_uri(text: str) -> str:
-    """A store's address as the user wrote it, absolute.  Raises ValueError: an address that MLflow 3 or we do not log to."""
+    """Make a store's address, as the user wrote it, absolute. Raises ValueError: neither a server nor an SQLite file."""
     if text.startswith(SERVER):
         server = urlsplit(text)
         if not server.hostname:
@@ -62,7 +62,7 @@ def _absolute(database: str) -> str:
 
 
 def store_fault(uri: str) -> str | None:
-    """Why nothing can be logged to `uri` now, as a sentence; None where all is well, or a database is yet to be made."""
+    """Return a sentence if nothing can be logged to `uri` now. None: it works, or a database will be created."""
     if not uri.startswith(SERVER):
         database = database_of(uri)
         if database.is_dir():
@@ -70,58 +70,59 @@ def store_fault(uri: str) -> str | None:
         if database.exists():
             with database.open("rb") as file:
                 if file.read(15) not in (b"SQLite format 3", b""):
-                    return f"{database} is no SQLite database, so MLflow cannot log there."
+                    return f"{database} is not an SQLite database, so MLflow cannot log there."
         return None
-    _quiet()
+    quieten_mlflow()
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
-    try:  # one short try; the client itself would try for minutes
+    try:  # one short try, because the client itself would try for minutes
         endpoint, server = "/api/2.0/mlflow/experiments/search", get_default_host_creds(uri)
         answer = http_request(
             server, endpoint, "GET", max_retries=0, timeout=10, raise_on_status=False, params={"max_results": 1}
         )
     except MlflowException as error:
-        return f"No MLflow server answers at {uri} ({_root_cause(error)}). Start it, or name another store with --tracking-uri."
+        return f"No MLflow server answers at {uri} ({_root_cause(error)}). Start it, or give another store with --tracking-uri."
     if answer.status_code in (401, 403):
-        return f"The MLflow server at {uri} lets nobody in without MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+        return f"The MLflow server at {uri} needs a login. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
     if answer.status_code != 200 or "json" not in answer.headers.get("Content-Type", ""):
-        return f"What answers at {uri} is no MLflow server (HTTP {answer.status_code} for {endpoint})."
+        return f"The server at {uri} is not an MLflow server (HTTP {answer.status_code} for {endpoint})."
     return None
 
 
 def _root_cause(error: BaseException) -> str:
-    """What the system said at the bottom of a chain of errors: `Connection refused`."""
-    said = type(error).__name__
+    """Return the system's message at the bottom of a chain of errors: `Connection refused`."""
+    cause = type(error).__name__
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, OSError) and inner.strerror:
-            said = inner.strerror
+            cause = inner.strerror
         inner = inner.__cause__ or inner.__context__
-    return said
+    return cause
 
 
 def prepare_store(uri: str) -> None:
-    """Creates the database of `uri` if there is none; it appears whole or not at all, and an existing one is left alone.
+    """Create the database of `uri` if there is none. It appears whole or not at all, and an existing one is not touched.
 
-    MLflow takes 4 s to lay out a fresh database; a process killed meanwhile leaves a file that never opens again, and two at
-    once trip over each other. So it is made under a name of our own, then linked: who comes second keeps the first one's.
+    MLflow takes 4 s to create the tables. A process killed during that time leaves a file that never opens again, and two
+    processes at once disturb each other. So the database is created under a temporary name and then linked to its own. A second
+    process keeps the first one's database.
     """
     if uri.startswith(SERVER) or (database := database_of(uri)).exists():
         return
-    _quiet()
+    quieten_mlflow()
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     database.parent.mkdir(parents=True, exist_ok=True)
     fresh = database.with_name(f"{database.name}-new-{os.getpid()}")
     fresh.unlink(missing_ok=True)
     try:
-        SqlAlchemyStore(sqlite_uri(fresh), _artifacts(uri).as_uri()).engine.dispose()
+        SqlAlchemyStore(sqlite_uri(fresh), artifacts_folder(uri).as_uri()).engine.dispose()
         try:
             os.link(fresh, database)
         except FileExistsError:
-            pass  # another process was first, and its store may hold runs already
+            pass  # another process was first, and its store may already contain runs
         except OSError:  # a file system without hard links
             os.replace(fresh, database)
     finally:
@@ -129,9 +130,9 @@ def prepare_store(uri: str) -> None:
 
 
 def ui_command(uri: str, folder: Path) -> str:
-    """The line that, typed in `folder`, opens this store at http://127.0.0.1:5000 (5001 on macOS, where AirPlay holds 5000).
+    """Return the command that, in `folder`, shows this store at http://127.0.0.1:5000 (5001 on macOS, where AirPlay uses 5000).
 
-    Always with the store's address: a bare `mlflow ui` prefers an old `mlruns/`. Of a server, its own address.
+    It always contains the store's address, because a bare `mlflow ui` prefers an old `mlruns/`. A server is its own address.
     """
     if uri.startswith(SERVER):
         return uri
@@ -140,32 +141,33 @@ def ui_command(uri: str, folder: Path) -> str:
 
 
 def dashboard_command(journal: Path, folder: Path) -> str:
-    """The line that, typed in `folder`, opens a study's journal in Optuna's own dashboard, or says what to install first."""
+    """Return the command that, in `folder`, opens a study's journal in Optuna's dashboard, or how to install that."""
     path = shlex.quote(str(journal.relative_to(folder) if journal.is_relative_to(folder) else journal))
     missing = importlib.util.find_spec("optuna_dashboard") is None
     return f"{_program('optuna-dashboard', folder)} {path}" + (" (pip install optuna-dashboard)" if missing else "")
 
 
 def _program(name: str, folder: Path) -> str:
-    """A program by name; by its path, seen from `folder`, where the shell would not find the one of this environment."""
+    """Return a program's name, or its path relative to `folder` if the shell would not find the one of this environment."""
     program = Path(sys.executable).parent / name
     if program.exists() and shutil.which(name) != str(program):
         name = str(program.relative_to(folder) if program.is_relative_to(folder) else program)
     return shlex.quote(name)
 
 
-def _artifacts(uri: str) -> Path:
+def artifacts_folder(uri: str) -> Path:
+    """Return the folder for the artifacts of a store in a file: `mlartifacts` next to it."""
     return database_of(uri).parent / "mlartifacts"
 
 
-def _quiet() -> None:
-    """Before MLflow is imported: no telemetry, no progress bars; its and alembic's notes are not for the search's terminal."""
+def quieten_mlflow() -> None:
+    """Switch off MLflow's telemetry and progress bars before it is imported, and its and alembic's notes on the terminal."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a line a run, where the store is a server
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # one line per run, if the store is a server
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    import mlflow  # noqa: F401  its import sets up logging, which is then turned down
+    import mlflow  # noqa: F401  its import configures logging, which the next lines reduce
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # prints the traceback of what it raises
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # else it prints tracebacks of errors that it raises

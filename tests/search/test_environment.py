@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -220,3 +221,13 @@ def test_only_what_is_not_installed_is_pinned(monkeypatch: pytest.MonkeyPatch) -
     assert "torch" in names
     assert "numpy" not in names
     assert "ray" not in names
+
+
+def test_an_installed_copy_inside_another_checkout_has_no_commit(tmp_path: Path) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=me", "-c", "user.email=me@home"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "other"], check=True)
+    shutil.copy(Path(environment.__file__), tmp_path / "environment.py")
+    code = "import environment; print(repr(environment.git_commit()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "''\n"

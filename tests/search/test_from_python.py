@@ -121,8 +121,8 @@ def test_a_space_given_as_a_dict_is_not_changed_and_may_extend_a_file(here: Path
     [
         ({"trails": 3}, r"^Unknown key `trails` in a space; did you mean 'trials'\?"),
         ({"config": {"optimizer": {"lr": "fast"}}}, r"^`optimizer/lr` must be a number\. Got 'fast'\."),
-        ([1, 2], r"^A space is a map with `config` and what else it says\. Got \[1, 2\]\."),
-        ({"config": {"data": Path("x")}}, r"^A space is made of what YAML has: .*\. Got PosixPath\('x'\)\."),
+        ([1, 2], r"^A space must be a map with keys such as `config` and `trials`\. Got \[1, 2\]\."),
+        ({"config": {"data": Path("x")}}, r"^A space may only hold values that YAML has: .*\. Got PosixPath\('x'\)\."),
         ({"config": {1: 2}}, r"^Unknown key `1`"),
         ({"extends": "nowhere.yaml"}, r"^`extends` names 'nowhere\.yaml', but there is no file nowhere\.yaml\."),
     ],

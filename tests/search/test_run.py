@@ -402,7 +402,7 @@ def test_the_exit_code_says_how_a_search_ended(
         ends.append(status)
         return recorded
 
-    tracker = SimpleNamespace(note=lambda _: None, close=close, error="The disk is full.")
+    tracker = SimpleNamespace(submit=lambda *_: None, close=close, error="The disk is full.")
     shown: list[str] = []
     narrator: Any = SimpleNamespace(tasks=["sst"], show=shown.extend, tracker=tracker)
     assert drive.close(here / "runs" / "quick", plan, [result], narrator, interrupted, store_uri(here / "runs")) == code
@@ -640,7 +640,7 @@ def test_a_killed_search_goes_on_where_it_was(search: Callable[..., Search], tmp
     assert_healthy(tmp_path, "quickstart", trials)
     assert {path: path.read_bytes() for path in configs} == configs
     assert re.search(r"\] resumed; [01] of 4 trials have ended, [12] go on\n", resumed.text)
-    assert re.search(rf"{number} goes on from [13]/9", resumed.text)
+    assert re.search(rf"{number} resumed from [13]/9", resumed.text)
     assert re.search(r"goes on after [1-9]\d+ examples", (folder / "trials" / number / "log.txt").read_text())
     assert "Traceback" not in resumed.text
 
@@ -675,7 +675,7 @@ def test_ctrl_c_stops_cleanly_and_prints_the_line_that_goes_on(search: Callable[
     assert words[:3] == ["python", "-m", "search.run"]
     resumed = search(*words[3:])
     assert resumed.end() == 0, resumed.text
-    assert "goes on from" in resumed.text
+    assert "resumed from" in resumed.text
     assert_healthy(tmp_path, "quickstart", assert_whole(folder, 2))
 
 
@@ -706,7 +706,7 @@ def test_pretraining_comes_before_the_first_trial_and_after_ctrl_c_it_resumes(
     resumed = search("--resume", "pretrained")
     assert resumed.end() == 0, resumed.text
     assert resumed.text.index("] mlm ") < resumed.text.index(" made in ") < resumed.text.index("] 000 started")
-    assert re.search(r"further pretraining mlm \w{8}: .*, made once, before the trials, shared by 2 trials", resumed.text)
+    assert re.search(r"further pretraining mlm \w{8}: .*, trained once, before the trials, shared by 2 trials", resumed.text)
     kept = [json.loads(line) for line in (folder / "pretraining.jsonl").read_text().splitlines()]
     texts = [record["pretrain/examples"] for record in kept]
     assert texts == sorted(texts)
@@ -719,7 +719,7 @@ def test_the_best_k_of_the_first_rung_go_on_to_the_end(search: Callable[..., Sea
     settings = ["--set", "trial_scheduler={kind: top_k, k: 1}", "--set", "rungs=[1, 3, 9]", "--set", "sampler=random"]
     one = search("--space", str(SPACES / "quickstart.yaml"), *TINY, "--trials", "4", "--set", "budget/examples=600", *settings)
     assert one.end() == 0, one.text
-    assert "1 baseline runs to the end; the best 1 at 1/9 go on to the end; expected cost: 2.2 full trials" in one.text
+    assert "1 baseline runs to the end; the best 1 at 1/9 continue to the end; expected cost: 2.2 full trials" in one.text
     trials = assert_whole(tmp_path / "runs" / "quickstart", 4)
     assert_healthy(tmp_path, "quickstart", trials)
     at_first = {trial.number: trial.points[1]["dev/score"] for trial in trials if trial.baseline is None}

@@ -139,7 +139,7 @@ def test_each_further_pretraining_is_planned_once_and_its_texts_are_looked_at(tm
 def test_few_trials_are_warned_of() -> None:
     assert planned(6).warnings() == []
     [warning] = planned(5).warnings()
-    assert "6 trials or more would let halving work" in warning
+    assert "Use 6 trials or more for halving to work" in warning
 
 
 @pytest.mark.usefixtures("cache")
@@ -147,9 +147,11 @@ def test_the_plan_of_top_k_says_whom_it_lets_go_on_and_what_that_costs() -> None
     plan = planned(9, trial_scheduler={"kind": "top_k", "k": 3})  # 2 baselines and 3 of the others to the end, 4 to 1/9
     assert plan.full_trials == pytest.approx(5 + 4 / 9)
     cost = "expected cost: 5.4 full trials, 4,900 examples"
-    assert line(plan, "trials").endswith(f", of which 2 baselines run to the end; the best 3 at 1/9 go on to the end; {cost}")
+    assert line(plan, "trials").endswith(
+        f", of which 2 baselines run to the end; the best 3 at 1/9 continue to the end; {cost}"
+    )
     assert plan.warnings() == []
-    assert planned(5, trial_scheduler="top_k").warnings() == ["top_k lets 3 of 3 trials go on, so it stops none."]
+    assert planned(5, trial_scheduler="top_k").warnings() == ["top_k continues 3 of 3 trials, so it stops none."]
 
 
 @pytest.mark.usefixtures("cache")

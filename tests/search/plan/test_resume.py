@@ -315,7 +315,7 @@ def test_a_search_that_slurm_stops_and_somebody_moves_comes_out_as_if_it_had_run
 
     resumed = started(*START[:4], *MOVED)
     assert resumed.end() == 0, resumed.text
-    assert "000 goes on from" in resumed.text
+    assert "000 resumed from" in resumed.text
     folder = target / "searches" / "job"
     [first] = read_results(folder, "quick")
     assert first.status == "completed"

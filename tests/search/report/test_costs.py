@@ -50,7 +50,7 @@ def test_a_branch_costs_what_its_trials_cost_an_example(trials: list[TrialResult
 def test_the_table_names_how_many_times_the_cheapest(trials: list[TrialResult]) -> None:
     lines = branch_table(trials, ["smoothness"])
     heading, _, none, smart = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
-    assert heading == ["parameter", "branch", "trials", "best", "ms an example", "x cheapest", "passes an example"]
+    assert heading == ["parameter", "branch", "trials", "best", "ms per example", "x cheapest", "passes per example"]
     assert none == ["smoothness", "none", "2", "0.6000", "2", "1.00", "1.00"]
     assert smart == ["smoothness", "smart", "1", "", "5.2", "2.60", "3.00"]
 
@@ -101,13 +101,13 @@ def test_a_pretraining_is_charged_once_and_named_however_many_share_it(trial: Ca
     trials[2].records.insert(0, record | own | {"made": True})  # it was stopped after that, and found its own
     assert total_cost(trials, 2, 0) == (
         "60 min of training, 7.0 core-hours, 3,000 examples, 3,000 passes; "
-        "further pretraining mlm 3f2a9c01: 30 min, made once by trial 002, shared by 2 trials"
+        "further pretraining mlm 3f2a9c01: 30 min, trained once by trial 002, shared by 2 trials"
     )
-    assert total_cost(trials[:2], 2, 0).endswith("30 min, made before this search, shared by 1 trial")
+    assert total_cost(trials[:2], 2, 0).endswith("30 min, trained before this search, shared by 1 trial")
     assert total_cost(trials[:2], 2, 0).startswith("60 min of training, 4.0 core-hours")
     before = [record | {"pretrain/share": 0.5}, record | {"made": True}]
     assert total_cost(trials[:2], 2, 0, before).startswith("60 min of training, 5.0 core-hours")
-    assert total_cost(trials[:2], 2, 0, before).endswith("30 min, made once, before the trials, shared by 1 trial")
+    assert total_cost(trials[:2], 2, 0, before).endswith("30 min, trained once, before the trials, shared by 1 trial")
 
 
 def test_the_choices_of_a_search_are_read_off_its_folder(tmp_path: Path) -> None:

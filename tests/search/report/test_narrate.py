@@ -20,15 +20,15 @@ TASKS = ["sst", "sts"]
 
 
 class Notes:
-    """Stands for a Tracker: keeps (method, number) of every call."""
+    """A stand-in for a Tracker that keeps (method, arguments) of every call."""
 
     error: str | None = None
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *arguments, **_: self.calls.append((name, arguments))
+    def submit(self, method: Callable[..., None], *arguments: Any, **_: Any) -> None:
+        self.calls.append((method.__name__, arguments))
 
     def names(self) -> list[str]:
         return [name for name, _ in self.calls]
@@ -168,8 +168,8 @@ def test_a_trial_that_goes_on_says_from_where(
     narrator.started(trial(0, 0.6, rung=3, status="running"), resumed=True)
     narrator.started(trial(1, None, status="running"), resumed=True)
     first, second = capsys.readouterr().out.splitlines()
-    assert "000 goes on from 3/9" in first
-    assert "001 begins again" in second
+    assert "000 resumed from 3/9" in first
+    assert "001 restarted" in second
 
 
 def test_no_time_left_is_never_said(

@@ -78,7 +78,7 @@ def train(examples: int, **more: Any) -> dict[str, Any]:
 
 
 def test_a_row_is_read_off_the_last_records() -> None:
-    seen = look(3, "lr=1", [dev(1, 100, 0.4), train(200)], budget=900, full=9, now_ms=NOW)
+    seen = look(3, "lr=1", [dev(1, 100, 0.4), train(200)], budget=900, full=9, moment_ms=NOW)
     assert seen == Running(3, "lr=1", "1/9", 200, 900, 40.0, 0.4, 65.0)
     assert look(3, "lr=1", [train(200)], budget=900, full=9).seconds == 60.0  # its time stands still
     assert look(3, "lr=1", [], budget=900, full=9) == Running(3, "lr=1", "", 0, 900, None, None, None)

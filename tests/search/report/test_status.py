@@ -95,7 +95,7 @@ def test_a_running_search_is_shown_with_its_trials(folder: Path, study: Study, s
         lines = status()
     assert lines["search"] == "search    quick: Which rate?"
     assert lines["driver"] == f"driver    pid {os.getpid()} on {socket.gethostname()} runs"
-    assert lines["trials"].startswith("trials    1 of 3 ended, 1 running, 1 waiting to go on, about ")
+    assert lines["trials"].startswith("trials    1 of 3 ended, 1 running, 1 waiting to resume, about ")
     assert lines["|"].startswith("| 002 ")  # the last row of the ranking
     assert "1/9" in lines["001"]
     assert "100/900" in lines["001"]
@@ -108,7 +108,7 @@ def test_an_interrupted_search_names_the_command_that_goes_on(study: Study, stat
     begin(study, record(1, 0.4))
     lines = status()
     assert lines["driver"].endswith("has ended")
-    assert lines["trials"] == "trials    0 of 3 ended, 0 running, 1 waiting to go on"
+    assert lines["trials"] == "trials    0 of 3 ended, 0 running, 1 waiting to resume"
     assert lines["go"] == "go on     python -m search.run --resume quick"
 
 
@@ -116,8 +116,8 @@ def test_a_search_copied_without_its_database_says_so_in_place_of_the_line_that_
     folder: Path, status: Callable[[], dict[str, str]]
 ) -> None:
     database = folder.parent.with_name("mlflow.db")
-    way = "copy it, too, or log the search anew: python -m search.run --resume quick"
-    assert status()["compare"] == f"compare   there is no {database}: {way}"
+    way = "Copy it too, or log the search again: python -m search.run --resume quick"
+    assert status()["compare"] == f"compare   there is no {database}. {way}"
     database.touch()
     assert f"sqlite:///{database}" in status()["compare"]
 
@@ -168,7 +168,7 @@ def test_a_driver_on_another_machine_is_judged_by_what_it_wrote_last(folder: Pat
     (folder / "lock").write_text("pid 7 on elsewhere")
     (folder / "log.txt").write_text("")
     said, drives = find_driver(folder)
-    assert said.startswith("pid 7 on elsewhere, which cannot be asked from here; the search last wrote ")
+    assert said.startswith("pid 7 on elsewhere, which cannot be checked from here; the search last wrote ")
     assert drives
     os.utime(folder / "log.txt", (0, time.time() - 7200))
     assert not find_driver(folder)[1]

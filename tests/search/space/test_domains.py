@@ -59,20 +59,20 @@ UNNAMED = "Choose them through `together`, where each has a name."
         ({"uniform": [math.nan, 1]}, "`p`: `uniform` needs low < high, both finite. Got [nan, 1]."),
         (
             {"log_uniform": [0, 0.1]},
-            "`p`: the bounds of `log_uniform` are the values themselves and must be > 0; for zero as well, write "
-            "choice: [0, {log_uniform: [1e-6, 0.1]}]. Got [0, 0.1].",
+            "`p`: the bounds of `log_uniform` are the values themselves and must be > 0. Got [0, 0.1]. "
+            "To include zero, write choice: [0, {log_uniform: [1e-6, 0.1]}].",
         ),
         (
             {"log_uniform": [-5, -1]},
-            "`p`: the bounds of `log_uniform` are the values themselves and must be > 0; for zero as well, write "
-            "choice: [0, {log_uniform: [1e-6, 1]}]. Got [-5, -1].",
+            "`p`: the bounds of `log_uniform` are the values themselves and must be > 0. Got [-5, -1]. "
+            "To include zero, write choice: [0, {log_uniform: [1e-6, 1]}].",
         ),
         ({"choice": "sum"}, "`p`: `choice` takes a list of two or more. Got 'sum'."),
         ({"choice": []}, "`p`: `choice` takes a list of two or more. Got []."),
         ({"choice": ["sum"]}, "`p`: `choice` takes a list of two or more. Got ['sum']."),
         ({"choice": {"a": 1}}, "`p`: `choice` takes a list of two or more. Got {a: 1}."),
-        ({"uniform": [0, 1], "kind": "x"}, "`p`: the domain `uniform` must stand alone. Got `kind` beside it."),
-        ({"choice": [1, 2], "int": [1, 2]}, "`p`: the domain `int` must stand alone. Got `choice` beside it."),
+        ({"uniform": [0, 1], "kind": "x"}, "`p`: the domain `uniform` must be the only key. Got also `kind`."),
+        ({"choice": [1, 2], "int": [1, 2]}, "`p`: the domain `int` must be the only key. Got also `choice`."),
     ],
 )
 def test_a_domain_that_makes_no_sense_is_refused_in_one_sentence(node: dict[str, Any], sentence: str) -> None:
@@ -105,12 +105,12 @@ def test_branches_that_a_chart_would_merge_are_refused(branches: list[Any], sent
      ({"name": "Big", "kind": "mlp"}, "{name: 'Big', kind: 'mlp'}"), ({"name": True}, "{name: true}"), ({}, "{}")],
 )  # fmt: skip
 def test_a_branch_that_is_a_map_needs_a_kind_or_a_good_name(branch: dict[str, Any], got: str) -> None:
-    law = "a branch that is a map needs a `kind` or a `name`; names are made of a-z, 0-9, _ and -."
+    law = "a branch that is a map needs a `kind` or a `name`; names may contain a-z, 0-9, _ and -."
     assert fault({"choice": ["a", branch]}) == f"`p`: {law} Got {got}."
 
 
 def test_names_are_lower_case_but_files_and_hub_names_may_stand() -> None:
-    assert fault({"choice": ["a", "Big One"]}) == "`p`: names are made of a-z, 0-9, _ and -. Got 'Big One'."
+    assert fault({"choice": ["a", "Big One"]}) == "`p`: names may contain a-z, 0-9, _ and -. Got 'Big One'."
     assert choice("microsoft/MiniLM", "../Local").labels == ("microsoft/MiniLM", "../Local")
 
 

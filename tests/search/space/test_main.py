@@ -295,7 +295,7 @@ def test_a_path_is_found_whole_with_dots_or_by_its_end(written: str, path: str) 
 
 def test_a_name_in_several_places_shows_them_all(capsys: pytest.CaptureFixture[str]) -> None:
     text = told("lr", capsys)
-    assert text.startswith("lr stands in 5 places.")
+    assert text.startswith("lr matches 5 knobs.")
     assert "stages/0/linear_probe/lr" in text
 
 
@@ -327,7 +327,7 @@ def test_a_variant_is_explained_whole(capsys: pytest.CaptureFixture[str]) -> Non
         "gradient/gradvac  (gradvac)",
         "Where the cosine of two tasks' gradients falls below its running mean",  # its docstring to the end
         "gradient/gradvac/beta    number",
-        "several tasks a step",
+        "several tasks per step",
         "Wang et al. 2021 (arXiv 2010.05874)",
         "minbert_core/methods/gradients.py",
         "spaces/full.yaml, spaces/gradvac.yaml",
@@ -345,8 +345,8 @@ def test_a_variant_is_explained_whole(capsys: pytest.CaptureFixture[str]) -> Non
         ("top_k", "needs        2 `rungs` or more"),
         ("bce", "fits         tasks that are binary"),
         ("budget/points", "follows from its `rungs`"),
-        ("tasks", "a task's own go over pairs, pairs over all"),
-        ("seed", "As a rule the same for all trials"),
+        ("tasks", "A task's settings override those of pairs, which override all."),
+        ("seed", "Usually the same for all trials"),
         ("sampler/tpe/startup", "sampler: {kind: tpe, startup: 8}"),
     ],
 )

@@ -27,6 +27,7 @@ from typing import Any
 import pytest
 
 from search.tracking import tracker as tracking
+from search.tracking.runs import Runs, SearchRecord
 from search.tracking.store import (
     dashboard_command,
     database_of,
@@ -71,8 +72,8 @@ def track(uri: str, tmp_path: Path) -> Callable[..., Tracker]:
             "datasets": {"sst-train": "ab12"},
             "artifact_files": [tmp_path / "plan.json"],
         }
-        settings |= {"uri": uri, "search": "smart", "resume": resume}
-        tracker = Tracker(**settings | changed)
+        settings |= {"uri": uri, "name": "smart", "resume": resume}
+        tracker = Tracker(SearchRecord(**settings | changed))
         tracker.start()
         return tracker
 
@@ -85,7 +86,9 @@ def record(examples: int, kind: str = "dev", **metrics: float) -> dict[str, Any]
 
 
 def begin(tracker: Tracker, number: int, folder: Path) -> None:
-    tracker.trial_started(number, f"{number:03d} smart", {"optimizer/lr": 2e-05}, folder / "config.yaml", {}, time_ms=START)
+    tracker.submit(
+        Runs.trial_started, number, f"{number:03d} smart", {"optimizer/lr": 2e-05}, folder / "config.yaml", {}, time_ms=START
+    )
 
 
 def pages(uri: str) -> tuple[Any, dict[int, Any], Any]:
@@ -114,12 +117,12 @@ def test_a_search_of_three_trials_leaves_a_healthy_tree(
     tracker = track()
     for number in range(3):
         begin(tracker, number, tmp_path)
-        tracker.records(number, [record(160, "train", train_lr=1e-5), record(160, dev_sst=number / 4)])
-    tracker.trial_ended(0, "FINISHED", "complete", START + 5000)
-    tracker.trial_ended(1, "FINISHED", "asha at rung 1", START + 2000)
-    tracker.trial_ended(2, "FAILED", "the loss is not finite", START + 3000)
-    tracker.best(3, {"best/norm": 0.5}, START + 5000)
-    tracker.note("It pays.")
+        tracker.submit(Runs.records, number, [record(160, "train", train_lr=1e-5), record(160, dev_sst=number / 4)])
+    tracker.submit(Runs.trial_ended, 0, "FINISHED", "complete", START + 5000)
+    tracker.submit(Runs.trial_ended, 1, "FINISHED", "asha at rung 1", START + 2000)
+    tracker.submit(Runs.trial_ended, 2, "FAILED", "the loss is not finite", START + 3000)
+    tracker.submit(Runs.best, 3, {"best/norm": 0.5}, START + 5000)
+    tracker.submit(Runs.note, "It pays.")
     assert tracker.close("FINISHED")
 
     parent, children, client = pages(uri)
@@ -150,7 +153,7 @@ def test_the_x_axis_is_examples_and_the_time_is_that_of_measurement(
 ) -> None:
     tracker = track()
     begin(tracker, 0, tmp_path)
-    tracker.records(0, [record(320, dev_sst=0.5)])
+    tracker.submit(Runs.records, 0, [record(320, dev_sst=0.5)])
     assert tracker.close("FINISHED")
     _, children, client = pages(uri)
     (point,) = client.get_metric_history(children[0].info.run_id, "dev/sst")
@@ -163,7 +166,7 @@ def test_what_is_pretrained_before_the_trials_has_its_curves_on_the_search_s_own
     tracker = track()
     for key, loss in (("3f2a9c01ab", 2.0), ("77aa01bccd", 3.0)):
         own = {"kind": "pretrain", "stage": "mlm", "key": key, "examples": 0, "time_ms": 1, "seconds_left": 1.0}
-        tracker.pretrained([own | {"pretrain/examples": 500, "pretrain/mlm_loss": loss}])
+        tracker.submit(Runs.pretrained, [own | {"pretrain/examples": 500, "pretrain/mlm_loss": loss}])
     assert tracker.close("FINISHED")
     parent, *_ = pages(uri)
     found = {name: value for name, value in parent.data.metrics.items() if "loss" in name}
@@ -177,7 +180,7 @@ def test_pretraining_is_measured_at_its_texts_and_does_not_hold_up_what_follows(
     begin(tracker, 0, tmp_path)
     words = {"stage": "mlm", "key": "3f2a", "notes": ["a fresh head"]}
     before = [record(0, "pretrain") | words | {"pretrain/examples": at, "pretrain/mlm_loss": 1 / at} for at in (500, 1000)]
-    tracker.records(0, [*before, record(16, "train", train_lr=1e-5)])
+    tracker.submit(Runs.records, 0, [*before, record(16, "train", train_lr=1e-5)])
     assert tracker.close("FINISHED")
     assert history(uri, 0, "pretrain/mlm_loss") == [(500, 1 / 500), (1000, 1 / 1000)]
     assert history(uri, 0, "seconds") == [(16, 1.0)]
@@ -186,7 +189,7 @@ def test_pretraining_is_measured_at_its_texts_and_does_not_hold_up_what_follows(
 def test_what_is_not_finite_is_left_out(track: Callable[..., Tracker], uri: str, tmp_path: Path) -> None:
     tracker = track()
     begin(tracker, 0, tmp_path)
-    tracker.records(0, [record(16, dev_sst=math.nan, dev_para=math.inf, dev_sts=0.1)])
+    tracker.submit(Runs.records, 0, [record(16, dev_sst=math.nan, dev_para=math.inf, dev_sts=0.1)])
     assert tracker.close("FINISHED")
     assert pages(uri)[1][0].data.metrics == {"dev/sts": 0.1, "seconds": 1.0}
 
@@ -194,7 +197,7 @@ def test_what_is_not_finite_is_left_out(track: Callable[..., Tracker], uri: str,
 def test_more_than_a_batch_holds_arrives_whole(track: Callable[..., Tracker], uri: str, tmp_path: Path) -> None:
     tracker = track(params={f"knob/{i}": i for i in range(230)}, note="long " * 5000)
     begin(tracker, 0, tmp_path)
-    tracker.records(0, [record(16 * i, "train", train_loss=1 / (i + 1), train_lr=1e-5) for i in range(700)])
+    tracker.submit(Runs.records, 0, [record(16 * i, "train", train_loss=1 / (i + 1), train_lr=1e-5) for i in range(700)])
     assert tracker.close("FINISHED")
     assert len(history(uri, 0, "train/loss")) == 700
     assert len(pages(uri)[0].data.params) == 230
@@ -206,29 +209,29 @@ def test_resume_goes_on_in_the_same_runs_and_a_replay_changes_nothing(
     first = track()
     for number in range(2):
         begin(first, number, tmp_path)
-        first.records(number, [record(160, dev_sst=0.4), record(480, dev_sst=0.5)])
-    first.trial_ended(0, "FINISHED", "complete", START + 1000)
-    first.trial_ended(1, "KILLED", "interrupted", START + 1000)
-    first.best(1, {"best/norm": 0.5}, START)
+        first.submit(Runs.records, number, [record(160, dev_sst=0.4), record(480, dev_sst=0.5)])
+    first.submit(Runs.trial_ended, 0, "FINISHED", "complete", START + 1000)
+    first.submit(Runs.trial_ended, 1, "KILLED", "interrupted", START + 1000)
+    first.submit(Runs.best, 1, {"best/norm": 0.5}, START)
     assert first.close("KILLED")
     before = pages(uri)
 
     second = track(resume=True, params={"trials": 5})
     for number in range(3):  # 0 and 1 are told again, 2 is new
         begin(second, number, tmp_path)
-        second.records(number, [record(160, dev_sst=0.4), record(480, dev_sst=0.5)])
-    second.trial_ended(0, "FINISHED", "complete", START + 1000)
-    second.best(1, {"best/norm": 0.5}, START)
+        second.submit(Runs.records, number, [record(160, dev_sst=0.4), record(480, dev_sst=0.5)])
+    second.submit(Runs.trial_ended, 0, "FINISHED", "complete", START + 1000)
+    second.submit(Runs.best, 1, {"best/norm": 0.5}, START)
     again = record(480, dev_sst=0.51) | {"time_ms": START + 9000}  # trial 1 repeats what it did after its last saved state
-    second.records(1, [again, record(1440, dev_sst=0.6)])
-    while second._events.qsize():
+    second.submit(Runs.records, 1, [again, record(1440, dev_sst=0.6)])
+    while second._calls.qsize():
         time.sleep(0.01)
     time.sleep(0.2)
     parent, children, client = pages(uri)
     assert (parent.info.status, children[0].info.status, children[1].info.status) == ("RUNNING", "FINISHED", "RUNNING")
     assert "stop_reason" not in children[1].data.tags
-    second.trial_ended(1, "FINISHED", "complete", START + 9999)
-    second.trial_ended(2, "FINISHED", "complete", START + 9999)
+    second.submit(Runs.trial_ended, 1, "FINISHED", "complete", START + 9999)
+    second.submit(Runs.trial_ended, 2, "FINISHED", "complete", START + 9999)
     assert second.close("FINISHED")
 
     parent, children, client = pages(uri)
@@ -247,7 +250,7 @@ def test_resume_after_the_store_was_deleted_writes_a_whole_tree(
 ) -> None:
     tracker = track(resume=True)
     begin(tracker, 4, tmp_path)
-    tracker.trial_ended(4, "FINISHED", "complete", START + 9)
+    tracker.submit(Runs.trial_ended, 4, "FINISHED", "complete", START + 9)
     assert tracker.close("FINISHED")
     assert pages(uri)[1].keys() == {4}
 
@@ -297,11 +300,11 @@ def test_a_dead_store_is_an_error_to_read_and_none_to_catch(track: Callable[...,
     (tmp_path / "mlflow.db").write_bytes(b"this is no database" * 100)
     tracker = track()
     begin(tracker, 0, tmp_path)
-    tracker.records(0, [record(16, dev_sst=0.1)])
+    tracker.submit(Runs.records, 0, [record(16, dev_sst=0.1)])
     assert not tracker.close("FINISHED")
     assert tracker.error is not None
     assert tracker.error.startswith(f"MLflow stopped recording to {uri}: ")
-    tracker.records(0, [record(32, dev_sst=0.1)])  # still no exception
+    tracker.submit(Runs.records, 0, [record(32, dev_sst=0.1)])  # still no exception
     assert not tracker.close("FINISHED", timeout_seconds=1)
 
 
@@ -323,8 +326,8 @@ def test_a_store_that_is_busy_for_a_while_loses_nothing(
         return log_batch(self, *args, **kwargs)
 
     monkeypatch.setattr(_client_class(), "log_batch", busy_once)
-    monkeypatch.setattr(tracking, "WAITS_SECONDS", (0.01,))
-    tracker.records(0, [record(16, dev_sst=0.1)])
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", (0.01,))
+    tracker.submit(Runs.records, 0, [record(16, dev_sst=0.1)])
     assert tracker.close("FINISHED"), tracker.error
     assert tried
     assert history(uri, 0, "dev/sst") == [(16, 0.1)]
@@ -364,7 +367,7 @@ def test_a_replay_asks_for_no_metrics_history(
 ) -> None:
     first = track()
     begin(first, 0, tmp_path)
-    first.records(0, [record(16, dev_sst=0.1), record(32, dev_sst=0.2)])
+    first.submit(Runs.records, 0, [record(16, dev_sst=0.1), record(32, dev_sst=0.2)])
     assert first.close("KILLED")
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -374,7 +377,7 @@ def test_a_replay_asks_for_no_metrics_history(
         patch.setattr(_client_class(), "get_metric_history", refuse)
         second = track(True)
         begin(second, 0, tmp_path)
-        second.records(0, [record(16, dev_sst=0.1), record(32, dev_sst=0.2), record(48, dev_sst=0.3)])
+        second.submit(Runs.records, 0, [record(16, dev_sst=0.1), record(32, dev_sst=0.2), record(48, dev_sst=0.3)])
         assert second.close("FINISHED"), second.error
     assert history(uri, 0, "dev/sst") == [(16, 0.1), (32, 0.2), (48, 0.3)]
 
@@ -396,13 +399,13 @@ def test_a_locked_store_neither_raises_nor_holds_up_the_search(track: Callable[.
 
 
 def test_close_before_start_says_that_nothing_was_recorded(uri: str) -> None:
-    tracker = Tracker(uri, "smart", "", {}, {}, {}, [], resume=False)
+    tracker = Tracker(SearchRecord(uri, "smart"))
     assert not tracker.close("FINISHED")
     assert tracker.error == "MLflow was never started, so nothing was recorded."
 
 
 def test_a_pickled_tracker_is_empty(uri: str) -> None:
-    copy = pickle.loads(pickle.dumps(Tracker(uri, "smart", "", {}, {}, {}, [], resume=False)))  # noqa: S301  our own bytes
+    copy = pickle.loads(pickle.dumps(Tracker(SearchRecord(uri, "smart"))))  # noqa: S301  our own bytes
     assert vars(copy) == {}
 
 
@@ -416,7 +419,7 @@ def test_two_processes_that_prepare_one_store_both_succeed(tmp_path: Path) -> No
     both = [subprocess.Popen([sys.executable, "-c", PREPARE, uri], cwd=ROOT) for _ in range(2)]
     assert [process.wait(120) for process in both] == [0, 0]
     assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]
-    tracker = Tracker(uri, "smart", "", {}, {}, {}, [], resume=False)
+    tracker = Tracker(SearchRecord(uri, "smart"))
     tracker.start()
     assert tracker.close("FINISHED"), tracker.error
 
@@ -548,9 +551,9 @@ class Answers(BaseHTTPRequestHandler):
     ("status", "kind", "sentence"),
     [
         (200, "application/json", None),
-        (200, "text/html", r"is no MLflow server \(HTTP 200 for /api"),
-        (404, "application/json", r"is no MLflow server \(HTTP 404 for /api"),
-        (401, "text/plain", r"lets nobody in without MLFLOW_TRACKING_USERNAME"),
+        (200, "text/html", r"is not an MLflow server \(HTTP 200 for /api"),
+        (404, "application/json", r"is not an MLflow server \(HTTP 404 for /api"),
+        (401, "text/plain", r"needs a login\. Set MLFLOW_TRACKING_USERNAME"),
     ],
 )
 def test_what_answers_is_asked_whether_it_is_an_mlflow_server(status: int, kind: str, sentence: str | None) -> None:
@@ -569,7 +572,7 @@ def test_what_answers_is_asked_whether_it_is_an_mlflow_server(status: int, kind:
 def test_a_server_that_is_not_there_is_one_sentence(unused_port: int) -> None:
     uri = f"http://127.0.0.1:{unused_port}"
     assert store_fault(uri) == (
-        f"No MLflow server answers at {uri} (Connection refused). Start it, or name another store with --tracking-uri."
+        f"No MLflow server answers at {uri} (Connection refused). Start it, or give another store with --tracking-uri."
     )
 
 
@@ -577,7 +580,7 @@ def test_a_file_that_is_no_database_is_one_sentence(tmp_path: Path, laid_out: Pa
     (tmp_path / "notes.txt").write_text("this is no database")
     assert (
         store_fault(f"sqlite:///{tmp_path}/notes.txt")
-        == f"{tmp_path}/notes.txt is no SQLite database, so MLflow cannot log there."
+        == f"{tmp_path}/notes.txt is not an SQLite database, so MLflow cannot log there."
     )
     assert "is a folder" in str(store_fault(f"sqlite:///{tmp_path}"))
     assert store_fault(f"sqlite:///{laid_out}") is None

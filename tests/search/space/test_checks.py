@@ -1,0 +1,168 @@
+"""The check of a space: its configs at every branch and end, its rungs, and what its branches publish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minbert_core.settings.faults import SettingsError
+from search.space.choosing import cover
+from search.space.space import make_space, read_space
+
+Write = Callable[..., Path]
+
+
+# -------------------------------------------------------------------------------------------- faults of the config, lines
+
+
+def test_faults_of_keys_settings_and_config_are_told_at_once_with_their_lines(faults: Callable[..., list[str]]) -> None:
+    text = "trails: 3\nrungs: [1, 2, 6]\nconfig:\n  seed: true\n  gradient:\n    choice:\n      - sum\n"
+    text += "      - kind: gradvac\n        beta: 7\n"
+    found = faults(text)
+    assert [fault.partition(":")[0] for fault in found] == ["1", "2", "4", "9"]
+    assert found[3] == "9: `gradient/gradvac/beta` must be <= 1. Got 7."
+
+
+def test_every_bad_domain_is_told_with_its_line(faults: Callable[..., list[str]]) -> None:
+    text = "config:\n  optimizer:\n    lr: {log_uniform: [0, 1]}\n    clip: {choice: [1]}\ntogether:\n"
+    text += "  t:\n    - {name: a, set: {}}\n"
+    text += "    - name: b\n      set:\n        max_length: {int: [9, 8]}\n"
+    assert [fault.partition(" ")[0] for fault in faults(text)] == ["3:", "4:", "10:"]
+
+
+def test_a_misspelt_domain_is_told_with_the_nearest(faults: Callable[..., list[str]]) -> None:
+    text = "config:\n  optimizer: {lr: {loguniform: [1e-5, 1e-4]}}\n  gradient: {choices: [sum, pcgrad]}\n"
+    known = "Known: choice, int, log_uniform, uniform."
+    assert faults(text) == [
+        f"2: `optimizer/lr`: unknown domain 'loguniform'; did you mean 'log_uniform'? {known}",
+        f"3: `gradient`: unknown domain 'choices'; did you mean 'choice'? {known}",
+    ]
+
+
+def test_a_fault_that_only_one_pair_of_branches_shows_is_found(faults: Callable[..., list[str]]) -> None:
+    text = "config:\n  gradient: {choice: [sum, pcgrad]}\n  task_schedule: {choice: [round_robin, mix, proportional]}\n"
+    (only,) = faults(text)
+    assert only.startswith("2: `gradient` kind 'pcgrad' needs several tasks a step, but task_schedule kind 'proportional'")
+
+
+def test_a_fault_of_a_pair_is_found_where_one_branch_lies_in_another(faults: Callable[..., list[str]]) -> None:
+    text = "config:\n  gradient:\n    choice: [sum, {choice: [pcgrad, gradvac]}]\n"
+    text += "  task_schedule: {choice: [round_robin, proportional]}\n"
+    assert len(faults(text)) == 2  # pcgrad and gradvac, each with proportional
+
+
+@pytest.mark.parametrize(
+    ("knob", "sentence"),
+    [
+        ("optimizer: {warmup: {uniform: [0, 1.5]}}", "`optimizer/warmup` must be in [0, 1]. Got 1.5."),
+        ("optimizer: {lr: {log_uniform: [1.0e-5, 3]}}", "`optimizer/lr` must be <= 1. Got 3."),
+        ("encoder: {hidden_dropout: {uniform: [0, 1]}}", "`encoder/hidden_dropout` must be < 1. Got 1."),
+        ("max_length: {int: [4, 128]}", "`max_length` must be >= 8. Got 4."),
+        ("gradient: {choice: [sum, {kind: gradvac, beta: {uniform: [0, 2]}}]}", "`gradient/gradvac/beta` must be <= 1. Got 2."),
+    ],
+)
+def test_a_fault_that_only_the_end_of_a_range_shows_is_found(
+    knob: str, sentence: str, faults: Callable[..., list[str]]
+) -> None:
+    (only,) = faults(f"config:\n  {knob}\n")
+    assert only.startswith(f"2: {sentence}")
+
+
+def test_a_range_of_fractions_for_a_count_is_found(faults: Callable[..., list[str]]) -> None:
+    (only,) = faults("config:\n  tasks: {all: {batch_size: {uniform: [8, 32]}}}\n")
+    assert only.startswith("2: `tasks/all/batch_size` must be a whole number. Got 17.1")
+
+
+def test_a_budget_that_is_no_map_is_not_covered_up_by_the_rungs(faults: Callable[..., list[str]]) -> None:
+    assert faults("config:\n  budget: 5000\n") == ["2: `budget` must be a map. Got 5000."]
+
+
+def test_the_points_to_check_hold_every_branch_pair_of_branches_and_end() -> None:
+    smart = {"kind": "smart", "radius": {"uniform": [1, 2]}, "steps": {"choice": [1, 2]}}
+    config = {"smoothness": {"choice": ["none", smart]}, "gradient": {"choice": ["sum", "pcgrad"]}}
+    forced = list(cover(make_space("s", {"config": config}).domains()))
+    for end in (1, 2):
+        assert {"smoothness": "smart", "smoothness/smart/radius": end} in forced
+    for gradient in ("sum", "pcgrad"):
+        for other in (
+            {"smoothness": "none"},
+            {"smoothness": "smart"},
+            *({"smoothness": "smart", "smoothness/smart/steps": n} for n in (1, 2)),
+        ):
+            assert {"gradient": gradient, **other} in forced
+    assert {"smoothness": "none", "smoothness/smart/steps": 1} not in forced
+
+
+# ---------------------------------------------------------------------------------------------------------------- rungs
+
+
+def test_a_rung_inside_a_round_is_refused(faults: Callable[..., list[str]]) -> None:
+    space = """
+config:
+  task_schedule: {kind: sequential, rounds: {choice: [9, 10]}}
+"""
+    sentence = (
+        "3: `task_schedule/sequential/rounds` must end a round at every rung, because within a round some tasks have "
+        "been shown less than others. "
+        "Got 10, of which 1.11 end by the rung of 1/9. Use 9 or a multiple of it, or trial_scheduler: none."
+    )
+    assert faults(space) == [sentence]
+    assert "Got 10, of which 1.25 end by the rung of 1/8. Use 8 or a multiple" in faults(space, "rungs=[1, 2, 4, 8]")[0]
+    assert faults(space, "trial_scheduler=top_k") == [sentence]
+
+
+def test_rungs_may_cut_a_round_where_they_stop_no_trial(write: Write) -> None:
+    space = "config: {task_schedule: {kind: sequential, rounds: 10}}\n"
+    assert read_space(write(f"{space}trial_scheduler: none\n"))
+    assert read_space(write(f"{space}rungs: [1]\n"))
+
+
+def test_rounds_of_one_of_several_stages_are_cut_where_its_share_says(faults: Callable[..., list[str]], write: Write) -> None:
+    stages = "config:\n  stages: [{kind: single_task, task: para, share: SHARE}, {kind: multitask, task_schedule: SCHEDULE}]\n"
+    space = stages.replace("SCHEDULE", "{kind: sequential, rounds: 5}")
+    path = "`stages/1/multitask/task_schedule/sequential/rounds`"
+    assert read_space(write(space.replace("SHARE", "0.33333333")))  # from the second rung on, where the next is the end
+    [fault] = faults(space.replace("SHARE", "0.2"))
+    assert path in fault
+    assert fault.endswith("Got 5, of which 0.833 end by the rung of 3/9. Use 6 or a multiple of it, or trial_scheduler: none.")
+    in_epochs = "{kind: multitask, epochs: 1, task_schedule: sequential}"
+    [fault] = faults(f"config:\n  stages: [{{kind: single_task, task: para, epochs: 1}}, {in_epochs}]\n")
+    assert path in fault
+    assert fault.endswith("Give the stages shares of the budget, or use trial_scheduler: none.")
+
+
+# ------------------------------------------------------------------------------------------------- what a branch tells
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ({"about": ["x"]}, "`together/row/a/about` must be a sentence. Got ['x']."),
+        ({"published": [0.5]}, "`together/row/a/published` takes {dev: {task: figure}, test: …}. Got [0.5]."),
+        ({"published": {"dve": {"sst": 0.5}}},
+         "Unknown split `together/row/a/published/dve`; did you mean 'dev'? Known: dev, test."),
+        ({"published": {"dev": {"sst": 51.2}}},
+         "`together/row/a/published/dev/sst` must be a number in [-1, 1], as our metrics are. Got 51.2."),
+        ({"published": {"dev": {"sts": True}}},
+         "`together/row/a/published/dev/sts` must be a number in [-1, 1], as our metrics are. Got true."),
+        ({"published": {"test": {"overall": 0.5}}},
+         "Unknown task or score `together/row/a/published/test/overall`. Known: cfimdb, mean, norm, para, sst, sts."),
+    ],
+)  # fmt: skip
+def test_what_a_branch_tells_of_itself_is_checked(told: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        make_space("s", {"together": {"row": [{"name": "a", **told}, {"name": "b", "set": {"max_length": 64}}]}})
+    assert str(caught.value) == sentence
+
+
+def test_what_a_branch_tells_of_itself_is_no_part_of_a_config() -> None:
+    told = {"about": "table 1", "published": {"dev": {"sst": 0.5, "norm": 0.6}}}
+    branches = [{"name": "a", "set": {"max_length": 32}}, {"name": "b", "set": {"max_length": 64}}]
+    plain, talking = (
+        make_space("s", {"together": {"row": rows}}) for rows in (branches, [{**branches[0], **told}, branches[1]])
+    )
+    choose = lambda name, domain: domain.values()[0]  # noqa: E731
+    assert talking.sample(choose).config() == plain.sample(choose).config()
