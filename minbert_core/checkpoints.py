@@ -9,7 +9,6 @@ JSON are read; a pickle is never opened, but the sentence that refuses it holds 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from minbert_core.encoder import Encoder, EncoderShape, assemble
 from minbert_core.encoder_files import INDEX, SHARDS, WEIGHTS, read_json, weight_files
-from minbert_core.files import cache_folder, user_path
+from minbert_core.files import cache_folder, replaced, user_path
 from minbert_core.methods.adapters import plain_weights
 from minbert_core.tensor_files import load_shapes, load_tensors, save_tensors
 
@@ -149,15 +148,12 @@ def save_encoder(encoder: Encoder, folder: Path, beside: Mapping[str, Tensor] | 
         "pad_token_id": 0,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = {name: folder / f".{name}.{os.getpid()}" for name in ("model.safetensors", "config.json")}
-    try:
-        save_tensors(weights, temporary["model.safetensors"], metadata={"format": "pt"})
-        temporary["config.json"].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for name, path in temporary.items():
-            os.replace(path, folder / name)
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
+    with (
+        replaced(folder / "config.json", many_writers=True) as config_draft,
+        replaced(folder / WEIGHTS, many_writers=True) as weights_draft,
+    ):
+        save_tensors(weights, weights_draft, metadata={"format": "pt"})
+        config_draft.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def fetch_encoder(name_or_folder: str) -> Path:

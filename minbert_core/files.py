@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -45,6 +46,44 @@ def cache_folder() -> Path:
     except RuntimeError:
         who = f"user {os.getuid()} has no entry in the password database"
         raise OSError(f"There is no home folder: HOME is not set, and {who}. {_writable('XDG_CACHE_HOME')}") from None
+
+
+# ------------------------------------------------------------------------------------------------------------------ writing
+
+
+@contextlib.contextmanager
+def replaced(path: Path, *, many_writers: bool = False) -> Iterator[Path]:
+    """Yield a draft: write a file, a folder or a link there, and it takes the place of `path` when the block ends.
+
+    A reader sees the old content or the new content, each whole. A folder is replaced in two moves: between them there is none.
+    If the block fails, `path` keeps its content and the draft is removed; the next writer removes the draft of a killed one.
+    many_writers: other processes may write `path` at the same time, so that each draft has a folder of its own, and the name
+    of `path`; the draft of a killed writer then remains.  Raises OSError.
+    """
+    if many_writers:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            yield Path(folder) / path.name
+            os.replace(Path(folder) / path.name, path)
+        return
+    draft, old = (path.with_name(f"{path.name}.{suffix}") for suffix in ("tmp", "old"))
+    _remove(draft)
+    _remove(old)
+    try:
+        yield draft
+        if os.path.isdir(path) and not os.path.islink(path):
+            os.replace(path, old)
+        os.replace(draft, path)
+        _remove(old)
+    finally:
+        _remove(draft)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if there is one; what another process still reads of a folder may remain."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    elif os.path.lexists(path):
+        path.unlink()
 
 
 # ----------------------------------------------------------------------------------------------------------------- locks

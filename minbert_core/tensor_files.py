@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minbert_core.encoder_files import check_content
+from minbert_core.files import replaced
 
 T = TypeVar("T")
 
@@ -71,18 +72,17 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
 
 def save_state(state: Mapping[str, Any], path: Path) -> None:
     """Write what `load_state` reads, by way of a draft: a reader sees the old file or the new one whole.  Raises OSError."""
-    draft = path.with_name(path.name + ".tmp")
-    try:
-        with draft.open("wb") as file:
-            torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except (OSError, RuntimeError) as error:
-        fault = error if isinstance(error, OSError) else error.__context__
-        if isinstance(fault, OSError) and fault.errno is not None:
-            raise OSError(fault.errno, fault.strerror, fault.filename or str(draft)) from None
-        raise
+    with replaced(path) as draft:
+        try:
+            with draft.open("wb") as file:
+                torch.save(dict(state), file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:
+            fault = error if isinstance(error, OSError) else error.__context__
+            if isinstance(fault, OSError) and fault.errno is not None:
+                raise OSError(fault.errno, fault.strerror, fault.filename or str(draft)) from None
+            raise
 
 
 def load_state(path: Path) -> dict[str, Any]:

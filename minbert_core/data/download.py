@@ -15,9 +15,7 @@ import argparse
 import csv
 import hashlib
 import io
-import os
 import shlex
-import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
 from http.client import HTTPException, IncompleteRead
@@ -30,6 +28,7 @@ from minbert_core.commands import DONE, Refused, run_command
 from minbert_core.data.corpus import load_test_split, read_split
 from minbert_core.data.tables import CorpusError
 from minbert_core.data.tasks import TASKS
+from minbert_core.files import replaced
 
 SOURCE = "https://raw.githubusercontent.com/gpoesia/minbert-default-final-project/main/data/"
 PUBLISHED = {  # what lies there, and its rows, those that training leaves out included: counted, 2026-11; Quora reported
@@ -155,19 +154,17 @@ def _fetch_missing(folder: Path, source: str, name: str, expected: int) -> str:
             before = f"fetched again, it could not be read ({str(error).splitlines()[0]}); "
         else:
             return f"there already, {_compared(rows, expected)}"
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as drafts:  # beside its place: a rename is atomic
+    with replaced(path, many_writers=True) as draft:
         url = f"{source.rstrip('/')}/{name}"
         try:
             body = fetch(url)
         except ConnectionError as error:
             raise Refused(_by_hand(folder, source, str(error))) from None
-        draft = Path(drafts) / name
         draft.write_bytes(body)
         try:
             rows = num_rows(draft)
         except CorpusError as error:
             raise Refused(f"{url} is not the course's file: {error}") from None
-        os.replace(draft, path)
     return f"{before}{len(body) / 1e6:.1f} MB, {_compared(rows, expected)}"
 
 
@@ -241,14 +238,12 @@ def cut_quora(folder: Path) -> None:
                 f"--cut-quora would replace {path}, which is not of its making. Nothing was changed: move the file away if the "
                 "cut is what you want."
             )
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as drafts:
-        # The original first and dev last: wherever this breaks off, the whole file is there under one of its two names.
-        for path, content in {original: whole, **parts}.items():
-            draft = Path(drafts) / path.name
+    # The original first and dev last: wherever this breaks off, the whole file is there under one of its two names.
+    for path, content in {original: whole, **parts}.items():
+        with replaced(path, many_writers=True) as draft:
             draft.write_bytes(content)
             if path != original:
                 print(f"        {path.name}: cut, {num_rows(draft):,} rows")
-            os.replace(draft, path)
 
 
 def _cut(text: str) -> dict[str, str]:

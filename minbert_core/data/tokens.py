@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -30,6 +28,7 @@ from torch import Tensor
 from minbert_core.data.corpus import Dropped, Split, fingerprint, load_test_split, prepare, read_split
 from minbert_core.data.tasks import SplitName, Task
 from minbert_core.encoder_files import check_content, read_json, read_text
+from minbert_core.files import replaced
 
 Encoding = Literal["cross", "bi"]  # tasks of single sentences ignore it: [CLS] a [SEP]
 Integers = NDArray[np.int64]
@@ -295,13 +294,12 @@ def _write(split: Split, tokenizer: Tokenizer, path: Path) -> None:
     }
     batch = pa.record_batch(list(columns.values()), names=list(columns)).replace_schema_metadata(metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-            writer.write_batch(batch)  # one batch, so that a column is one array and a view of it needs no copy
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        replaced(path, many_writers=True) as draft,
+        draft.open("wb") as sink,
+        pa.ipc.new_file(sink, batch.schema) as writer,
+    ):
+        writer.write_batch(batch)  # one batch, so that a column is one array and a view of it needs no copy
 
 
 # ---------------------------------------------------------------------------------------------------------------- a batch

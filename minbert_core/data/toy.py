@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
 import string
-import uuid
 from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 from random import Random
 
 from minbert_core.data.tasks import TASKS
+from minbert_core.files import replaced
 
 VERSION = 2  # part of the cached folder's name; raise it when what is written changes
 SIZES = {"train": 2000, "dev": 400, "test": 400}  # examples of each task
@@ -113,14 +112,9 @@ def _rows(generate: Callable[[Random], list[str]], stream: str, count: int) -> I
 def _write(path: Path, rows: Iterable[list[str]]) -> None:
     if path.exists():
         return
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            # vocab.txt has a lone quote as a line, and no quoting: no field here holds a TAB or needs a quote
-            csv.writer(file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None).writerows(rows)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced(path, many_writers=True) as draft, draft.open("w", encoding="utf-8", newline="") as file:
+        # vocab.txt has a lone quote as a line, and no quoting: no field here holds a TAB or needs a quote
+        csv.writer(file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None).writerows(rows)
 
 
 # ------------------------------------------------------------------------------------------------------------- the tasks

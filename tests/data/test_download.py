@@ -362,7 +362,7 @@ def test_a_cut_that_is_broken_off_loses_nothing_and_is_finished_by_the_next_call
         done.append(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(download_module.os, "replace", replace_some)
+        patch.setattr("minbert_core.files.os.replace", replace_some)
         assert run(cut, "http://127.0.0.1:9/", "--cut-quora") == INTERRUPTED
     assert set(contents(cut)) <= set(after)
     assert after[ORIGINAL] in contents(cut).values()
