@@ -13,14 +13,11 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
 from minbert_core.config import Machine
-from minbert_core.methods.adapters import merged_weight
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 1 << 30  # of glibc's malloc.h
 FASTER = 1.05  # by less than this, a route is not worth other last digits than torch's default gives
@@ -97,37 +94,6 @@ def exact_products() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def pack_linears(root: nn.Module, precision: str) -> list[nn.Linear]:
-    """Let the linear layers under `root` multiply by copies of their weights that are laid out as oneDNN's kernels read them.
-
-    For answers on the CPU, as exact as without: a sentence alone takes a quarter less, an evaluation a seventh. It holds while
-    the weights stay as they are (`packed_linears`: within a block). Returns the layers; none on a GPU or without oneDNN.
-    """
-    packed = []
-    for linear in (module for module in root.modules() if isinstance(module, nn.Linear)):
-        if linear.weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
-            weight, bias = (values.to(getattr(torch, precision)) for values in (merged_weight(linear), linear.bias.detach()))
-            linear.forward = partial(_multiply, torch.ops.mkldnn._reorder_linear_weight(weight, None), bias)  # type: ignore[method-assign]
-            packed.append(linear)
-    return packed
-
-
-@contextlib.contextmanager
-def packed_linears(root: nn.Module, precision: str) -> Iterator[None]:
-    """`pack_linears` within the block, in which no weight may change."""
-    packed = pack_linears(root, precision)
-    try:
-        yield
-    finally:
-        for linear in packed:
-            del linear.forward
-
-
-def _multiply(packed: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(bias.dtype), packed, bias, "none", [], "")
-    return product
 
 
 def resolve_device(device: str) -> str:

@@ -32,7 +32,7 @@ from minbert_core.data.tokens import PackedBatch, TokenisedTexts, Tokenizer, loa
 from minbert_core.encoder import Encoder, Masks
 from minbert_core.encoder_fit import check_encoder
 from minbert_core.files import replaced, user_path
-from minbert_core.machine import in_precision, pack_linears, resolve_device, resolve_precision
+from minbert_core.machine import in_precision, resolve_device, resolve_precision
 from minbert_core.methods.adapters import Adapter
 from minbert_core.methods.shared_layers import SharedLayer
 from minbert_core.seeds import seed_of
@@ -418,5 +418,5 @@ def load(folder: str | Path, device: str = "auto") -> Predictor:
     model, config = load_model(folder)
     tokenizer = load_tokenizer(folder / "encoder")
     check_encoder(config, model.encoder.shape, tokenizer)
-    pack_linears(model.to(resolve_device(device)).encoder, "float32")  # on a GPU none is
+    model.to(resolve_device(device))
     return Predictor(model, config, tokenizer)
