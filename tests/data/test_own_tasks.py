@@ -85,7 +85,7 @@ def test_a_declaration_survives_being_written_as_yaml_and_as_paths() -> None:
         ({"labels": ["4.0", 4]}, "`own_tasks/mine/classification/labels` must differ from each other. Got ['4', '4']."),
         ({"text": ["a", "b", "c"]}, "`own_tasks/mine/classification/text` must have at most 2 entries. Got ['a', 'b', 'c']."),
         ({"files": {"train": "x.txt"}}, "`train` must end in .csv, .tsv, .jsonl, .parquet. Got 'x.txt'."),
-        ({"files": {"train": "x.csv", "dev": "x.csv"}}, "names one file for two splits"),
+        ({"files": {"train": "x.csv", "dev": "x.csv"}}, "must name different files"),
         ({"metric": "pearson"}, "Unknown `own_tasks/mine/classification/metric` 'pearson'"),
         ({"dev_share": 1}, "`own_tasks/mine/classification/dev_share` must be < 1. Got 1."),
         ({"colour": 1}, "Unknown key `own_tasks/mine/classification/colour`"),
@@ -99,7 +99,7 @@ def test_what_is_wrong_with_a_declaration_is_a_sentence(own: dict[str, Any], sen
 @pytest.mark.parametrize("name", ["sst", "all", "norm", "My Task", "7", "a/b"])
 def test_a_name_that_is_taken_or_no_path_is_refused(name: str) -> None:
     with pytest.raises(
-        SettingsError, match=r"`own_tasks/.*` (is a name that is taken.* Taken: all, cfimdb, |must be named with)"
+        SettingsError, match=r"`own_tasks/.*` (has a reserved name.* Reserved: all, cfimdb, |must be named with)"
     ):
         load_config({"own_tasks": {name: REVIEWS}})
 
@@ -191,7 +191,7 @@ def test_rows_without_text_or_label_are_dropped_and_named(tmp_path: Path) -> Non
         ('{"review": "x", "stars": "great"}\n', r"r.jsonl:1: label 'stars' must be one of bad, fair, good. Got 'great'."),
         ('{"review": "x", "stars": "bad"}\n{"review": \n', r"r.jsonl:2: every line must be a JSON object. This one is not: "),
         ('["x", "bad"]\n', r"r.jsonl:1: every line must be a JSON object. Got \[\"x\", \"bad\"\]."),
-        ('{"text": "x", "stars": "bad"}\n', r"r.jsonl:1: column 'review' is missing; the keys are 'text', 'stars'."),
+        ('{"text": "x", "stars": "bad"}\n', r"r.jsonl:1: column 'review' is missing. The keys are 'text', 'stars'."),
         ('{"review": ["x"], "stars": "bad"}\n', r"r.jsonl:1: 'review' must be text, a number or a boolean. Got list."),
         ("\n\n", r"r.jsonl has no rows."),
     ],
