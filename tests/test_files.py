@@ -143,7 +143,7 @@ def test_a_full_disk_that_names_no_file_is_found(places: Path) -> None:
     with pytest.raises(OSError, match="No space") as caught:
         Path("/dev/full").write_text("a")
     said = explain_fault(caught.value, "--runs", places / "runs")
-    assert said.startswith("Cannot write: No space left on device. Least is free below /")
+    assert said.startswith("Cannot write: No space left on device. The fullest disk is that of /")
     assert " MB. Free some space, or " in said
 
 
