@@ -22,6 +22,7 @@ from minbert_core.encoder_files import INDEX, SHARDS, WEIGHTS, read_json, weight
 from minbert_core.files import cache_folder, replaced, user_path
 from minbert_core.methods.adapters import plain_weights
 from minbert_core.tensor_files import load_shapes, load_tensors, save_tensors
+from minbert_core.words import counted
 
 _TOKENIZERS = ["tokenizer.json", "vocab.txt"]
 _FILES = ["config.json", WEIGHTS, INDEX, SHARDS, *_TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json"]
@@ -99,7 +100,7 @@ def _misfits(shape: EncoderShape, stored: Mapping[str, tuple[tuple[int, ...], st
     """
     num_layers = len({name.split(".")[2] for name in stored if name.startswith("encoder.layer.")})
     if num_layers != shape.num_hidden_layers:
-        yield f"it has {num_layers} layer{'s' * (num_layers != 1)} instead of {shape.num_hidden_layers} (`num_hidden_layers`)"
+        yield f"it has {counted(num_layers, 'layer')} instead of {shape.num_hidden_layers} (`num_hidden_layers`)"
         return
     known = set()
     for name, like in _expected(shape, _has_pooler(stored)).items():

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -95,11 +95,8 @@ def _side(whole: Split, side: SplitName) -> Split:
     """
     task, texts, labels = whole.task, whole.texts, whole.labels
     assert labels is not None, "train is read with labels"
-    hashes = [hashlib.blake2b(f"{task.dev_seed}/{row}".encode(), digest_size=8).digest() for row in texts]
-    bound = sorted(hashes)[
-        math.ceil(task.dev_share * len(texts)) - 1
-    ]  # the hash of the last row of dev, and of rows equal to it
-    rows = [i for i, value in enumerate(hashes) if (value <= bound) == (side == "dev")]
+    is_dev = lowest_hashes([f"{task.dev_seed}/{row}" for row in texts], task.dev_share)
+    rows = [i for i, is_in_dev in enumerate(is_dev) if is_in_dev == (side == "dev")]
     if not rows:
         raise CorpusError(
             f"{whole.path.name}: {len(texts)} rows cannot be cut into train and dev with a dev_share of {task.dev_share:g}. "
@@ -113,6 +110,13 @@ def _side(whole: Split, side: SplitName) -> Split:
         dropped=whole.dropped if side == "train" else [],
         notes=whole.notes if side == "train" else [],
     )
+
+
+def lowest_hashes(keys: Sequence[str], share: float) -> list[bool]:
+    """Mark the `share` of `keys` with the lowest hashes. Equal keys are marked alike, so there may be a few more."""
+    hashes = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys]
+    bound = sorted(hashes)[math.ceil(share * len(keys)) - 1]
+    return [value <= bound for value in hashes]
 
 
 def fingerprint(path: Path, task: Task) -> str:

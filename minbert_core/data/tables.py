@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from minbert_core.words import counted
+
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")  # the suffixes of users' own files; CSV and TSV have a header
 MAX_SHOWN = 5  # lines that one note lists
 
@@ -54,11 +56,10 @@ class Findings:
 
 
 def _note(path: Path, what: str, lines: list[int]) -> str:
-    count = "1 field" if len(lines) == 1 else f"{len(lines)} fields"
     different = list(dict.fromkeys(lines))
     shown, more = ", ".join(map(str, different[:MAX_SHOWN])), len(different) - MAX_SHOWN
     where = f"line{'s' * (len(different) > 1)} {shown}" + (f" and {more} more" if more > 0 else "")
-    return f"{count} of {path.name} with {what}: {where}"
+    return f"{counted(len(lines), 'field')} of {path.name} with {what}: {where}"
 
 
 # ---------------------------------------------------------------------------------------------------------------- a cell

@@ -7,8 +7,6 @@ A row has one or two sentences. 5 % of a text file are held out, and the dev spl
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -17,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from minbert_core.data.corpus import lowest_hashes
 from minbert_core.data.tables import CorpusError, text_of
 from minbert_core.data.tokens import Encoding, Integers, PackedBatch, TokenisedTexts, Tokenizer, longest_first
 
@@ -70,11 +69,9 @@ def read_text_file(path: Path, tokenizer: Tokenizer, in_pairs: bool) -> tuple[Te
         what = "lines that follow each other in one document" if in_pairs else "lines with text"
         raise CorpusError(f"{path.name} must have at least two {what}, one to train on and one to hold out. Got {len(rows)}.")
     first, second = ([np.array(ids, np.int64) for ids in tokenizer.encode(list(column))] for column in zip(*rows, strict=True))
-    hashes = [hashlib.blake2b("\n".join(row).encode(), digest_size=8).digest() for row in rows]
-    bound = sorted(hashes)[math.ceil(HELD_OUT * len(rows)) - 1]  # the hash of the last row held out, and of rows equal to it
+    is_held_out = lowest_hashes(["\n".join(row) for row in rows], HELD_OUT)
     trained, held_out = (
-        [row for row, value in enumerate(hashes) if (value <= bound) == is_held_out and len(first[row])]
-        for is_held_out in (False, True)
+        [row for row, is_out in enumerate(is_held_out) if is_out == wanted and len(first[row])] for wanted in (False, True)
     )
     if not trained or not held_out:
         raise CorpusError(f"{path.name}: all rows are equal, so none can be held out.")

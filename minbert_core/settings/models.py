@@ -7,9 +7,7 @@ import re
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
-NAME = re.compile(
-    r"[a-z0-9_-]+"
-)  # a valid name of a space, branch, search or task: it fits into paths, folder names and commands
+NAME = re.compile(r"[a-z0-9_-]+")  # a name of a space, branch, search or task, fit for paths, folders and commands
 
 
 class Settings(BaseModel):

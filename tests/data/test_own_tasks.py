@@ -77,7 +77,10 @@ def test_a_declaration_survives_being_written_as_yaml_and_as_paths() -> None:
         ({"kind": "ranking"}, "Unknown `own_tasks/mine` kind 'ranking'. Known: binary, classification, regression."),
         ({"labels": ["a"]}, "`own_tasks/mine/classification/labels` must have 2 or more entries. Got ['a']."),
         ({"labels": ["1", 1, 2]}, "`own_tasks/mine/classification/labels` must differ from each other. Got ['1', '1', '2']."),
-        ({"labels": ["good", None]}, "`own_tasks/mine/classification/labels` must not be empty: a row without a label is left"),
+        (
+            {"labels": ["good", None]},
+            "`own_tasks/mine/classification/labels` must not be empty, because rows without a label are dropped",
+        ),
         (
             {"labels": ["True", True]},
             "`own_tasks/mine/classification/labels` must differ from each other. Got ['true', 'true'].",
@@ -210,9 +213,7 @@ def test_a_truncated_parquet_file_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_says_who_named_it_and_where_it_is_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(
-        CorpusError, match=r"no file r\.jsonl in the folder .*: `own_tasks/mine/classification/files` names it\."
-    ):
+    with pytest.raises(CorpusError, match=r"has no file r\.jsonl\. `own_tasks/mine/classification/files` names it\."):
         fingerprint(tmp_path / "r.jsonl", declared())
 
 

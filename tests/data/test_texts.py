@@ -106,7 +106,7 @@ def test_a_carriage_return_inside_a_line_is_white_space_and_without_line_feeds_a
             False,
             r"reviews\.txt must have at least two lines with text, one to train on and one to hold out\. Got 1\.",
         ),
-        ("a\n\nb\n\nc\nd\n", True, r"two lines that follow each other in one document at least, .* Got 1\."),
+        ("a\n\nb\n\nc\nd\n", True, r"at least two lines that follow each other in one document, .* Got 1\."),
         ("so\nso\nso\n", False, r"reviews\.txt: all rows are equal, so none can be held out\."),
     ],
 )
