@@ -22,7 +22,7 @@ from minbert_core.data.tasks import Task
 from minbert_core.data.tokens import TokenisedSplit, tokenise_test_split
 from minbert_core.files import cache_folder, message
 from minbert_core.inputs import open_inputs
-from minbert_core.machine import pack_linears, prepare, resolve_precision
+from minbert_core.machine import prepare, resolve_precision
 from minbert_core.model import load_model, predict_logits
 from minbert_core.train.folder import read_records, state_file, train_in
 from minbert_core.train.trial import load_snapshot
@@ -110,7 +110,7 @@ def answer(model_folder: Path, relocated: Mapping[str, str], out: Path) -> None:
     model, config = load_model(model_folder)
     device = prepare(config.machine)
     precision = resolve_precision(config.machine.precision, device)
-    pack_linears(model.to(device).encoder, precision)
+    model.to(device)
     inputs = open_inputs(relocated_config(config, relocated))
     out.mkdir(parents=True, exist_ok=True)
     for name in config.train_on:

@@ -13,6 +13,7 @@ from typing import Any
 from analysis.branches import Question
 from minbert_core.commands import Refused
 from minbert_core.config import TrialConfig
+from minbert_core.files import replaced
 from minbert_core.seeds import seed_of
 from minbert_core.settings.paths import as_written
 from search.environment import git_commit
@@ -116,9 +117,8 @@ class Selection:
                 return hashlib.sha256(before).hexdigest()
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(document, indent=1) + "\n"
-        draft = path.with_name(path.name + ".tmp")
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
+        with replaced(path) as draft:
+            draft.write_text(text, encoding="utf-8")
         return hashlib.sha256(text.encode()).hexdigest()
 
 

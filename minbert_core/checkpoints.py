@@ -1,15 +1,14 @@
-"""Encoder checkpoints in Hugging Face's layout: read, written, fetched by name.
+"""Encoder checkpoints in Hugging Face's layout: read, write, or fetch by name.
 
     hub name or folder -> fetch_encoder -> folder -> load_encoder -> Encoder -> save_encoder -> folder
 
-The format: config.json and model.safetensors, or its shards, with the names of transformers' BertModel. Only safetensors and
-JSON are read; a pickle is never opened, but the sentence that refuses it holds the command that converts it.
+A checkpoint is config.json and model.safetensors (or its shards), with the names of transformers' BertModel. Only safetensors
+and JSON are read. A pickle is never opened; the error that refuses it contains the command that converts it.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -20,9 +19,10 @@ from torch import Tensor
 
 from minbert_core.encoder import Encoder, EncoderShape, assemble
 from minbert_core.encoder_files import INDEX, SHARDS, WEIGHTS, read_json, weight_files
-from minbert_core.files import cache_folder, user_path
+from minbert_core.files import cache_folder, replaced, user_path
 from minbert_core.methods.adapters import plain_weights
 from minbert_core.tensor_files import load_shapes, load_tensors, save_tensors
+from minbert_core.words import counted
 
 _TOKENIZERS = ["tokenizer.json", "vocab.txt"]
 _FILES = ["config.json", WEIGHTS, INDEX, SHARDS, *_TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json"]
@@ -34,7 +34,7 @@ _STORED_MODULES = {
     "segment_embeddings": ["embeddings.token_type_embeddings"],
     "embedding_norm": ["embeddings.LayerNorm"],
     "query": ["attention.self.query"],
-    "key_value": ["attention.self.key", "attention.self.value"],  # one matrix here, two there
+    "key_value": ["attention.self.key", "attention.self.value"],  # one matrix in our encoder, two in a checkpoint
     "attention_output": ["attention.output.dense"],
     "attention_norm": ["attention.output.LayerNorm"],
     "intermediate": ["intermediate.dense"],
@@ -47,12 +47,12 @@ _STORED_MODULES = {
 def read_shape(folder: Path) -> EncoderShape:
     """Read an encoder's shape from its config.json, and check the names and shapes of its weights against it.
 
-    The weights themselves are not read, so that this takes milliseconds.
-    Raises ValueError: a missing or damaged file, another architecture, weights missing, of a wrong shape or left over.
-    Raises OSError: a file that the system does not let us read.
+    The weights themselves are not read, so this takes milliseconds.
+    Raises ValueError: a missing or damaged file, another architecture, missing or unknown weights, a wrong shape.
+    Raises OSError: the system does not let us read a file.
     """
     if not folder.is_dir():
-        raise ValueError(f"There is no encoder folder {folder}.")
+        raise ValueError(f"The encoder folder {folder} does not exist.")
     shape = _read_config(folder / "config.json")
     if faults := list(_misfits(shape, _stored_shapes(folder))):
         more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
@@ -62,21 +62,21 @@ def read_shape(folder: Path) -> EncoderShape:
 
 
 def load_encoder(folder: Path, hidden_dropout: float, attention_dropout: float) -> Encoder:
-    """Load the encoder in a folder of Hugging Face's layout (config.json, model.safetensors or its shards), in float32.
+    """Load the encoder of a folder (config.json, model.safetensors or its shards) in float32.
 
-    Heads are left out; an absent pooler is drawn fresh, always the same; `encoder.notes` says both.
-    Raises as `read_shape` does.
+    Heads are ignored. A missing pooler is initialised from a fixed seed. `encoder.notes` reports both.
+    Raises the errors of `read_shape`.
     """
     shape = read_shape(folder)
     stored = _read_weights(folder)
     weights: dict[str, Tensor] = {}
     notes: list[str] = []
     if not _has_pooler(stored):
-        notes.append("The checkpoint has no pooler: a fresh one was drawn.")
+        notes.append("The checkpoint has no pooler: a new one was initialised.")
     for name in _expected(shape, _has_pooler(stored)):
         weights[name] = torch.cat([stored.pop(part).float() for part in stored_names(name)])
     if stored:
-        notes.append(f"Left out of the checkpoint, no part of an encoder: {', '.join(sorted(stored))}.")
+        notes.append(f"Ignored in the checkpoint, because an encoder has no such weights: {', '.join(sorted(stored))}.")
     encoder = assemble(shape, weights, torch.Generator().manual_seed(0), hidden_dropout, attention_dropout)
     encoder.notes = tuple(notes)
     return encoder
@@ -87,17 +87,20 @@ def _has_pooler(stored: Mapping[str, Any]) -> bool:
 
 
 def _expected(shape: EncoderShape, with_pooler: bool) -> dict[str, Tensor]:
-    """The parameters of an encoder of this shape, without content."""
+    """Return the parameters of an encoder of this shape on the meta device, that is, without content."""
     with torch.device("meta"):
         expected = Encoder(shape, 0, 0).state_dict()
     return {name: like for name, like in expected.items() if with_pooler or not name.startswith("pooler.")}
 
 
 def _misfits(shape: EncoderShape, stored: Mapping[str, tuple[tuple[int, ...], str]]) -> Iterator[str]:
-    """Yield what of a checkpoint, {name: (shape, dtype)}, is not the weights of an encoder of `shape`, in words."""
+    """Yield a clause for each tensor that is missing, unknown or wrong in a checkpoint for `shape`.
+
+    stored: {name: (shape, dtype)} of the checkpoint's tensors.
+    """
     num_layers = len({name.split(".")[2] for name in stored if name.startswith("encoder.layer.")})
     if num_layers != shape.num_hidden_layers:
-        yield f"it has {num_layers} layer{'s' * (num_layers != 1)} instead of {shape.num_hidden_layers} (`num_hidden_layers`)"
+        yield f"it has {counted(num_layers, 'layer')} instead of {shape.num_hidden_layers} (`num_hidden_layers`)"
         return
     known = set()
     for name, like in _expected(shape, _has_pooler(stored)).items():
@@ -108,34 +111,34 @@ def _misfits(shape: EncoderShape, stored: Mapping[str, tuple[tuple[int, ...], st
             if part not in stored:
                 yield f"{part} is missing"
                 continue
-            found_shape, dtype = stored[part]
-            if found_shape != part_shape:
-                yield f"{part} has shape {found_shape} instead of {part_shape}"
+            stored_shape, dtype = stored[part]
+            if stored_shape != part_shape:
+                yield f"{part} has shape {stored_shape} instead of {part_shape}"
             elif not dtype.startswith(("F", "BF")):
                 yield f"{part} is stored as {dtype}, which is not a floating-point type (a quantised model?)"
     of_encoder = ("embeddings.", "encoder.", "pooler.")
-    yield from (f"{name} is left over" for name in stored if name.startswith(of_encoder) and name not in known)
+    yield from (f"{name} is unknown" for name in stored if name.startswith(of_encoder) and name not in known)
 
 
 def load_head(folder: Path, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Tensors of a checkpoint beside its encoder, {parameter: tensor} of {parameter: its name there}; none if one is absent.
+    """Load the tensors of a head that a checkpoint holds in addition to its encoder; {} if any of them is missing.
 
-    Raises as `load_encoder` does, where the weights cannot be read.
+    names: {parameter: its name in the checkpoint}. The result is {parameter: tensor}.
+    Raises the errors of `load_encoder` if the weights cannot be read.
     """
     stored = _read_weights(folder)
-    found = {name: stored[there].float() for name, there in names.items() if there in stored}
-    return found if len(found) == len(names) else {}
+    head = {name: stored[stored_name].float() for name, stored_name in names.items() if stored_name in stored}
+    return head if len(head) == len(names) else {}
 
 
-def save_encoder(encoder: Encoder, folder: Path, beside: Mapping[str, Tensor] | None = None) -> None:
-    """Writes `folder` so that `load_encoder` and `transformers.BertModel.from_pretrained` load it, bit for bit.
+def save_encoder(encoder: Encoder, folder: Path, extra_tensors: Mapping[str, Tensor] | None = None) -> None:
+    """Write `folder` so that `load_encoder` and `transformers.BertModel.from_pretrained` load it, bit for bit.
 
-    beside: further tensors of the checkpoint, under the names that they have there (`load_head`).
-
-    What was added to its matrices (LoRA) is in them then: the folder's encoder gives the same, to float precision.
-    Each file is written beside its place and then renamed: a reader sees the old one or the new one whole.
+    extra_tensors: tensors to store in addition to the encoder's, by their names in the checkpoint (see `load_head`).
+    The matrices include LoRA's updates: the stored encoder's outputs equal this encoder's, up to float rounding.
+    Each file is replaced as a whole: a reader sees the old file or the new one.
     """
-    weights = {name: tensor.detach().to("cpu", torch.float32).clone() for name, tensor in (beside or {}).items()}
+    weights = {name: tensor.detach().to("cpu", torch.float32).clone() for name, tensor in (extra_tensors or {}).items()}
     for name, tensor in {**plain_weights(encoder), "word_embeddings.weight": encoder.all_word_embeddings()}.items():
         parts = stored_names(name)
         for part, chunk in zip(parts, tensor.detach().to("cpu", torch.float32).chunk(len(parts)), strict=True):
@@ -149,21 +152,18 @@ def save_encoder(encoder: Encoder, folder: Path, beside: Mapping[str, Tensor] | 
         "pad_token_id": 0,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = {name: folder / f".{name}.{os.getpid()}" for name in ("model.safetensors", "config.json")}
-    try:
-        save_tensors(weights, temporary["model.safetensors"], metadata={"format": "pt"})
-        temporary["config.json"].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for name, path in temporary.items():
-            os.replace(path, folder / name)
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
+    with (
+        replaced(folder / "config.json", many_writers=True) as config_draft,
+        replaced(folder / WEIGHTS, many_writers=True) as weights_draft,
+    ):
+        save_tensors(weights, weights_draft, metadata={"format": "pt"})
+        config_draft.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def fetch_encoder(name_or_folder: str) -> Path:
-    """The absolute folder of an encoder: the folder named, else the hub model of that name, downloaded once.
+    """Return the absolute folder of an encoder: `name_or_folder` if it is a folder, otherwise the hub model of that name.
 
-    A model that is in Hugging Face's cache is taken from there without asking the network.
+    A model is downloaded once. If it is in Hugging Face's cache, the network is not used.
     Raises ValueError: no such folder, no such model, no network (after five seconds). OSError: the cache cannot be written.
     """
     folder = user_path(name_or_folder)
@@ -171,14 +171,14 @@ def fetch_encoder(name_or_folder: str) -> Path:
         return folder.resolve()
     if folder.is_file():
         raise ValueError(
-            f"{folder} is a file; an encoder is a folder in Hugging Face layout: config.json, model.safetensors, a tokenizer."
-            " A .pt or .bin file is a pickle, which is not opened here: where it was made, write its encoder's weights under "
-            "the names of transformers' BertModel with safetensors.torch.save_file."
+            f"{folder} is a file. An encoder is a folder in Hugging Face layout: config.json, model.safetensors, a tokenizer. "
+            "A .pt or .bin file is a pickle, which is never opened here. Where you created it, write its encoder's weights "
+            "under the names of transformers' BertModel with safetensors.torch.save_file."
         )
     if folder.is_absolute() or name_or_folder.startswith((".", "~")) or name_or_folder.count("/") > 1:
-        raise ValueError(f"There is no encoder folder {folder}.")
-    cache_folder()  # raises without a home folder, where the hub would create a folder named ~
-    import huggingface_hub  # here, because a search over a folder needs no hub
+        raise ValueError(f"The encoder folder {folder} does not exist.")
+    cache_folder()  # raises if there is no home folder: the hub would then create a folder named ~
+    import huggingface_hub  # here, because an encoder in a folder does not need it
 
     def snapshot(**options: Any) -> Path:
         return Path(huggingface_hub.snapshot_download(name_or_folder, allow_patterns=_FILES, etag_timeout=5, **options))
@@ -186,31 +186,31 @@ def fetch_encoder(name_or_folder: str) -> Path:
     try:
         try:
             folder = snapshot(local_files_only=True)
-        except FileNotFoundError:  # no model of that name in the cache
+        except FileNotFoundError:  # the cache has no model of that name
             folder = Path()
         if not _is_whole(folder):
-            # asked first and apart, because snapshot_download itself waits without limit on a connection that stays silent
+            # a separate request with a timeout, because snapshot_download waits forever if the server does not respond
             revision = huggingface_hub.HfApi().repo_info(name_or_folder, timeout=5).sha
             folder = snapshot(revision=revision)
-    except Exception as error:  # the hub's own errors, the HTTP library's and the system's have no common base
-        if isinstance(error, OSError) and error.filename is not None:  # the cache's disk, not the network
+    except Exception as error:  # the errors of the hub, the HTTP library and the system have no common base class
+        if isinstance(error, OSError) and error.filename is not None:  # a fault of the cache's disk, not of the network
             raise
         reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         if huggingface_hub.constants.HF_HUB_OFFLINE:
             fetch = f'python -c "from minbert_core.checkpoints import fetch_encoder; fetch_encoder({name_or_folder!r})"'
             cache = huggingface_hub.constants.HF_HUB_CACHE
-            reason = f"HF_HUB_OFFLINE is set, and {cache} lacks it; where there is a network, {fetch} puts it there"
+            reason = f"HF_HUB_OFFLINE is set, and {cache} lacks it; with a network, {fetch} downloads it"
         raise ValueError(
-            f"The encoder '{name_or_folder}' is no folder, and the Hugging Face hub did not give it ({reason}); use "
-            "`--encoder DIR` with a folder in Hugging Face layout, or `encoder: tiny` with the toy corpus."
+            f"The encoder '{name_or_folder}' is not a folder, and could not be downloaded from the Hugging Face hub "
+            f"({reason}). Use `--encoder DIR` with a folder in Hugging Face layout, or `encoder: tiny` with the toy corpus."
         ) from error
     if not weight_files(folder):
-        raise ValueError(f"The hub's '{name_or_folder}' has no model.safetensors; {_conversion(name_or_folder, 'DIR')}")
+        raise ValueError(f"The hub's '{name_or_folder}' has no model.safetensors. {_conversion(name_or_folder, 'DIR')}")
     return folder.resolve()
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a folder has all that an encoder needs; a download may have been interrupted."""
+    """Return True if a folder has all files that an encoder needs; an interrupted download lacks some."""
     try:
         has_weights = bool(weight_files(folder))
     except ValueError:  # a shard is missing
@@ -220,11 +220,11 @@ def _is_whole(folder: Path) -> bool:
 
 def _conversion(source: str, target: str) -> str:
     calls = f"[X.from_pretrained('{source}').save_pretrained('{target}') for X in (B, T)]"
-    return f'convert its pickle once: python -c "from transformers import AutoTokenizer as T, BertModel as B; {calls}"'
+    return f'Convert its pickle once: python -c "from transformers import AutoTokenizer as T, BertModel as B; {calls}"'
 
 
 def stored_names(name: str) -> list[str]:
-    """The names in a checkpoint of our parameter `name`: "layers.3.output.bias" -> ["encoder.layer.3.output.dense.bias"]."""
+    """Return the checkpoint's names for our parameter: "layers.3.output.bias" -> ["encoder.layer.3.output.dense.bias"]."""
     module, _, leaf = name.rpartition(".")
     prefix = ""
     if module.startswith("layers."):
@@ -251,26 +251,26 @@ def _read_config(path: Path) -> EncoderShape:
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read all tensors of a folder, by `_spelled`."""
+    """Read all tensors of a folder, with the names of `_spelled`."""
     return _spelled({name: tensor for path in _present_weights(folder) for name, tensor in load_tensors(path).items()})
 
 
 def _stored_shapes(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Read the shape and the type of all tensors of a folder, by `_spelled`; their content is not read."""
+    """Read the shape and type of all tensors of a folder, but not their content, with the names of `_spelled`."""
     return _spelled({name: item for path in _present_weights(folder) for name, item in load_shapes(path).items()})
 
 
 def _present_weights(folder: Path) -> list[Path]:
-    """As `weight_files`, but raises ValueError where there are none."""
+    """List the files with a folder's weights, as `weight_files` does.  Raises ValueError if it has none."""
     if files := weight_files(folder):
         return files
     if (folder / "pytorch_model.bin").exists():
-        raise ValueError(f"{folder} has pytorch_model.bin, no {WEIGHTS}; {_conversion(str(folder), str(folder))}")
+        raise ValueError(f"{folder} has pytorch_model.bin, but no {WEIGHTS}. {_conversion(str(folder), str(folder))}")
     raise ValueError(f"The encoder folder {folder} has no {WEIGHTS}.")
 
 
 def _spelled(stored: Mapping[str, T]) -> dict[str, T]:
-    """Bring the names of stored tensors to one spelling: no `bert.` in front, LayerNorm's weight and bias."""
+    """Give the stored tensors uniform names: without the prefix `bert.`, and with LayerNorm's `weight` and `bias`."""
     spelled = {}
     for name, item in stored.items():
         name = name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")

@@ -1,10 +1,10 @@
-"""How every command ends: its exit code, and a sentence instead of a traceback for whatever a user can mend.
+"""Exit codes of all commands, and a sentence instead of a traceback for each fault that a user can fix.
 
     def main(arguments=None) -> int:
         return run_command(_parser(), arguments, _main, writes="runs")
 
-0 done, 1 nothing could be trained, 2 what was written is wrong, 3 valid but impossible here or now, 4 done but MLflow lacks
-something, 130 interrupted, 141 the reader of the output has left (`| head`).
+Exit codes: 0 done, 1 nothing could be trained, 2 invalid input, 3 valid but impossible here or now, 4 done but MLflow lacks
+something, 130 interrupted, 141 the reader of the output has ended (`| head`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DONE, FAILED, WRONG, REFUSED, NOT_RECORDED, INTERRUPTED, UNREAD = 0, 1, 2, 3, 4,
 
 
 class Refused(ValueError):
-    """Valid, but impossible here or now: too few GPUs, a used name, a locked folder. The message is a sentence; exit code 3."""
+    """A valid request that is impossible here or now: too few GPUs, a used name, a locked folder. Exit code 3."""
 
 
 def run_command(
@@ -34,10 +34,10 @@ def run_command(
     writes: str = "",
     interrupted: str = "",
 ) -> int:
-    """Parse the arguments (None: those typed) and run `body`; print what a user can mend as a sentence; return the exit code.
+    """Parse the arguments (None: sys.argv) and run `body`; print faults that a user can fix as sentences; return the exit code.
 
-    writes: the option, without `--`, that names the place where `body` writes; the sentence recommends it if that fails.
-    interrupted: what Ctrl-C prints, unless the KeyboardInterrupt has a text of its own.
+    writes: the option, without `--`, that names the folder where `body` writes; the sentence recommends it if writing fails.
+    interrupted: the text that Ctrl-C prints, unless the KeyboardInterrupt already has one.
     """
     _open_closed_streams()
     print_anywhere()
@@ -47,9 +47,9 @@ def run_command(
             options = expand_paths(parser.parse_args(arguments))
             return body(options)
         finally:
-            sys.stdout.flush()  # a fault of the output is found here, not at interpreter exit
+            sys.stdout.flush()  # so that a fault of the output is raised here and not when the interpreter exits
     except SystemExit as leave:
-        if isinstance(leave.__context__, BrokenPipeError):  # rich leaves so
+        if isinstance(leave.__context__, BrokenPipeError):  # rich exits this way
             return UNREAD
         raise
     except OSError as error:
@@ -68,7 +68,7 @@ def run_command(
 
 
 def expand_paths(options: argparse.Namespace) -> argparse.Namespace:
-    """The options, with a leading `~` expanded in every value that is a Path."""
+    """Expand a leading `~` in every option that is a Path."""
     for name, value in vars(options).items():
         if isinstance(value, Path):
             setattr(options, name, user_path(value))
@@ -76,14 +76,14 @@ def expand_paths(options: argparse.Namespace) -> argparse.Namespace:
 
 
 def print_anywhere() -> None:
-    """Let stdout and stderr print `?` for a character that their encoding lacks; they would raise UnicodeEncodeError."""
+    """Let stdout and stderr print `?` for a character that their encoding lacks, instead of raising UnicodeEncodeError."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a notebook has others
+        if isinstance(stream, io.TextIOWrapper):  # not so in a notebook
             stream.reconfigure(errors="replace")
 
 
 def drop_output() -> None:
-    """Discard all further output, because its reader has left (`| head` has enough)."""
+    """Discard all further output, because its reader has ended (`| head`)."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     out, err = sys.stdout.fileno(), sys.stderr.fileno()
     if os.path.sameopenfile(out, err):  # 2>&1
@@ -93,14 +93,14 @@ def drop_output() -> None:
 
 
 def _open_closed_streams() -> None:
-    """Replace streams that the shell has closed (`>&-`): the next file to be opened would take their numbers."""
+    """Replace streams that the shell has closed (`>&-`); otherwise the next opened file would get their numbers."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  open until the process ends
 
 
 def _output_fault() -> OSError | None:
-    """Why the output refuses an empty line, None where it does not; a broken output is discarded."""
+    """Write an empty line to the output; if this fails, discard further output and return the error, else None."""
     try:
         print(flush=True)
     except OSError as error:
@@ -110,7 +110,7 @@ def _output_fault() -> OSError | None:
 
 
 def _end(sentence: str, code: int) -> int:
-    with contextlib.suppress(OSError):  # nobody reads stderr either
+    with contextlib.suppress(OSError):  # stderr has no reader either
         if sentence:
             print(sentence, file=sys.stderr)
     return code

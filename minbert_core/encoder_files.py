@@ -1,7 +1,7 @@
-"""The files of an encoder's folder in Hugging Face's layout: which of them hold the weights, and whether they hold anything.
+"""The files of an encoder's folder in Hugging Face's layout: find those with the weights, and read text and JSON.
 
 folder -> weight_files -> [model.safetensors], or the shards that model.safetensors.index.json names
-path -> check_content, read_text, read_json -> the content, or a sentence that names the file and what to do
+path -> check_content, read_text, read_json -> the content, or a sentence that names the file and the remedy
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-SHARDS = "model-*.safetensors"  # as transformers names them
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how each begins (Git LFS specification, "The Pointer")
+SHARDS = "model-*.safetensors"  # the names that transformers gives
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # its first bytes (Git LFS specification, "The Pointer")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -40,7 +40,7 @@ def _is_file_name(name: object) -> bool:
 
 
 def check_content(path: Path) -> None:
-    """Raise ValueError where a file is empty, or a Git LFS pointer in place of its content."""
+    """Raise ValueError if a file is empty or a Git LFS pointer."""
     with path.open("rb") as file:
         start = file.read(len(LFS_POINTER))
     if not start:
@@ -63,7 +63,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.  Raises ValueError: no content, anything else."""
+    """Read a JSON object.  Raises ValueError: no content, or not an object."""
     text = read_text(path)
     try:
         document = json.loads(text)

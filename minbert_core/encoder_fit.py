@@ -1,6 +1,6 @@
-"""Whether an encoder has what its tokenizer and a config ask of it: word embeddings, positions, segments.
+"""Check that an encoder has the word embeddings, positions and segments that its tokenizer and a config need.
 
-Without these checks each fault is an IndexError in the middle of a trial, at the first row that asks for too much.
+Without these checks each fault is an IndexError in the middle of a trial, at the first row that needs too much.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from minbert_core.encoder import EncoderShape
 
 
 def check_encoder(config: TrialConfig, shape: EncoderShape, tokenizer: Tokenizer) -> None:
-    """Raise ValueError, one line per fault, where the encoder is too small for its tokenizer or for `config`."""
+    """Raise ValueError, with one line per fault, if the encoder is too small for its tokenizer or for `config`."""
     if faults := list(_faults(config, shape, tokenizer)):
         raise ValueError("\n".join(faults))
 
@@ -45,5 +45,5 @@ def _needing_segments(config: TrialConfig) -> Iterator[tuple[str, str]]:
         pairs = [name for name in pretraining_texts(config, stage) if name in config.known_tasks
                  and config.known_tasks[name].is_pair]  # fmt: skip
         if stage.pair_encoding == "cross" and (pairs or not stage.reads_single):
-            remedy = "Set its `pair_encoding` to 'bi'" if stage.reads_single else "Leave it out"
+            remedy = "Set its `pair_encoding` to 'bi'" if stage.reads_single else "Remove this stage"
             yield f"stages/{config.stages.index(stage)}/{stage.kind}", f"{remedy}, or use another encoder."

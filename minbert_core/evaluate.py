@@ -1,6 +1,6 @@
-"""Scores of a split, and its prediction files: metrics, both overall scores, files (the course's to the byte) and their check.
+"""Scores and prediction files of a split: metrics, both overall scores, files as the course wants them, and their check.
 
-    model.predict_logits -> logits_BK, what the metric reads -> metric -> overall, score;   predictions -> prediction_text
+    model.predict_logits -> logits_BK -> metric -> overall, score      predictions -> prediction_text
 
 B examples, K outputs.
 """
@@ -22,11 +22,11 @@ from minbert_core.model import predictions
 
 
 class NotFiniteError(ArithmeticError):
-    """A loss or a metric became nan or infinite: the trial is over."""
+    """A loss or a metric is nan or infinite; the trial ends."""
 
 
 def metric(task: Task, logits_BK: NDArray[np.float32], labels_B: NDArray[np.float64]) -> float:
-    """The task's metric; a correlation of constant predictions is 0.  nan where a logit is not finite."""
+    """Compute the task's metric; nan if a logit is not finite. The correlation of constant predictions counts as 0."""
     if not np.isfinite(logits_BK).all():
         return float("nan")
     answers = predictions(task, logits_BK)
@@ -40,28 +40,28 @@ def metric(task: Task, logits_BK: NDArray[np.float32], labels_B: NDArray[np.floa
     if is_constant(answers) or is_constant(labels_B):
         return 0.0
     if task.metric == "spearman":
-        from scipy.stats import rankdata  # a second of imports, which only such a task pays
+        from scipy.stats import rankdata  # imported here, because it takes a second and few tasks need it
 
         answers, labels_B = rankdata(answers), rankdata(labels_B)
     return float(np.corrcoef(answers, labels_B)[0, 1])
 
 
 def f1(answers_B: NDArray[np.float64], labels_B: NDArray[np.float64], label: int) -> float:
-    """F1 of one class, 2TP/(2TP + FP + FN); 0 where it is neither answered nor there."""
+    """Compute the F1 of one class, 2TP/(2TP + FP + FN); 0 if it is neither predicted nor in the labels."""
     answered, right = answers_B == label, labels_B == label
     together = answered.sum() + right.sum()
     return float(2 * (answered & right).sum() / together) if together else 0.0
 
 
 def is_constant(values: NDArray[np.float64]) -> bool:
-    """Whether values differ by no more than float32 noise: a correlation with them would be noise, or 0/0."""
+    """Return True if values differ only by float32 noise, so that a correlation with them is noise or 0/0."""
     return bool(np.ptp(values) <= 1e-6 * max(1.0, float(np.abs(values).max())))
 
 
 def overall(metrics: Mapping[str, float], tasks: Mapping[str, Task], objective: str | Objective) -> dict[str, float]:
-    """Both overall scores: norm takes (r + 1)/2 of a correlation, mean takes r.
+    """Compute both overall scores: norm averages (r + 1)/2 for a correlation r, mean averages r.
 
-    They are over all of `metrics`; where `objective` weighs tasks, over those alone: the others are auxiliary.
+    They average all of `metrics`. If `objective` weights tasks, they average only those; the others are auxiliary.
     """
     counted = [name for name in metrics if not isinstance(objective, Objective) or name in objective.weights]
     return {
@@ -71,9 +71,9 @@ def overall(metrics: Mapping[str, float], tasks: Mapping[str, Task], objective: 
 
 
 def score(metrics: Mapping[str, float], tasks: Mapping[str, Task], objective: str | Objective) -> float:
-    """The one number a search maximises: norm, mean, one task's metric, or a weighted mean.
+    """Compute the score that a search maximises: norm, mean, one task's metric, or a weighted mean.
 
-    r enters a task's own objective and a weighted mean as (r + 1)/2, so that all lie in [0, 1].
+    One task's metric and a weighted mean use (r + 1)/2 for a correlation r, so that they are in [0, 1].
     """
     if isinstance(objective, Objective):
         total = sum(objective.weights.values())
@@ -89,7 +89,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def prediction_text(task: Task, ids: Sequence[str], answers: NDArray[np.float64]) -> str:
-    """The file of a task's answers: the course's, or for a task of one's own a CSV of id and prediction, classes by name."""
+    """Format a prediction file: the course's, or for a user's own task a CSV of id and prediction, with classes by name."""
     if not task.is_own:
         return submission_text(task, ids, answers)
     file = io.StringIO(newline="")
@@ -100,15 +100,15 @@ def prediction_text(task: Task, ids: Sequence[str], answers: NDArray[np.float64]
 
 
 def submission_text(task: Task, ids: Sequence[str], answers: NDArray[np.float64]) -> str:
-    """The course's prediction file, to the byte: `id \\t Predicted_X \\n`, then `<id> , <value> \\n` a row."""
+    """Format the course's prediction file, byte for byte: `id \\t Predicted_X \\n`, then `<id> , <value> \\n` per row."""
     values = [str(int(a)) if task.kind == "classification" else str(float(a)) for a in answers]
     rows = "".join(f"{id_} , {value} \n" for id_, value in zip(ids, values, strict=True))
     return f"id \t {task.prediction_column} \n{rows}"
 
 
 def check_submission(path: Path, task: Task, ids: Sequence[str]) -> list[str]:
-    """What the course's grader would refuse in a prediction file, as sentences; empty where it is fine."""
-    text = path.read_bytes().decode("utf-8", errors="replace")  # bytes, because reading as text would hide a CRLF
+    """List a sentence for each fault that the course's grader would find in a prediction file."""
+    text = path.read_bytes().decode("utf-8", errors="replace")  # from bytes, because reading as text hides CRLF
     header, _, body = text.partition("\n")
     faults = []
     if header != f"id \t {task.prediction_column} ":
@@ -128,6 +128,6 @@ def check_submission(path: Path, task: Task, ids: Sequence[str]) -> list[str]:
         faults.append(f"{path.name}: the last line has no line end.")
     if sorted(seen) != sorted(ids):
         missing, extra, again = len(set(ids) - set(seen)), len(set(seen) - set(ids)), len(seen) - len(set(seen))
-        found = f"Got {len(seen)} sound rows, {missing} missing, {extra} unknown, {again} repeated."
-        faults.append(f"{path.name}: {len(ids)} ids are expected once each. {found}")
+        counts = f"Got {len(seen)} valid rows, {missing} missing, {extra} unknown, {again} repeated."
+        faults.append(f"{path.name}: {len(ids)} ids are expected once each. {counts}")
     return faults

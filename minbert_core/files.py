@@ -1,4 +1,4 @@
-"""Where we meet the file system: the paths that users write, the cache, locks, and the system's faults as sentences.
+"""The file system: users' paths, the cache, atomic writes, locks, and sentences for the system's faults.
 
 "~/data" -> user_path -> /home/me/data      OSError -> explain_fault -> "Cannot write /x/runs: Permission denied. Set …"
 """
@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -23,9 +24,9 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def user_path(written: str | Path) -> Path:
-    """A path as its user wrote it, with a leading `~` or `~user` replaced by that home folder.
+    """Replace a leading `~` or `~user` of a path by that user's home folder.
 
-    Raises OSError where this user has no home folder.
+    Raises OSError if the user has no home folder.
     """
     try:
         return Path(written).expanduser()
@@ -34,9 +35,9 @@ def user_path(written: str | Path) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where token files, the toy corpus and pretrainings are kept: `$XDG_CACHE_HOME/minbert`, else `~/.cache/minbert`.
+    """Return the folder for token files, the toy corpus and pretrainings: `$XDG_CACHE_HOME/minbert` or `~/.cache/minbert`.
 
-    Raises OSError where neither the variable nor a home folder exists.
+    Raises OSError if neither the variable nor a home folder exists.
     """
     if written := os.environ.get("XDG_CACHE_HOME"):
         return user_path(written) / "minbert"
@@ -47,13 +48,52 @@ def cache_folder() -> Path:
         raise OSError(f"There is no home folder: HOME is not set, and {who}. {_writable('XDG_CACHE_HOME')}") from None
 
 
+# ------------------------------------------------------------------------------------------------------------------ writing
+
+
+@contextlib.contextmanager
+def replaced(path: Path, *, many_writers: bool = False) -> Iterator[Path]:
+    """Yield a draft path for a file, a folder or a link, which replaces `path` when the block ends.
+
+    A reader sees the complete old or the complete new content. A folder is replaced in two moves: `path` is briefly missing.
+    If the block fails, `path` does not change, and the draft is removed. If the process is killed, the next writer removes it.
+    many_writers: other processes may write `path` at the same time. Each draft is then named like `path`, in a separate folder,
+    which remains if the process is killed.
+    Raises OSError.
+    """
+    if many_writers:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            yield Path(folder) / path.name
+            os.replace(Path(folder) / path.name, path)
+        return
+    draft, old = (path.with_name(f"{path.name}.{suffix}") for suffix in ("tmp", "old"))
+    _remove(draft)
+    _remove(old)
+    try:
+        yield draft
+        if os.path.isdir(path) and not os.path.islink(path):
+            os.replace(path, old)
+        os.replace(draft, path)
+        _remove(old)
+    finally:
+        _remove(draft)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder if it exists; files of a folder that cannot be removed remain."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    elif os.path.lexists(path):
+        path.unlink()
+
+
 # ----------------------------------------------------------------------------------------------------------------- locks
 
 
 def lock(file: int | IO[str], path: Path, *, wait: bool = False, shared: bool = False) -> bool:
-    """Lock an open file until it is closed or its process dies; False where another process holds the lock.
+    """Lock an open file until it is closed or its process dies; return False if another process holds the lock.
 
-    path: the file's, for the fault.  Raises OSError where the file system has no locks (Lustre and NFS by their mount options).
+    path: the file's path, for the error.  Raises OSError if the file system has no locks (Lustre, NFS with some mount options).
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
@@ -69,14 +109,14 @@ def lock(file: int | IO[str], path: Path, *, wait: bool = False, shared: bool = 
 
 
 def message(error: BaseException) -> str:
-    """The text of an exception; for a fault of the system, the sentence of `explain_fault`."""
+    """Return the text of an exception; for a fault of the system, the sentence of `explain_fault`."""
     return explain_fault(error) if isinstance(error, OSError) else str(error)
 
 
 def explain_fault(error: OSError, option: str = "", place: Path | None = None) -> str:
-    """A fault of the system as a sentence: what could not be done where, the system's reason, the way out.
+    """Explain a fault of the system in a sentence: what failed where, the system's reason, a remedy.
 
-    option: the command-line option that names where its command writes; place: its value.
+    option: the command-line option for the folder where its command writes; place: its value.
     """
     if error.errno is None:  # raised by a library, or already a sentence
         return str(error)
@@ -86,7 +126,8 @@ def explain_fault(error: OSError, option: str = "", place: Path | None = None) -
         if error.errno not in NO_SPACE:
             return f"The system reports: {error.strerror or reason}."
         place, name = min(places, key=lambda known: _free_bytes(known[0]), default=(Path().absolute(), ""))
-        return f"Cannot write: {reason}. Least is free below {place}, {_free_bytes(place) / 1e6:.0f} MB. {_room(name)}"
+        free = f"The fullest disk is that of {place}, with {_free_bytes(place) / 1e6:.0f} MB free."
+        return f"Cannot write: {reason}. {free} {_room(name)}"
     verb = _verb(error, path)
     around = [(root, name) for root, name in places if path.is_relative_to(root) or root.is_relative_to(path)]
     name = max(around, key=lambda known: len(known[0].parts), default=(path, ""))[1]
@@ -94,26 +135,26 @@ def explain_fault(error: OSError, option: str = "", place: Path | None = None) -
         remedy = _room(name)
     elif error.errno in NO_LOCKS:
         remedy = f"Its file system has no locks. {_set(name, 'a folder on another disk')}"
-    else:  # another cache helps also where a file of another user cannot be read
+    else:  # another cache also helps if a file of another user cannot be read
         helps = error.errno in NOT_WRITABLE if verb == "write" else error.errno == errno.EACCES and name != option
         remedy = _writable(name) if helps else ""
     return f"Cannot {verb} {path}: {reason}. {remedy}".rstrip()
 
 
 def _path_of(error: OSError) -> Path | None:
-    name = error.filename2 or error.filename  # the latter is the source of a copy or a move
+    name = error.filename2 or error.filename  # `filename` is the source of a copy or a move
     return Path(os.path.abspath(os.fsdecode(name))) if isinstance(name, str | bytes | os.PathLike) and name else None
 
 
 def _caches() -> Iterator[tuple[Path, str]]:
-    """The cache folders, each with the environment variable that names it."""
-    with contextlib.suppress(OSError):  # there is no home folder
+    """Yield the cache folders, each with the environment variable that names it."""
+    with contextlib.suppress(OSError):  # without a home folder
         yield cache_folder(), "XDG_CACHE_HOME"
         yield user_path(os.environ.get("HF_HOME") or cache_folder().parent / "huggingface"), "HF_HOME"
 
 
 def _verb(error: OSError, path: Path) -> str:
-    """What failed: chosen so that the sentence is true whatever the program wanted to do."""
+    """Return a verb for the fault's sentence that is true for every operation that the program could have tried."""
     if error.errno in NO_LOCKS:
         return "lock"
     if error.errno in NO_SPACE:
@@ -126,7 +167,7 @@ def _verb(error: OSError, path: Path) -> str:
 
 
 def _free_bytes(folder: Path) -> int:
-    """Free bytes of the disk that holds the folder or would hold it."""
+    """Return the free bytes of the disk that holds the folder or would hold it."""
     try:
         return shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
     except OSError:
@@ -143,7 +184,7 @@ def _room(name: str) -> str:
 
 
 def _set(name: str, what: str) -> str:
-    """`Set XDG_CACHE_HOME to a folder that …`, `Use --runs to give a folder that …`; empty where no name is known."""
+    """Return `Set XDG_CACHE_HOME to a folder that …` or `Use --runs to give a folder that …`; "" without a name."""
     if not name:
         return ""
     return f"Use {name} to give {what}." if name.startswith("-") else f"Set {name} to {what}."

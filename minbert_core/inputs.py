@@ -1,4 +1,4 @@
-"""What a trial reads: the token files of its tasks and its encoder's folder.  `toy` and `tiny` are resolved here."""
+"""Inputs of a trial: the token files of its tasks and its encoder's folder.  `toy` and `tiny` are resolved here."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from minbert_core.seeds import seed_of
 
 @dataclass(frozen=True)
 class Inputs:
-    """Absolute places and memory-mapped splits; the test split is not among them."""
+    """Absolute folders and memory-mapped splits, without the test split."""
 
     data_folder: Path
-    encoder_folder: Path  # Hugging Face layout; for the tiny encoder only its tokenizer lies there
+    encoder_folder: Path  # in Hugging Face layout; the tiny encoder's folder has only a tokenizer
     tokenizer: Tokenizer
     shape: EncoderShape
     train: dict[str, TokenisedSplit]
@@ -39,22 +39,22 @@ class Inputs:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Rows of each task's train split."""
+        """The number of rows of each task's train split."""
         return {name: len(split) for name, split in self.train.items()}
 
     def notes(self) -> list[str]:
-        """A sentence for each peculiarity of the files that may have been misread, with a count and lines."""
+        """List a sentence, with a count and lines, for each kind of field that may have been misread."""
         return [note for split in (*self.train.values(), *self.dev.values()) for note in split.notes]
 
     def constant_labels(self) -> list[str]:
-        """A sentence for each train or dev split whose rows all have the same label."""
+        """List a sentence for each train or dev split whose rows all have the same label."""
         sentences = []
         for name, split in (*self.train.items(), *self.dev.items()):
             if split.labels is not None and np.ptp(split.labels) == 0:
                 task, value = split.task, float(split.labels[0])
                 label = task.classes[int(value)] if task.classes else f"{value:g}"
                 effect = (
-                    "a model learns only this answer" if split.name == "train" else f"its {task.metric} cannot compare models"
+                    "a model learns only this label" if split.name == "train" else f"its {task.metric} cannot compare models"
                 )
                 sentences.append(
                     f"{name}: all {len(split)} {split.name} rows ({split.source}) have the label {label}: {effect}."
@@ -62,12 +62,12 @@ class Inputs:
         return sentences
 
     def text_file(self, name: str) -> Path:
-        """A text file that a stage names: in the data folder, unless its name is absolute or begins with `~`."""
+        """Return the path of a stage's text file: in the data folder, unless `name` is absolute or begins with `~`."""
         return self.data_folder / user_path(name)
 
     @property
     def token_ids(self) -> Tensor:
-        """Every token that a train or dev split can bring up, special tokens included; ascending, int64."""
+        """All token ids that occur in the train and dev splits, special tokens included; ascending, int64."""
         used_V = np.zeros(self.tokenizer.vocab_size, dtype=bool)
         used_V[list(self.specials)] = True
         for split in (*self.train.values(), *self.dev.values()):
@@ -77,22 +77,22 @@ class Inputs:
 
 
 def data_folder(config: TrialConfig) -> Path:
-    """The folder that holds the corpus, absolute.  Raises CorpusError where there is none, saying what to do instead."""
+    """Return the absolute folder of the corpus.  Raises CorpusError, which says what to do, if it does not exist."""
     if config.data == TOY:
         return toy_folder(cache_folder())
     folder = user_path(config.data).absolute()
     if not folder.is_dir():
         raise CorpusError(
-            f"There is no data folder {folder}. Give the folder that holds the course's files (ids-sst-train.csv …) or your own"
-            " tasks' with `--data DIR`, or try everything on the embedded corpus with `--data toy --encoder tiny`."
+            f"The data folder {folder} does not exist. With `--data DIR`, give the folder that holds the course's files "
+            "(ids-sst-train.csv …) or those of your own tasks, or use the embedded corpus with `--data toy --encoder tiny`."
         )
     return folder
 
 
 def open_inputs(config: TrialConfig) -> Inputs:
-    """Check the encoder's files against each other and the config, tokenise what is not yet tokenised, map it into memory.
+    """Check the encoder's files against each other and the config; tokenise splits that are not in the cache; memory-map all.
 
-    Raises CorpusError (a missing or faulty file) or ValueError (no such encoder, or one that does not fit), each in sentences.
+    Raises CorpusError: a missing or invalid file of the corpus.  Raises ValueError: no such encoder, or it does not fit.
     """
     folder = data_folder(config)
     checkpoint = config.encoder.checkpoint
@@ -109,8 +109,11 @@ def open_inputs(config: TrialConfig) -> Inputs:
 
 
 def build_encoder(config: TrialConfig, inputs: Inputs) -> Encoder:
-    """The encoder a trial starts from. A tiny one is drawn from the trial's seed, unless texts have trained one already
-    (pretraining.py); a checkpoint is the same for every seed."""
+    """Build the encoder that a trial starts from.
+
+    A tiny encoder is initialised from the trial's seed, unless it was already pretrained on texts (train/pretraining.py). A
+    checkpoint is the same for every seed.
+    """
     hidden, attention = config.encoder.hidden_dropout, config.encoder.attention_dropout
     if config.encoder.checkpoint == TINY and not weight_files(inputs.encoder_folder):
         return new_encoder(inputs.shape, seed_of(config.seed, "encoder"), hidden, attention)

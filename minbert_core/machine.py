@@ -1,6 +1,6 @@
-"""The machine under a trial: device, threads, precision, its share of a GPU, and what of it is used.
+"""The machine that runs a trial: device, threads, precision, share of a GPU, and usage.
 
-All that is particular to hardware and belongs to no method stands here.
+This file holds all code that depends on the hardware and does not belong to a method.
 """
 
 from __future__ import annotations
@@ -13,31 +13,28 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
 from minbert_core.config import Machine
-from minbert_core.methods.adapters import merged_weight
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 1 << 30  # of glibc's malloc.h
-FASTER = 1.05  # by less than this, a route is not worth other last digits than torch's default gives
-AS_EXACT = 4.0  # times the default's error; bfloat16 in float32's place would be a thousand times off
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 1 << 30  # from glibc's malloc.h
+FASTER = 1.05  # the least speedup that justifies results whose last digits differ from torch's default
+AS_EXACT = 4.0  # times the default's error; bfloat16 in place of float32 has a thousand times the error
 
 
 def prepare(machine: Machine) -> torch.device:
-    """The device of a trial; its threads, matrix products, allocator and cap of GPU memory set for this process.
+    """Set up this process for a trial (threads, matrix products, allocator, limit of GPU memory); return the device.
 
-    Beyond its cap a trial runs out of memory by itself, instead of taking down those that share the GPU.
+    A trial that exceeds its limit runs out of memory by itself, and the trials that share the GPU continue.
     """
     torch.set_num_threads(machine.threads)
     device = torch.device(resolve_device(machine.device))
-    # on a GPU "medium" would round to TF32 or bfloat16, silently
+    # "medium" would silently round to TF32 or bfloat16 on a GPU
     torch.set_float32_matmul_precision("medium" if machine.matmul == "onednn" and device.type == "cpu" else "highest")
     if device.type == "cpu":
-        torch.set_flush_denormal(True)  # AdamW's means of a word unseen for 900 steps are denormal, and slow to compute with
+        torch.set_flush_denormal(True)  # AdamW's means of a word unseen for 900 steps are denormal, and slow
         _keep_freed_memory()
     elif machine.gpu_share < 1:
         torch.cuda.set_per_process_memory_fraction(machine.gpu_share)
@@ -45,10 +42,11 @@ def prepare(machine: Machine) -> torch.device:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep what a step frees for the next one; elsewhere nothing is done.
+    """Let glibc keep freed memory for the next step; other C libraries are not changed.
 
-    By default blocks of megabytes go back to the system at once, and are faulted in again page by page in every step: 17,000
-    faults in one of MiniLM on three batches of 16, 3 % of its time, and more where faults are dear. The peak stays the same.
+    By default blocks of megabytes are returned to the system immediately, and each step faults them in again page by page. A
+    step of MiniLM on three batches of 16 has 17,000 such faults, 3 % of its time, and more on machines where faults are slow.
+    The peak of memory is the same.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -57,10 +55,10 @@ def _keep_freed_memory() -> None:
 
 
 def fastest_matmul(device: torch.device, threads: int) -> Literal["torch", "onednn"]:
-    """What multiplies float32 matrices fastest here at full accuracy, by a probe of 50 ms.
+    """Find the fastest way to multiply float32 matrices at full accuracy on this machine, with a probe of 50 ms.
 
-    oneDNN is reached by a switch that lets it round to bfloat16 where the hardware makes that fast (AMX): so nothing is
-    assumed. Measured: 1.9 times the default's rate on AMD Zen 5, 1.1 times on Zen 4, with the same error.
+    The switch that enables oneDNN also allows it to round to bfloat16 if the hardware makes that fast (AMX), so the probe
+    checks the error, too. Measured: 1.9 times the default's rate on AMD Zen 5, 1.1 times on Zen 4, with the same error.
     """
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return "torch"
@@ -71,7 +69,7 @@ def fastest_matmul(device: torch.device, threads: int) -> Literal["torch", "oned
     before = torch.get_float32_matmul_precision(), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for _ in range(6):  # taking turns, so that what else runs here meets both; the first call of each warms up
+        for _ in range(6):  # in turns, so that other load affects both; the first call of each is a warm-up
             for route in seconds:
                 torch.set_float32_matmul_precision(route)
                 began = time.perf_counter()
@@ -87,9 +85,9 @@ def fastest_matmul(device: torch.device, threads: int) -> Literal["torch", "oned
 
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
-    """Multiply float32 matrices by torch's own kernels within the block, whatever route the trial takes elsewhere.
+    """Multiply float32 matrices with torch's own kernels inside the block, even if the trial uses oneDNN.
 
-    For small products in large batches oneDNN takes twenty times as long, and it may round them to bfloat16.
+    oneDNN takes twenty times as long for small products in large batches, and it may round them to bfloat16.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -99,61 +97,30 @@ def exact_products() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def pack_linears(root: nn.Module, precision: str) -> list[nn.Linear]:
-    """Let the linear layers under `root` multiply by copies of their weights that are laid out as oneDNN's kernels read them.
-
-    For answers on the CPU, as exact as without: a sentence alone takes a quarter less, an evaluation a seventh. It holds while
-    the weights stay as they are (`packed_linears`: within a block). Returns the layers; none on a GPU or without oneDNN.
-    """
-    packed = []
-    for linear in (module for module in root.modules() if isinstance(module, nn.Linear)):
-        if linear.weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
-            weight, bias = (values.to(getattr(torch, precision)) for values in (merged_weight(linear), linear.bias.detach()))
-            linear.forward = partial(_multiply, torch.ops.mkldnn._reorder_linear_weight(weight, None), bias)  # type: ignore[method-assign]
-            packed.append(linear)
-    return packed
-
-
-@contextlib.contextmanager
-def packed_linears(root: nn.Module, precision: str) -> Iterator[None]:
-    """`pack_linears` within the block, in which no weight may change."""
-    packed = pack_linears(root, precision)
-    try:
-        yield
-    finally:
-        for linear in packed:
-            del linear.forward
-
-
-def _multiply(packed: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(bias.dtype), packed, bias, "none", [], "")
-    return product
-
-
 def resolve_device(device: str) -> str:
-    """`auto` -> cuda where there is a GPU, else cpu."""
+    """Replace `auto` by cuda if there is a GPU, or else by cpu."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` -> bfloat16 on a GPU that computes in it, else float32."""
+    """Replace `auto` by bfloat16 on a GPU that supports it in hardware, or else by float32."""
     if precision != "auto":
         return precision
     return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
 
 
 def in_precision(precision: str, device: torch.device) -> torch.autocast:
-    """The context of a pass through the encoder: under `bfloat16` its matrix products are in bfloat16, weights stay float32.
+    """Return the context for a pass through the encoder. With `bfloat16`, matrix products are bfloat16 and weights float32.
 
-    It holds the pass only. Readouts, losses and divergences come after it, in the float32 of the logits.
+    Only the pass belongs inside. Readouts, losses and divergences follow outside, in the float32 of the logits.
     """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def usage(device: torch.device) -> dict[str, float]:
-    """`system/peak_memory_gb` of this process (of GPU memory on a GPU, else resident), and there `system/gpu_percent` now.
+    """Measure `system/peak_memory_gb` of this process (GPU memory on a GPU, else resident), and a GPU's `system/gpu_percent`.
 
-    The percentage is left out where the driver does not tell it (a slice of a GPU, some containers).
+    The percentage is omitted if the driver does not report it (a slice of a GPU, some containers).
     """
     if device.type != "cuda":
         unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere

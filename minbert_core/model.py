@@ -31,8 +31,8 @@ from minbert_core.data.tasks import Task
 from minbert_core.data.tokens import PackedBatch, TokenisedTexts, Tokenizer, load_tokenizer, pack, tokenise_texts
 from minbert_core.encoder import Encoder, Masks
 from minbert_core.encoder_fit import check_encoder
-from minbert_core.files import user_path
-from minbert_core.machine import in_precision, pack_linears, resolve_device, resolve_precision
+from minbert_core.files import replaced, user_path
+from minbert_core.machine import in_precision, resolve_device, resolve_precision
 from minbert_core.methods.adapters import Adapter
 from minbert_core.methods.shared_layers import SharedLayer
 from minbert_core.seeds import seed_of
@@ -206,23 +206,16 @@ def save_model(model: MultitaskBert, config: TrialConfig, folder: Path, tokenize
 
     One writer a folder: what a killed one left behind under the drafts' names is cleared away.
     """
-    draft, replaced = (folder.with_name(f"{folder.name}.{what}") for what in ("tmp", "old"))
-    for leftover in (draft, replaced):
-        shutil.rmtree(leftover, ignore_errors=True)
-    draft.mkdir(parents=True)
-    save_encoder(model.encoder, draft / "encoder")
-    for name in TOKENIZER_FILES:
-        if (tokenizer_folder / name).exists():
-            shutil.copyfile(tokenizer_folder / name, draft / "encoder" / name)
-    parts = {prefix: part.state_dict() for prefix, part in model.beside_the_encoder().items()}
-    heads = {prefix + name: part[name].contiguous() for prefix, part in parts.items() for name in part}
-    save_tensors(heads, draft / HEADS, metadata={"format": str(FORMAT)})
-    (draft / "README.md").write_text(README, encoding="utf-8")
-    (draft / "config.yaml").write_text(dump_yaml(as_written(config)), encoding="utf-8")
-    if folder.exists():
-        folder.rename(replaced)
-    draft.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    with replaced(folder) as draft:
+        save_encoder(model.encoder, draft / "encoder")
+        for name in TOKENIZER_FILES:
+            if (tokenizer_folder / name).exists():
+                shutil.copyfile(tokenizer_folder / name, draft / "encoder" / name)
+        parts = {prefix: part.state_dict() for prefix, part in model.beside_the_encoder().items()}
+        heads = {prefix + name: part[name].contiguous() for prefix, part in parts.items() for name in part}
+        save_tensors(heads, draft / HEADS, metadata={"format": str(FORMAT)})
+        (draft / "README.md").write_text(README, encoding="utf-8")
+        (draft / "config.yaml").write_text(dump_yaml(as_written(config)), encoding="utf-8")
 
 
 def load_model(folder: Path) -> tuple[MultitaskBert, TrialConfig]:
@@ -425,5 +418,5 @@ def load(folder: str | Path, device: str = "auto") -> Predictor:
     model, config = load_model(folder)
     tokenizer = load_tokenizer(folder / "encoder")
     check_encoder(config, model.encoder.shape, tokenizer)
-    pack_linears(model.to(resolve_device(device)).encoder, "float32")  # on a GPU none is
+    model.to(resolve_device(device))
     return Predictor(model, config, tokenizer)

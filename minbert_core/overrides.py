@@ -1,8 +1,8 @@
-"""`--set PATH=VALUE`: one value laid over a document before it is validated, and where it was written.
+"""`--set PATH=VALUE`: set one value of a document before it is validated, and remember that --set wrote it.
 
     "optimizer/lr=2e-5" -> parse_set -> Override.put(document)      note_set: faults at that path name the --set
 
-The same for a config and for a search's space, which adds domains: there a value may stand in several branches of a choice.
+Configs and search spaces share this code. A space also has domains: a path can lead into several branches of a choice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ Sources = dict[str, tuple[str, int]]  # path -> (file or --set, line)
 
 
 def parse_set(text: str) -> tuple[list[str], Any, str]:
-    """The parts of the path, the value (YAML), and how a fault names it: `--set optimizer/lr=2e-5`.  Raises SettingsError."""
+    """Parse `optimizer/lr=2e-5` into the path's parts, the value (read as YAML) and the source that faults name.
+
+    Raises SettingsError: no path, no `=`, an invisible character, invalid YAML.
+    """
     source = f"--set {text}"
     written, equals, value_text = text.partition("=")
     parts = [part for part in written.strip().replace(".", "/").split("/") if part]
@@ -37,7 +40,7 @@ def parse_set(text: str) -> tuple[list[str], Any, str]:
 
 
 def note_set(where: Sources, path: str, source: str) -> None:
-    """From now on `path` and what lies below it were written by `source`, and so was what leads to it if nobody else did."""
+    """Record `source` as the source of `path` and of all paths below it, and of the paths above it that have no source yet."""
     for below in [known for known in where if known.startswith(f"{path}/")]:
         del where[below]
     where[path] = (source, 0)
@@ -51,9 +54,9 @@ def _no_branches(node: Any) -> list[Any] | None:
 
 @dataclass(frozen=True)
 class Override:
-    """A value to put at a path of a document that `model` describes and sentences call `what`.
+    """A value to put at a path of a document. `model` describes the document; messages call it `what`.
 
-    branches: None for a plain value; of what stands for several values (a domain), those that are maps or names to look into.
+    branches: returns the maps and names among a domain's values, which a path can lead into; None if a value is not a domain.
     """
 
     value: Any
@@ -63,7 +66,7 @@ class Override:
     branches: Callable[[Any], list[Any] | None] = _no_branches
 
     def put(self, node: dict[str, Any] | list[Any], parts: list[str], above: str = "") -> None:
-        """Put the value at `parts` below `node`, in place; `node` stands at the path `above`.  Raises SettingsError."""
+        """Put the value at `parts` below `node`, in place. `above` is the path of `node`.  Raises SettingsError."""
         path, rest = f"{above}/{parts[0]}" if above else parts[0], parts[1:]
         key = self._key(node, parts[0], path)
         if not rest:
@@ -74,8 +77,8 @@ class Override:
         if knob and knob.kinds:
             holders = self._of_kind(node, key, rest[0], path, knob)
             if len(rest) == 1:
-                law = f"to choose a kind write {path}={rest[0]}; `{path}/{rest[0]}/…` is one of its knobs"
-                raise self._fault(f"`{path}/{rest[0]}`: {law}.")
+                remedy = f"To choose it, write {path}={rest[0]}. To set a knob, write {path}/{rest[0]}/KNOB=…."
+                raise self._fault(f"`{path}/{rest[0]}` is a kind, not a knob. {remedy}")
             for holder in holders:
                 self.put(holder, rest[1:], f"{path}/{rest[0]}")
             return
@@ -84,23 +87,23 @@ class Override:
         elif self.model is TrialConfig and path == "encoder" and isinstance(child, str):
             child = node[key] = {"checkpoint": child}
         elif not isinstance(child, dict | list) or self.branches(child) is not None:
-            held = shown(child) if self.branches(child) is None else "a domain"
-            raise self._fault(f"`{path}` is {held}, which has no `{'/'.join(rest)}`; set it whole: {path}=….")
+            value = shown(child) if self.branches(child) is None else "a domain"
+            raise self._fault(f"`{path}` is {value}, which has no `{'/'.join(rest)}`. Set all of it: {path}=….")
         self.put(child, rest, path)
 
     def _key(self, node: dict[str, Any] | list[Any], part: str, path: str) -> Any:
         if isinstance(node, dict):
             return part
         if not part.isdigit() or int(part) >= len(node):
-            raise self._fault(f"`{path}`: {self.what} has {len(node)} entries there, numbered from 0.")
+            raise self._fault(f"`{path}` does not exist: {self.what} has {len(node)} entries there, numbered from 0.")
         return int(part)
 
     def _of_kind(self, node: Any, key: Any, kind: str, path: str, knob: Knob) -> list[dict[str, Any]]:
-        """The maps of `kind` at `node[key]`: the value, its branches, the default.  Raises SettingsError: there is none."""
+        """Return the maps of `kind` at `node[key]`: the value, its branches, or the default.  Raises SettingsError."""
         if kind not in knob.kinds:
             raise self._fault(f"Unknown kind '{kind}' in `{path}/{kind}`{did_you_mean(kind, knob.kinds)}")
         child = node[key] if isinstance(node, list) else node.get(key)
-        inherits = re.match("tasks/(?!all/)", path)  # from what is set for all
+        inherits = re.match("tasks/(?!all/)", path)  # from tasks/all
         if child is None and not inherits and kind == (_kind(as_written(knob.default)) or default_at(path)):
             child = node[key] = {"kind": kind}
         holder, slots = node, [key]
@@ -110,7 +113,7 @@ class Override:
         elif _kind(child) != kind:
             slots = []
         if not slots:
-            raise self._fault(f"`{path}/{kind}`: {self.what} holds no {kind} there; choose it first: {path}={kind}.")
+            raise self._fault(f"`{path}/{kind}`: {self.what} does not use '{kind}' there. Choose it first: {path}={kind}.")
         for slot in slots:
             if isinstance(holder[slot], str):
                 holder[slot] = {"kind": kind}

@@ -1,10 +1,10 @@
-"""The command that asks a trained model about a sentence or two.
+"""The command that lets a trained model predict the labels of one or two sentences.
 
     python -m minbert_core.predict runs/smart/best "A moving film."
 
-FOLDER -> its model -> one sentence: the tasks of sentences; two: the tasks of pairs, and of each sentence -> answers, aligned
+One sentence goes to the tasks of single sentences. Two go to the tasks of pairs, and each of them to the tasks of sentences.
 
-Exit codes are those of minbert_core/commands.py: 3 also for a search that has no model yet.
+Exit codes are those of minbert_core/commands.py; for a search that has no model yet, the code is 3.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ from typing import TYPE_CHECKING
 from minbert_core.commands import DONE, Refused, run_command
 from minbert_core.data.tables import has_lone_surrogate
 
-if TYPE_CHECKING:  # torch is imported once the line is known to be right: a second
+if TYPE_CHECKING:  # importing torch takes a second, so the command line is checked first
     from minbert_core.data.tasks import Task
     from minbert_core.model import Answer
 
-BAR = 20  # characters of a whole
-MOST_CLASSES = 5  # shown of a task, the likeliest
+BAR = 20  # characters for a probability of 1
+MOST_CLASSES = 5  # the most probable classes, which are shown
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; the exit code."""
+    """Run the command; return the exit code."""
     return run_command(_parser(), arguments, lambda options: run(options.folder, options.sentence, options.json))
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m minbert_core.predict",
         usage="%(prog)s FOLDER SENTENCE [SENTENCE] [--json]",
-        description="Ask a trained model about a sentence, or about two.",
+        description="Predict the labels of one or two sentences with a trained model.",
         epilog='examples:\n  python -m minbert_core.predict runs/smart "A moving film."\n'
         '  python -m minbert_core.predict runs/smart/best "Is it far?" "How far?"',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("folder", type=Path, metavar="FOLDER", help="a model's folder, or one that holds it as best/")
-    made.add_argument(
-        "sentence", nargs="+", metavar="SENTENCE", help="one, for tasks of sentences; two, for tasks of pairs as well"
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of a model, or of a search or trial with best/")
+    parser.add_argument(
+        "sentence", nargs="+", metavar="SENTENCE", help="one sentence for tasks of sentences; two also for tasks of pairs"
     )
-    made.add_argument("--json", action="store_true", help="print JSON: a list of {input, answers}")
-    return made
+    parser.add_argument("--json", action="store_true", help="print JSON: a list of {input, answers}")
+    return parser
 
 
 def run(folder: Path, sentences: list[str], as_json: bool) -> int:
-    """Answer one or two sentences on the screen; the exit code.  Raises ValueError (Refused: no model yet), OSError."""
+    """Print the answers for one or two sentences; return the exit code.  Raises ValueError (Refused: no model yet), OSError."""
     if len(sentences) > 2:
         raise ValueError(f"A task takes one sentence or two, each in quotes. Got {len(sentences)}: {sentences}.")
     if not all(sentence.strip() for sentence in sentences):
@@ -61,8 +61,8 @@ def run(folder: Path, sentences: list[str], as_json: bool) -> int:
         raise ValueError(f"A sentence must be UTF-8 text. Got {sentences}. Check the terminal's encoding.")
     place = model_folder(folder)
     if place is None:
-        law = "one comes with the first evaluation, and a search keeps those of its best trials only"
-        raise Refused(f"{folder} has no model: {law}.")
+        law = "A trial saves one at its first evaluation, and a search keeps only those of its best trials"
+        raise Refused(f"{folder} has no model. {law}.")
     from minbert_core.model import load
 
     predictor = load(place)
@@ -71,21 +71,21 @@ def run(folder: Path, sentences: list[str], as_json: bool) -> int:
     pairs = [(sentences[0], sentences[1])] if len(sentences) == 2 else []
     inputs: list[str | tuple[str, str]] = [*(pairs if 2 in sizes else []), *(sentences if 1 in sizes else [])]
     if not inputs:
-        raise ValueError(f"{place} answers pairs of sentences only ({', '.join(tasks)}). Got one sentence: add a second.")
-    found = predictor.predict(inputs)
+        raise ValueError(f"{place} has only tasks of sentence pairs ({', '.join(tasks)}). Got one sentence. Add a second.")
+    predictions = predictor.predict(inputs)
     if as_json:
-        rows = [{name: asdict(answer) for name, answer in answers.items()} for answers in found]
+        rows = [{name: asdict(answer) for name, answer in answers.items()} for answers in predictions]
         print(json.dumps([{"input": item, "answers": row} for item, row in zip(inputs, rows, strict=True)], ensure_ascii=False))
         return DONE
     print(f"model  {place}{f' -> {os.readlink(place)}' if place.is_symlink() else ''}")
-    for item, answers in zip(inputs, found, strict=True):
+    for item, answers in zip(inputs, predictions, strict=True):
         print("", *([item] if isinstance(item, str) else item), sep="\n")
         print_answers(answers, tasks, predictor.config.max_length)
     return DONE
 
 
 def model_folder(folder: Path) -> Path | None:
-    """The model that is meant by a folder: the folder, or its best/; None: a search or a trial, which has none now."""
+    """Return the folder of the model: `folder` itself or its best/; None for a search or trial without a model."""
     if (folder / "heads.safetensors").exists():
         return folder
     if (folder / "best").is_dir():
@@ -94,7 +94,7 @@ def model_folder(folder: Path) -> Path | None:
 
 
 def print_answers(answers: Mapping[str, Answer], tasks: Mapping[str, Task], max_length: int) -> None:
-    """The answers to one input, their columns aligned over all tasks."""
+    """Print the answers for one input, with columns aligned over all tasks."""
     lines = [
         (name if i == 0 else "", *row)
         for name, answer in answers.items()
@@ -106,7 +106,7 @@ def print_answers(answers: Mapping[str, Answer], tasks: Mapping[str, Task], max_
 
 
 def answer_rows(task: Task, answer: Answer, max_length: int) -> list[tuple[str, str, str]]:
-    """An answer as rows of what, probability and bar: the likeliest classes, or the value on its scale; then what to note."""
+    """Format an answer as rows of text, probability and bar: the most probable classes or the value; then a note if cut."""
     low, high = task.label_range
     if task.classes:
         ranking = sorted(answer.probabilities.items(), key=lambda item: (item[0] != answer.label, -item[1]))
@@ -115,9 +115,9 @@ def answer_rows(task: Task, answer: Answer, max_length: int) -> list[tuple[str, 
         rows += [(f"… and {rest} more", "", "")] if rest > 0 else []
     else:
         share, is_inside = (answer.value - low) / (high - low), low <= answer.value <= high
-        bar = _bar(share) if is_inside else "(beyond: nothing holds a model to the range of its labels)"
+        bar = _bar(share) if is_inside else "(outside the label range)"
         rows = [(f"{answer.value:.2f} of {low:g} to {high:g}", "", bar)]
-    return [*rows, ("", "", f"(cut: the first {max_length} tokens were read)")] if answer.is_cut else rows
+    return [*rows, ("", "", f"(truncated: only the first {max_length} tokens were read)")] if answer.is_cut else rows
 
 
 def _bar(share: float) -> str:

@@ -1,6 +1,6 @@
-"""What a command shows while it works: lines, and on a terminal that a person looks at a picture below them, always renewed.
+"""Output of a running command: lines and, on a watched terminal, a picture below them that is redrawn every second.
 
-Elsewhere (a file, a pipe, a notebook, CI) there are only the lines. No other module knows an escape code.
+A file, a pipe, a notebook and CI get only the lines. No other module uses escape codes.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ from rich.text import Text
 from minbert_core.commands import drop_output
 
 REFRESH_PER_SECOND = 1
-NOTEBOOKS = ("CI", "COLAB_RELEASE_TAG", "JPY_PARENT_PID")  # these have a terminal at times, but keep each frame as a line
+NOTEBOOKS = ("CI", "COLAB_RELEASE_TAG", "JPY_PARENT_PID")  # these may have a terminal, but keep every frame
 
 
 def is_watched(stream: TextIO, environment: Mapping[str, str]) -> bool:
-    """Whether a stream is a terminal that moves its cursor, with a person before it; not a file, a pipe, CI or a notebook."""
+    """Return True for a terminal that a person watches and that can move its cursor; not for a file, pipe, CI or notebook."""
     return knows_codes(stream, environment) and not any(name in environment for name in NOTEBOOKS)
 
 
 def knows_codes(stream: TextIO, environment: Mapping[str, str]) -> bool:
-    """Whether a stream is a terminal that understands escape codes."""
+    """Return True for a terminal that supports escape codes."""
     return stream.isatty() and environment.get("TERM", "").lower() not in ("", "dumb", "unknown")
 
 
 def console(**options: Any) -> Console:
-    """Build the console of stdout, with rich's `options`: no code reaches a file, and no colour a terminal under NO_COLOR.
+    """Build the console of stdout, with rich's `options`. It writes no codes to files, and no colours under NO_COLOR.
 
-    rich's own rule would send codes into a file wherever FORCE_COLOR or TTY_COMPATIBLE is set.
+    rich's default would write codes to a file if FORCE_COLOR or TTY_COMPATIBLE is set.
     """
     colours: Any = "auto" if knows_codes(sys.stdout, os.environ) else None
     return Console(force_terminal=sys.stdout.isatty(), color_system=colours, highlight=False, **options)
 
 
 def show_progress(text: str) -> None:
-    """Replace the progress line on stderr, empty text removes it; nothing where nobody watches."""
+    """Replace the progress line on stderr (an empty text removes it), if stderr is a watched terminal."""
     if is_watched(sys.stderr, os.environ):
         sys.stderr.write(f"\r\033[K{text}")
         sys.stderr.flush()
 
 
 class Screen:
-    """Prints lines; inside `with`, on a watched terminal, it keeps what `render` gives for the terminal's height below them."""
+    """A printer of lines; inside `with`, on a watched terminal, it shows the result of `render(height)` below them."""
 
     def __init__(self, render: Callable[[int], RenderableType]) -> None:
         self.render = render
@@ -61,10 +61,10 @@ class Screen:
                 console=stdout,
                 get_renderable=lambda: self.render(stdout.height),
                 refresh_per_second=REFRESH_PER_SECOND,
-                transient=True,  # gone at the end, when the results come
+                transient=True,  # removed at the end, before the results
             )
             live.start(refresh=True)
-            stdout.show_cursor(True)  # Live hides it, and a process that is killed would leave it so
+            stdout.show_cursor(True)  # Live hides it, and it would stay hidden if the process is killed
             self.live = live
         return self
 
@@ -74,11 +74,11 @@ class Screen:
             live.stop()
 
     def print(self, line: str) -> None:
-        """A line above the picture, not cut and not broken; from any thread."""
+        """Print a line above the picture, without truncation or wrapping; callable from any thread."""
         try:
             if (live := self.live) is None:
                 print(line, flush=True)
             else:
                 live.console.print(Text(line), soft_wrap=True)
-        except BrokenPipeError:  # of `| tee log.txt`: Ctrl-C has ended tee, too
+        except BrokenPipeError:  # with `| tee log.txt`, Ctrl-C ends tee too
             drop_output()

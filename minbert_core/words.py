@@ -1,4 +1,4 @@
-"""Words for what is printed: counts, durations, values, and the ends of sentences about unknown names."""
+"""Text for messages: counts, durations, values, suggestions for unknown names, invisible characters."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """`1 row`, `2 rows`."""
+    """Format a count with its noun: `1 row`, `2 rows`."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def shown(value: Any) -> str:
-    """A value in a sentence, as YAML has it: null, true, [1, 2], {kind: sum}; text in quotes; the end of a long one is cut."""
+    """Format a value as YAML writes it, at most 100 characters: null, true, [1, 2], {kind: sum}; text is quoted."""
     text = _shown(value)
     return text if len(text) <= 100 else text[:99] + "…"
 
@@ -30,7 +30,7 @@ def _shown(value: Any) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: `; did you mean 'x'? Known: a, x.`"""
+    """Return the end of a sentence about an unknown name: `; did you mean 'x'? Known: a, x.`"""
     names = sorted(known)
     near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
     known = f" Known: {', '.join(names)}." if names else ""
@@ -38,7 +38,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def invisible(text: str) -> str:
-    """Name the first character of a text that cannot be seen, as the end of a sentence; return "" if all can be."""
+    """Return the end of a sentence that names the first invisible character of a text; "" if every character is visible."""
     for i, character in enumerate(text):
         if not character.isprintable():
             name = "TAB" if character == "\t" else unicodedata.name(character, "control character")
@@ -48,13 +48,13 @@ def invisible(text: str) -> str:
 
 
 def of_invisible(value: object) -> str:
-    """Return a sentence about the invisible character in a text just shown; empty if there is none, or it is not a text."""
+    """Return a sentence about the first invisible character of a value; "" if there is none, or if the value is not text."""
     hidden = invisible(value) if isinstance(value, str) else ""
     return f" It {hidden}" if hidden else ""
 
 
 def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 05 min`."""
+    """Format a duration: `45 s`, `12 min`, `3 h 05 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

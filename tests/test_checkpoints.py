@@ -143,13 +143,15 @@ def test_old_names_load(encoder: Encoder, rewrite: Callable[..., Path]) -> None:
 def test_heads_are_left_out_and_noted(rewrite: Callable[..., Path]) -> None:
     heads = {"cls.predictions.bias": torch.zeros(40), "classifier.weight": torch.zeros(2, 16)}
     loaded = load_encoder(rewrite(tensors=lambda stored: renamed(stored) | heads), 0, 0)
-    assert loaded.notes == ("Left out of the checkpoint, no part of an encoder: classifier.weight, cls.predictions.bias.",)
+    assert loaded.notes == (
+        "Ignored in the checkpoint, because an encoder has no such weights: classifier.weight, cls.predictions.bias.",
+    )
 
 
 def test_an_absent_pooler_is_drawn_afresh_always_the_same_and_noted(rewrite: Callable[..., Path]) -> None:
     folder = rewrite(tensors=lambda stored: {name: tensor for name, tensor in stored.items() if "pooler" not in name})
     one, two = load_encoder(folder, 0, 0), load_encoder(folder, 0, 0)
-    assert one.notes == ("The checkpoint has no pooler: a fresh one was drawn.",)
+    assert one.notes == ("The checkpoint has no pooler: a new one was initialised.",)
     assert torch.equal(one.pooler[0].weight, two.pooler[0].weight)
     assert float(one.pooler[0].weight.detach().std()) == pytest.approx(0.3, rel=0.2)  # the fixture's initializer_range
     assert not one.pooler[0].bias.any()
@@ -225,7 +227,7 @@ def test_a_truncated_checkpoint_is_refused(rewrite: Callable[..., Path], kept: i
     folder = rewrite()
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r"Cannot read .*model\.safetensors: .*; it may be truncated, copy it again\."):
+    with pytest.raises(ValueError, match=r"Cannot read .*model\.safetensors: .*\. It may be truncated\. Copy it again\."):
         load_encoder(folder, 0, 0)
 
 
@@ -310,7 +312,7 @@ def test_an_index_that_names_no_files_is_refused(sharded: Path, index: str) -> N
 
 
 def test_missing_files_are_named(rewrite: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"There is no encoder folder .*nowhere\."):
+    with pytest.raises(ValueError, match=r"The encoder folder .*nowhere does not exist\."):
         load_encoder(tmp_path / "nowhere", 0, 0)
     folder = rewrite()
     (folder / "model.safetensors").unlink()
@@ -324,7 +326,7 @@ def test_missing_files_are_named(rewrite: Callable[..., Path], tmp_path: Path) -
 def test_a_checkpoint_of_the_courses_own_code_is_told_what_is_wanted(tmp_path: Path) -> None:
     checkpoint = tmp_path / "finetune-10-1e-05-multitask.pt"
     checkpoint.touch()
-    with pytest.raises(ValueError, match=r"multitask\.pt is a file; an encoder is a folder .*is a pickle"):
+    with pytest.raises(ValueError, match=r"multitask\.pt is a file\. An encoder is a folder .*is a pickle"):
         fetch_encoder(str(checkpoint))
 
 
@@ -332,7 +334,7 @@ def test_a_pickle_is_not_opened_but_its_conversion_told(rewrite: Callable[..., P
     folder = rewrite()
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     sentence = (
-        r'has pytorch_model\.bin, no model\.safetensors; convert its pickle once: python -c "from transformers import .*"$'
+        r'has pytorch_model\.bin, but no model\.safetensors\. Convert its pickle once: python -c "from transformers import .*"$'
     )
     with pytest.raises(ValueError, match=sentence):
         load_encoder(folder, 0, 0)
@@ -349,7 +351,9 @@ def test_a_folder_is_returned_absolute(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./folder", "../folder", "~/no-such-folder", "a/b/c"])
 def test_a_path_without_a_folder_never_asks_the_hub(name: str) -> None:
-    with pytest.raises(ValueError, match=r"There is no encoder folder .*folder\.|There is no encoder folder a/b/c\."):
+    with pytest.raises(
+        ValueError, match=r"The encoder folder .*folder does not exist\.|The encoder folder a/b/c does not exist\."
+    ):
         fetch_encoder(name)
 
 
@@ -360,7 +364,7 @@ def silent_hub() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-ADVICE = r"use `--encoder DIR` with a folder in Hugging Face layout, or `encoder: tiny` with the toy corpus\.$"
+ADVICE = r"Use `--encoder DIR` with a folder in Hugging Face layout, or `encoder: tiny` with the toy corpus\.$"
 
 
 @pytest.fixture
@@ -378,7 +382,7 @@ def test_a_hub_that_cannot_be_reached_fails_in_seconds_with_advice(silent_hub: s
     for endpoint, limit_seconds in (("http://127.0.0.1:9", 3), (silent_hub, 8)):
         monkeypatch.setattr(constants, "ENDPOINT", endpoint)
         start = time.monotonic()
-        with pytest.raises(ValueError, match=rf"^The encoder 'some/model' is no folder, .* did not give it \(.+\); {ADVICE}"):
+        with pytest.raises(ValueError, match=rf"^The encoder 'some/model' is not a folder, .* downloaded .* \(.+\)\. {ADVICE}"):
             fetch_encoder("some/model")
         assert time.monotonic() - start < limit_seconds
 
@@ -388,9 +392,7 @@ def test_without_a_network_one_reads_how_the_cache_is_filled(empty_cache: Path, 
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     fetch = r"""python -c "from minbert_core\.checkpoints import fetch_encoder; fetch_encoder\('some/model'\)" """
-    with pytest.raises(
-        ValueError, match=rf"HF_HUB_OFFLINE is set, and {empty_cache} lacks it; where there is a network, {fetch}"
-    ):
+    with pytest.raises(ValueError, match=rf"HF_HUB_OFFLINE is set, and {empty_cache} lacks it; with a network, {fetch}"):
         fetch_encoder("some/model")
 
 
@@ -419,7 +421,7 @@ def test_a_model_in_the_cache_is_taken_without_network(
     assert fetch_encoder("some/model") == snapshot.resolve()
     if shards:  # a download that was interrupted
         (snapshot / shards[1]).unlink()
-        with pytest.raises(ValueError, match="did not give it"):
+        with pytest.raises(ValueError, match="could not be downloaded"):
             fetch_encoder("some/model")
 
 

@@ -49,7 +49,7 @@ ONE = "has 1 (`type_vocab_size` in config.json)."
         (
             {"type_vocab_size": 1},
             {"train_on": ["sst"], "stages": [{"kind": "nsp", "texts": ["sts"]}, "multitask"]},
-            [f"`stages/0/nsp` {SEGMENTS}", f"{ONE} Leave it out"],
+            [f"`stages/0/nsp` {SEGMENTS}", f"{ONE} Remove this stage"],
         ),
         (
             {"type_vocab_size": 1},

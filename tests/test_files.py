@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from minbert_core.data.own_tasks import Binary, Files
-from minbert_core.files import cache_folder, explain_fault, lock, user_path
+from minbert_core.files import cache_folder, explain_fault, lock, replaced, user_path
 from minbert_core.inputs import Inputs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,12 +143,79 @@ def test_a_full_disk_that_names_no_file_is_found(places: Path) -> None:
     with pytest.raises(OSError, match="No space") as caught:
         Path("/dev/full").write_text("a")
     said = explain_fault(caught.value, "--runs", places / "runs")
-    assert said.startswith("Cannot write: No space left on device. Least is free below /")
+    assert said.startswith("Cannot write: No space left on device. The fullest disk is that of /")
     assert " MB. Free some space, or " in said
 
 
 def test_a_library_error_without_a_number_keeps_its_words() -> None:
     assert explain_fault(OSError("no connection to the hub")) == "no connection to the hub"
+
+
+# -------------------------------------------------------------------------------------------------------------------- writing
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("many_writers", [False, True])
+def test_a_draft_takes_the_place_of_a_file_when_it_is_whole(tmp_path: Path, many_writers: bool) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text("old")
+    with replaced(path, many_writers=many_writers) as draft:
+        draft.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert names(tmp_path) == {"plan.json"}
+
+
+def test_a_draft_takes_the_place_of_a_folder_or_a_link(tmp_path: Path) -> None:
+    path = tmp_path / "best"
+    path.mkdir()
+    (path / "old").touch()
+    with replaced(path) as draft:
+        draft.mkdir()
+        (draft / "new").touch()
+    assert names(path) == {"new"}
+    for target in ("1", "2"):  # the first replaces a folder, the second a link
+        with replaced(path) as draft:
+            draft.symlink_to(target)
+        assert os.readlink(path) == target
+    assert names(tmp_path) == {"best"}
+
+
+def write_half(path: Path) -> None:
+    path.write_text("ne")
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("many_writers", [False, True])
+def test_a_failed_draft_is_removed_and_the_old_content_stays(tmp_path: Path, many_writers: bool) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replaced(path, many_writers=many_writers) as draft:
+        write_half(draft)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == {"plan.json"}
+
+
+def test_the_draft_of_a_killed_writer_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "best.tmp" / "encoder").mkdir(parents=True)
+    (tmp_path / "best.old" / "encoder").mkdir(parents=True)
+    with replaced(tmp_path / "best") as draft:
+        draft.mkdir()
+    assert names(tmp_path) == {"best"}
+    assert names(tmp_path / "best") == set()
+
+
+def test_two_writers_at_once_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "vocab.txt"
+    with replaced(path, many_writers=True) as first, replaced(path, many_writers=True) as second:
+        first.write_text("first")
+        second.write_text("second")
+        assert first.name == second.name == "vocab.txt"
+    assert path.read_text() == "first"  # whose block ended last
+    assert names(tmp_path) == {"vocab.txt"}
 
 
 # -------------------------------------------------------------------------------------------------------------------- locks

@@ -7,10 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from pynvml import NVMLError_NotSupported
-from torch import nn
 
 from minbert_core.config import Machine
-from minbert_core.machine import fastest_matmul, packed_linears, prepare, resolve_device, resolve_precision, usage
+from minbert_core.machine import fastest_matmul, prepare, resolve_device, resolve_precision, usage
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -134,25 +133,3 @@ def test_a_trial_s_products_go_where_its_config_says_and_never_below_float32_on_
     finally:
         prepare(Machine(device="cpu"))
     assert torch.get_float32_matmul_precision() == "highest"
-
-
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])
-def test_packed_linears_give_the_same_products_and_are_themselves_again_after_the_block(
-    precision: str, tolerance: float
-) -> None:
-    torch.manual_seed(0)
-    root, x = nn.Sequential(nn.Linear(24, 40), nn.Linear(40, 8)), torch.randn(5, 24)
-    wanted = root(x)
-    with torch.inference_mode(), packed_linears(root, precision):
-        assert "forward" in vars(root[0]) or not torch.backends.mkldnn.is_available()
-        assert torch.allclose(root(x).float(), wanted, rtol=0, atol=tolerance)
-    with torch.no_grad():
-        root[1].bias += 1
-    assert torch.allclose(root(x), wanted + 1, rtol=0, atol=1e-6)
-
-
-def test_linears_are_unpacked_also_where_the_block_fails() -> None:
-    root = nn.Linear(4, 4)
-    with pytest.raises(ZeroDivisionError), packed_linears(root, "float32"):
-        _ = 1 / 0
-    assert "forward" not in vars(root)

@@ -419,7 +419,7 @@ def test_truncated_or_foreign_heads_are_refused(tiny: Tiny, tmp_path: Path) -> N
     save_model(model, config, tmp_path / "best", inputs.encoder_folder)
     path = tmp_path / "best" / "heads.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"Cannot read .*heads\.safetensors: .*; it may be truncated, copy it again\."):
+    with pytest.raises(ValueError, match=r"Cannot read .*heads\.safetensors: .*\. It may be truncated\. Copy it again\."):
         load_model(tmp_path / "best")
     other = tiny(train_on=["sst"])
     save_model(built(other)[0], other, tmp_path / "other", inputs.encoder_folder)

@@ -283,9 +283,9 @@ def test_a_value_beyond_its_range_many_classes_and_a_cut_input_are_said(
     with_logits(config, open_inputs(tiny()), tmp_path / "best", topic=[0.0] * 7 + [3.0], sts=[-0.5])
     assert main([str(tmp_path), "a " * 20, "b"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    cut = ["(cut:", "the", "first", "8", "tokens", "were", "read)"]
+    cut = ["(truncated:", "only", "the", "first", "8", "tokens", "were", "read)"]
     assert lines[4][:6] == ["sts", "-0.50", "of", "0", "to", "5"]
-    assert lines[4][6] == "(beyond:"
+    assert lines[4][6] == "(outside"
     assert lines[5] == cut
     assert lines[8:14] == [
         ["topic", "class", "7", "74.2", "%", "#" * 15],
@@ -304,9 +304,13 @@ def test_a_value_beyond_its_range_many_classes_and_a_cut_input_are_said(
         (["smart", "caf\udce9"], 2, "A sentence must be UTF-8 text. Got ['caf\\udce9']. Check the terminal's encoding.\n"),
         (["nowhere", "a"], 2, "There is no folder {0}/nowhere.\n"),
         (["bare", "a"], 2, "{0}/bare holds no saved model: it lacks heads.safetensors, config.yaml, encoder.\n"),
-        (["pairs", "a"], 2, "pairs/best answers pairs of sentences only (para, sts). Got one sentence: add a second.\n"),
-        (["new", "a"], 3, "new has no model: one comes with the first evaluation, and a search keeps those of its best trials"),
-        (["new/trials/000", "a"], 3, "new/trials/000 has no model: one comes with the first evaluation,"),
+        (["pairs", "a"], 2, "pairs/best has only tasks of sentence pairs (para, sts). Got one sentence. Add a second.\n"),
+        (
+            ["new", "a"],
+            3,
+            "new has no model. A trial saves one at its first evaluation, and a search keeps only those of its best trials",
+        ),
+        (["new/trials/000", "a"], 3, "new/trials/000 has no model. A trial saves one at its first evaluation,"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(

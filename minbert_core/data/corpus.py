@@ -1,20 +1,20 @@
-"""A task's files as examples: the first step of the flow, before any tokenizer or tensor.
+"""Examples from a task's files: the first step of the flow, before any tokenizer or tensor.
 
-The course's files are TAB-separated, read by column name with csv's default quoting, their texts prepared as the course does
-it; those of one's own tasks may be CSV, TSV, JSONL or Parquet (formats.py). Rows without a label or a sentence (the course's
-own files lost some to a quoting accident) are dropped, each with its line and reason; what may have been misread is noted, with
-a count; anything else that is wrong is a CorpusError that names file, line and law.
+The course's files are TAB-separated. They are read by column name with csv's default quoting, and their texts are prepared as
+in the course. A user's own tasks may have CSV, TSV, JSONL or Parquet files (formats.py). Rows without a label or a sentence
+are dropped, each with its line and a reason (a quoting error removed some from the course's files). Fields that may have been
+misread are counted in a note. Any other error is a CorpusError that names the file, the line and the rule.
 
 `read_split` reads train and dev. The test split has a door of its own, `load_test_split`, at the end of the file.
 
-    python -m minbert_core.data.corpus download --to data/      fetches the course's public files (see download.py)
+    python -m minbert_core.data.corpus download --to data/      downloads the course's public files (see download.py)
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,13 +22,13 @@ from minbert_core.data.formats import records
 from minbert_core.data.tables import CorpusError, Findings, Layout, as_label, bytes_of
 from minbert_core.data.tasks import SplitName, Task
 
-MAX_FAULTS = 5  # shown in one error; the rest are counted
-BOOLEANS = {"false": "0", "true": "1"}  # read as numbers where a task's labels are not these words
+MAX_FAULTS = 5  # that one error shows; the others are counted
+BOOLEANS = {"false": "0", "true": "1"}  # read as numbers unless a task's labels are these words
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A row left out: its line in the file (the header is line 1), its id and why."""
+    """A dropped row: its line in the file (the header is line 1), its id and the reason."""
 
     line: int
     id: str
@@ -37,9 +37,9 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Split:
-    """The examples of one file, in its order. `texts` are prepared, one or two an example; `labels` None: a test without.
+    """The examples of one file, in its order, with one or two prepared texts each.
 
-    `notes` are sentences about fields that may have been misread: how many, in which lines.
+    `labels` is None for a test split without labels. `notes` are sentences that count the fields that may have been misread.
     """
 
     task: Task
@@ -61,7 +61,7 @@ class _Row:
 
 
 def read_split(folder: Path, task: Task, split: SplitName) -> Split:
-    """The labelled examples of train or dev; where there is no dev file, its part of the train file.  Raises CorpusError."""
+    """Read the labelled examples of train or dev; without a dev file, both are cut from the train file.  Raises CorpusError."""
     assert split in ("train", "dev"), f"read_split opens train and dev only, not {split!r}"
     path = folder / task.file(split)
     findings = Findings()
@@ -69,7 +69,7 @@ def read_split(folder: Path, task: Task, split: SplitName) -> Split:
     kept: list[_Row] = []
     labels: list[float] = []
     for row in _rows(path, task, [task.label_column], findings):
-        # An empty label or sentence is what upstream's quoting accident leaves behind; the course's loader skips it in silence.
+        # A quoting error in the course's files leaves empty labels and sentences; the course's loader skips them silently.
         missing = [c for c, text in zip(task.text_columns, row.texts, strict=True) if not text]
         missing += [task.label_column] if not row.label else []
         if missing:
@@ -88,20 +88,19 @@ def read_split(folder: Path, task: Task, split: SplitName) -> Split:
 
 
 def _side(whole: Split, side: SplitName) -> Split:
-    """The train or the dev part of a split that is both: dev is the `dev_share` of the rows whose texts hash lowest.
+    """Take one side of a train file that also holds dev: dev is the `dev_share` of the rows whose texts have the lowest hashes.
 
-    Rows of equal text are on one side (dev is then a little more than its share), so that none of dev was trained on. Dropped
-    rows and notes are reported with train only.  Raises CorpusError where a side would be empty.
+    Rows with equal texts are on the same side, so that no text of dev is trained on; dev may then exceed its share a little.
+    Dropped rows and notes are reported with train only.  Raises CorpusError if a side is empty.
     """
     task, texts, labels = whole.task, whole.texts, whole.labels
     assert labels is not None, "train is read with labels"
-    hashes = [hashlib.blake2b(f"{task.dev_seed}/{row}".encode(), digest_size=8).digest() for row in texts]
-    bound = sorted(hashes)[math.ceil(task.dev_share * len(texts)) - 1]  # of the last row of dev, and of its equals
-    rows = [i for i, value in enumerate(hashes) if (value <= bound) == (side == "dev")]
+    is_dev = lowest_hashes([f"{task.dev_seed}/{row}" for row in texts], task.dev_share)
+    rows = [i for i, is_in_dev in enumerate(is_dev) if is_in_dev == (side == "dev")]
     if not rows:
         raise CorpusError(
-            f"{whole.path.name}: {len(texts)} rows cannot be cut into train and dev, {task.dev_share:g} of them dev. Give more "
-            f"rows, another dev_share, or a dev file."
+            f"{whole.path.name}: {len(texts)} rows cannot be cut into train and dev with a dev_share of {task.dev_share:g}. "
+            f"Give more rows, another dev_share, or a dev file."
         )
     return replace(
         whole,
@@ -113,8 +112,15 @@ def _side(whole: Split, side: SplitName) -> Split:
     )
 
 
+def lowest_hashes(keys: Sequence[str], share: float) -> list[bool]:
+    """Mark the `share` of `keys` with the lowest hashes. Equal keys are marked alike, so there may be a few more."""
+    hashes = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys]
+    bound = sorted(hashes)[math.ceil(share * len(keys)) - 1]
+    return [value <= bound for value in hashes]
+
+
 def fingerprint(path: Path, task: Task) -> str:
-    """sha256 of the bytes of a file of `task`, in hex.  Raises CorpusError where it cannot be read."""
+    """Return the sha256 of a file of `task`, in hex.  Raises CorpusError if the file cannot be read."""
     return hashlib.sha256(bytes_of(path, _remedy(task))).hexdigest()
 
 
@@ -122,7 +128,7 @@ def fingerprint(path: Path, task: Task) -> str:
 
 
 def _rows(path: Path, task: Task, extra_columns: list[str], findings: Findings) -> Iterator[_Row]:
-    """Each row of the file by column name; a fault of a row's form goes to `findings`, one of the file itself is raised."""
+    """Yield each row of the file, read by column name. Faults of a row go to `findings`; a fault of the file is raised."""
     seen: dict[str, int] = {}
     id_column = [task.id_column] if task.id_column is not None else []
     layout = _layout(path, task, [*id_column, *task.text_columns, *extra_columns])
@@ -132,7 +138,7 @@ def _rows(path: Path, task: Task, extra_columns: list[str], findings: Findings) 
             findings.faults.append(f"{path.name}:{line}: every row must have an id. This one's is empty.")
         elif identity in seen:
             findings.faults.append(
-                f"{path.name}:{line}: an id must be unique. '{identity}' stands in line {seen[identity]} already."
+                f"{path.name}:{line}: an id must be unique. '{identity}' is also the id in line {seen[identity]}."
             )
         else:
             seen[identity] = line
@@ -141,7 +147,7 @@ def _rows(path: Path, task: Task, extra_columns: list[str], findings: Findings) 
 
 
 def _layout(path: Path, task: Task, columns: list[str]) -> Layout:
-    """The form of a file of `task`; the course's own are TAB-separated whatever their suffix."""
+    """Describe the form of a file of `task`; the course's files are TAB-separated despite their suffix."""
     suffix = path.suffix.lower() if task.is_own else ".tsv"
     return Layout(
         path=path,
@@ -155,24 +161,24 @@ def _layout(path: Path, task: Task, columns: list[str]) -> Layout:
 
 
 def _identity(text: str, task: Task) -> str:
-    return text.strip() if task.is_own else text.lower().strip()  # the course's loader lowers it
+    return text.strip() if task.is_own else text.lower().strip()  # the course's loader makes it lower case
 
 
 def _remedy(task: Task) -> str:
-    """What to do where a file of the task is missing."""
+    """Return a sentence that says what to do if a file of the task is missing."""
     if task.is_own:
         return (
-            f"`own_tasks/{task.name}/{task.kind}/files` names it. A file is looked for in the folder `data` (`--data DIR`), "
-            "unless its name is absolute."
+            f"`own_tasks/{task.name}/{task.kind}/files` names it. A relative file name is looked up in the folder "
+            "`data` (`--data DIR`)."
         )
     return (
-        "give the folder that holds the course's files with `--data DIR` (`python -m minbert_core.data.corpus download --to "
-        "DIR` fetches the public ones), or take the embedded corpus with `--data toy --encoder tiny`."
+        "Give the folder that holds the course's files with `--data DIR` (`python -m minbert_core.data.corpus download --to "
+        "DIR` downloads the public ones), or use the embedded corpus with `--data toy --encoder tiny`."
     )
 
 
 def prepare(text: str, task: Task) -> str:
-    """The course's own preparation, its `preprocess_string` for pairs; the tokenizer's normaliser comes after it."""
+    """Prepare a text as the course does (`preprocess_string` for pairs); the tokenizer's normaliser is applied later."""
     if task.is_own:
         return text.strip()
     text = text.lower()
@@ -184,7 +190,7 @@ def prepare(text: str, task: Task) -> str:
 
 
 def _label(row: _Row, path: Path, task: Task, findings: Findings) -> float | None:
-    """The label of a row; None, and a fault, where it breaks the task's law."""
+    """Return the label of a row; an invalid label is None, and adds a fault to `findings`."""
     value = _label_value(row.label, task)
     if value is None:
         low, high = task.label_range
@@ -196,9 +202,9 @@ def _label(row: _Row, path: Path, task: Task, findings: Findings) -> float | Non
 
 
 def _label_value(text: str, task: Task) -> float | None:
-    """The number of a label, None where it breaks the task's law: STS keeps 2.4, Quora's '0.0' is 0.
+    """Convert a label to a number, None if it is invalid: STS keeps 2.4, Quora's '0.0' becomes 0.
 
-    A class of an own task is its place in `classes`.
+    A class of a user's own task becomes its index in `classes`.
     """
     if task.is_own and task.classes:
         name = as_label(text)

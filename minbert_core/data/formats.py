@@ -1,8 +1,8 @@
-"""The rows of CSV, TSV, JSONL and Parquet files, the course's TAB-separated ones among them: every cell as text.
+"""Rows of CSV, TSV, JSONL and Parquet files, the course's TAB-separated files included, with every cell as text.
 
     tables.Layout -> records -> (line, column -> text) -> corpus.py      faults of rows and notes -> tables.Findings
 
-A rule holds for every format: which cells are text, what is replaced, when a row is skipped.
+All formats follow the same rules for what a cell's text is, what is replaced, and when a row is skipped.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from minbert_core.data.tables import (
     without_lone_surrogates,
 )
 
-MAX_NAMES = 20  # columns in one error
+MAX_NAMES = 20  # columns that one error lists
 
-Record = tuple[int, dict[str, str]]  # line (of a Parquet file the row's number), column -> text
+Record = tuple[int, dict[str, str]]  # line (in a Parquet file the row's number), column -> text
 
-# Peculiarities of a field that its author may not have meant, as notes name them.
+# The notes' words for a field that its author may not have intended.
 LINE_END = "a line end inside quotes"
 SURROGATE = "half a character (a lone surrogate), which is read as U+FFFD"
 DOUBLED = "doubled quotes inside quotes, which are read as they are; `tsv_quotes: true` reads them as CSV does"
@@ -39,37 +39,37 @@ _CSV_QUOTED = re.compile(r'(?:^|\t)"((?:[^"\t]|"")*+)"(?=\t|$)')  # a TSV field 
 
 
 def records(layout: Layout, findings: Findings) -> Iterator[Record]:
-    """Each row of a file, in its order.  Raises CorpusError."""
+    """Yield each row of a file, in its order.  Raises CorpusError."""
     read = {".parquet": _parquet, ".jsonl": _jsonl}.get(layout.suffix, _separated)
-    found_any = False
+    has_rows = False
     for row in read(layout, findings):
-        found_any = True
+        has_rows = True
         yield row
-    if not found_any and not findings.faults:
+    if not has_rows and not findings.faults:
         name = layout.path.name
         raise CorpusError(f"{name} has {'no rows' if layout.suffix == '.jsonl' else 'a header, but no rows'}. ({layout.path})")
 
 
-def _require(columns: Iterable[str], found: list[str], where: str, what: str, hint: str = "") -> None:
-    absent = [column for column in columns if column not in found]
+def _require(columns: Iterable[str], names: list[str], where: str, what: str, hint: str = "") -> None:
+    absent = [column for column in columns if column not in names]
     if absent:
-        shown = [repr(name if len(name) <= 40 else f"{name[:40]}…") for name in found[:MAX_NAMES]]
-        shown += [f"and {len(found) - MAX_NAMES} more"] if len(found) > MAX_NAMES else []
-        raise CorpusError(f"{where}: column '{absent[0]}' is missing; {what} {', '.join(shown)}.{hint}")
+        shown = [repr(name if len(name) <= 40 else f"{name[:40]}…") for name in names[:MAX_NAMES]]
+        shown += [f"and {len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else []
+        raise CorpusError(f"{where}: column '{absent[0]}' is missing. {what} {', '.join(shown)}.{hint}")
 
 
 # ------------------------------------------------------------------------------------------------------------ CSV and TSV
 
 
 def _separated(layout: Layout, findings: Findings) -> Iterator[Record]:
-    # csv.reader rather than DictReader, whose line number is a record's last line, blank lines before it included.
+    # csv.reader and not DictReader, which knows only a record's last line and skips the blank lines before it.
     text, name = text_of(layout.path, layout.remedy), layout.path.name
-    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # of the process, 131,072 by default; only raised
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # for the whole process, 131,072 by default; never lowered
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if layout.has_quotes else csv.QUOTE_NONE
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=layout.delimiter, quoting=quoting)
     header = next((fields for fields in reader if any(map(str.strip, fields))), None)
     if header is None:
-        raise CorpusError(f"{name} is empty; its first line must name the columns {', '.join(layout.columns)}. ({layout.path})")
+        raise CorpusError(f"{name} is empty. Its first line must name the columns {', '.join(layout.columns)}. ({layout.path})")
     _require_header(layout, header, reader.line_num - "".join(header).count("\n"))
     if not layout.has_quotes and (doubled := _doubled(text)):
         findings.held[DOUBLED] = doubled
@@ -96,17 +96,17 @@ def _require_header(layout: Layout, header: list[str], line: int) -> None:
     are_quoted = not layout.has_quotes and any(f'"{column}"' in header for column in layout.columns)
     hint = " Set `tsv_quotes: true` if quotes enclose the fields." if are_quoted else ""
     where = f"{layout.path.name}:{line}"
-    _require(layout.columns, header, where, f"the columns, separated by {mark}, are", hint)
+    _require(layout.columns, header, where, f"The columns, separated by {mark}, are", hint)
     for column in (*layout.columns, *layout.optional):
         if header.count(column) > 1:
             raise CorpusError(f"{where}: the name of a column must be unique. '{column}' names {header.count(column)} columns.")
 
 
 def _swallows(layout: Layout, header: list[str], fields: list[str], lines: list[str]) -> bool:
-    """True if a quote that is part of a text joined `lines`, several rows, into the record `fields`.
+    """Return True if a quote that is part of a text joined several rows, `lines`, into the record `fields`.
 
-    The record shows it in one of three ways: it is not well-formed CSV (a quote closes in the middle of a field, or never), it
-    has too few or too many fields, or each of its lines is a row by itself.
+    There are three signs: the record is not well-formed CSV (a quote closes in the middle of a field, or never), it has too few
+    or too many fields, or each of its lines is a valid row.
     """
     if len(fields) > len(header) or any(column not in header[: len(fields)] for column in layout.columns):
         return True
@@ -126,7 +126,7 @@ def _swallowed(name: str, line: int, last_line: int) -> str:
 
 
 def _opening_lines(fields: list[str], line: int) -> list[int]:
-    """The line where the quote of each field that holds a line end opens, in a record that begins in `line`."""
+    """List the line where each field that contains a line end begins, for a record that begins in `line`."""
     ends = [text.count("\n") for text in fields]
     return [line + sum(ends[:i]) for i, count in enumerate(ends) if count]
 
@@ -136,7 +136,7 @@ def _opens_quotes(text: str) -> bool:
 
 
 def _doubled(text: str) -> list[int]:
-    """The line of each field that looks as CSV would write a text with quotes in it."""
+    """List the line of each field that looks like a quoted CSV field with doubled quotes inside."""
     if '""' not in text:
         return []
     rows = enumerate(text.split("\n"), start=1)
@@ -148,13 +148,13 @@ def _doubled(text: str) -> list[int]:
 
 def _jsonl(layout: Layout, findings: Findings) -> Iterator[Record]:
     name, first_line, keys = layout.path.name, 0, dict[str, object]()
-    # not splitlines: a text may hold U+2028, which ends no line of JSON
+    # not splitlines: a text may contain U+2028, which does not end a line of JSON
     for line, text in enumerate(text_of(layout.path, layout.remedy).split("\n"), start=1):
         if not text.strip():
             continue
         try:
             fields = json.loads(text)
-        except (ValueError, RecursionError) as error:  # also a number of thousands of digits, a list in a list in a list …
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and lists nested too deep
             reason = getattr(error, "msg", error)
             findings.faults.append(f"{name}:{line}: every line must be a JSON object. This one is not: {reason}.")
             continue
@@ -166,8 +166,8 @@ def _jsonl(layout: Layout, findings: Findings) -> Iterator[Record]:
         wanted = {column: fields.get(column) for column in (*layout.columns, *layout.optional)}
         if (cells := _cells(name, line, wanted, findings)) is not None:
             yield line, cells
-    if first_line:  # a row may lack a key, all of them may not
-        _require(layout.columns, list(keys), f"{name}:{first_line}", "the keys are")
+    if first_line:  # some rows may lack a key, but not all
+        _require(layout.columns, list(keys), f"{name}:{first_line}", "The keys are")
 
 
 def _parquet(layout: Layout, findings: Findings) -> Iterator[Record]:
@@ -184,14 +184,14 @@ def _parquet(layout: Layout, findings: Findings) -> Iterator[Record]:
 
 
 def _batches(layout: Layout) -> Iterator[Any]:
-    """The rows of a Parquet file in record batches, with the columns that are wanted and there."""
+    """Yield the rows of a Parquet file in record batches, with the required columns and the optional ones that it has."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         file = pq.ParquetFile(pa.BufferReader(bytes_of(layout.path, layout.remedy)))
         names = file.schema_arrow.names
-        _require(layout.columns, names, layout.path.name, "the columns are")
+        _require(layout.columns, names, layout.path.name, "The columns are")
         present = [*layout.columns, *(column for column in layout.optional if column in names)]
         yield from file.iter_batches(columns=list(dict.fromkeys(present)))
     except (pa.ArrowException, OSError) as error:
@@ -200,7 +200,7 @@ def _batches(layout: Layout) -> Iterator[Any]:
 
 
 def _first_undecodable(batch: Any) -> int:
-    """The number, from 1, of the first row whose text is not UTF-8."""
+    """Find the number, from 1, of the first row whose text is not UTF-8."""
     for row in range(batch.num_rows):
         try:
             batch.slice(row, 1).to_pylist()

@@ -1,14 +1,14 @@
-"""The user's own tasks, as a config declares them: what kind, which files, which columns, which labels.
+"""The user's own tasks, as a config declares them: kind, files, columns and labels.
 
     own_tasks:
       reviews:
         kind: classification                       # binary, regression
         files: {train: reviews.jsonl, test: reviews-test.csv}
-        text: review                               # of a pair: [question, answer]
+        text: review                               # for pairs: [question, answer]
         label: stars
         labels: [1, 2, 3, 4, 5]
 
-How such a task is learned (head, loss …) stands in `tasks/reviews`, as for the course's.
+Its head, loss and so on are set under `tasks/reviews`, as for the course's tasks.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def _one_or_more(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-Label = Annotated[str, BeforeValidator(lambda value: as_label(bare(value)))]  # 1, true and good are all names
+Label = Annotated[str, BeforeValidator(lambda value: as_label(bare(value)))]  # 1, true and good are all valid names
 
 
 class Files(Settings):
-    """Where the rows lie: `.csv`, `.tsv`, `.jsonl` or `.parquet`, names inside `data` unless absolute or from `~`."""
+    """The files of the rows: `.csv`, `.tsv`, `.jsonl` or `.parquet`. Relative names are inside `data`; `~` is expanded."""
 
     train: str = Field(description="file of the training rows")
-    dev: str | None = Field(None, description="file of the dev rows; null: dev_share of the train file, by dev_seed")
-    test: str | None = Field(None, description="file of the test rows, which only best_to_test opens; labels may be missing")
+    dev: str | None = Field(None, description="file of the dev rows; null: dev_share of the train file, chosen by dev_seed")
+    test: str | None = Field(None, description="file of the test rows, with or without labels; only best_to_test opens it")
 
     @model_validator(mode="after")
     def _readable(self) -> Files:
@@ -45,14 +45,14 @@ class Files(Settings):
             if not name.lower().endswith(FORMATS):
                 raise ValueError(f"`{split}` must end in {', '.join(FORMATS)}. Got '{name}'.")
         if len(set(written.values())) < len(written):
-            raise ValueError(f"names one file for two splits. Got {shown(written)}. Leave `dev` out to have it cut from train.")
+            raise ValueError(f"must name different files. Got {shown(written)}. To cut dev from the train file, omit `dev`.")
         return self
 
 
 class _OwnTask(Variant):
-    """What the three kinds share; how each is told from the others is its own."""
+    """The knobs that all three kinds share."""
 
-    files: Files = Field(description="train, and dev and test where there are such files")
+    files: Files = Field(description="the train file, and the dev and test files if they exist")
     text: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = Field(
         min_length=1, max_length=2, description="column of the sentence, or the two columns of a pair"
     )
@@ -62,10 +62,10 @@ class _OwnTask(Variant):
         0.1,
         gt=0,
         lt=1,
-        description="part of the train file that is dev, where `files` names no dev",
+        description="share of the train file that becomes dev, if `files` has no dev",
         json_schema_extra={"unit": "of its rows"},
     )
-    dev_seed: int = Field(0, ge=0, description="which rows these are; equal texts stay on one side")
+    dev_seed: int = Field(0, ge=0, description="seed that chooses these rows; rows with equal texts stay together")
     tsv_quotes: bool = Field(
         False, description="true: double quotes enclose fields of .tsv files, as in .csv; false: they are part of the text"
     )
@@ -94,16 +94,18 @@ def _different(labels: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(labels)) < len(labels):
         raise ValueError(f"must differ from each other. Got {shown(labels)}.")
     if "" in labels:
-        raise ValueError(f"must not be empty: a row without a label is left out. Got {shown(labels)}.")
+        raise ValueError(f"must not be empty, because rows without a label are dropped. Got {shown(labels)}.")
     return labels
 
 
 class Classification(_OwnTask):
-    """One of several classes, answered by the largest of K logits."""
+    """One of several classes, predicted by the largest of K logits."""
 
     kind: Literal["classification"] = "classification"
-    labels: tuple[Label, ...] = Field(min_length=2, description="all labels as the files have them; the first is class 0")
-    metric: Literal["accuracy", "macro_f1"] = Field("accuracy", description="share of right answers, or mean F1 of the classes")
+    labels: tuple[Label, ...] = Field(min_length=2, description="all labels as written in the files; the first is class 0")
+    metric: Literal["accuracy", "macro_f1"] = Field(
+        "accuracy", description="share of correct predictions, or mean F1 over the classes"
+    )
 
     _labels_differ = field_validator("labels")(_different)
 
@@ -112,13 +114,13 @@ class Classification(_OwnTask):
 
 
 class Binary(_OwnTask):
-    """No or yes, answered by one logit."""
+    """No or yes, predicted by one logit."""
 
     kind: Literal["binary"] = "binary"
     labels: tuple[Label, Label] = Field(
-        ("0", "1"), description="no and yes as the files have them; False and True are read as 0 and 1, too"
+        ("0", "1"), description="no and yes as written in the files; False and True also count as 0 and 1"
     )
-    metric: Literal["accuracy", "f1"] = Field("accuracy", description="share of right answers, or F1 of yes")
+    metric: Literal["accuracy", "f1"] = Field("accuracy", description="share of correct predictions, or F1 of yes")
 
     _labels_differ = field_validator("labels")(_different)
 
@@ -127,17 +129,17 @@ class Binary(_OwnTask):
 
 
 class Regression(_OwnTask):
-    """A real number, answered by one logit in its units."""
+    """A real number, predicted by one logit in the same unit."""
 
     kind: Literal["regression"] = "regression"
-    range: tuple[float, float] = Field(description="the lowest and the highest label there may be")
+    range: tuple[float, float] = Field(description="the lowest and the highest valid label")
     metric: Literal["pearson", "spearman"] = Field("pearson", description="correlation with the labels, or with their ranks")
 
     @field_validator("range")
     @classmethod
     def _rises(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not value[0] < value[1]:
-            raise ValueError(f"must be a lowest and a highest label. Got {shown(value)}.")
+            raise ValueError(f"must be the lowest and the highest label, in this order. Got {shown(value)}.")
         return value
 
     def task(self, name: str) -> Task:
@@ -148,9 +150,9 @@ OwnTask = Annotated[Classification | Binary | Regression, Field(discriminator="k
 
 
 def named_wrong(name: str, reserved: frozenset[str]) -> str:
-    """Why an own task cannot have a name, as the end of a sentence; empty where it can."""
+    """Return the end of a sentence that says why a task cannot have a name; "" if the name is valid."""
     if name in reserved:
-        return f"is a name that is taken; give it another. Taken: {', '.join(sorted(reserved))}"
+        return f"has a reserved name. Choose another. Reserved: {', '.join(sorted(reserved))}"
     if not NAME.fullmatch(name) or name.isdigit():
-        return "must be named with a-z, 0-9, _ and -, and not with digits alone"
+        return "must be named with a-z, 0-9, _ and -, and not only with digits"
     return ""

@@ -1,6 +1,6 @@
-"""What a task is, and the course's tasks.  No torch: readers of files and builders of models both start here.
+"""`Task`, and the course's tasks.  Without torch, because readers of files and builders of models both start here.
 
-The user's own tasks are declared in a config (own_tasks.py), and are Tasks, too.
+The user's own tasks are declared in a config (own_tasks.py) and become Tasks, too.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ SPLITS: tuple[SplitName, ...] = ("train", "dev")
 class Task:
     """One labelled task over sentences or sentence pairs.
 
-    `outputs` is K, the width of the logits: the number of classes, or 1. Labels lie in `label_range`, both ends included;
-    they are whole numbers but for regression. `classes` names 0, 1 …; a regression has none. `files` maps train, dev and test
-    to file names inside a data folder; without dev, `dev_share` of the train file is dev, chosen by `dev_seed`.
-    `course_text` says how the course prepares its text: "strip" or "split_punctuation"; None marks a task of the user's own,
-    whose text is taken as it stands, and whose labels are the names in `classes`. `id_column` None: rows are numbered.
-    `tsv_quotes`: double quotes enclose fields of its TAB-separated files, as those of the course's do.
+    `outputs` is K, the width of the logits: the number of classes, or 1. Labels are in `label_range`, both ends included, and
+    are whole numbers except for regression. `classes` names 0, 1 …; a regression has none. `files` maps train, dev and test to
+    file names inside a data folder; without dev, `dev_share` of the train file is dev, chosen by `dev_seed`.
+    `course_text` says how the course prepares its text: "strip" or "split_punctuation". None marks a task of the user: its text
+    is not changed, and its labels are the names in `classes`. If `id_column` is None, rows are numbered.
+    `tsv_quotes`: double quotes enclose fields of TAB-separated files, as in the course's files.
     """
 
     name: str
@@ -52,15 +52,15 @@ class Task:
 
     @property
     def cuts_dev(self) -> bool:
-        """Whether dev is a part of the train file."""
+        """True if dev is cut from the train file."""
         return "dev" not in self.files
 
     def file(self, split: SplitName) -> str:
-        """The file that holds a split's rows; where dev is cut from train, the train file holds both."""
+        """Return the name of the file with a split's rows: the train file for both splits if dev is cut from it."""
         return self.files["train" if self.cuts_dev else split]
 
     def unit(self, value: float) -> float:
-        """A value of the task's metric in [0, 1]: of a correlation (r + 1)/2."""
+        """Map a value of the task's metric to [0, 1]: a correlation r becomes (r + 1)/2."""
         return (value + 1) / 2 if self.metric in ("pearson", "spearman") else value
 
 

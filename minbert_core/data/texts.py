@@ -1,14 +1,12 @@
-"""Texts without labels: the sentences of tasks and the lines of text files, as rows that further pretraining reads.
+"""Texts without labels for further pretraining: rows made from the sentences of tasks and the lines of text files.
 
-    a task's split, a text file -> Texts, one for learning and one held out -> joined -> pack_texts -> PackedBatch
+    a task's split, a text file -> Texts to train on, Texts held out -> joined -> pack_texts -> PackedBatch
 
-A row has one sentence or two. Of a text file 5 % is held out; of a task the dev split is. No test split is opened here.
+A row has one or two sentences. 5 % of a text file are held out, and the dev split of a task. No test split is opened here.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -17,17 +15,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from minbert_core.data.corpus import lowest_hashes
 from minbert_core.data.tables import CorpusError, text_of
 from minbert_core.data.tokens import Encoding, Integers, PackedBatch, TokenisedTexts, Tokenizer, longest_first
 
-HELD_OUT = 0.05  # of a text file's rows: those whose texts hash lowest, whatever the seed
-REMEDY = "`texts` of a stage names it. It is looked for in the folder `data` (`--data DIR`), unless its name is absolute."
-NOTHING: Integers = np.empty(0, np.int64)  # the second sentence of a row that has none
+HELD_OUT = 0.05  # share of a text file's rows: those whose texts have the lowest hashes, for every seed
+REMEDY = "`texts` of a stage names it. A relative file name is looked up in the folder `data` (`--data DIR`)."
+NOTHING: Integers = np.empty(0, np.int64)  # in place of a second sentence
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Rows of word pieces without special tokens; of a row of one sentence the second is empty."""
+    """Rows of word pieces without special tokens; in a row with one sentence, the second is empty."""
 
     first: list[Integers]
     second: list[Integers]
@@ -36,17 +35,17 @@ class Texts:
         return len(self.first)
 
     def only(self, rows: Sequence[int] | Integers) -> Texts:
-        """These rows alone, in this order."""
+        """Select `rows`, in this order."""
         return Texts([self.first[row] for row in rows], [self.second[row] for row in rows])
 
 
 def joined(parts: Sequence[Texts]) -> Texts:
-    """One after the other."""
+    """Concatenate the rows of all parts."""
     return Texts([row for part in parts for row in part.first], [row for part in parts for row in part.second])
 
 
 def texts_of(split: TokenisedTexts, encoding: Encoding) -> Texts:
-    """A task's rows; under `bi` each sentence of a pair is a row of its own. Without those of which no piece is left."""
+    """Return a task's rows without the empty ones. With `bi`, each sentence of a pair is a separate row."""
     first, *rest = split.sentences()
     if encoding == "bi":
         first, rest = [*first, *chain.from_iterable(rest)], []
@@ -56,10 +55,11 @@ def texts_of(split: TokenisedTexts, encoding: Encoding) -> Texts:
 
 
 def read_text_file(path: Path, tokenizer: Tokenizer, in_pairs: bool) -> tuple[Texts, Texts]:
-    """The lines of a text file, those to learn from and those held out; `in_pairs`: each with the next line of its document.
+    """Read a text file; return the rows to train on and the rows held out.
 
-    An empty line parts documents. Held-out pairs may share a line with others, in another place.
-    Raises CorpusError: no such file, no UTF-8, too few rows to hold any out.
+    in_pairs: a row is a line and the next line of its document; otherwise a row is one line. Empty lines separate documents. A
+    line of a held-out pair can also be in a pair to train on, at the other position.
+    Raises CorpusError: no such file, not UTF-8, too few rows to hold any out.
     """
     lines = [line.strip() for line in text_of(path, REMEDY).split("\n")]
     rows = [(line, "") for line in lines if line]
@@ -67,22 +67,22 @@ def read_text_file(path: Path, tokenizer: Tokenizer, in_pairs: bool) -> tuple[Te
         rows = [(line, after) for line, after in pairwise(lines) if line and after]
     if len(rows) < 2:
         what = "lines that follow each other in one document" if in_pairs else "lines with text"
-        raise CorpusError(f"{path.name} must have two {what} at least, to learn from one and hold one out. Got {len(rows)}.")
+        raise CorpusError(f"{path.name} must have at least two {what}, one to train on and one to hold out. Got {len(rows)}.")
     first, second = ([np.array(ids, np.int64) for ids in tokenizer.encode(list(column))] for column in zip(*rows, strict=True))
-    hashes = [hashlib.blake2b("\n".join(row).encode(), digest_size=8).digest() for row in rows]
-    bound = sorted(hashes)[math.ceil(HELD_OUT * len(rows)) - 1]  # of the last row held out, and of its equals
-    learned, held_out = (
-        [row for row, value in enumerate(hashes) if (value <= bound) == is_held_out and len(first[row])]
-        for is_held_out in (False, True)
+    is_held_out = lowest_hashes(["\n".join(row) for row in rows], HELD_OUT)
+    trained, held_out = (
+        [row for row, is_out in enumerate(is_held_out) if is_out == wanted and len(first[row])] for wanted in (False, True)
     )
-    if not learned or not held_out:
-        raise CorpusError(f"{path.name}: all of its rows are alike, so that none can be held out.")
-    return Texts(first, second).only(learned), Texts(first, second).only(held_out)
+    if not trained or not held_out:
+        raise CorpusError(f"{path.name}: all rows are equal, so none can be held out.")
+    return Texts(first, second).only(trained), Texts(first, second).only(held_out)
 
 
 def pack_texts(texts: Texts, rows: Integers, seconds: Integers, max_length: int, specials: tuple[int, int]) -> PackedBatch:
-    """The first sentences of `rows` with the second ones of the rows `seconds`, packed as `tokens.pack` packs single sentences
-    and cross pairs; the two may stand side by side in one batch."""
+    """Pack the first sentences of `rows` with the second sentences of the rows `seconds`.
+
+    Single sentences and pairs can be in the same batch; each is packed as `tokens.pack` packs it, pairs in the cross encoding.
+    """
     cls_id, sep_id = specials
     first, second = [texts.first[row] for row in rows], [texts.second[row] for row in seconds]
     has_second = np.array([len(ids) > 0 for ids in second])

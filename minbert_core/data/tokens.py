@@ -1,7 +1,9 @@
-"""Text to packed tensors: each split is tokenised once into an Arrow file that every trial memory-maps.
+"""Text to packed tensors: each split is tokenised once into an Arrow file, which every trial memory-maps.
 
-The file holds each sentence's word pieces without special tokens; `pack` puts a batch together, real tokens only, as pairs
-in one sequence (cross) or one sequence a sentence (bi). Stands between corpus.py and the encoder.
+    corpus.Split -> tokenise_split -> TokenisedSplit -> pack -> PackedBatch -> the encoder
+
+The file holds each sentence's word pieces without special tokens. `pack` builds a batch without padding, with one sequence per
+pair (cross) or one sequence per sentence (bi).
 
 Legend: B examples, S sequences, N packed tokens. Sequence s is tokens starts[s] to starts[s + 1].
 """
@@ -10,8 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -30,46 +30,47 @@ from torch import Tensor
 from minbert_core.data.corpus import Dropped, Split, fingerprint, load_test_split, prepare, read_split
 from minbert_core.data.tasks import SplitName, Task
 from minbert_core.encoder_files import check_content, read_json, read_text
+from minbert_core.files import replaced
 
-Encoding = Literal["cross", "bi"]  # tasks of single sentences ignore it: [CLS] a [SEP]
+Encoding = Literal["cross", "bi"]  # ignored by tasks of single sentences: [CLS] a [SEP]
 Integers = NDArray[np.int64]
 
-FORMAT = "2"  # of the Arrow file; raise it when its content changes meaning
+FORMAT = "2"  # of the Arrow file; raise it if the meaning of its content changes
 
 
 # ---------------------------------------------------------------------------------------------------------- the tokenizer
 
 
 class Tokenizer:
-    """Text to word pieces, through the `tokenizers` library. `fingerprint` is the sha256 of the files it was read from.
+    """A tokenizer of the `tokenizers` library that converts text to word pieces.
 
-    `vocab_size` is the largest id + 1: the rows that word embeddings must have.
+    `fingerprint` is the sha256 of its files. `vocab_size` is the largest id + 1, the number of rows that word embeddings need.
     """
 
     def __init__(self, backend: Any, fingerprint: str) -> None:
-        backend.no_truncation()  # a file may carry both: MiniLM's cuts and pads to 128
+        backend.no_truncation()  # a file may enable both; MiniLM's truncates and pads to 128
         backend.no_padding()
         self._backend = backend
         self.fingerprint = fingerprint
-        # not the number of tokens: the ids of added ones may have gaps before them
+        # not the number of tokens: there may be unused ids before those of added tokens
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.cls_id: int = backend.token_to_id("[CLS]")
         self.sep_id: int = backend.token_to_id("[SEP]")
         self.mask_id: int | None = backend.token_to_id("[MASK]")
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """The piece ids of each text, no special tokens, neither cut nor padded."""
+        """Return the piece ids of each text, without special tokens, truncation or padding."""
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def vocabulary(self) -> list[str]:
-        """The pieces in the order of their ids."""
+        """List the pieces in the order of their ids."""
         return [self._backend.id_to_token(i) or "" for i in range(self.vocab_size)]
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Load the tokenizer of a checkpoint folder: tokenizer.json, else BERT's WordPiece over vocab.txt.
+    """Load the tokenizer of a checkpoint folder: tokenizer.json, or else BERT's WordPiece with vocab.txt.
 
-    Raises ValueError: neither is there, a file is empty or no BERT tokenizer, tokenizer_config.json says otherwise.
+    Raises ValueError: both are missing, a file is empty or not a BERT tokenizer, tokenizer_config.json contradicts it.
     """
     whole, vocabulary, config = (folder / name for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json"))
     if whole.is_file():
@@ -78,7 +79,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         content = whole.read_bytes()
         try:
             backend = tokenizers.Tokenizer.from_buffer(content)
-        except Exception as error:  # noqa: BLE001 — the library raises nothing narrower
+        except Exception as error:  # noqa: BLE001 — the library raises plain Exception
             raise ValueError(f"{whole} is not a tokenizer that the tokenizers library reads: {error}.") from None
         _check_case(backend, whole, config)
     elif vocabulary.is_file():
@@ -94,7 +95,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _options(path: Path) -> dict[str, bool]:
-    """Read the options in `_OPTIONS` that a tokenizer_config.json sets; none if there is no such file."""
+    """Read the options of `_OPTIONS` that a tokenizer_config.json sets; {} if the file does not exist."""
     if not path.is_file():
         return {}
     config = read_json(path)
@@ -109,17 +110,19 @@ _OPTIONS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
 
 
 def _check_case(backend: tokenizers.Tokenizer, whole: Path, config: Path) -> None:
-    """Raise ValueError where transformers would follow another file than we do: it lets tokenizer_config.json decide."""
-    said = _options(config).get("do_lower_case")
-    if isinstance(backend.normalizer, normalizers.BertNormalizer) and said not in (None, done := backend.normalizer.lowercase):
+    """Raise ValueError if the two files disagree about case: transformers follows tokenizer_config.json, we do not."""
+    wanted = _options(config).get("do_lower_case")
+    if not isinstance(backend.normalizer, normalizers.BertNormalizer):
+        return
+    if wanted not in (None, lower := backend.normalizer.lowercase):
         raise ValueError(
-            f"{whole} and {config.name} disagree: `lowercase` is {json.dumps(done)} in the former, `do_lower_case` is "
-            f"{json.dumps(said)} in the latter. Keep the one the encoder was trained with in both."
+            f"{whole} and {config.name} disagree: `lowercase` is {json.dumps(lower)} in the former, `do_lower_case` is "
+            f"{json.dumps(wanted)} in the latter. Write the value that the encoder was trained with into both."
         )
 
 
 def _word_piece(vocabulary: Path, options: dict[str, bool]) -> tokenizers.Tokenizer:
-    """BERT's WordPiece: the id of a piece is its line, the defaults are those of the uncased models."""
+    """Build BERT's WordPiece tokenizer. The id of a piece is its line; the defaults are those of the uncased models."""
     lines = read_text(vocabulary).removesuffix("\n").split("\n")  # not splitlines: pieces may be U+2028
     ids = {piece: number for number, piece in enumerate(lines)}
     if "[UNK]" not in ids:
@@ -140,10 +143,10 @@ def _word_piece(vocabulary: Path, options: dict[str, bool]) -> tokenizers.Tokeni
 
 
 class TokenisedTexts:
-    """The word pieces of a task's examples, in memory or in a file, and their labels where they have some: what `pack` reads.
+    """The word pieces of a task's examples, in memory or in a file, and their labels if they have any; the input of `pack`.
 
-    `pieces` are (ids, offsets), once for each sentence of an example: the ids of all examples one after the other, those of
-    example i from offsets[i] to offsets[i + 1].
+    pieces: one (ids, offsets) per sentence of an example. `ids` concatenates the piece ids of all examples; those of example i
+    are ids[offsets[i] : offsets[i + 1]].
     """
 
     def __init__(self, task: Task, pieces: list[tuple[Integers, Integers]], labels: NDArray[np.float64] | None) -> None:
@@ -154,34 +157,34 @@ class TokenisedTexts:
 
     @property
     def pieces(self) -> list[Integers]:
-        """The piece ids of all examples, one after the other: one array a sentence."""
+        """The piece ids of all examples, concatenated: one array per sentence of an example."""
         return [ids for ids, _ in self._pieces]
 
     def sentences(self) -> list[list[Integers]]:
-        """The piece ids of each example: a list a sentence."""
+        """Split the piece ids by example: one list per sentence of an example."""
         return [[ids[a:b] for a, b in pairwise(offsets.tolist())] for ids, offsets in self._pieces]
 
     def lengths(self, encoding: Encoding, max_length: int) -> Integers:
-        """Tokens of each example when packed: special tokens included, after truncation, both sentences of a pair."""
+        """Count each example's tokens when packed: after truncation, with special tokens, both sentences of a pair together."""
         counts = self._counts(np.arange(len(self)), encoding, max_length)
         specials = 2 if not self.task.is_pair else 3 if encoding == "cross" else 4
         return np.asarray(sum(counts) + specials)
 
     def num_longer(self, encoding: Encoding, max_length: int) -> int:
-        """How many examples `pack` cuts."""
+        """Count the examples that `pack` truncates."""
         return int(np.count_nonzero(self.are_longer(encoding, max_length)))
 
     def are_longer(self, encoding: Encoding, max_length: int) -> NDArray[np.bool_]:
-        """Whether `pack` cuts each example: a sequence of its has more than `max_length` tokens, special tokens included."""
+        """Mark each example that `pack` truncates, because a sequence exceeds `max_length` tokens with special tokens."""
         rows = np.arange(len(self))
         return np.asarray(sum(self._whole_counts(rows)) > sum(self._counts(rows, encoding, max_length)))
 
     def _whole_counts(self, rows: Integers) -> list[Integers]:
-        """Pieces of each sentence of each example: one array (B,) a sentence."""
+        """Count the pieces of each sentence: one array (B,) per sentence of an example."""
         return [(offsets[rows + 1] - offsets[rows]).astype(np.int64) for _, offsets in self._pieces]
 
     def _counts(self, rows: Integers, encoding: Encoding, max_length: int) -> list[Integers]:
-        """Pieces kept of each sentence of each example: one array (B,) a sentence."""
+        """Count the pieces of each sentence after truncation: one array (B,) per sentence of an example."""
         counts = self._whole_counts(rows)
         if self.task.is_pair and encoding == "cross":
             return longest_first(counts[0], counts[1], max_length - 3)
@@ -189,9 +192,10 @@ class TokenisedTexts:
 
 
 def longest_first(first: Integers, second: Integers, budget: int | Integers) -> list[Integers]:
-    """The pieces that two sentences keep of `budget`, as the tokenizers library's "longest_first" shares them.
+    """Return how many pieces of two sentences fit into `budget`, as with "longest_first" of the tokenizers library.
 
-    Equals taking one piece at a time from the longer; of an odd budget the longer (if equal, the second) has one more.
+    This equals removing one piece at a time from the longer sentence. With an odd budget the longer one, or the second if both
+    are equal, keeps one more.
     """
     short = np.minimum(first, second)
     long = np.minimum(np.maximum(first, second), np.maximum(short, budget - short))
@@ -202,7 +206,7 @@ def longest_first(first: Integers, second: Integers, budget: int | Integers) -> 
 
 
 def tokenise_texts(texts: Sequence[tuple[str, ...]], task: Task, tokenizer: Tokenizer) -> TokenisedTexts:
-    """Examples in memory, without labels, their texts prepared as the task's files' are."""
+    """Tokenise examples in memory, without labels; texts are prepared as those in the task's files."""
     columns = [tokenizer.encode([prepare(example[i], task) for example in texts]) for i in range(len(task.text_columns))]
     pieces = [
         (np.array([*chain.from_iterable(column)], np.int64), np.array([0, *accumulate(map(len, column))])) for column in columns
@@ -214,9 +218,9 @@ def tokenise_texts(texts: Sequence[tuple[str, ...]], task: Task, tokenizer: Toke
 
 
 class TokenisedSplit(TokenisedTexts):
-    """One split in a memory-mapped Arrow file: columns id, first, second (pairs only), label. Pickles as its path.
+    """A split in a memory-mapped Arrow file: columns id, first, second (pairs only), label. It is pickled as its path.
 
-    Raises ValueError or OSError where the file is not whole.
+    Raises ValueError or OSError if the file is incomplete.
     """
 
     def __init__(self, path: Path, task: Task) -> None:
@@ -225,7 +229,7 @@ class TokenisedSplit(TokenisedTexts):
             metadata = reader.schema.metadata or {}
             batch = reader.get_batch(0)
         if metadata.get(b"format") != FORMAT.encode() or metadata.get(b"rows") != str(batch.num_rows).encode():
-            raise ValueError(f"{path} is no token file of format {FORMAT}.")
+            raise ValueError(f"{path} is not a token file of format {FORMAT}.")
         batch.validate(full=True)
         self.name, self.source = metadata[b"split"].decode(), metadata[b"source"].decode()
         self.dropped = [Dropped(**item) for item in json.loads(metadata[b"dropped"])]
@@ -240,7 +244,7 @@ class TokenisedSplit(TokenisedTexts):
         super().__init__(self.task, pieces, None if label.null_count else label.to_numpy())
 
     def only(self, rows: Integers) -> TokenisedSplit:
-        """These rows alone, in this order, in memory.  Not to be pickled: what arrives would be the whole split."""
+        """Select `rows`, in this order, in memory.  Do not pickle the result: unpickling gives the whole split."""
         part = TokenisedSplit(self.path, self.task)
         part._hold(self._batch.take(pa.array(rows)))
         return part
@@ -254,7 +258,7 @@ class TokenisedSplit(TokenisedTexts):
 
 
 def tokenise_split(folder: Path, task: Task, split: SplitName, tokenizer: Tokenizer, cache: Path) -> TokenisedSplit:
-    """The split's token file in `cache`, written first where it is missing or damaged.  Raises CorpusError."""
+    """Open the split's token file in `cache`; if it is missing or damaged, write it first.  Raises CorpusError."""
     key = _key(fingerprint(folder / task.file(split), task), task, tokenizer)
     return _cached(cache / f"{task.name}-{split}-{key}.arrow", task, tokenizer, lambda: read_split(folder, task, split))
 
@@ -273,13 +277,13 @@ def _key(file_fingerprint: str, task: Task, tokenizer: Tokenizer) -> str:
 def _cached(path: Path, task: Task, tokenizer: Tokenizer, read: Callable[[], Split]) -> TokenisedSplit:
     try:
         return TokenisedSplit(path, task)
-    except (OSError, ValueError, KeyError):  # not there, or cut short by a full disk or a copy: the corpus is still there
+    except (OSError, ValueError, KeyError):  # the file is missing, or a full disk or a copy truncated it
         _write(read(), tokenizer, path)
         return TokenisedSplit(path, task)
 
 
 def _write(split: Split, tokenizer: Tokenizer, path: Path) -> None:
-    """Atomic: two processes may write the same file at once, a reader sees a whole one or none."""
+    """Write a split's token file. Several processes may do so at the same time; a reader sees a complete file or none."""
     columns = {"id": pa.array(split.ids, pa.string())}
     for position, name in enumerate(("first", "second")[: len(split.task.text_columns)]):
         pieces = tokenizer.encode([texts[position] for texts in split.texts])
@@ -295,13 +299,12 @@ def _write(split: Split, tokenizer: Tokenizer, path: Path) -> None:
     }
     batch = pa.record_batch(list(columns.values()), names=list(columns)).replace_schema_metadata(metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-            writer.write_batch(batch)  # one batch, so that a column is one array and a view of it needs no copy
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        replaced(path, many_writers=True) as draft,
+        draft.open("wb") as sink,
+        pa.ipc.new_file(sink, batch.schema) as writer,
+    ):
+        writer.write_batch(batch)  # one batch: each column is one array, of which views need no copy
 
 
 # ---------------------------------------------------------------------------------------------------------------- a batch
@@ -309,18 +312,18 @@ def _write(split: Split, tokenizer: Tokenizer, path: Path) -> None:
 
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
-    """B examples as S sequences of real tokens, one after the other: N tokens, no padding.
+    """B examples as S concatenated sequences: N tokens, without padding.
 
-    bi: S = 2B, the first sentence of every example, then the second of every example, segment 0. Else S = B.
+    bi: S = 2B, first the first sentences of all examples, then the second ones, all with segment 0. Otherwise S = B.
     """
 
     token_ids_N: Tensor  # int64
     position_ids_N: Tensor  # int64, from 0 in each sequence
     segment_ids_N: Tensor  # int64, 1 on the second sentence of a cross pair and its [SEP]
     starts_S1: Tensor  # int64, (S + 1,), first 0, last N
-    lengths: tuple[int, ...]  # of the S sequences, on the host
-    example_N: Tensor  # int64, the example (0 to B - 1) that a token belongs to
-    labels_B: Tensor  # float32; zeros where the split has none
+    lengths: tuple[int, ...]  # tokens of each of the S sequences, on the host
+    example_N: Tensor  # int64, the example (0 to B - 1) of each token
+    labels_B: Tensor  # float32; zeros if the split has no labels
     num_examples: int  # B
 
     def to(self, device: torch.device | str) -> PackedBatch:
@@ -331,14 +334,14 @@ class PackedBatch:
 def pack(
     split: TokenisedTexts, rows: Integers, encoding: Encoding, max_length: int, tokenizer_specials: tuple[int, int]
 ) -> PackedBatch:
-    """The examples `rows` of a split as one packed batch, each sequence at most `max_length` tokens, special tokens included.
+    """Pack the examples `rows` of a split into one batch; a sequence has at most `max_length` tokens, with special tokens.
 
-    cross: `[CLS] a [SEP] b [SEP]`, cut longest-first. bi and single sentences: `[CLS] a [SEP]`, cut at the end.
-    `tokenizer_specials` are the ids of [CLS] and [SEP]. Vectorised: no Python per token.
+    cross: `[CLS] a [SEP] b [SEP]`, truncated longest-first. bi and single sentences: `[CLS] a [SEP]`, truncated at the end.
+    tokenizer_specials: the ids of [CLS] and [SEP]. The code is vectorised: no Python per token.
     """
     rows = np.asarray(rows, np.int64)
-    assert np.all((rows >= 0) & (rows < len(split))), f"rows must lie in [0, {len(split)})"
-    assert max_length > 3, "no room beside the special tokens"
+    assert np.all((rows >= 0) & (rows < len(split))), f"rows must be in [0, {len(split)})"
+    assert max_length > 3, "no room for pieces between the special tokens"
     cls_id, sep_id = tokenizer_specials
     counts = split._counts(rows, encoding, max_length)
     sources = [offsets[rows].astype(np.int64) for _, offsets in split._pieces]
@@ -381,28 +384,31 @@ def pack_parts(
     tokenizer_specials: tuple[int, int],
     limit: int | None,
 ) -> list[PackedBatch]:
-    """As `pack`; in parts of at most `limit` tokens each where the rows are more than that (None: no limit)."""
+    """Pack the rows as `pack` does, into several batches if one would exceed `limit` tokens (None: no limit)."""
     batch = pack(split, rows, encoding, max_length, tokenizer_specials)
     if limit is None or sum(batch.lengths) <= limit:
         return [batch]
-    tokens_B = np.reshape(batch.lengths, (-1, len(rows))).sum(axis=0)  # two sequences an example under a bi-encoder
+    tokens_B = np.reshape(batch.lengths, (-1, len(rows))).sum(axis=0)  # a bi-encoder has two sequences per example
     parts = np.split(rows, cuts(tokens_B.tolist(), limit))
     return [pack(split, part, encoding, max_length, tokenizer_specials) for part in parts]
 
 
 def cuts(tokens: list[int], limit: int) -> list[int]:
-    """Where to cut a batch into parts of at most `limit` tokens each, given the tokens of its examples; none is cut itself."""
-    found, filled = [], 0
+    """Return the indices at which to cut a batch into parts of at most `limit` tokens; `tokens` are those of each example.
+
+    An example is never cut: one with more than `limit` tokens is a part by itself.
+    """
+    indices, filled = [], 0
     for i, count in enumerate(tokens):
         if filled and filled + count > limit:
-            found.append(i)
+            indices.append(i)
             filled = 0
         filled += count
-    return found
+    return indices
 
 
 def _ranges(starts: Integers, counts: Integers) -> Integers:
-    """The indices starts[i], ..., starts[i] + counts[i] - 1 of every i, one after the other."""
+    """Concatenate the ranges starts[i], ..., starts[i] + counts[i] - 1 of every i."""
     before = np.cumsum(counts) - counts
     indices: Integers = np.arange(counts.sum()) + np.repeat(starts - before, counts)
     return indices

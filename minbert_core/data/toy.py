@@ -1,7 +1,7 @@
-"""The embedded corpus: a seeded generator that writes the course's tasks, small, in its layout, with a vocabulary.
+"""The embedded corpus: a seeded generator that writes small versions of the course's tasks, and a vocabulary.
 
-It stands where a data folder would: `data: toy`. Sentences say a few concepts of a small lexicon, each by one of its
-synonyms. Labels follow from the concepts, plus noise: no model is perfect, but one that learns synonyms, negation and the
+`data: toy` uses it in place of a data folder. A sentence expresses a few concepts of a small lexicon, each with one of its
+synonyms. Labels follow from the concepts, plus noise: no model is perfect, but a model that learns synonyms, negation and the
 comparison of two sentences beats one that does not, so trials differ. A tiny encoder learns this from scratch in seconds.
 """
 
@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
 import string
-import uuid
 from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 from random import Random
 
 from minbert_core.data.tasks import TASKS
+from minbert_core.files import replaced
 
-VERSION = 2  # part of the cached folder's name; raise it when what is written changes
+VERSION = 2  # part of the cached folder's name; raise it if the files change
 SIZES = {"train": 2000, "dev": 400, "test": 400}  # examples of each task
 
 
@@ -31,7 +30,7 @@ def _concepts(text: str) -> list[list[str]]:
     return [concept.split("/") for concept in text.split()]
 
 
-# The pair tasks describe scenes. A scene is one concept of each list; a concept is a set of synonyms.
+# The pair tasks describe scenes. A scene has one concept of each list; a concept is a set of synonyms.
 SCENE = (
     _concepts("doctor/physician child/kid teacher/instructor lawyer/attorney singer/vocalist")
     + _concepts("writer/author cook/chef farmer/grower"),
@@ -42,9 +41,9 @@ SCENE = (
     _concepts("forest/woods shop/store street/road/lane garden/yard city/town")
     + _concepts("river/stream valley/dale school/academy"),
 )
-SCENE_WEIGHTS = (0.8, 1.2, 1.2, 0.8)  # of person, action, thing, place in the similarity; they sum to 4
+SCENE_WEIGHTS = (0.8, 1.2, 1.2, 0.8)  # weights of person, action, thing and place in the similarity; their sum is 4
 PLACE = 3
-TEMPLATES = (  # more of the plain order, as in real text
+TEMPLATES = (  # mostly in the plain word order, as in real text
     *["the {0} {1} the {2} in the {3}."] * 3,
     "in the {3}, the {0} {1} the {2}.",
     "near the {3} the {0} {1} a {2}.",
@@ -52,7 +51,7 @@ TEMPLATES = (  # more of the plain order, as in real text
 WITHOUT_PLACE = "the {0} {1} the {2}."
 DENIALS = ("never", "hardly")
 
-# The sentiment tasks describe films: clauses, each an aspect with a valence, one or two a sentence, several sentences a review.
+# The sentiment tasks describe films. A clause is an aspect with a valence. A sentence has one or two clauses.
 ASPECTS = _words("film movie story plot cast acting dialogue music ending pacing direction script humor camera work opening")
 VALENCES = {
     2: _words("brilliant superb wonderful magnificent"),
@@ -62,38 +61,38 @@ VALENCES = {
 }
 NEGATIONS = ("not", "never", "hardly")
 SCALES = {1.5: _words("very truly really extremely"), 0.5: _words("slightly somewhat fairly rather"), 1.0: _words("quite just")}
-JOINTS = {",": 1.0, "and": 1.0, "but": 1.5}  # what follows "but" weighs more
-CUTS = (-1.6, -0.6, 0.6, 1.6)  # of the summed valence, between the five sentiments
+JOINTS = {",": 1.0, "and": 1.0, "but": 1.5}  # the clause after "but" has more weight
+CUTS = (-1.6, -0.6, 0.6, 1.6)  # bounds of the summed valence between the five sentiments
 
-SENTIMENT_NOISE = 0.12  # share of labels drawn anew from all five
-REVIEW_NOISE = 0.05  # share of labels turned round
-PARAPHRASE_NOISE = 0.08  # share of labels turned round
-SIMILARITY_NOISE = 0.5  # standard deviation, of labels in [0, 5]
+SENTIMENT_NOISE = 0.12  # share of labels replaced by a random one of all five
+REVIEW_NOISE = 0.05  # share of labels flipped
+PARAPHRASE_NOISE = 0.08  # share of labels flipped
+SIMILARITY_NOISE = 0.5  # standard deviation; labels are in [0, 5]
 
 
 def toy_folder(cache: Path) -> Path:
-    """The embedded corpus inside `cache`, written there at the first call."""
+    """Return the folder of the embedded corpus inside `cache`; the first call writes it."""
     folder = cache / f"toy-{VERSION}"
     write_toy_corpus(folder)
     return folder
 
 
 def write_toy_corpus(folder: Path, seed: int = 0) -> None:
-    """Writes the course's twelve files, the test files labelled, and vocab.txt; a file that is there already stays.
+    """Write vocab.txt and the twelve files of the course's tasks, test labels included. Existing files are kept.
 
-    Each file appears whole or not at all, so several processes may call this at once.
+    A reader sees each file complete or not at all, so several processes may call this at the same time.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for task in TASKS.values():
         for split, name in task.files.items():
             columns = ["", "id", *task.text_columns, task.label_column]
             rows = _rows(GENERATORS[task.name], f"{seed}/{task.name}/{split}", SIZES[split])
-            _write(folder / name, chain([columns], rows))  # rows are drawn only where they are written
+            _write(folder / name, chain([columns], rows))  # rows are generated only if the file is written
     _write(folder / "vocab.txt", ([piece] for piece in vocabulary()))
 
 
 def vocabulary() -> list[str]:
-    """The word pieces of vocab.txt in order: special tokens, characters (so that any text can be spelt), whole words."""
+    """List the word pieces of vocab.txt: special tokens, characters (so that any text can be spelt), whole words."""
     characters = string.ascii_lowercase + string.digits
     words = {word for concepts in SCENE for synonyms in concepts for word in synonyms}
     words |= {word for group in (*VALENCES.values(), *SCALES.values()) for word in group}
@@ -104,7 +103,7 @@ def vocabulary() -> list[str]:
 
 
 def _rows(generate: Callable[[Random], list[str]], stream: str, count: int) -> Iterable[list[str]]:
-    random = Random(stream)  # a stream of its own for each file: the size of one does not change another
+    random = Random(stream)  # one stream per file, so that the size of one file does not change another
     for index in range(count):
         identity = hashlib.sha256(f"{stream}/{index}".encode()).hexdigest()[:25]
         yield [str(index), identity, *generate(random)]
@@ -113,21 +112,16 @@ def _rows(generate: Callable[[Random], list[str]], stream: str, count: int) -> I
 def _write(path: Path, rows: Iterable[list[str]]) -> None:
     if path.exists():
         return
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            # vocab.txt has a lone quote as a line, and no quoting: no field here holds a TAB or needs a quote
-            csv.writer(file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None).writerows(rows)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced(path, many_writers=True) as draft, draft.open("w", encoding="utf-8", newline="") as file:
+        # vocab.txt has a lone quote as a line, and no quoting: no field here holds a TAB or needs a quote
+        csv.writer(file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None).writerows(rows)
 
 
 # ------------------------------------------------------------------------------------------------------------- the tasks
 
 
 def _sentiment(random: Random) -> list[str]:
-    """A sentence and its sentiment 0 to 4: the cut sum of its clauses' valences."""
+    """Generate a sentence and its sentiment, 0 to 4, from the sum of its clauses' valences."""
     total, text = _opinion(random)
     label = sum(total > cut for cut in CUTS)
     if random.random() < SENTIMENT_NOISE:
@@ -136,7 +130,7 @@ def _sentiment(random: Random) -> list[str]:
 
 
 def _review(random: Random) -> list[str]:
-    """A review of four to seven sentences, most of one leaning, and whether their valences sum to more than 0."""
+    """Generate a review of four to seven sentences, mostly of one leaning; the label is 1 if the valences' sum is > 0."""
     leaning = random.choice((1, -1))
     valences = (*VALENCES, leaning, 2 * leaning)
     totals, sentences = zip(*(_opinion(random, valences) for _ in range(random.randint(4, 7))), strict=True)
@@ -145,7 +139,7 @@ def _review(random: Random) -> list[str]:
 
 
 def _opinion(random: Random, valences: tuple[int, ...] = tuple(VALENCES)) -> tuple[float, str]:
-    """The valence and the text of a sentence: one or two clauses, each about a valence of `valences`."""
+    """Generate the valence and the text of a sentence: one or two clauses, each with a valence of `valences`."""
     total, words = 0.0, []
     for position, aspect in enumerate(random.sample(ASPECTS, random.choice((1, 1, 1, 2, 2)))):
         value = float(random.choice(valences))
@@ -168,7 +162,7 @@ def _opinion(random: Random, valences: tuple[int, ...] = tuple(VALENCES)) -> tup
 
 
 def _paraphrase(random: Random) -> list[str]:
-    """Two sentences and whether they say the same: every concept kept; or some changed, one denied, or the place left out."""
+    """Generate two sentences and whether they are paraphrases; otherwise concepts are changed, denied or omitted."""
     first = _scene(random)
     same = random.random() < 0.5
     second, denied = list(first), False
@@ -185,7 +179,7 @@ def _paraphrase(random: Random) -> list[str]:
 
 
 def _similarity(random: Random) -> list[str]:
-    """Two sentences and how similar they are, 0 to 5: the weight of the concepts kept, less where one is denied."""
+    """Generate two sentences and their similarity, 0 to 5: the weight of the common concepts, lower if one is denied."""
     first = _scene(random)
     second = _changed(first, random.randint(0, 4), random)
     if random.random() < 0.2:
@@ -203,7 +197,7 @@ GENERATORS: dict[str, Callable[[Random], list[str]]] = {
     "cfimdb": _review,
 }
 
-Scene = list[int | None]  # the index of a concept in each list of SCENE; None: not said
+Scene = list[int | None]  # the index of a concept in each list of SCENE; None: not mentioned
 
 
 def _scene(random: Random) -> Scene:
@@ -211,7 +205,7 @@ def _scene(random: Random) -> Scene:
 
 
 def _changed(scene: Scene, count: int, random: Random) -> Scene:
-    """The scene with `count` of its concepts replaced by others."""
+    """Return the scene with `count` of its concepts replaced by others."""
     changed = list(scene)
     for slot in random.sample(range(len(SCENE)), count):
         changed[slot] = random.choice([index for index in range(len(SCENE[slot])) if index != scene[slot]])

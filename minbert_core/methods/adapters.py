@@ -68,11 +68,6 @@ class LoraLinear(nn.Linear):
         return weight
 
 
-def merged_weight(linear: nn.Linear) -> Tensor:
-    """The weights of a plain layer that gives the same as `linear`, without gradient."""
-    return linear.merged_weight() if isinstance(linear, LoraLinear) else linear.weight.detach()
-
-
 def plain_weights(encoder: nn.Module) -> dict[str, Tensor]:
     """The state of `encoder` as if it had never been adapted: what was added to its matrices is in them."""
     state: dict[str, Tensor] = encoder.state_dict()

@@ -1,6 +1,6 @@
-"""Faults: what is wrong with a document, in a sentence with path, rule, value and the known names; never in pydantic's words.
+"""Faults: sentences about errors in a document, with path, rule, value and known names, instead of pydantic's messages.
 
-Flow: ValidationError, document, where -> faults_of -> [Fault]      `where` maps paths to the file and line they were written in
+ValidationError, document, where -> faults_of -> [Fault]      `where` maps each path to the file and line that wrote it
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Where = Mapping[str, tuple[str, int]]  # path -> (source, line)
 
 @dataclass(frozen=True, order=True)
 class Fault:
-    """One thing wrong with what was written: `sentence` says what, the law, the value; `line` is 0 where unknown."""
+    """One error in a document. `sentence` gives the error, the rule and the value; `line` is 0 if unknown."""
 
     line: int
     sentence: str
@@ -29,7 +29,7 @@ class Fault:
 
 
 class SettingsError(ValueError):
-    """All faults of one document together; `str()` is one line a fault, `file:line: sentence`."""
+    """All faults of one document. `str()` has one line per fault: `file:line: sentence`."""
 
     def __init__(self, faults: Iterable[Fault], source: str = "") -> None:
         self.faults = sorted(set(faults))
@@ -42,9 +42,9 @@ def _render(fault: Fault, source: str) -> str:
 
 
 def path_of(location: Location, document: Any) -> str:
-    """The path of a location, with the kind of each variant it passes through: `gradient/gradvac/beta`.
+    """Return the path of a location, with the kind of each variant on the way: `gradient/gradvac/beta`.
 
-    Takes pydantic's `loc`, which names the tags of some unions and not of others, or a plain location in `document`.
+    location: pydantic's `loc`, which contains the tags of some unions but not of others, or a plain location in `document`.
     """
     parts: list[str] = []
     node = document
@@ -65,19 +65,19 @@ def path_of(location: Location, document: Any) -> str:
 
 
 def faults_of(error: ValidationError, model: type[BaseModel], document: Any, where: Where) -> list[Fault]:
-    """What pydantic found wrong with a `model`, in our words, each with its path and, if `where` knows it, source and line."""
+    """Convert pydantic's errors about a `model` to faults with path and, if `where` knows them, source and line."""
     items = error.errors()
     faults = []
     for item in items:
         if item["type"] == "too_short" and any(_is_inside(other["loc"], item["loc"]) for other in items):
-            continue  # pydantic does not count an entry that is wrong by itself
+            continue  # pydantic does not count an invalid entry
         path = path_of(tuple(part for part in item["loc"] if part not in _NOT_WRITTEN), document)
         sentences = _sentence(item, path, model).split("\n")
         faults += [fault_at(path or subject(sentence), sentence, where) for sentence in sentences]
     return faults
 
 
-_NOT_WRITTEN = {"[key]", "[name]", "[map]"}  # parts of pydantic's locations that are no part of a document
+_NOT_WRITTEN = {"[key]", "[name]", "[map]"}  # parts of pydantic's locations that a document does not have
 
 
 def _is_inside(location: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
@@ -91,7 +91,7 @@ def subject(sentence: str) -> str:
 
 
 def fault_at(path: str, sentence: str, where: Where) -> Fault:
-    """A fault at `path`, or at the nearest path above it that `where` knows."""
+    """Build a fault at `path`, or at the nearest path above it that `where` knows."""
     while path and path not in where:
         path = path.rpartition("/")[0]
     source, line = where.get(path, ("", 0))

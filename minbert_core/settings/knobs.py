@@ -1,7 +1,9 @@
-"""What may stand at a path: a walk down the models of a config, for defaults, known names, and the kinds of a family.
+"""Knobs: find the default, the valid names or the kinds of a family at a path of a config, from pydantic's models.
 
-As in knob_at(TrialConfig, "gradient/gradvac/beta").default, 0.01, or knob_at(TrialConfig, "gradient").kinds: sum, pcgrad …
-`walk_knobs` walks all of them; `schema_of` one is what pydantic tells of it: its type, bounds, unit and description.
+    knob_at(TrialConfig, "gradient/gradvac/beta").default   0.01
+    knob_at(TrialConfig, "gradient").kinds                  {"sum": Sum, "pcgrad": PCGrad, …}
+
+`walk_knobs` visits every knob. `schema_of` returns a knob's type, bounds, unit and description.
 """
 
 from __future__ import annotations
@@ -15,16 +17,17 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-NO_DEFAULT: Any = PydanticUndefined  # null may be a default, so it cannot stand for none
-ENTRIES = {"tasks": "all", "stages": "0"}  # of a config: which entry of a map or a list stands for all
+NO_DEFAULT: Any = PydanticUndefined  # None would not do: null may be a default
+ENTRIES = {"tasks": "all", "stages": "0"}  # the entry that represents all others in each map or list of a config
 
 
 @dataclass(frozen=True)
 class Knob:
-    """One place in a config: the models that a map there may be, and its default.
+    """One position in a config: the models that describe its value, and its default.
 
-    `holds_many` where it is a map from names, or a list, of such models; `kind` where the path goes on through a kind;
-    `field`, model and name, where it is a model's field and not an entry, a kind or the whole.
+    holds_many: the value is a list of such models, or a map from names to them.
+    kind: the last part of the path, if that part is a kind; "" otherwise.
+    field: (model, field name), if the knob is a field of a model; None for an entry, a kind or the whole config.
     """
 
     models: tuple[type[BaseModel], ...]
@@ -35,20 +38,20 @@ class Knob:
 
     @property
     def kinds(self) -> dict[str, type[BaseModel]]:
-        """The variants to choose from here, by kind; none where this is no family."""
+        """The variants of the family here, by kind; empty if the knob has no variants to choose from."""
         if self.kind or self.holds_many:
             return {}
         return {model.model_fields["kind"].default: model for model in self.models if "kind" in model.model_fields}
 
     @property
     def keys(self) -> list[str]:
-        """The names that a map may have here; none where any may stand, or a kind is wanted first."""
+        """The valid keys of a map here; empty if every name is valid, or if the path must name a kind first."""
         if self.kinds or self.holds_many:
             return []
         return [name for model in self.models for name in model.model_fields if name != "kind"]
 
     def below(self, part: str) -> Knob | None:
-        """The place one part of a path further: a kind, a key, or an entry's name or number.  None: there is no such place."""
+        """Return the knob at the next part of a path (a kind, a key, an entry's name or number); None if it does not exist."""
         if self.holds_many:
             return Knob(self.models)
         if self.kinds:
@@ -60,7 +63,7 @@ class Knob:
 
 
 def knob_at(model: type[BaseModel], path: str) -> Knob | None:
-    """The place that `path` means in `model`, the empty path `model` itself.  None: `model` has no such place."""
+    """Return the knob at `path` in `model`, None if `model` has no such path. The empty path is `model` itself."""
     knob: Knob | None = Knob((model,), kind="")
     for part in path.split("/") if path else ():
         knob = knob.below(part) if knob else None
@@ -69,7 +72,7 @@ def knob_at(model: type[BaseModel], path: str) -> Knob | None:
 
 @dataclass(frozen=True)
 class Place:
-    """A path and what may stand there; `same_as` is the path at which its models were met before, else empty."""
+    """A path and its knob. `same_as` is an earlier path with the same models, "" if there is none."""
 
     path: str
     knob: Knob
@@ -79,9 +82,10 @@ class Place:
 def walk_knobs(
     knob: Knob, entries: Mapping[str, str], path: str = "", met: dict[tuple[type[BaseModel], ...], str] | None = None
 ) -> Iterator[Place]:
-    """Each place from `knob`, which stands at `path`, down; what takes the models of an earlier place is not entered again.
+    """Yield `knob`, whose path is `path`, and all knobs below it; models that were visited before are not entered again.
 
-    `entries` says which entry of a map or a list is shown for all, as in {"stages": "0"}; NAME where it says nothing.
+    entries: the entry that represents all others in a map or a list, such as {"stages": "0"}; NAME if a path is not in it.
+    met: the path where each tuple of models was first visited.
     """
     met = {} if met is None else met
     first = met.setdefault(knob.models, path) if knob.models and knob.field else path
@@ -98,23 +102,23 @@ def walk_knobs(
 
 
 def elsewhere(model: type[BaseModel], key: str, above: str = "") -> str:
-    """The end of a sentence about a key that is unknown where it was written: ` There is `optimizer/lr`.`, or nothing.
+    """Return a sentence that names the paths where an unknown key is valid: ` There is `optimizer/lr`.`; "" if there is none.
 
-    Of several places those nearest to the top are named, three at most; they stand below `above`.
+    It names at most three, those with the fewest parts, each prefixed with `above`.
     """
-    found = [place.path for place in walk_knobs(Knob((model,)), ENTRIES) if place.path.rpartition("/")[2] == key]
-    top = min((path.count("/") for path in found), default=0)
-    nearest = [f"`{above}{path}`" for path in found if path.count("/") == top]
+    paths = [place.path for place in walk_knobs(Knob((model,)), ENTRIES) if place.path.rpartition("/")[2] == key]
+    top = min((path.count("/") for path in paths), default=0)
+    nearest = [f"`{above}{path}`" for path in paths if path.count("/") == top]
     return f" There is {', '.join(nearest[:3])}{' …' if len(nearest) > 3 else ''}." if nearest else ""
 
 
 def schema_of(knob: Knob) -> tuple[dict[str, Any], bool]:
-    """The JSON schema of a field, and whether null may stand there, which it leaves out.  Of another place: an empty one."""
+    """Return a field's JSON schema without null, and whether null is valid too. The schema is empty if it is not a field."""
     if knob.field is None:
         return {}, False
     model, name = knob.field
     schema: dict[str, Any] = _schema(model)["properties"][name]
-    others = [one for one in schema.get("anyOf", []) if one.get("type") != "null"]
+    others = [choice for choice in schema.get("anyOf", []) if choice.get("type") != "null"]
     is_nullable = len(others) < len(schema.get("anyOf", []))
     return (schema | others[0] if is_nullable and len(others) == 1 else schema), is_nullable
 
@@ -131,12 +135,12 @@ def _field(model: type[BaseModel], name: str) -> Knob:
 
 
 def _models_in(annotation: Any) -> tuple[tuple[type[BaseModel], ...], bool]:
-    """The models that an annotation names, through unions, Annotated, maps and lists; and whether it passed a map or list."""
+    """Return the models inside an annotation (unions, Annotated, maps, lists), and whether a map or a list holds them."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return (annotation,), False
-    found: tuple[type[BaseModel], ...] = ()
+    models: tuple[type[BaseModel], ...] = ()
     holds_many = typing.get_origin(annotation) in (dict, list, tuple)
     for argument in typing.get_args(annotation):
-        models, inner_holds_many = _models_in(argument)
-        found, holds_many = found + models, holds_many or inner_holds_many
-    return found, holds_many and bool(found)
+        inner_models, inner_holds_many = _models_in(argument)
+        models, holds_many = models + inner_models, holds_many or inner_holds_many
+    return models, holds_many and bool(models)

@@ -1,4 +1,4 @@
-"""Frozen models for every value a user can write: `Settings`, a group of knobs, and `Variant`, one kind of a family."""
+"""Frozen models for all values that users write: `Settings`, a group of knobs, and `Variant`, one kind of a family."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
-NAME = re.compile(r"[a-z0-9_-]+")  # of a space, a branch, a search, a task: what a path, a folder and a command line can hold
+NAME = re.compile(r"[a-z0-9_-]+")  # a name of a space, branch, search or task, fit for paths, folders and commands
 
 
 class Settings(BaseModel):
-    """A frozen group of knobs: unknown keys are errors, a boolean is no number and no name, nan and inf are no values."""
+    """A frozen group of knobs. It rejects unknown keys, nan, inf, and booleans in place of a number or a name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -24,7 +24,7 @@ class Settings(BaseModel):
 
 
 class _Boolean:
-    """A true or false where a number or a name is meant: it passes as neither (Python's True would pass as 1)."""
+    """A boolean in place of a number or a name, which no validator accepts (Python's True would be accepted as 1)."""
 
     def __init__(self, value: bool) -> None:
         self.value = value
@@ -39,7 +39,7 @@ def _takes_bool(model: type[BaseModel], key: object) -> bool:
 
 
 def bare(value: object) -> object:
-    """A value as it was written, where true and false are welcome."""
+    """Return a value as the user wrote it, for a field that accepts booleans."""
     return value.value if isinstance(value, _Boolean) else value
 
 
@@ -52,21 +52,15 @@ def _no_number(value: object) -> object:
 
 
 class Variant(Settings):
-    """One member of a family: its knobs, told apart by `kind`, which is its name in YAML."""
+    """One member of a family, with its knobs. `kind` is its name in YAML and distinguishes it from the others."""
 
     kind: str
 
 
 def _bare_name_to_map(value: object) -> object:
     if isinstance(value, dict) and "kind" not in value:
-        raise PydanticCustomError("kind_missing", "no kind")  # else a family of one would take it, until a second joins
+        raise PydanticCustomError("kind_missing", "no kind")  # otherwise a family with one member would accept it
     return {"kind": value} if isinstance(value, str) else value
 
 
 BARE_NAME = BeforeValidator(_bare_name_to_map)  # `gradient: pcgrad` means `gradient: {kind: pcgrad}`
-
-
-# ---------------------------------------------------------------------------------------------------------------- YAML
-
-
-# --------------------------------------------------------------------------------------------------- words for a sentence

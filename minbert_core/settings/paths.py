@@ -1,6 +1,6 @@
-"""Settings as plain values, and plain values by path: the one spelling that YAML overrides, Optuna, MLflow and Parquet share.
+"""Settings as plain values, and plain values by path; YAML overrides, Optuna, MLflow and Parquet use the same paths.
 
-    Settings -> as_written -> plain values -> flatten -> {path: value}   (and back: unflatten)      lay_over: one over another
+    Settings -> as_written -> plain values -> flatten -> {path: value} -> unflatten -> plain values      lay_over: merge two
 
 A path names the kind of each variant it passes through (`gradient/gradvac/beta`) and numbers the entries of a list
 (`stages/0/linear_probe/lr`).
@@ -15,7 +15,7 @@ from minbert_core.settings.models import Settings, Variant
 
 
 def as_written(value: Any) -> Any:
-    """A model as plain values: what was set, and each variant's kind; what nobody set is left out."""
+    """Convert a model to plain values: the fields that were set and each variant's kind, without defaults."""
     if isinstance(value, Settings):
         named = value.model_fields_set | ({"kind"} if isinstance(value, Variant) else set())
         return {name: as_written(getattr(value, name)) for name in type(value).model_fields if name in named}
@@ -27,7 +27,7 @@ def as_written(value: Any) -> Any:
 
 
 def flatten(node: Any, path: str = "") -> dict[str, Any]:
-    """Plain values as {path: leaf}: a variant's path holds its kind, its knobs stand below it; lists of scalars are leaves."""
+    """Convert plain values to {path: leaf}. A variant's path maps to its kind, its knobs are below. A scalar list is a leaf."""
     if isinstance(node, dict):
         flat: dict[str, Any] = {}
         if "kind" in node:
@@ -46,14 +46,14 @@ def flatten(node: Any, path: str = "") -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> Any:
-    """The inverse of `flatten`, up to variants without knobs, which come back as bare names."""
+    """Invert `flatten`, except that variants without knobs become bare names."""
     tree: dict[str, Any] = {}
     for path, value in flat.items():
         node, parts, prefix = tree, path.split("/"), ""
         for i, part in enumerate(parts):
             prefix = f"{prefix}/{part}" if prefix else part
             is_kind = i > 0 and flat.get(prefix.rpartition("/")[0]) == part
-            if is_kind:  # `gradient/gradvac`: the map of `gradient`, whose kind this is
+            if is_kind:  # `gradient/gradvac`: gradvac is the kind of the map `gradient`
                 node["kind"] = part
             elif i == len(parts) - 1:
                 if not isinstance(node.get(part), dict):
@@ -75,10 +75,11 @@ def _lists(node: Any) -> Any:
 
 
 def lay_over(base: Any, top: Any, replaces: Callable[[Any], bool] = lambda value: False) -> Any:
-    """`top` over `base`: maps merge; lists, scalars, maps of another kind and what `replaces` says replace.
+    """Lay `top` over `base`: maps are merged; lists, scalars and maps of another kind replace `base`.
 
-    A bare name is a map of that kind: over a map of the same kind it changes nothing. A map whose keys number the entries of a
-    list, as a path into a list makes one (`stages/0/linear_probe/lr`), changes those entries.
+    A bare name is a map of that kind, so over a map of the same kind it changes nothing. A map whose keys are the numbers of
+    list entries changes those entries; a path into a list (`stages/0/linear_probe/lr`) gives such a map.
+    replaces: returns True for further values that replace or are replaced as a whole.
     """
     if replaces(base) or replaces(top):
         return top

@@ -1,4 +1,4 @@
-"""YAML 1.2 with line numbers: `read_yaml` types the scalars (`5e-6` is a number, `off` a word) and remembers their lines."""
+"""YAML 1.2 with line numbers: `5e-6` is a number, `off` is a word, and each value's line is recorded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?
 
 
 def scalar(text: str) -> Any:
-    """The value of a plain (unquoted) YAML 1.2 scalar: null, boolean, int, float, else the word itself."""
+    """Return the value of a plain (unquoted) YAML 1.2 scalar: null, a boolean, an int, a float, or else the word itself."""
     if _NULL.match(text):
         return None
     if text in _BOOL:
@@ -32,9 +32,9 @@ def scalar(text: str) -> Any:
 
 
 def parse_yaml(text: str, source: str = "") -> tuple[Any, Lines]:
-    """A YAML document as plain values, and the line of each.  Raises SettingsError: bad syntax, a key written twice."""
+    """Parse a YAML document into plain values and the line of each.  Raises SettingsError: bad syntax, a repeated key."""
     try:
-        root = yaml.compose(text, Loader=yaml.BaseLoader)  # which types no scalar: `scalar` does
+        root = yaml.compose(text, Loader=yaml.BaseLoader)  # leaves all scalars as text, for `scalar`
     except yaml.YAMLError as error:
         raise SettingsError([_syntax_fault(error, text)], source) from None
     lines: Lines = {}
@@ -46,7 +46,7 @@ def parse_yaml(text: str, source: str = "") -> tuple[Any, Lines]:
 
 
 def read_yaml(path: Path) -> tuple[Any, Lines]:
-    """`parse_yaml` of a file.  Raises SettingsError, also where the file is missing or no text."""
+    """Parse a YAML file as `parse_yaml` does.  Raises SettingsError, also if the file is missing or not UTF-8 text."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -58,11 +58,11 @@ def read_yaml(path: Path) -> tuple[Any, Lines]:
 def _syntax_fault(error: yaml.YAMLError, text: str) -> Fault:
     if isinstance(error, yaml.reader.ReaderError):
         line = text.count("\n", 0, error.position) + 1
-        return Fault(line, f"This is not YAML: the character {chr(error.character)!r} may not stand in it.")
+        return Fault(line, f"This is not YAML: it must not contain the character {chr(error.character)!r}.")
     assert isinstance(error, yaml.MarkedYAMLError)
     line = error.problem_mark.line + 1 if error.problem_mark else 0
     if "document" in (error.context or ""):
-        return Fault(line, "A file holds one document; a second one begins here (`---`).")
+        return Fault(line, "A file must hold one document. A second one begins here (`---`).")
     written, marks = text.splitlines(), (error.context_mark, error.problem_mark)
     for number in [mark.line for mark in marks if mark is not None and mark.line < len(written)]:
         if hidden := invisible(written[number]):
@@ -91,7 +91,7 @@ def _construct(node: yaml.Node, location: Location, lines: Lines, faults: list[F
                 faults.append(Fault(key_node.start_mark.line + 1, f"The key '{seen}' {hidden}"))
             elif key in result:
                 line = key_node.start_mark.line + 1
-                faults.append(Fault(line, f"`{key}` is written twice; it stands in line {lines[(*location, key)]} already."))
+                faults.append(Fault(line, f"`{key}` is written twice. The first is in line {lines[(*location, key)]}."))
             else:
                 result[key] = _construct(child, (*location, key), lines, faults, open_nodes)
                 lines[(*location, key)] = key_node.start_mark.line + 1
@@ -100,11 +100,11 @@ def _construct(node: yaml.Node, location: Location, lines: Lines, faults: list[F
     return scalar(node.value) if node.style is None else node.value
 
 
-_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "seq", "map")}  # what BaseLoader gives where none is written
+_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "seq", "map")}  # the tags that BaseLoader gives to untagged nodes
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes floats so that YAML 1.1 readers, too, take them for floats, and lists of scalars on one line."""
+    """A dumper that writes floats so that YAML 1.1 readers accept them as floats, and lists of scalars on one line."""
 
 
 def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
@@ -120,7 +120,7 @@ def _represent_list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
 
 
 def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
-    style = "'" if scalar(value) != value else None  # `1e5` is text to YAML 1.1, which would leave it bare
+    style = "'" if scalar(value) != value else None  # for the text `1e5`, which YAML 1.1 would write without quotes
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
@@ -130,6 +130,6 @@ _Dumper.add_representer(list, _represent_list)
 
 
 def dump_yaml(value: Any) -> str:
-    """`value` (maps, lists, scalars) as YAML that `parse_yaml` reads back to the same."""
+    """Write `value` (maps, lists, scalars) as YAML that `parse_yaml` reads back unchanged."""
     text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return text

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minbert_core.config import TrialConfig
+from minbert_core.files import replaced
 from minbert_core.inputs import Inputs
 from minbert_core.model import save_model
 from minbert_core.train.trial import Progress, Record, in_current_names, save_snapshot, train
@@ -53,9 +54,8 @@ def state_file(folder: Path) -> Path:
 
 def write_records(path: Path, records: list[Record]) -> None:
     """Make metrics.jsonl hold exactly `records`: what came after the snapshot is trained, and recorded, again."""
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    draft.replace(path)
+    with replaced(path) as draft:
+        draft.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
 def read_records(path: Path) -> list[Record]:

@@ -39,7 +39,7 @@ from minbert_core.data.tokens import PackedBatch, Tokenizer, cuts, tokenise_spli
 from minbert_core.encoder import Encoder, Masks
 from minbert_core.encoder_files import weight_files
 from minbert_core.evaluate import NotFiniteError
-from minbert_core.files import cache_folder, lock
+from minbert_core.files import cache_folder, lock, replaced
 from minbert_core.inputs import Inputs, build_encoder
 from minbert_core.machine import in_precision, prepare, resolve_device, resolve_precision
 from minbert_core.methods.objectives import Integers, Vocabulary
@@ -400,22 +400,20 @@ class Maker:
 
     def _keep(self, after: Record) -> None:
         """Write encoder, head, tokenizer and figures as a folder, renamed into place when it is whole."""
-        draft = self.one.folder.with_suffix(".tmp")
         figures = {f"held_out_{name}": value for name, value in after.items()}
         figures |= {f"held_out_{name}_before": value for name, value in self.before.items()}
-        shutil.rmtree(draft, ignore_errors=True)
         head = self.head.state_dict()
-        save_encoder(self.encoder, draft, {there: head[name] for name, there in self.stage.stored.items()})
-        for name in TOKENIZER_FILES:
-            with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(self.one.before / name, draft / name)
         about = {"stage": self.stage.model_dump(mode="json"), "texts": len(self.texts), "examples": self.total}
         about |= {"seconds": round(self.seconds, 3), "notes": self.notes, "held_out": figures}
-        with (draft / FIGURES).open("w", encoding="utf-8") as file:
-            json.dump(about, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self.one.folder)
+        with replaced(self.one.folder) as draft:
+            save_encoder(self.encoder, draft, {there: head[name] for name, there in self.stage.stored.items()})
+            for name in TOKENIZER_FILES:
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copyfile(self.one.before / name, draft / name)
+            with (draft / FIGURES).open("w", encoding="utf-8") as file:
+                json.dump(about, file, indent=2)
+                file.flush()
+                os.fsync(file.fileno())
 
 
 def _head(stage: Pretraining, folder: Path, encoder: Encoder) -> tuple[nn.Module, list[str]]:

@@ -26,7 +26,7 @@ from minbert_core.config import FORMAT, TrialConfig
 from minbert_core.data.tokens import PackedBatch, pack_parts
 from minbert_core.evaluate import NotFiniteError, is_constant, metric, overall, score
 from minbert_core.inputs import Inputs, build_encoder
-from minbert_core.machine import packed_linears, prepare, resolve_precision, usage
+from minbert_core.machine import prepare, resolve_precision, usage
 from minbert_core.methods.stages import StagePlan
 from minbert_core.methods.task_schedules import example_rows
 from minbert_core.model import MultitaskBert, build_model, predict_logits, predictions
@@ -282,11 +282,10 @@ def evaluate_dev(model: MultitaskBert, config: TrialConfig, inputs: Inputs) -> t
     """Each task's dev metric, and a note `constant/<task>` where a regression answered all rows alike (its r counts as 0)."""
     metrics, notes = {}, {}
     precision = resolve_precision(config.machine.precision, next(model.parameters()).device)
-    with packed_linears(model.encoder, precision):
-        logits = {
-            name: predict_logits(model, name, split, config.max_length, inputs.specials, precision)
-            for name, split in inputs.dev.items()
-        }
+    logits = {
+        name: predict_logits(model, name, split, config.max_length, inputs.specials, precision)
+        for name, split in inputs.dev.items()
+    }
     for name, logits_BK in logits.items():
         task, labels_B = model.plans[name].task, inputs.dev[name].labels
         assert labels_B is not None, "dev splits are read with labels"

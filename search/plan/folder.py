@@ -135,6 +135,5 @@ def check_format(plan: dict[str, Any]) -> None:
 
 def write_plan(folder: Path, document: dict[str, Any]) -> None:
     """Write a search's plan.json, whole or not at all."""
-    draft = folder / "plan.json.tmp"
-    draft.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(folder / "plan.json")
+    with files.replaced(folder / "plan.json") as draft:
+        draft.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

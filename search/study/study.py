@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from minbert_core.config import TrialConfig
 from minbert_core.config_checks import read_config
+from minbert_core.files import replaced
 from minbert_core.seeds import seed_of
 from minbert_core.settings.faults import SettingsError
 from minbert_core.settings.paths import as_written
@@ -163,9 +164,8 @@ class Study:
                 continue
             folder = self.trial_folder(trial.number)
             folder.mkdir(parents=True, exist_ok=True)
-            draft = folder / "config.yaml.tmp"
-            draft.write_text(dump_yaml(as_written(config)), encoding="utf-8")
-            draft.replace(folder / "config.yaml")
+            with replaced(folder / "config.yaml") as draft:
+                draft.write_text(dump_yaml(as_written(config)), encoding="utf-8")
             return self.result(trial.number)
         raise ValueError("A hundred points in a row were impossible; their reasons stand in study.journal.")
 
@@ -247,12 +247,8 @@ class Study:
         results = self.results()
         ranking = ranked(results)
         if ranking:
-            link, draft = self.folder / "best", self.folder / "best.tmp"
-            draft.unlink(missing_ok=True)  # of a driver that was killed here
-            draft.symlink_to(Path("trials") / f"{ranking[0].number:03d}" / "best")  # relative: the folder may be moved
-            if link.is_dir() and not link.is_symlink():  # the folder was copied by something that follows links
-                shutil.rmtree(link)
-            draft.replace(link)
+            with replaced(self.folder / "best") as draft:  # a folder, if the search was copied by something that follows links
+                draft.symlink_to(Path("trials") / f"{ranking[0].number:03d}" / "best")  # relative: the folder may be moved
         keep = {trial.number for trial in ranking[:KEEP_BEST]}
         for trial in results:
             if trial.status != "running":

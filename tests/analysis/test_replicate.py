@@ -185,7 +185,7 @@ def test_a_part_of_a_budget_is_that_of_every_stage() -> None:
     [
         (["--paper", "P9"], "There is no paper 'P9'. Known: P1, P2, P2_YELP, P3, P4, P4_SINGLE."),
         (["--paper", "P3", "--rows", "gs"], "There is no row 'gs' in this paper"),
-        (["--paper", "P3", "--data", "/nowhere"], "There is no data folder /nowhere."),
+        (["--paper", "P3", "--data", "/nowhere"], "The data folder /nowhere does not exist."),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_starts(

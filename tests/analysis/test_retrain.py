@@ -111,7 +111,7 @@ def test_a_snapshot_that_cannot_be_read_is_not_gone_on_from(tmp_path: Path, text
     (job.folder / "state" / "snapshot.pt").write_bytes(b"half")
     (job.folder / "metrics.jsonl").write_text(json.dumps({"kind": "dev", "step": 1, "dev/score": 9.0}) + "\n")
     assert retrain(job, {}) == ""
-    assert "is no whole snapshot" in (job.folder / "log.txt").read_text()
+    assert "is not a complete snapshot" in (job.folder / "log.txt").read_text()
     assert len(dev_scores(job)) == 3
     assert max(dev_scores(job)) < 1
 

@@ -164,14 +164,15 @@ def test_a_missing_file_says_file_folder_and_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(CorpusError) as error:
         read_split(tmp_path, PARA, "train")
     assert message(error) == (
-        f"There is no file quora-train.csv in the folder {tmp_path}: give the folder that holds the course's files with "
-        "`--data DIR` (`python -m minbert_core.data.corpus download --to DIR` fetches the public ones), or take the embedded "
+        f"The folder {tmp_path} has no file quora-train.csv. Give the folder that holds the course's files with "
+        "`--data DIR` (`python -m minbert_core.data.corpus download --to DIR` downloads the public ones), or use the embedded "
         "corpus with `--data toy --encoder tiny`."
     )
 
 
 def test_a_missing_folder_is_named_as_such(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match=r"^There is no file quora-train.csv because there is no folder .*nowhere: give"):
+    sentence = r"^The file quora-train.csv is missing, because the folder .*nowhere does not exist\. Give"
+    with pytest.raises(CorpusError, match=sentence):
         read_split(tmp_path / "nowhere", PARA, "train")
 
 
@@ -179,13 +180,13 @@ def test_a_missing_column_names_the_columns_found(tmp_path: Path) -> None:
     with pytest.raises(CorpusError) as error:
         read_sst(tmp_path, "\tid\ttext\tsentiment\n0\ta\tgood\t3\n")
     assert message(error) == (
-        "ids-sst-train.csv:1: column 'sentence' is missing; the columns, separated by TABs, are '', 'id', 'text', 'sentiment'."
+        "ids-sst-train.csv:1: column 'sentence' is missing. The columns, separated by TABs, are '', 'id', 'text', 'sentiment'."
     )
 
 
 def test_a_file_with_commas_is_seen_to_have_one_column(tmp_path: Path) -> None:
     with pytest.raises(
-        CorpusError, match="column 'id' is missing; the columns, separated by TABs, are 'id,sentence,sentiment'"
+        CorpusError, match=r"column 'id' is missing\. The columns, separated by TABs, are 'id,sentence,sentiment'"
     ):
         read_sst(tmp_path, "id,sentence,sentiment\na,good,3\n")
 
@@ -198,7 +199,7 @@ def test_train_without_a_label_column_is_an_error(tmp_path: Path) -> None:
 def test_a_duplicate_id_names_both_lines(tmp_path: Path) -> None:
     with pytest.raises(CorpusError) as error:
         read_sst(tmp_path, SST_HEADER + "0\ta\tgood\t3\n1\tA\tbad\t1\n")
-    assert message(error) == "ids-sst-train.csv:3: an id must be unique. 'a' stands in line 2 already."
+    assert message(error) == "ids-sst-train.csv:3: an id must be unique. 'a' is also the id in line 2."
 
 
 def test_an_empty_id_is_an_error(tmp_path: Path) -> None:
@@ -222,7 +223,7 @@ def test_a_quote_that_swallows_whole_rows_is_an_error_since_they_could_not_be_na
 
 def test_an_empty_file_and_a_lone_header_are_errors(tmp_path: Path) -> None:
     with pytest.raises(
-        CorpusError, match=r"^ids-sst-train.csv is empty; its first line must name the columns id, sentence, sen"
+        CorpusError, match=r"^ids-sst-train.csv is empty. Its first line must name the columns id, sentence, sen"
     ):
         read_sst(tmp_path, "")
     with pytest.raises(CorpusError, match=r"^ids-sst-train.csv has a header, but no rows\."):

@@ -114,10 +114,10 @@ def test_all_published_files_come_to_the_byte_and_each_ones_rows_are_said(
 def test_what_the_course_does_not_publish_is_said_in_one_paragraph(server: Server, tmp_path: Path, capsys: Capture) -> None:
     run(tmp_path, server)
     paragraphs = capsys.readouterr().out.split("\n\n")
-    assert paragraphs[1].startswith("quora-train.csv and quora-test-student.csv are not published there: the course gives them")
-    assert f"Copy them from it into {tmp_path}." in paragraphs[1]
+    assert paragraphs[1].startswith("quora-train.csv and quora-test-student.csv are not published there: the course gives its")
+    assert f"Copy the Quora files from it into {tmp_path}." in paragraphs[1]
     assert "--cut-quora" in paragraphs[1]
-    assert "Numbers on that cut are not the papers'." in paragraphs[1]
+    assert "Results on that cut are not comparable to the papers'." in paragraphs[1]
     assert f"--data {tmp_path} --dry-run" in paragraphs[2]
 
 
@@ -129,7 +129,7 @@ def test_what_is_there_stays_and_is_not_asked_for_again(server: Server, tmp_path
     server.asked.clear()
     assert run(tmp_path, server) == DONE
     assert server.asked == []
-    assert "ids-sst-dev.csv: there already, 1 rows" in capsys.readouterr().out
+    assert "ids-sst-dev.csv: exists, 1 rows" in capsys.readouterr().out
     assert (tmp_path / "ids-sst-dev.csv").read_text() == mine
 
 
@@ -137,7 +137,8 @@ def test_a_file_that_cannot_be_read_is_fetched_again(server: Server, published: 
     (tmp_path / "sts-dev.csv").write_text("<html>")
     assert run(tmp_path, server) == DONE
     assert (tmp_path / "sts-dev.csv").read_bytes() == (published / "sts-dev.csv").read_bytes()
-    assert "sts-dev.csv: fetched again, it could not be read (sts-dev.csv:1: column 'id' is missing" in capsys.readouterr().out
+    reason = "downloaded again, because it could not be read (sts-dev.csv:1: column 'id' is missing"
+    assert f"sts-dev.csv: {reason}" in capsys.readouterr().out
 
 
 def test_the_known_rows_are_those_of_the_courses_files(real_data: Path) -> None:
@@ -178,9 +179,9 @@ def test_without_network_it_says_which_files_to_copy_where(tmp_path: Path, publi
         unused.bind(("127.0.0.1", 0))  # bound, not listening: whoever connects is refused
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/"
         said = refused(tmp_path, url, capsys)
-    assert said.startswith(f"Cannot reach {url} (Connection refused). Behind a proxy, set HTTPS_PROXY; in a closed network, ")
-    assert f"copy them into {tmp_path} and give the command again" in said
-    missing = said.split("checks them: ")[1].removesuffix(".").split(", ")
+    assert said.startswith(f"Cannot reach {url} (Connection refused). Behind a proxy, set HTTPS_PROXY. Without internet, ")
+    assert f"copy them into {tmp_path} and repeat the command" in said
+    missing = said.split("check them: ")[1].removesuffix(".").split(", ")
     assert missing == [name for name in PUBLISHED if name != "sts-dev.csv"]
     assert len(said.splitlines()) == 1
 
@@ -211,7 +212,7 @@ def test_a_transfer_cut_short_leaves_nothing(server: Server, tmp_path: Path, cap
     server.odd["ids-sst-dev.csv"] = lambda handler, body: send(handler, body[:1000], len(body))
     said = refused(tmp_path, server, capsys)
     assert "ids-sst-dev.csv broke off after 1,000 of " in said
-    assert said.endswith(" bytes. Nothing of it was kept: give the command again.")
+    assert said.endswith(" bytes. The part was not kept. Repeat the command.")
     assert set(contents(tmp_path)) == {"ids-sst-train.csv"}
     del server.odd["ids-sst-dev.csv"]
     assert run(tmp_path, server) == DONE  # and the next call goes on
@@ -285,7 +286,7 @@ def test_ctrl_c_leaves_no_half_file(server: Server, tmp_path: Path, capsys: Capt
     finally:
         released.set()
     assert set(contents(tmp_path)) == {"ids-sst-train.csv"}
-    assert capsys.readouterr().err == "Interrupted. What is there is whole; the same command goes on.\n"
+    assert capsys.readouterr().err == "Interrupted. All files in the folder are complete. Repeat the command to resume.\n"
 
 
 # ----------------------------------------------------------------------------------------------------------------- Quora
@@ -333,8 +334,8 @@ def test_the_cut_follows_from_the_ids_alone_and_is_not_the_papers_data(cut: Path
     assert run(cut, "http://127.0.0.1:9/", "--cut-quora") == DONE
     assert contents(cut) == after
     said = capsys.readouterr().out.split("\n\n")[1]
-    assert said.startswith("The Quora files are a cut of the public quora-dev.csv, which is kept as quora-dev-original.csv: ")
-    assert "numbers on them are not the papers'" in said
+    assert said.startswith("The Quora files are a cut of the public quora-dev.csv, which is kept as quora-dev-original.csv. ")
+    assert "Results on them are not comparable to the papers'" in said
     header, *rows = (cut / ORIGINAL).read_text().splitlines(keepends=True)
     other = tmp_path / "reversed"
     shutil.copytree(cut, other)
@@ -362,7 +363,7 @@ def test_a_cut_that_is_broken_off_loses_nothing_and_is_finished_by_the_next_call
         done.append(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(download_module.os, "replace", replace_some)
+        patch.setattr("minbert_core.files.os.replace", replace_some)
         assert run(cut, "http://127.0.0.1:9/", "--cut-quora") == INTERRUPTED
     assert set(contents(cut)) <= set(after)
     assert after[ORIGINAL] in contents(cut).values()
@@ -374,11 +375,11 @@ def test_the_courses_own_quora_files_are_never_replaced_by_a_cut(cut: Path, caps
     (cut / "quora-train.csv").write_text("\tid\tsentence1\tsentence2\tis_duplicate\n0\ta\tx\ty\t1.0\n")
     before = contents(cut)
     assert run(cut, "http://127.0.0.1:9/", "--cut-quora") == REFUSED
-    assert f"--cut-quora would replace {cut / 'quora-train.csv'}, which is not of its making." in capsys.readouterr().err
+    assert f"--cut-quora would replace {cut / 'quora-train.csv'}, which it has not written." in capsys.readouterr().err
     assert contents(cut) == before
 
 
 def test_a_folder_with_the_courses_own_files_is_said_to_be_complete(tmp_path: Path, capsys: Capture) -> None:
     toy.write_toy_corpus(tmp_path)
     assert run(tmp_path, "http://127.0.0.1:9/") == DONE
-    assert "All of the course's files are there." in capsys.readouterr().out
+    assert "All files of the course are there." in capsys.readouterr().out

@@ -212,7 +212,7 @@ def test_empty_lines_before_a_header_are_skipped_and_counted_as_lines(before: st
     with pytest.raises(CorpusError, match=r"^x\.csv:4: label 'label' must be one of 0, 1\. Got '7'\.$"):
         read_text(tmp_path, "x.csv", f"{before}text,label\ngood,7\n")
     with pytest.raises(
-        CorpusError, match=r"^x\.csv:3: column 'text' is missing; the columns, separated by commas, are 'a', 'b'\."
+        CorpusError, match=r"^x\.csv:3: column 'text' is missing\. The columns, separated by commas, are 'a', 'b'\."
     ):
         read_text(tmp_path, "x.csv", f"{before}a,b\ngood,7\n")
 
@@ -290,7 +290,7 @@ def test_a_first_jsonl_row_without_a_label_is_dropped_and_counted_as_any_other(t
 
 def test_a_key_that_no_jsonl_row_has_is_a_fault_with_the_keys_of_all(tmp_path: Path) -> None:
     write(tmp_path / "x.jsonl", [{"text": "a"}, {"text": "b", "lable": 1}])
-    with pytest.raises(CorpusError, match=r"^x\.jsonl:1: column 'label' is missing; the keys are 'text', 'lable'\.$"):
+    with pytest.raises(CorpusError, match=r"^x\.jsonl:1: column 'label' is missing\. The keys are 'text', 'lable'\.$"):
         read(tmp_path / "x.jsonl")
 
 

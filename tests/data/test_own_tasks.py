@@ -77,7 +77,10 @@ def test_a_declaration_survives_being_written_as_yaml_and_as_paths() -> None:
         ({"kind": "ranking"}, "Unknown `own_tasks/mine` kind 'ranking'. Known: binary, classification, regression."),
         ({"labels": ["a"]}, "`own_tasks/mine/classification/labels` must have 2 or more entries. Got ['a']."),
         ({"labels": ["1", 1, 2]}, "`own_tasks/mine/classification/labels` must differ from each other. Got ['1', '1', '2']."),
-        ({"labels": ["good", None]}, "`own_tasks/mine/classification/labels` must not be empty: a row without a label is left"),
+        (
+            {"labels": ["good", None]},
+            "`own_tasks/mine/classification/labels` must not be empty, because rows without a label are dropped",
+        ),
         (
             {"labels": ["True", True]},
             "`own_tasks/mine/classification/labels` must differ from each other. Got ['true', 'true'].",
@@ -85,7 +88,7 @@ def test_a_declaration_survives_being_written_as_yaml_and_as_paths() -> None:
         ({"labels": ["4.0", 4]}, "`own_tasks/mine/classification/labels` must differ from each other. Got ['4', '4']."),
         ({"text": ["a", "b", "c"]}, "`own_tasks/mine/classification/text` must have at most 2 entries. Got ['a', 'b', 'c']."),
         ({"files": {"train": "x.txt"}}, "`train` must end in .csv, .tsv, .jsonl, .parquet. Got 'x.txt'."),
-        ({"files": {"train": "x.csv", "dev": "x.csv"}}, "names one file for two splits"),
+        ({"files": {"train": "x.csv", "dev": "x.csv"}}, "must name different files"),
         ({"metric": "pearson"}, "Unknown `own_tasks/mine/classification/metric` 'pearson'"),
         ({"dev_share": 1}, "`own_tasks/mine/classification/dev_share` must be < 1. Got 1."),
         ({"colour": 1}, "Unknown key `own_tasks/mine/classification/colour`"),
@@ -99,7 +102,7 @@ def test_what_is_wrong_with_a_declaration_is_a_sentence(own: dict[str, Any], sen
 @pytest.mark.parametrize("name", ["sst", "all", "norm", "My Task", "7", "a/b"])
 def test_a_name_that_is_taken_or_no_path_is_refused(name: str) -> None:
     with pytest.raises(
-        SettingsError, match=r"`own_tasks/.*` (is a name that is taken.* Taken: all, cfimdb, |must be named with)"
+        SettingsError, match=r"`own_tasks/.*` (has a reserved name.* Reserved: all, cfimdb, |must be named with)"
     ):
         load_config({"own_tasks": {name: REVIEWS}})
 
@@ -191,7 +194,7 @@ def test_rows_without_text_or_label_are_dropped_and_named(tmp_path: Path) -> Non
         ('{"review": "x", "stars": "great"}\n', r"r.jsonl:1: label 'stars' must be one of bad, fair, good. Got 'great'."),
         ('{"review": "x", "stars": "bad"}\n{"review": \n', r"r.jsonl:2: every line must be a JSON object. This one is not: "),
         ('["x", "bad"]\n', r"r.jsonl:1: every line must be a JSON object. Got \[\"x\", \"bad\"\]."),
-        ('{"text": "x", "stars": "bad"}\n', r"r.jsonl:1: column 'review' is missing; the keys are 'text', 'stars'."),
+        ('{"text": "x", "stars": "bad"}\n', r"r.jsonl:1: column 'review' is missing. The keys are 'text', 'stars'."),
         ('{"review": ["x"], "stars": "bad"}\n', r"r.jsonl:1: 'review' must be text, a number or a boolean. Got list."),
         ("\n\n", r"r.jsonl has no rows."),
     ],
@@ -210,9 +213,7 @@ def test_a_truncated_parquet_file_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_says_who_named_it_and_where_it_is_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(
-        CorpusError, match=r"no file r\.jsonl in the folder .*: `own_tasks/mine/classification/files` names it\."
-    ):
+    with pytest.raises(CorpusError, match=r"has no file r\.jsonl\. `own_tasks/mine/classification/files` names it\."):
         fingerprint(tmp_path / "r.jsonl", declared())
 
 

@@ -104,10 +104,10 @@ def test_a_carriage_return_inside_a_line_is_white_space_and_without_line_feeds_a
         (
             "alone\n",
             False,
-            r"reviews\.txt must have two lines with text at least, to learn from one and hold one out\. Got 1\.",
+            r"reviews\.txt must have at least two lines with text, one to train on and one to hold out\. Got 1\.",
         ),
-        ("a\n\nb\n\nc\nd\n", True, r"two lines that follow each other in one document at least, .* Got 1\."),
-        ("so\nso\nso\n", False, r"reviews\.txt: all of its rows are alike, so that none can be held out\."),
+        ("a\n\nb\n\nc\nd\n", True, r"at least two lines that follow each other in one document, .* Got 1\."),
+        ("so\nso\nso\n", False, r"reviews\.txt: all rows are equal, so none can be held out\."),
     ],
 )
 def test_a_file_of_too_little_is_refused(tmp_path: Path, inputs: Inputs, text: str, in_pairs: bool, sentence: str) -> None:
@@ -116,7 +116,7 @@ def test_a_file_of_too_little_is_refused(tmp_path: Path, inputs: Inputs, text: s
 
 
 def test_a_file_that_is_missing_or_no_text_is_told(tmp_path: Path, inputs: Inputs) -> None:
-    with pytest.raises(CorpusError, match=r"There is no file gone\.txt in the folder .*`texts` of a stage names it\."):
+    with pytest.raises(CorpusError, match=r"The folder .* has no file gone\.txt\. `texts` of a stage names it\."):
         read_text_file(tmp_path / "gone.txt", inputs.tokenizer, False)
     (tmp_path / "latin.txt").write_bytes("tea\ncaf\xe9\n".encode("latin-1"))
     with pytest.raises(CorpusError, match=r"latin\.txt:2: the file must be UTF-8 text\. Got the byte 0xe9\."):

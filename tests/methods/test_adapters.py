@@ -17,8 +17,7 @@ from torch.nn import functional as F
 from minbert_core.checkpoints import load_encoder, save_encoder
 from minbert_core.data.tokens import PackedBatch
 from minbert_core.encoder import Encoder, EncoderShape, Masks, new_encoder
-from minbert_core.machine import packed_linears
-from minbert_core.methods.adapters import Lora, LoraLinear, Matrix, Pal, ProjectedAttentionLayers, merged_weight, plain_weights
+from minbert_core.methods.adapters import Lora, LoraLinear, Matrix, Pal, ProjectedAttentionLayers, plain_weights
 from minbert_core.seeds import seed_of
 
 SHAPE = EncoderShape(vocab_size=20, hidden_size=12, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
@@ -81,7 +80,7 @@ def test_lora_adds_scale_times_b_a_x() -> None:
         lora.b["query"].copy_(torch.tensor([[3.0], [5.0]]))
     # A x = 21; 2 B A x = (126, 210)
     assert lora(torch.tensor([[1.0, 2.0]])).tolist() == [[101.0 + 126, 102.0 + 210]]
-    assert merged_weight(lora).tolist() == [[1 + 6, 60.0], [10.0, 1 + 100]]
+    assert lora.merged_weight().tolist() == [[1 + 6, 60.0], [10.0, 1 + 100]]
 
 
 def test_key_and_value_are_adapted_apart() -> None:
@@ -143,14 +142,6 @@ def test_an_encoder_without_updates_is_saved_bit_for_bit(tmp_path: Path) -> None
     encoder = encoder_of(Lora(), moved=False)
     save_encoder(encoder, tmp_path)
     assert torch.equal(load_encoder(tmp_path, 0.1, 0.1)(BATCH), encoder_of()(BATCH))
-
-
-def test_packed_linears_hold_the_updates() -> None:
-    encoder = encoder_of(Lora(matrices=ALL))
-    expected = encoder(BATCH)
-    with torch.inference_mode(), packed_linears(encoder, "float32"):
-        found = encoder(BATCH)
-    assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_lora_computes_no_product_of_its_two_matrices_in_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:

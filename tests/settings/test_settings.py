@@ -84,25 +84,25 @@ def test_each_value_knows_its_line() -> None:
 
 
 def test_a_key_written_twice_is_refused_with_both_lines() -> None:
-    assert complaint("lr: 1\nseed: 2\nlr: 3\n") == "a.yaml:3: `lr` is written twice; it stands in line 1 already."
+    assert complaint("lr: 1\nseed: 2\nlr: 3\n") == "a.yaml:3: `lr` is written twice. The first is in line 1."
 
 
 def test_a_key_written_twice_is_found_at_any_depth_and_in_flow_maps() -> None:
     text = complaint("a:\n  b: {c: 1, c: 2}\nd:\n  - e: 1\n    e: 2\n")
     assert text.splitlines() == [
-        "a.yaml:2: `c` is written twice; it stands in line 2 already.",
-        "a.yaml:5: `e` is written twice; it stands in line 4 already.",
+        "a.yaml:2: `c` is written twice. The first is in line 2.",
+        "a.yaml:5: `e` is written twice. The first is in line 4.",
     ]
 
 
 def test_bad_syntax_is_refused_with_its_line() -> None:
     assert re.match(r"a\.yaml:2: This is not YAML: .+\.", complaint("a: 1\nb: c: d\n"))
     assert re.match(r"a\.yaml:2: This is not YAML: .+\.", complaint("a: [1, 2\n"))
-    assert complaint("a: 1\nb: \x01\n") == "a.yaml:2: This is not YAML: the character '\\x01' may not stand in it."
+    assert complaint("a: 1\nb: \x01\n") == "a.yaml:2: This is not YAML: it must not contain the character '\\x01'."
 
 
 def test_a_second_document_in_a_file_is_refused() -> None:
-    assert complaint("a: 1\n---\nb: 2\n") == "a.yaml:2: A file holds one document; a second one begins here (`---`)."
+    assert complaint("a: 1\n---\nb: 2\n") == "a.yaml:2: A file must hold one document. A second one begins here (`---`)."
 
 
 def test_an_anchor_stands_for_its_value_wherever_it_is_named() -> None:

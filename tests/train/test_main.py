@@ -87,7 +87,7 @@ def test_the_plan_reports_fields_that_may_have_been_misread_and_labels_that_are_
     config = tiny(own_tasks=own, train_on=["mine"])
     lines = plan_lines(config, open_inputs(config), "mine.yaml")
     assert lines.count("data      1 field of mine.csv with a line end inside quotes: line 2") == 1
-    warning = "warning   mine: all 36 train rows (mine.csv) have the label 1: a model learns only this answer."
+    warning = "warning   mine: all 36 train rows (mine.csv) have the label 1: a model learns only this label."
     assert lines.count(warning) == 1
 
 
@@ -271,7 +271,7 @@ def test_a_snapshot_that_is_broken_is_as_none(typed: Typed, here: Path) -> None:
     state_file(folder).parent.mkdir()
     state_file(folder).write_bytes(b"cut short")
     code, out, _ = typed("mine.yaml")
-    assert (code, "is no whole snapshot" in out) == (0, True)
+    assert (code, "is not a complete snapshot" in out) == (0, True)
     assert numbers(folder) == whole
 
 
@@ -402,14 +402,17 @@ def test_a_trial_of_a_gpu_is_refused_without_one_and_told_how_it_goes(typed: Typ
             "mine.yaml --set gradient=pcgrat",
             r"--set gradient=pcgrat: Unknown `gradient` kind 'pcgrat'; did you mean 'pcgrad'\?",
         ),
-        ("mine.yaml --set gradient/gradvac/beta=.1", r"the config holds no gradvac there; choose it first: gradient=gradvac\."),
+        (
+            "mine.yaml --set gradient/gradvac/beta=.1",
+            r"the config does not use 'gradvac' there\. Choose it first: gradient=gradvac\.",
+        ),
         (
             "mine.yaml --set 'optimizer/lr={uniform: [0.1, 0.2]}'",
             r"--set .*: `optimizer/lr` is a domain, .*search\.run --space",
         ),
         ("mine.yaml --set trials=3", r"--set trials=3: `trials` belongs to a search space.*search\.run --space mine\.yaml"),
-        ("mine.yaml --data nowhere --encoder .", r"There is no data folder /.*/nowhere\. Give .*`--data DIR`"),
-        ("mine.yaml --data . --encoder ./none", r"There is no encoder folder none\."),
+        ("mine.yaml --data nowhere --encoder .", r"The data folder /.*/nowhere does not exist\. With `--data DIR`"),
+        ("mine.yaml --data . --encoder ./none", r"The encoder folder none does not exist\."),
         ("mine.yaml --overfit --to there", r"--overfit writes nothing, so it does not go with --to\."),
         ("mine.yaml --overfit 1", r"--overfit: must be a whole number of examples from 2 to 512\. Got '1'\."),
         ("mine.yaml --overfit 500", r"--overfit 500: task sst has only 120 examples\."),

@@ -415,5 +415,5 @@ def test_next_sentences_want_pairs_to_read() -> None:
 
 
 def test_a_missing_text_file_is_told_before_anything_is_trained(tiny: Tiny) -> None:
-    with pytest.raises(CorpusError, match=r"There is no file gone\.txt in the folder .*`texts` of a stage names it"):
+    with pytest.raises(CorpusError, match=r"The folder .* has no file gone\.txt\. `texts` of a stage names it"):
         found(trial(tiny, {**MLM, "texts": ["gone.txt"]}))

@@ -419,7 +419,7 @@ def test_a_snapshot_is_one_file_with_counters_tensors_and_records(saved: Path) -
 @pytest.mark.parametrize("kept", [0, 1, 1000, -1])
 def test_a_truncated_snapshot_is_refused(saved: Path, kept: int) -> None:
     saved.write_bytes(saved.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r"snapshot\.pt is no whole snapshot \(\w+\)\."):
+    with pytest.raises(ValueError, match=r"snapshot\.pt is not a complete snapshot \(\w+\)\."):
         load_snapshot(saved)
 
 
@@ -444,7 +444,7 @@ def test_a_snapshot_of_an_earlier_format_is_refused_by_name(saved: Path) -> None
 
 def test_a_snapshot_that_would_run_code_is_refused(saved: Path) -> None:
     torch.save({"records": [], "call": Path.cwd}, saved)
-    with pytest.raises(ValueError, match=r"is no whole snapshot \(UnpicklingError\)\."):
+    with pytest.raises(ValueError, match=r"is not a complete snapshot \(UnpicklingError\)\."):
         load_snapshot(saved)
 
 

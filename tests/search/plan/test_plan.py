@@ -225,7 +225,7 @@ def test_labels_that_are_all_the_same_are_a_warning(data: Path, encoder: Path) -
     }
     plan = planned(data=str(data), encoder=str(encoder), own_tasks=own, train_on=["mine", "score", "sst"])
     expected = [
-        "mine: all 36 train rows (mine.csv) have the label 1: a model learns only this answer.",
+        "mine: all 36 train rows (mine.csv) have the label 1: a model learns only this label.",
         "mine: all 4 dev rows (mine.csv) have the label 1: its accuracy cannot compare models.",
         "score: all 4 dev rows (score-dev.csv) have the label 2.5: its pearson cannot compare models.",
     ]
@@ -252,7 +252,9 @@ def test_folders_are_absolute_in_a_plan(data: Path, encoder: Path, monkeypatch: 
 
 @pytest.mark.usefixtures("cache")
 def test_a_missing_data_folder_says_what_to_do(tmp_path: Path, encoder: Path) -> None:
-    with pytest.raises(CorpusError, match=r"There is no data folder .*/nowhere\. Give .* `--data DIR`, or try .* embedded"):
+    with pytest.raises(
+        CorpusError, match=r"The data folder .*/nowhere does not exist\. With `--data DIR`, .* or use the embedded"
+    ):
         planned(data=str(tmp_path / "nowhere"), encoder=str(encoder))
 
 
@@ -386,12 +388,12 @@ def test_the_driver_tokenises_for_every_searched_encoder(two: Path, monkeypatch:
 def test_a_fault_in_any_searched_encoder_shows_before_the_search_starts(two: Path) -> None:
     weights = two / "other" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"Cannot read .*/other/model\.safetensors: .* it may be truncated"):
+    with pytest.raises(ValueError, match=r"Cannot read .*/other/model\.safetensors: .* It may be truncated"):
         searched(config={"encoder": {"choice": NAMED}})
     weights.unlink()
     with pytest.raises(ValueError, match=r"/other has no model\.safetensors"):
         searched(config={"encoder": {"choice": NAMED}})
-    with pytest.raises(ValueError, match=r"There is no encoder folder nowhere"):
+    with pytest.raises(ValueError, match=r"The encoder folder nowhere does not exist"):
         searched(config={"encoder": {"choice": [NAMED[0], {"name": "large", "checkpoint": "./nowhere"}]}})
 
 

@@ -243,7 +243,7 @@ config:
 )
 def test_set_puts_a_value_at_a_path(text: str, location: tuple[Any, ...] | None, value: object, write: Write) -> None:
     if location is None:
-        with pytest.raises(SettingsError, match="to choose a kind write task_schedule=round_robin"):
+        with pytest.raises(SettingsError, match="To choose it, write task_schedule=round_robin"):
             read_space(write(SET), [text])
         return
     node: Any = read_space(write(SET), [text]).document
@@ -282,23 +282,26 @@ def test_set_needs_no_config_in_the_space(write: Write) -> None:
         ("optimizer/lr={uniform: [2, 1]}", "`optimizer/lr`: `uniform` needs low < high, both finite. Got [2, 1]."),
         ("gradient={kind: gradvac, beta: 5}", "`gradient/gradvac/beta` must be <= 1. Got 5."),
         ("gradient/gradvac/beta=5", "`gradient/gradvac/beta` must be <= 1. Got 5."),
-        ("smoothness/none/radius=1", "`smoothness/none`: the space holds no none there; choose it first: smoothness=none."),
+        ("smoothness/none/radius=1",
+         "`smoothness/none`: the space does not use 'none' there. Choose it first: smoothness=none."),
         ("task_schedule/proportional/alpha=1",
-         "`task_schedule/proportional`: the space holds no proportional there; choose it first: "
+         "`task_schedule/proportional`: the space does not use 'proportional' there. Choose it first: "
          "task_schedule=proportional."),
         ("tasks/sts/head/mlp/dropout=0.1",
-         "`tasks/sts/head/mlp`: the space holds no mlp there; choose it first: tasks/sts/head=mlp."),
-        ("tasks/sts/head/linear/dropout=0.1", "`tasks/sts/head/linear`: the space holds no linear there; choose it first: "
+         "`tasks/sts/head/mlp`: the space does not use 'mlp' there. Choose it first: tasks/sts/head=mlp."),
+        ("tasks/sts/head/linear/dropout=0.1",
+         "`tasks/sts/head/linear`: the space does not use 'linear' there. Choose it first: "
          "tasks/sts/head=linear."),
         ("gradient/pcgard/x=1",
          "Unknown kind 'pcgard' in `gradient/pcgard`; did you mean 'pcgrad'? Known: "),
         ("gradient/beta=1", "Unknown kind 'beta' in `gradient/beta`. Known: "),
         ("gradient/pcgrad=1",
-         "`gradient/pcgrad`: to choose a kind write gradient=pcgrad; `gradient/pcgrad/…` is one of its knobs."),
-        ("stages/2/multitask/share=1", "`stages/2`: the space has 2 entries there, numbered from 0."),
-        ("stages/first=multitask", "`stages/first`: the space has 2 entries there, numbered from 0."),
-        ("optimizer/lr/low=1", "`optimizer/lr` is a domain, which has no `low`; set it whole: optimizer/lr=…."),
-        ("trials/x=1", "`trials` is 8, which has no `x`; set it whole: trials=…."),
+         "`gradient/pcgrad` is a kind, not a knob. To choose it, write gradient=pcgrad. "
+         "To set a knob, write gradient/pcgrad/KNOB=…."),
+        ("stages/2/multitask/share=1", "`stages/2` does not exist: the space has 2 entries there, numbered from 0."),
+        ("stages/first=multitask", "`stages/first` does not exist: the space has 2 entries there, numbered from 0."),
+        ("optimizer/lr/low=1", "`optimizer/lr` is a domain, which has no `low`. Set all of it: optimizer/lr=…."),
+        ("trials/x=1", "`trials` is 8, which has no `x`. Set all of it: trials=…."),
         ("optimizer/lr=[1", "This is not YAML"),
         ("optimizer={lr: 1, lr: 2}", "`lr` is written twice"),
     ],
