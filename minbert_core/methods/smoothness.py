@@ -14,6 +14,7 @@ teacher's, are of the first view.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -22,14 +23,28 @@ from torch import Tensor
 
 from minbert_core.settings.models import BARE_NAME, Variant
 
-# (noise_ND, whether in float32) -> logits_BK, with the dropout masks of the clean pass; else in the trial's own precision
-Forward = Callable[[Tensor, bool], Tensor]
+Forward = Callable[[Tensor, bool], Tensor]  # (noise_ND, whether in float32 rather than the trial's precision) -> logits_BK
 Divergence = Callable[[Tensor, Tensor], Tensor]  # (logits_p_BK, logits_q_BK) -> scalar
-Move = Callable[[Tensor, Tensor], Tensor]  # (noise_ND, gradient_ND) -> the noise one step further
 
 UNIT_SIGMA, UNIT_STEP, UNIT_EPS = 1e-5, 1e-3, 1e-6  # of smart-pytorch's SMARTLoss and mt-dnn's SmartPerturbation
 SMALLEST_IN_BFLOAT16 = 1e-2  # radius, in embedding units: from here on bfloat16 computes the change of the logits to 1 %
 STEP_PER_RADIUS = 100.0  # eta / eps of Jiang et al. 2020, section 4.1: 1e-3 / 1e-5; their sigma equals their eps
+
+
+@dataclass(frozen=True)
+class Clean:
+    """The clean pass of one step over B examples, and the means to repeat it with noise.
+
+    Each example is perturbed on its own: `example_N` maps the N tokens to their examples.
+    """
+
+    logits_VBK: Sequence[Tensor]  # one prediction per view
+    forward: Forward  # another pass of the first view, under its dropout masks
+    divergence: Divergence
+    example_N: Tensor
+    num_examples: int  # B
+    hidden_size: int  # D
+    generator: torch.Generator  # of the noise
 
 
 def max_norms(values_ND: Tensor, example_N: Tensor, num_examples: int) -> Tensor:
@@ -54,34 +69,6 @@ def scale_to_radius(noise_ND: Tensor, gradient_ND: Tensor, radius: float) -> Ten
     return radius * stepped_ND / (stepped_ND.abs().amax(dim=1, keepdim=True) + UNIT_EPS)
 
 
-def smart_penalty(
-    forward: Forward,
-    clean_logits_BK: Tensor,
-    divergence: Divergence,
-    shape_ND: tuple[int, int],
-    generator: torch.Generator,
-    sigma: float,
-    steps: int,
-    move: Move,
-    ascends_in_float32: bool,
-    ends_in_float32: bool,
-) -> Tensor:
-    """R_s of SMART, a scalar: the divergence between the clean prediction and the worst that `move` finds from random noise.
-
-    The last two arguments are the precision of the ascent's passes and of the last one, which is trained through.
-    Costs `steps` forward-backward passes towards the noise alone, and one forward that the caller's backward goes through.
-    Source: Jiang et al. 2020 (arXiv 1911.03437), eq. 2 and Algorithm 1, with S = 1.
-    """
-    target_BK = clean_logits_BK.detach()
-    noise_ND = sigma * torch.randn(shape_ND, generator=generator, device=clean_logits_BK.device)
-    for _ in range(steps):
-        noise_ND.requires_grad_()
-        # with respect to the noise only: no parameter's gradient is touched
-        (gradient_ND,) = torch.autograd.grad(divergence(target_BK, forward(noise_ND, ascends_in_float32)), [noise_ND])
-        noise_ND = move(noise_ND.detach(), gradient_ND)
-    return divergence(clean_logits_BK, forward(noise_ND, ends_in_float32))
-
-
 class NoSmoothness(Variant):
     """No smoothness regularisation: the plain loss."""
 
@@ -100,17 +87,8 @@ class NoSmoothness(Variant):
     def weight(self) -> float:
         return 0.0
 
-    def penalty(
-        self,
-        forward: Forward,
-        clean_logits_VBK: Sequence[Tensor],
-        divergence: Divergence,
-        example_N: Tensor,
-        num_examples: int,
-        shape_ND: tuple[int, int],
-        generator: torch.Generator,
-    ) -> Tensor | None:
-        """None: nothing is added to the loss, and no further pass is made. The arguments are those of `Smart.penalty`."""
+    def penalty(self, clean: Clean) -> Tensor | None:
+        """Return None: nothing is added to the loss, and no further pass is made."""
         return None
 
 
@@ -177,28 +155,34 @@ class Smart(Variant):
         """
         return self.projection == "unit"
 
-    def penalty(
-        self,
-        forward: Forward,
-        clean_logits_VBK: Sequence[Tensor],
-        divergence: Divergence,
-        example_N: Tensor,
-        num_examples: int,
-        shape_ND: tuple[int, int],
-        generator: torch.Generator,
-    ) -> Tensor | None:
-        """R_s without `weight`, a scalar; `forward` must replay the clean pass's dropout masks."""
+    def penalty(self, clean: Clean) -> Tensor | None:
+        """Compute R_s without `weight`, a scalar: the divergence from the prediction under the worst noise found.
 
-        def clamped(noise_ND: Tensor, gradient_ND: Tensor) -> Tensor:
-            return ascend(noise_ND, gradient_ND, example_N, num_examples, self.radius)
+        Costs `steps` forward-backward passes to find the noise, whose backward reaches only the noise, and one forward pass,
+        through which the caller trains.
+        Source: Jiang et al. 2020 (arXiv 1911.03437), eq. 2 and Algorithm 1, with S = 1.
+        """
+        (logits_BK,) = clean.logits_VBK
+        noise_ND = self._worst_noise(clean, logits_BK.detach())
+        return clean.divergence(logits_BK, clean.forward(noise_ND, self.ends_in_float32))
 
-        def scaled(noise_ND: Tensor, gradient_ND: Tensor) -> Tensor:
+    def _worst_noise(self, clean: Clean, target_BK: Tensor) -> Tensor:
+        """Search for the noise, (N, D), that moves the prediction away from `target_BK`, from random noise on."""
+        sigma = UNIT_SIGMA if self.projection == "unit" else self.radius
+        shape_ND = len(clean.example_N), clean.hidden_size
+        noise_ND = sigma * torch.randn(shape_ND, generator=clean.generator, device=target_BK.device)
+        for _ in range(self.steps):
+            noise_ND.requires_grad_()
+            divergence = clean.divergence(target_BK, clean.forward(noise_ND, self.ascends_in_float32))
+            (gradient_ND,) = torch.autograd.grad(divergence, [noise_ND])  # of the noise only: parameters keep their gradients
+            noise_ND = self._moved(noise_ND.detach(), gradient_ND, clean)
+        return noise_ND
+
+    def _moved(self, noise_ND: Tensor, gradient_ND: Tensor, clean: Clean) -> Tensor:
+        """Move the noise one step further, (N, D)."""
+        if self.projection == "unit":
             return scale_to_radius(noise_ND, gradient_ND, self.radius)
-
-        sigma, move = (UNIT_SIGMA, scaled) if self.projection == "unit" else (self.radius, clamped)
-        (clean_logits_BK,) = clean_logits_VBK
-        precisions = self.ascends_in_float32, self.ends_in_float32
-        return smart_penalty(forward, clean_logits_BK, divergence, shape_ND, generator, sigma, self.steps, move, *precisions)
+        return ascend(noise_ND, gradient_ND, clean.example_N, clean.num_examples, self.radius)
 
 
 class RDrop(Variant):
@@ -227,19 +211,10 @@ class RDrop(Variant):
     def needs_float32(self) -> bool:
         return False
 
-    def penalty(
-        self,
-        forward: Forward,
-        clean_logits_VBK: Sequence[Tensor],
-        divergence: Divergence,
-        example_N: Tensor,
-        num_examples: int,
-        shape_ND: tuple[int, int],
-        generator: torch.Generator,
-    ) -> Tensor | None:
-        """The divergence between the two views without `weight`, a scalar; no further pass is made."""
-        first_BK, second_BK = clean_logits_VBK
-        return divergence(first_BK, second_BK)
+    def penalty(self, clean: Clean) -> Tensor | None:
+        """Compute the divergence between the two views without `weight`, a scalar; no further pass is made."""
+        first_BK, second_BK = clean.logits_VBK
+        return clean.divergence(first_BK, second_BK)
 
 
 Smoothness = Annotated[NoSmoothness | Smart | RDrop, Field(discriminator="kind"), BARE_NAME]

@@ -30,6 +30,7 @@ from minbert_core.methods.gradients import merging_weights
 from minbert_core.methods.loss_weights import LossWeights
 from minbert_core.methods.losses import divergence
 from minbert_core.methods.optimizer import AdamW
+from minbert_core.methods.smoothness import Clean
 from minbert_core.methods.stages import StagePlan
 from minbert_core.model import MultitaskBert, Output
 from minbert_core.seeds import seed_of
@@ -331,15 +332,16 @@ class Stepper:
             precision = "float32" if in_float32 else self.precision
             return readout(self._forward(task, batch, masks, report, noise_ND, precision=precision).logits_BK)
 
-        smoothness = stage.smoothness.penalty(
-            noisy,
-            answers_VBK,
-            distance,
-            batch.example_N,
-            batch.num_examples,
-            (len(batch.token_ids_N), self.model.encoder.shape.hidden_size),
-            torch.Generator(loss.device).manual_seed(seed_of(self.seed, "noise", number, task, part)),
+        clean = Clean(
+            logits_VBK=answers_VBK,
+            forward=noisy,
+            divergence=distance,
+            example_N=batch.example_N,
+            num_examples=batch.num_examples,
+            hidden_size=self.model.encoder.shape.hidden_size,
+            generator=torch.Generator(loss.device).manual_seed(seed_of(self.seed, "noise", number, task, part)),
         )
+        smoothness = stage.smoothness.penalty(clean)
         if smoothness is None:
             if loss.requires_grad:  # not where the encoder is frozen and the loss reads features
                 (weight * loss).backward()

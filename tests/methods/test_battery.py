@@ -42,7 +42,7 @@ from minbert_core.methods.objectives import Vocabulary
 from minbert_core.methods.optimizer import LR_SCHEDULES, Optimizer
 from minbert_core.methods.proximal import Bregman, Proximal
 from minbert_core.methods.shared_layers import SharedLayer
-from minbert_core.methods.smoothness import Smart, Smoothness
+from minbert_core.methods.smoothness import Clean, Smart, Smoothness
 from minbert_core.methods.stages import LabelledStage, Pretraining, StagePlan
 from minbert_core.methods.task_schedules import Mix, TaskSchedule
 from minbert_core.settings.models import Variant
@@ -1058,7 +1058,7 @@ def test_a_penalty_is_a_positive_scalar_that_trains_and_costs_what_it_announces(
     views = [forward(0.1 * view * torch.ones(5, 4)) for view in range(variant.views)]  # as if masks had made them differ
     del passes[:1]
     state = torch.get_rng_state()
-    penalty = variant.penalty(forward, views, divergence(kind), EXAMPLE_N, 2, (5, 4), torch.Generator().manual_seed(0))
+    penalty = variant.penalty(Clean(views, forward, divergence(kind), EXAMPLE_N, 2, 4, torch.Generator().manual_seed(0)))
     announced = variant.extra_passes
     assert len(passes) == announced, f"it takes {len(passes)} passes, but extra_passes announces {announced}, which is charged"
     assert torch.equal(torch.get_rng_state(), state), "it draws from torch's global generator, not from the one handed in"
@@ -1086,7 +1086,7 @@ def test_a_penalty_repeats_from_the_same_generator(variant: Any) -> None:
     for _ in range(2):
         generator = torch.Generator().manual_seed(3)
         views = [forward(0.1 * view * torch.ones(5, 4)) for view in range(variant.views)]
-        found.append(variant.penalty(forward, views, divergence("regression"), EXAMPLE_N, 2, (5, 4), generator))
+        found.append(variant.penalty(Clean(views, forward, divergence("regression"), EXAMPLE_N, 2, 4, generator)))
     same = found[0] is found[1] is None or torch.equal(*found)
     assert same, f"from one seed its penalty is {found[0]}, then {found[1]}: a trial could not be repeated"
 

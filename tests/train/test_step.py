@@ -22,6 +22,7 @@ from minbert_core.encoder import Masks
 from minbert_core.inputs import Inputs, build_encoder, open_inputs
 from minbert_core.methods.gradients import cagrad_weights, random_orders
 from minbert_core.methods.loss_weights import Static
+from minbert_core.methods.smoothness import Clean
 from minbert_core.model import MultitaskBert, build_model
 from minbert_core.seeds import seed_of
 from minbert_core.settings.paths import lay_over
@@ -1047,15 +1048,16 @@ def test_smart_and_bregman_of_a_batch_in_parts_are_weighed_by_size(tiny: Tiny) -
             clean_BK = masked(oracle, task, batch, 0, part)
             with torch.no_grad():
                 taught_BK = masked(teacher, task, batch, 0, part)
-            penalty = bench.stepper.stage.smoothness.penalty(
-                lambda noise_ND, _, t=task, b=batch, p=part: masked(oracle, t, b, 0, p, noise_ND),
-                [clean_BK],
-                DIVERGENCES[task],
-                batch.example_N,
-                batch.num_examples,
-                (len(batch.token_ids_N), 64),
-                torch.Generator().manual_seed(seed_of(SEED, "noise", 0, task, part)),
+            clean = Clean(
+                logits_VBK=[clean_BK],
+                forward=lambda noise_ND, _, t=task, b=batch, p=part: masked(oracle, t, b, 0, p, noise_ND),
+                divergence=DIVERGENCES[task],
+                example_N=batch.example_N,
+                num_examples=batch.num_examples,
+                hidden_size=64,
+                generator=torch.Generator().manual_seed(seed_of(SEED, "noise", 0, task, part)),
             )
+            penalty = bench.stepper.stage.smoothness.penalty(clean)
             assert penalty is not None
             terms = {task: LOSSES[task](clean_BK, batch.labels_B), f"{task}_smoothness": penalty}
             terms[f"{task}_proximal"] = DIVERGENCES[task](clean_BK, taught_BK)
