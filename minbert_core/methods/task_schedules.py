@@ -4,9 +4,6 @@ Flow: schedule -> tuple of task names a step -> one batch of each -> losses.
 Everything here is a pure function of (seed, how far we are): a trial that goes on from its state draws what it would have
 drawn, and a repeat draws the same. All batches are full: each task is an endless stream of reshuffled passes.
 
-`sizes` and `batch_sizes` map each task in training to its rows and to the examples of its batch, in the order of `train_on`;
-`step` counts the stage's steps from 0, `progress` is the stage's in examples, in [0, 1], `seed` is the stage's.
-
 `rounds` is how often every task has had its turn by the end of a stage, 0 where any few steps are like any others. Inside a
 round some tasks have been shown less than others and a score means little, so every rung must be at the end of a round
 (search/methods/trial_schedulers.py checks it).
@@ -15,6 +12,7 @@ round some tasks have been shown less than others and a score means little, so e
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, ClassVar, Literal
 
@@ -25,6 +23,24 @@ from minbert_core.settings.models import BARE_NAME, Variant
 
 ROUNDING = 1e-9  # in rounds: more than floats lose, far less than a step; without it a turn could end a step late
 StepShares = dict[tuple[str, ...], float]  # the tasks of a step -> the share of a stage's steps that take them; sums to 1
+
+
+@dataclass(frozen=True)
+class StepAt:
+    """A step of a stage: all that a schedule may use to choose the step's tasks.
+
+    `sizes` and `batch_sizes` map each task in training to its rows and to the examples per batch, in the order of `train_on`.
+    """
+
+    step: int  # of the stage, from 0
+    progress: float  # of the stage, in examples, in [0, 1]
+    sizes: dict[str, int]
+    batch_sizes: dict[str, int]
+    seed: int  # of the stage
+
+    def generator(self) -> np.random.Generator:
+        """Create the generator of this step, from (seed, step) only."""
+        return np.random.default_rng((self.seed, self.step))
 
 
 def example_rows(seed: int, size: int, start: int, count: int) -> np.ndarray:
@@ -86,10 +102,8 @@ class RoundRobin(Variant):
     kind: Literal["round_robin"] = "round_robin"
     rounds: ClassVar[int] = 0
 
-    def tasks_of_step(
-        self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
-    ) -> tuple[str, ...]:
-        return tuple(sizes)
+    def tasks_of_step(self, at: StepAt) -> tuple[str, ...]:
+        return tuple(at.sizes)
 
     def tasks_per_step(self, num_tasks: int) -> int:
         return num_tasks
@@ -111,10 +125,8 @@ class Mix(Variant):
     kind: Literal["mix"] = "mix"
     rounds: ClassVar[int] = 0
 
-    def tasks_of_step(
-        self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
-    ) -> tuple[str, ...]:
-        return tuple(sizes)
+    def tasks_of_step(self, at: StepAt) -> tuple[str, ...]:
+        return tuple(at.sizes)
 
     def tasks_per_step(self, num_tasks: int) -> int:
         return num_tasks
@@ -146,11 +158,9 @@ class Proportional(Variant):
     )
     rounds: ClassVar[int] = 0
 
-    def tasks_of_step(
-        self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
-    ) -> tuple[str, ...]:
-        probabilities_T = task_probabilities(sizes, batch_sizes, self._alpha_at(progress))
-        return (str(np.random.default_rng((seed, step)).choice(list(sizes), p=probabilities_T)),)
+    def tasks_of_step(self, at: StepAt) -> tuple[str, ...]:
+        probabilities_T = task_probabilities(at.sizes, at.batch_sizes, self._alpha_at(at.progress))
+        return (str(at.generator().choice(list(at.sizes), p=probabilities_T)),)
 
     def tasks_per_step(self, num_tasks: int) -> int:
         return 1
@@ -184,12 +194,10 @@ class Sequential(Variant):
         description="how often each task has its turn in the stage; as many as epochs: each turn is a full pass",
     )
 
-    def tasks_of_step(
-        self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
-    ) -> tuple[str, ...]:
-        ends_T = np.cumsum(list(sizes.values()))
-        place = (progress * self.rounds + ROUNDING) % 1  # in the round
-        return (list(sizes)[int(np.searchsorted(ends_T / ends_T[-1], place, side="right"))],)
+    def tasks_of_step(self, at: StepAt) -> tuple[str, ...]:
+        ends_T = np.cumsum(list(at.sizes.values()))
+        share_of_round = (at.progress * self.rounds + ROUNDING) % 1
+        return (list(at.sizes)[int(np.searchsorted(ends_T / ends_T[-1], share_of_round, side="right"))],)
 
     def tasks_per_step(self, num_tasks: int) -> int:
         return 1
@@ -211,10 +219,8 @@ class Drop(Variant):
     kind: Literal["drop"] = "drop"
     rounds: ClassVar[int] = 0
 
-    def tasks_of_step(
-        self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
-    ) -> tuple[str, ...]:
-        return (list(sizes)[int(np.random.default_rng((seed, step)).integers(len(sizes)))],)
+    def tasks_of_step(self, at: StepAt) -> tuple[str, ...]:
+        return (list(at.sizes)[int(at.generator().integers(len(at.sizes)))],)
 
     def tasks_per_step(self, num_tasks: int) -> int:
         return 1
@@ -237,10 +243,8 @@ class Alternate(Variant):
     kind: Literal["alternate"] = "alternate"
     rounds: ClassVar[int] = 0
 
-    def tasks_of_step(
-        self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
-    ) -> tuple[str, ...]:
-        return (list(sizes)[step % len(sizes)],)
+    def tasks_of_step(self, at: StepAt) -> tuple[str, ...]:
+        return (list(at.sizes)[at.step % len(at.sizes)],)
 
     def tasks_per_step(self, num_tasks: int) -> int:
         return 1

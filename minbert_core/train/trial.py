@@ -27,7 +27,7 @@ from minbert_core.evaluate import NotFiniteError, is_constant, metric, overall, 
 from minbert_core.inputs import Inputs, build_encoder
 from minbert_core.machine import packed_linears, prepare, resolve_precision, usage
 from minbert_core.methods.stages import StagePlan
-from minbert_core.methods.task_schedules import example_rows
+from minbert_core.methods.task_schedules import StepAt, example_rows
 from minbert_core.model import MultitaskBert, build_model, predict_logits, predictions
 from minbert_core.seeds import seed_of
 from minbert_core.tensor_files import load_state, save_state
@@ -142,7 +142,7 @@ class _Trial:
         batch_sizes = {name: self.model.plans[name].batch_size for name in stage.tasks}
         while counters.examples < end:
             progress = (counters.examples - start) / (end - start)
-            names = stage.task_schedule.tasks_of_step(counters.stage_step, progress, sizes, batch_sizes, seed)
+            names = stage.task_schedule.tasks_of_step(StepAt(counters.stage_step, progress, sizes, batch_sizes, seed))
             batches = {name: self._next_batch(name) for name in names}
             num_examples = sum(batch_sizes[name] for name in names)
             before = counters.examples

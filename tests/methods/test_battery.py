@@ -44,7 +44,7 @@ from minbert_core.methods.proximal import Bregman, Proximal
 from minbert_core.methods.shared_layers import SharedLayer
 from minbert_core.methods.smoothness import Clean, Smart, Smoothness
 from minbert_core.methods.stages import LabelledStage, Pretraining, StagePlan
-from minbert_core.methods.task_schedules import Mix, TaskSchedule
+from minbert_core.methods.task_schedules import Mix, StepAt, TaskSchedule
 from minbert_core.settings.models import Variant
 
 METHODS = Path(minbert_core.methods.__path__[0])
@@ -862,7 +862,9 @@ BATCHES = {"sst": 8, "para": 16, "sts": 4, "mine": 16}
 
 
 def tasks_at(variant: Any, step: int, progress: float, sizes: dict[str, int] = SIZES, seed: int = 0) -> tuple[str, ...]:
-    tasks: tuple[str, ...] = variant.tasks_of_step(step, progress, dict(sizes), {task: BATCHES[task] for task in sizes}, seed)
+    tasks: tuple[str, ...] = variant.tasks_of_step(
+        StepAt(step, progress, dict(sizes), {task: BATCHES[task] for task in sizes}, seed)
+    )
     assert isinstance(tasks, tuple), f"step {step} takes {tasks!r}, not a tuple of task names"
     return tasks
 
@@ -908,7 +910,7 @@ def test_the_announced_shares_of_steps_are_those_of_a_stage(variant: Any) -> Non
     drawn = step = 0
     counts: Counter[tuple[str, ...]] = Counter()
     while drawn < examples:
-        tasks = variant.tasks_of_step(step, drawn / examples, sizes, batches, 3)
+        tasks = variant.tasks_of_step(StepAt(step, drawn / examples, sizes, batches, 3))
         counts[tasks] += 1
         drawn, step = drawn + sum(batches[task] for task in tasks), step + 1
     announced = variant.step_shares(sizes, batches)

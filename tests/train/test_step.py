@@ -23,6 +23,7 @@ from minbert_core.inputs import Inputs, build_encoder, open_inputs
 from minbert_core.methods.gradients import cagrad_weights, random_orders
 from minbert_core.methods.loss_weights import Static
 from minbert_core.methods.smoothness import Clean
+from minbert_core.methods.task_schedules import StepAt
 from minbert_core.model import MultitaskBert, build_model
 from minbert_core.seeds import seed_of
 from minbert_core.settings.paths import lay_over
@@ -817,7 +818,9 @@ def test_a_stepper_goes_on_from_its_state_to_the_digit(tiny: Tiny, changes: dict
     bench, resumed = Bench(tiny(**changes)), Bench(tiny(**changes))
 
     def step(one: Bench, number: int) -> None:
-        tasks = one.stepper.stage.task_schedule.tasks_of_step(number, 0.0, dict.fromkeys(one.stepper.stage.tasks, 9), {}, 0)
+        tasks = one.stepper.stage.task_schedule.tasks_of_step(
+            StepAt(number, 0.0, dict.fromkeys(one.stepper.stage.tasks, 9), {}, 0)
+        )
         one.step(number, one.batches(*tasks, first=8 * number), progress=0.15 * number)
 
     for number in range(4):
