@@ -32,7 +32,8 @@ from minbert_core.model import MultitaskBert, build_model, predict_logits, predi
 from minbert_core.seeds import seed_of
 from minbert_core.tensor_files import load_state, save_state
 from minbert_core.train.pretraining import find, make
-from minbert_core.train.step import Stepper, StepReport
+from minbert_core.train.step import Stepper
+from minbert_core.train.task_losses import StepReport
 
 LOGS_A_TRIAL = 100
 STEPS_A_MEASURE = 10  # at least: measured at each step, SMART's |grad R_s| took two thirds of its time again

@@ -27,7 +27,9 @@ from minbert_core.methods.task_schedules import StepAt
 from minbert_core.model import MultitaskBert, build_model
 from minbert_core.seeds import seed_of
 from minbert_core.settings.paths import lay_over
-from minbert_core.train.step import Parts, SharedGradients, Stepper, StepReport
+from minbert_core.train.shared_gradients import SharedGradients
+from minbert_core.train.step import Stepper
+from minbert_core.train.task_losses import Batch, StepReport
 
 Tiny = Callable[..., TrialConfig]
 Batches = dict[str, PackedBatch]
@@ -57,7 +59,7 @@ class Bench:
         encodings = {name: self.model.plans[name].pair_encoding.kind for name in tasks or self.config.train_on}
         return {n: pack(self.inputs.train[n], rows_B, e, 64, self.inputs.specials) for n, e in encodings.items()}
 
-    def parts(self, *sizes: int) -> dict[str, Parts]:
+    def parts(self, *sizes: int) -> dict[str, Batch]:
         """The first rows of each task's train split as one batch, in parts of so many examples."""
         ends = np.cumsum(sizes)
         split = [self.batches(first=int(end - size), size=size) for size, end in zip(sizes, ends, strict=True)]
@@ -69,7 +71,7 @@ class Bench:
         batches: Batches | None = None,
         progress: float = 0.1,
         measure: bool = False,
-        parts: dict[str, Parts] | None = None,
+        parts: dict[str, Batch] | None = None,
     ) -> StepReport:
         """A step over whole batches or `parts`, at the peak of the rate unless `progress` says otherwise."""
         whole = {task: [batch] for task, batch in (batches or self.batches()).items()}

@@ -18,7 +18,8 @@ from minbert_core.data.tokens import cuts
 from minbert_core.evaluate import NotFiniteError
 from minbert_core.inputs import build_encoder, open_inputs
 from minbert_core.model import MultitaskBert
-from minbert_core.train.step import Parts, Stepper, StepReport
+from minbert_core.train.step import Stepper
+from minbert_core.train.task_losses import Batch, StepReport
 from minbert_core.train.trial import (
     Progress,
     _Log,
@@ -302,7 +303,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tasks of each step, which trains nothing."""
     tasks: list[str] = []
 
-    def note(self: Stepper, number: int, batches: dict[str, Parts], *_: Any, **__: Any) -> StepReport:
+    def note(self: Stepper, number: int, batches: dict[str, Batch], *_: Any, **__: Any) -> StepReport:
         tasks.extend(batches)
         return StepReport()
 
@@ -613,12 +614,12 @@ def test_cuts_fill_each_part_up_to_the_limit(tokens: list[int], limit: int, expe
     assert cuts(tokens, limit) == expected
 
 
-def watched(config: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict[str, Parts]], Records]:
+def watched(config: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict[str, Batch]], Records]:
     """The parts that each step of a trial is given, and the trial's records."""
-    seen: list[dict[str, Parts]] = []
+    seen: list[dict[str, Batch]] = []
     step = Stepper.step
 
-    def watching(self: Stepper, number: int, batches: dict[str, Parts], *further: Any, **named: Any) -> StepReport:
+    def watching(self: Stepper, number: int, batches: dict[str, Batch], *further: Any, **named: Any) -> StepReport:
         seen.append(batches)
         return step(self, number, batches, *further, **named)
 
