@@ -14,11 +14,12 @@ import torch
 from benchmarks.rounds import Figure, Times
 from minbert_core.checkpoints import load_encoder
 from minbert_core.config_checks import load_config
-from minbert_core.data.tokens import Integers, pack_parts
+from minbert_core.data.tokens import Integers
 from minbert_core.inputs import open_inputs
-from minbert_core.machine import fastest_matmul, prepare
+from minbert_core.machine import fastest_matmul
+from minbert_core.train.bench import Bench
 from minbert_core.train.step import Stepper
-from minbert_core.train.trial import evaluate_dev, model_to_train
+from minbert_core.train.trial import evaluate_dev
 
 WORKLOADS = (("sst", "single"), ("para", "cross"), ("para", "bi"), ("sts", "cross"), ("sts", "bi"))
 NUM_BATCHES = 4  # that a step takes in turn; a round is all of them
@@ -55,25 +56,20 @@ def machine(threads: int, precision: str = "float32", device: str = "cpu") -> di
 def training_step(config: dict[str, Any]) -> Callable[[], object]:
     """A step of the trial that `config` describes: the next batch of each task, packed, and all that follows."""
     trial = load_config(config)
-    inputs, device = open_inputs(trial), prepare(trial.machine)
-    model = model_to_train(trial, inputs).to(device)
+    bench = Bench.of(trial, open_inputs(trial))
     [stage] = trial.stage_plans()
-    stepper = Stepper(model, stage, trial.loss_weights, 0, trial.machine.precision)
+    stepper = Stepper(bench.model, stage, trial.loss_weights, 0, bench.precision)
     rows = {
-        task: even_rows(inputs.train[task].lengths(plan.pair_encoding.kind, trial.max_length), plan.batch_size)
-        for task, plan in model.plans.items()
+        task: even_rows(bench.inputs.train[task].lengths(plan.pair_encoding.kind, trial.max_length), plan.batch_size)
+        for task, plan in bench.model.plans.items()
     }
     numbers = itertools.count()
 
     def step() -> None:
         number = next(numbers)
-        batches = {}
-        for task, plan in model.plans.items():
-            some, encoding = rows[task][number % NUM_BATCHES], plan.pair_encoding.kind
-            parts = pack_parts(inputs.train[task], some, encoding, trial.max_length, inputs.specials, None)
-            batches[task] = [part.to(device) for part in parts]
+        batches = {task: bench.pack(task, batches_of_task[number % NUM_BATCHES]) for task, batches_of_task in rows.items()}
         stepper.step(number, batches, 0.5, measure=False)
-        if device.type == "cuda":
+        if bench.device.type == "cuda":
             torch.cuda.synchronize()
 
     return step
@@ -82,9 +78,8 @@ def training_step(config: dict[str, Any]) -> Callable[[], object]:
 def evaluation(config: dict[str, Any]) -> Callable[[], object]:
     """An evaluation of the dev splits of all tasks, as a trial makes it."""
     trial = load_config(config)
-    inputs, device = open_inputs(trial), prepare(trial.machine)
-    model = model_to_train(trial, inputs).to(device)
-    return lambda: evaluate_dev(model, trial, inputs)
+    bench = Bench.of(trial, open_inputs(trial))
+    return lambda: evaluate_dev(bench.model, trial, bench.inputs)
 
 
 def forward_work(config: dict[str, Any]) -> float:

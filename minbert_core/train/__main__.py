@@ -39,10 +39,10 @@ from minbert_core.settings.faults import Location, SettingsError, fault_at, path
 from minbert_core.settings.paths import as_written, flatten
 from minbert_core.settings.yaml import dump_yaml, read_yaml
 from minbert_core.terminal import Screen
-from minbert_core.train.folder import read_records, state_file, train_in
+from minbert_core.train.folder import read_records, read_snapshot, snapshot_or_start, train_in
 from minbert_core.train.overfit import run_overfit
 from minbert_core.train.report import Report, closing_lines, near, plan_lines
-from minbert_core.train.trial import Record, load_snapshot
+from minbert_core.train.trial import Record
 from minbert_core.words import shown
 
 # the words of a search's space, which this command cannot take: search knows them, and this package does not know search
@@ -207,7 +207,7 @@ def run(config: TrialConfig, folder: Path, source: str) -> int:
             return DONE
         if not _has_begun(folder):  # a snapshot holds no more than a pretraining then, which is in the cache
             shutil.rmtree(folder / "state", ignore_errors=True)
-        snapshot, records = _snapshot(folder)
+        snapshot, records = snapshot_or_start(folder)
         (folder / "config.yaml").write_text(dump_yaml(as_written(config)), encoding="utf-8")
         if records:
             print(f"goes on   after {records[-1]['examples']:,} of {total:,} examples, from the snapshot")
@@ -242,9 +242,8 @@ def _has_begun(folder: Path) -> bool:
     """
     if (folder / "best").exists() or any(record["step"] for record in read_records(folder / "metrics.jsonl")):
         return True
-    snapshot = state_file(folder)
     try:
-        return snapshot.exists() and any(record["step"] for record in load_snapshot(snapshot)[1])
+        return any(record["step"] for record in read_snapshot(folder)[1])
     except ValueError:
         return False
 
@@ -274,17 +273,6 @@ def _locked(folder: Path) -> Iterator[None]:
 def _is_done(folder: Path, config: TrialConfig, records: list[Record]) -> bool:
     at_end = bool(records) and records[-1].get("rung") == config.budget.points[-1]
     return at_end and (folder / "best" / "heads.safetensors").exists()
-
-
-def _snapshot(folder: Path) -> tuple[dict[str, Any] | None, list[Record]]:
-    """What to go on from; a snapshot that cannot be read is as none."""
-    if not state_file(folder).exists():
-        return None, []
-    try:
-        return load_snapshot(state_file(folder))
-    except ValueError as error:
-        print(f"{error} Training begins anew.")
-        return None, []
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ A trial of a search, a retraining for the test and `python -m minbert_core.train
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ from typing import Any
 from minbert_core.config import TrialConfig
 from minbert_core.inputs import Inputs
 from minbert_core.model import save_model
-from minbert_core.train.trial import Progress, Record, in_current_names, save_snapshot, train
-
-SAVE_EVERY_SECONDS = 300
+from minbert_core.train.loop import SaveTimer
+from minbert_core.train.trial import Progress, Record, in_current_names, load_snapshot, save_snapshot, train
 
 
 def train_in(
@@ -30,7 +28,7 @@ def train_in(
     `records` are what is known by now (None and none: from the start); each new record joins `records` before its progress is
     yielded.
     """
-    metrics, saved_at = folder / "metrics.jsonl", time.monotonic()
+    metrics, save_timer = folder / "metrics.jsonl", SaveTimer()
     write_records(metrics, records)
     with metrics.open("a", buffering=1, encoding="utf-8") as file:
         for progress in train(config, inputs, snapshot):
@@ -39,9 +37,9 @@ def train_in(
                 assert progress.model is not None, "what was evaluated is a model"
                 save_model(progress.model, config, folder / "best", inputs.encoder_folder)
             is_due = progress.rung is not None or progress.record.get("made", False)
-            if is_due or time.monotonic() - saved_at > SAVE_EVERY_SECONDS:
+            if is_due or save_timer.is_due():
                 save_snapshot(state_file(folder), progress.snapshot(), records)
-                saved_at = time.monotonic()
+                save_timer.restart()
             file.write(json.dumps(progress.record) + "\n")
             yield progress
 
@@ -49,6 +47,24 @@ def train_in(
 def state_file(folder: Path) -> Path:
     """Where a trial's snapshot lies while it runs."""
     return folder / "state" / "snapshot.pt"
+
+
+def read_snapshot(folder: Path) -> tuple[dict[str, Any] | None, list[Record]]:
+    """Read the snapshot in a trial's folder and the records in it; (None, []) if there is none.
+
+    Raises ValueError: broken, or of another format; OSError: unreadable.
+    """
+    path = state_file(folder)
+    return load_snapshot(path) if path.exists() else (None, [])
+
+
+def snapshot_or_start(folder: Path) -> tuple[dict[str, Any] | None, list[Record]]:
+    """Read the snapshot in a folder. If it is broken, say so, and start from the beginning.  Raises OSError: unreadable."""
+    try:
+        return read_snapshot(folder)
+    except ValueError as error:
+        print(f"{error} Training starts from the beginning.")
+        return None, []
 
 
 def write_records(path: Path, records: list[Record]) -> None:

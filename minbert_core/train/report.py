@@ -23,7 +23,7 @@ from minbert_core.inputs import Inputs
 from minbert_core.methods.task_schedules import examples_per_step
 from minbert_core.settings.paths import as_written, flatten
 from minbert_core.terminal import is_watched
-from minbert_core.train.pretraining import find
+from minbert_core.train.pretrained import find
 from minbert_core.train.trial import Record
 from minbert_core.words import duration, shown
 

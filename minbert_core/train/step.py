@@ -24,6 +24,7 @@ from minbert_core.methods.optimizer import AdamW
 from minbert_core.methods.stages import StagePlan
 from minbert_core.model import MultitaskBert
 from minbert_core.seeds import seed_of
+from minbert_core.train.loop import step_at_rate
 from minbert_core.train.shared_gradients import SharedGradients
 from minbert_core.train.task_losses import Batch, Part, StepReport, TaskLosses, numbers_of, parts_of
 
@@ -133,9 +134,9 @@ class Stepper:
     def _backward_task(self, parts: list[Part], report: StepReport, measure_penalty: bool) -> None:
         """Go backward through one task's losses, one graph per part."""
         is_separable = len(parts) == 1 or self.model.plans[parts[0].task].loss.is_mean
-        gradients = None if is_separable else self.losses.gradients_of_whole(parts, report)
-        for part in parts:
-            self._backward_part(part, gradients and gradients[part.index], report, measure_penalty and part.index == 0)
+        gradients = [None] * len(parts) if is_separable else self.losses.gradients_of_whole(parts, report)
+        for part, gradient_V in zip(parts, gradients, strict=True):
+            self._backward_part(part, gradient_V, report, measure_penalty and part.index == 0)
 
     def _backward_part(self, part: Part, gradient_V: list[Tensor] | None, report: StepReport, measure_penalty: bool) -> None:
         """Build the graph of the part's task loss, proximal term and smoothness term, and go backward through their sum.
@@ -216,10 +217,7 @@ class Stepper:
     def _update(self, tasks: tuple[str, ...], progress: float) -> None:
         """Step the optimiser of all tasks, or that of the step's only task, at the rate of this progress."""
         optimizer = self.optimizers[tasks[0] if self.stage.optimizer.per_task else TOGETHER]
-        lr_factor = self.stage.optimizer.lr_factor(progress)
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * lr_factor
-        optimizer.step()
+        step_at_rate(optimizer, self.stage.optimizer.lr_factor(progress))
 
     def _follow(
         self, number: int, batches: dict[str, Batch], losses: dict[str, float], progress: float, report: StepReport
