@@ -1,10 +1,10 @@
-"""What a trial of a config costs on this machine: some real steps of every stage, some of the evaluation, one save.
+"""The cost of a trial on this machine, measured by some real steps of every stage, some of the evaluation, and one save.
 
-    Ray worker: measure(config as plain values) -> Cost;   estimate.py makes a search's cost of several
-    Ray actor:  Sharer(config as plain values) -> memory, speed;   packing.py makes of them how many trials share a GPU
+    Ray worker: measure(config as plain values) -> Cost;   estimate.py computes a search's cost from several
+    Ray actor:  Sharer(config as plain values) -> memory, speed;   packing.py decides from them how many trials share a GPU
 
-`measure` is run as a trial is: a fresh process with the trial's share of cores and GPU, beside as many others as the search has
-trials at a time. What it writes goes to a temporary folder that is gone when it returns, or when the driver is interrupted.
+`measure` runs as a trial does: in a fresh process with the trial's share of cores and GPU, next to as many others as the search
+runs at a time. It writes to a temporary folder, which is removed when it returns or the driver is interrupted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from minbert_core.inputs import Inputs, open_inputs
 from minbert_core.machine import usage
 from minbert_core.methods.stages import StagePlan
 from minbert_core.methods.task_schedules import examples_per_step as mean_examples_per_step
-from minbert_core.model import TOKENS_A_PASS, save_model
+from minbert_core.model import TOKENS_PER_PASS, save_model
 from minbert_core.seeds import seed_of
 from minbert_core.train.bench import Bench
 from minbert_core.train.loop import NUM_LOGS, STEPS_PER_MEASURE
@@ -37,32 +37,32 @@ from minbert_core.train.pretraining import PretrainingRun
 from minbert_core.train.step import Stepper
 from minbert_core.train.trial import evaluate_dev, save_snapshot
 
-STAGE_SECONDS = 3  # of timed steps in each stage, shared by its kinds of step; each is timed once at least
-MOST_STEPS = 30  # timed of each kind; a small encoder's are many in a second
-EVALUATION_SECONDS = 0.5  # a task
-MOST_PASSES = 8  # of an evaluation
-FIRST_TOKENS = 256  # of the first evaluation pass, small because a BERT-base on one core takes a second for it
-PEAK_SECONDS = 1  # of steps in each stage of a Sharer before its peak is read
+STAGE_SECONDS = 3  # of timed steps per stage, shared by its kinds of step; each kind is timed at least once
+MOST_STEPS = 30  # timed per kind of step; a small encoder takes many per second
+EVALUATION_SECONDS = 0.5  # per task
+MOST_PASSES = 8  # per evaluation
+FIRST_TOKENS = 256  # of the first evaluation pass; small because it takes BERT-base on one core a second
+PEAK_SECONDS = 1  # of steps per stage before a Sharer's peak memory is read
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one trial. Seconds are of wall time, beside as many other trials as ran while it was measured."""
+    """The cost of one trial. Seconds are wall time, next to as many other trials as ran during the measurement."""
 
     train_seconds: float  # of its whole budget
-    evaluation_seconds: float  # of one evaluation: dev of all tasks, and what is saved then
-    start_seconds: float  # until its first step: the process, imports, inputs, the model
-    memory_gb: float  # the peak, of GPU memory on a GPU
+    evaluation_seconds: float  # of one evaluation: dev of all tasks, and the saves
+    start_seconds: float  # until its first step: process, imports, inputs, model
+    memory_gb: float  # the peak; of GPU memory on a GPU
     snapshot_bytes: int
     best_bytes: int
-    pretraining: dict[str, float] = field(default_factory=dict)  # seconds of each that is yet to be made, by its name
+    pretraining: dict[str, float] = field(default_factory=dict)  # seconds per pretraining that is not cached, by its name
 
 
 def measure(document: dict[str, Any], asked_at: float, scratch: Path) -> Cost:
-    """The cost of the trial whose config `document` is; asked_at: when its process was asked for, by `time.time()`.
+    """Measure the cost of the trial whose config is `document`; its process was requested at asked_at (`time.time()`).
 
-    scratch: the driver's folder for what is written, used where this process sees it (in a cluster it may not).
-    Raises what a trial would: no such folder, out of memory.
+    scratch: the driver's folder for files, used if this process sees it (in a cluster it may not).
+    Raises the exceptions of a trial: no such folder, out of memory.
     """
     from ray import tune  # noqa: F401 — a trial's process imports it, which takes a second
 
@@ -122,7 +122,7 @@ def _stepper(bench: Bench, stage: StagePlan) -> Stepper:
 
 @dataclass(frozen=True)
 class Memory:
-    """Of a trial and of the device under it, in GB: of the GPU, on the CPU of the machine."""
+    """The memory of a trial and of its device, in GB: of the GPU, or on the CPU of the machine."""
 
     peak_gb: float
     free_gb: float  # as it would be without this trial
@@ -130,9 +130,9 @@ class Memory:
 
 
 class Sharer:
-    """A trial that trains while it is told to, beside others on the same GPU; its process stays from one timing to the next.
+    """A trial that trains on demand, next to others on the same GPU. Its process lives from one timing to the next.
 
-    Raises what a trial would: no such folder, out of memory.
+    Raises the exceptions of a trial: no such folder, out of memory.
     """
 
     def __init__(self, document: dict[str, Any]) -> None:
@@ -162,7 +162,7 @@ class Sharer:
 
 
 def _free_and_total_gb(device: torch.device) -> tuple[float, float]:
-    """What the trials on a device may take between them, and all that it has; of the CPU's memory, all."""
+    """Return the memory that trials on a device may share, and all of it; on the CPU both are all of the machine's."""
     if device.type != "cuda":
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
         return total, total
@@ -211,7 +211,7 @@ class _Run:
 
 
 def _seconds_per_call(call: Callable[[], None], at_least: float, most_calls: float, device: torch.device) -> float:
-    """The mean over calls in a row that take `at_least` seconds, one to most_calls; one before them is not counted."""
+    """Measure the mean over consecutive calls that take `at_least` seconds, 1 to most_calls, after one that does not count."""
     call()  # allocates the optimiser's moments and the buffers of the matrix products
     _wait(device)
     began, calls = time.monotonic(), 0
@@ -248,7 +248,7 @@ def _dev_seconds(bench: Bench, task: str) -> float:
         before = time.monotonic()
         evaluate_dev(bench.model, config, part)
         rates.setdefault(tokens, []).append((time.monotonic() - before) / float(ends[len(rows) - 1]))
-        tokens = min(2 * tokens, TOKENS_A_PASS)
+        tokens = min(2 * tokens, TOKENS_PER_PASS)
     return float(ends[-1] * np.mean(rates[max(rates)]))
 
 

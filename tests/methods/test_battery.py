@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import minbert_core.methods
 from minbert_core.data.tasks import TaskKind
-from minbert_core.encoder import EncoderShape, Layout, new_encoder
+from minbert_core.encoder import EncoderShape, Layout, Query, new_encoder
 from minbert_core.methods.adapters import Adapter
 from minbert_core.methods.features import PairEncoding, Pooling
 from minbert_core.methods.gradients import GradientMethod, PCGrad, random_orders
@@ -412,7 +412,7 @@ SHAPE = EncoderShape(vocab_size=20, hidden_size=12, num_hidden_layers=2, num_att
 @law(Adapter)
 def test_an_adapter_leaves_what_the_encoder_answers_as_it_was(variant: Any) -> None:
     encoder, hidden_ND, layout = new_encoder(SHAPE, 0, 0.1, 0.1), torch.randn(5, 12), Layout.of((2, 3), torch.device("cpu"))
-    arguments = (layout, layout, lambda x: x, lambda x: x, None)
+    arguments = (Query.of_all(layout), lambda x: x, lambda x: x)
     expected = encoder.layers[1](hidden_ND, *arguments)
     variant.adapt(encoder, len)
     own = variant.build(SHAPE)
