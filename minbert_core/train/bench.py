@@ -48,7 +48,7 @@ class Bench:
 
 
 def model_to_train(config: TrialConfig, inputs: Inputs) -> MultitaskBert:
-    """Build the model from which a trial starts. Of the word embeddings it trains only those of its own corpus."""
+    """Build the model from which a trial starts. It trains only the word embeddings of its corpus."""
     model = build_model(config, build_encoder(config, inputs))
     model.encoder.train_words(inputs.token_ids)
     return model

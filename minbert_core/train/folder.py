@@ -1,8 +1,8 @@
-"""What training leaves in a folder: metrics.jsonl, the best evaluation's model, a snapshot while it runs.
+"""The files of a training in its folder: metrics.jsonl, the model of the best evaluation, a snapshot while it runs.
 
     config.yaml -> train_in -> metrics.jsonl  best/  state/snapshot.pt
 
-A trial of a search, a retraining for the test and `python -m minbert_core.train` all train in this way.
+A trial of a search, a retraining for the test and `python -m minbert_core.train` all train this way.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from minbert_core.train.trial import Progress, Record, in_current_names, load_sn
 def train_in(
     folder: Path, config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None, records: list[Record]
 ) -> Iterator[Progress]:
-    """`train`, with what comes of it kept in `folder`: metrics.jsonl, the best evaluation's weights, a snapshot now and then.
+    """Run `train` and keep its results in `folder`: metrics.jsonl, the model of the best evaluation, snapshots.
 
-    A snapshot is taken at each evaluation, when a pretraining was made, and at least every SAVE_EVERY_SECONDS. `snapshot` and
-    `records` are what is known by now (None and none: from the start); each new record joins `records` before its progress is
-    yielded.
+    A snapshot is saved at each evaluation, after each pretraining, and at least every SAVE_EVERY_SECONDS. `snapshot` and
+    `records` are those to resume from (None and [] for a start). Each new record is appended to `records` before its progress
+    is yielded.
     """
     metrics, save_timer = folder / "metrics.jsonl", SaveTimer()
     write_records(metrics, records)
@@ -34,7 +34,7 @@ def train_in(
         for progress in train(config, inputs, snapshot):
             records.append(progress.record)
             if progress.improved:
-                assert progress.model is not None, "what was evaluated is a model"
+                assert progress.model is not None, "an evaluation has a model"
                 save_model(progress.model, config, folder / "best", inputs.encoder_folder)
             is_due = progress.rung is not None or progress.record.get("made", False)
             if is_due or save_timer.is_due():
@@ -45,7 +45,7 @@ def train_in(
 
 
 def state_file(folder: Path) -> Path:
-    """Where a trial's snapshot lies while it runs."""
+    """Return the path of a trial's snapshot, which exists while it runs."""
     return folder / "state" / "snapshot.pt"
 
 
@@ -68,14 +68,14 @@ def snapshot_or_start(folder: Path) -> tuple[dict[str, Any] | None, list[Record]
 
 
 def write_records(path: Path, records: list[Record]) -> None:
-    """Make metrics.jsonl hold exactly `records`: what came after the snapshot is trained, and recorded, again."""
+    """Replace metrics.jsonl by `records`: steps after the snapshot are trained, and recorded, again."""
     draft = path.with_name(path.name + ".tmp")
     draft.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     draft.replace(path)
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records in a metrics.jsonl; a last line cut short by a crash is left out."""
+    """Read the records in a metrics.jsonl, without a last line that a crash cut short."""
     if not path.exists():
         return []
     records = []

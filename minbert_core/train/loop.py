@@ -1,4 +1,4 @@
-"""What the training loops of trials and of further pretrainings share: when they log and save, mean losses, speed, a step.
+"""The common parts of the training loops of trials and pretrainings: when logs and saves are due, mean losses, speed, a step.
 
 for batch: losses -> Meter.add;  is_log_due -> Meter.flush -> a record;  SaveTimer.is_due -> a snapshot
 """

@@ -41,7 +41,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Pretrained:
-    """One stage on texts, and where its result is kept; `before` is the folder that it starts from."""
+    """One stage on texts, the folder of its result, and the folder `before` from which it starts."""
 
     place: int  # among the stages on texts
     stage: Pretraining
@@ -56,29 +56,29 @@ class Pretrained:
 
     @property
     def seed(self) -> int:
-        """The seed of order and masks. A later stage with the same knob `seed` draws others than the first one."""
+        """The seed of order and masks, which differ between two stages with the same knob `seed`."""
         return seed_of(self.stage.seed, "stage", self.place)
 
     @property
     def is_cached(self) -> bool:
         return (self.folder / FIGURES).exists()
 
-    def describe(self, config: TrialConfig, when: str = "made once, for all trials") -> str:
-        """`mlm 3f2a9c01: 20 epochs of sst, para; made already, in 5 min`. when: what is printed where it is not made yet."""
+    def describe(self, config: TrialConfig, when: str = "trained once, for all trials") -> str:
+        """Render `mlm 3f2a9c01: 20 epochs of sst, para; in the cache, took 5 min`. `when` is the end if it is not cached."""
         texts = ", ".join(pretraining_texts(config, self.stage))
-        how = f"made already, in {duration(self.figures()['seconds'])}" if self.is_cached else when
+        how = f"in the cache, took {duration(self.figures()['seconds'])}" if self.is_cached else when
         epochs = f"{self.stage.epochs:g} epoch{'s' * (self.stage.epochs != 1)}"
         return f"{self.name}: {epochs} of {texts}{' in equal parts' * self.stage.balance}; {how}"
 
     def figures(self) -> Record:
-        """What was measured when it was made."""
-        found: Record = json.loads((self.folder / FIGURES).read_text(encoding="utf-8"))
-        return found
+        """Read the measurements of its training."""
+        figures: Record = json.loads((self.folder / FIGURES).read_text(encoding="utf-8"))
+        return figures
 
 
 def find(config: TrialConfig, inputs: Inputs) -> list[Pretrained]:
-    """The pretrainings that a trial begins with, in their order; nothing is trained.  Raises CorpusError."""
-    found: list[Pretrained] = []
+    """List the pretrainings with which a trial begins, in order; nothing is trained.  Raises CorpusError."""
+    pretrainings: list[Pretrained] = []
     folder, before = inputs.encoder_folder, _origin(config, inputs)
     for place, stage in enumerate(config.pretraining):
         parts = {
@@ -93,19 +93,19 @@ def find(config: TrialConfig, inputs: Inputs) -> list[Pretrained]:
             "machine": _computed_by(config.machine),
         }
         before = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-        made = cache_folder() / "pretrained" / before
-        found.append(Pretrained(place, stage, before, folder, made))
-        folder = made
-    return found
+        result = cache_folder() / "pretrained" / before
+        pretrainings.append(Pretrained(place, stage, before, folder, result))
+        folder = result
+    return pretrainings
 
 
-# ------------------------------------------------------------------------------------------------------- what it follows from
+# ---------------------------------------------------------------------------------------------------------------- the key
 
 
 def _computed_by(machine: Machine) -> dict[str, Any]:
-    """The settings of a machine that change the weights beyond their last digits.
+    """Return the settings of a machine that change the weights beyond their last digits.
 
-    A GPU draws other dropout masks than a CPU; each part of a batch draws its own.
+    A GPU draws other dropout masks than a CPU, and each part of a batch draws its own.
     """
     device = torch.device(resolve_device(machine.device))
     precision = resolve_precision(machine.precision, device)
@@ -117,7 +117,7 @@ def optimizer_of(stage: Pretraining) -> Optimizer:
 
 
 def _origin(config: TrialConfig, inputs: Inputs) -> str:
-    """What the first pretraining starts from: the checkpoint's content; of `tiny` the stage's seed, from which it is drawn."""
+    """Identify the start of the first pretraining: the checkpoint's content, or the seed from which `tiny` is drawn."""
     if config.encoder.checkpoint == TINY:
         return f"{TINY} {config.pretraining[0].seed}" if config.pretraining else TINY
     if not config.pretraining:
@@ -128,7 +128,7 @@ def _origin(config: TrialConfig, inputs: Inputs) -> str:
 
 @lru_cache
 def _content(folder: Path, changed_at: int) -> str:
-    """sha256 of an encoder's shape and weights: half a second for BERT-base, so of each folder once."""
+    """Compute sha256 of an encoder's shape and weights, once per folder: it takes half a second for BERT-base."""
     whole = hashlib.sha256()
     for path in (folder / "config.json", *weight_files(folder)):
         with path.open("rb") as file:
@@ -137,14 +137,14 @@ def _content(folder: Path, changed_at: int) -> str:
 
 
 def _fingerprint(name: str, config: TrialConfig, inputs: Inputs) -> list[str]:
-    """Of the texts that `name` stands for: those of its token files, or of the text file's bytes."""
+    """Return fingerprints of the texts called `name`: those of its token files, or of the text file's bytes."""
     if name in config.known_tasks:
         return [split.path.stem for split in splits_of(name, config, inputs)]
     return [hashlib.sha256(bytes_of(inputs.text_file(name), REMEDY)).hexdigest()]
 
 
 def splits_of(name: str, config: TrialConfig, inputs: Inputs) -> list[Any]:
-    """A task's train and dev split, also where the trial does not train on it."""
+    """Return a task's train and dev split, even if the trial does not train on the task."""
     if name in inputs.train:
         return [inputs.train[name], inputs.dev[name]]
     task, tokens = config.known_tasks[name], cache_folder() / "tokens"

@@ -1,13 +1,10 @@
-"""Further pretraining: the stages on texts without labels, each trained once and kept, for every trial that begins with it.
+"""Further pretraining: one stage on texts, trained once and kept in the cache for every trial that begins with it.
 
-    config, inputs -> find -> a Pretraining a stage, chained -> make: trained where it is not kept yet, or waited for
+    find (pretrained.py) -> run_pretraining: each is trained if the cache lacks it, or waited for
     texts -> batches -> encoder -> the objective's head -> AdamW -> cache/pretrained/KEY, in Hugging Face layout
 
-KEY is a hash of all that the weights follow from: encoder, tokenizer, texts, the stage's settings, what came before, and the
-machine's device, precision and parts of a batch. Threads and the route of the matrix products are not in it: they change last
-digits only. The seed is the stage's own, so that trials and retrainings over seeds share one pretraining. A process that makes
-one holds KEY.lock, which a crash frees; others wait, then load. KEY.state is where it resumes after a crash or a stop; at the
-end it is gone.
+A process that trains one holds KEY.lock, which a crash frees. Others wait, then load the result. KEY.state is the snapshot from
+which it resumes after a crash or a stop, and is removed at the end.
 """
 
 from __future__ import annotations
@@ -57,11 +54,11 @@ def never() -> bool:
 def run_pretraining(
     pretrainings: list[Pretrained], config: TrialConfig, inputs: Inputs, is_stopped: Callable[[], bool] = never
 ) -> Iterator[Record]:
-    """Make what is not kept yet, one after the other; records as that goes on.
+    """Train the pretrainings that the cache lacks, one after the other, and yield records.
 
-    The last of each pretraining says how long it took, what it came to, and whether this process made it.
-    is_stopped: asked after each step; once it is true, the state is saved and nothing further is made.
-    Raises CorpusError, ValueError (texts or a tokenizer that do not do), NotFiniteError.
+    The last record of each has its duration, its held-out figures, and whether this process trained it (`made`).
+    is_stopped is called after each step. Once it returns True, the state is saved and training ends.
+    Raises CorpusError, ValueError (unusable texts or tokenizer), NotFiniteError.
     """
     count = 0
     for one in pretrainings:
@@ -89,16 +86,16 @@ def run_pretraining(
 
 
 def _record(one: Pretrained, examples: int, figures: Record) -> Record:
-    """A record of a trial that has not begun itself: no step, no example and no second of its own budget has passed.
+    """Create a record before the trial's first step: none of its steps, examples and seconds has passed.
 
     `pretrain/examples` are the texts shown so far, over all its pretrainings.
     """
-    own = {"kind": "pretrain", "step": 0, "examples": 0, "passes": 0, "time_ms": time.time_ns() // 1_000_000, "seconds": 0.0}
-    return own | {"stage": one.stage.kind, "key": one.key, "pretrain/examples": examples, **figures}
+    start = {"kind": "pretrain", "step": 0, "examples": 0, "passes": 0, "time_ms": time.time_ns() // 1_000_000, "seconds": 0.0}
+    return start | {"stage": one.stage.kind, "key": one.key, "pretrain/examples": examples, **figures}
 
 
 def read_texts(stage: Pretraining, config: TrialConfig, inputs: Inputs) -> tuple[Texts, Texts]:
-    """The rows that a stage learns from, balanced where it says so, and those held out."""
+    """Read the texts on which a stage trains, balanced if it asks for that, and those held out."""
     learned, held_out = [], []
     for name in pretraining_texts(config, stage):
         if name in config.known_tasks:
@@ -115,7 +112,7 @@ def read_texts(stage: Pretraining, config: TrialConfig, inputs: Inputs) -> tuple
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
-    """What masking asks of a tokenizer.  Raises ValueError where it has no [MASK]."""
+    """Extract from a tokenizer what masking needs.  Raises ValueError if it has no [MASK]."""
     if tokenizer.mask_id is None:
         raise ValueError("Further pretraining hides words behind [MASK], which the encoder's tokenizer does not have.")
     pieces = tokenizer.vocabulary()
@@ -129,7 +126,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
 
 @dataclass(frozen=True)
 class Question:
-    """A packed batch, which of its tokens are read, (M,), and what is right there, (M,)."""
+    """A packed batch, the rows of the tokens that are predicted, (M,), and the right answers, (M,)."""
 
     batch: PackedBatch
     at_M: Tensor
@@ -140,7 +137,7 @@ class Question:
 
 
 class PretrainingRun:
-    """One pretraining, from its start or from where a killed process left it, to its folder in the cache."""
+    """One pretraining, from its start or from the state of a killed process, to its folder in the cache."""
 
     def __init__(self, config: TrialConfig, inputs: Inputs, one: Pretrained, shown_before: int) -> None:
         self.config, self.inputs, self.one, self.shown_before = config, inputs, one, shown_before
@@ -163,7 +160,7 @@ class PretrainingRun:
         self.before: Record = {}
 
     def run(self, is_stopped: Callable[[], bool] = never) -> Iterator[Record]:
-        """Train to the end, yielding about a hundred records; then the folder is there. Stopped, it saves its state instead."""
+        """Train to the end, yielding about a hundred records, and write the folder. If stopped, save the state instead."""
         state, began = self.one.folder.with_suffix(".state"), time.monotonic()
         if state.exists():
             self._restore(state)
@@ -195,11 +192,11 @@ class PretrainingRun:
         state.unlink(missing_ok=True)
 
     def step(self) -> Tensor:
-        """One update on the next batch; its mean loss over what is read, not yet waited for."""
+        """Update on the next batch; return the mean loss over the predicted tokens, not yet waited for."""
         stage, seed, number = self.stage, self.one.seed, self.shown // self.stage.batch_size
         count = min(stage.batch_size, self.total - self.shown)
         rows = example_rows(seed_of(seed, "rows"), len(self.texts), self.shown, count)
-        # the rate belongs to the step's middle, as in train.py
+        # the rate is that of the step's middle, as in trial.py
         factor = self.settings.lr_factor((self.shown + count / 2) / self.total)
         self.shown += count
         questions = self.questions(self.texts, rows, np.random.default_rng(seed_of(seed, "masks", number)))
@@ -218,7 +215,7 @@ class PretrainingRun:
         return loss
 
     def questions(self, texts: Texts, rows: Integers, random: np.random.Generator) -> list[Question]:
-        """A batch as it is asked; in parts where it is more tokens than one pass may hold."""
+        """Turn a batch into questions, in parts if it has more tokens than one pass may hold."""
         seconds = self.stage.follow(rows, len(texts), random)
         batch = pack_texts(texts, rows, seconds, self.config.max_length, self.inputs.specials)
         limit, parts = self.config.machine.micro_batch_tokens, [(rows, seconds)]
@@ -235,7 +232,7 @@ class PretrainingRun:
         return Question(asked, torch.from_numpy(at_M), torch.from_numpy(answers_M))
 
     def forward(self, question: Question, masks: Masks | None) -> Tensor:
-        """The logits of what is read, (M, K), float32: the only ones that are computed."""
+        """Compute the logits of the predicted tokens only, (M, K), float32."""
         with in_precision(self.precision, self.device):
             hidden_ND = self.encoder(question.batch, masks)
             logits_MK: Tensor = self.head(hidden_ND[question.at_M], self.encoder)
@@ -243,7 +240,7 @@ class PretrainingRun:
 
     @torch.no_grad()
     def evaluate(self) -> Record:
-        """Mean loss and share of right answers over what is read of held-out rows, asked the same each time."""
+        """Compute mean loss and accuracy over predicted tokens of held-out rows, with the same questions each time."""
         seed, held_out = seed_of(self.stage.seed, "held out"), self.held_out
         rows = example_rows(seed, len(held_out), 0, min(len(held_out), HELD_OUT_ROWS))
         random, loss, right, num_read = np.random.default_rng(seed), 0.0, 0, 0
@@ -262,7 +259,7 @@ class PretrainingRun:
         return _record(self.one, self.shown_before + self.shown, named | done | left)
 
     def _save(self, path: Path) -> None:
-        """What a killed pretraining goes on from; replaced atomically."""
+        """Write the state from which a killed pretraining resumes; replaced atomically."""
         state = {"encoder": self.encoder.state_dict(), "head": self.head.state_dict(), "optimizer": self.optimizer.state_dict()}
         save_state({**state, "shown": self.shown, "seconds": self.seconds, "before": self.before}, path)
 
@@ -274,7 +271,7 @@ class PretrainingRun:
         self.shown, self.seconds, self.before = state["shown"], state["seconds"], state["before"]
 
     def _keep(self, after: Record) -> None:
-        """Write encoder, head, tokenizer and figures as a folder, renamed into place when it is whole."""
+        """Write encoder, head, tokenizer and figures as a folder, renamed into place when it is complete."""
         draft = self.one.folder.with_suffix(".tmp")
         figures = {f"held_out_{name}": value for name, value in after.items()}
         figures |= {f"held_out_{name}_before": value for name, value in self.before.items()}
@@ -294,7 +291,7 @@ class PretrainingRun:
 
 
 def _head(stage: Pretraining, folder: Path, encoder: Encoder) -> tuple[nn.Module, list[str]]:
-    """The objective's head, of the checkpoint where that has one, else fresh, which a note tells."""
+    """Load the objective's head from the checkpoint, or create a fresh one, with a note, if there is none."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(stage.seed, "head"))
         head = stage.build(encoder.shape)

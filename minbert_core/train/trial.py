@@ -1,12 +1,12 @@
 """train(config, inputs) -> Iterator[Progress]: one trial as a generator, with no Ray, no search and no MLflow inside.
 
-    stages on texts: the encoder that they make, from the cache or made now (pretraining.py)
+    stages on texts: their encoder, from the cache or trained now (pretraining.py)
     for stage: a Stepper (buffer, fresh optimiser, method state)
-        for step: the task schedule names tasks -> a packed batch each -> Stepper.step
-            a hundred times a trial: yield losses, rate, speed;   at each point: dev metrics, yield
+        for step: the task schedule names tasks -> one packed batch per task -> Stepper.step
+            about a hundred times per trial: yield losses, rate, speed;   at each rung: yield dev metrics
 
-Everything random is a pure function of (seed, purpose, step), so a snapshot holds counters instead of generators, and a
-trial that goes on from one repeats to the digit on CPU.
+Everything random is a pure function of (seed, purpose, step). So a snapshot holds counters instead of generators, and a resumed
+trial repeats, on the CPU bit for bit.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Record = dict[str, Any]  # {"kind": "pretrain" | "train" | "dev", "step", "examp
 
 @dataclass
 class Counters:
-    """How far a trial is: all that a snapshot holds beside tensors and records."""
+    """The progress of a trial: all of a snapshot but its tensors and records."""
 
     stage: int = 0
     stage_step: int = 0
@@ -49,19 +49,18 @@ class Counters:
     passes: int = 0  # examples sent through the encoder in training, extra passes of smoothness included
     seconds: float = 0.0
     drawn: dict[str, int] = field(default_factory=dict)
-    rung: int = 0  # the last evaluation point reported
+    rung: int = 0  # the last rung reported
     best_score: float = -math.inf
     best_rung: int = 0
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What the trial did since the last one.
+    """One message of a trial in training.
 
-    `record` is flat and ready to log: of kind train, dev, or pretrain while there is no model yet. `rung` is the evaluation
-    point just reached (1, 3, 9 …) or None; `improved` says that it is the trial's best so far. `snapshot()` returns what a
-    later `train` goes on from; its tensors are the trial's own, so call it, and write what it returns to disk, before the
-    generator moves on.
+    `record` is flat and ready to log. Its kind is train, dev, or, before the model exists, pretrain. `rung` is the rung just
+    reached (1, 3, 9 …) or None. `improved` is true if its score is the trial's best so far. `snapshot()` returns the state from
+    which a later `train` resumes. Its tensors are the trial's own: write them to disk before the generator continues.
     """
 
     record: Record
@@ -73,18 +72,18 @@ class Progress:
 
 
 def train(config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None = None) -> Iterator[Progress]:
-    """Train one trial, yielding Progress about a hundred times and at each evaluation point.
+    """Train one trial, yielding Progress about a hundred times and at each rung.
 
-    A point falls after the first step that reaches it. Where one step reaches several (a budget of a few steps) only the
-    fullest is reported: it is one and the same model. The last point is always reached, and is the last yield.
-    Stages on texts come before all that: they yield records of their own, where the cache has what they make only one each.
-    snapshot: go on from there (the first yield is then what comes after it).  Raises NotFiniteError.
-    Raises ValueError where the turns of a task schedule are too short for a batch.
+    A rung falls after the first step that reaches it. If one step reaches several (a budget of a few steps), only the highest
+    is reported, because the model is the same. The last rung is always reached, and is the last yield.
+    Stages on texts come first and yield their own records; only one each if the cache has their result.
+    snapshot: resume from it; the first yield is what comes after it.
+    Raises NotFiniteError, and ValueError if the turns of a task schedule are too short for a batch.
     """
     config.check_turns(inputs.sizes)
     pretrainings = find(config, inputs)
     for record in run_pretraining(pretrainings, config, inputs):
-        if not snapshot:  # else the trial's own records have told of it already
+        if not snapshot:  # else the trial's records already contain it
             yield Progress(record, None, False, False, None, dict)
     if pretrainings:
         inputs = replace(inputs, encoder_folder=pretrainings[-1].folder)
@@ -117,15 +116,15 @@ class _Trial:
                 yield from self._run_stage(stage, start, end)
 
     def _run_stage(self, stage: StagePlan, start: int, end: int) -> Iterator[Progress]:
-        """Steps from `start` to `end`, both counted in the trial's examples; may begin a step's overshoot late."""
+        """Train from example `start` to example `end` of the trial. A step of the stage before may have overshot `start`."""
         counters, config = self.counters, self.config
         snapshot, self.snapshot_at_start = self.snapshot_at_start, None
-        goes_on = snapshot is not None and snapshot["counters"]["stage"] == counters.stage
-        for task in stage.tasks if stage.fresh_heads and not goes_on else ():
+        is_resumed = snapshot is not None and snapshot["counters"]["stage"] == counters.stage
+        for task in stage.tasks if stage.fresh_heads and not is_resumed else ():
             self.model.renew_head(task, seed_of(config.seed, "fresh", counters.stage))
         weights, seed = config.loss_weights, seed_of(config.seed, "stage", counters.stage)
         self.stepper = Stepper(self.model, stage, weights, seed, self.bench.precision)
-        if snapshot is not None and goes_on:
+        if snapshot is not None and is_resumed:
             self.stepper.restore(snapshot)
         if (due := self._due_rung()) is not None:  # the snapshot was taken between the step that reached it and the evaluation
             yield self._evaluate(due)
@@ -154,7 +153,7 @@ class _Trial:
                 yield self._evaluate(due)
 
     def _due_rung(self) -> int | None:
-        """The fullest point that is reached and not yet reported."""
+        """Return the highest rung that is reached and not yet reported."""
         reached = max((rung for rung, at in self.points.items() if at <= self.counters.examples), default=0)
         return reached if reached > self.counters.rung else None
 
@@ -246,12 +245,12 @@ class _Log:
 
 
 def stage_ends(examples: list[float], total: int) -> list[int]:
-    """Where each stage ends, in examples from the trial's start; the last ends with the trial, whatever its part rounds to."""
+    """Compute where each stage ends, in examples from the trial's start. The last one ends with the trial, despite rounding."""
     return [math.ceil(round(end, 6)) for end in accumulate(examples[:-1])] + [total]
 
 
 def evaluate_dev(model: MultitaskBert, config: TrialConfig, inputs: Inputs) -> tuple[dict[str, float], dict[str, bool]]:
-    """Each task's dev metric, and a note `constant/<task>` where a regression answered all rows alike (its r counts as 0)."""
+    """Compute each task's dev metric, and a note `constant/<task>` if a regression's answers are all equal (its r is 0)."""
     metrics, notes = {}, {}
     precision = resolve_precision(config.machine.precision, next(model.parameters()).device)
     with packed_linears(model.encoder, precision):
@@ -269,7 +268,7 @@ def evaluate_dev(model: MultitaskBert, config: TrialConfig, inputs: Inputs) -> t
 
 
 def save_snapshot(path: Path, snapshot: dict[str, Any], records: list[Record]) -> None:
-    """One file, replaced atomically, that also carries every record so far (a kill between save and report leaves no hole)."""
+    """Write one file, replaced atomically. It holds every record so far, so a kill between save and report loses none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_state({**snapshot, "format": FORMAT, "records": records}, path)
 
@@ -278,9 +277,9 @@ def load_snapshot(path: Path) -> tuple[dict[str, Any], list[Record]]:
     """Read what `save_snapshot` wrote.  Raises ValueError: broken, or of another format; OSError: unreadable."""
     snapshot = load_state(path)
     if "records" not in snapshot:
-        raise ValueError(f"{path} is no whole snapshot (it has no records).")
-    if (found := snapshot.pop("format", 1)) != FORMAT:
-        raise ValueError(f"{path} is a snapshot of format {found}. This version resumes format {FORMAT}.")
+        raise ValueError(f"{path} is not a complete snapshot (it has no records).")
+    if (saved_format := snapshot.pop("format", 1)) != FORMAT:
+        raise ValueError(f"{path} is a snapshot of format {saved_format}. This version resumes format {FORMAT}.")
     snapshot["counters"] = in_current_names(snapshot.get("counters", {}))
     return snapshot, [in_current_names(record) for record in snapshot.pop("records")]
 

@@ -433,7 +433,7 @@ def test_a_snapshot_that_the_system_does_not_give_is_not_called_broken(saved: Pa
 
 def test_a_foreign_snapshot_is_refused(saved: Path) -> None:
     torch.save({"model": {}}, saved)
-    with pytest.raises(ValueError, match=r"is no whole snapshot"):
+    with pytest.raises(ValueError, match=r"is not a complete snapshot \(it has no records\)"):
         load_snapshot(saved)
 
 
