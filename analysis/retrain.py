@@ -24,8 +24,7 @@ from minbert_core.files import cache_folder, message
 from minbert_core.inputs import open_inputs
 from minbert_core.machine import prepare, resolve_precision
 from minbert_core.model import load_model, predict_logits
-from minbert_core.train.folder import read_records, state_file, train_in
-from minbert_core.train.trial import load_snapshot
+from minbert_core.train.folder import read_records, snapshot_or_start, train_in
 from search.plan.relocated import relocated_config
 from search.study.trainable import locked_log
 
@@ -87,16 +86,10 @@ def retrain(job: Job, relocated: Mapping[str, str]) -> str:
 
 def _train(job: Job, relocated: Mapping[str, str]) -> None:
     """As a search trains a trial; a snapshot that cannot be read is as none."""
-    folder, state = job.folder, state_file(job.folder)
+    folder = job.folder
     config = read_config(folder / "config.yaml")
     inputs = open_inputs(relocated_config(config, relocated))
-    snapshot: dict[str, Any] | None = None
-    records: list[dict[str, Any]] = []
-    if state.exists():
-        try:
-            snapshot, records = load_snapshot(state)
-        except ValueError as error:
-            print(f"{error} Training begins anew.")
+    snapshot, records = snapshot_or_start(folder)
     how = f"goes on after {records[-1]['examples']} examples" if records else "starts"
     print(f"{time.strftime('%F %T')} {job.name} {how}")
     for _ in train_in(folder, config, inputs, snapshot, records):

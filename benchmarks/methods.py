@@ -16,8 +16,8 @@ from benchmarks.contestants import Contestant
 from benchmarks.rounds import Figure, Row, Times, alternate, milliseconds, ratio
 from minbert_core.config_checks import load_config
 from minbert_core.inputs import open_inputs
-from minbert_core.train.step import SharedGradients
-from minbert_core.train.trial import model_to_train
+from minbert_core.train.bench import model_to_train
+from minbert_core.train.shared_gradients import SharedGradients
 
 METHODS: dict[str, dict[str, Any]] = {
     "sum": {},

@@ -1,4 +1,4 @@
-"""Our side of the training benchmarks: steps exactly as a trial makes them, packing included."""
+"""Our side of the training benchmarks: steps exactly as in a trial, packing included."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ import torch
 from benchmarks.rounds import Figure, Times
 from minbert_core.checkpoints import load_encoder
 from minbert_core.config_checks import load_config
-from minbert_core.data.tokens import Integers, pack_parts
+from minbert_core.data.tokens import Integers
 from minbert_core.inputs import open_inputs
-from minbert_core.machine import fastest_matmul, prepare
+from minbert_core.machine import fastest_matmul
+from minbert_core.train.bench import Bench
 from minbert_core.train.step import Stepper
-from minbert_core.train.trial import evaluate_dev, model_to_train
+from minbert_core.train.trial import evaluate_dev
 
 WORKLOADS = (("sst", "single"), ("para", "cross"), ("para", "bi"), ("sts", "cross"), ("sts", "bi"))
-NUM_BATCHES = 4  # that a step takes in turn; a round is all of them
+NUM_BATCHES = 4  # taken in turn, one per step; a round is all of them
 
 
 def document(
     data: Path, encoder: Path, tasks: tuple[str, ...], encoding: str, batch: int, machine: dict[str, Any]
 ) -> dict[str, Any]:
-    """A trial's config: the default model with dropout .1, AdamW and clipping."""
+    """Return a trial's config: the default model with dropout .1, AdamW and clipping."""
     pairs = {} if encoding == "single" else {"pairs": {"pair_encoding": encoding}}
     return {
         "data": str(data),
@@ -39,7 +40,7 @@ def document(
 
 
 def even_rows(lengths: Integers, batch: int) -> list[Integers]:
-    """Rows of NUM_BATCHES random batches that have, between them, every length of the corpus in its share."""
+    """Draw the rows of NUM_BATCHES random batches that together have the length distribution of the corpus."""
     order = np.argsort(lengths, kind="stable")
     places = (np.arange(NUM_BATCHES * batch) + 0.5) / (NUM_BATCHES * batch) * len(order)
     rows = np.random.default_rng(0).permutation(order[places.astype(int)])
@@ -47,50 +48,44 @@ def even_rows(lengths: Integers, batch: int) -> list[Integers]:
 
 
 def machine(threads: int, precision: str = "float32", device: str = "cpu") -> dict[str, Any]:
-    """The machine as a search would choose it here."""
+    """Return the machine settings that a search would choose here."""
     route = fastest_matmul(torch.device(device), threads)
     return {"device": device, "threads": threads, "precision": precision, "matmul": route}
 
 
 def training_step(config: dict[str, Any]) -> Callable[[], object]:
-    """A step of the trial that `config` describes: the next batch of each task, packed, and all that follows."""
+    """Build a step of the trial that `config` describes: packing the next batch of each task, and training on it."""
     trial = load_config(config)
-    inputs, device = open_inputs(trial), prepare(trial.machine)
-    model = model_to_train(trial, inputs).to(device)
+    bench = Bench.of(trial, open_inputs(trial))
     [stage] = trial.stage_plans()
-    stepper = Stepper(model, stage, trial.loss_weights, 0, trial.machine.precision)
+    stepper = Stepper(bench.model, stage, trial.loss_weights, 0, bench.precision)
     rows = {
-        task: even_rows(inputs.train[task].lengths(plan.pair_encoding.kind, trial.max_length), plan.batch_size)
-        for task, plan in model.plans.items()
+        task: even_rows(bench.inputs.train[task].lengths(plan.pair_encoding.kind, trial.max_length), plan.batch_size)
+        for task, plan in bench.model.plans.items()
     }
     numbers = itertools.count()
 
     def step() -> None:
         number = next(numbers)
-        batches = {}
-        for task, plan in model.plans.items():
-            some, encoding = rows[task][number % NUM_BATCHES], plan.pair_encoding.kind
-            parts = pack_parts(inputs.train[task], some, encoding, trial.max_length, inputs.specials, None)
-            batches[task] = [part.to(device) for part in parts]
+        batches = {task: bench.pack(task, batches_of_task[number % NUM_BATCHES]) for task, batches_of_task in rows.items()}
         stepper.step(number, batches, 0.5, measure=False)
-        if device.type == "cuda":
+        if bench.device.type == "cuda":
             torch.cuda.synchronize()
 
     return step
 
 
 def evaluation(config: dict[str, Any]) -> Callable[[], object]:
-    """An evaluation of the dev splits of all tasks, as a trial makes it."""
+    """Build an evaluation of the dev splits of all tasks, as in a trial."""
     trial = load_config(config)
-    inputs, device = open_inputs(trial), prepare(trial.machine)
-    model = model_to_train(trial, inputs).to(device)
-    return lambda: evaluate_dev(model, trial, inputs)
+    bench = Bench.of(trial, open_inputs(trial))
+    return lambda: evaluate_dev(bench.model, trial, bench.inputs)
 
 
 def forward_work(config: dict[str, Any]) -> float:
-    """Floating-point operations of a mean batch's forward pass: products and attention over real tokens, as computed.
+    """Count the floating-point operations of a mean batch's forward pass: products and attention over real tokens.
 
-    Where [CLS] alone is read, the last layer's skipped part is not counted: it is not done.
+    If only [CLS] is read, the part of the last layer that is skipped is not counted.
     """
     trial = load_config(config)
     inputs = open_inputs(trial)
@@ -109,11 +104,11 @@ def forward_work(config: dict[str, Any]) -> float:
     return full + tokens * asked + sequences * asks
 
 
-PROBES = {"cpu": ((1024, 384, 1536), 30), "cuda": ((8192, 768, 3072), 300)}  # shape of a layer's product, how many a call
+PROBES = {"cpu": ((1024, 384, 1536), 30), "cuda": ((8192, 768, 3072), 300)}  # shape of a layer's product, how many per call
 
 
 def matmul_probe(threads: int, device: str = "cpu") -> Callable[[], object]:
-    """Products of a layer's shape: float32 by the fastest route on the CPU, bfloat16 on a GPU."""
+    """Build a step of matrix products of a layer's shape: float32 by the fastest route on the CPU, bfloat16 on a GPU."""
     (rows, inner, columns), repeats = PROBES[device]
     x, weight = torch.randn(rows, inner, device=device), torch.randn(inner, columns, device=device)
     torch.set_num_threads(threads)
@@ -132,7 +127,7 @@ def matmul_probe(threads: int, device: str = "cpu") -> Callable[[], object]:
 
 
 def share_of_probe(config: dict[str, Any], times: Times) -> Figure:
-    """Model-FLOPs utilisation in percent: the work of a step, forward and twice that backward, against the probe's rate."""
+    """Compute model-FLOPs utilisation in percent: a step's work, forward and twice that backward, over the probe's rate."""
     shape, repeats = PROBES[config["machine"]["device"]]
     work, probed = 3 * forward_work(config), 2 * math.prod(shape) * repeats
     rounds = zip(times["ours"], times["probe"], strict=True)

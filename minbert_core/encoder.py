@@ -1,13 +1,13 @@
 """minBERT: the BERT encoder on packed (unpadded) sequences.
 
-A batch is the tokens of all its sequences one after another, without padding; `data.tokens.pack` makes it, `model.py` puts
-features and heads on what comes out, `checkpoints.py` reads and writes encoders in Hugging Face's layout.
-Linears, LayerNorm and GELU see real tokens only; padding exists inside `attend` alone.
-`nn.Module`'s train / eval switch plays no part: whoever wants dropout hands in `Masks`.
+A batch is the tokens of all its sequences, one sequence after another, without padding. `data.tokens.pack` builds it,
+`model.py` puts features and heads on the hidden states, `checkpoints.py` reads and writes encoders in Hugging Face's layout.
+Linear layers, LayerNorm and GELU see only real tokens; only `attend` pads.
+`nn.Module`'s train / eval switch has no effect: a caller that wants dropout passes `Masks`.
 
 Legend: N packed tokens, S sequences, L tokens of the longest sequence in a group, D hidden size, H attention heads, Dh = D / H,
-P slots of the padded buffer inside attention, R tokens that ask in it: N, or S where [CLS] alone is read; Q of one sequence.
-Source: Devlin et al. 2019 (arXiv 1810.04805); post-LayerNorm blocks, exact (erf) GELU, as the published checkpoints have them.
+P slots of the padded buffer inside attention, R tokens that attend (N, or S if only [CLS] is read), Q of them per sequence.
+Source: Devlin et al. 2019 (arXiv 1810.04805); post-LayerNorm blocks and exact (erf) GELU, as in the published checkpoints.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:  # who only reads a config has no use for tokenizers
+if TYPE_CHECKING:  # a process that only reads a config does not load tokenizers
     from minbert_core.data.tokens import PackedBatch
 
 Dropout = Callable[[Tensor], Tensor]
@@ -31,7 +31,7 @@ INITIAL_DEVIATION = 0.02  # of fresh weights, N(0, 0.02²): BERT's own (Devlin e
 
 
 def make_linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer as BERT initialises one: weights N(0, 0.02²) from torch's current generator, biases zero."""
+    """Create a linear layer with BERT's initialisation: weights N(0, 0.02²) from torch's current generator, biases zero."""
     layer = nn.Linear(inputs, outputs)
     nn.init.normal_(layer.weight, std=INITIAL_DEVIATION)
     nn.init.zeros_(layer.bias)
@@ -40,7 +40,7 @@ def make_linear(inputs: int, outputs: int) -> nn.Linear:
 
 @dataclass(frozen=True)
 class EncoderShape:
-    """What fixes the weights of an encoder. Names and defaults are those of Hugging Face's config.json."""
+    """The sizes that determine an encoder's weights. Names and defaults are those of Hugging Face's config.json."""
 
     vocab_size: int
     hidden_size: int  # D
@@ -63,17 +63,17 @@ class EncoderShape:
             raise ValueError(f"`hidden_size` must be a multiple of `num_attention_heads`. Got {self.hidden_size} and {heads}.")
 
 
-# the toy encoder; `dataclasses.replace` gives it the size of the vocabulary that it meets
+# the toy encoder; `dataclasses.replace` adapts it to the size of the vocabulary
 TINY = EncoderShape(vocab_size=1000, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
 
 
 class Masks:
-    """Dropout with a generator of its own: the same seed and the same sequence of shapes give the same masks.
+    """Dropout with its own generator: the same seed and the same sequence of shapes give the same masks.
 
-    16 random bits an element, four elements to an int64: drawing is a sixth of the cost of Bernoulli numbers, and p is
-    rounded to a multiple of 1/65536. The kept are scaled by 1 / (1 - p) of that rounded p, so the mean is exact. A mask is
-    float32, and so is what it gives of a bfloat16 input: rounded to bfloat16 the scale would be off by up to .4 %.
-    What was drawn is kept, so that further passes of the same batch (`rewind`) neither draw it nor hold it again.
+    Each element uses 16 random bits, four elements share an int64: drawing costs a sixth of Bernoulli numbers, and p is
+    rounded to a multiple of 1/65536. Kept elements are scaled by 1 / (1 - p) of that rounded p, so the mean is exact. A mask
+    is float32, and so is its product with a bfloat16 input: rounded to bfloat16, the scale would be off by up to .4 %.
+    Masks are stored, so that later passes over the same batch (`rewind`) neither draw them again nor hold a second copy.
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
@@ -82,13 +82,12 @@ class Masks:
         self._next = 0
 
     def rewind(self) -> Masks:
-        """These masks, to be replayed from the first one on."""
+        """Return these masks, to be replayed from the first one."""
         self._next = 0
         return self
 
     def __call__(self, x: Tensor, p: float) -> Tensor:
-        """`x` with each element zeroed with probability p in [0, 1), same shape, float32 or better; p = 0 draws nothing and
-        returns `x`."""
+        """Zero each element of `x` with probability p in [0, 1); same shape, at least float32. p = 0 returns `x` undrawn."""
         if not 0 <= p < 1:
             raise ValueError(f"A dropout rate must be in [0, 1). Got {p}.")
         threshold = min(round(p * 65536), 65535)
@@ -102,10 +101,10 @@ class Masks:
         return x * mask
 
     def _draw(self, x: Tensor, threshold: int) -> Tensor:
-        # the range is spelled out: a bare random_() leaves an int64's sign bit 0, so every fourth element would never drop
+        # the range is explicit: a bare random_() leaves an int64's sign bit 0, so every fourth element would never drop
         words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
         bits = words.random_(-(2**63), None, generator=self.generator).view(torch.int16)[: x.numel()].view(x.shape)
-        # compared as float32, which holds every int16: five times as fast on a CPU as by way of booleans
+        # compared as float32, which holds every int16: on a CPU five times as fast as through booleans
         return bits.float().ge_(threshold - 32768).mul_(65536 / (65536 - threshold))
 
 
@@ -114,26 +113,26 @@ class Masks:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the packed tokens stand while attention needs rows of equal length; the same for every layer of a pass.
+    """The slots of the packed tokens inside attention, which needs rows of equal length; the same in every layer of a pass.
 
-    The sequences, sorted by length, form up to four groups, each padded to its own longest: a buffer of P slots in all.
+    The sequences, sorted by length, form up to four groups. Each is padded to its own longest sequence: P slots in all.
     """
 
     slot_N: Tensor  # the slot of each packed token
-    rank_S: Tensor  # the place of each sequence in the order of lengths
-    groups: tuple[tuple[int, int, Tensor], ...]  # (S, L, bias_S11L) a group; the bias is -inf on padding, else 0
+    rank_S: Tensor  # the rank of each sequence in the order of lengths
+    groups: tuple[tuple[int, int, Tensor], ...]  # (S, L, bias_S11L) per group; the bias is -inf on padding, else 0
     num_slots: int  # P
-    is_packed: bool  # slots are the packed order: of a sentence alone, which then costs no copies
+    is_packed: bool  # the slots are in packed order, as for a single sentence, so that nothing is copied
 
     @staticmethod
     def of(lengths: tuple[int, ...], device: torch.device) -> Layout:
-        """The layout of sequences of these lengths (tokens, in the batch's order); computed on the host, without waiting."""
+        """Compute the layout of sequences with these lengths (tokens, in the batch's order), on the host, without waiting."""
         length_S = torch.tensor(lengths)
         order_S = torch.argsort(length_S, stable=True)
         first_slot_S, rank_S = torch.empty_like(length_S), torch.empty_like(length_S)
         rank_S[order_S] = torch.arange(len(lengths))
         groups, num_slots = [], 0
-        # below four sequences a group, more groups cost more in calls than they save in padding
+        # with fewer than four sequences per group, the calls cost more than the padding that they avoid
         for rows in order_S.tensor_split(min(4, max(1, len(lengths) // 4))):
             longest = int(length_S[rows[-1]])
             first_slot_S[rows] = num_slots + longest * torch.arange(len(rows))
@@ -146,53 +145,72 @@ class Layout:
         return Layout(slot_N.to(device), rank_S.to(device), tuple(groups), num_slots, len(lengths) == 1)
 
     def of_one_token_each(self) -> Layout:
-        """The layout of one token of each sequence, in the same groups: of those that ask where only [CLS] is read."""
+        """Return the layout of one token per sequence, in the same groups."""
         groups = tuple((num_sequences, 1, bias_S11L[..., :1]) for num_sequences, _, bias_S11L in self.groups)
         return Layout(self.rank_S, self.rank_S, groups, len(self.rank_S), self.is_packed)
 
     def pad(self, x_ND: Tensor) -> Tensor:
-        """The rows of `x_ND` at their slots, (P, D); zeros where there is padding."""
+        """Put the rows of `x_ND` into their slots, (P, D); padding is zero."""
         if self.is_packed:
             return x_ND
         return x_ND.new_zeros(self.num_slots, x_ND.shape[1]).index_copy_(0, self.slot_N, x_ND)
 
 
-def attend(q_RD: Tensor, kv_N2D: Tensor, asking: Layout, asked: Layout, num_heads: int, drop: Dropout) -> Tensor:
-    """softmax(q k^T / sqrt(Dh)) v within each sequence and head, shape (R, D); `drop` acts on the probabilities.
+@dataclass(frozen=True)
+class Query:
+    """The R tokens that attend, and the N tokens that they attend to, within their sequences."""
 
-    R tokens ask, laid out as `asking`, among the N that are asked; kv_N2D holds k and v side by side, (N, 2D).
-    The softmax is never below float32.
-    The one place that knows how attention is computed: a kernel for variable lengths would take this function's place.
+    layout: Layout  # of the R tokens
+    keys_layout: Layout  # of the N tokens
+    rows_R: Tensor | None = None  # the R tokens' rows among the N; None if they are the same tokens
+
+    @staticmethod
+    def of_all(layout: Layout) -> Query:
+        """Let every token attend."""
+        return Query(layout, layout)
+
+    @staticmethod
+    def of_first(layout: Layout, first_S: Tensor) -> Query:
+        """Let only the first token of each sequence attend; `first_S` are their rows."""
+        return Query(layout.of_one_token_each(), layout, first_S)
+
+    def select(self, x_ND: Tensor) -> Tensor:
+        """Select the rows of the tokens that attend, (R, D)."""
+        return x_ND if self.rows_R is None else x_ND[self.rows_R]
+
+
+def attend(q_RD: Tensor, kv_N2D: Tensor, query: Query, num_heads: int, drop: Dropout) -> Tensor:
+    """Compute softmax(q k^T / sqrt(Dh)) v within each sequence and head, shape (R, D).
+
+    kv_N2D holds k and v side by side. `drop` acts on the probabilities. The softmax is at least in float32.
+    Only this function knows how attention is computed: a kernel for variable lengths would replace it.
     """
     precision = torch.promote_types(q_RD.dtype, torch.float32)
-    if q_RD.device.type == "cpu":  # where products as small as these are faster in float32 than in bfloat16
+    if q_RD.device.type == "cpu":  # there, products as small as these are faster in float32 than in bfloat16
         q_RD, kv_N2D = q_RD.to(precision), kv_N2D.to(precision)
-    q_PD, kv_P2D = asking.pad(q_RD), asked.pad(kv_N2D)
+    q_PD, kv_P2D = query.layout.pad(q_RD), query.keys_layout.pad(kv_N2D)
     contexts, first_q, first_kv = [], 0, 0
-    for (num_sequences, num_asking, _), (_, longest, bias_S11L) in zip(asking.groups, asked.groups, strict=True):
-        end_q, end_kv = first_q + num_sequences * num_asking, first_kv + num_sequences * longest
-        q_SHQDh = q_PD[first_q:end_q].view(num_sequences, num_asking, num_heads, -1).transpose(1, 2)
+    groups = zip(query.layout.groups, query.keys_layout.groups, strict=True)
+    for (num_sequences, num_queries, _), (_, longest, bias_S11L) in groups:
+        end_q, end_kv = first_q + num_sequences * num_queries, first_kv + num_sequences * longest
+        q_SHQDh = q_PD[first_q:end_q].view(num_sequences, num_queries, num_heads, -1).transpose(1, 2)
         k_SHLDh, v_SHLDh = kv_P2D[first_kv:end_kv].view(num_sequences, longest, 2, num_heads, -1).permute(2, 0, 3, 1, 4)
         products_SHQL = (q_SHQDh @ k_SHLDh.transpose(-1, -2)).to(precision)
         scores_SHQL = torch.add(bias_S11L, products_SHQL, alpha=q_SHQDh.shape[-1] ** -0.5)
         probabilities_SHQL = drop(scores_SHQL.softmax(-1)).to(v_SHLDh.dtype)
         contexts.append((probabilities_SHQL @ v_SHLDh).transpose(1, 2).flatten(2).flatten(0, 1))  # (S * Q, D)
         first_q, first_kv = end_q, end_kv
-    return contexts[0] if asking.is_packed else torch.cat(contexts).index_select(0, asking.slot_N)
+    return contexts[0] if query.layout.is_packed else torch.cat(contexts).index_select(0, query.layout.slot_N)
 
 
 # ------------------------------------------------------------------------------------------------------------- encoder
 
 
-class Beside(Protocol):
-    """What a task has beside layer `index`: from that layer's input, (N, D), what is added inside its last LayerNorm, (R, D).
+class ParallelLayers(Protocol):
+    """A task's own module parallel to layer `index`: from that layer's input, (N, D), it computes the term, (R, D), that the
+    layer adds inside its last LayerNorm. Query and dropout of attention probabilities are those of the layer."""
 
-    The layouts, the dropout of attention probabilities and `rows_R` are those of the layer itself.
-    """
-
-    def __call__(
-        self, index: int, hidden_ND: Tensor, asking: Layout, asked: Layout, attention_drop: Dropout, rows_R: Tensor | None
-    ) -> Tensor: ...
+    def __call__(self, index: int, hidden_ND: Tensor, query: Query, attention_drop: Dropout) -> Tensor: ...
 
 
 class Layer(nn.Module):
@@ -212,32 +230,30 @@ class Layer(nn.Module):
     def forward(
         self,
         hidden_ND: Tensor,
-        asking: Layout,
-        asked: Layout,
+        query: Query,
         hidden_drop: Dropout,
         attention_drop: Dropout,
-        rows_R: Tensor | None,
-        beside: Callable[..., Tensor] | None = None,
+        parallel: Callable[..., Tensor] | None = None,
     ) -> Tensor:
-        """The next layer's hidden states, (N, D); of the tokens `rows_R` alone, (R, D), where those are all that is read.
+        """Compute the next hidden states of the tokens that attend, (R, D).
 
-        Under autocast the residual stream, and so LayerNorm, stays float32. `beside`: a `Beside` whose index is given.
+        Under autocast the residual stream, and so LayerNorm, stays float32. `parallel` has its layer index filled in.
         """
-        hidden_RD = hidden_ND if rows_R is None else hidden_ND[rows_R]
+        hidden_RD = query.select(hidden_ND)
         q_RD, kv_N2D = self.query(hidden_RD), self.key_value(hidden_ND)
         with torch.autocast(q_RD.device.type, enabled=False):  # attention chooses its own precision
-            context_RD = attend(q_RD, kv_N2D, asking, asked, self.num_heads, attention_drop)
+            context_RD = attend(q_RD, kv_N2D, query, self.num_heads, attention_drop)
         hidden_RD = self.attention_norm(hidden_RD + hidden_drop(self.attention_output(context_RD)))
         feed_forward_RD = hidden_drop(self.output(F.gelu(self.intermediate(hidden_RD))))
-        if beside is not None:
-            feed_forward_RD = feed_forward_RD + beside(hidden_ND, asking, asked, attention_drop, rows_R)
+        if parallel is not None:
+            feed_forward_RD = feed_forward_RD + parallel(hidden_ND, query, attention_drop)
         normalised_RD: Tensor = self.output_norm(hidden_RD + feed_forward_RD)
         return normalised_RD
 
 
 @dataclass(frozen=True, eq=False)
 class _Vocabulary:
-    """All word embeddings as they were, and the tokens whose rows are trained elsewhere. It never changes: copies share it."""
+    """All word embeddings before training, and the tokens whose rows are trained elsewhere. Immutable, so copies share it."""
 
     table_VD: Tensor
     trained_ids: Tensor
@@ -247,7 +263,7 @@ class _Vocabulary:
 
 
 class Encoder(nn.Module):
-    """BERT without a head. `notes` says, in sentences, what loading had to make up or leave out."""
+    """BERT without a head. `notes` are sentences about weights that loading had to draw or ignore."""
 
     def __init__(self, shape: EncoderShape, hidden_dropout: float, attention_dropout: float) -> None:
         super().__init__()
@@ -258,19 +274,19 @@ class Encoder(nn.Module):
         self.position_embeddings = _table(shape.max_position_embeddings, shape.hidden_size)
         self.segment_embeddings = _table(shape.type_vocab_size, shape.hidden_size)
         self.row_of_token_V: Tensor | None
-        self.register_buffer("row_of_token_V", None, persistent=False)  # of a vocabulary cut to what is trained
+        self.register_buffer("row_of_token_V", None, persistent=False)  # if the vocabulary is cut to the trained words
         self._whole: _Vocabulary | None = None
         self.embedding_norm = nn.LayerNorm(shape.hidden_size, shape.layer_norm_eps)
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.num_hidden_layers))
         self.pooler = nn.Sequential(nn.Linear(shape.hidden_size, shape.hidden_size), nn.Tanh())  # (S, D) -> (S, D)
 
     def train_words(self, token_ids: Tensor) -> None:
-        """Keep of the word embeddings those of these tokens (ascending) as the parameter; put the others aside as they are.
+        """Train only the word embeddings of these tokens (ascending); set the others aside unchanged.
 
-        Of MiniLM's weights half are word embeddings, of which a corpus touches a part: what it never touches would cost as much
-        as the rest in every step. No other token can be embedded from here on; what is saved holds them all.
-        A last row of ones is trained for the others: it has no gradient and so it only decays, by the factor by which they
-        would decay. `all_word_embeddings` multiplies them by it.
+        Half of MiniLM's weights are word embeddings, and a corpus uses a part of them. The unused ones would cost as much in
+        every step. From now on no other token can be embedded; a saved model holds all of them.
+        A last row of ones is trained for the others. It has no gradient, so it only decays, by the factor by which they would
+        decay. `all_word_embeddings` multiplies them by it.
         """
         table_VD = self.word_embeddings.weight.detach()
         self._whole = _Vocabulary(table_VD, token_ids)
@@ -280,7 +296,7 @@ class Encoder(nn.Module):
         self.word_embeddings = nn.Embedding.from_pretrained(rows_WD, freeze=False)
 
     def all_word_embeddings(self) -> Tensor:
-        """The word embeddings of the whole vocabulary, (V, D), on the CPU where some were put aside."""
+        """Assemble the word embeddings of the whole vocabulary, (V, D); on the CPU if some were set aside."""
         rows_WD = self.word_embeddings.weight.detach()
         if self._whole is None:
             return rows_WD
@@ -288,11 +304,11 @@ class Encoder(nn.Module):
         return (self._whole.table_VD * decay_1D).index_copy(0, self._whole.trained_ids, trained_WD)
 
     def embed_words(self, batch: PackedBatch) -> Tensor:
-        """The word-embedding rows of the batch, (N, D): what noise is added to."""
+        """Look up the word embeddings of the batch, (N, D), to which noise is added."""
         if self.row_of_token_V is None:
             rows_ND: Tensor = self.word_embeddings(batch.token_ids_N)
             return rows_ND
-        # a sparse gradient, added to what `.grad` holds: of tens of thousands of rows a batch has a few hundred
+        # a sparse gradient, added to `.grad`: a batch uses a few hundred of tens of thousands of rows
         return F.embedding(self.row_of_token_V[batch.token_ids_N], self.word_embeddings.weight, sparse=True)
 
     def forward(
@@ -301,13 +317,13 @@ class Encoder(nn.Module):
         masks: Masks | None = None,
         noise_ND: Tensor | None = None,
         only_first: bool = False,
-        beside: Beside | None = None,
+        parallel: ParallelLayers | None = None,
     ) -> Tensor:
-        """The last hidden states, (N, D), in the order of the batch's tokens; the first of each is at `starts_S1[:-1]`.
+        """Compute the last hidden states, (N, D), in the order of the batch's tokens; first tokens are at `starts_S1[:-1]`.
 
-        only_first: those first ones alone, (S, D); the last layer then computes nothing else, to the same result.
-        Without `masks` there is no dropout. `noise_ND` is added to the word-embedding rows, before position and segment.
-        `beside`: what the batch's task has beside every layer.
+        only_first: return only the first tokens, (S, D). The last layer computes nothing else, with the same result.
+        Without `masks` there is no dropout. `noise_ND` is added to the word embeddings, before position and segment.
+        `parallel` is the task's module parallel to every layer.
         """
         longest, positions = max(batch.lengths), self.shape.max_position_embeddings
         assert longest <= positions, f"a sequence of {longest} tokens, but the encoder has {positions} positions"
@@ -324,16 +340,15 @@ class Encoder(nn.Module):
         hidden_ND = hidden_ND + self.segment_embeddings(batch.segment_ids_N) + self.position_embeddings(batch.position_ids_N)
         hidden_ND = hidden_drop(self.embedding_norm(hidden_ND))
         layout = Layout.of(batch.lengths, hidden_ND.device)
-        besides = [beside and partial(beside, index) for index in range(len(self.layers))]
-        *layers, last = self.layers
-        for layer, its_own in zip(layers, besides, strict=False):  # the last one's is left
-            hidden_ND = layer(hidden_ND, layout, layout, hidden_drop, attention_drop, None, its_own)
-        asking, rows = (layout.of_one_token_each(), batch.starts_S1[:-1]) if only_first else (layout, None)
-        last_RD: Tensor = last(hidden_ND, asking, layout, hidden_drop, attention_drop, rows, besides[-1])
-        return last_RD
+        query_of_all = Query.of_all(layout)
+        query_of_last = Query.of_first(layout, batch.starts_S1[:-1]) if only_first else query_of_all
+        for index, layer in enumerate(self.layers):
+            query = query_of_last if index == len(self.layers) - 1 else query_of_all
+            hidden_ND = layer(hidden_ND, query, hidden_drop, attention_drop, parallel and partial(parallel, index))
+        return hidden_ND
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Every parameter once, from the input to the output: "embeddings", "layer.0", ..., "pooler"."""
+        """Return every parameter once, from the input to the output: "embeddings", "layer.0", ..., "pooler"."""
         embeddings = (self.word_embeddings, self.position_embeddings, self.segment_embeddings, self.embedding_norm)
         groups = {"embeddings": [parameter for module in embeddings for parameter in module.parameters()]}
         groups |= {f"layer.{i}": list(layer.parameters()) for i, layer in enumerate(self.layers)}
@@ -341,7 +356,7 @@ class Encoder(nn.Module):
 
 
 def _table(num_rows: int, hidden_size: int) -> nn.Embedding:
-    # from a tensor: nn.Embedding() would draw one, and on the meta device that alone takes a second of imports
+    # from a tensor: nn.Embedding() would draw one, which on the meta device takes a second of imports
     table: nn.Embedding = nn.Embedding.from_pretrained(torch.empty(num_rows, hidden_size), freeze=False)
     return table
 
@@ -350,15 +365,15 @@ def _table(num_rows: int, hidden_size: int) -> nn.Embedding:
 
 
 def new_encoder(shape: EncoderShape, seed: int, hidden_dropout: float, attention_dropout: float) -> Encoder:
-    """A fresh encoder: weights normal(0, initializer_range), biases 0, LayerNorm 1, as BERT was initialised."""
+    """Create a fresh encoder with BERT's initialisation: weights normal(0, initializer_range), biases 0, LayerNorm 1."""
     return assemble(shape, {}, torch.Generator().manual_seed(seed), hidden_dropout, attention_dropout)
 
 
 def assemble(
     shape: EncoderShape, weights: dict[str, Tensor], generator: torch.Generator, hidden_dropout: float, attention_dropout: float
 ) -> Encoder:
-    """An encoder of `weights`; what they lack is drawn, in the order of the parameters."""
-    with torch.device("meta"):  # torch's own initialisation would cost a second for BERT-base, and be thrown away
+    """Build an encoder from `weights`; missing ones are drawn, in the order of the parameters."""
+    with torch.device("meta"):  # torch's own initialisation takes a second for BERT-base, and would be discarded
         encoder = Encoder(shape, hidden_dropout, attention_dropout)
     for name, like in encoder.state_dict().items():
         if name in weights:

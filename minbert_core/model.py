@@ -1,9 +1,9 @@
-"""MultitaskBert: one encoder, and for each task its pooling, pair encoding and head; saved, loaded, and asked for answers.
+"""MultitaskBert: one encoder, and one pooling, pair encoding and head per task. It can be saved, loaded, and queried.
 
     PackedBatch -> encoder -> hidden_ND -> pooling -> (S, D) -> pair encoding -> features_BF -> head -> logits_BK
-    beside the encoder, where a config has them: adapters; after the pooling: a layer that the tasks share
+    if configured: adapters parallel to the encoder's layers, and after the pooling a layer that the tasks share
 
-    load("runs/smart/best").predict(["A moving film.", ("Is it far?", "How far is it?")])  -> an Answer a task, for each input
+    load("runs/smart/best").predict(["A moving film.", ("Is it far?", "How far is it?")])  -> one Answer per input and task
 
 B examples, S sequences (B, or 2B for a pair under a bi-encoder), N packed tokens, D hidden size, F features, K outputs.
 A saved model is a folder: encoder/ (Hugging Face layout, tokenizer included), heads.safetensors, config.yaml, README.md.
@@ -11,8 +11,9 @@ A saved model is a folder: encoder/ (Hugging Face layout, tokenizer included), h
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,101 +42,103 @@ from minbert_core.settings.yaml import dump_yaml
 from minbert_core.tensor_files import load_metadata, load_tensors, save_tensors
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
-TOKENS_A_PASS = 4096  # large enough for full-rate matrix products, small enough for any GPU; assumed, not measured (2026-11)
+TOKENS_PER_PASS = 4096  # large enough for full-rate matrix products, small enough for any GPU; assumed, not measured (2026-11)
 HEADS = "heads.safetensors"
 README = """\
-A multitask BERT: encoder/ (Hugging Face layout, tokenizer included), heads.safetensors (a head a task), config.yaml.
+A multitask BERT: encoder/ (Hugging Face layout, tokenizer included), heads.safetensors (one head per task), config.yaml.
 
-    python -m minbert_core.predict FOLDER "a sentence"               # or two sentences, for the tasks of pairs
+    python -m minbert_core.predict FOLDER "a sentence"               # or two sentences, for tasks on pairs
     minbert_core.model.load(FOLDER).predict(["a sentence", ("one", "another")])
 
-FOLDER is the one that holds this file. encoder/ alone loads in transformers' AutoModel, and has no heads: it answers no task.
+FOLDER is the folder of this file. Its encoder/ loads in transformers' AutoModel, but without the heads it answers no task.
 """
 
 
 class Output(NamedTuple):
-    """What a pass gives, in float32: logits (B, K) of the head, and the features (B, F) that it read."""
+    """The result of a pass, in float32: logits (B, K) of the head, and the features (B, F) that it read."""
 
     logits_BK: Tensor
     features_BF: Tensor
 
 
 class MultitaskBert(nn.Module):
-    """One shared encoder and a head a task. Dropout is drawn from `masks`, so there is no train or eval mode to forget."""
+    """One shared encoder and one head per task. Dropout is drawn from `masks`, so there is no train or eval mode to forget."""
 
     def __init__(
         self, encoder: Encoder, plans: Mapping[str, TaskPlan], seed: int, adapter: Adapter, shared_layer: SharedLayer
     ) -> None:
-        """What is drawn is drawn from (seed, what, task) alone: the same for every encoder, method and order of tasks.
+        """Draw everything new from (seed, what, task) only: the same for every encoder, method and order of tasks.
 
-        Raises ValueError where the adapter does not fit the encoder.
+        Raises ValueError if the adapter does not fit the encoder.
         """
         super().__init__()
         self.encoder = encoder
         self.plans = dict(plans)
         self.adapter, self.sharing = adapter, shared_layer
-        self.shared_layer = _drawn(seed_of(seed, "shared_layer"), partial(shared_layer.build, encoder.shape.hidden_size))
-        self.heads = nn.ModuleDict({name: self._new_head(name, seed) for name in self.plans})
-        self.poolings = _by_task(self.plans, partial(self._new_pooling, seed=seed))
-        self.adapters = _by_task(self.plans, partial(self._new_adapter, seed=seed))
+        with _seeded(seed, "shared_layer"):
+            self.shared_layer = shared_layer.build(encoder.shape.hidden_size)
+        self.heads, self.poolings, self.adapters = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        for task in self.plans:
+            self.heads[task] = self._new_head(task, seed)
+            if pooling := self._new_pooling(task, seed):
+                self.poolings[task] = pooling
+            with _seeded(seed, "adapter", task):
+                if parallel := adapter.build(encoder.shape):
+                    self.adapters[task] = parallel
 
     def _new_head(self, task: str, seed: int) -> nn.Module:
         plan = self.plans[task]
         # a logit in label units begins in the middle of the labels; the logits of classes begin equal
         middle = sum(plan.task.label_range) / 2 if plan.task.kind == "regression" and plan.outputs == 1 else 0.0
         width = self.sharing.size if self.sharing.serves(plan.task.is_pair) else self.encoder.shape.hidden_size
-        head = _drawn(seed_of(seed, "head", task), partial(plan.head.build, plan.vectors * width, plan.outputs, middle))
-        assert head is not None, "every task has a head"
-        return head
+        with _seeded(seed, "head", task):
+            return plan.head.build(plan.vectors * width, plan.outputs, middle)
 
     def _new_pooling(self, task: str, seed: int) -> nn.Module | None:
-        build = partial(self.plans[task].pooling.build, self.encoder.shape.hidden_size)
-        return _drawn(seed_of(seed, "pooling", task), build)
-
-    def _new_adapter(self, task: str, seed: int) -> nn.Module | None:
-        return _drawn(seed_of(seed, "adapter", task), partial(self.adapter.build, self.encoder.shape))
+        with _seeded(seed, "pooling", task):
+            return self.plans[task].pooling.build(self.encoder.shape.hidden_size)
 
     def shared_groups(self, with_encoder: bool) -> dict[str, list[nn.Parameter]]:
-        """The parameters whose task gradients are merged, by group: what of the encoder is trained where a stage trains it, and
-        the shared layer, in every stage."""
+        """Return the parameters whose task gradients are merged, by group: the encoder's trained ones if the stage trains the
+        encoder, and the shared layer in every stage."""
         groups = self.adapter.groups(self.encoder) if with_encoder else {}
         return groups | ({"shared_layer": list(self.shared_layer.parameters())} if self.shared_layer else {})
 
     def reads(self, task: str, group: str) -> bool:
-        """Whether `task` has a gradient in a group of `shared_groups`: not every task reads the pooler or the shared layer."""
+        """Return whether `task` has a gradient in a group of `shared_groups`: some do not read the pooler or shared layer."""
         plan = self.plans[task]
-        apart = {"pooler": plan.pooling.uses_pooler, "shared_layer": self.sharing.serves(plan.task.is_pair)}
-        return apart.get(group, True)
+        exceptions = {"pooler": plan.pooling.uses_pooler, "shared_layer": self.sharing.serves(plan.task.is_pair)}
+        return exceptions.get(group, True)
 
     def own_parameters(self, task: str, with_encoder: bool) -> list[tuple[str, nn.Parameter]]:
-        """The parameters that `task` alone trains, by name: head's and pooling's, adapter's where a stage trains the encoder.
+        """Return the parameters that only `task` trains, by name: its head, its pooling, and its adapter with the encoder.
 
-        A loss of features leaves its head as it was built, also where a penalty would move it.
+        If the task's loss reads features, its head stays as it was built, even where a penalty would move it.
         """
-        own = [] if self.plans[task].loss.reads_features else list(self.heads[task].named_parameters(task))
+        parameters = [] if self.plans[task].loss.reads_features else list(self.heads[task].named_parameters(task))
         if task in self.poolings:
-            own += self.poolings[task].named_parameters(f"{task}.pooling")
+            parameters += self.poolings[task].named_parameters(f"{task}.pooling")
         if task in self.adapters and with_encoder:
-            own += self.adapters[task].named_parameters(f"{task}.adapter")
-        return own
+            parameters += self.adapters[task].named_parameters(f"{task}.adapter")
+        return parameters
 
     @torch.no_grad()
     def renew_head(self, task: str, seed: int) -> None:
-        """Draw the head of `task` again, in place, and what its pooling learns."""
-        drawn = [(self.heads[task], self._new_head(task, seed))]
-        if fresh := self._new_pooling(task, seed):
-            drawn.append((self.poolings[task], fresh))
-        for old, new in drawn:
+        """Draw the head of `task` and the parameters of its pooling again, in place."""
+        pairs = [(self.heads[task], self._new_head(task, seed))]
+        if pooling := self._new_pooling(task, seed):
+            pairs.append((self.poolings[task], pooling))
+        for old, new in pairs:
             for parameter, values in zip(old.parameters(), new.parameters(), strict=True):
                 parameter.copy_(values)
 
-    def beside_the_encoder(self) -> dict[str, nn.Module]:
-        """All that a saved model has beside its encoder, by what stands before a tensor's name in heads.safetensors."""
+    def modules_by_prefix(self) -> dict[str, nn.Module]:
+        """Return all modules but the encoder, by the prefix of their tensors' names in heads.safetensors."""
         parts = {"": self.heads, "poolings/": self.poolings, "adapters/": self.adapters}
         return parts | ({"shared_layer/": self.shared_layer} if self.shared_layer else {})
 
     def readout(self, task: str, logits_BK: Tensor) -> Tensor:
-        """What the task's metric reads, (B, outputs of the task): the logits, or what a loss with classes makes of them."""
+        """Compute what the task's metric reads, (B, outputs of the task): the logits, or the answer of a loss with classes."""
         plan = self.plans[task]
         return plan.loss.readout(logits_BK, plan.task.label_range)
 
@@ -147,20 +150,20 @@ class MultitaskBert(nn.Module):
         noise_ND: Tensor | None = None,
         encoder_drops: bool = True,
     ) -> Output:
-        """A pass over a batch of one task.
+        """Run a pass over a batch of one task.
 
-        masks draws the dropout (None: none); with encoder_drops False in the head alone. noise_ND is added to the word
-        embeddings, before position and LayerNorm.
+        `masks` draws the dropout (None: no dropout), with encoder_drops False only in the head. noise_ND is added to the
+        word embeddings, before position and LayerNorm.
         """
         plan = self.plans[task]
         only_first = plan.pooling.reads_only_first
-        beside = self.adapters[task] if task in self.adapters else None  # noqa: SIM401  a ModuleDict has no `get`
-        hidden_ND = self.encoder(batch, masks if encoder_drops else None, noise_ND, only_first, beside)
+        parallel = self.adapters[task] if task in self.adapters else None  # noqa: SIM401  a ModuleDict has no `get`
+        hidden_ND = self.encoder(batch, masks if encoder_drops else None, noise_ND, only_first, parallel)
         starts_S1 = torch.arange(len(batch.lengths) + 1, device=hidden_ND.device) if only_first else batch.starts_S1
         pooling = self.poolings[task] if task in self.poolings else self.encoder.pooler  # noqa: SIM401
         pooled_SD = plan.pooling.pool(hidden_ND, starts_S1, pooling)
         drop = masks if masks is not None else _no_dropout
-        # heads are small: in float32 also under autocast, since bfloat16 would round a similarity of 4.5 to steps of 1/32
+        # heads are small, so they stay in float32 under autocast: bfloat16 would round a similarity of 4.5 to steps of 1/32
         with torch.autocast(pooled_SD.device.type, enabled=False):
             pooled_SD = pooled_SD.float()
             if self.shared_layer and self.sharing.serves(plan.task.is_pair):
@@ -174,23 +177,18 @@ def _no_dropout(x: Tensor, p: float) -> Tensor:
     return x
 
 
-def _drawn(seed: int, build: Callable[[], nn.Module | None]) -> nn.Module | None:
-    """What `build` makes of torch's generator at `seed`, which is put back as it was."""
+@contextlib.contextmanager
+def _seeded(seed: int, *purpose: str) -> Iterator[None]:
+    """Seed torch's generator for one purpose, and restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build()
-
-
-def _by_task(tasks: Iterable[str], new: Callable[[str], nn.Module | None]) -> nn.ModuleDict:
-    """What `new` makes of each task, for those of which it makes something."""
-    built = {task: new(task) for task in tasks}
-    return nn.ModuleDict({task: module for task, module in built.items() if module is not None})
+        torch.manual_seed(seed_of(seed, *purpose))
+        yield
 
 
 def build_model(config: TrialConfig, encoder: Encoder) -> MultitaskBert:
-    """A fresh model for `config` around `encoder`, which is adapted in place.
+    """Build a fresh model for `config` around `encoder`, which is adapted in place.
 
-    Raises ValueError where the adapter does not fit the encoder.
+    Raises ValueError if the adapter does not fit the encoder.
     """
     config.adapter.adapt(encoder, partial(seed_of, config.seed, "adapter"))
     return _model_around(encoder, config)
@@ -202,16 +200,16 @@ def _model_around(encoder: Encoder, config: TrialConfig) -> MultitaskBert:
 
 
 def save_model(model: MultitaskBert, config: TrialConfig, folder: Path, tokenizer_folder: Path) -> None:
-    """Write the model as a folder that `load_model` reads; a half-written one never stands under the final name.
+    """Write the model as a folder that `load_model` reads. A half-written model never has the final name.
 
-    One writer a folder: what a killed one left behind under the drafts' names is cleared away.
+    There must be one writer per folder. Drafts that a killed writer left behind are removed.
     """
     with replaced(folder) as draft:
         save_encoder(model.encoder, draft / "encoder")
         for name in TOKENIZER_FILES:
             if (tokenizer_folder / name).exists():
                 shutil.copyfile(tokenizer_folder / name, draft / "encoder" / name)
-        parts = {prefix: part.state_dict() for prefix, part in model.beside_the_encoder().items()}
+        parts = {prefix: part.state_dict() for prefix, part in model.modules_by_prefix().items()}
         heads = {prefix + name: part[name].contiguous() for prefix, part in parts.items() for name in part}
         save_tensors(heads, draft / HEADS, metadata={"format": str(FORMAT)})
         (draft / "README.md").write_text(README, encoding="utf-8")
@@ -219,63 +217,63 @@ def save_model(model: MultitaskBert, config: TrialConfig, folder: Path, tokenize
 
 
 def load_model(folder: Path) -> tuple[MultitaskBert, TrialConfig]:
-    """The model and config that `save_model` wrote.  Raises ValueError where the folder is no such model.
+    """Read the model and config that `save_model` wrote.  Raises ValueError if the folder is not such a model.
 
-    Its encoder is a plain one: what an adapter had put into it is in its weights.
+    The encoder is a plain one: the changes of an adapter are merged into its weights.
     """
     if reason := _no_model(folder):
         raise ValueError(reason)
-    folder = folder.resolve()  # a search's `best` is a link that may lead to another model at any time: it is followed once
-    found = folder.stat().st_ino
+    folder = folder.resolve()  # a search's `best` is a link that may lead to another model at any time: follow it once
+    inode = folder.stat().st_ino
     _check_format(folder)
     config = read_config(folder / "config.yaml")
     dropout = config.encoder.hidden_dropout, config.encoder.attention_dropout
     model = _model_around(load_encoder(folder / "encoder", *dropout), config)
     try:
-        _load_beside(model, load_tensors(folder / HEADS))
-    except RuntimeError as error:  # torch's own for a key or a shape that does not fit
+        _load_modules(model, load_tensors(folder / HEADS))
+    except RuntimeError as error:  # torch's, for a key or a shape that does not fit
         raise ValueError(f"{folder / HEADS} does not fit its config.yaml ({str(error).splitlines()[0]}).") from None
-    if folder.stat().st_ino != found:  # meanwhile the trial has saved a better one: these heads may be of another encoder
+    if folder.stat().st_ino != inode:  # the trial has just saved a better model: these heads may fit another encoder
         return load_model(folder)
     return model, config
 
 
 def _check_format(folder: Path) -> None:
-    """Raise ValueError where another version saved the model: its config.yaml may not mean the same here."""
-    found = load_metadata(folder / HEADS).get("format", "1")
-    if found != str(FORMAT):
+    """Raise ValueError if another version saved the model: its config.yaml may not mean the same here."""
+    saved_format = load_metadata(folder / HEADS).get("format", "1")
+    if saved_format != str(FORMAT):
         raise ValueError(
-            f"{folder} is a model of format {found}, whose config has other defaults. This version loads format {FORMAT}. "
-            "Load it with the version that saved it, or train it again."
+            f"{folder} is a model of format {saved_format}, whose config has other defaults. This version loads format "
+            f"{FORMAT}. Load it with the version that saved it, or train it again."
         )
 
 
-def _load_beside(model: MultitaskBert, stored: dict[str, Tensor]) -> None:
-    """Take up all that heads.safetensors holds.  Raises torch's RuntimeError where that does not fit."""
-    parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in model.beside_the_encoder()}
+def _load_modules(model: MultitaskBert, stored: dict[str, Tensor]) -> None:
+    """Load everything in heads.safetensors into the model.  Raises torch's RuntimeError if it does not fit."""
+    parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in model.modules_by_prefix()}
     for name, tensor in stored.items():  # a task's name holds no slash
         part, slash, rest = name.rpartition("/")
         parts.setdefault(part + slash, {})[rest] = tensor
-    if foreign := parts.keys() - model.beside_the_encoder().keys():
+    if foreign := parts.keys() - model.modules_by_prefix().keys():
         raise RuntimeError(f"it holds {', '.join(sorted(foreign))}")
-    for prefix, module in model.beside_the_encoder().items():
+    for prefix, module in model.modules_by_prefix().items():
         module.load_state_dict(parts[prefix])
 
 
 def _no_model(folder: Path) -> str:
-    """Why a folder is no saved model, as a sentence that says what it is instead; empty where it is one."""
+    """Explain in a sentence why a folder is not a saved model and what it is instead; empty if it is one."""
     absent = [name for name in (HEADS, "config.yaml", "encoder") if not (folder / name).exists()]
     if not absent:
         return ""
     if not folder.is_dir():
         return f"There is no folder {folder}."
     if (folder / "best" / HEADS).exists():
-        return f"{folder} holds no model itself; its best one is {folder / 'best'}: name that."
+        return f"{folder} is not a model, but contains one. Use {folder / 'best'}."
     if (folder / "config.json").exists() and (folder.parent / HEADS).exists():
-        return f"{folder} is the encoder of a model, without the heads; the model is {folder.parent}: name that."
+        return f"{folder} is the encoder of a model, without the heads. Use the model: {folder.parent}."
     if (folder / "config.json").exists():
-        return f"{folder} is a Hugging Face checkpoint, without heads for our tasks; train them over it: `encoder: {folder}`."
-    return f"{folder} holds no saved model: it lacks {', '.join(absent)}."
+        return f"{folder} is a Hugging Face checkpoint, without heads for our tasks. Train them: `encoder: {folder}`."
+    return f"{folder} is not a saved model: it lacks {', '.join(absent)}."
 
 
 # ---------------------------------------------------------------------------------------------------------------- answers
@@ -289,9 +287,9 @@ def predict_logits(
     specials: tuple[int, int],
     precision: str = "float32",
 ) -> NDArray[np.float32]:
-    """What the metric reads of every row, shape (rows, K), in the order of `texts`: the logits, or their readout.
+    """Compute what the metric reads of every row, shape (rows, K), in the order of `texts`: the logits, or their readout.
 
-    K is the task's own number of outputs; `precision` is that of the matrix products.
+    K is the task's number of outputs; `precision` is that of the matrix products.
     """
     plan = model.plans[task]
     device = next(model.parameters()).device
@@ -307,14 +305,14 @@ def predict_logits(
 
 
 def _token_budget(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Rows sorted by length, cut into groups of about TOKENS_A_PASS tokens (over it by less than a row, never empty)."""
+    """Sort the rows by length and cut them into groups of about TOKENS_PER_PASS tokens, at most one row more, never empty."""
     order = np.argsort(lengths, kind="stable")
-    group = np.cumsum(lengths[order]) // TOKENS_A_PASS
+    group = np.cumsum(lengths[order]) // TOKENS_PER_PASS
     return np.split(order, np.flatnonzero(np.diff(group)) + 1) if len(order) else []
 
 
 def predictions(task: Task, logits_BK: NDArray[np.float32]) -> NDArray[np.float64]:
-    """What a task answers, shape (B,): the class, 0.0 or 1.0, or the score in label units."""
+    """Convert logits to a task's answers, shape (B,): the class, 0.0 or 1.0, or the score in label units."""
     if task.kind == "classification":
         classes_B: NDArray[np.float64] = logits_BK.argmax(axis=1).astype(np.float64)
         return classes_B
@@ -325,12 +323,12 @@ def predictions(task: Task, logits_BK: NDArray[np.float32]) -> NDArray[np.float6
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says of one input for one task; plain data by `dataclasses.asdict`.
+    """A model's answer to one input for one task; `dataclasses.asdict` turns it into plain data.
 
-    `value` is what the metric and the prediction files read: the number of the class (0 or 1 of a binary task), or of a
-    regression the number in label units as it comes, not clipped to the label range: what a loss holds to no scale (pearson)
-    would be lost. `label` is the class's name, `probabilities` those of all classes by name; a regression has neither.
-    `is_cut`: the input had more than the model's `max_length` tokens, of which the end was not read.
+    `value` is what the metric and the prediction files read: the number of the class (0 or 1 in a binary task). A regression
+    gives label units, not clipped to the label range: under a loss without a scale (pearson), clipping would lose answers.
+    `label` is the class's name, `probabilities` are those of all classes by name; a regression has neither.
+    `is_cut`: the input had more than the model's `max_length` tokens, so its end was not read.
     """
 
     value: float
@@ -352,25 +350,25 @@ class Predictor:
 
     @property
     def tasks(self) -> dict[str, Task]:
-        """What it answers: a task of one text column for a sentence, one of two for a pair."""
+        """The model's tasks: one with a single text column takes a sentence, one with two takes a pair."""
         return {name: plan.task for name, plan in self.model.plans.items()}
 
     def predict(self, inputs: Sequence[str | tuple[str, str]]) -> list[dict[str, Answer]]:
-        """For each input, a sentence or a pair of two, the answer of each task that takes it: {task: Answer}.
+        """Answer each input, a sentence or a pair of two, for each task that takes it: one {task: Answer} per input.
 
-        Texts are prepared and cut as in training; the order of the inputs and their neighbours have no influence.
+        Texts are prepared and cut as in training. The order of the inputs and their neighbours have no influence.
         Raises ValueError for an input that is neither, or empty, or that no task of the model takes.
         """
         examples = _examples(inputs, self.tasks)
-        found: list[dict[str, Answer]] = [{} for _ in examples]
+        answers: list[dict[str, Answer]] = [{} for _ in examples]
         for name, task in self.tasks.items():
             rows = [i for i, texts in enumerate(examples) if len(texts) == len(task.text_columns)]
             for i, answer in zip(rows, self._answers(name, [examples[i] for i in rows]), strict=True):
-                found[i][name] = answer
-        return found
+                answers[i][name] = answer
+        return answers
 
     def _answers(self, name: str, examples: list[tuple[str, ...]]) -> list[Answer]:
-        """The answers of one task, with the softmax of classes or the sigmoid of a single logit as their probabilities."""
+        """Answer examples for one task. Probabilities are the softmax of classes, or the sigmoid of a single logit."""
         plan, max_length = self.model.plans[name], self.config.max_length
         device = next(self.model.parameters()).device
         precision = resolve_precision(self.config.machine.precision, device) if device.type == "cuda" else "float32"
@@ -393,7 +391,7 @@ class Predictor:
 
 
 def _examples(inputs: Sequence[str | tuple[str, str]], tasks: Mapping[str, Task]) -> list[tuple[str, ...]]:
-    """Each input as a tuple of one text or two.  Raises ValueError."""
+    """Convert each input to a tuple of one text or two.  Raises ValueError."""
     if isinstance(inputs, str):
         raise ValueError(f"`predict` takes a list of sentences and pairs. Got one text: write [{inputs!r}].")
     examples = [tuple(item) if isinstance(item, (tuple, list)) else (item,) for item in inputs]
@@ -405,14 +403,14 @@ def _examples(inputs: Sequence[str | tuple[str, str]], tasks: Mapping[str, Task]
         if all(len(task.text_columns) != len(texts) for task in tasks.values()):
             what = "a sentence" if len(texts) == 1 else "a pair of sentences"
             takes = "pairs" if len(texts) == 1 else "single sentences"
-            raise ValueError(f"Input {i} is {what}; this model's tasks take {takes}: {', '.join(tasks)}.")
+            raise ValueError(f"Input {i} is {what}. This model's tasks take {takes}: {', '.join(tasks)}.")
     return examples
 
 
 def load(folder: str | Path, device: str = "auto") -> Predictor:
-    """The model in a folder (runs/NAME/best, trials/007/best), on `device`: auto, cpu, cuda.
+    """Load the model in a folder (runs/NAME/best, trials/007/best) to `device`: auto, cpu, cuda.
 
-    Raises ValueError where the folder is no saved model, saying what it is.
+    Raises ValueError if the folder is not a saved model; the message says what it is.
     """
     folder = user_path(folder).resolve()  # once, for the weights and the tokenizer
     model, config = load_model(folder)

@@ -21,9 +21,10 @@ from minbert_core.inputs import Inputs, build_encoder, open_inputs
 from minbert_core.methods.adapters import LoraLinear
 from minbert_core.model import MultitaskBert, build_model, load_model, save_model
 from minbert_core.settings.faults import SettingsError
+from minbert_core.train.bench import model_to_train
 from minbert_core.train.overfit import few_of, overfit_config, unreached
 from minbert_core.train.step import Stepper
-from minbert_core.train.trial import model_to_train, train
+from minbert_core.train.trial import train
 
 Tiny = Callable[..., TrialConfig]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from minbert_core.checkpoints import load_encoder
 from minbert_core.data.tasks import TASKS
 from minbert_core.data.tokens import PackedBatch, load_tokenizer, pack, tokenise_split
-from minbert_core.encoder import TINY, Encoder, EncoderShape, Layout, Masks, attend, new_encoder
+from minbert_core.encoder import TINY, Encoder, EncoderShape, Layout, Masks, Query, attend, new_encoder
 
 SHAPE = EncoderShape(
     vocab_size=40, hidden_size=16, num_hidden_layers=3, num_attention_heads=4, intermediate_size=24, max_position_embeddings=16
@@ -253,7 +253,7 @@ def test_a_sequence_beyond_the_positions_is_named(encoder: Encoder) -> None:
 def test_attention_of_one_token_is_its_value() -> None:
     q, kv = torch.tensor([[5.0, -3.0]]), torch.tensor([[0.5, 0.25, 7.0, 8.0]])  # two heads of one dimension
     layout = Layout.of((1,), torch.device("cpu"))
-    assert attend(q, kv, layout, layout, 2, lambda x: x).tolist() == [[7.0, 8.0]]
+    assert attend(q, kv, Query.of_all(layout), 2, lambda x: x).tolist() == [[7.0, 8.0]]
 
 
 def test_attention_by_hand() -> None:
@@ -261,7 +261,7 @@ def test_attention_by_hand() -> None:
     log3 = float(np.log(3))
     q, kv = torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0, 4.0], [log3, 8.0]])
     layout = Layout.of((2,), torch.device("cpu"))
-    assert attend(q, kv, layout, layout, 1, lambda x: x).flatten().tolist() == pytest.approx([7.0, 6.0])
+    assert attend(q, kv, Query.of_all(layout), 1, lambda x: x).flatten().tolist() == pytest.approx([7.0, 6.0])
 
 
 def test_the_first_tokens_alone_are_those_of_the_whole_pass(encoder: Encoder) -> None:

@@ -252,13 +252,13 @@ def test_predictions_keep_the_file_s_order_and_do_not_depend_on_the_batch(
     alone_BK = torch.cat(alone).numpy()
     assert np.ptp(alone_BK[:, 0]) > 0.1
     for budget in (1, 100, 4096):
-        monkeypatch.setattr("minbert_core.model.TOKENS_A_PASS", budget)
+        monkeypatch.setattr("minbert_core.model.TOKENS_PER_PASS", budget)
         assert np.allclose(predict_logits(model, task, split, 64, inputs.specials), alone_BK, atol=1e-4)
 
 
 @pytest.mark.parametrize("budget", [1, 50, 300, 10_000])
 def test_token_budget_takes_each_row_once_and_short_ones_first(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
-    monkeypatch.setattr("minbert_core.model.TOKENS_A_PASS", budget)
+    monkeypatch.setattr("minbert_core.model.TOKENS_PER_PASS", budget)
     lengths = np.random.default_rng(0).integers(3, 60, 100)
     groups = _token_budget(lengths)
     order = np.concatenate(groups)
@@ -345,7 +345,7 @@ def test_a_folder_that_is_no_model_is_refused(tiny: Tiny, tmp_path: Path, absent
     model, inputs = built(config)
     save_model(model, config, tmp_path / "best", inputs.encoder_folder)
     (tmp_path / "best" / absent).rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=rf"best holds no saved model: it lacks {absent}\."):
+    with pytest.raises(ValueError, match=rf"best is not a saved model: it lacks {absent}\."):
         load_model(tmp_path / "best")
 
 
@@ -358,9 +358,12 @@ def test_a_folder_that_is_something_else_is_refused_by_what_it_is(tiny: Tiny, tm
     for other, sentence in (
         (tmp_path / "nowhere", r"There is no folder \S+nowhere\.$"),
         (folder / "config.yaml", r"There is no folder \S+config\.yaml\.$"),
-        (folder.parent, r"trial holds no model itself; its best one is \S+best: name that\."),
-        (folder / "encoder", r"encoder is the encoder of a model, without the heads; the model is \S+best: name that\."),
-        (tmp_path / "bert", r"bert is a Hugging Face checkpoint, without heads for our tasks; .* `encoder: \S+bert`\."),
+        (folder.parent, r"trial is not a model, but contains one\. Use \S+best\."),
+        (folder / "encoder", r"encoder is the encoder of a model, without the heads\. Use the model: \S+best\."),
+        (
+            tmp_path / "bert",
+            r"bert is a Hugging Face checkpoint, without heads for our tasks\. Train them: `encoder: \S+bert`\.",
+        ),
     ):
         with pytest.raises(ValueError, match=sentence):
             load_model(other)

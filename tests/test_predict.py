@@ -104,7 +104,7 @@ def test_neither_order_nor_neighbours_of_the_inputs_matter(tiny: Tiny, tmp_path:
     alone = [predictor.predict([text])[0] for text in texts]
     assert len({answers["sst"].value for answers in alone[:10]} | {answers["sts"].value for answers in alone[10:]}) > 10
     order = np.random.default_rng(0).permutation(len(texts))
-    monkeypatch.setattr("minbert_core.model.TOKENS_A_PASS", 60)  # several passes
+    monkeypatch.setattr("minbert_core.model.TOKENS_PER_PASS", 60)  # several passes
     for i, answers in zip(order, predictor.predict([texts[i] for i in order]), strict=True):
         assert list(answers) == list(alone[i])
         for name, answer in answers.items():
@@ -217,10 +217,10 @@ def test_inputs_that_are_none_are_refused(known: Predictor, tiny: Tiny, tmp_path
         with pytest.raises(ValueError, match=sentence):
             known.predict(inputs)  # type: ignore[arg-type]
     config = tiny(train_on=["sst"])
-    with pytest.raises(ValueError, match=r"Input 1 is a pair of sentences; this model's tasks take single sentences: sst\."):
+    with pytest.raises(ValueError, match=r"Input 1 is a pair of sentences\. This model's tasks take single sentences: sst\."):
         with_logits(config, open_inputs(config), tmp_path / "one").predict(["a film", ("one", "another")])
     config = tiny(train_on=["para", "sts"])
-    with pytest.raises(ValueError, match=r"Input 0 is a sentence; this model's tasks take pairs: para, sts\."):
+    with pytest.raises(ValueError, match=r"Input 0 is a sentence\. This model's tasks take pairs: para, sts\."):
         with_logits(config, open_inputs(config), tmp_path / "two").predict(["a film"])
 
 
@@ -303,7 +303,7 @@ def test_a_value_beyond_its_range_many_classes_and_a_cut_input_are_said(
         (["smart", ""], 2, "A sentence must not be empty. Got [''].\n"),
         (["smart", "caf\udce9"], 2, "A sentence must be UTF-8 text. Got ['caf\\udce9']. Check the terminal's encoding.\n"),
         (["nowhere", "a"], 2, "There is no folder {0}/nowhere.\n"),
-        (["bare", "a"], 2, "{0}/bare holds no saved model: it lacks heads.safetensors, config.yaml, encoder.\n"),
+        (["bare", "a"], 2, "{0}/bare is not a saved model: it lacks heads.safetensors, config.yaml, encoder.\n"),
         (["pairs", "a"], 2, "pairs/best has only tasks of sentence pairs (para, sts). Got one sentence. Add a second.\n"),
         (
             ["new", "a"],

@@ -24,7 +24,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 
-from minbert_core.encoder import Dropout, Encoder, EncoderShape, Layout, attend, make_linear
+from minbert_core.encoder import Dropout, Encoder, EncoderShape, Query, attend, make_linear
 from minbert_core.settings.models import BARE_NAME, Variant
 
 Groups = dict[str, list[nn.Parameter]]
@@ -90,7 +90,7 @@ def place_of(matrix: Matrix, hidden_size: int) -> tuple[str, slice | None]:
 
 
 class ProjectedAttentionLayers(nn.Module):
-    """A task's PALs, one beside each layer of the encoder: a `Beside`.
+    """A task's PALs, one beside each layer of the encoder: a `ParallelLayers`.
 
     TS(h) = V_D MHA(V_E h), where V_E and V_D are the same beside all layers; no matrix stands between attention and V_D.
     """
@@ -103,21 +103,13 @@ class ProjectedAttentionLayers(nn.Module):
         self.queries = nn.ModuleList(make_linear(size, size) for _ in range(shape.num_hidden_layers))
         self.key_values = nn.ModuleList(make_linear(size, 2 * size) for _ in range(shape.num_hidden_layers))
 
-    def forward(
-        self,
-        index: int,
-        hidden_ND: Tensor,
-        asking: Layout,
-        asked: Layout,
-        attention_drop: Dropout,
-        rows_R: Tensor | None,
-    ) -> Tensor:
-        """TS(h) of layer `index`, (R, D): of the tokens `rows_R` of hidden_ND, or of all N."""
+    def forward(self, index: int, hidden_ND: Tensor, query: Query, attention_drop: Dropout) -> Tensor:
+        """Compute TS(h) of layer `index` for the tokens that attend, (R, D)."""
         encoded_Ns = self.encode(hidden_ND)
-        q_Rs = self.queries[index](encoded_Ns if rows_R is None else encoded_Ns[rows_R])
+        q_Rs = self.queries[index](query.select(encoded_Ns))
         kv_N2s = self.key_values[index](encoded_Ns)
         with torch.autocast(q_Rs.device.type, enabled=False):  # as in the encoder's own
-            context_Rs = attend(q_Rs, kv_N2s, asking, asked, self.num_heads, attention_drop)
+            context_Rs = attend(q_Rs, kv_N2s, query, self.num_heads, attention_drop)
         added_RD: Tensor = self.decode(context_Rs)
         return added_RD
 

@@ -2,7 +2,7 @@
 
 Flow: clean logits, and the teacher's logits of the same batch under the same dropout masks -> divergence -> added to the task's
 loss; after each step the teacher follows the student.
-The teacher is state: a snapshot holds it, a stage begins with a new one.
+The teacher is state: a snapshot holds it, and each stage begins with a new one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EARLY = 0.1  # share of the steps in which beta holds before late_beta does: Jia
 class Teacher:
     """A copy of the model whose trained parameters are the running means of the student's, in the student's float32.
 
-    What is frozen is shared with the student, not copied. The teacher takes no gradient.
+    Frozen parameters are shared with the student, not copied. The teacher has no gradient.
     """
 
     def __init__(self, student: nn.Module, beta: float, late_beta: float | None) -> None:
@@ -31,23 +31,23 @@ class Teacher:
         self.students = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
         frozen = {id(parameter): parameter for parameter in student.parameters() if not parameter.requires_grad}
         self.model = copy.deepcopy(student, frozen).requires_grad_(False)
-        own = dict(self.model.named_parameters())
-        self.means: dict[str, Tensor] = {name: own[name] for name in self.students}
+        parameters = dict(self.model.named_parameters())
+        self.means: dict[str, Tensor] = {name: parameters[name] for name in self.students}
 
     @torch.no_grad()
     def follow(self, progress: float) -> None:
-        """mean <- beta * mean + (1 - beta) * student, after a step; progress: of the stage, in [0, 1]."""
+        """Update after a step: mean <- beta * mean + (1 - beta) * student. `progress` is the stage's, in [0, 1]."""
         beta = self.beta if progress < EARLY else self.late_beta
         get_ema_multi_avg_fn(beta)(list(self.means.values()), list(self.students.values()), 1)
 
     def state(self) -> dict[str, Tensor]:
-        """The means by parameter name, for a snapshot."""
+        """Return the means by parameter name, for a snapshot."""
         return {name: mean.detach() for name, mean in self.means.items()}
 
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take up the means of a snapshot."""
-        assert state.keys() == self.means.keys(), "a snapshot of a stage that trains something else"
+        """Restore the means of a snapshot."""
+        assert state.keys() == self.means.keys(), "the snapshot is of a stage that trains other parameters"
         for name, mean in self.means.items():
             mean.copy_(state[name])
 
@@ -62,7 +62,7 @@ class NoProximal(Variant):
         return 0.0
 
     def start(self, student: nn.Module) -> Teacher | None:
-        """What a stage begins with: no teacher."""
+        """Return None: there is no teacher."""
         return None
 
 
@@ -82,19 +82,19 @@ class Bregman(Variant):
         0.99,
         ge=0,
         lt=1,
-        json_schema_extra={"unit": "a step"},
+        json_schema_extra={"unit": "per step"},
         description="EMA rate of the teacher; 0 is the previous step's model",
     )
     late_beta: float | None = Field(
         0.999,
         ge=0,
         lt=1,
-        json_schema_extra={"unit": "a step"},
-        description="the rate after the first tenth of the stage, as in the paper; null keeps beta",
+        json_schema_extra={"unit": "per step"},
+        description="beta after the first tenth of the stage, as in the paper; null keeps beta",
     )
 
     def start(self, student: nn.Module) -> Teacher | None:
-        """A teacher that equals `student`, whose frozen parameters are marked by then."""
+        """Create a teacher that equals `student`, whose frozen parameters must already be marked."""
         return Teacher(student, self.beta, self.late_beta)
 
 

@@ -3,17 +3,18 @@
 Flow: clean logits -> penalty (more passes of the same batch, with noise on the word embeddings) -> added to its task's loss.
 Legend: B examples of the batch, N packed tokens, D hidden size, K outputs, V views.
 
-A view is a clean pass under dropout masks of its own; the task's loss is the mean over the views, of which most have one.
+A view is a clean pass with its own dropout masks. The task's loss is the mean over the views; most variants have one.
 
-The noise goes on the word-embedding rows, before position, segment and LayerNorm; packed batches hold no padding. An example is
-the unit: u and v of a pair are one example, perturbed together. The noisy passes replay the clean pass's dropout masks, else
-the penalty would measure two masks and not the noise: that is the duty of `forward`, which is handed in. Noisy passes, and a
-teacher's, are of the first view.
+The noise is added to the word embeddings, before position, segment and LayerNorm; packed batches have no padding. The unit is
+an example: u and v of a pair are one example, perturbed together. The noisy passes must replay the clean pass's dropout masks,
+else the penalty would measure the masks and not the noise: `Clean.forward` does so. Noisy passes, and a teacher's, belong to
+the first view.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -22,26 +23,40 @@ from torch import Tensor
 
 from minbert_core.settings.models import BARE_NAME, Variant
 
-# (noise_ND, whether in float32) -> logits_BK, with the dropout masks of the clean pass; else in the trial's own precision
-Forward = Callable[[Tensor, bool], Tensor]
+Forward = Callable[[Tensor, bool], Tensor]  # (noise_ND, whether in float32 rather than the trial's precision) -> logits_BK
 Divergence = Callable[[Tensor, Tensor], Tensor]  # (logits_p_BK, logits_q_BK) -> scalar
-Move = Callable[[Tensor, Tensor], Tensor]  # (noise_ND, gradient_ND) -> the noise one step further
 
-UNIT_SIGMA, UNIT_STEP, UNIT_EPS = 1e-5, 1e-3, 1e-6  # of smart-pytorch's SMARTLoss and mt-dnn's SmartPerturbation
+UNIT_SIGMA, UNIT_STEP, UNIT_EPS = 1e-5, 1e-3, 1e-6  # from smart-pytorch's SMARTLoss and mt-dnn's SmartPerturbation
 SMALLEST_IN_BFLOAT16 = 1e-2  # radius, in embedding units: from here on bfloat16 computes the change of the logits to 1 %
 STEP_PER_RADIUS = 100.0  # eta / eps of Jiang et al. 2020, section 4.1: 1e-3 / 1e-5; their sigma equals their eps
 
 
+@dataclass(frozen=True)
+class Clean:
+    """The clean pass of one step over B examples, and the means to repeat it with noise.
+
+    Each example is perturbed on its own: `example_N` maps the N tokens to their examples.
+    """
+
+    logits_VBK: Sequence[Tensor]  # one prediction per view
+    forward: Forward  # another pass of the first view, under its dropout masks
+    divergence: Divergence
+    example_N: Tensor
+    num_examples: int  # B
+    hidden_size: int  # D
+    generator: torch.Generator  # of the noise
+
+
 def max_norms(values_ND: Tensor, example_N: Tensor, num_examples: int) -> Tensor:
-    """The largest absolute entry of each example's rows, shape (B,); 0 for an example without rows."""
+    """Compute the largest absolute entry of each example's rows, shape (B,); 0 for an example without rows."""
     largest_N = values_ND.abs().amax(dim=1)
     return largest_N.new_zeros(num_examples).scatter_reduce(0, example_N, largest_N, reduce="amax")
 
 
 def ascend(noise_ND: Tensor, gradient_ND: Tensor, example_N: Tensor, num_examples: int, radius: float) -> Tensor:
-    """One step of projected ascent: Project(noise + eta * g / |g|_inf), with the norm of each example by itself.
+    """Take one step of projected ascent: Project(noise + eta * g / |g|_inf), with one norm per example.
 
-    Clamps to [-radius, radius], the max-norm ball. An example without gradient (a saturated prediction) takes no step.
+    Clamps to [-radius, radius], the max-norm ball. An example without gradient (a saturated prediction) does not move.
     """
     norms_B = max_norms(gradient_ND, example_N, num_examples)
     direction_ND = gradient_ND / torch.where(norms_B > 0, norms_B, 1)[example_N, None]
@@ -49,37 +64,9 @@ def ascend(noise_ND: Tensor, gradient_ND: Tensor, example_N: Tensor, num_example
 
 
 def scale_to_radius(noise_ND: Tensor, gradient_ND: Tensor, radius: float) -> Tensor:
-    """One step as released: radius * s / (|s|_inf + 1e-6), s = noise + 1e-3 * g, the norm of each token by itself."""
+    """Take one step as in the released code: radius * s / (|s|_inf + 1e-6), s = noise + 1e-3 * g, with one norm per token."""
     stepped_ND = noise_ND + UNIT_STEP * gradient_ND
     return radius * stepped_ND / (stepped_ND.abs().amax(dim=1, keepdim=True) + UNIT_EPS)
-
-
-def smart_penalty(
-    forward: Forward,
-    clean_logits_BK: Tensor,
-    divergence: Divergence,
-    shape_ND: tuple[int, int],
-    generator: torch.Generator,
-    sigma: float,
-    steps: int,
-    move: Move,
-    ascends_in_float32: bool,
-    ends_in_float32: bool,
-) -> Tensor:
-    """R_s of SMART, a scalar: the divergence between the clean prediction and the worst that `move` finds from random noise.
-
-    The last two arguments are the precision of the ascent's passes and of the last one, which is trained through.
-    Costs `steps` forward-backward passes towards the noise alone, and one forward that the caller's backward goes through.
-    Source: Jiang et al. 2020 (arXiv 1911.03437), eq. 2 and Algorithm 1, with S = 1.
-    """
-    target_BK = clean_logits_BK.detach()
-    noise_ND = sigma * torch.randn(shape_ND, generator=generator, device=clean_logits_BK.device)
-    for _ in range(steps):
-        noise_ND.requires_grad_()
-        # with respect to the noise only: no parameter's gradient is touched
-        (gradient_ND,) = torch.autograd.grad(divergence(target_BK, forward(noise_ND, ascends_in_float32)), [noise_ND])
-        noise_ND = move(noise_ND.detach(), gradient_ND)
-    return divergence(clean_logits_BK, forward(noise_ND, ends_in_float32))
 
 
 class NoSmoothness(Variant):
@@ -100,32 +87,23 @@ class NoSmoothness(Variant):
     def weight(self) -> float:
         return 0.0
 
-    def penalty(
-        self,
-        forward: Forward,
-        clean_logits_VBK: Sequence[Tensor],
-        divergence: Divergence,
-        example_N: Tensor,
-        num_examples: int,
-        shape_ND: tuple[int, int],
-        generator: torch.Generator,
-    ) -> Tensor | None:
-        """None: nothing is added to the loss, and no further pass is made. The arguments are those of `Smart.penalty`."""
+    def penalty(self, clean: Clean) -> Tensor | None:
+        """Return None: nothing is added to the loss, and there is no extra pass."""
         return None
 
 
 class Smart(Variant):
     """Smoothness-inducing adversarial regularisation (SMART), R_s of Jiang et al. 2020 (arXiv 1911.03437), Algorithm 1.
 
-    One knob for the scale: sigma of the starting noise is the radius and the step is 100 times the radius, the paper's own
-    ratios (eps = sigma = 1e-5, eta = 1e-3). They are tied because with a step of fixed length a radius above it changes
-    nothing. The paper's radius is a no-op on embeddings of size 0.05. At 1e-3 the penalty's gradient is still a thousandth of
-    the loss's or less (MiniLM, after 3 to 12 steps); 1e-2 to 1e-1 is worth searching.
+    One knob sets the scale: sigma of the starting noise is the radius, and the step is 100 times the radius, as in the paper
+    (eps = sigma = 1e-5, eta = 1e-3). They are tied because with a step of fixed length, a larger radius changes nothing. The
+    paper's radius has no effect on embeddings of size 0.05. At 1e-3 the penalty's gradient is still a thousandth of the loss's
+    or less (MiniLM, after 3 to 12 steps); 1e-2 to 1e-1 is worth searching.
 
-    `projection: unit` is what smart-pytorch and mt-dnn release under this name: sigma 1e-5, a step of 1e-3 times the raw
-    gradient, and then every token's noise is scaled up to `radius` (theirs is 1), not clamped. The gradient of a divergence at
-    noise this small is smaller still, so that the noise stays mostly as random as it began. The two are different regularisers:
-    neither a radius nor a weight of one means anything for the other.
+    `projection: unit` is the released code of smart-pytorch and mt-dnn: sigma 1e-5, a step of 1e-3 times the raw gradient, and
+    then every token's noise is scaled up to `radius` (theirs is 1), not clamped. The gradient of a divergence at noise this
+    small is even smaller, so the noise stays mostly random. The two are different regularisers: a radius or weight that suits
+    one says nothing about the other.
     """
 
     kind: Literal["smart"] = "smart"
@@ -145,11 +123,11 @@ class Smart(Variant):
         ge=1,
         le=10,
         json_schema_extra={"unit": "steps"},
-        description="K: ascent steps towards the worst noise, each one more forward and backward pass",
+        description="K: ascent steps towards the worst noise; each costs a forward and a backward pass",
     )
     projection: Literal["clamp", "unit"] = Field(
         "clamp",
-        description="clamp: to the radius, by an example's norm (the paper); unit: scaled to it, by a token's norm (released)",
+        description="clamp: noise clipped to the radius (the paper); unit: each token's noise scaled to it (released code)",
     )
 
     @property
@@ -159,54 +137,60 @@ class Smart(Variant):
 
     @property
     def needs_float32(self) -> bool:
-        """Whether the clean pass must be in float32, because noise that it is compared with would vanish in bfloat16."""
+        """True if the clean pass needs float32, because the noise that it is compared with would vanish in bfloat16."""
         return self.ascends_in_float32 or self.ends_in_float32
 
     @property
     def ends_in_float32(self) -> bool:
-        """Whether the penalty's own passes must be: at 1e-3 the logits' change is 30 % wrong in bfloat16, at 1e-2 1 %."""
+        """True if the last noisy pass needs float32: at 1e-3 the logits' change is 30 % wrong in bfloat16, at 1e-2 1 %."""
         return self.radius < SMALLEST_IN_BFLOAT16
 
     @property
     def ascends_in_float32(self) -> bool:
-        """Whether the passes towards the noise must be. Where it is clamped they need not: only their gradient's signs count.
+        """True if the passes that search for the noise need float32. Clamped noise does not: only the gradient's signs count.
 
-        Rounding then takes the part of the random start: the noise found differs, and is as strong (from radius 1e-5 on to
-        within 4 %, where random signs reach a thousandth; MiniLM on 16 SST sentences, 2026-11). `unit` adds the raw gradient
-        to noise of 1e-5, so that rounding would choose the direction.
+        Rounding then acts like another random start: the noise found differs, but is as strong (from radius 1e-5 on within
+        4 %, where random signs reach a thousandth; MiniLM on 16 SST sentences, 2026-11). `unit` adds the raw gradient to noise
+        of 1e-5, so rounding would determine the direction.
         """
         return self.projection == "unit"
 
-    def penalty(
-        self,
-        forward: Forward,
-        clean_logits_VBK: Sequence[Tensor],
-        divergence: Divergence,
-        example_N: Tensor,
-        num_examples: int,
-        shape_ND: tuple[int, int],
-        generator: torch.Generator,
-    ) -> Tensor | None:
-        """R_s without `weight`, a scalar; `forward` must replay the clean pass's dropout masks."""
+    def penalty(self, clean: Clean) -> Tensor | None:
+        """Compute R_s without `weight`, a scalar: the divergence from the prediction under the worst noise found.
 
-        def clamped(noise_ND: Tensor, gradient_ND: Tensor) -> Tensor:
-            return ascend(noise_ND, gradient_ND, example_N, num_examples, self.radius)
+        Costs `steps` forward-backward passes to find the noise, whose backward reaches only the noise, and one forward pass,
+        through which the caller trains.
+        Source: Jiang et al. 2020 (arXiv 1911.03437), eq. 2 and Algorithm 1, with S = 1.
+        """
+        (logits_BK,) = clean.logits_VBK
+        noise_ND = self._worst_noise(clean, logits_BK.detach())
+        return clean.divergence(logits_BK, clean.forward(noise_ND, self.ends_in_float32))
 
-        def scaled(noise_ND: Tensor, gradient_ND: Tensor) -> Tensor:
+    def _worst_noise(self, clean: Clean, target_BK: Tensor) -> Tensor:
+        """Search for the noise, (N, D), that moves the prediction away from `target_BK`, from random noise on."""
+        sigma = UNIT_SIGMA if self.projection == "unit" else self.radius
+        shape_ND = len(clean.example_N), clean.hidden_size
+        noise_ND = sigma * torch.randn(shape_ND, generator=clean.generator, device=target_BK.device)
+        for _ in range(self.steps):
+            noise_ND.requires_grad_()
+            divergence = clean.divergence(target_BK, clean.forward(noise_ND, self.ascends_in_float32))
+            (gradient_ND,) = torch.autograd.grad(divergence, [noise_ND])  # of the noise only: parameters keep their gradients
+            noise_ND = self._moved(noise_ND.detach(), gradient_ND, clean)
+        return noise_ND
+
+    def _moved(self, noise_ND: Tensor, gradient_ND: Tensor, clean: Clean) -> Tensor:
+        """Move the noise one step further, (N, D)."""
+        if self.projection == "unit":
             return scale_to_radius(noise_ND, gradient_ND, self.radius)
-
-        sigma, move = (UNIT_SIGMA, scaled) if self.projection == "unit" else (self.radius, clamped)
-        (clean_logits_BK,) = clean_logits_VBK
-        precisions = self.ascends_in_float32, self.ends_in_float32
-        return smart_penalty(forward, clean_logits_BK, divergence, shape_ND, generator, sigma, self.steps, move, *precisions)
+        return ascend(noise_ND, gradient_ND, clean.example_N, clean.num_examples, self.radius)
 
 
 class RDrop(Variant):
     """R-Drop (Liang et al. 2021, arXiv 2106.14448), Algorithm 1: two passes under different dropout masks must agree.
 
-    Departures: the task's loss is the mean over the two passes, where theirs is the sum, so that `weight` is a quarter of their
-    alpha: L1 + L2 + alpha / 2 (KL + KL) is twice (L1 + L2) / 2 + alpha / 4 (KL + KL), and Adam does not see the 2. Their alpha
-    was 1 or less on GLUE. A binary task's divergence is that of its Bernoulli, a regression's the square, as theirs.
+    Departures: the task's loss is the mean over the two passes, theirs is the sum. So `weight` is a quarter of their alpha:
+    L1 + L2 + alpha / 2 (KL + KL) is twice (L1 + L2) / 2 + alpha / 4 (KL + KL), and Adam ignores the factor 2. Their alpha was
+    1 or less on GLUE. A binary task's divergence is that of its Bernoulli, a regression's is the square, as in the paper.
     """
 
     kind: Literal["r_drop"] = "r_drop"
@@ -220,26 +204,17 @@ class RDrop(Variant):
 
     @property
     def extra_passes(self) -> int:
-        """The second view."""
+        """One, for the second view."""
         return 1
 
     @property
     def needs_float32(self) -> bool:
         return False
 
-    def penalty(
-        self,
-        forward: Forward,
-        clean_logits_VBK: Sequence[Tensor],
-        divergence: Divergence,
-        example_N: Tensor,
-        num_examples: int,
-        shape_ND: tuple[int, int],
-        generator: torch.Generator,
-    ) -> Tensor | None:
-        """The divergence between the two views without `weight`, a scalar; no further pass is made."""
-        first_BK, second_BK = clean_logits_VBK
-        return divergence(first_BK, second_BK)
+    def penalty(self, clean: Clean) -> Tensor | None:
+        """Compute the divergence between the two views without `weight`, a scalar. There is no extra pass."""
+        first_BK, second_BK = clean.logits_VBK
+        return clean.divergence(first_BK, second_BK)
 
 
 Smoothness = Annotated[NoSmoothness | Smart | RDrop, Field(discriminator="kind"), BARE_NAME]

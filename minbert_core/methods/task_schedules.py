@@ -1,20 +1,18 @@
-"""Task schedules: which tasks give a batch to which step, what an epoch is, and in which order examples come.
+"""Task schedules: which tasks contribute a batch to a step, the length of an epoch, and the order of the examples.
 
-Flow: schedule -> tuple of task names a step -> one batch of each -> losses.
-Everything here is a pure function of (seed, how far we are): a trial that goes on from its state draws what it would have
-drawn, and a repeat draws the same. All batches are full: each task is an endless stream of reshuffled passes.
+Flow: schedule -> tuple of task names per step -> one batch of each -> losses.
+Everything here is a pure function of (seed, progress): a resumed trial draws what it would have drawn, and a repeated one draws
+the same. All batches are full: each task is an endless stream of reshuffled passes.
 
-`sizes` and `batch_sizes` map each task in training to its rows and to the examples of its batch, in the order of `train_on`;
-`step` counts the stage's steps from 0, `progress` is the stage's in examples, in [0, 1], `seed` is the stage's.
-
-`rounds` is how often every task has had its turn by the end of a stage, 0 where any few steps are like any others. Inside a
-round some tasks have been shown less than others and a score means little, so every rung must be at the end of a round
+`rounds` is how often every task has had its turn by the end of a stage; 0 if the schedule has no turns. Inside a round some
+tasks have been shown less than others and a score means little, so every rung must be at the end of a round
 (search/methods/trial_schedulers.py checks it).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, ClassVar, Literal
 
@@ -27,10 +25,28 @@ ROUNDING = 1e-9  # in rounds: more than floats lose, far less than a step; witho
 StepShares = dict[tuple[str, ...], float]  # the tasks of a step -> the share of a stage's steps that take them; sums to 1
 
 
-def example_rows(seed: int, size: int, start: int, count: int) -> np.ndarray:
-    """Rows start .. start + count of an endless stream over range(size), int64, shape (count,).
+@dataclass(frozen=True)
+class StepAt:
+    """A step of a stage: all that a schedule may use to choose the step's tasks.
 
-    Every pass over the `size` rows is a fresh random permutation; pass k is drawn from (seed, k) alone.
+    `sizes` and `batch_sizes` map each task in training to its rows and to the examples per batch, in the order of `train_on`.
+    """
+
+    step: int  # of the stage, from 0
+    progress: float  # of the stage, in examples, in [0, 1]
+    sizes: dict[str, int]
+    batch_sizes: dict[str, int]
+    seed: int  # of the stage
+
+    def generator(self) -> np.random.Generator:
+        """Create the generator of this step, from (seed, step) only."""
+        return np.random.default_rng((self.seed, self.step))
+
+
+def example_rows(seed: int, size: int, start: int, count: int) -> np.ndarray:
+    """Return rows start .. start + count of an endless stream over range(size), int64, shape (count,).
+
+    Every pass over the `size` rows is a fresh random permutation; pass k is drawn only from (seed, k).
     """
     assert size > 0, "a stream needs at least one example"
     pieces = [np.empty(0, dtype=np.int64)]
@@ -49,7 +65,7 @@ def _permutation(seed: int, size: int, number: int) -> np.ndarray:
 
 
 def task_probabilities(sizes: dict[str, int], batch_sizes: dict[str, int], alpha: float) -> np.ndarray:
-    """Return the probability of a batch of each task, shape (T,), so that its examples are in proportion to N_i^alpha.
+    """Return each task's probability of a batch, shape (T,), so that its examples are in proportion to N_i^alpha.
 
     p_i is in proportion to N_i^alpha / b_i, b_i being the examples of a batch.  alpha 1: by size; 0: uniform.
     """
@@ -64,7 +80,7 @@ def _array(numbers: dict[str, int]) -> np.ndarray:
 
 
 def batches_of(sizes: dict[str, int], batch_sizes: dict[str, int]) -> list[int]:
-    """How many batches a task needs to show each of its examples, in the order of `sizes`; the last may begin a new pass."""
+    """Return how many batches each task needs for all its examples, in the order of `sizes`. The last may begin a new pass."""
     return [-(-size // batch_sizes[task]) for task, size in sizes.items()]
 
 
@@ -86,10 +102,8 @@ class RoundRobin(Variant):
     kind: Literal["round_robin"] = "round_robin"
     rounds: ClassVar[int] = 0
 
-    def tasks_of_step(
-        self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
-    ) -> tuple[str, ...]:
-        return tuple(sizes)
+    def tasks_of_step(self, at: StepAt) -> tuple[str, ...]:
+        return tuple(at.sizes)
 
     def tasks_per_step(self, num_tasks: int) -> int:
         return num_tasks
@@ -111,10 +125,8 @@ class Mix(Variant):
     kind: Literal["mix"] = "mix"
     rounds: ClassVar[int] = 0
 
-    def tasks_of_step(
-        self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
-    ) -> tuple[str, ...]:
-        return tuple(sizes)
+    def tasks_of_step(self, at: StepAt) -> tuple[str, ...]:
+        return tuple(at.sizes)
 
     def tasks_per_step(self, num_tasks: int) -> int:
         return num_tasks
@@ -135,22 +147,24 @@ class Proportional(Variant):
 
     kind: Literal["proportional"] = "proportional"
     alpha: float = Field(
-        1.0, ge=0, le=1, json_schema_extra={"unit": "exponent"}, description="alpha, over the task's size: 1 by size, 0 uniform"
+        1.0,
+        ge=0,
+        le=1,
+        json_schema_extra={"unit": "exponent"},
+        description="alpha, of the task's size: 1 is by size, 0 uniform",
     )
     alpha_end: float | None = Field(
         None,
         ge=0,
         le=1,
         json_schema_extra={"unit": "exponent"},
-        description="alpha at the end of the stage, reached linearly; null keeps it",
+        description="alpha at the end of the stage, reached linearly; null keeps alpha",
     )
     rounds: ClassVar[int] = 0
 
-    def tasks_of_step(
-        self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
-    ) -> tuple[str, ...]:
-        probabilities_T = task_probabilities(sizes, batch_sizes, self._alpha_at(progress))
-        return (str(np.random.default_rng((seed, step)).choice(list(sizes), p=probabilities_T)),)
+    def tasks_of_step(self, at: StepAt) -> tuple[str, ...]:
+        probabilities_T = task_probabilities(at.sizes, at.batch_sizes, self._alpha_at(at.progress))
+        return (str(at.generator().choice(list(at.sizes), p=probabilities_T)),)
 
     def tasks_per_step(self, num_tasks: int) -> int:
         return 1
@@ -181,15 +195,13 @@ class Sequential(Variant):
     rounds: PositiveInt = Field(
         9,  # each of the default rungs, at 1, 3 and 9 of 9 parts of the budget, is the end of a round
         json_schema_extra={"unit": "rounds"},
-        description="how often each task has its turn in the stage; as many as epochs: each turn is a full pass",
+        description="turns of each task per stage; with as many as epochs, each turn is a full pass",
     )
 
-    def tasks_of_step(
-        self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
-    ) -> tuple[str, ...]:
-        ends_T = np.cumsum(list(sizes.values()))
-        place = (progress * self.rounds + ROUNDING) % 1  # in the round
-        return (list(sizes)[int(np.searchsorted(ends_T / ends_T[-1], place, side="right"))],)
+    def tasks_of_step(self, at: StepAt) -> tuple[str, ...]:
+        ends_T = np.cumsum(list(at.sizes.values()))
+        share_of_round = (at.progress * self.rounds + ROUNDING) % 1
+        return (list(at.sizes)[int(np.searchsorted(ends_T / ends_T[-1], share_of_round, side="right"))],)
 
     def tasks_per_step(self, num_tasks: int) -> int:
         return 1
@@ -202,19 +214,17 @@ class Sequential(Variant):
 
 
 class Drop(Variant):
-    """Each step takes one batch of one task, all alike likely: "drop round robin" (Liu & Maniku 2023).
+    """Each step takes one batch of one task, all equally likely: "drop round robin" (Liu & Maniku 2023).
 
-    An epoch is as many steps as the shortest task has batches. Departure: theirs draws a batch of every task, throws all but
-    one away and reshuffles after each epoch; ours draws none in vain, and reshuffles a task once it has been shown whole.
+    An epoch has as many steps as the shortest task has batches. Departure: theirs draws a batch of every task, discards all but
+    one, and reshuffles after each epoch. Ours draws only the one, and reshuffles a task after each full pass.
     """
 
     kind: Literal["drop"] = "drop"
     rounds: ClassVar[int] = 0
 
-    def tasks_of_step(
-        self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
-    ) -> tuple[str, ...]:
-        return (list(sizes)[int(np.random.default_rng((seed, step)).integers(len(sizes)))],)
+    def tasks_of_step(self, at: StepAt) -> tuple[str, ...]:
+        return (list(at.sizes)[int(at.generator().integers(len(at.sizes)))],)
 
     def tasks_per_step(self, num_tasks: int) -> int:
         return 1
@@ -223,24 +233,22 @@ class Drop(Variant):
         return {(task,): 1 / len(sizes) for task in sizes}
 
     def epoch_examples(self, sizes: dict[str, int], batch_sizes: dict[str, int]) -> int:
-        """In the mean over draws, rounded: a step's batch is as large as its task's."""
+        """Return the mean over draws, rounded, because batch sizes differ by task."""
         return round(min(batches_of(sizes, batch_sizes)) * sum(batch_sizes[task] for task in sizes) / len(sizes))
 
 
 class Alternate(Variant):
     """Each step takes one batch of one task, in turn: the "sequential round robin" of Liu & Maniku 2023, Algorithm 1.
 
-    Every batch has an update of its own, where round_robin makes one of the tasks' batches together; an epoch is the same, and
-    ends with the shortest task.
+    Every batch has its own update; round_robin has one update for the batches of all tasks. An epoch is the same, and ends with
+    the shortest task.
     """
 
     kind: Literal["alternate"] = "alternate"
     rounds: ClassVar[int] = 0
 
-    def tasks_of_step(
-        self, step: int, progress: float, sizes: dict[str, int], batch_sizes: dict[str, int], seed: int
-    ) -> tuple[str, ...]:
-        return (list(sizes)[step % len(sizes)],)
+    def tasks_of_step(self, at: StepAt) -> tuple[str, ...]:
+        return (list(at.sizes)[at.step % len(at.sizes)],)
 
     def tasks_per_step(self, num_tasks: int) -> int:
         return 1

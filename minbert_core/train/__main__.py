@@ -3,11 +3,11 @@
     python -m minbert_core.train CONFIG.yaml [--set PATH=VALUE] [--data DIR] [--encoder NAME] [--to DIR]
     python -m minbert_core.train CONFIG.yaml --overfit
 
-CONFIG.yaml -> read (--set laid over it) -> settle (absolute folders, the machine) -> train_in a folder -> its best model
+CONFIG.yaml -> read (with --set applied) -> settle (absolute folders, the machine) -> train_in a folder -> its best model
 
-Given a trial's config.yaml it repeats that trial, on the CPU to the digit. The same command again goes on from the snapshot.
+Given a trial's config.yaml, it repeats that trial; on the CPU, bit for bit. Rerun the command to resume from the snapshot.
 
-Exit codes are those of minbert_core/commands.py: 1 where training failed (not finite; --overfit: not learned).
+Exit codes are those of minbert_core/commands.py: 1 if training failed (not finite; with --overfit: not learned).
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from minbert_core.settings.faults import Location, SettingsError, fault_at, path
 from minbert_core.settings.paths import as_written, flatten
 from minbert_core.settings.yaml import dump_yaml, read_yaml
 from minbert_core.terminal import Screen
-from minbert_core.train.folder import read_records, state_file, train_in
+from minbert_core.train.folder import read_records, read_snapshot, snapshot_or_start, train_in
 from minbert_core.train.overfit import run_overfit
 from minbert_core.train.report import Report, closing_lines, near, plan_lines
-from minbert_core.train.trial import Record, load_snapshot
+from minbert_core.train.trial import Record
 from minbert_core.words import shown
 
-# the words of a search's space, which this command cannot take: search knows them, and this package does not know search
+# the words of a search space, which this command refuses; a copy, because this package does not import search
 SPACE_WORDS = ("config", "about", "trials", "rungs", "sampler", "trial_scheduler", "baselines", "together", "extends")
 DOMAIN_WORDS = ("uniform", "log_uniform", "int", "choice")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; the exit code."""
+    """Run the command line and return the exit code."""
     again = shlex.join(["python", "-m", "minbert_core.train", *(sys.argv[1:] if arguments is None else arguments)])
     return run_command(_parser(), arguments, partial(_main, again=again), writes="to")
 
@@ -61,23 +61,23 @@ def _main(options: argparse.Namespace, again: str) -> int:
         config = read(options.config, options.set, options.data, options.encoder)
         if options.overfit is not None:
             if options.to is not None:
-                raise ValueError("--overfit writes nothing, so it does not go with --to.")
+                raise ValueError("--overfit writes nothing, so it cannot be combined with --to. Remove one of them.")
             return DONE if run_overfit(settle(config, None), options.overfit, str(options.config)) else FAILED
         options.to = (options.to or Path("trained") / default_name(options.config)).absolute()
         return run(config, options.to, str(options.config))
     except torch.OutOfMemoryError:
-        remedy = "--set machine/micro_batch_tokens=4096 sends a batch through in parts"
-        raise Refused(f"This machine's GPU has too little memory for a step of this configuration; {remedy}.") from None
+        remedy = "Split large batches: --set machine/micro_batch_tokens=4096"
+        raise Refused(f"This machine's GPU has too little memory for a step of this configuration. {remedy}") from None
     except NotFiniteError as error:
         print(error, file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        how = "Again" if options.overfit else "This goes on from the last snapshot, where there is one"
+        how = "Start again" if options.overfit else "Resume from the last snapshot, if there is one"
         raise KeyboardInterrupt(f"\nInterrupted. {how}:\n  {again}") from None
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m minbert_core.train",
         usage="%(prog)s CONFIG.yaml [options]",
         description="Train one configuration, without a search.",
@@ -85,18 +85,27 @@ def _parser() -> argparse.ArgumentParser:
         "  python -m minbert_core.train runs/smart/trials/007/config.yaml   (repeats it)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    what = made.add_argument_group("what")
-    what.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the configuration, or that of a trial")
-    what.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a value: gradient=pcgrad")
+    what = parser.add_argument_group("what")
+    what.add_argument(
+        "config", type=Path, metavar="CONFIG.yaml", help="a configuration, for example the config.yaml of a trial"
+    )
+    what.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="override a value, for example gradient=pcgrad"
+    )
     what.add_argument("--data", metavar="DIR", help="folder with the tasks' files, or toy")
     what.add_argument("--encoder", metavar="NAME", help="hub name or folder of a BERT, or tiny")
-    where = made.add_argument_group("where")
+    where = parser.add_argument_group("where")
     where.add_argument("--to", type=Path, metavar="DIR", help="folder to train in (default trained/CONFIG)")
-    check = made.add_argument_group("instead")
+    check = parser.add_argument_group("instead")
     check.add_argument(
-        "--overfit", type=_few, nargs="?", const=16, metavar="N", help="can each task learn N examples by heart? (default 16)"
+        "--overfit",
+        type=_few,
+        nargs="?",
+        const=16,
+        metavar="N",
+        help="check that each task can learn N examples by heart (default 16)",
     )
-    return made
+    return parser
 
 
 def _few(text: str) -> int:
@@ -109,7 +118,7 @@ def _few(text: str) -> int:
 
 
 def read(path: Path, sets: list[str], data: str | None = None, encoder: str | None = None) -> TrialConfig:
-    """The config in a file, --set and the other options laid over it.  Raises SettingsError: every fault with file and line."""
+    """Read the config in a file and apply the options to it.  Raises SettingsError: every fault with file and line."""
     document, lines = read_yaml(path)
     document = {} if document is None else document
     if not isinstance(document, dict):
@@ -126,7 +135,7 @@ def read(path: Path, sets: list[str], data: str | None = None, encoder: str | No
         law = f"`{words[0]}` belongs to a search space, and this command trains one configuration. Search it: {search}"
         raise SettingsError([fault_at(words[0], law, where)])
     if domains := list(_domains(document, ())):
-        law = "this command trains one configuration. Give one value; or put the file's lines under `config:` and search: "
+        law = "this command trains one configuration. Give one value, or put the file's lines under `config:` and search: "
         raise SettingsError(
             fault_at(name := path_of(location, document), f"`{name}` is a domain, {shown(node)}, and {law}{search}", where)
             for location, node in domains
@@ -135,7 +144,7 @@ def read(path: Path, sets: list[str], data: str | None = None, encoder: str | No
 
 
 def _domains(node: Any, location: Location) -> Iterator[tuple[Location, Any]]:
-    """Where a document has, in place of a value, what a space writes to search it."""
+    """Find the places where a document has a domain of a search space instead of a value."""
     if isinstance(node, dict) and len(node) == 1 and any(isinstance(node.get(word), list) for word in DOMAIN_WORDS):
         yield location, node
         return
@@ -174,7 +183,7 @@ def settle(config: TrialConfig, recorded: TrialConfig | None) -> TrialConfig:
 
 
 def default_name(path: Path) -> str:
-    """The folder's name under trained/: the file's stem; of the config.yaml of a trial `smart-007`, of a model its folder's."""
+    """Choose the folder's name under trained/: the file's stem; for a config.yaml `smart-007` (a trial) or its folder."""
     path = path.resolve()
     if path.name != "config.yaml":
         return path.stem
@@ -186,7 +195,10 @@ def default_name(path: Path) -> str:
 
 
 def run(config: TrialConfig, folder: Path, source: str) -> int:
-    """Train in `folder`, or go on there, or tell that it is done; the exit code.  Raises Refused: it holds something else."""
+    """Train in `folder`, resume there, or report that it is done; return the exit code.
+
+    Raises Refused if the folder holds something else.
+    """
     _refuse_foreign(folder)
     recorded = _recorded(folder)
     config = settle(config, recorded)
@@ -202,15 +214,15 @@ def run(config: TrialConfig, folder: Path, source: str) -> int:
     with _locked(folder):
         records = read_records(folder / "metrics.jsonl")
         if _is_done(folder, config, records):
-            shutil.rmtree(folder / "state", ignore_errors=True)  # a kill may have come before this
+            shutil.rmtree(folder / "state", ignore_errors=True)  # in case a kill prevented it
             print("\n".join(["It is trained already: nothing is left to do.", "", *closing_lines(config, records, folder)]))
             return DONE
-        if not _has_begun(folder):  # a snapshot holds no more than a pretraining then, which is in the cache
+        if not _has_begun(folder):  # then a snapshot holds at most a pretraining, which is in the cache
             shutil.rmtree(folder / "state", ignore_errors=True)
-        snapshot, records = _snapshot(folder)
+        snapshot, records = snapshot_or_start(folder)
         (folder / "config.yaml").write_text(dump_yaml(as_written(config)), encoding="utf-8")
         if records:
-            print(f"goes on   after {records[-1]['examples']:,} of {total:,} examples, from the snapshot")
+            print(f"resumes   after {records[-1]['examples']:,} of {total:,} examples, from the snapshot")
         report = Report(config, inputs, records)
         with Screen(report.render) as screen:
             for progress in train_in(folder, config, inputs, snapshot, records):
@@ -223,45 +235,44 @@ def run(config: TrialConfig, folder: Path, source: str) -> int:
 
 def _refuse_foreign(folder: Path) -> None:
     if any((parent / "study.journal").exists() for parent in folder.parents):
-        raise Refused(f"{folder} lies in a search's folder, whose records are its own. Give another folder with --to.")
+        raise Refused(f"{folder} is inside a search's folder. Give another folder with --to.")
     if folder.exists() and not folder.is_dir():
         raise Refused(f"{folder} is a file. Give another folder with --to.")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.yaml").exists():
-        raise Refused(f"{folder} holds other files, and no training. Give another folder with --to.")
+        raise Refused(f"{folder} contains other files, but no training. Give another folder with --to.")
 
 
 def _recorded(folder: Path) -> TrialConfig | None:
-    """Read the config that something was trained with in `folder`; None if nothing was."""
+    """Read the config of the training in `folder`; None if no step was trained there."""
     return read_config(folder / "config.yaml") if _has_begun(folder) and (folder / "config.yaml").exists() else None
 
 
 def _has_begun(folder: Path) -> bool:
-    """Whether a step was trained in `folder`: a start that failed before its first step does not bind it to a config.
+    """Return whether a step was trained in `folder`: a start that failed earlier does not bind the folder to a config.
 
-    Of a power cut a snapshot can be all that is left: it is written through to the disk, the other files are not.
+    After a power cut only the snapshot may be left: it is flushed to the disk, the other files are not.
     """
     if (folder / "best").exists() or any(record["step"] for record in read_records(folder / "metrics.jsonl")):
         return True
-    snapshot = state_file(folder)
     try:
-        return snapshot.exists() and any(record["step"] for record in load_snapshot(snapshot)[1])
+        return any(record["step"] for record in read_snapshot(folder)[1])
     except ValueError:
         return False
 
 
 def _refuse_another(folder: Path, config: TrialConfig, recorded: TrialConfig) -> None:
-    here, there = (flatten(one.model_dump(mode="json")) for one in (config, recorded))
-    differing = [path for path in {**there, **here} if here.get(path) != there.get(path)]
-    if differing:
-        told = [f"`{path}` is {shown(there.get(path))} there and {shown(here.get(path))} here" for path in differing[:3]]
-        more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
-        remedy = "Give another folder with --to; or delete this one"
-        raise Refused(f"{near(folder)} was begun with another configuration: {'; '.join(told)}{more}. {remedy}.")
+    here, there = (flatten(settings.model_dump(mode="json")) for settings in (config, recorded))
+    paths = [path for path in {**there, **here} if here.get(path) != there.get(path)]
+    if paths:
+        differences = [f"`{path}` is {shown(there.get(path))} there and {shown(here.get(path))} here" for path in paths[:3]]
+        more = f", and {len(paths) - 3} more" if len(paths) > 3 else ""
+        remedy = "Give another folder with --to, or delete this one"
+        raise Refused(f"{near(folder)} was begun with another configuration: {'; '.join(differences)}{more}. {remedy}.")
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Nobody else trains in `folder` meanwhile.  Raises Refused: somebody does."""
+    """Lock `folder`, so that no other process trains in it.  Raises Refused if one does."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         if not lock(descriptor, folder):
@@ -274,17 +285,6 @@ def _locked(folder: Path) -> Iterator[None]:
 def _is_done(folder: Path, config: TrialConfig, records: list[Record]) -> bool:
     at_end = bool(records) and records[-1].get("rung") == config.budget.points[-1]
     return at_end and (folder / "best" / "heads.safetensors").exists()
-
-
-def _snapshot(folder: Path) -> tuple[dict[str, Any] | None, list[Record]]:
-    """What to go on from; a snapshot that cannot be read is as none."""
-    if not state_file(folder).exists():
-        return None, []
-    try:
-        return load_snapshot(state_file(folder))
-    except ValueError as error:
-        print(f"{error} Training begins anew.")
-        return None, []
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The sanity check of a new head or loss: can it learn a few examples by heart?  What cannot, is broken; no search mends it.
+"""The sanity check of a new head or loss: can it learn a few examples by heart?  If not, it is broken, and no search helps.
 
-    config, inputs -> few_of -> the same N examples in train and dev -> train until every task knows them -> a verdict a task
+    config, inputs -> few_of -> the same N examples in train and dev -> train until every task knows them -> a verdict per task
 
-Of the config stay encoder, pair encoding, pooling, shared layer, head, loss, gradient method and loss weights. The rest is set
-so that what is sound passes: all N examples in each step, no dropout, no decay, one stage, and neither adapter, smoothness nor
-proximal term.
+The config's encoder, pair encoding, pooling, shared layer, head, loss, gradient method and loss weights are kept. The rest is
+set so that a sound configuration passes: all N examples in each step, no dropout, no decay, one stage, and neither adapter,
+smoothness nor proximal term.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from minbert_core.train.trial import Record, train
 
 MOST_STEPS, EVALUATE_EVERY = 400, 20
 LEARNED = 0.99  # of accuracy, or of r
-# A loss may teach less than the labels tell (`classes` the nearest of six, `cosine_embedding` alike or not): then r stays below
-# 1 when all is learned, and the loss, which has come to nothing, tells it. Seen on 16 pairs of STS: .99 and .77 (2026-11).
+# A loss may teach less than the labels hold (`classes` the nearest of six, `cosine_embedding` similar or not). Then r is below
+# 1 although everything is learned, and a loss near 0 shows it. Seen on 16 pairs of STS: .99 and .77 (2026-11).
 COARSE, LOSS_LEFT = 0.5, 0.02
 # With these, MiniLM and the tiny encoder learned 16 of each of the course's tasks in 20 to 160 steps, under nine sets of heads,
-# losses and gradient methods, of which MiniLM five (2026-11). For larger encoders they are assumed, not measured.
+# losses and gradient methods, MiniLM under five of them (2026-11). For larger encoders they are assumed, not measured.
 RATE, TINY_RATE = 1e-4, 1e-3
 HEAD_RATE = 1e-3
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one task fared: its metric at the last evaluation, its loss at first and at last, the steps after which it knew all.
+    """The result of one task: its metric at the last evaluation, its first and last loss, the steps until it knew all examples.
 
-    `learned_after` is None where it has not; `unreached` names what its gradient does not reach.
+    `learned_after` is None if it did not learn them; `unreached` names the parameters that its gradient does not reach.
     """
 
     plan: TaskPlan
@@ -69,18 +69,18 @@ class Verdict:
 
 
 def measure(plan: TaskPlan) -> str:
-    """What is asked for here: accuracy or r, also where the task's metric is one that ties or absent classes keep below 1."""
+    """Name the measure: accuracy or r, even if ties or absent classes keep the task's own metric below 1."""
     return "r" if plan.task.kind == "regression" else "accuracy"
 
 
 def overfit_config(config: TrialConfig, num_examples: int) -> TrialConfig:
-    """`config` as it is checked on `num_examples` a task."""
+    """Change `config` to what is checked on `num_examples` per task."""
     tasks: dict[str, Any] = {}
     for name in config.train_on:
         plan = config.task(name)
-        still = {"dropout": 0.0} if "dropout" in type(plan.head).model_fields else {}
+        no_dropout = {"dropout": 0.0} if "dropout" in type(plan.head).model_fields else {}
         written = {key: as_written(getattr(plan, key)) for key in ("pair_encoding", "pooling", "head", "loss")}
-        tasks[name] = written | {"head": written["head"] | still, "batch_size": num_examples}
+        tasks[name] = written | {"head": written["head"] | no_dropout, "batch_size": num_examples}
     rate = TINY_RATE if config.encoder.checkpoint == TINY else RATE
     optimizer = {"lr": rate, "head_lr_factor": HEAD_RATE / rate, "lr_schedule": "constant", "warmup": 0.05, "weight_decay": 0.0}
     changed = {
@@ -105,9 +105,9 @@ DROPPED = ("task_schedule", "stages", "smoothness", "proximal", "adapter")  # of
 
 
 def few_of(config: TrialConfig, inputs: Inputs, num_examples: int) -> Inputs:
-    """The first examples of each task that training would draw, for train and dev alike.
+    """Select the first examples of each task that training would draw, for both train and dev.
 
-    Raises ValueError where a task has fewer, or these all have one label.
+    Raises ValueError if a task has fewer, or if they all have the same label.
     """
     few = {}
     for name, split in inputs.train.items():
@@ -117,18 +117,18 @@ def few_of(config: TrialConfig, inputs: Inputs, num_examples: int) -> Inputs:
         labels = few[name].labels
         assert labels is not None, "train splits are read with labels"
         if np.ptp(labels) == 0:
-            law = f"the examples drawn of {name} all have the label {labels[0]:g}, so there is nothing to tell apart"
+            law = f"the examples drawn of {name} all have the label {labels[0]:g}, so there is nothing to learn"
             raise ValueError(f"--overfit {num_examples}: {law}. Take more of them.")
     return replace(inputs, train=few, dev=few)
 
 
 def unreached(config: TrialConfig, inputs: Inputs) -> dict[str, str]:
-    """What each task's gradient does not reach: `the encoder`, a weight of its head; tasks where all is well are left out.
+    """Name the parameters that each task's gradient does not reach (`the encoder`, a weight of its head), if there are any.
 
-    A gradient of zero reaches (a head may begin with weights of zero); what is detached or unused gets none.
+    A gradient of zero counts as reached (a head may begin with weights of zero); detached or unused parameters have none.
     """
     model = build_model(config, build_encoder(config, inputs))
-    found = {}
+    unreached_parts = {}
     for name, split in inputs.train.items():
         plan = model.plans[name]
         batch = pack(split, np.arange(len(split)), plan.pair_encoding.kind, config.max_length, inputs.specials)
@@ -145,12 +145,12 @@ def unreached(config: TrialConfig, inputs: Inputs) -> dict[str, str]:
         missed = [] if any(gradients[key] is not None for key in encoder) else ["the encoder"]
         missed += [key for key in own if gradients[key] is None]
         if missed:
-            found[name] = ", ".join(missed)
-    return found
+            unreached_parts[name] = ", ".join(missed)
+    return unreached_parts
 
 
 def run_overfit(config: TrialConfig, num_examples: int, source: str) -> bool:
-    """Check that each task can learn `num_examples` by heart, and print which cannot; whether all can.
+    """Check that each task can learn `num_examples` by heart, and print which cannot; return whether all can.
 
     Raises ValueError (see `few_of`) and NotFiniteError.
     """
@@ -181,7 +181,7 @@ def run_overfit(config: TrialConfig, num_examples: int, source: str) -> bool:
 
 
 def overfit(config: TrialConfig, inputs: Inputs) -> Iterator[tuple[Record, list[Verdict]]]:
-    """Train until every task has learned its examples, or for MOST_STEPS: (record, the verdicts by now) as training goes on.
+    """Train until every task has learned its examples, or for MOST_STEPS; yield (record, current verdicts).
 
     `config` and `inputs` are those of `overfit_config` and `few_of`.  Raises NotFiniteError.
     """

@@ -1,19 +1,15 @@
-"""Further pretraining: the stages on texts without labels, each trained once and kept, for every trial that begins with it.
+"""Further pretraining: one stage on texts, trained once and kept in the cache for every trial that begins with it.
 
-    config, inputs -> find -> a Pretraining a stage, chained -> make: trained where it is not kept yet, or waited for
+    find (pretrained.py) -> run_pretraining: each is trained if the cache lacks it, or waited for
     texts -> batches -> encoder -> the objective's head -> AdamW -> cache/pretrained/KEY, in Hugging Face layout
 
-KEY is a hash of all that the weights follow from: encoder, tokenizer, texts, the stage's settings, what came before, and the
-machine's device, precision and parts of a batch. Threads and the route of the matrix products are not in it: they change last
-digits only. The seed is the stage's own, so that trials and retrainings over seeds share one pretraining. A process that makes
-one holds KEY.lock, which a crash frees; others wait, then load. KEY.state is where it resumes after a crash or a stop; at the
-end it is gone.
+A process that trains one holds KEY.lock, which a crash frees. Others wait, then load the result. KEY.state is the snapshot from
+which it resumes after a crash or a stop, and is removed at the end.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -21,9 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,196 +26,81 @@ from torch.nn import functional as F
 
 from minbert_core.checkpoints import load_head, save_encoder
 from minbert_core.clock import now_ms
-from minbert_core.config import TINY, Machine, TrialConfig, pretraining_texts
-from minbert_core.data.tables import bytes_of
-from minbert_core.data.texts import REMEDY, Texts, joined, pack_texts, read_text_file, texts_of
-from minbert_core.data.tokens import PackedBatch, Tokenizer, cuts, tokenise_split
+from minbert_core.config import TrialConfig, pretraining_texts
+from minbert_core.data.texts import Texts, joined, pack_texts, read_text_file, texts_of
+from minbert_core.data.tokens import PackedBatch, Tokenizer, cuts
 from minbert_core.encoder import Encoder, Masks
 from minbert_core.encoder_files import weight_files
 from minbert_core.evaluate import NotFiniteError
-from minbert_core.files import cache_folder, lock, replaced
+from minbert_core.files import lock, replaced
 from minbert_core.inputs import Inputs, build_encoder
-from minbert_core.machine import in_precision, prepare, resolve_device, resolve_precision
+from minbert_core.machine import in_precision, prepare, resolve_precision
 from minbert_core.methods.objectives import Integers, Vocabulary
-from minbert_core.methods.optimizer import Optimizer
 from minbert_core.methods.stages import Pretraining
 from minbert_core.methods.task_schedules import example_rows
 from minbert_core.model import TOKENIZER_FILES
 from minbert_core.seeds import seed_of
 from minbert_core.tensor_files import load_state, save_state
-from minbert_core.words import duration
+from minbert_core.train.loop import Meter, SaveTimer, is_log_due, step_at_rate
+from minbert_core.train.pretrained import FIGURES, Pretrained, Record, optimizer_of, splits_of
 
-FORMAT = "2"  # the meaning of a key; raise it when the same settings would make other weights
-RATE = 5e-5  # where a stage has no optimizer: Sun et al. 2019 (arXiv 1905.05583), section 5.1
-LOGS = 100  # of a pretraining
-SAVE_EVERY_SECONDS = 300
 HELD_OUT_ROWS = 2000  # evaluated at most: the loss to about 2 %; assumed, not measured (2026-11)
-FIGURES = "pretraining.json"  # in the folder of what was made
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-
-Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Pretrained:
-    """One stage on texts, and where its result is kept; `before` is the folder that it starts from."""
-
-    place: int  # among the stages on texts
-    stage: Pretraining
-    key: str
-    before: Path
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """`mlm 3f2a9c01`."""
-        return f"{self.stage.kind} {self.key[:8]}"
-
-    @property
-    def seed(self) -> int:
-        """The seed of order and masks. A later stage with the same knob `seed` draws others than the first one."""
-        return seed_of(self.stage.seed, "stage", self.place)
-
-    @property
-    def is_made(self) -> bool:
-        return (self.folder / FIGURES).exists()
-
-    def describe(self, config: TrialConfig, when: str = "made once, for all trials") -> str:
-        """`mlm 3f2a9c01: 20 epochs of sst, para; made already, in 5 min`. when: what is printed where it is not made yet."""
-        texts = ", ".join(pretraining_texts(config, self.stage))
-        how = f"made already, in {duration(self.figures()['seconds'])}" if self.is_made else when
-        epochs = f"{self.stage.epochs:g} epoch{'s' * (self.stage.epochs != 1)}"
-        return f"{self.name}: {epochs} of {texts}{' in equal parts' * self.stage.balance}; {how}"
-
-    def figures(self) -> Record:
-        """What was measured when it was made."""
-        found: Record = json.loads((self.folder / FIGURES).read_text(encoding="utf-8"))
-        return found
-
-
-def find(config: TrialConfig, inputs: Inputs) -> list[Pretrained]:
-    """The pretrainings that a trial begins with, in their order; nothing is trained.  Raises CorpusError."""
-    found: list[Pretrained] = []
-    folder, before = inputs.encoder_folder, _origin(config, inputs)
-    for place, stage in enumerate(config.pretraining):
-        parts = {
-            "format": FORMAT,
-            "before": before,
-            "stage": stage.model_dump(mode="json"),
-            "optimizer": _optimizer(stage).model_dump(mode="json"),  # a default's values, which may change
-            "texts": [_fingerprint(name, config, inputs) for name in pretraining_texts(config, stage)],
-            "tokenizer": inputs.tokenizer.fingerprint,
-            "max_length": config.max_length,
-            "dropout": [config.encoder.hidden_dropout, config.encoder.attention_dropout],
-            "machine": _computed_by(config.machine),
-        }
-        before = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-        made = cache_folder() / "pretrained" / before
-        found.append(Pretrained(place, stage, before, folder, made))
-        folder = made
-    return found
 
 
 def never() -> bool:
     return False
 
 
-def make(
+def run_pretraining(
     pretrainings: list[Pretrained], config: TrialConfig, inputs: Inputs, is_stopped: Callable[[], bool] = never
 ) -> Iterator[Record]:
-    """Make what is not kept yet, one after the other; records as that goes on.
+    """Train the pretrainings that the cache lacks, one after the other, and yield records.
 
-    The last of each pretraining says how long it took, what it came to, and whether this process made it.
-    is_stopped: asked after each step; once it is true, the state is saved and nothing further is made.
-    Raises CorpusError, ValueError (texts or a tokenizer that do not do), NotFiniteError.
+    The last record of each has its duration, its held-out figures, and whether this process trained it (`made`).
+    is_stopped is called after each step. Once it returns True, the state is saved and training ends.
+    Raises CorpusError, ValueError (unusable texts or tokenizer), NotFiniteError.
     """
     count = 0
     for one in pretrainings:
         one.folder.parent.mkdir(parents=True, exist_ok=True)
         path = one.folder.with_suffix(".lock")
         with path.open("w") as file:
-            if not one.is_made and not lock(file, path):
+            if not one.is_cached and not lock(file, path):
                 yield _record(one, count, {"waits": True})
                 lock(file, path, wait=True)
-            is_made_here = not one.is_made
-            if is_made_here:
-                yield from Maker(config, inputs, one, count).run(is_stopped)
-        if not one.is_made:
+            is_trained_here = not one.is_cached
+            if is_trained_here:
+                yield from PretrainingRun(config, inputs, one, count).run(is_stopped)
+        if not one.is_cached:
             return
         figures = one.figures()
         count += int(figures["examples"])
         held_out = {f"pretrain/{one.stage.kind}_{name}": value for name, value in figures["held_out"].items()}
-        about = {"made": is_made_here, "notes": figures["notes"], "pretrain/seconds": figures["seconds"], "pretrain/share": 1.0}
+        about = {
+            "made": is_trained_here,
+            "notes": figures["notes"],
+            "pretrain/seconds": figures["seconds"],
+            "pretrain/share": 1.0,
+        }
         yield _record(one, count, held_out | about)
 
 
 def _record(one: Pretrained, examples: int, figures: Record) -> Record:
-    """A record of a trial that has not begun itself: no step, no example and no second of its own budget has passed.
+    """Create a record before the trial's first step: none of its steps, examples and seconds has passed.
 
     `pretrain/examples` are the texts shown so far, over all its pretrainings.
     """
-    own = {"kind": "pretrain", "step": 0, "examples": 0, "passes": 0, "time_ms": now_ms(), "seconds": 0.0}
-    return own | {"stage": one.stage.kind, "key": one.key, "pretrain/examples": examples, **figures}
-
-
-# ------------------------------------------------------------------------------------------------------- what it follows from
-
-
-def _computed_by(machine: Machine) -> dict[str, Any]:
-    """The settings of a machine that change the weights beyond their last digits.
-
-    A GPU draws other dropout masks than a CPU; each part of a batch draws its own.
-    """
-    device = torch.device(resolve_device(machine.device))
-    precision = resolve_precision(machine.precision, device)
-    return {"device": device.type, "precision": precision, "micro_batch_tokens": machine.micro_batch_tokens}
-
-
-def _optimizer(stage: Pretraining) -> Optimizer:
-    return stage.optimizer or Optimizer(lr=RATE)
-
-
-def _origin(config: TrialConfig, inputs: Inputs) -> str:
-    """What the first pretraining starts from: the checkpoint's content; of `tiny` the stage's seed, from which it is drawn."""
-    if config.encoder.checkpoint == TINY:
-        return f"{TINY} {config.pretraining[0].seed}" if config.pretraining else TINY
-    if not config.pretraining:
-        return ""
-    folder = inputs.encoder_folder
-    return _content(folder, max(path.stat().st_mtime_ns for path in weight_files(folder)))
-
-
-@lru_cache
-def _content(folder: Path, changed_at: int) -> str:
-    """sha256 of an encoder's shape and weights: half a second for BERT-base, so of each folder once."""
-    whole = hashlib.sha256()
-    for path in (folder / "config.json", *weight_files(folder)):
-        with path.open("rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
-    return whole.hexdigest()
-
-
-def _fingerprint(name: str, config: TrialConfig, inputs: Inputs) -> list[str]:
-    """Of the texts that `name` stands for: those of its token files, or of the text file's bytes."""
-    if name in config.known_tasks:
-        return [split.path.stem for split in _splits(name, config, inputs)]
-    return [hashlib.sha256(bytes_of(inputs.text_file(name), REMEDY)).hexdigest()]
-
-
-def _splits(name: str, config: TrialConfig, inputs: Inputs) -> list[Any]:
-    """A task's train and dev split, also where the trial does not train on it."""
-    if name in inputs.train:
-        return [inputs.train[name], inputs.dev[name]]
-    task, tokens = config.known_tasks[name], cache_folder() / "tokens"
-    return [tokenise_split(inputs.data_folder, task, split, inputs.tokenizer, tokens) for split in ("train", "dev")]
+    start = {"kind": "pretrain", "step": 0, "examples": 0, "passes": 0, "time_ms": now_ms(), "seconds": 0.0}
+    return start | {"stage": one.stage.kind, "key": one.key, "pretrain/examples": examples, **figures}
 
 
 def read_texts(stage: Pretraining, config: TrialConfig, inputs: Inputs) -> tuple[Texts, Texts]:
-    """The rows that a stage learns from, balanced where it says so, and those held out."""
+    """Read the texts on which a stage trains, balanced if it asks for that, and those held out."""
     learned, held_out = [], []
     for name in pretraining_texts(config, stage):
         if name in config.known_tasks:
-            train, dev = (texts_of(split, stage.pair_encoding) for split in _splits(name, config, inputs))
+            train, dev = (texts_of(split, stage.pair_encoding) for split in splits_of(name, config, inputs))
         else:
             train, dev = read_text_file(inputs.text_file(name), inputs.tokenizer, in_pairs=not stage.reads_single)
         learned.append(train)
@@ -234,7 +113,7 @@ def read_texts(stage: Pretraining, config: TrialConfig, inputs: Inputs) -> tuple
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
-    """What masking asks of a tokenizer.  Raises ValueError where it has no [MASK]."""
+    """Extract from a tokenizer what masking needs.  Raises ValueError if it has no [MASK]."""
     if tokenizer.mask_id is None:
         raise ValueError("Further pretraining hides words behind [MASK], which the encoder's tokenizer does not have.")
     pieces = tokenizer.vocabulary()
@@ -248,7 +127,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
 
 @dataclass(frozen=True)
 class Question:
-    """A packed batch, which of its tokens are read, (M,), and what is right there, (M,)."""
+    """A packed batch, the rows of the tokens that are predicted, (M,), and the right answers, (M,)."""
 
     batch: PackedBatch
     at_M: Tensor
@@ -258,8 +137,8 @@ class Question:
         return Question(self.batch.to(device), self.at_M.to(device), self.answers_M.to(device))
 
 
-class Maker:
-    """One pretraining, from its start or from where a killed process left it, to its folder in the cache."""
+class PretrainingRun:
+    """One pretraining, from its start or from the state of a killed process, to its folder in the cache."""
 
     def __init__(self, config: TrialConfig, inputs: Inputs, one: Pretrained, shown_before: int) -> None:
         self.config, self.inputs, self.one, self.shown_before = config, inputs, one, shown_before
@@ -274,7 +153,7 @@ class Maker:
         self.encoder.to(self.device)
         self.head.to(self.device)
         self.parameters = [*self.encoder.parameters(), *self.head.parameters()]
-        self.settings = _optimizer(stage)
+        self.settings = optimizer_of(stage)
         self.optimizer = self.settings.build(self.encoder.named_parameters(), self.head.named_parameters())
         self.total = max(1, round(stage.epochs * len(self.texts)))
         self.shown = 0  # rows
@@ -282,47 +161,43 @@ class Maker:
         self.before: Record = {}
 
     def run(self, is_stopped: Callable[[], bool] = never) -> Iterator[Record]:
-        """Train to the end, yielding about a hundred records; then the folder is there. Stopped, it saves its state instead."""
+        """Train to the end, yielding about a hundred records, and write the folder. If stopped, save the state instead."""
         state, began = self.one.folder.with_suffix(".state"), time.monotonic()
         if state.exists():
             self._restore(state)
             began -= self.seconds
         else:
             self.before = self.evaluate()
-        since = saved_at = time.monotonic()
-        num_summed = 0
-        loss_sum, shown_at = torch.zeros((), device=self.device), self.shown
+        meter, save_timer = Meter(self.shown), SaveTimer()
         while self.shown < self.total:
             before = self.shown
-            loss_sum += self.step()
-            num_summed += 1
+            meter.add({"loss": self.step()})
             if is_stopped():
                 self.seconds = time.monotonic() - began
                 self._save(state)
                 return
-            if before * LOGS // self.total == self.shown * LOGS // self.total:
+            if not is_log_due(before, self.shown, self.total):
                 continue
-            loss, self.seconds = float(loss_sum) / num_summed, time.monotonic() - began
-            if not math.isfinite(loss):
-                raise NotFiniteError(f"The loss of {self.one.name} became {loss} after {self.shown} texts.")
-            speed = (self.shown - shown_at) / max(time.monotonic() - since, 1e-9)
-            yield self._progress({"loss": loss}, speed)
-            if time.monotonic() - saved_at > SAVE_EVERY_SECONDS:
+            losses, speed = meter.flush(self.shown)
+            self.seconds = time.monotonic() - began
+            if not math.isfinite(losses["loss"]):
+                raise NotFiniteError(f"The loss of {self.one.name} became {losses['loss']} after {self.shown} texts.")
+            yield self._progress(losses, speed)
+            if save_timer.is_due():
                 self._save(state)
-                saved_at = time.monotonic()
-            since, num_summed, shown_at = time.monotonic(), 0, self.shown
-            loss_sum.zero_()
+                save_timer.restart()
+            meter.restart()
         after = self.evaluate()
         self.seconds = time.monotonic() - began
         self._keep(after)
         state.unlink(missing_ok=True)
 
     def step(self) -> Tensor:
-        """One update on the next batch; its mean loss over what is read, not yet waited for."""
+        """Update on the next batch; return the mean loss over the predicted tokens, not yet waited for."""
         stage, seed, number = self.stage, self.one.seed, self.shown // self.stage.batch_size
         count = min(stage.batch_size, self.total - self.shown)
         rows = example_rows(seed_of(seed, "rows"), len(self.texts), self.shown, count)
-        # the rate belongs to the step's middle, as in train.py
+        # the rate is that of the step's middle, as in trial.py
         factor = self.settings.lr_factor((self.shown + count / 2) / self.total)
         self.shown += count
         questions = self.questions(self.texts, rows, np.random.default_rng(seed_of(seed, "masks", number)))
@@ -336,14 +211,12 @@ class Maker:
             loss += part_loss.detach()
         if self.settings.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
-        self.optimizer.step()
+        step_at_rate(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
         return loss
 
     def questions(self, texts: Texts, rows: Integers, random: np.random.Generator) -> list[Question]:
-        """A batch as it is asked; in parts where it is more tokens than one pass may hold."""
+        """Turn a batch into questions, in parts if it has more tokens than one pass may hold."""
         seconds = self.stage.follow(rows, len(texts), random)
         batch = pack_texts(texts, rows, seconds, self.config.max_length, self.inputs.specials)
         limit, parts = self.config.machine.micro_batch_tokens, [(rows, seconds)]
@@ -360,7 +233,7 @@ class Maker:
         return Question(asked, torch.from_numpy(at_M), torch.from_numpy(answers_M))
 
     def forward(self, question: Question, masks: Masks | None) -> Tensor:
-        """The logits of what is read, (M, K), float32: the only ones that are computed."""
+        """Compute the logits of the predicted tokens only, (M, K), float32."""
         with in_precision(self.precision, self.device):
             hidden_ND = self.encoder(question.batch, masks)
             logits_MK: Tensor = self.head(hidden_ND[question.at_M], self.encoder)
@@ -368,7 +241,7 @@ class Maker:
 
     @torch.no_grad()
     def evaluate(self) -> Record:
-        """Mean loss and share of right answers over what is read of held-out rows, asked the same each time."""
+        """Compute mean loss and accuracy over predicted tokens of held-out rows, with the same questions each time."""
         seed, held_out = seed_of(self.stage.seed, "held out"), self.held_out
         rows = example_rows(seed, len(held_out), 0, min(len(held_out), HELD_OUT_ROWS))
         random, loss, right, num_read = np.random.default_rng(seed), 0.0, 0, 0
@@ -387,7 +260,7 @@ class Maker:
         return _record(self.one, self.shown_before + self.shown, named | done | left)
 
     def _save(self, path: Path) -> None:
-        """What a killed pretraining goes on from; replaced atomically."""
+        """Write the state from which a killed pretraining resumes; replaced atomically."""
         state = {"encoder": self.encoder.state_dict(), "head": self.head.state_dict(), "optimizer": self.optimizer.state_dict()}
         save_state({**state, "shown": self.shown, "seconds": self.seconds, "before": self.before}, path)
 
@@ -399,7 +272,7 @@ class Maker:
         self.shown, self.seconds, self.before = state["shown"], state["seconds"], state["before"]
 
     def _keep(self, after: Record) -> None:
-        """Write encoder, head, tokenizer and figures as a folder, renamed into place when it is whole."""
+        """Write encoder, head, tokenizer and figures as a folder, renamed into place when it is complete."""
         figures = {f"held_out_{name}": value for name, value in after.items()}
         figures |= {f"held_out_{name}_before": value for name, value in self.before.items()}
         head = self.head.state_dict()
@@ -417,7 +290,7 @@ class Maker:
 
 
 def _head(stage: Pretraining, folder: Path, encoder: Encoder) -> tuple[nn.Module, list[str]]:
-    """The objective's head, of the checkpoint where that has one, else fresh, which a note tells."""
+    """Load the objective's head from the checkpoint, or create a fresh one, with a note, if there is none."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(stage.seed, "head"))
         head = stage.build(encoder.shape)

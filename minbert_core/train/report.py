@@ -1,4 +1,4 @@
-"""What `python -m minbert_core.train` prints: the plan, a line an evaluation, progress with the time left, the next commands.
+"""The output of `python -m minbert_core.train`: the plan, a line per evaluation, progress with the time left, next commands.
 
 config, inputs -> plan_lines      records -> Report.lines (printed), Report.render (the live line)      -> closing_lines
 """
@@ -23,12 +23,12 @@ from minbert_core.inputs import Inputs
 from minbert_core.methods.task_schedules import examples_per_step
 from minbert_core.settings.paths import as_written, flatten
 from minbert_core.terminal import is_watched
-from minbert_core.train.pretraining import find
+from minbert_core.train.pretrained import find
 from minbert_core.train.trial import Record
 from minbert_core.words import duration, shown
 
-MOST_LINES = 16  # of progress in a run, beside those of its evaluations
-TOLD_APART = ("data", "encoder/checkpoint", "machine")  # paths that have lines of their own in the plan
+MOST_LINES = 16  # of progress per run, in addition to those of its evaluations
+SEPARATE = ("data", "encoder/checkpoint", "machine")  # paths that have lines of their own in the plan
 
 
 def plan_lines(config: TrialConfig, inputs: Inputs, source: str) -> list[str]:
@@ -55,16 +55,16 @@ def plan_lines(config: TrialConfig, inputs: Inputs, source: str) -> list[str]:
 
 
 def _said(config: TrialConfig, width: int = 110) -> list[str]:
-    """What a config sets, as `path=value` in lines of about `width` characters."""
-    flat = {path: value for path, value in flatten(as_written(config)).items() if not path.startswith(TOLD_APART)}
-    # a space inside a value is no place to break the line
+    """Render a config's settings as `path=value` in lines of about `width` characters."""
+    flat = {path: value for path, value in flatten(as_written(config)).items() if not path.startswith(SEPARATE)}
+    # a line must not break at a space inside a value
     words = [f"{path}={shown(value).strip(chr(39)).replace(' ', chr(160))}" for path, value in flat.items()]
     lines = textwrap.wrap(" ".join(words) or "(all defaults)", width, break_long_words=False, break_on_hyphens=False)
     return [line.replace(chr(160), " ") for line in lines]
 
 
 def num_steps(config: TrialConfig, sizes: Mapping[str, int]) -> int:
-    """About how many steps a trial takes over all its stages, given the rows of each task's train split."""
+    """Estimate the number of steps of a trial over all its stages, given the rows of each task's train split."""
     steps = 0.0
     for stage, examples in zip(config.stage_plans(), config.stage_examples(sizes), strict=True):
         batch_sizes = {name: config.task(name).batch_size for name in stage.tasks}
@@ -87,21 +87,21 @@ def _cut(config: TrialConfig, inputs: Inputs) -> Iterator[str]:
 
 
 def evaluation(record: Record, config: TrialConfig) -> str:
-    """`sst 0.512  para 0.812  sts 0.845  norm 0.7423  mean 0.7230  score 0.7423` of a dev record."""
+    """Render a dev record: `sst 0.512  para 0.812  sts 0.845  norm 0.7423  mean 0.7230  score 0.7423`."""
     noted = {name: " (constant)" if record.get(f"constant/{name}") else "" for name in config.train_on}
     tasks = [f"{name} {record[f'dev/{name}']:.3f}{note}" for name, note in noted.items()]
     return "  ".join([*tasks, *(f"{key} {record[f'dev/{key}']:.4f}" for key in ("norm", "mean", "score"))])
 
 
 def best_of(records: list[Record]) -> Record:
-    """The best evaluation, the first of equals: the one whose weights are kept."""
+    """Return the best evaluation, the first among equals. Its model is the one that is kept."""
     return max((record for record in records if record["kind"] == "dev"), key=lambda record: float(record["dev/score"]))
 
 
 def seconds_left(records: list[Record], total: int, num_points: int, dev_rows: int) -> float | None:
-    """The time that the rest will take, at the mean rates of steps and of evaluations so far; None before the first record.
+    """Estimate the time left from the mean rates of steps and evaluations so far; None before the first record.
 
-    Until one is measured, a row of dev counts as a third of an example in training, which has a backward pass besides.
+    Until an evaluation is measured, a row of dev counts as a third of an example in training, which also goes backward.
     """
     records = [record for record in records if record["kind"] != "pretrain"]
     if not records:
@@ -109,21 +109,21 @@ def seconds_left(records: list[Record], total: int, num_points: int, dev_rows: i
     pairs = zip([None, *records], records, strict=False)
     evaluations = [now["seconds"] - (before["seconds"] if before else 0) for before, now in pairs if now["kind"] == "dev"]
     seconds, examples = float(records[-1]["seconds"]), int(records[-1]["examples"])
-    each = (seconds - sum(evaluations)) / examples
-    mean = sum(evaluations) / len(evaluations) if evaluations else dev_rows * each / 3
-    return float(max(0, total - examples) * each + (num_points - len(evaluations)) * mean)
+    per_example = (seconds - sum(evaluations)) / examples
+    per_evaluation = sum(evaluations) / len(evaluations) if evaluations else dev_rows * per_example / 3
+    return float(max(0, total - examples) * per_example + (num_points - len(evaluations)) * per_evaluation)
 
 
 def pretraining_told(record: Record) -> str:
-    """A pretrain record in a line: `mlm 43 %  12,000 texts  loss 2.913  310 texts/s  5 min left`; at the end its result."""
+    """Render a pretrain record: `mlm 43 %  12,000 texts  loss 2.913  310 texts/s  5 min left`; at the end its result."""
     kind, name = record["stage"], f"{record['stage']} {record['key'][:8]}"
     if "waits" in record:
-        return f"{name} is being made by another process, which is waited for"
+        return f"{name} is being trained by another process; waiting for it"
     if "made" not in record:
         done, speed, loss = (record[f"pretrain/{key}"] for key in ("share", "examples_per_second", f"{kind}_loss"))
         rate = f"{speed:.0f} texts/s  {duration(record['seconds_left'])} left"
         return f"{kind} {100 * done:.0f} %  {record['pretrain/examples']:,} texts  loss {loss:.3f}  {rate}"
-    how = "made in" if record["made"] else "found in the cache, made in"
+    how = "trained in" if record["made"] else "found in the cache, trained in"
     figures = [
         f"{what} {record[f'pretrain/{kind}_held_out_{what}_before']:.3f} -> {record[f'pretrain/{kind}_held_out_{what}']:.3f}"
         for what in ("loss", "accuracy")
@@ -132,18 +132,18 @@ def pretraining_told(record: Record) -> str:
 
 
 class Report:
-    """The course of one training, from its records: what is worth a line now, and the line that a terminal shows meanwhile."""
+    """The progress of one training, from its records: lines to print, and the live line of a terminal."""
 
     def __init__(self, config: TrialConfig, inputs: Inputs, records: list[Record]) -> None:
         """`records` is the list that training appends to."""
         self.config, self.records = config, records
         self.total, self.dev_rows = config.num_examples(inputs.sizes), sum(map(len, inputs.dev.values()))
-        self.is_live = is_watched(sys.stdout, os.environ)  # then the live line has the progress, and no other line
-        self.told = -1  # the part of the budget, in MOST_LINES, that the last line of progress was in
-        self.since = time.monotonic()  # the last record came
+        self.is_live = is_watched(sys.stdout, os.environ)  # then only the live line shows progress
+        self.last_printed = -1  # the interval of the budget, of MOST_LINES, in which the last line of progress was printed
+        self.since = time.monotonic()  # of the last record
 
     def lines(self, record: Record) -> list[str]:
-        """The lines that a new record is worth, with the hour: an evaluation always, progress now and then."""
+        """Render the lines to print for a new record, with the time: each evaluation, and progress now and then."""
         self.since = time.monotonic()
         hour = f"[{time.strftime('%T')}]"
         if record["kind"] == "pretrain":
@@ -152,24 +152,24 @@ class Report:
             best = "  best so far" * (best_of(self.records) is record)
             at = f"{record['rung']}/{self.config.budget.points[-1]} ({record['examples']:,} examples)"
             return [f"{hour} dev at {at}: {evaluation(record, self.config)}{best}"]
-        part = record["examples"] * MOST_LINES // self.total
-        if self.is_live or part == self.told:
+        interval = record["examples"] * MOST_LINES // self.total
+        if self.is_live or interval == self.last_printed:
             return []
-        self.told = part
+        self.last_printed = interval
         return [f"{hour} {self.progress()}"]
 
     def _pretraining_lines(self, record: Record, hour: str) -> list[str]:
         if "made" in record:
-            self.told = -1
+            self.last_printed = -1
             return [f"{hour} {pretraining_told(record)}", *(f"{hour} {note}" for note in record["notes"])]
-        part = int(record.get("pretrain/share", 0) * MOST_LINES)
-        if self.is_live or part == self.told:
+        interval = int(record.get("pretrain/share", 0) * MOST_LINES)
+        if self.is_live or interval == self.last_printed:
             return []
-        self.told = part
+        self.last_printed = interval
         return [f"{hour} {pretraining_told(record)}"]
 
     def progress(self) -> str:
-        """`12 %  step 1,000  48,000/400,000 examples  loss sst 1.213 para 0.431  312 ex/s  12 min left`."""
+        """Render `12 %  step 1,000  48,000/400,000 examples  loss sst 1.213 para 0.431  312 ex/s  12 min left`."""
         train = next((record for record in reversed(self.records) if record["kind"] == "train"), None)
         if train is None:
             return pretraining_told(self.records[-1]) if self.records else "begins …"
@@ -183,12 +183,12 @@ class Report:
         return f"{done}  {last['examples']:,}/{self.total:,} examples  loss {' '.join(losses)}  {speed}"
 
     def render(self, height: int) -> RenderableType:
-        """The live line."""
+        """Render the live line."""
         return Text(self.progress(), no_wrap=True, overflow="ellipsis")
 
 
 def closing_lines(config: TrialConfig, records: list[Record], folder: Path) -> list[str]:
-    """What came out, where it lies, and what to do with it."""
+    """Render the result, where it is, and the next commands."""
     best, last = best_of(records), records[-1]
     at = f"{best['rung']}/{config.budget.points[-1]}"
     model = near(folder / "best")
@@ -196,16 +196,16 @@ def closing_lines(config: TrialConfig, records: list[Record], folder: Path) -> l
     sentences = ["a sentence"] if has_single else ["a sentence", "another"]
     words: list[Any] = ["--data", near(Path(config.data)), "--encoder", near(Path(config.encoder.checkpoint))]
     space = ["spaces/quickstart.yaml"] if is_toy else ["spaces/smart.yaml", *words]
-    course = set(config.train_on) >= set(TrialConfig().train_on)  # what the shipped spaces search
+    is_course = set(config.train_on) >= set(TrialConfig().train_on)  # the shipped spaces search these tasks
     return [
         f"best      at {at}: {evaluation(best, config)}",
         f"took      {duration(last['seconds'])}, {last['examples']:,} examples, {last['step']:,} steps",
-        f"folder    {folder}: best/ is the model, metrics.jsonl the course of its training",
+        f"folder    {folder}: best/ is the model, metrics.jsonl its training",
         f"predict   {shlex.join(['python', '-m', 'minbert_core.predict', model, *sentences])}",
-        *([f"search    {shlex.join(['python', '-m', 'search.run', '--space', *space])}"] if course else []),
+        *([f"search    {shlex.join(['python', '-m', 'search.run', '--space', *space])}"] if is_course else []),
     ]
 
 
 def near(path: Path) -> str:
-    """A path as it is typed from here: below this folder relative, elsewhere absolute."""
+    """Return a path as typed from here: relative if it is below this folder, else absolute."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,153 +1,79 @@
 """One optimisation step: forward and backward of each task into a flat buffer, the merge, the clip, the update.
 
-T tasks in the step, P shared parameters, G parameter groups, B examples, N packed tokens, D hidden size, K outputs.
+    batches -> task_losses.py, per task and part -> backward into row T of the buffer (shared_gradients.py)
+            -> Gramian -> gradient method -> merged row 0 -> clip -> AdamW -> teacher and loss weights follow
 
-Shared gradients lie in one (T, P) buffer: each task's backward writes its own row, because every parameter's `.grad` is a view
-into that row while the task is at work. The Gramian of the rows is all a gradient method sees; the merged gradient replaces
-row 0, from where clip and optimiser read it. One graph is alive at a time. Heads take their own gradient. Loss weights that
-are of the step's own losses come after the backward passes: they weigh rows, Gramian and heads.
+Only one graph exists at a time. The parameters that only one task trains (its head, pooling and adapter) keep that task's
+gradient. Loss weights that depend on the step's own losses come after the backward passes: they weight rows, Gramian and heads.
 
-A batch that is too large for one pass comes in parts, whose gradients add up to that of the whole batch: exactly without
-dropout; with it each part draws masks of its own, so that it is another sample of the same law.
+T tasks in the step, G parameter groups.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minbert_core.data.tokens import PackedBatch
-from minbert_core.encoder import Masks
-from minbert_core.machine import exact_products, in_precision
 from minbert_core.methods.gradients import merging_weights
 from minbert_core.methods.loss_weights import LossWeights
-from minbert_core.methods.losses import divergence
 from minbert_core.methods.optimizer import AdamW
 from minbert_core.methods.stages import StagePlan
-from minbert_core.model import MultitaskBert, Output
+from minbert_core.model import MultitaskBert
 from minbert_core.seeds import seed_of
+from minbert_core.train.loop import step_at_rate
+from minbert_core.train.shared_gradients import SharedGradients
+from minbert_core.train.task_losses import Batch, Part, StepReport, TaskLosses, numbers_of, parts_of
 
-Parts = list[PackedBatch]  # a batch, whole or in parts
-TOGETHER = "all"  # who the one optimiser of all tasks serves; no task is called so
-BLOCK = 512  # columns; over (3, 22.7M) 256, 512 and 4,096 take 28, 25 and 22 ms, and cosines err by 2e-9, 3e-9 and 1e-8
-
-
-class SharedGradients:
-    """The flat (T, P) buffer of the shared parameters' task gradients, contiguous by group; P is 0 where all are frozen."""
-
-    def __init__(self, groups: dict[str, list[nn.Parameter]], num_rows: int, device: torch.device) -> None:
-        self.parameters = [parameter for group in groups.values() for parameter in group]
-        sizes = [sum(parameter.numel() for parameter in group) for group in groups.values()]
-        ends = np.cumsum(sizes)
-        self.slices = {name: slice(int(end - size), int(end)) for name, end, size in zip(groups, ends, sizes, strict=True)}
-        self.rows_TP = torch.zeros(num_rows, sum(sizes), device=device, dtype=torch.float32)
-        self.views = [self._views(row_P) for row_P in self.rows_TP]  # built once: MiniLM's 91 take .4 ms, the binding .02
-
-    def _views(self, row_P: Tensor) -> list[Tensor]:
-        """Views into a row, one per parameter, in its shape."""
-        pieces = row_P.split([parameter.numel() for parameter in self.parameters])
-        return [piece.view_as(parameter) for piece, parameter in zip(pieces, self.parameters, strict=True)]
-
-    def use_row(self, row: int, fresh: bool = True) -> None:
-        """Point every parameter's gradient into a row, zeroed if `fresh`."""
-        if fresh:
-            self.rows_TP[row].zero_()
-        for parameter, view in zip(self.parameters, self.views[row], strict=True):
-            parameter.grad = view
-
-    def gramian(self, num_tasks: int) -> Tensor:
-        """Inner products of the task gradients, group by group, shape (G, T, T), float64."""
-        with exact_products():
-            return torch.stack([gramian_of(self.rows_TP[:num_tasks, part]) for part in self.slices.values()])
-
-    def merge(self, weights_GT: Tensor) -> None:
-        """Replace row 0 by the weighted sum of the rows, group by group."""
-        for part, weights_T in zip(self.slices.values(), weights_GT.tolist(), strict=True):
-            merged = self.rows_TP[0, part].mul_(weights_T[0])
-            for task, weight in enumerate(weights_T[1:], start=1):
-                merged.add_(self.rows_TP[task, part], alpha=weight)
-        self.use_row(0, fresh=False)
-
-
-def gramian_of(rows_TP: Tensor) -> Tensor:
-    """Inner products of the rows, shape (T, T), float64: float32 products of M blocks of C columns, summed in float64.
-
-    One float32 product over millions of columns errs by 1e-3 of the norms. Of two nearly opposed gradients that is more than
-    the square of their sum. In blocks the error is 4e-8, and the product takes two thirds of the time.
-    """
-    num_rows, num_blocks = len(rows_TP), rows_TP.shape[1] // BLOCK
-    whole_TP, rest_TP = rows_TP.tensor_split([num_blocks * BLOCK], dim=1)
-    blocks_MTC = whole_TP.view(num_rows, num_blocks, BLOCK).transpose(0, 1)
-    return (blocks_MTC @ blocks_MTC.mT).sum(dim=0, dtype=torch.float64) + (rest_TP @ rest_TP.T).double()
-
-
-def numbers_of(losses: dict[str, Tensor], tasks: Iterable[str]) -> dict[str, float]:
-    """The losses of `tasks` as numbers, which the host waits for, once."""
-    return dict(zip(tasks, torch.stack([losses[task] for task in tasks]).tolist(), strict=True))
-
-
-@dataclass
-class StepReport:
-    """What one step did: losses and penalties (0-d tensors, not yet waited for), gradient figures, passes over examples.
-
-    `cosines`: of the tasks' shared gradients, "sst_para" -> cosine, where a method has them computed.
-    """
-
-    losses: dict[str, Tensor] = field(default_factory=dict)
-    figures: dict[str, float] = field(default_factory=dict)
-    cosines: dict[str, float] = field(default_factory=dict)
-    passes: int = 0
-
-    def add_loss(self, name: str, loss: Tensor) -> None:
-        """A part's loss, weighed by the part's size already."""
-        self.losses[name] = self.losses[name] + loss.detach() if name in self.losses else loss.detach()
+TOGETHER = "all"  # the name of the one optimiser of all tasks; no task is called so
 
 
 class Stepper:
-    """Everything a stage's steps share: buffer, optimiser, the method's state, teacher. One is built at each stage's start.
+    """The state that the steps of one stage share: buffer, optimisers, state of the gradient method, teacher.
 
-    What the stage does not train (a frozen encoder, a pooler that no task reads) is marked so that no graph is built for it.
+    One is built at the start of each stage.
     """
 
     def __init__(self, model: MultitaskBert, stage: StagePlan, loss_weights: LossWeights, seed: int, precision: str) -> None:
         self.model, self.stage, self.loss_weights, self.seed = model, stage, loss_weights, seed
-        self.precision = precision
-        self.clean_precision = "float32" if stage.smoothness.needs_float32 else precision
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-            parameter.grad = None
         shared = model.shared_groups(stage.trains_encoder)
-        groups = {name: group for name, group in shared.items() if any(model.reads(task, name) for task in stage.tasks)}
-        own = {name: list(model.own_parameters(name, stage.trains_encoder)) for name in stage.tasks}
-        self.own = {name: [parameter for _, parameter in items] for name, items in own.items()}
+        self.groups = {name: group for name, group in shared.items() if any(model.reads(task, name) for task in stage.tasks)}
+        named = {task: list(model.own_parameters(task, stage.trains_encoder)) for task in stage.tasks}
+        self.own = {task: [parameter for _, parameter in parameters] for task, parameters in named.items()}
         self.head_parameters = [parameter for parameters in self.own.values() for parameter in parameters]
-        for parameter in (*self.head_parameters, *(parameter for group in groups.values() for parameter in group)):
-            parameter.requires_grad_(True)
-        self.kinds = {name: model.plans[name].task.kind for name in stage.tasks}
-        self.weighs_gradients = loss_weights.reads_losses and len(stage.tasks) > 1  # the only task there is weighs 1
+        self._mark_trained()
+        self.kinds = {task: model.plans[task].task.kind for task in stage.tasks}
+        self.weighs_gradients = loss_weights.reads_losses and len(stage.tasks) > 1  # a stage's only task weighs 1
         self.merges = stage.gradient.needs_several_tasks or self.weighs_gradients
         num_rows = stage.task_schedule.tasks_per_step(len(stage.tasks)) if self.merges else 1
-        self.shared = SharedGradients(groups, num_rows, next(model.parameters()).device)
-        self.groups = groups
-        trained = [(name, parameter) for name, parameter in model.encoder.named_parameters() if parameter.requires_grad]
-        shared_layer = [("shared_layer", parameter) for parameter in groups.get("shared_layer", [])]
-        served = own if stage.optimizer.per_task else {TOGETHER: [item for items in own.values() for item in items]}
-        self.optimizers: dict[str, AdamW] = {
-            name: stage.optimizer.build(trained, [*heads, *shared_layer]) for name, heads in served.items()
-        }
+        self.shared = SharedGradients(self.groups, num_rows, next(model.parameters()).device)
+        self.optimizers = self._build_optimizers(named)
         self.gradient_state: dict[str, Tensor] = {}
         self.loss_state: dict[str, Tensor] = {}
         self.teacher = stage.proximal.start(model)
+        self.losses = TaskLosses(model, stage, seed, precision)
+
+    def _mark_trained(self) -> None:
+        """Freeze all parameters but those that the stage trains, so that no graph is built for the others."""
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        for parameter in (*self.head_parameters, *(parameter for group in self.groups.values() for parameter in group)):
+            parameter.requires_grad_(True)
+
+    def _build_optimizers(self, named: dict[str, list[tuple[str, nn.Parameter]]]) -> dict[str, AdamW]:
+        """Build one optimiser for all tasks, or one per task. `named` are each task's own parameters."""
+        encoder = [(name, parameter) for name, parameter in self.model.encoder.named_parameters() if parameter.requires_grad]
+        shared_layer = [("shared_layer", parameter) for parameter in self.groups.get("shared_layer", [])]
+        if not self.stage.optimizer.per_task:
+            named = {TOGETHER: [parameter for parameters in named.values() for parameter in parameters]}
+        return {name: self.stage.optimizer.build(encoder, [*parameters, *shared_layer]) for name, parameters in named.items()}
 
     def state(self) -> dict[str, Any]:
-        """All that a snapshot needs beside the model."""
+        """Return the state that a snapshot needs in addition to the model."""
         teacher = self.teacher.state() if self.teacher else {}
         return {
             "optimizer": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
@@ -157,7 +83,7 @@ class Stepper:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from a state that `state` returned."""
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizer"][name])
         self.gradient_state, self.loss_state = dict(state["gradient"]), dict(state["loss_weights"])
@@ -165,205 +91,98 @@ class Stepper:
             self.teacher.restore(state["teacher"])
 
     def step(
-        self, number: int, batches: dict[str, Parts], progress: float, measure: bool, measure_penalty: bool = True
+        self, number: int, batches: dict[str, Batch], progress: float, measure: bool, measure_penalty: bool = True
     ) -> StepReport:
-        """Train on one batch of each task in `batches` (the step's tasks, in order); progress: of the stage, in [0, 1].
+        """Train on one batch of each task in `batches`, the step's tasks in order. `progress` is the stage's, in [0, 1].
 
         `measure` also reports the gradient's norm and, with `measure_penalty`, |grad R_s|, which costs as much as a step.
         """
         report = StepReport()
-        for parameter in self.head_parameters:
-            parameter.grad = None
-        ones = dict.fromkeys(batches, 1.0)
-        weights = ones if self.loss_weights.reads_losses else self._loss_weights({})
-        if not self.merges:
-            self.shared.use_row(0)  # which all tasks add to
-        for row, (task, parts) in enumerate(batches.items()):
-            if self.merges:
-                self.shared.use_row(row)
-            self._backward(number, task, parts, weights[task], report, measure and measure_penalty)
+        early_weights = self._backward(number, batches, report, measure and measure_penalty)
         losses = numbers_of(report.losses, batches) if self.loss_weights.follows_losses else {}
-        late_weights = self._loss_weights(losses) if self.weighs_gradients else ones
+        late_weights = self._loss_weights(losses) if self.weighs_gradients else dict.fromkeys(batches, 1.0)
         if measure and self.loss_weights.follows_losses:
-            report.figures |= {f"{task}_weight": weights[task] * late_weights[task] for task in batches}
+            report.figures |= {f"{task}_weight": early_weights[task] * late_weights[task] for task in batches}
         if self.weighs_gradients:
             self._weigh_heads(late_weights)
         if self.merges and self.shared.slices:
             self._merge(number, late_weights, report)
-        for name, group in self.groups.items():
-            if not any(self.model.reads(task, name) for task in batches):
-                for parameter in group:  # untouched in this step: a zero gradient would still decay its moments
-                    parameter.grad = None
+        self._drop_unread(tuple(batches))
         self._clip(report, measure)
         self._update(tuple(batches), progress)
-        if losses:
-            again = self.loss_weights.looks_again and self.weighs_gradients
-            losses_after = self._losses_again(number, batches, report) if again else losses
-            self.loss_weights.follow(self.kinds, losses, losses_after, progress, self.loss_state)
-        if self.teacher:
-            self.teacher.follow(progress)
+        self._follow(number, batches, losses, progress, report)
         return report
 
     def _loss_weights(self, losses: dict[str, float]) -> dict[str, float]:
         return self.loss_weights.of(self.kinds, losses, self.loss_state)
 
-    def _weigh_heads(self, weights: dict[str, float]) -> None:
-        """Scale the gradients of what each task alone trains; what is shared is weighed as it is merged."""
-        for task, weight in weights.items():
-            for parameter in self.own[task]:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(weight)
+    # ------------------------------------------------------------------------------------------------------- backward
 
-    def _update(self, tasks: tuple[str, ...], progress: float) -> None:
-        """The optimiser's step, at the rate of this progress: of the one for all tasks, or of that of the step's only task."""
-        optimizer = self.optimizers[tasks[0] if self.stage.optimizer.per_task else TOGETHER]
-        lr_factor = self.stage.optimizer.lr_factor(progress)
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * lr_factor
-        optimizer.step()
+    def _backward(self, number: int, batches: dict[str, Batch], report: StepReport, measure_penalty: bool) -> dict[str, float]:
+        """Go backward through every task's losses, each into its row; return the weights that the losses had."""
+        for parameter in self.head_parameters:
+            parameter.grad = None
+        weights = dict.fromkeys(batches, 1.0) if self.loss_weights.reads_losses else self._loss_weights({})
+        if not self.merges:
+            self.shared.use_row(0)  # which all tasks add to
+        for row, (task, batch) in enumerate(batches.items()):
+            if self.merges:
+                self.shared.use_row(row)
+            self._backward_task(parts_of(task, number, batch, weights[task]), report, measure_penalty)
+        return weights
 
-    def _backward(self, number: int, task: str, parts: Parts, weight: float, report: StepReport, measure: bool) -> None:
-        """Loss and penalties of one task's batch, a graph a part, backward into the current row."""
-        total = sum(batch.num_examples for batch in parts)
-        whole = len(parts) == 1 or self.model.plans[task].loss.is_mean
-        upstream = None if whole else self._gradient_of_values(number, task, parts, report)
-        for part, batch in enumerate(parts):
-            share = batch.num_examples / total
-            known = upstream[part] if upstream else None
-            self._backward_part(number, task, part, batch, share, known, weight, report, measure)
+    def _backward_task(self, parts: list[Part], report: StepReport, measure_penalty: bool) -> None:
+        """Go backward through one task's losses, one graph per part."""
+        is_separable = len(parts) == 1 or self.model.plans[parts[0].task].loss.is_mean
+        gradients = [None] * len(parts) if is_separable else self.losses.gradients_of_whole(parts, report)
+        for part, gradient_V in zip(parts, gradients, strict=True):
+            self._backward_part(part, gradient_V, report, measure_penalty and part.index == 0)
 
-    def _gradient_of_values(self, number: int, task: str, parts: Parts, report: StepReport) -> list[list[Tensor]]:
-        """d loss / d what the loss reads, a part and view each: of a loss that is of the batch as a whole, in one more pass."""
-        gradients = []
-        for view in range(self.stage.smoothness.views):
-            values = self._values(number, task, parts, view, report)
-            whole = torch.cat(values).requires_grad_()
-            loss = self._loss_of(task, whole, parts) / self.stage.smoothness.views
-            report.add_loss(task, loss)
-            (gradient,) = torch.autograd.grad(loss, [whole])
-            gradients.append(gradient.split([len(value) for value in values]))
-        return [list(of_part) for of_part in zip(*gradients, strict=True)]
+    def _backward_part(self, part: Part, gradient_V: list[Tensor] | None, report: StepReport, measure_penalty: bool) -> None:
+        """Build the graph of the part's task loss, proximal term and smoothness term, and go backward through their sum.
 
-    @torch.no_grad()
-    def _losses_again(self, number: int, batches: dict[str, Parts], report: StepReport) -> dict[str, float]:
-        """The tasks' losses on the step's own batches, under its masks, with the parameters as they are now."""
-        views = range(self.stage.smoothness.views)
-        losses = {}
-        for task, parts in batches.items():
-            values_V = [torch.cat(self._values(number, task, parts, view, report)) for view in views]
-            losses[task] = torch.stack([self._loss_of(task, values, parts) for values in values_V]).mean()
-        return numbers_of(losses, batches)
-
-    @torch.no_grad()
-    def _values(self, number: int, task: str, parts: Parts, view: int, report: StepReport) -> list[Tensor]:
-        """What the task's loss reads of each part, without a graph."""
-        masks = [self._masks(number, task, part, batch, view) for part, batch in enumerate(parts)]
-        return [self._read(task, self._forward(task, *pair, report)) for pair in zip(parts, masks, strict=True)]
-
-    def _loss_of(self, task: str, values: Tensor, parts: Parts) -> Tensor:
-        """The task's loss of a whole batch."""
-        plan = self.model.plans[task]
-        return plan.loss(values, torch.cat([batch.labels_B for batch in parts]), plan.task.label_range)
-
-    def _read(self, task: str, output: Output) -> Tensor:
-        """What the task's loss reads of a pass."""
-        return output.features_BF if self.model.plans[task].loss.reads_features else output.logits_BK
-
-    def _masks(self, number: int, task: str, part: int, batch: PackedBatch, view: int = 0) -> Masks:
-        """The one set of masks of a part under a view, which all its passes in a step replay."""
-        further = (view,) if view else ()
-        return Masks(seed_of(self.seed, "masks", number, task, part, *further), batch.token_ids_N.device)
-
-    def _forward(
-        self,
-        task: str,
-        batch: PackedBatch,
-        masks: Masks,
-        report: StepReport,
-        noise_ND: Tensor | None = None,
-        model: nn.Module | None = None,
-        precision: str = "",
-    ) -> Output:
-        """A pass of one part, by the student or by `model` (the teacher).
-
-        precision: of a noisy pass. All others have that of the clean pass, so that rounding does not set them apart.
+        gradient_V is the gradient of the task loss at what it reads, per view, if it was computed over the whole batch.
         """
-        report.passes += batch.num_examples
-        with in_precision(precision or self.clean_precision, batch.token_ids_N.device):
-            output: Output = (model or self.model)(task, batch, masks.rewind(), noise_ND, self.stage.trains_encoder)
-        return output
-
-    def _backward_part(
-        self,
-        number: int,
-        task: str,
-        part: int,
-        batch: PackedBatch,
-        share: float,
-        upstream: list[Tensor] | None,
-        weight: float,
-        report: StepReport,
-        measure: bool,
-    ) -> None:
-        """One graph: the part's share of loss, smoothness and proximal term, backward.
-
-        upstream: the loss's gradient at what it reads, a view each, where the loss is known already.
-        """
-        plan, stage, readout = self.model.plans[task], self.stage, partial(self.model.readout, task)
-        distance = divergence(plan.task.kind, plan.loss.error_unit(plan.task.label_range))
-        masks, *others = (self._masks(number, task, part, batch, view) for view in range(stage.smoothness.views))
-        outputs = [self._forward(task, batch, one, report) for one in (masks, *others)]
-        values_V, answers_VBK = [self._read(task, one) for one in outputs], [readout(one.logits_BK) for one in outputs]
-        if upstream is None:
-            losses_V = [plan.loss(values, batch.labels_B, plan.task.label_range) for values in values_V]
-            loss = share * sum(losses_V[1:], losses_V[0]) / len(losses_V)
-            report.add_loss(task, loss)
+        views = self.losses.clean(part, report)
+        if gradient_V is None:
+            loss = self.losses.task_loss(part, views, report)
         else:
-            loss = torch.stack([(values * given).sum() for values, given in zip(values_V, upstream, strict=True)]).sum()
+            loss = self.losses.loss_with_gradient(views, gradient_V)
         if self.teacher:
-            with torch.no_grad():
-                taught = self._forward(task, batch, masks, report, model=self.teacher.model)
-            proximal = share * distance(answers_VBK[0], readout(taught.logits_BK))
-            report.add_loss(f"{task}_proximal", proximal)
-            loss = loss + stage.proximal.weight * proximal
+            loss = loss + self.stage.proximal.weight * self.losses.proximal_term(part, views, self.teacher, report)
+        smoothness = self.losses.smoothness_term(part, views, report)
+        loss = part.weight * loss
+        if smoothness is not None:
+            penalty = part.weight * self.stage.smoothness.weight * smoothness
+            if measure_penalty:
+                self._measure_penalty(part.task, loss, penalty, report)
+            loss = loss + penalty
+        if loss.requires_grad:  # not if the encoder is frozen and the loss reads features
+            loss.backward()
 
-        def noisy(noise_ND: Tensor, in_float32: bool) -> Tensor:
-            precision = "float32" if in_float32 else self.precision
-            return readout(self._forward(task, batch, masks, report, noise_ND, precision=precision).logits_BK)
-
-        smoothness = stage.smoothness.penalty(
-            noisy,
-            answers_VBK,
-            distance,
-            batch.example_N,
-            batch.num_examples,
-            (len(batch.token_ids_N), self.model.encoder.shape.hidden_size),
-            torch.Generator(loss.device).manual_seed(seed_of(self.seed, "noise", number, task, part)),
-        )
-        if smoothness is None:
-            if loss.requires_grad:  # not where the encoder is frozen and the loss reads features
-                (weight * loss).backward()
-            return
-        smoothness = share * smoothness
-        report.add_loss(f"{task}_smoothness", smoothness)
-        penalty = weight * stage.smoothness.weight * smoothness
-        if measure and part == 0:  # |grad R_s| / |grad task|, so that a smoothness that does nothing is seen
-            self._measured_backward(task, weight * loss, penalty, report)
-        else:
-            (weight * loss + penalty).backward()
-
-    def _measured_backward(self, task: str, loss: Tensor, penalty: Tensor, report: StepReport) -> None:
+    def _measure_penalty(self, task: str, loss: Tensor, penalty: Tensor, report: StepReport) -> None:
+        """Report |grad R_s| / |grad task|, so that a smoothness without effect is seen."""
         shared = [parameter for parameter in self.shared.parameters if parameter.requires_grad]
-        parameters = shared or self.head_parameters  # where all that is shared is frozen: PALs beside a frozen encoder
+        parameters = (
+            shared or self.head_parameters
+        )  # the latter if all shared parameters are frozen, as with PALs and a frozen encoder
         of_penalty = torch.autograd.grad(penalty, parameters, retain_graph=True, allow_unused=True)
         of_loss = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
         dense = [[g.to_dense() if g.is_sparse else g for g in grads if g is not None] for grads in (of_penalty, of_loss)]
         norms = [float(nn.utils.get_total_norm(grads)) for grads in dense]
         report.figures[f"{task}_smoothness_gradient_ratio"] = norms[0] / max(norms[1], 1e-12)
-        (loss + penalty).backward()
+
+    # ---------------------------------------------------------------------------------------------- merge, clip, update
+
+    def _weigh_heads(self, weights: dict[str, float]) -> None:
+        """Scale the gradients of the parameters that only one task trains. The shared ones are weighted in the merge."""
+        for task, weight in weights.items():
+            for parameter in self.own[task]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(weight)
 
     def _merge(self, number: int, weights: dict[str, float], report: StepReport) -> None:
-        """Make one gradient of the rows, each times its task's weight."""
+        """Merge the rows, each times its task's weight, into one gradient."""
         tasks, task_weights_T = tuple(weights), torch.tensor(list(weights.values()), dtype=torch.float64)
         gramian_GTT = self.shared.gramian(len(tasks)).cpu() * task_weights_T[:, None] * task_weights_T
         generator = np.random.default_rng(seed_of(self.seed, "orders", number))
@@ -371,11 +190,18 @@ class Stepper:
         self.shared.merge(weights_GT * task_weights_T)
         whole_TT = gramian_GTT.sum(0)
         norms_T = whole_TT.diagonal().sqrt()
-        cosines_TT = (whole_TT / (norms_T[:, None] * norms_T)).tolist()  # nan where a task's gradient is zero
+        cosines_TT = (whole_TT / (norms_T[:, None] * norms_T)).tolist()  # nan if a task's gradient is zero
         for i, task in enumerate(tasks):
             for j in range(i):
                 if math.isfinite(cosines_TT[i][j]):
                     report.cosines[f"{tasks[j]}_{task}"] = cosines_TT[i][j]
+
+    def _drop_unread(self, tasks: tuple[str, ...]) -> None:
+        """Remove the gradient of groups that no task of the step reads: a zero gradient would still decay their moments."""
+        for name, group in self.groups.items():
+            if not any(self.model.reads(task, name) for task in tasks):
+                for parameter in group:
+                    parameter.grad = None
 
     def _clip(self, report: StepReport, measure: bool) -> None:
         """Scale all gradients, heads included, so that their common norm is at most `optimizer/clip`."""
@@ -389,3 +215,19 @@ class Stepper:
             nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         if measure:
             report.figures["gradient_norm"] = float(norm)
+
+    def _update(self, tasks: tuple[str, ...], progress: float) -> None:
+        """Step the optimiser of all tasks, or that of the step's only task, at the rate of this progress."""
+        optimizer = self.optimizers[tasks[0] if self.stage.optimizer.per_task else TOGETHER]
+        step_at_rate(optimizer, self.stage.optimizer.lr_factor(progress))
+
+    def _follow(
+        self, number: int, batches: dict[str, Batch], losses: dict[str, float], progress: float, report: StepReport
+    ) -> None:
+        """Let the loss weights and the teacher follow the step just taken."""
+        if losses:
+            looks_again = self.loss_weights.looks_again and self.weighs_gradients
+            losses_after = self.losses.losses_again(number, batches, report) if looks_again else losses
+            self.loss_weights.follow(self.kinds, losses, losses_after, progress, self.loss_state)
+        if self.teacher:
+            self.teacher.follow(progress)

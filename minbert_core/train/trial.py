@@ -1,12 +1,12 @@
 """train(config, inputs) -> Iterator[Progress]: one trial as a generator, with no Ray, no search and no MLflow inside.
 
-    stages on texts: the encoder that they make, from the cache or made now (pretraining.py)
+    stages on texts: their encoder, from the cache or trained now (pretraining.py)
     for stage: a Stepper (buffer, fresh optimiser, method state)
-        for step: the task schedule names tasks -> a packed batch each -> Stepper.step
-            a hundred times a trial: yield losses, rate, speed;   at each point: dev metrics, yield
+        for step: the task schedule names tasks -> one packed batch per task -> Stepper.step
+            about a hundred times per trial: yield losses, rate, speed;   at each rung: yield dev metrics
 
-Everything random is a pure function of (seed, purpose, step), so a snapshot holds counters instead of generators, and a
-trial that goes on from one repeats to the digit on CPU.
+Everything random is a pure function of (seed, purpose, step). So a snapshot holds counters instead of generators, and a resumed
+trial repeats, on the CPU bit for bit.
 """
 
 from __future__ import annotations
@@ -19,30 +19,29 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from minbert_core.clock import now_ms
 from minbert_core.config import FORMAT, TrialConfig
-from minbert_core.data.tokens import PackedBatch, pack_parts
 from minbert_core.evaluate import NotFiniteError, is_constant, metric, overall, score
-from minbert_core.inputs import Inputs, build_encoder
-from minbert_core.machine import prepare, resolve_precision, usage
+from minbert_core.inputs import Inputs
+from minbert_core.machine import resolve_precision, usage
 from minbert_core.methods.stages import StagePlan
-from minbert_core.methods.task_schedules import example_rows
-from minbert_core.model import MultitaskBert, build_model, predict_logits, predictions
+from minbert_core.methods.task_schedules import StepAt
+from minbert_core.model import MultitaskBert, predict_logits, predictions
 from minbert_core.seeds import seed_of
 from minbert_core.tensor_files import load_state, save_state
-from minbert_core.train.pretraining import find, make
-from minbert_core.train.step import Stepper, StepReport
+from minbert_core.train.bench import Bench
+from minbert_core.train.loop import Meter, is_log_due, is_measure_due
+from minbert_core.train.pretrained import find
+from minbert_core.train.pretraining import run_pretraining
+from minbert_core.train.step import Stepper
+from minbert_core.train.task_losses import Batch, StepReport
 
-LOGS_A_TRIAL = 100
-STEPS_A_MEASURE = 10  # at least: measured at each step, SMART's |grad R_s| took two thirds of its time again
 Record = dict[str, Any]  # {"kind": "pretrain" | "train" | "dev", "step", "examples", "passes", "time_ms", "seconds", …}
 
 
 @dataclass
 class Counters:
-    """How far a trial is: all that a snapshot holds beside tensors and records."""
+    """The progress of a trial: all of a snapshot but its tensors and records."""
 
     stage: int = 0
     stage_step: int = 0
@@ -51,19 +50,18 @@ class Counters:
     passes: int = 0  # examples sent through the encoder in training, extra passes of smoothness included
     seconds: float = 0.0
     drawn: dict[str, int] = field(default_factory=dict)
-    rung: int = 0  # the last evaluation point reported
+    rung: int = 0  # the last rung reported
     best_score: float = -math.inf
     best_rung: int = 0
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What the trial did since the last one.
+    """One message of a trial in training.
 
-    `record` is flat and ready to log: of kind train, dev, or pretrain while there is no model yet. `rung` is the evaluation
-    point just reached (1, 3, 9 …) or None; `improved` says that it is the trial's best so far. `snapshot()` returns what a
-    later `train` goes on from; its tensors are the trial's own, so call it, and write what it returns to disk, before the
-    generator moves on.
+    `record` is flat and ready to log. Its kind is train, dev, or, before the model exists, pretrain. `rung` is the rung just
+    reached (1, 3, 9 …) or None. `improved` is true if its score is the trial's best so far. `snapshot()` returns the state from
+    which a later `train` resumes. Its tensors are the trial's own: write them to disk before the generator continues.
     """
 
     record: Record
@@ -75,37 +73,29 @@ class Progress:
 
 
 def train(config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None = None) -> Iterator[Progress]:
-    """Train one trial, yielding Progress about a hundred times and at each evaluation point.
+    """Train one trial, yielding Progress about a hundred times and at each rung.
 
-    A point falls after the first step that reaches it. Where one step reaches several (a budget of a few steps) only the
-    fullest is reported: it is one and the same model. The last point is always reached, and is the last yield.
-    Stages on texts come before all that: they yield records of their own, where the cache has what they make only one each.
-    snapshot: go on from there (the first yield is then what comes after it).  Raises NotFiniteError.
-    Raises ValueError where the turns of a task schedule are too short for a batch.
+    A rung falls after the first step that reaches it. If one step reaches several (a budget of a few steps), only the highest
+    is reported, because the model is the same. The last rung is always reached, and is the last yield.
+    Stages on texts come first and yield their own records; only one each if the cache has their result.
+    snapshot: resume from it; the first yield is what comes after it.
+    Raises NotFiniteError, and ValueError if the turns of a task schedule are too short for a batch.
     """
     config.check_turns(inputs.sizes)
     pretrainings = find(config, inputs)
-    for record in make(pretrainings, config, inputs):
-        if not snapshot:  # else the trial's own records have told of it already
+    for record in run_pretraining(pretrainings, config, inputs):
+        if not snapshot:  # else the trial's records already contain it
             yield Progress(record, None, False, False, None, dict)
     if pretrainings:
         inputs = replace(inputs, encoder_folder=pretrainings[-1].folder)
     yield from _Trial(config, inputs, snapshot or None).run()
 
 
-def model_to_train(config: TrialConfig, inputs: Inputs) -> MultitaskBert:
-    """The model a trial starts from, which trains the words of its own corpus alone."""
-    model = build_model(config, build_encoder(config, inputs))
-    model.encoder.train_words(inputs.token_ids)
-    return model
-
-
 class _Trial:
     def __init__(self, config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None) -> None:
         self.config, self.inputs = config, inputs
-        self.device = prepare(config.machine)
-        self.precision = resolve_precision(config.machine.precision, self.device)
-        self.model = model_to_train(config, inputs).to(self.device)
+        self.bench = Bench.of(config, inputs)
+        self.model = self.bench.model
         self.total = config.num_examples(inputs.sizes)
         self.counters = Counters(drawn=dict.fromkeys(config.train_on, 0))
         self.snapshot_at_start = snapshot
@@ -127,15 +117,15 @@ class _Trial:
                 yield from self._run_stage(stage, start, end)
 
     def _run_stage(self, stage: StagePlan, start: int, end: int) -> Iterator[Progress]:
-        """Steps from `start` to `end`, both counted in the trial's examples; may begin a step's overshoot late."""
+        """Train from example `start` to example `end` of the trial. A step of the stage before may have overshot `start`."""
         counters, config = self.counters, self.config
         snapshot, self.snapshot_at_start = self.snapshot_at_start, None
-        goes_on = snapshot is not None and snapshot["counters"]["stage"] == counters.stage
-        for task in stage.tasks if stage.fresh_heads and not goes_on else ():
+        is_resumed = snapshot is not None and snapshot["counters"]["stage"] == counters.stage
+        for task in stage.tasks if stage.fresh_heads and not is_resumed else ():
             self.model.renew_head(task, seed_of(config.seed, "fresh", counters.stage))
         weights, seed = config.loss_weights, seed_of(config.seed, "stage", counters.stage)
-        self.stepper = Stepper(self.model, stage, weights, seed, self.precision)
-        if snapshot is not None and goes_on:
+        self.stepper = Stepper(self.model, stage, weights, seed, self.bench.precision)
+        if snapshot is not None and is_resumed:
             self.stepper.restore(snapshot)
         if (due := self._due_rung()) is not None:  # the snapshot was taken between the step that reached it and the evaluation
             yield self._evaluate(due)
@@ -143,16 +133,16 @@ class _Trial:
         batch_sizes = {name: self.model.plans[name].batch_size for name in stage.tasks}
         while counters.examples < end:
             progress = (counters.examples - start) / (end - start)
-            names = stage.task_schedule.tasks_of_step(counters.stage_step, progress, sizes, batch_sizes, seed)
+            names = stage.task_schedule.tasks_of_step(StepAt(counters.stage_step, progress, sizes, batch_sizes, seed))
             batches = {name: self._next_batch(name) for name in names}
             num_examples = sum(batch_sizes[name] for name in names)
             before = counters.examples
             # the rate belongs to the step's middle, so that neither the first nor the last step is wasted on a rate of 0
             middle = (before + min(num_examples, end - before) / 2 - start) / (end - start)
             counters.examples += num_examples
-            is_log = self._log_number(before) < self._log_number(counters.examples)
-            costly = self._costly_number(before, num_examples) < self._costly_number(counters.examples, num_examples)
-            report = self.stepper.step(counters.step, batches, middle, measure=is_log, measure_penalty=costly)
+            is_log = is_log_due(before, counters.examples, self.total)
+            is_measure = is_measure_due(before, counters.examples, num_examples, self.total)
+            report = self.stepper.step(counters.step, batches, middle, measure=is_log, measure_penalty=is_measure)
             counters.step += 1
             counters.stage_step += 1
             counters.passes += report.passes
@@ -164,40 +154,30 @@ class _Trial:
                 yield self._evaluate(due)
 
     def _due_rung(self) -> int | None:
-        """The fullest point that is reached and not yet reported."""
+        """Return the highest rung that is reached and not yet reported."""
         reached = max((rung for rung, at in self.points.items() if at <= self.counters.examples), default=0)
         return reached if reached > self.counters.rung else None
 
-    def _log_number(self, examples: int) -> int:
-        return examples * LOGS_A_TRIAL // self.total
-
-    def _costly_number(self, examples: int, examples_a_step: int) -> int:
-        """Counts the logs with figures that cost a step: all of a long trial's, of a short one's every tenth step or so."""
-        return self._log_number(examples) // math.ceil(STEPS_A_MEASURE * examples_a_step * LOGS_A_TRIAL / self.total)
-
-    def _next_batch(self, name: str) -> list[PackedBatch]:
-        """The task's next examples, packed; in parts where they are more tokens than one pass may hold."""
-        plan, split, limit = self.model.plans[name], self.inputs.train[name], self.config.machine.micro_batch_tokens
-        start = self.counters.drawn[name]
-        rows = example_rows(seed_of(self.config.seed, "rows", name), len(split), start, plan.batch_size)
-        self.counters.drawn[name] += plan.batch_size
-        parts = pack_parts(split, rows, plan.pair_encoding.kind, self.config.max_length, self.inputs.specials, limit)
-        return [part.to(self.device) for part in parts]
+    def _next_batch(self, task: str) -> Batch:
+        """Draw the task's next examples."""
+        start = self.counters.drawn[task]
+        self.counters.drawn[task] += self.model.plans[task].batch_size
+        return self.bench.draw(task, seed_of(self.config.seed, "rows", task), start)
 
     def _train_record(self, stage: StagePlan, progress: float, report: StepReport) -> Record:
         counters = self.counters
         counters.seconds = time.monotonic() - self.started
         rate = stage.optimizer.lr * stage.optimizer.lr_factor(progress)
-        record = self._record("train") | self.log.flush(counters.examples) | {"train/lr": rate} | usage(self.device)
-        record |= {f"train/{name}": value for name, value in report.figures.items()}
-        for name, value in record.items():
-            if name.endswith("_loss") and not math.isfinite(value):
-                task = name.removeprefix("train/").removesuffix("_loss")
+        losses, figures = self.log.flush(counters.examples)
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
                 raise NotFiniteError(
-                    f"The loss of {task} became {value} by step {counters.step} ({counters.examples} examples); "
-                    f"its learning rate was {record['train/lr']:.2g}."
+                    f"The loss of {name} became {loss} by step {counters.step} ({counters.examples} examples); "
+                    f"its learning rate was {rate:.2g}."
                 )
-        return record
+        record = self._record("train") | {f"train/{name}_loss": loss for name, loss in losses.items()} | figures
+        record |= {"train/lr": rate} | usage(self.bench.device)
+        return record | {f"train/{name}": value for name, value in report.figures.items()}
 
     def _evaluate(self, rung: int) -> Progress:
         counters = self.counters
@@ -216,7 +196,7 @@ class _Trial:
         record = self._record("dev") | {"rung": rung, "stage": counters.stage, "dev/score": value, **notes}
         both = overall(metrics, self.config.known_tasks, self.config.objective)
         record |= {f"dev/{name}": number for name, number in {**metrics, **both}.items()}
-        self.log.restart()
+        self.log.meter.restart()  # without the evaluation's time
         return self._progress(record, rung, improved)
 
     def _record(self, kind: str) -> Record:
@@ -242,44 +222,36 @@ class _Trial:
 
 
 class _Log:
-    """Sums of losses since the last record, and gradient cosines; tensors are waited for only when a record is written."""
+    """Mean losses, speed and gradient cosines since the last record."""
 
     def __init__(self, examples: int) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
+        self.meter = Meter(examples)
         self.cosines: dict[str, list[float]] = {}
-        self.examples, self.since = examples, time.monotonic()
 
     def add(self, report: StepReport) -> None:
-        for name, loss in report.losses.items():
-            self.sums[name] = self.sums[name] + loss if name in self.sums else loss
-            self.counts[name] = self.counts.get(name, 0) + 1
+        self.meter.add(report.losses)
         for pair, cosine in report.cosines.items():
             self.cosines.setdefault(pair, []).append(cosine)
 
-    def flush(self, examples: int) -> dict[str, float]:
-        """Means since the last record: losses, speed, cosines, and of each pair the share of steps whose gradients conflict."""
-        figures = {f"train/{name}_loss": float(total) / self.counts[name] for name, total in self.sums.items()}
+    def flush(self, examples: int) -> tuple[dict[str, float], dict[str, float]]:
+        """Return the mean losses by name, and as figures of a record the speed and each pair of tasks' mean cosine and share of
+        steps with conflicting gradients. Then begin again."""
+        losses, speed = self.meter.flush(examples)
+        figures = {}
         for pair, cosines in self.cosines.items():
             figures[f"train/cosine_{pair}"] = sum(cosines) / len(cosines)
             figures[f"train/conflicts_{pair}"] = sum(cosine < 0 for cosine in cosines) / len(cosines)
-        figures["train/examples_per_second"] = (examples - self.examples) / max(time.monotonic() - self.since, 1e-9)
-        self.sums, self.counts, self.cosines, self.examples = {}, {}, {}, examples
-        self.restart()
-        return figures
-
-    def restart(self) -> None:
-        """Leave what has passed since (an evaluation) out of the speed."""
-        self.since = time.monotonic()
+        self.cosines = {}
+        return losses, figures | {"train/examples_per_second": speed}
 
 
 def stage_ends(examples: list[float], total: int) -> list[int]:
-    """Where each stage ends, in examples from the trial's start; the last ends with the trial, whatever its part rounds to."""
+    """Compute where each stage ends, in examples from the trial's start. The last one ends with the trial, despite rounding."""
     return [math.ceil(round(end, 6)) for end in accumulate(examples[:-1])] + [total]
 
 
 def evaluate_dev(model: MultitaskBert, config: TrialConfig, inputs: Inputs) -> tuple[dict[str, float], dict[str, bool]]:
-    """Each task's dev metric, and a note `constant/<task>` where a regression answered all rows alike (its r counts as 0)."""
+    """Compute each task's dev metric, and a note `constant/<task>` if a regression's answers are all equal (its r is 0)."""
     metrics, notes = {}, {}
     precision = resolve_precision(config.machine.precision, next(model.parameters()).device)
     logits = {
@@ -296,7 +268,7 @@ def evaluate_dev(model: MultitaskBert, config: TrialConfig, inputs: Inputs) -> t
 
 
 def save_snapshot(path: Path, snapshot: dict[str, Any], records: list[Record]) -> None:
-    """One file, replaced atomically, that also carries every record so far (a kill between save and report leaves no hole)."""
+    """Write one file, replaced atomically. It holds every record so far, so a kill between save and report loses none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_state({**snapshot, "format": FORMAT, "records": records}, path)
 
@@ -305,9 +277,9 @@ def load_snapshot(path: Path) -> tuple[dict[str, Any], list[Record]]:
     """Read what `save_snapshot` wrote.  Raises ValueError: broken, or of another format; OSError: unreadable."""
     snapshot = load_state(path)
     if "records" not in snapshot:
-        raise ValueError(f"{path} is no whole snapshot (it has no records).")
-    if (found := snapshot.pop("format", 1)) != FORMAT:
-        raise ValueError(f"{path} is a snapshot of format {found}. This version resumes format {FORMAT}.")
+        raise ValueError(f"{path} is not a complete snapshot (it has no records).")
+    if (saved_format := snapshot.pop("format", 1)) != FORMAT:
+        raise ValueError(f"{path} is a snapshot of format {saved_format}. This version resumes format {FORMAT}.")
     snapshot["counters"] = in_current_names(snapshot.get("counters", {}))
     return snapshot, [in_current_names(record) for record in snapshot.pop("records")]
 

@@ -1,10 +1,10 @@
-"""What a trial of a config costs on this machine: some real steps of every stage, some of the evaluation, one save.
+"""The cost of a trial on this machine, measured by some real steps of every stage, some of the evaluation, and one save.
 
-    Ray worker: measure(config as plain values) -> Cost;   estimate.py makes a search's cost of several
-    Ray actor:  Sharer(config as plain values) -> memory, speed;   packing.py makes of them how many trials share a GPU
+    Ray worker: measure(config as plain values) -> Cost;   estimate.py computes a search's cost from several
+    Ray actor:  Sharer(config as plain values) -> memory, speed;   packing.py decides from them how many trials share a GPU
 
-`measure` is run as a trial is: a fresh process with the trial's share of cores and GPU, beside as many others as the search has
-trials at a time. What it writes goes to a temporary folder that is gone when it returns, or when the driver is interrupted.
+`measure` runs as a trial does: in a fresh process with the trial's share of cores and GPU, next to as many others as the search
+runs at a time. It writes to a temporary folder, which is removed when it returns or the driver is interrupted.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,95 +24,97 @@ import torch
 
 from minbert_core.config import TrialConfig
 from minbert_core.config_checks import load_config
-from minbert_core.data.tokens import PackedBatch, pack_parts
 from minbert_core.inputs import Inputs, open_inputs
-from minbert_core.machine import prepare, resolve_precision, usage
+from minbert_core.machine import usage
 from minbert_core.methods.stages import StagePlan
-from minbert_core.methods.task_schedules import example_rows, examples_per_step
-from minbert_core.model import TOKENS_A_PASS, MultitaskBert, save_model
+from minbert_core.methods.task_schedules import examples_per_step as mean_examples_per_step
+from minbert_core.model import TOKENS_PER_PASS, save_model
 from minbert_core.seeds import seed_of
-from minbert_core.train.pretraining import Maker, Pretrained, find
+from minbert_core.train.bench import Bench
+from minbert_core.train.loop import NUM_LOGS, STEPS_PER_MEASURE
+from minbert_core.train.pretrained import Pretrained, find
+from minbert_core.train.pretraining import PretrainingRun
 from minbert_core.train.step import Stepper
-from minbert_core.train.trial import LOGS_A_TRIAL, STEPS_A_MEASURE, evaluate_dev, model_to_train, save_snapshot
+from minbert_core.train.trial import evaluate_dev, save_snapshot
 
-STAGE_SECONDS = 3  # of timed steps in each stage, shared by its kinds of step; each is timed once at least
-MOST_STEPS = 30  # timed of each kind; a small encoder's are many in a second
-EVALUATION_SECONDS = 0.5  # a task
-MOST_PASSES = 8  # of an evaluation
-FIRST_TOKENS = 256  # of the first evaluation pass, small because a BERT-base on one core takes a second for it
-PEAK_SECONDS = 1  # of steps in each stage of a Sharer before its peak is read
+STAGE_SECONDS = 3  # of timed steps per stage, shared by its kinds of step; each kind is timed at least once
+MOST_STEPS = 30  # timed per kind of step; a small encoder takes many per second
+EVALUATION_SECONDS = 0.5  # per task
+MOST_PASSES = 8  # per evaluation
+FIRST_TOKENS = 256  # of the first evaluation pass; small because it takes BERT-base on one core a second
+PEAK_SECONDS = 1  # of steps per stage before a Sharer's peak memory is read
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one trial. Seconds are of wall time, beside as many other trials as ran while it was measured."""
+    """The cost of one trial. Seconds are wall time, next to as many other trials as ran during the measurement."""
 
     train_seconds: float  # of its whole budget
-    evaluation_seconds: float  # of one evaluation: dev of all tasks, and what is saved then
-    start_seconds: float  # until its first step: the process, imports, inputs, the model
-    memory_gb: float  # the peak, of GPU memory on a GPU
+    evaluation_seconds: float  # of one evaluation: dev of all tasks, and the saves
+    start_seconds: float  # until its first step: process, imports, inputs, model
+    memory_gb: float  # the peak; of GPU memory on a GPU
     snapshot_bytes: int
     best_bytes: int
-    pretraining: dict[str, float] = field(default_factory=dict)  # seconds of each that is yet to be made, by its name
+    pretraining: dict[str, float] = field(default_factory=dict)  # seconds per pretraining that is not cached, by its name
 
 
 def measure(document: dict[str, Any], asked_at: float, scratch: Path) -> Cost:
-    """The cost of the trial whose config `document` is; asked_at: when its process was asked for, by `time.time()`.
+    """Measure the cost of the trial whose config is `document`; its process was requested at asked_at (`time.time()`).
 
-    scratch: the driver's folder for what is written, used where this process sees it (in a cluster it may not).
-    Raises what a trial would: no such folder, out of memory.
+    scratch: the driver's folder for files, used if this process sees it (in a cluster it may not).
+    Raises the exceptions of a trial: no such folder, out of memory.
     """
     from ray import tune  # noqa: F401 — a trial's process imports it, which takes a second
 
-    config, device, precision, inputs, model = _built(document)
+    bench = _built(document)
+    config, inputs = bench.config, bench.inputs
     start_seconds = max(0.0, time.time() - asked_at)
     train_seconds, saves = 0.0, []
     for stage, examples in zip(config.stage_plans(), config.stage_examples(inputs.sizes), strict=True):
-        stepper = _stepper(model, stage, config, precision)
-        seconds = _seconds_an_example(stepper, stage, config, inputs, STAGE_SECONDS, MOST_STEPS)
-        train_seconds += examples * seconds
-        saves.append(_save(model, stepper, config, inputs, scratch if scratch.is_dir() else None))
+        stepper = _stepper(bench, stage)
+        train_seconds += examples * _seconds_per_example(bench, stepper, STAGE_SECONDS, MOST_STEPS)
+        saves.append(_save(bench, stepper, scratch if scratch.is_dir() else None))
     seconds, snapshot_bytes, best_bytes = (max(column) for column in zip(*saves, strict=True))
+    missing = [one for one in find(config, inputs) if not one.is_cached]
     return Cost(
         train_seconds=train_seconds,
-        evaluation_seconds=seconds + sum(_dev_seconds(model, name, config, inputs) for name in inputs.dev),
+        evaluation_seconds=seconds + sum(_dev_seconds(bench, task) for task in inputs.dev),
         start_seconds=start_seconds,
-        memory_gb=usage(device)["system/peak_memory_gb"],
+        memory_gb=usage(bench.device)["system/peak_memory_gb"],
         snapshot_bytes=int(snapshot_bytes),
         best_bytes=int(best_bytes),
-        pretraining={one.name: _pretraining_seconds(one, config, inputs) for one in find(config, inputs) if not one.is_made},
+        pretraining={one.name: _pretraining_seconds(one, config, inputs) for one in missing},
     )
 
 
 def _pretraining_seconds(one: Pretrained, config: TrialConfig, inputs: Inputs) -> float:
-    """Seconds that a further pretraining takes, by some steps of it and the evaluations of what is held out."""
-    maker = Maker(config, inputs, replace(one, before=inputs.encoder_folder), 0)  # of a chain each from the trial's encoder
+    """Measure the seconds that a further pretraining takes, from some of its steps and its evaluations of held-out texts."""
+    # in a chain, too, each is measured from the trial's encoder
+    run = PretrainingRun(config, inputs, replace(one, before=inputs.encoder_folder), 0)
     began = time.monotonic()
-    maker.evaluate()
+    run.evaluate()
     evaluation_seconds = time.monotonic() - began
 
     def step() -> None:
-        maker.shown = 0  # else a short one would be over
-        maker.step()
+        run.shown = 0  # else a short run would end
+        run.step()
 
-    step_seconds = _seconds_a_call(step, STAGE_SECONDS, MOST_STEPS, maker.device)
-    return step_seconds * maker.total / one.stage.batch_size + 2 * evaluation_seconds
+    step_seconds = _seconds_per_call(step, STAGE_SECONDS, MOST_STEPS, run.device)
+    return step_seconds * run.total / one.stage.batch_size + 2 * evaluation_seconds
 
 
-def _built(document: dict[str, Any]) -> tuple[TrialConfig, torch.device, str, Inputs, MultitaskBert]:
-    """A trial's config, device, precision, inputs and model."""
+def _built(document: dict[str, Any]) -> Bench:
+    """Build a trial from its config as plain values."""
     config = load_config(document)
-    device = prepare(config.machine)
-    inputs = open_inputs(config)
-    model = model_to_train(config, inputs).to(device)
-    return config, device, resolve_precision(config.machine.precision, device), inputs, model
+    return Bench.of(config, open_inputs(config))
 
 
-def _stepper(model: MultitaskBert, stage: StagePlan, config: TrialConfig, precision: str) -> Stepper:
-    """A stage's stepper, its heads drawn again where the stage begins with fresh ones."""
+def _stepper(bench: Bench, stage: StagePlan) -> Stepper:
+    """Build a stage's stepper. If the stage begins with fresh heads, they are drawn again."""
+    seed = seed_of(bench.config.seed, "measure")
     for task in stage.tasks if stage.fresh_heads else ():
-        model.renew_head(task, seed_of(config.seed, "measure"))
-    return Stepper(model, stage, config.loss_weights, seed_of(config.seed, "measure"), precision)
+        bench.model.renew_head(task, seed)
+    return Stepper(bench.model, stage, bench.config.loss_weights, seed, bench.precision)
 
 
 # ------------------------------------------------------------------------------------------------------- sharing a GPU
@@ -119,7 +122,7 @@ def _stepper(model: MultitaskBert, stage: StagePlan, config: TrialConfig, precis
 
 @dataclass(frozen=True)
 class Memory:
-    """Of a trial and of the device under it, in GB: of the GPU, on the CPU of the machine."""
+    """The memory of a trial and of its device, in GB: of the GPU, or on the CPU of the machine."""
 
     peak_gb: float
     free_gb: float  # as it would be without this trial
@@ -127,39 +130,39 @@ class Memory:
 
 
 class Sharer:
-    """A trial that trains while it is told to, beside others on the same GPU; its process stays from one timing to the next.
+    """A trial that trains on demand, next to others on the same GPU. Its process lives from one timing to the next.
 
-    Raises what a trial would: no such folder, out of memory.
+    Raises the exceptions of a trial: no such folder, out of memory.
     """
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document
 
     def begin(self) -> Memory:
-        """Build the trial and warm it up: some steps of every stage, some of the evaluation."""
-        self.config, self.device, self.precision, self.inputs, self.model = _built(self.document)
-        self._seconds_an_example(PEAK_SECONDS, MOST_STEPS)
-        for name in self.inputs.dev:
-            _dev_seconds(self.model, name, self.config, self.inputs)
-        return Memory(usage(self.device)["system/peak_memory_gb"], *_free_and_total_gb(self.device))
+        """Build the trial and warm it up with some steps of every stage and some of the evaluation."""
+        self.bench = _built(self.document)
+        self._seconds_per_example(PEAK_SECONDS, MOST_STEPS)
+        for task in self.bench.inputs.dev:
+            _dev_seconds(self.bench, task)
+        peak_gb = usage(self.bench.device)["system/peak_memory_gb"]
+        return Memory(peak_gb, *_free_and_total_gb(self.bench.device))
 
     def rate(self, begins_at: float, seconds: float) -> float:
-        """Examples a second in the `seconds` from begins_at (by `time.time()`) on, the same for all that share the GPU."""
+        """Measure examples per second during `seconds` from begins_at (`time.time()`), which all that share the GPU have."""
         time.sleep(max(0.0, begins_at - time.time()))
-        return 1 / self._seconds_an_example(seconds / len(self.config.stage_plans()), math.inf)
+        return 1 / self._seconds_per_example(seconds / len(self.bench.config.stage_plans()), math.inf)
 
-    def _seconds_an_example(self, stage_seconds: float, most_steps: float) -> float:
-        """The mean over the stages, each weighed by its share of the trial."""
-        config, total, mean = self.config, self.config.num_examples(self.inputs.sizes), 0.0
-        for stage, examples in zip(config.stage_plans(), config.stage_examples(self.inputs.sizes), strict=True):
-            stepper = _stepper(self.model, stage, config, self.precision)
-            seconds = _seconds_an_example(stepper, stage, config, self.inputs, stage_seconds, most_steps)
-            mean += examples / total * seconds
+    def _seconds_per_example(self, stage_seconds: float, most_steps: float) -> float:
+        """Measure the mean over the stages, each weighted by its share of the trial."""
+        config, sizes, mean = self.bench.config, self.bench.inputs.sizes, 0.0
+        for stage, examples in zip(config.stage_plans(), config.stage_examples(sizes), strict=True):
+            seconds = _seconds_per_example(self.bench, _stepper(self.bench, stage), stage_seconds, most_steps)
+            mean += examples / config.num_examples(sizes) * seconds
         return mean
 
 
 def _free_and_total_gb(device: torch.device) -> tuple[float, float]:
-    """What the trials on a device may take between them, and all that it has; of the CPU's memory, all."""
+    """Return the memory that trials on a device may share, and all of it; on the CPU both are all of the machine's."""
     if device.type != "cuda":
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
         return total, total
@@ -170,45 +173,45 @@ def _free_and_total_gb(device: torch.device) -> tuple[float, float]:
 # ---------------------------------------------------------------------------------------------------------------- steps
 
 
-def _seconds_an_example(
-    stepper: Stepper,
-    stage: StagePlan,
-    config: TrialConfig,
-    inputs: Inputs,
-    stage_seconds: float,
-    most_steps: float,
-) -> float:
-    """Seconds of wall time an example of this stage, whose kinds of step are weighed by how often they come."""
-    sizes = {name: inputs.sizes[name] for name in stage.tasks}
-    batch_sizes = {name: stepper.model.plans[name].batch_size for name in stage.tasks}
-    drawn = dict.fromkeys(stage.tasks, 0)
-    steps = 0
-    met: set[tuple[str, ...]] = set()
-
-    def step(names: tuple[str, ...]) -> None:
-        nonlocal steps
-        batches = {}
-        for name in names:
-            batches[name] = _batch(stepper.model, name, config, inputs, drawn[name])
-            drawn[name] += batch_sizes[name]
-        # the first of a kind is not timed, so it always measures: what a few steps would not come to is executed, too
-        is_measured = names not in met or int(steps * measures_a_step) < int((steps + 1) * measures_a_step)
-        met.add(names)
-        stepper.step(steps, batches, progress=0.5, measure=is_measured)
-        steps += 1
-
+def _seconds_per_example(bench: Bench, stepper: Stepper, stage_seconds: float, most_steps: float) -> float:
+    """Measure seconds of wall time per example of a stage. Its kinds of step are weighted by their share of the steps."""
+    stage, inputs = stepper.stage, bench.inputs
+    sizes = {task: inputs.sizes[task] for task in stage.tasks}
+    batch_sizes = {task: bench.model.plans[task].batch_size for task in stage.tasks}
     shares = stage.task_schedule.step_shares(sizes, batch_sizes)
-    examples_a_step = examples_per_step(stage.task_schedule, sizes, batch_sizes)
-    logs_a_step = LOGS_A_TRIAL * examples_a_step / config.num_examples(inputs.sizes)
-    measures_a_step = min(logs_a_step, 1 / STEPS_A_MEASURE)  # of figures that cost something
-    device = next(stepper.model.parameters()).device
-    each = stage_seconds / len(shares)
-    times = {names: _seconds_a_call(lambda n=names: step(n), each, most_steps, device) for names in shares}  # type: ignore[misc]
-    return sum(share * times[names] for names, share in shares.items()) / examples_a_step
+    examples_per_step = mean_examples_per_step(stage.task_schedule, sizes, batch_sizes)
+    logs_per_step = NUM_LOGS * examples_per_step / bench.config.num_examples(inputs.sizes)
+    run = _Run(bench, stepper, min(logs_per_step, 1 / STEPS_PER_MEASURE))
+    seconds = stage_seconds / len(shares)
+    times = {tasks: _seconds_per_call(partial(run.step, tasks), seconds, most_steps, bench.device) for tasks in shares}
+    return sum(share * times[tasks] for tasks, share in shares.items()) / examples_per_step
 
 
-def _seconds_a_call(call: Callable[[], None], at_least: float, most_calls: float, device: torch.device) -> float:
-    """The mean over calls in a row that take `at_least` seconds, one to most_calls; one before them is not counted."""
+class _Run:
+    """Steps of a stage as a trial takes them, and the number of examples drawn so far."""
+
+    def __init__(self, bench: Bench, stepper: Stepper, measures_per_step: float) -> None:
+        self.bench, self.stepper, self.measures_per_step = bench, stepper, measures_per_step
+        self.drawn = dict.fromkeys(stepper.stage.tasks, 0)
+        self.steps = 0
+        self.known: set[tuple[str, ...]] = set()  # kinds of step
+
+    def step(self, tasks: tuple[str, ...]) -> None:
+        """Take a step on the next batch of each of `tasks`."""
+        batches = {}
+        for task in tasks:
+            batches[task] = self.bench.draw(task, seed_of(self.bench.config.seed, "measure", task), self.drawn[task])
+            self.drawn[task] += self.bench.model.plans[task].batch_size
+        # the first step of a kind is not timed, so it always measures: a few steps may not come to a measurement otherwise
+        is_due = int(self.steps * self.measures_per_step) < int((self.steps + 1) * self.measures_per_step)
+        is_measured = tasks not in self.known or is_due
+        self.known.add(tasks)
+        self.stepper.step(self.steps, batches, progress=0.5, measure=is_measured)
+        self.steps += 1
+
+
+def _seconds_per_call(call: Callable[[], None], at_least: float, most_calls: float, device: torch.device) -> float:
+    """Measure the mean over consecutive calls that take `at_least` seconds, 1 to most_calls, after one that does not count."""
     call()  # allocates the optimiser's moments and the buffers of the matrix products
     _wait(device)
     began, calls = time.monotonic(), 0
@@ -219,15 +222,6 @@ def _seconds_a_call(call: Callable[[], None], at_least: float, most_calls: float
     return (time.monotonic() - began) / calls
 
 
-def _batch(model: MultitaskBert, name: str, config: TrialConfig, inputs: Inputs, start: int) -> list[PackedBatch]:
-    """A batch as `train` draws it: packed, in parts where it is more tokens than one pass may hold."""
-    plan, split, limit = model.plans[name], inputs.train[name], config.machine.micro_batch_tokens
-    device = next(model.parameters()).device
-    rows = example_rows(seed_of(config.seed, "measure", name), len(split), start, plan.batch_size)
-    parts = pack_parts(split, rows, plan.pair_encoding.kind, config.max_length, inputs.specials, limit)
-    return [part.to(device) for part in parts]
-
-
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -236,12 +230,12 @@ def _wait(device: torch.device) -> None:
 # --------------------------------------------------------------------------------------------------- evaluation and saves
 
 
-def _dev_seconds(model: MultitaskBert, name: str, config: TrialConfig, inputs: Inputs) -> float:
-    """Seconds to evaluate one task's dev split, by a trial's own evaluation of parts of it.
+def _dev_seconds(bench: Bench, task: str) -> float:
+    """Estimate the seconds to evaluate one task's dev split, by a trial's own evaluation of parts of it.
 
     The parts grow to the size of one pass; the rate is that of the largest.
     """
-    split, encoding = inputs.dev[name], model.plans[name].pair_encoding.kind
+    config, split, encoding = bench.config, bench.inputs.dev[task], bench.model.plans[task].pair_encoding.kind
     order = np.random.default_rng(0).permutation(len(split))
     ends = np.cumsum(split.lengths(encoding, config.max_length)[order])
     rates: dict[int, list[float]] = {}
@@ -250,22 +244,20 @@ def _dev_seconds(model: MultitaskBert, name: str, config: TrialConfig, inputs: I
         if rates and time.monotonic() - began > EVALUATION_SECONDS:
             break
         rows = order[: max(1, np.searchsorted(ends, tokens))]
-        part = replace(inputs, dev={name: split.only(rows)})
+        part = replace(bench.inputs, dev={task: split.only(rows)})
         before = time.monotonic()
-        evaluate_dev(model, config, part)
+        evaluate_dev(bench.model, config, part)
         rates.setdefault(tokens, []).append((time.monotonic() - before) / float(ends[len(rows) - 1]))
-        tokens = min(2 * tokens, TOKENS_A_PASS)
+        tokens = min(2 * tokens, TOKENS_PER_PASS)
     return float(ends[-1] * np.mean(rates[max(rates)]))
 
 
-def _save(
-    model: MultitaskBert, stepper: Stepper, config: TrialConfig, inputs: Inputs, scratch: Path | None
-) -> tuple[float, int, int]:
-    """(seconds, bytes of a snapshot, bytes of `best`) where both are written, as after an evaluation that is the best."""
+def _save(bench: Bench, stepper: Stepper, scratch: Path | None) -> tuple[float, int, int]:
+    """Write a snapshot and `best`, as after the best evaluation so far; return (seconds, bytes of each)."""
     with tempfile.TemporaryDirectory(dir=scratch, prefix="minbert-measure-") as temporary:
         snapshot, best = Path(temporary) / "snapshot.pt", Path(temporary) / "best"
         began = time.monotonic()
-        save_snapshot(snapshot, {"counters": {}, "model": model.state_dict(), **stepper.state()}, [])
-        save_model(model, config, best, inputs.encoder_folder)
+        save_snapshot(snapshot, {"counters": {}, "model": bench.model.state_dict(), **stepper.state()}, [])
+        save_model(bench.model, bench.config, best, bench.inputs.encoder_folder)
         seconds = time.monotonic() - began
         return seconds, snapshot.stat().st_size, sum(path.stat().st_size for path in best.rglob("*") if path.is_file())

@@ -383,7 +383,7 @@ def _pretrainings(space: Space, relocated: Mapping[str, str]) -> tuple[str, ...]
     found: dict[str, str] = {}
     for chain in chains([*branches, *baselines], relocated):
         for one in chain.ones:
-            if one.key not in found and not one.is_made:
+            if one.key not in found and not one.is_cached:
                 read_texts(one.stage, chain.config, chain.inputs)
                 vocabulary_of(chain.inputs.tokenizer)
             when = "made once, before the first trial" if one.key in known else "made by the first trial that begins with it"

@@ -20,7 +20,8 @@ from minbert_core.config_checks import load_config
 from minbert_core.inputs import Inputs, open_inputs
 from minbert_core.methods.stages import Pretraining
 from minbert_core.settings.paths import as_written
-from minbert_core.train.pretraining import Pretrained, Record, find, make
+from minbert_core.train.pretrained import Pretrained, Record, find
+from minbert_core.train.pretraining import run_pretraining
 from search.plan.relocated import relocated_config
 from search.plan.resources import Resources, cause_of
 from search.space.domains import Domain, Range
@@ -90,7 +91,7 @@ class Pretrainer:
         if self.records is None:
             config = load_config(self.document)
             inputs = open_inputs(config)
-            self.records = make(find(config, inputs), config, inputs, self.stopped.is_set)
+            self.records = run_pretraining(find(config, inputs), config, inputs, self.stopped.is_set)
         return next(self.records, None)
 
     def stop(self) -> None:
@@ -109,7 +110,7 @@ def make_chains(
 
     actor: Any = ray.remote(concurrency_groups={"stop": 1})(Pretrainer)  # type: ignore[call-overload]  # unknown to its stubs
     remote = actor.options(num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial)
-    missing = [chain for chain in known if not all(one.is_made for one in chain.ones)]
+    missing = [chain for chain in known if not all(one.is_cached for one in chain.ones)]
     makers = {remote.remote(as_written(chain.config)): chain for chain in missing}
     asked = {maker.next.remote(): maker for maker in makers}
     try:
@@ -137,6 +138,6 @@ def _record(done: Any, chain: Chain) -> Record | None:
     try:
         record: Record | None = ray.get(done)
     except ray.exceptions.RayError as error:
-        names = " or ".join(one.name for one in chain.ones if not one.is_made)
+        names = " or ".join(one.name for one in chain.ones if not one.is_cached)
         raise Refused(f"The further pretraining {names} failed, so no trial was begun: {cause_of(error)}") from None
     return record

@@ -29,8 +29,7 @@ from minbert_core.seeds import seed_of
 from minbert_core.settings.faults import SettingsError
 from minbert_core.settings.paths import as_written
 from minbert_core.settings.yaml import dump_yaml
-from minbert_core.train.folder import read_records, state_file, write_records
-from minbert_core.train.trial import load_snapshot
+from minbert_core.train.folder import read_records, read_snapshot, state_file, write_records
 from search.methods.trial_schedulers import STOP, Scheduler, peers
 from search.space.space import Sample, Space
 
@@ -304,13 +303,12 @@ def _refill(scheduler: Scheduler, results: list[TrialResult]) -> None:
 
 def _trust_snapshot(folder: Path) -> None:
     """Make a trial's records those of its snapshot; a snapshot that cannot be read is put aside, and the trial begins anew."""
-    path = state_file(folder)
     records: list[dict[str, Any]] = []
-    if path.exists():
-        try:
-            _, records = load_snapshot(path)
-        except ValueError:
-            path.replace(path.with_name("unreadable.pt"))
+    try:
+        _, records = read_snapshot(folder)
+    except ValueError:
+        path = state_file(folder)
+        path.replace(path.with_name("unreadable.pt"))
     write_records(folder / "metrics.jsonl", records)
 
 

@@ -42,16 +42,14 @@ def _run(order: dict[str, Any], folder: Path) -> None:
 
     from minbert_core.config_checks import read_config
     from minbert_core.inputs import open_inputs
-    from minbert_core.train.folder import state_file, train_in
-    from minbert_core.train.trial import load_snapshot
+    from minbert_core.train.folder import read_snapshot, train_in
     from search.plan.relocated import relocated_config
 
     gc.enable()
     (folder / "failure.txt").unlink(missing_ok=True)  # of an earlier try that nobody was there to hear of
     config = read_config(folder / "config.yaml")
     inputs = open_inputs(relocated_config(config, order["relocated"]))
-    state = state_file(folder)
-    snapshot, records = load_snapshot(state) if state.exists() else (None, [])
+    snapshot, records = read_snapshot(folder)
     reported = len(records)
     how = f"goes on after {records[-1]['examples']} examples, {len(records)} records" if records else "starts"
     print(f"{time.strftime('%F %T')} trial {order['number']:03d} {how}")

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import minbert_core.methods
 from minbert_core.data.tasks import TaskKind
-from minbert_core.encoder import EncoderShape, Layout, new_encoder
+from minbert_core.encoder import EncoderShape, Layout, Query, new_encoder
 from minbert_core.methods.adapters import Adapter
 from minbert_core.methods.features import PairEncoding, Pooling
 from minbert_core.methods.gradients import GradientMethod, PCGrad, random_orders
@@ -42,9 +42,9 @@ from minbert_core.methods.objectives import Vocabulary
 from minbert_core.methods.optimizer import LR_SCHEDULES, Optimizer
 from minbert_core.methods.proximal import Bregman, Proximal
 from minbert_core.methods.shared_layers import SharedLayer
-from minbert_core.methods.smoothness import Smart, Smoothness
+from minbert_core.methods.smoothness import Clean, Smart, Smoothness
 from minbert_core.methods.stages import LabelledStage, Pretraining, StagePlan
-from minbert_core.methods.task_schedules import Mix, TaskSchedule
+from minbert_core.methods.task_schedules import Mix, StepAt, TaskSchedule
 from minbert_core.settings.models import Variant
 
 METHODS = Path(minbert_core.methods.__path__[0])
@@ -412,7 +412,7 @@ SHAPE = EncoderShape(vocab_size=20, hidden_size=12, num_hidden_layers=2, num_att
 @law(Adapter)
 def test_an_adapter_leaves_what_the_encoder_answers_as_it_was(variant: Any) -> None:
     encoder, hidden_ND, layout = new_encoder(SHAPE, 0, 0.1, 0.1), torch.randn(5, 12), Layout.of((2, 3), torch.device("cpu"))
-    arguments = (layout, layout, lambda x: x, lambda x: x, None)
+    arguments = (Query.of_all(layout), lambda x: x, lambda x: x)
     expected = encoder.layers[1](hidden_ND, *arguments)
     variant.adapt(encoder, len)
     own = variant.build(SHAPE)
@@ -862,7 +862,9 @@ BATCHES = {"sst": 8, "para": 16, "sts": 4, "mine": 16}
 
 
 def tasks_at(variant: Any, step: int, progress: float, sizes: dict[str, int] = SIZES, seed: int = 0) -> tuple[str, ...]:
-    tasks: tuple[str, ...] = variant.tasks_of_step(step, progress, dict(sizes), {task: BATCHES[task] for task in sizes}, seed)
+    tasks: tuple[str, ...] = variant.tasks_of_step(
+        StepAt(step, progress, dict(sizes), {task: BATCHES[task] for task in sizes}, seed)
+    )
     assert isinstance(tasks, tuple), f"step {step} takes {tasks!r}, not a tuple of task names"
     return tasks
 
@@ -908,7 +910,7 @@ def test_the_announced_shares_of_steps_are_those_of_a_stage(variant: Any) -> Non
     drawn = step = 0
     counts: Counter[tuple[str, ...]] = Counter()
     while drawn < examples:
-        tasks = variant.tasks_of_step(step, drawn / examples, sizes, batches, 3)
+        tasks = variant.tasks_of_step(StepAt(step, drawn / examples, sizes, batches, 3))
         counts[tasks] += 1
         drawn, step = drawn + sum(batches[task] for task in tasks), step + 1
     announced = variant.step_shares(sizes, batches)
@@ -1058,7 +1060,7 @@ def test_a_penalty_is_a_positive_scalar_that_trains_and_costs_what_it_announces(
     views = [forward(0.1 * view * torch.ones(5, 4)) for view in range(variant.views)]  # as if masks had made them differ
     del passes[:1]
     state = torch.get_rng_state()
-    penalty = variant.penalty(forward, views, divergence(kind), EXAMPLE_N, 2, (5, 4), torch.Generator().manual_seed(0))
+    penalty = variant.penalty(Clean(views, forward, divergence(kind), EXAMPLE_N, 2, 4, torch.Generator().manual_seed(0)))
     announced = variant.extra_passes
     assert len(passes) == announced, f"it takes {len(passes)} passes, but extra_passes announces {announced}, which is charged"
     assert torch.equal(torch.get_rng_state(), state), "it draws from torch's global generator, not from the one handed in"
@@ -1086,7 +1088,7 @@ def test_a_penalty_repeats_from_the_same_generator(variant: Any) -> None:
     for _ in range(2):
         generator = torch.Generator().manual_seed(3)
         views = [forward(0.1 * view * torch.ones(5, 4)) for view in range(variant.views)]
-        found.append(variant.penalty(forward, views, divergence("regression"), EXAMPLE_N, 2, (5, 4), generator))
+        found.append(variant.penalty(Clean(views, forward, divergence("regression"), EXAMPLE_N, 2, 4, generator)))
     same = found[0] is found[1] is None or torch.equal(*found)
     assert same, f"from one seed its penalty is {found[0]}, then {found[1]}: a trial could not be repeated"
 

@@ -121,7 +121,7 @@ def test_a_teacher_that_is_restored_goes_on_as_the_first_would_have() -> None:
 def test_a_snapshot_of_other_parameters_is_no_teacher_s() -> None:
     teacher = Bregman().start(student())
     assert teacher is not None
-    with pytest.raises(AssertionError, match="a stage that trains something else"):
+    with pytest.raises(AssertionError, match="a stage that trains other parameters"):
         teacher.restore({"1.weight": torch.zeros(2, 4)})
 
 

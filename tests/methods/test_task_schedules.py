@@ -16,6 +16,7 @@ from minbert_core.methods.task_schedules import (
     Proportional,
     RoundRobin,
     Sequential,
+    StepAt,
     example_rows,
     task_probabilities,
 )
@@ -69,7 +70,7 @@ def test_no_rows_are_an_empty_array_of_integers() -> None:
 
 @pytest.mark.parametrize("schedule", [RoundRobin(), Mix()])
 def test_every_step_takes_every_task(schedule: RoundRobin | Mix) -> None:
-    assert schedule.tasks_of_step(7, 0.5, SIZES, EIGHTS, 0) == ("sst", "para", "sts")
+    assert schedule.tasks_of_step(StepAt(7, 0.5, SIZES, EIGHTS, 0)) == ("sst", "para", "sts")
     assert schedule.tasks_per_step(3) == 3
 
 
@@ -88,7 +89,7 @@ def test_a_proportional_epoch_draws_as_many_examples_as_there_are() -> None:
 
 
 def test_proportional_takes_one_task_a_step() -> None:
-    assert len(Proportional().tasks_of_step(0, 0.0, SIZES, EIGHTS, 0)) == 1
+    assert len(Proportional().tasks_of_step(StepAt(0, 0.0, SIZES, EIGHTS, 0))) == 1
     assert Proportional().tasks_per_step(3) == 1
 
 
@@ -119,7 +120,9 @@ def test_examples_not_batches_are_in_proportion_to_size_to_the_alpha() -> None:
 
 def share_of_b(schedule: Proportional, progress: float) -> float:
     sizes, steps = {"a": 100, "b": 400}, range(2000)
-    return sum(schedule.tasks_of_step(step, progress, sizes, {"a": 8, "b": 8}, 1) == ("b",) for step in steps) / len(steps)
+    return sum(schedule.tasks_of_step(StepAt(step, progress, sizes, {"a": 8, "b": 8}, 1)) == ("b",) for step in steps) / len(
+        steps
+    )
 
 
 def test_draws_follow_the_probabilities() -> None:
@@ -154,7 +157,7 @@ def turns(rounds: int, sizes: dict[str, int], batch_sizes: dict[str, int], examp
     """The first letter of each step's task, in a stage of `examples`."""
     drawn, letters = 0, ""
     while drawn < examples:
-        (task,) = Sequential(rounds=rounds).tasks_of_step(len(letters), drawn / examples, sizes, batch_sizes, 0)
+        (task,) = Sequential(rounds=rounds).tasks_of_step(StepAt(len(letters), drawn / examples, sizes, batch_sizes, 0))
         drawn += batch_sizes[task]
         letters += task[0]
     return letters
@@ -190,12 +193,12 @@ def test_no_rounds_are_refused() -> None:
 
 
 def test_drop_takes_each_task_as_often_whatever_its_size() -> None:
-    drawn = Counter(Drop().tasks_of_step(step, 0.0, SIZES, EIGHTS, 3)[0] for step in range(3000))
+    drawn = Counter(Drop().tasks_of_step(StepAt(step, 0.0, SIZES, EIGHTS, 3))[0] for step in range(3000))
     assert drawn == {task: pytest.approx(1000, abs=80) for task in SIZES}  # three standard errors
 
 
 def test_drop_draws_afresh_at_each_step_and_seed() -> None:
-    runs = {tuple(Drop().tasks_of_step(step, 0.0, SIZES, EIGHTS, seed) for step in range(20)) for seed in range(5)}
+    runs = {tuple(Drop().tasks_of_step(StepAt(step, 0.0, SIZES, EIGHTS, seed)) for step in range(20)) for seed in range(5)}
     assert len(runs) == 5
 
 
@@ -213,7 +216,7 @@ def test_a_drop_epoch_of_unequal_batches_is_counted_in_the_mean() -> None:
 
 
 def test_alternate_takes_one_task_a_step_in_turn() -> None:
-    steps = [Alternate().tasks_of_step(step, 0.0, SIZES, EIGHTS, 0) for step in range(7)]
+    steps = [Alternate().tasks_of_step(StepAt(step, 0.0, SIZES, EIGHTS, 0)) for step in range(7)]
     assert steps == [("sst",), ("para",), ("sts",)] * 2 + [("sst",)]
     assert Alternate().tasks_per_step(3) == 1
 

@@ -705,7 +705,7 @@ def test_pretraining_comes_before_the_first_trial_and_after_ctrl_c_it_resumes(
 
     resumed = search("--resume", "pretrained")
     assert resumed.end() == 0, resumed.text
-    assert resumed.text.index("] mlm ") < resumed.text.index(" made in ") < resumed.text.index("] 000 started")
+    assert resumed.text.index("] mlm ") < resumed.text.index(" trained in ") < resumed.text.index("] 000 started")
     assert re.search(r"further pretraining mlm \w{8}: .*, trained once, before the trials, shared by 2 trials", resumed.text)
     kept = [json.loads(line) for line in (folder / "pretraining.jsonl").read_text().splitlines()]
     texts = [record["pretrain/examples"] for record in kept]

@@ -159,16 +159,16 @@ def test_pretraining_is_planned_told_and_afterwards_found(
     (here / "mine.yaml").write_text(CONFIG + "stages: [{kind: mlm, epochs: 0.5}, multitask]\n")
     code, said, _ = typed("mine.yaml")
     assert code == 0
-    assert re.search(r"^pretrain  mlm \w{8}: 0\.5 epochs of sst, para, sts; made once, for all trials$", said, re.M)
+    assert re.search(r"^pretrain  mlm \w{8}: 0\.5 epochs of sst, para, sts; trained once, for all trials$", said, re.M)
     assert re.search(r"^\[.*\] mlm \d+ %  \d+ texts  loss \d\.\d{3}  \d+ texts/s  \d+ s left$", said, re.M)
     assert re.search(
-        r"\] mlm \w{8} made in \d+ s; on held-out texts loss 5\.\d+ -> \d\.\d+, accuracy 0\.\d+ -> 0\.\d+$", said, re.M
+        r"\] mlm \w{8} trained in \d+ s; on held-out texts loss 5\.\d+ -> \d\.\d+, accuracy 0\.\d+ -> 0\.\d+$", said, re.M
     )
     assert "] The checkpoint has no head over masked words (cls.predictions): a fresh one was drawn." in said
     assert re.search(r"^took      \d+ s, 480 examples", said, re.M)
     code, said, _ = typed("mine.yaml --to again --set seed=5")
-    assert "; made already, in " in said
-    assert re.search(r"\] mlm \w{8} found in the cache, made in", said)
+    assert "; in the cache, took " in said
+    assert re.search(r"\] mlm \w{8} found in the cache, trained in", said)
     assert said.count("texts/s") == 0
 
 
@@ -239,14 +239,11 @@ def test_the_same_command_goes_on_where_it_was_broken_off_to_the_digit(typed: Ty
     assert state_file(folder).exists(), said
     if number != signal.SIGKILL:
         assert process.returncode == 130
-        assert (
-            f"Interrupted. This goes on from the last snapshot, where there is one:\n  python -m minbert_core.train {line}"
-            in said
-        )
+        assert f"Interrupted. Resume from the last snapshot, if there is one:\n  python -m minbert_core.train {line}" in said
 
     code, out, _ = typed(line)
     assert code == 0
-    assert "goes on   after 480 of 1,440 examples" in out
+    assert "resumes   after 480 of 1,440 examples" in out
     assert "dev at 3/9" not in out, "it has been there"
     assert not (folder / "state").exists()
     typed(f"{line} --to whole")
@@ -361,9 +358,9 @@ def test_a_folder_that_is_not_ours_is_left_alone(typed: Typed, here: Path) -> No
     (here / "runs" / "smart" / "trials" / "007").mkdir(parents=True)
     (here / "runs" / "smart" / "study.journal").touch()
     for folder, sentence in (
-        ("notes", "notes holds other files, and no training."),
+        ("notes", "notes contains other files, but no training."),
         ("mine.yaml", "mine.yaml is a file."),
-        ("runs/smart/trials/007", "lies in a search's folder, whose records are its own."),
+        ("runs/smart/trials/007", "is inside a search's folder."),
     ):
         code, _, err = typed(f"mine.yaml --to {folder}")
         assert (code, sentence in err, "--to" in err) == (3, True, True)
@@ -413,7 +410,7 @@ def test_a_trial_of_a_gpu_is_refused_without_one_and_told_how_it_goes(typed: Typ
         ("mine.yaml --set trials=3", r"--set trials=3: `trials` belongs to a search space.*search\.run --space mine\.yaml"),
         ("mine.yaml --data nowhere --encoder .", r"The data folder /.*/nowhere does not exist\. With `--data DIR`"),
         ("mine.yaml --data . --encoder ./none", r"The encoder folder none does not exist\."),
-        ("mine.yaml --overfit --to there", r"--overfit writes nothing, so it does not go with --to\."),
+        ("mine.yaml --overfit --to there", r"--overfit writes nothing, so it cannot be combined with --to\."),
         ("mine.yaml --overfit 1", r"--overfit: must be a whole number of examples from 2 to 512\. Got '1'\."),
         ("mine.yaml --overfit 500", r"--overfit 500: task sst has only 120 examples\."),
         ("", r"the following arguments are required: CONFIG\.yaml"),

@@ -119,7 +119,7 @@ def test_examples_of_one_label_are_refused_for_there_is_nothing_to_learn(tiny: T
     labels = inputs.train["para"].labels
     assert labels is not None
     inputs.train["para"] = inputs.train["para"].only(np.flatnonzero(labels == 1))
-    with pytest.raises(ValueError, match="the examples drawn of para all have the label 1, so there is nothing to tell apart"):
+    with pytest.raises(ValueError, match="the examples drawn of para all have the label 1, so there is nothing to learn"):
         few_of(config, inputs, 8)
 
 

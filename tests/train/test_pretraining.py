@@ -20,9 +20,11 @@ from minbert_core.config_checks import load_config
 from minbert_core.data.tables import CorpusError
 from minbert_core.inputs import Inputs, build_encoder, open_inputs
 from minbert_core.settings.faults import SettingsError
-from minbert_core.train import pretraining
-from minbert_core.train.pretraining import Maker, Pretrained, find, make, read_texts
-from minbert_core.train.trial import Progress, model_to_train, train
+from minbert_core.train import pretrained, pretraining
+from minbert_core.train.bench import model_to_train
+from minbert_core.train.pretrained import Pretrained, find
+from minbert_core.train.pretraining import PretrainingRun, read_texts, run_pretraining
+from minbert_core.train.trial import Progress, train
 
 Tiny = Callable[..., TrialConfig]
 FAST = {"lr": 3e-3}
@@ -49,15 +51,15 @@ def found(config: TrialConfig) -> tuple[Inputs, list[Pretrained]]:
     return inputs, find(config, inputs)
 
 
-def maker(config: TrialConfig) -> Maker:
+def maker(config: TrialConfig) -> PretrainingRun:
     inputs, [one] = found(config)
-    return Maker(config, inputs, one, 0)
+    return PretrainingRun(config, inputs, one, 0)
 
 
 def made(config: TrialConfig) -> list[dict[str, Any]]:
     """The records of what comes before a trial, which is made."""
     inputs, ones = found(config)
-    return list(make(ones, config, inputs))
+    return list(run_pretraining(ones, config, inputs))
 
 
 def bytes_of(config: TrialConfig) -> bytes:
@@ -126,14 +128,14 @@ def test_loss_and_gradient_equal_those_of_transformers(
 def test_a_second_stage_of_the_same_seed_draws_its_own_order_and_masks(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[tuple[list[int], int]]] = []
 
-    def note(self: Maker, texts: Any, rows: np.ndarray, random: np.random.Generator) -> list[Any]:
+    def note(self: PretrainingRun, texts: Any, rows: np.ndarray, random: np.random.Generator) -> list[Any]:
         asked[-1].append((rows.tolist(), int(random.integers(2**32))))
         return []
 
     config = trial(tiny, MLM, MLM)
     inputs, ones = found(config)
-    makers = [Maker(config, inputs, pretraining.replace(one, before=ones[0].before), 0) for one in ones]
-    monkeypatch.setattr(Maker, "questions", note)
+    makers = [PretrainingRun(config, inputs, pretraining.replace(one, before=ones[0].before), 0) for one in ones]
+    monkeypatch.setattr(PretrainingRun, "questions", note)
     for one in makers:
         asked.append([])
         for _ in range(3):
@@ -199,7 +201,7 @@ def test_who_comes_later_trains_nothing_also_with_another_seed_and_other_methods
 ) -> None:
     first = made(trial(tiny, MLM))
     assert first[-1]["made"]
-    monkeypatch.setattr(pretraining, "Maker", None)
+    monkeypatch.setattr(pretraining, "PretrainingRun", None)
     later = trial(tiny, MLM, seed=7, gradient="pcgrad", optimizer={"lr": 1e-2}, tasks={"all": {"batch_size": 4}})
     [record] = made(later)
     assert not record["made"]
@@ -229,7 +231,7 @@ def test_what_the_weights_follow_from_is_in_the_key(tiny: Tiny, changes: dict[st
 
 def test_a_gpu_s_dropout_masks_are_others_and_so_is_its_key(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     on_cpu = found(trial(tiny, MLM))[1][0].key
-    monkeypatch.setattr(pretraining, "resolve_device", lambda _: "cuda")
+    monkeypatch.setattr(pretrained, "resolve_device", lambda _: "cuda")
     assert found(trial(tiny, MLM))[1][0].key != on_cpu
 
 
@@ -242,7 +244,7 @@ def test_what_rounds_or_is_left_to_the_machine_is_in_the_key_as_it_is_resolved(t
 def test_a_default_optimizer_is_in_the_key_by_its_values(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     config = trial(tiny, {"kind": "mlm", "epochs": 0.2})
     before = found(config)[1][0].key
-    monkeypatch.setattr(pretraining, "RATE", 1e-4)
+    monkeypatch.setattr(pretrained, "RATE", 1e-4)
     assert found(config)[1][0].key != before
 
 
@@ -271,7 +273,7 @@ def test_a_head_that_the_checkpoint_has_is_taken_up_and_a_fresh_one_is_told_of(t
     }
     again = find(trial(tiny, MLM, MLM), inputs)
     assert again[0].key == first.key != again[1].key
-    assert Maker(config, inputs, again[1] if again[1].is_made else pretraining.replace(again[1]), 0).notes == []
+    assert PretrainingRun(config, inputs, again[1] if again[1].is_cached else pretraining.replace(again[1]), 0).notes == []
     examples = [record["pretrain/examples"] for record in records]
     assert examples == sorted(examples)
 
@@ -283,19 +285,19 @@ def digits(records: Iterator[dict[str, Any]]) -> dict[int, float]:
 def test_a_killed_one_goes_on_to_the_digit(tiny: Tiny, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = trial(tiny, {**MLM, "epochs": 1})
     inputs, [one] = found(config)
-    records = make([one], config, inputs)
+    records = run_pretraining([one], config, inputs)
     whole = digits(records)
     expected = bytes_of(config)
     shutil.rmtree(own_cache)
 
-    monkeypatch.setattr(pretraining, "SAVE_EVERY_SECONDS", -1)
-    killed = make([one], config, inputs)
+    monkeypatch.setattr("minbert_core.train.loop.SAVE_EVERY_SECONDS", -1)
+    killed = run_pretraining([one], config, inputs)
     for _ in range(5):
         next(killed)
     killed.close()
     assert (own_cache / f"{one.key}.state").exists()
-    assert not one.is_made
-    after = digits(make([one], config, inputs))
+    assert not one.is_cached
+    after = digits(run_pretraining([one], config, inputs))
     assert after
     assert after == {at: loss for at, loss in whole.items() if at in after}
     assert min(after) > min(whole)
@@ -310,9 +312,9 @@ def test_a_stopped_one_saves_its_state_at_once_and_resumes_to_the_digit(tiny: Ti
     expected = bytes_of(config)
     shutil.rmtree(own_cache)
     steps = iter([False, True])
-    assert not any("made" in record for record in make(ones, config, inputs, lambda: next(steps)))
+    assert not any("made" in record for record in run_pretraining(ones, config, inputs, lambda: next(steps)))
     assert torch.load(own_cache / f"{ones[0].key}.state", weights_only=True)["shown"] == 2 * 32
-    assert not any(one.is_made for one in ones)
+    assert not any(one.is_cached for one in ones)
     made(config)
     assert bytes_of(config) == expected
 
@@ -327,7 +329,7 @@ def test_progress_has_a_time_left_that_ends_at_none(tiny: Tiny) -> None:
 def test_of_two_at_once_one_makes_it_and_the_other_waits_then_takes_it(tiny: Tiny) -> None:
     config = trial(tiny, MLM)
     inputs, ones = found(config)
-    first, second = make(ones, config, inputs), make(ones, config, inputs)
+    first, second = run_pretraining(ones, config, inputs), run_pretraining(ones, config, inputs)
     next(first)
     assert next(second)["waits"]
     assert list(first)[-1]["made"]
@@ -338,7 +340,7 @@ def test_of_two_at_once_one_makes_it_and_the_other_waits_then_takes_it(tiny: Tin
 def test_who_dies_lets_the_next_one_make_it(tiny: Tiny) -> None:
     config = trial(tiny, MLM)
     inputs, ones = found(config)
-    first, second = make(ones, config, inputs), make(ones, config, inputs)
+    first, second = run_pretraining(ones, config, inputs), run_pretraining(ones, config, inputs)
     next(first)
     assert next(second)["waits"]
     first.close()

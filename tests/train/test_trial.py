@@ -18,13 +18,14 @@ from minbert_core.data.tokens import cuts
 from minbert_core.evaluate import NotFiniteError
 from minbert_core.inputs import build_encoder, open_inputs
 from minbert_core.model import MultitaskBert
-from minbert_core.train.step import Parts, Stepper, StepReport
+from minbert_core.train.bench import model_to_train
+from minbert_core.train.step import Stepper
+from minbert_core.train.task_losses import Batch, StepReport
 from minbert_core.train.trial import (
     Progress,
     _Log,
     evaluate_dev,
     load_snapshot,
-    model_to_train,
     save_snapshot,
     stage_ends,
     train,
@@ -183,7 +184,7 @@ def test_losses_are_logged_about_a_hundred_times_a_trial(tiny: Tiny) -> None:
 def test_a_logged_loss_is_the_mean_over_the_steps_since_the_last(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     every = [record["train/sst_loss"] for record in records_of(tiny()) if record["kind"] == "train"]
     assert len(every) == 10
-    monkeypatch.setattr("minbert_core.train.trial.LOGS_A_TRIAL", 1)
+    monkeypatch.setattr("minbert_core.train.loop.NUM_LOGS", 1)
     pooled = [(r["step"], r["train/sst_loss"]) for r in records_of(tiny()) if r["kind"] == "train"]
     assert [step for step, _ in pooled] == [2, 4, 10]  # where a point falls
     wanted = [sum(every[0:2]) / 2, sum(every[2:4]) / 2, sum(every[4:10]) / 6]
@@ -302,7 +303,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tasks of each step, which trains nothing."""
     tasks: list[str] = []
 
-    def note(self: Stepper, number: int, batches: dict[str, Parts], *_: Any, **__: Any) -> StepReport:
+    def note(self: Stepper, number: int, batches: dict[str, Batch], *_: Any, **__: Any) -> StepReport:
         tasks.extend(batches)
         return StepReport()
 
@@ -432,7 +433,7 @@ def test_a_snapshot_that_the_system_does_not_give_is_not_called_broken(saved: Pa
 
 def test_a_foreign_snapshot_is_refused(saved: Path) -> None:
     torch.save({"model": {}}, saved)
-    with pytest.raises(ValueError, match=r"is no whole snapshot"):
+    with pytest.raises(ValueError, match=r"is not a complete snapshot \(it has no records\)"):
         load_snapshot(saved)
 
 
@@ -613,12 +614,12 @@ def test_cuts_fill_each_part_up_to_the_limit(tokens: list[int], limit: int, expe
     assert cuts(tokens, limit) == expected
 
 
-def watched(config: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict[str, Parts]], Records]:
+def watched(config: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict[str, Batch]], Records]:
     """The parts that each step of a trial is given, and the trial's records."""
-    seen: list[dict[str, Parts]] = []
+    seen: list[dict[str, Batch]] = []
     step = Stepper.step
 
-    def watching(self: Stepper, number: int, batches: dict[str, Parts], *further: Any, **named: Any) -> StepReport:
+    def watching(self: Stepper, number: int, batches: dict[str, Batch], *further: Any, **named: Any) -> StepReport:
         seen.append(batches)
         return step(self, number, batches, *further, **named)
 
@@ -677,13 +678,13 @@ def test_a_record_holds_each_pair_s_mean_cosine_and_the_share_of_steps_that_conf
     log = _Log(0)
     for cosines in ({"a_b": -0.5, "a_c": 0.2}, {"a_b": 0.25, "a_c": 0.4}, {"a_b": -0.25}, {"a_b": -0.1}):
         log.add(StepReport(cosines=cosines))
-    figures = log.flush(1)
+    _, figures = log.flush(1)
     assert figures["train/cosine_a_b"] == pytest.approx(-0.15)
     assert figures["train/conflicts_a_b"] == pytest.approx(0.75)
     assert figures["train/cosine_a_c"] == pytest.approx(0.3)
     assert figures["train/conflicts_a_c"] == 0
     log.add(StepReport(cosines={"a_c": 0.0}))  # at a right angle: no conflict
-    figures = log.flush(2)
+    _, figures = log.flush(2)
     assert {name: value for name, value in figures.items() if "_a_" in name} == {
         "train/cosine_a_c": 0.0,
         "train/conflicts_a_c": 0.0,
@@ -693,7 +694,7 @@ def test_a_record_holds_each_pair_s_mean_cosine_and_the_share_of_steps_that_conf
 def test_conflicts_are_counted_in_every_step_not_only_where_a_record_falls(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     every = [record for record in records_of(tiny(gradient="gradvac")) if record["kind"] == "train"]
     assert len(every) == 10
-    monkeypatch.setattr("minbert_core.train.trial.LOGS_A_TRIAL", 1)
+    monkeypatch.setattr("minbert_core.train.loop.NUM_LOGS", 1)
     config = tiny(gradient="gradvac", budget={"points": [1]})
     (pooled,) = [record for record in records_of(config) if record["kind"] == "train"]
     for pair in ("sst_para", "sst_sts", "para_sts"):

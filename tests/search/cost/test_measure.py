@@ -14,7 +14,8 @@ from minbert_core.config import TrialConfig
 from minbert_core.inputs import build_encoder, open_inputs
 from minbert_core.model import build_model
 from minbert_core.settings.paths import as_written
-from minbert_core.train.trial import model_to_train, train
+from minbert_core.train.bench import model_to_train
+from minbert_core.train.trial import train
 from search.cost import measure as measure_module
 from search.cost.measure import Cost, Sharer, measure
 

@@ -54,7 +54,7 @@ def test_each_branch_and_baseline_that_pretrains_has_its_chain_known_once() -> N
     assert kinds(known(baselines=[{"stages": [MLM, "multitask"]}])) == [["mlm"]]
 
 
-def test_a_chain_that_another_begins_with_is_made_with_that_one() -> None:
+def test_a_chain_that_another_begins_with_is_cached_with_that_one() -> None:
     assert kinds(known([MLM], [MLM, "nsp"])) == [["mlm", "nsp"]]
 
 
@@ -101,11 +101,11 @@ def heard() -> Heard:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_what_is_not_made_is_made_and_heard_and_then_takes_no_process(heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_made_is_cached_and_heard_and_then_takes_no_process(heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
     [chain] = known([MLM, {**MLM, "seed": 1}])
     assert make_chains([chain], CPUS, heard.append, lambda: False)
     assert [record["key"] for record in heard if record.get("made")] == [one.key for one in chain.ones]
-    assert all(one.is_made for one in chain.ones)
+    assert all(one.is_cached for one in chain.ones)
     assert all(record["seconds_left"] >= 0 for record in heard if "made" not in record)
     monkeypatch.setattr(ray, "wait", None)
     assert make_chains([chain], CPUS, heard.append, lambda: False)
@@ -116,7 +116,7 @@ def test_a_stopped_one_has_saved_its_state_and_no_trial_may_begin(heard: Heard) 
     [chain] = known([{**MLM, "epochs": 20}])
     assert not make_chains([chain], CPUS, heard.append, lambda: bool(heard))
     assert chain.ones[0].folder.with_suffix(".state").exists()
-    assert not chain.ones[0].is_made
+    assert not chain.ones[0].is_cached
 
 
 @pytest.mark.usefixtures("cluster")

@@ -109,7 +109,7 @@ def test_what_is_pretrained_before_the_trials_is_printed_every_tenth_kept_and_sh
     assert narrator.picture().best == "mlm 30 %  50 texts  loss 2.500  10 texts/s  10 min left"
     held_out = {f"pretrain/mlm_held_out_{name}": 0.5 for name in ("loss", "loss_before", "accuracy", "accuracy_before")}
     narrator.pretrained(own | held_out | {"made": True, "pretrain/seconds": 900.0, "pretrain/share": 1.0})
-    assert "mlm 3f2a9c01 made in 15 min; on held-out texts" in capsys.readouterr().out
+    assert "mlm 3f2a9c01 trained in 15 min; on held-out texts" in capsys.readouterr().out
     assert narrator.picture().best == "no score yet"
     assert len((tmp_path / "pretraining.jsonl").read_text().splitlines()) == 31
     assert notes.names() == ["pretrained"] * 31

@@ -9,6 +9,7 @@ import optuna
 import pytest
 
 from minbert_core.config import TrialConfig
+from minbert_core.methods.task_schedules import StepAt
 from minbert_core.settings.yaml import dump_yaml, parse_yaml
 from search.space.choosing import forcing
 from search.space.space import make_space, read_space
@@ -47,7 +48,7 @@ def tasks_shown(config: TrialConfig, examples: float) -> tuple[set[str], set[str
         own, batches = {name: sizes[name] for name in plan.tasks}, {name: config.task(name).batch_size for name in plan.tasks}
         start, step = drawn, 0
         while drawn < min(start + share, examples):
-            tasks = plan.task_schedule.tasks_of_step(step, (drawn - start) / share, own, batches, 0)
+            tasks = plan.task_schedule.tasks_of_step(StepAt(step, (drawn - start) / share, own, batches, 0))
             shown |= set(tasks)
             drawn, step = drawn + sum(batches[name] for name in tasks), step + 1
         if drawn >= examples:
