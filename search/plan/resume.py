@@ -5,9 +5,7 @@ With --space FILE, too, NAME is started where it is not yet: one command for a j
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 from minbert_core.commands import Refused
 from minbert_core.settings.models import NAME
 from minbert_core.settings.yaml import dump_yaml, parse_yaml
+from search.options import SearchOptions
 from search.plan.folder import check_format, has_begun, read_plan
 from search.plan.plan import Plan, make_plan
 from search.plan.relocated import find_relocated, moved
@@ -24,7 +23,7 @@ from search.space.space import default_choice, make_space
 from search.tracking.store import store_fault
 
 
-def goes_on(options: argparse.Namespace, runs: Path) -> bool:
+def goes_on(options: SearchOptions, runs: Path) -> bool:
     """Whether the command goes on with a search in `runs`, rather than start one.  Raises ValueError: it says neither."""
     if options.space is None and options.resume is None:
         raise ValueError(
@@ -41,7 +40,7 @@ def goes_on(options: argparse.Namespace, runs: Path) -> bool:
     return False
 
 
-def resumed_plan(options: argparse.Namespace, folder: Path, retry: str) -> tuple[Plan, dict[str, Any]]:
+def resumed_plan(options: SearchOptions, folder: Path, retry: str) -> tuple[Plan, dict[str, Any]]:
     """The plan of the search in `folder`, and its record with what changes now.
 
     retry: as in find_resources.
@@ -68,18 +67,19 @@ def resumed_plan(options: argparse.Namespace, folder: Path, retry: str) -> tuple
     return plan, record | {"trials": num_trials, "tracking_uri": uri, "moved": moved(relocated)}
 
 
-def asked_space(source: Path | dict[str, Any], sets: Iterable[str]) -> str:
-    """sha256 of a space as its user wrote it, `--set` included; --data and --encoder are not: they may lie elsewhere later."""
-    document, _ = read_document(source, sets)
+def asked_space(options: SearchOptions) -> str:
+    """Return the sha256 of the space that the user asks for, with --set, without --data and --encoder, which may move."""
+    assert options.space is not None, "called with a space only"
+    document, _ = read_document(options.space, options.set)
     return hashlib.sha256(dump_yaml(document).encode()).hexdigest()
 
 
-def _check_asked(options: argparse.Namespace, record: dict[str, Any]) -> None:
+def _check_asked(options: SearchOptions, record: dict[str, Any]) -> None:
     """A search keeps its space and its seed: what the command says of them must be what it began with."""
     if options.space is None:
-        if given := [flag for flag in ("set", "seed") if getattr(options, flag) is not None]:
+        if given := [flag for flag in ("set", "seed") if getattr(options, flag) not in (None, ())]:
             raise ValueError(f"--resume takes everything from the record of the search; it does not go with --{given[0]}.")
-    elif asked_space(options.space, options.set or []) != record.get("space_sha256"):
+    elif asked_space(options) != record.get("space_sha256"):
         what = options.space if isinstance(options.space, Path) else "the one given"
         raise Refused(
             f"The search {record['name']} began with another space than {what} is now (--set included), and keeps it. Go on "
