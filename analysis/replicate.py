@@ -179,7 +179,7 @@ def _test(options: argparse.Namespace, search: Search, rows: Sequence[Row], abou
     finalists = list(done.values())
     relocated = find_relocated(search.plan, finalists[0].config(), options.data, options.encoder)
     selection = Selection(search, finalists, done.get(rows[0].name), fresh_seeds(options.seeds), relocated)
-    cpus = options.cpus_per_trial or search.plan["cpus_per_trial"]
+    cpus = options.cpus_per_trial or search.plan.cpus_per_trial
     retry = f"python analysis/replicate.py --paper {options.paper}"
     resources = find_resources(options.gpus, options.gpus_per_trial, cpus, retry)
     if code := best_to_test.run(selection, resources, shows_report=False):
@@ -215,7 +215,7 @@ def _circumstances(selection: Selection, part: float) -> Circumstances:
     inputs = open_inputs(config)
     shape = build_encoder(config, inputs).shape
     return Circumstances(
-        encoder=next(iter(search.plan["encoders"]), TINY),
+        encoder=next(iter(search.plan.encoders), TINY),
         shape=(shape.hidden_size, shape.num_hidden_layers, shape.vocab_size),
         data=config.data,
         train_rows=inputs.sizes,
@@ -234,7 +234,7 @@ def _record(selection: Selection, lines: list[str], measured: Mapping[str, Measu
         "\n".join(lines),
         {"replicated_search": search.name, "git": git_commit()},
         {"search": search.name, "seeds": len(selection.seeds), "rows": list(measured)},
-        search.plan["fingerprints"],
+        search.plan.fingerprints,
         [file, selection.folder / "results.json"],
         resume=True,
     )

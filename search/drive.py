@@ -25,6 +25,7 @@ from search.environment import git_commit, versions
 from search.plan.folder import PRETRAINING, read_plan
 from search.plan.plan import Plan
 from search.plan.pretraining import make_chains
+from search.plan.summary import plan_lines
 from search.report.costs import branch_table, choices_of, total_cost
 from search.report.narrate import Narrator, table
 from search.study.engine import STOPS, start_ray
@@ -38,16 +39,16 @@ from search.tracking.tracker import Tracker
 def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[], float], resumed: bool) -> int:
     """Run (or go on with) the search in `folder` to its end, to Ctrl-C, or while there is time; the exit code."""
     record = read_plan(folder)
-    uri = record.get("tracking_uri") or store_uri(folder.parent)
+    uri = record.tracking_uri or store_uri(folder.parent)
     files = [folder / "space.yaml", folder / "plan.json"]
     note, digests, num_rows = _note(plan, folder, []), plan.fingerprints(), _num_rows(plan)
-    tracker = Tracker(uri, plan.name, note, _tags(plan), _params(plan), digests, files, resumed, num_rows, record.get("id"))
+    tracker = Tracker(uri, plan.name, note, _tags(plan), _params(plan), digests, files, resumed, num_rows, record.id)
     tracker.start()
     rungs = plan.space.settings.rungs
     tasks, slots = list(plan.config.train_on), plan.resources.slots
     narrator = Narrator(folder, tasks, plan.num_trials, slots, rungs[-1], tracker, plan.examples)
     with contextlib.closing(narrator), _Interrupts(narrator.say) as interrupts:
-        narrator.log.write("\n".join(plan.lines(num_dropped=None)) + "\n")  # the terminal has them already
+        narrator.log.write("\n".join(plan_lines(plan, num_dropped=None)) + "\n")  # the terminal has them already
         narrator.show([f"folder    {folder}", _dashboard(folder), f"mlflow    {ui_command(uri, Path.cwd())}"])
         mend_journal(folder)
         study = Study(folder, plan.space, plan.seed)

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from minbert_core.files import lock, message, user_path
-from search.plan.folder import read_plan
+from search.plan.folder import PlanRecord, read_plan
 from search.study.study import TrialResult, best_first, read_trials
 
 
@@ -28,7 +28,7 @@ class Search:
     """A search's folder, its plan.json, its trials."""
 
     folder: Path
-    plan: dict[str, Any]
+    plan: PlanRecord
     trials: list[TrialResult]
 
     @property
@@ -37,18 +37,16 @@ class Search:
 
     @property
     def tasks(self) -> list[str]:
-        return list(self.plan["train_on"])
+        return list(self.plan.train_on)
 
     @property
     def is_toy(self) -> bool:
-        data: str = self.plan["data"]
-        return data == "toy"
+        return self.plan.data == "toy"
 
     @property
     def is_finished(self) -> bool:
         """Whether as many trials as were planned have ended."""
-        num_planned: int = self.plan["trials"]
-        return sum(trial.status != "running" for trial in self.trials) >= num_planned
+        return sum(trial.status != "running" for trial in self.trials) >= self.plan.trials
 
     def is_running(self) -> bool:
         """Whether a process holds the search's lock now."""
@@ -64,7 +62,7 @@ def open_search(folder: Path) -> Search:
     if not journal.exists() and any(folder.glob("trials/*")):
         raise ValueError(f"{folder} is not whole: it has trials, but no {journal.name}.")
     try:
-        return Search(folder, plan, read_trials(folder, plan["space_name"]))
+        return Search(folder, plan, read_trials(folder, plan.space_name))
     except json.JSONDecodeError as error:
         raise ValueError(f"{journal} is broken ({error}); without it the search cannot be read.") from None
 
@@ -77,7 +75,7 @@ def all_searches(runs: Path, passed_over: Callable[[str], None]) -> list[Search]
             found.append(open_search(path.parent))
         except (ValueError, OSError) as error:
             passed_over(f"{path.parent.name} is passed over: {message(error)}")
-    return sorted(found, key=lambda search: str(search.plan["created"]), reverse=True)
+    return sorted(found, key=lambda search: search.plan.created, reverse=True)
 
 
 def read(*names: str, runs: str | Path = "runs") -> pa.Table:

@@ -46,6 +46,7 @@ from search.plan.folder import (
 from search.plan.plan import Plan, make_plan
 from search.plan.resources import check_cluster, find_resources
 from search.plan.resume import asked_space, goes_on, resumed_plan
+from search.plan.summary import plan_lines, plan_record
 from search.report.status import show_status
 from search.report.words import describe
 from search.results import read
@@ -120,7 +121,7 @@ def start_or_resume(options: SearchOptions) -> tuple[Path, int]:
     if resumed and options.resume is not None:
         return runs / options.resume, _resume(options, runs / options.resume, retry, clock)
     plan = _new_plan(options, runs, retry)
-    print("\n".join(plan.lines()))
+    print("\n".join(plan_lines(plan)))
     if options.dry_run:
         _print_samples(plan.space)
         start = partial(start_ray, plan.resources, options.address)
@@ -160,9 +161,8 @@ def _start(options: SearchOptions, plan: Plan, runs: Path, clock: Callable[[], f
         check_unused(folder)  # again: another process may have held the lock until now
         clear_failed_start(folder)
         (folder / "space.yaml").write_text(dump_yaml(plan.space.document), encoding="utf-8")
-        own = {"id": secrets.token_hex(8), "tracking_uri": options.tracking_uri}
-        own["space_sha256"] = asked_space(options)
-        write_plan(folder, plan.document(options.arguments) | own)
+        search_id, digest = secrets.token_hex(8), asked_space(options)
+        write_plan(folder, plan_record(plan, options.arguments, search_id, options.tracking_uri, digest))
         return folder, run_search(folder, plan, options.address, clock, resumed=False)
 
 
@@ -176,7 +176,7 @@ def _clock(hours: float | None) -> Callable[[], float]:
 
 def _resume(options: SearchOptions, folder: Path, retry: str, seconds_left: Callable[[], float]) -> int:
     plan, record = resumed_plan(options, folder, retry)
-    print("\n".join(plan.lines()))
+    print("\n".join(plan_lines(plan)))
     if options.dry_run:
         print("Nothing was started.")
         return DONE

@@ -41,7 +41,8 @@ from minbert_core.settings.yaml import dump_yaml, read_yaml
 from minbert_core.terminal import Screen
 from minbert_core.train.folder import read_records, state_file, train_in
 from minbert_core.train.overfit import run_overfit
-from minbert_core.train.report import Report, closing_lines, near, plan_lines
+from minbert_core.train.preview import plan_lines
+from minbert_core.train.report import Report, closing_lines, near
 from minbert_core.train.trial import Record, load_snapshot
 from minbert_core.words import shown
 

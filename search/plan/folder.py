@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import time
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,9 +21,46 @@ from minbert_core.commands import Refused
 from minbert_core.config import FORMAT
 from minbert_core.words import did_you_mean
 
-NEEDED = ("name", "space_name", "created", "about", "trials", "data", "train_on", "encoders", "fingerprints")
 PRETRAINING = "pretraining.jsonl"  # the records of what was pretrained before the trials
 BEFORE_A_STEP = {"lock", "trials", "space.yaml", "plan.json.tmp", "plan.json", "study.journal", "study.journal.lock", "log.txt"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRecord:
+    """The content of plan.json: everything that `--resume` and readers need. An older file may lack what has a default here."""
+
+    format: int = 0
+    name: str
+    space_name: str  # the name of the Optuna study
+    about: str
+    created: str
+    command: list[str] = field(default_factory=list)
+    seed: int = 0
+    trials: int
+    gpus: float = 0
+    gpus_per_trial: float = 0
+    cpus_per_trial: int = 1
+    sharing: str = ""
+    examples: int = 0  # per full trial
+    expected_full_trials: float = 0
+    data: str
+    encoder: str = ""
+    encoders: dict[str, str]  # an encoder's name in the space -> its folder
+    encoder_fingerprints: dict[str, str] = field(default_factory=dict)  # folder -> sha256; a search of 0.1.0 has none
+    moved: dict[str, str] = field(default_factory=dict)  # a recorded folder -> its new place
+    objective: Any = None
+    train_on: list[str]
+    fingerprints: dict[str, str]  # `sst-train` -> sha256
+    git_commit: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    python: str = ""
+    baselines: list[dict[str, Any]] = field(default_factory=list)  # path -> value
+    id: str | None = None  # distinguishes searches of one name in MLflow
+    tracking_uri: str | None = None
+    space_sha256: str | None = None  # of the space as the user wrote it
+
+
+NEEDED = [entry.name for entry in fields(PlanRecord) if entry.default is MISSING is entry.default_factory]
 
 
 def new_search_folder(runs: Path, name: str | None, default: str) -> Path:
@@ -99,8 +137,8 @@ def wait_for_workers(folder: Path, timeout_seconds: float = 60) -> None:
                 time.sleep(0.2)
 
 
-def read_plan(folder: Path) -> dict[str, Any]:
-    """A search's plan.json.  Raises ValueError: no search there, a broken file, or a newer format."""
+def read_plan(folder: Path) -> PlanRecord:
+    """Read a search's plan.json.  Raises ValueError: no search there, a broken file, or a newer format."""
     path = folder / "plan.json"
     if not path.exists():
         known = sorted(other.parent.name for other in folder.parent.glob("*/plan.json"))
@@ -108,33 +146,33 @@ def read_plan(folder: Path) -> dict[str, Any]:
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is broken ({error}); without it the search cannot be read.") from None
+        raise ValueError(f"{path} is broken ({error}). Without it the search cannot be read.") from None
     if not isinstance(plan, dict):
-        raise ValueError(f"{path} is broken (it must be a map); without it the search cannot be read.")
+        raise ValueError(f"{path} is broken (it must be a map). Without it the search cannot be read.")
     if plan.get("format", 0) > FORMAT:
-        raise ValueError(f"{path} has format {plan['format']}; this version reads up to {FORMAT}.")
-    if absent := [key for key in NEEDED if key not in plan]:
-        raise ValueError(f"{path} is broken (it lacks {', '.join(absent)}); without it the search cannot be read.")
-    return plan
+        raise ValueError(f"{path} has format {plan['format']}. This version reads up to {FORMAT}.")
+    if absent := [name for name in NEEDED if name not in plan]:
+        raise ValueError(f"{path} is broken (it lacks {', '.join(absent)}). Without it the search cannot be read.")
+    return PlanRecord(**{entry.name: plan[entry.name] for entry in fields(PlanRecord) if entry.name in plan})
 
 
-def is_earlier(plan: dict[str, Any]) -> bool:
-    """Whether an earlier version began a search, so that this one can only show it."""
-    return int(plan.get("format", 0)) < FORMAT
+def is_earlier(plan: PlanRecord) -> bool:
+    """Return whether an earlier version began a search, so that this one can only show it."""
+    return plan.format < FORMAT
 
 
-def check_format(plan: dict[str, Any]) -> None:
-    """Raise Refused where an earlier version began a search: its configs hold no defaults, so here they mean something else."""
+def check_format(plan: PlanRecord) -> None:
+    """Raise Refused where an earlier version began a search: its configs leave out other defaults than ours."""
     if is_earlier(plan):
-        found, commit = plan.get("format", 0), str(plan.get("git_commit") or "unknown")[:7]
         raise Refused(
-            f"The search {plan['name']} has format {found}, whose configs have other defaults. This version shows it, but "
-            f"trains only format {FORMAT}. Use the version that began it (commit {commit}), or start again with another --name."
+            f"The search {plan.name} has format {plan.format}, whose configs have other defaults. This version shows it, but "
+            f"trains only format {FORMAT}. Use the version that began it (commit {plan.git_commit[:7] or 'unknown'}), or start "
+            "again with another --name."
         )
 
 
-def write_plan(folder: Path, document: dict[str, Any]) -> None:
+def write_plan(folder: Path, record: PlanRecord) -> None:
     """Write a search's plan.json, whole or not at all."""
     draft = folder / "plan.json.tmp"
-    draft.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.write_text(json.dumps(asdict(record), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     draft.replace(folder / "plan.json")

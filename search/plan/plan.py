@@ -6,30 +6,23 @@ SettingsError and ValueError (exit 2) where it is wrong anywhere.
 
 from __future__ import annotations
 
-import math
-import platform
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
 from minbert_core.checkpoints import fetch_encoder
 from minbert_core.commands import Refused
-from minbert_core.config import FORMAT, OVERALL, TINY, TOY, Objective, TrialConfig
-from minbert_core.data.corpus import Dropped, fingerprint, missing_test_files
+from minbert_core.config import OVERALL, TINY, TOY, Objective, TrialConfig
+from minbert_core.data.corpus import fingerprint
 from minbert_core.data.tasks import SPLITS
 from minbert_core.encoder_fit import check_encoder
 from minbert_core.inputs import Inputs, build_encoder, data_folder, open_inputs
-from minbert_core.methods.task_schedules import examples_per_step
 from minbert_core.model import build_model
-from minbert_core.settings.paths import as_written, flatten, lay_over
+from minbert_core.settings.paths import lay_over
 from minbert_core.train.pretraining import read_texts, vocabulary_of
 from minbert_core.words import counted
-from search.environment import git_commit, versions
 from search.methods.halving import expected_full_trials
 from search.plan.pretraining import Chain, chains, known_chains
-from search.plan.relocated import encoder_fingerprint, moved, relocated_config
+from search.plan.relocated import relocated_config
 from search.plan.resources import Resources, machine_settings
 from search.space.domains import Choice
 from search.space.space import FIXED, Sample, Space, cover, default_choice, forcing, make_space
@@ -108,141 +101,6 @@ class Plan:
     def chains(self) -> list[Chain]:
         """The further pretrainings that are made before the first trial."""
         return known_chains(branch_samples(self.space), baseline_samples(self.space), self.space, self.relocated)
-
-    def warnings(self) -> list[str]:
-        """Sentences about what may not be meant: constant labels, rows cut, no test files, trials too few for halving."""
-        sentences, max_length = self.inputs.constant_labels(), self.config.max_length
-        for name, split in self.inputs.train.items():
-            percent = 100 * split.num_longer(self.config.task(name).pair_encoding.kind, max_length) / len(split)
-            if percent >= 1:
-                sentences.append(f"{name}: {percent:.0f} % of the rows are longer than max_length {max_length} and are cut.")
-        tasks = [self.config.known_tasks[name] for name in self.config.train_on]
-        if missing := missing_test_files(self.inputs.data_folder, tasks):
-            sentences.append(f"no {' and no '.join(missing)} in the data folder: the search needs none, best_to_test will.")
-        settings, baselines = self.space.settings, len(self.space.baselines)
-        few = settings.trial_scheduler.warning(settings.rungs, self.num_trials, baselines, len(self.recipes))
-        return [*sentences, few] if few else sentences
-
-    def lines(self, num_dropped: int | None = 5) -> list[str]:
-        """The plan as the user reads it; of each file, `num_dropped` of the rows left out are named (None: all of them)."""
-        config, inputs = self.config, self.inputs
-        domains = self.space.domains()
-        width = max((len(name) for name in domains), default=0)
-        objective = config.objective
-        if not isinstance(objective, str):
-            objective = "weights " + ", ".join(f"{name} {weight:g}" for name, weight in objective.weights.items())
-        rows = ", ".join(f"{name} {len(inputs.train[name]):,}/{len(inputs.dev[name]):,}" for name in config.train_on)
-        recipes = f"recipes   {len(self.recipes)}, each with its own rungs: {', '.join(self.recipes)}"
-        encoders = dict.fromkeys((config.encoder.checkpoint, *self.space.encoders.values()))
-        by = " by oneDNN" if config.machine.matmul == "onednn" else ""
-        machine = f"{config.machine.device}, {config.machine.precision}{by}{self._gpu_memory()}{self.resources.which_gpus}"
-        return [
-            f"search    {self.name}: {self.space.settings.about or '(no question given: `about`)'}",
-            f"data      {inputs.data_folder} (train/dev rows: {rows})",
-            *(f"data      {text}" for text in (*self._cut(), *self.left_out(num_dropped), *inputs.notes())),
-            f"encoder   {', '.join(self.relocated.get(name, name) for name in encoders)}",
-            f"machine   {self.resources}; {machine}",
-            *([f"sharing   {self.resources.sharing}"] if self.resources.sharing else []),
-            f"objective {objective} on dev, the best of a trial's evaluations at {self._points()}",
-            f"budget    {self._budget()}",
-            f"trials    {self._trials()}",
-            *(f"pretrain  {text}" for text in self.pretrainings),
-            *([recipes] if len(self.recipes) > 1 else []),
-            f"searched  {counted(len(domains), 'parameter')}",
-            *(f"          {name:<{width}}  {domain}" for name, (domain, _) in domains.items()),
-            *(f"warning   {text}" for text in self.warnings()),
-        ]
-
-    def _cut(self) -> list[str]:
-        """A sentence for each task whose dev split is a part of its train file."""
-        tasks = [self.config.known_tasks[name] for name in self.config.train_on]
-        return [
-            f"{task.name}: dev is {100 * task.dev_share:g} % of {task.file('dev')}, chosen by dev_seed {task.dev_seed}"
-            for task in tasks
-            if task.cuts_dev
-        ]
-
-    def left_out(self, at_most: int | None = None) -> list[str]:
-        """A sentence for each file of which rows were dropped, naming them: `1 row of sts-dev.csv left out: line 12 (…)`."""
-        sentences = []
-        for name in self.config.train_on:
-            has_ids = self.config.known_tasks[name].id_column is not None
-            for split in (self.inputs.train[name], self.inputs.dev[name]):
-                if not split.dropped:
-                    continue
-                named = [_named(row, has_ids) for row in split.dropped[:at_most]]
-                if len(split.dropped) > len(named):
-                    named.append(f"{len(split.dropped) - len(named)} more, which the search's log.txt names")
-                file = split.source
-                sentences.append(f"{counted(len(split.dropped), 'row')} of {file} left out: {'; '.join(named)}")
-        return sentences
-
-    def _gpu_memory(self) -> str:
-        if self.config.machine.device != "cuda" or self.config.machine.gpu_share == 1:
-            return ""
-        import torch
-
-        whole = torch.cuda.get_device_properties(0).total_memory
-        return f"; at most {self.config.machine.gpu_share * whole / 1e9:.1f} GB of GPU memory each"
-
-    def _points(self) -> str:
-        rungs = self.space.settings.rungs
-        if len(set(self.budgets)) > 1:
-            return f"{', '.join(map(str, rungs))} of {rungs[-1]} parts of its budget"
-        return ", ".join(f"{math.ceil(self.examples * rung / rungs[-1]):,}" for rung in rungs) + " examples"
-
-    def _budget(self) -> str:
-        if len(set(self.budgets)) > 1:
-            return (
-                f"{self.budgets[0]:,} to {self.budgets[-1]:,} examples a full trial, by branch; {self.examples:,} in the mean"
-            )
-        return f"{self.examples:,} examples a full trial, {self._steps()}"
-
-    def _steps(self) -> str:
-        sizes = {name: self.inputs.sizes[name] for name in self.config.train_on}
-        batch_sizes = {name: self.config.task(name).batch_size for name in sizes}
-        batch = examples_per_step(self.config.task_schedule, sizes, batch_sizes)
-        what = "a batch of each task" if self.config.task_schedule.tasks_per_step(len(sizes)) > 1 else "a batch of one task"
-        return f"about {math.ceil(round(self.examples / batch, 6)):,} steps of {batch:g} ({what})"
-
-    def _trials(self) -> str:
-        baselines, settings = len(self.space.baselines), self.space.settings
-        first = f", of which {counted(baselines, 'baseline runs', 'baselines run')} to the end" if baselines else ""
-        law = settings.trial_scheduler.describe(settings.rungs)
-        stops = f"; {law}" if law else ""
-        cost = f"{self.full_trials:.1f} full trials, {self.full_trials * self.examples:,.0f} examples"
-        return f"{self.num_trials}{first}{stops}; expected cost: {cost}"
-
-    def document(self, arguments: list[str]) -> dict[str, Any]:
-        """What plan.json holds: all that `--resume` and a reader need."""
-        return {
-            "format": FORMAT,
-            "name": self.name,
-            "space_name": self.space.name,
-            "about": self.space.settings.about,
-            "created": time.strftime("%FT%T%z"),
-            "command": arguments,
-            "seed": self.seed,
-            "trials": self.num_trials,
-            "gpus": self.resources.gpus,
-            "gpus_per_trial": self.resources.gpus_per_trial,
-            "cpus_per_trial": self.resources.cpus_per_trial,
-            "sharing": self.resources.sharing,
-            "examples": self.examples,
-            "expected_full_trials": round(self.full_trials, 2),
-            "data": self.config.data,
-            "encoder": self.config.encoder.checkpoint,
-            "encoders": dict(self.space.encoders),
-            "encoder_fingerprints": {name: encoder_fingerprint(Path(name)) for name in self.space.encoders.values()},
-            "moved": moved(self.relocated),
-            "objective": as_written(self.config.objective),
-            "train_on": list(self.config.train_on),
-            "fingerprints": self.fingerprints(),
-            "git_commit": git_commit(),
-            "versions": versions(),
-            "python": platform.python_version(),
-            "baselines": [flatten(self.space.baseline(i).document) for i in range(len(self.space.baselines))],
-        }
 
     def fingerprints(self) -> dict[str, str]:
         """sha256 of each train and dev file that the search reads."""
@@ -396,9 +254,3 @@ def _num_parameters(config: TrialConfig) -> int:
     every worker, and the workers find the token files."""
     model = build_model(config, build_encoder(config, open_inputs(config)))
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _named(row: Dropped, has_ids: bool) -> str:
-    """A row left out, by its line, the start of its id (where the file has ids), and why."""
-    identity = f"{row.id if len(row.id) <= 8 else row.id[:8] + '…'}, " if has_ids else ""
-    return f"line {row.line} ({identity}{row.reason})"

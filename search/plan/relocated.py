@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from minbert_core.checkpoints import fetch_encoder
 from minbert_core.commands import Refused
@@ -23,6 +22,7 @@ from minbert_core.data.corpus import fingerprint
 from minbert_core.encoder_files import weight_files
 from minbert_core.files import user_path
 from minbert_core.model import TOKENIZER_FILES
+from search.plan.folder import PlanRecord
 
 
 def relocated_config(config: TrialConfig, relocated: Mapping[str, str]) -> TrialConfig:
@@ -32,7 +32,7 @@ def relocated_config(config: TrialConfig, relocated: Mapping[str, str]) -> Trial
     return config.model_copy(update={"data": relocated.get(config.data, config.data), "encoder": encoder})
 
 
-def find_relocated(record: Mapping[str, Any], config: TrialConfig, data: str | None, encoder: str | None) -> dict[str, str]:
+def find_relocated(record: PlanRecord, config: TrialConfig, data: str | None, encoder: str | None) -> dict[str, str]:
     """Where each folder that a search's record names lies here.
 
     record: its plan.json; config: any of its trials'; data and encoder: what the command line says, None where nothing.
@@ -46,18 +46,18 @@ def moved(relocated: Mapping[str, str]) -> dict[str, str]:
     return {recorded: place for recorded, place in relocated.items() if recorded != place}
 
 
-def _data_place(record: Mapping[str, Any], config: TrialConfig, told: str | None) -> dict[str, str]:
-    recorded = record["data"]
+def _data_place(record: PlanRecord, config: TrialConfig, told: str | None) -> dict[str, str]:
+    recorded = record.data
     if recorded == TOY:
         if told not in (None, TOY):
-            raise Refused(f"The search {record['name']} is on the toy corpus, which every machine has. Leave --data away.")
+            raise Refused(f"The search {record.name} is on the toy corpus, which every machine has. Leave --data away.")
         return {}
     place = user_path(told).absolute() if told is not None else _known_place(record, recorded)
     if place is None:
-        raise Refused(f"The data of the search {record['name']} lay in {recorded}, which is not here. Say where: --data DIR")
+        raise Refused(f"The data of the search {record.name} lay in {recorded}, which is not here. Say where: --data DIR")
     if not place.is_dir():
         raise ValueError(f"There is no data folder {place}.")
-    changed = [key for key, digest in record["fingerprints"].items() if _digest(key, config, place) != digest]
+    changed = [key for key, digest in record.fingerprints.items() if _digest(key, config, place) != digest]
     if changed:
         raise Refused(
             f"The data in {place} is not what the search began with ({', '.join(sorted(changed))}): its trials could not be "
@@ -72,18 +72,18 @@ def _digest(key: str, config: TrialConfig, folder: Path) -> str:
     return fingerprint(folder / task.file("train" if split == "train" else "dev"), task)
 
 
-def _encoder_places(record: Mapping[str, Any], told: str | None) -> dict[str, str]:
-    names: Mapping[str, str] = record["encoders"]
+def _encoder_places(record: PlanRecord, told: str | None) -> dict[str, str]:
+    names: Mapping[str, str] = record.encoders
     folders = list(dict.fromkeys(names.values()))
     if not folders:
         if told not in (None, TINY):
-            raise Refused(f"The search {record['name']} has the tiny encoder, which every machine has. Leave --encoder away.")
+            raise Refused(f"The search {record.name} has the tiny encoder, which every machine has. Leave --encoder away.")
         return {}
-    digests: Mapping[str, str] = record.get("encoder_fingerprints", {})  # a search of 0.1.0 has none
+    digests: Mapping[str, str] = record.encoder_fingerprints
     given = fetch_encoder(told) if told is not None else None
     matches = [folder for folder in folders if given and encoder_fingerprint(given) == digests.get(folder)]
     if given and not matches:
-        raise Refused(f"The encoder in {given} is not what the search {record['name']} began with. Say where that one lies.")
+        raise Refused(f"The encoder in {given} is not what the search {record.name} began with. Say where that one lies.")
     relocated = {folder: str(given) for folder in matches}
     for folder in folders:
         if folder in relocated:
@@ -91,7 +91,7 @@ def _encoder_places(record: Mapping[str, Any], told: str | None) -> dict[str, st
         place = _known_place(record, folder) or _fetched(name for name, known in names.items() if known == folder)
         if place is None:
             remedy = "Only one can be named: make a link to it there." if matches else "Say where: --encoder DIR"
-            raise Refused(f"The encoder of the search {record['name']} lay in {folder}, which is not here. {remedy}")
+            raise Refused(f"The encoder of the search {record.name} lay in {folder}, which is not here. {remedy}")
         if digests.get(folder) not in (None, encoder_fingerprint(place)):
             raise Refused(
                 f"The encoder in {place} is not what the search began with: its trials could not be compared. Say with "
@@ -101,9 +101,9 @@ def _encoder_places(record: Mapping[str, Any], told: str | None) -> dict[str, st
     return relocated
 
 
-def _known_place(record: Mapping[str, Any], recorded: str) -> Path | None:
+def _known_place(record: PlanRecord, recorded: str) -> Path | None:
     """Where an earlier command was told that the folder lies, else its own place; None where there is neither."""
-    candidates = [Path(record.get("moved", {}).get(recorded, recorded)), Path(recorded)]
+    candidates = [Path(record.moved.get(recorded, recorded)), Path(recorded)]
     return next((folder for folder in candidates if folder.is_dir()), None)
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from minbert_core.commands import Refused
 from minbert_core.settings.models import NAME
 from minbert_core.settings.yaml import dump_yaml, parse_yaml
 from search.options import SearchOptions
-from search.plan.folder import check_format, has_begun, read_plan
+from search.plan.folder import PlanRecord, check_format, has_begun, read_plan
 from search.plan.plan import Plan, make_plan
 from search.plan.relocated import find_relocated, moved
 from search.plan.resources import find_resources
@@ -40,7 +39,7 @@ def goes_on(options: SearchOptions, runs: Path) -> bool:
     return False
 
 
-def resumed_plan(options: SearchOptions, folder: Path, retry: str) -> tuple[Plan, dict[str, Any]]:
+def resumed_plan(options: SearchOptions, folder: Path, retry: str) -> tuple[Plan, PlanRecord]:
     """The plan of the search in `folder`, and its record with what changes now.
 
     retry: as in find_resources.
@@ -51,20 +50,20 @@ def resumed_plan(options: SearchOptions, folder: Path, retry: str) -> tuple[Plan
     check_format(record)
     _check_asked(options, record)
     document, _ = parse_yaml((folder / "space.yaml").read_text(encoding="utf-8"), str(folder / "space.yaml"))
-    space = replace(make_space(record["space_name"], document), encoders=record["encoders"])
-    gpus = options.gpus or str(int(record["gpus"]))
+    space = replace(make_space(record.space_name, document), encoders=record.encoders)
+    gpus = options.gpus or str(int(record.gpus))
     _check_hardware(record, gpus)
-    per_trial = options.gpus_per_trial if options.gpus_per_trial is not None else record["gpus_per_trial"] or None
-    resources = find_resources(gpus, per_trial, options.cpus_per_trial or record["cpus_per_trial"], retry)
-    uri = options.tracking_uri or record.get("tracking_uri")
+    per_trial = options.gpus_per_trial if options.gpus_per_trial is not None else record.gpus_per_trial or None
+    resources = find_resources(gpus, per_trial, options.cpus_per_trial or record.cpus_per_trial, retry)
+    uri = options.tracking_uri or record.tracking_uri
     if uri is not None and (fault := store_fault(uri)):
         raise Refused(fault)
-    num_trials = options.trials or record["trials"]
-    if num_trials < record["trials"]:
-        raise ValueError(f"--trials {num_trials} is fewer than the search's {record['trials']}; it may be raised only.")
+    num_trials = options.trials or record.trials
+    if num_trials < record.trials:
+        raise ValueError(f"--trials {num_trials} is fewer than the search's {record.trials}; it may be raised only.")
     relocated = find_relocated(record, space.sample(default_choice).config(), options.data, options.encoder)
-    plan = make_plan(record["name"], space, record["seed"], num_trials, resources, relocated)
-    return plan, record | {"trials": num_trials, "tracking_uri": uri, "moved": moved(relocated)}
+    plan = make_plan(record.name, space, record.seed, num_trials, resources, relocated)
+    return plan, replace(record, trials=num_trials, tracking_uri=uri, moved=moved(relocated))
 
 
 def asked_space(options: SearchOptions) -> str:
@@ -74,29 +73,29 @@ def asked_space(options: SearchOptions) -> str:
     return hashlib.sha256(dump_yaml(document).encode()).hexdigest()
 
 
-def _check_asked(options: SearchOptions, record: dict[str, Any]) -> None:
+def _check_asked(options: SearchOptions, record: PlanRecord) -> None:
     """A search keeps its space and its seed: what the command says of them must be what it began with."""
     if options.space is None:
         if given := [flag for flag in ("set", "seed") if getattr(options, flag) not in (None, ())]:
             raise ValueError(f"--resume takes everything from the record of the search; it does not go with --{given[0]}.")
-    elif asked_space(options) != record.get("space_sha256"):
+    elif asked_space(options) != record.space_sha256:
         what = options.space if isinstance(options.space, Path) else "the one given"
         raise Refused(
-            f"The search {record['name']} began with another space than {what} is now (--set included), and keeps it. Go on "
+            f"The search {record.name} began with another space than {what} is now (--set included), and keeps it. Go on "
             "without --space and --set (more trials: with --trials N), or start this one under another name."
         )
-    if options.seed not in (None, record["seed"]):
-        raise Refused(f"The search {record['name']} has the seed {record['seed']} and keeps it. Got --seed {options.seed}.")
+    if options.seed not in (None, record.seed):
+        raise Refused(f"The search {record.name} has the seed {record.seed} and keeps it. Got --seed {options.seed}.")
 
 
-def _check_hardware(record: dict[str, Any], gpus: str) -> None:
+def _check_hardware(record: PlanRecord, gpus: str) -> None:
     """Raise Refused where a search that began on GPUs would go on without, or the other way round."""
     import torch
 
-    began_on_gpu, goes_on_gpu = record["gpus_per_trial"] > 0, torch.cuda.is_available() and gpus != "0"
+    began_on_gpu, goes_on_gpu = record.gpus_per_trial > 0, torch.cuda.is_available() and gpus != "0"
     if began_on_gpu != goes_on_gpu:
         began, now = ("GPUs", "the CPU") if began_on_gpu else ("the CPU", "GPUs")
         raise Refused(
-            f"The search {record['name']} began on {began} and would go on on {now}: its trials could not be compared. "
+            f"The search {record.name} began on {began} and would go on on {now}: its trials could not be compared. "
             "Go on on the same hardware, or start a new search."
         )

@@ -105,7 +105,7 @@ def test_an_unknown_keyword_is_an_error_and_none_is_an_option_not_given(here: Pa
         run("quick.yaml", trails=3)  # type: ignore[call-arg]
     ends(DONE)
     run("quick.yaml", trials=None, set=None, gpus=0)  # type: ignore[arg-type]
-    assert read_plan(here / "runs" / "quick")["command"] == ["--space=quick.yaml", "--gpus=0"]
+    assert read_plan(here / "runs" / "quick").command == ["--space=quick.yaml", "--gpus=0"]
 
 
 def test_a_space_given_as_a_dict_is_the_one_that_its_file_would_be(here: Path, ends: Callable[[int], None]) -> None:
@@ -114,7 +114,7 @@ def test_a_space_given_as_a_dict_is_the_one_that_its_file_would_be(here: Path, e
     run(SPACE, name="dict")
     spaces = [(here / "runs" / name / "space.yaml").read_text() for name in ("file", "dict")]
     assert spaces[0] == spaces[1]
-    assert read_plan(here / "runs" / "dict")["space_name"] == "dict"
+    assert read_plan(here / "runs" / "dict").space_name == "dict"
     run(SPACE)
     run(SPACE)
     assert sorted(path.name for path in (here / "runs").iterdir()) == ["dict", "file", "search", "search-2"]

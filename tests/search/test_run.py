@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -23,7 +24,7 @@ import torch
 from minbert_core.config_checks import read_config
 from minbert_core.model import load_model
 from search import drive, run
-from search.plan.folder import lock, read_plan
+from search.plan.folder import lock, read_plan, write_plan
 from search.plan.plan import Plan, make_plan
 from search.plan.resources import Resources
 from search.space.space import make_space, read_space
@@ -154,7 +155,7 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_typed(
     done = typed(*paths, "--tracking-uri=sqlite:///~/my.db")
     assert (done.code, done.err) == (0, "")
     plan = read_plan(here / "found" / "quick")
-    assert (plan["data"], plan["tracking_uri"]) == (str(data), f"sqlite:///{here}/my.db")
+    assert (plan.data, plan.tracking_uri) == (str(data), f"sqlite:///{here}/my.db")
     assert not (here / "~").exists()
 
 
@@ -184,7 +185,7 @@ def test_a_used_name_is_refused(typed: Callable[..., Typed], begun: Path) -> Non
     assert refused.code == 3
     assert "The name 'quick' is used" in refused.err
     typed("--space", "quick.yaml")
-    assert read_plan(begun.with_name("quick-2"))["name"] == "quick-2"
+    assert read_plan(begun.with_name("quick-2")).name == "quick-2"
 
 
 @pytest.mark.parametrize(
@@ -237,7 +238,7 @@ def test_ctrl_c_before_anything_started_leaves_nothing(
 
 def test_a_searchs_record_is_whole_before_its_first_trial(begun: Path) -> None:
     plan = read_plan(begun)
-    assert (plan["command"], plan["trials"]) == (["--space", "quick.yaml"], 3)
+    assert (plan.command, plan.trials) == (["--space", "quick.yaml"], 3)
     space = read_space(begun / "space.yaml")
     assert list(space.domains()) == ["optimizer/lr"]
     assert space.document["config"]["machine"] == {"device": "cpu", "threads": 1, "precision": "float32"}
@@ -249,7 +250,7 @@ def test_folders_in_the_record_are_absolute(
     monkeypatch.setattr(run, "run_search", lambda *_, **__: 0)
     assert typed("--space", "quick.yaml", "--data", "data", "--encoder", "encoder").code == 0
     plan = read_plan(here / "runs" / "quick")
-    assert (plan["data"], plan["encoder"]) == (str(data), str(encoder))
+    assert (plan.data, plan.encoder) == (str(data), str(encoder))
 
 
 def test_a_search_over_encoders_goes_on_from_anywhere(
@@ -270,9 +271,9 @@ def test_a_search_over_encoders_goes_on_from_anywhere(
 def test_a_resume_may_raise_the_trials_and_no_more(typed: Callable[..., Typed], begun: Path) -> None:
     before = (begun / "space.yaml").read_bytes()
     assert typed("--resume", "quick").code == run.INTERRUPTED
-    assert read_plan(begun)["trials"] == 3
+    assert read_plan(begun).trials == 3
     assert typed("--resume", "quick", "--trials", "5").code == run.INTERRUPTED
-    assert read_plan(begun)["trials"] == 5
+    assert read_plan(begun).trials == 5
     fewer = typed("--resume", "quick", "--trials", "4")
     assert (fewer.code, fewer.err) == (2, "--trials 4 is fewer than the search's 5; it may be raised only.\n")
     assert (begun / "space.yaml").read_bytes() == before
@@ -285,11 +286,11 @@ def test_the_store_that_was_asked_for_is_kept_until_another_is(
     folder = here / "runs" / "quick"
     assert typed("--space", "quick.yaml", "--tracking-uri", "sqlite:///elsewhere/store.db").code == 0
     before = read_plan(folder)
-    assert before["tracking_uri"] == f"sqlite:///{here}/elsewhere/store.db"
+    assert before.tracking_uri == f"sqlite:///{here}/elsewhere/store.db"
     assert typed("--resume", "quick").code == 0
     assert read_plan(folder) == before
     assert typed("--resume", "quick", "--tracking-uri", "sqlite:///other.db").code == 0
-    assert read_plan(folder) == before | {"tracking_uri": f"sqlite:///{here}/other.db"}
+    assert read_plan(folder) == replace(before, tracking_uri=f"sqlite:///{here}/other.db")
 
 
 def test_a_search_that_runs_cannot_be_resumed(typed: Callable[..., Typed], begun: Path) -> None:
@@ -312,22 +313,21 @@ def test_changed_data_refuse_a_resume(
 
 
 def test_a_record_of_a_newer_version_is_refused(typed: Callable[..., Typed], begun: Path) -> None:
-    plan = read_plan(begun) | {"format": 99}
-    (begun / "plan.json").write_text(json.dumps(plan))
+    write_plan(begun, replace(read_plan(begun), format=99))
     refused = typed("--resume", "quick")
     assert refused.code == 2
-    assert "has format 99; this version reads up to" in refused.err
+    assert "has format 99. This version reads up to" in refused.err
 
 
 def test_a_search_goes_on_on_the_hardware_it_began_on(
     typed: Callable[..., Typed], begun: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (begun / "plan.json").write_text(json.dumps(read_plan(begun) | {"gpus": 1, "gpus_per_trial": 1.0}))
+    write_plan(begun, replace(read_plan(begun), gpus=1, gpus_per_trial=1.0))
     refused = typed("--resume", "quick")
     assert refused.code == 3
     assert "began on GPUs and would go on on the CPU" in refused.err
 
-    (begun / "plan.json").write_text(json.dumps(read_plan(begun) | {"gpus": 0, "gpus_per_trial": 0}))
+    write_plan(begun, replace(read_plan(begun), gpus=0, gpus_per_trial=0))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert typed("--resume", "quick").code == run.INTERRUPTED  # on the CPU, as it began
     assert "began on the CPU and would go on on GPUs" in typed("--resume", "quick", "--gpus", "1").err
@@ -364,7 +364,7 @@ def test_a_search_logs_to_the_store_that_was_asked_for(
 
     client = MlflowClient(tracking_uri=uri)
     [parent] = client.search_runs([client.get_experiment_by_name("quick").experiment_id])
-    assert parent.data.tags["search_id"] == read_plan(here / "runs" / "quick")["id"]
+    assert parent.data.tags["search_id"] == read_plan(here / "runs" / "quick").id
     rows = {found.dataset.name: json.loads(found.dataset.profile)["num_rows"] for found in parent.inputs.dataset_inputs}
     sizes = {"train": 2000, "dev": 400}
     assert rows == {f"{task}-{split}": sizes[split] for task in ("sst", "para", "sts") for split in sizes}
@@ -499,7 +499,7 @@ def parts(trial: TrialResult) -> list[int]:
 
 def assert_whole(folder: Path, num_trials: int) -> list[TrialResult]:
     """A finished search's folder: numbers without a gap, records without a hole or a repeat, weights that load."""
-    trials = read_results(folder, read_plan(folder)["space_name"])
+    trials = read_results(folder, read_plan(folder).space_name)
     assert [trial.number for trial in trials] == list(range(num_trials))
     assert sorted(path.name for path in (folder / "trials").iterdir()) == [f"{number:03d}" for number in range(num_trials)]
     for trial in trials:
@@ -587,6 +587,7 @@ config:
 """
 CRASH = """\
 import os, sys
+from dataclasses import replace
 
 def die(event, arguments):
     if event == "open" and str(arguments[0]).endswith("trials/002/config.yaml"):

@@ -16,6 +16,7 @@ from search.cost.points import branch_points
 from search.plan import resources
 from search.plan.plan import Plan, make_plan
 from search.plan.resources import Gpu, Resources
+from search.plan.summary import plan_lines, plan_record
 from search.space.space import Space, make_space
 from search.study.engine import start_ray
 
@@ -169,8 +170,8 @@ def test_trials_are_trained_alone_and_together_and_the_plan_takes_its_shares(mon
         "for 4 on each GPU this machine has too few cores",
         plan.resources.sharing,
     )
-    assert f"sharing   {plan.resources.sharing}" in plan.lines()
-    assert plan.document([])["sharing"] == plan.resources.sharing
+    assert f"sharing   {plan.resources.sharing}" in plan_lines(plan)
+    assert plan_record(plan).sharing == plan.resources.sharing
 
 
 @pytest.mark.usefixtures("cache")

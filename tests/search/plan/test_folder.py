@@ -104,10 +104,10 @@ def test_an_unknown_search_names_the_known_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (json.dumps({"format": FORMAT + 1}), f"has format {FORMAT + 1}; this version reads up to {FORMAT}"),
+        (json.dumps({"format": FORMAT + 1}), f"has format {FORMAT + 1}. This version reads up to {FORMAT}"),
         ('{"format": ', "is broken"),
         ("[]", r"is broken \(it must be a map\)"),
-        (json.dumps({"format": FORMAT, "name": "smart"}), r"is broken \(it lacks space_name, created, "),
+        (json.dumps({"format": FORMAT, "name": "smart"}), r"is broken \(it lacks space_name, about, "),
     ],
 )
 def test_a_plan_that_cannot_be_read_is_refused_in_words(tmp_path: Path, text: str, message: str) -> None:
