@@ -136,7 +136,7 @@ def _facts(search: Search, trial: TrialResult) -> dict[str, Any]:
         "status": trial.status,
         "reason": trial.reason,
         "baseline": trial.baseline,
-        "recipe": trial.config().recipe,
+        "recipe": trial.recipe,
         "rung": trial.rung,
         "seconds": trial.seconds,
         "examples": trial.examples,

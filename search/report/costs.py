@@ -53,7 +53,7 @@ def branch_costs(trials: Iterable[TrialResult], choices: Sequence[str]) -> list[
     trials = [trial for trial in trials if trial.examples]
     groups: dict[str, dict[Any, list[TrialResult]]] = {name: defaultdict(list) for name in [*choices, "recipe"]}
     for trial in trials:
-        groups["recipe"][trial.config().recipe].append(trial)
+        groups["recipe"][trial.recipe].append(trial)
         for name in choices:
             if name in trial.params:  # a choice within a branch that this trial did not take is not
                 groups[name][trial.params[name]].append(trial)

@@ -606,7 +606,7 @@ def test_a_trial_that_fails_fails_alone_and_says_why(search: Callable[..., Searc
     trials = assert_whole(tmp_path / "runs" / "failing", 3)
     assert [trial.status for trial in trials] == ["completed", "failed", "failed"]
     assert re.match(r"not finite: The loss of \w+ became (inf|nan) by step", trials[1].reason)
-    assert trials[2].reason == "its process died without a word (killed, perhaps out of memory)"
+    assert trials[2].reason == "its process died without an error (killed, perhaps out of memory)"
     assert_healthy(tmp_path, "failing", trials)
     assert "failed: not finite" in one.text
 
@@ -640,7 +640,7 @@ def test_a_killed_search_goes_on_where_it_was(search: Callable[..., Search], tmp
     assert {path: path.read_bytes() for path in configs} == configs
     assert re.search(r"\] resumed; [01] of 3 trials have ended, [12] go on\n", resumed.text)
     assert re.search(rf"{number} goes on from [13]/9", resumed.text)
-    assert re.search(r"goes on after [1-9]\d+ examples", (folder / "trials" / number / "log.txt").read_text())
+    assert re.search(r"resumes after [1-9]\d+ examples", (folder / "trials" / number / "log.txt").read_text())
     assert "Traceback" not in resumed.text
 
     more = search("--resume", "quickstart", "--trials", "4")
