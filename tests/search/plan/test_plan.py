@@ -129,8 +129,8 @@ def test_each_further_pretraining_is_planned_once_and_its_texts_are_looked_at(tm
     plan = make_plan("quick", make_space("quick", document), 0, 2, CPUS)
     told = [line for line in plan_lines(plan) if line.startswith("pretrain")]
     assert [re.sub(r"\w{8}:", "KEY:", line) for line in told] == [
-        "pretrain  mlm KEY: 2 epochs of sst; made once, before the first trial",
-        "pretrain  nsp KEY: 20 epochs of para, sts; made once, before the first trial",
+        "pretrain  mlm KEY: 2 epochs of sst; runs once, before the first trial",
+        "pretrain  nsp KEY: 20 epochs of para, sts; runs once, before the first trial",
     ]
     assert plan.recipes == ("mlm+multitask", "mlm+nsp+multitask")
     (tmp_path / "short.txt").write_text("one line\n")
@@ -281,8 +281,8 @@ def on(resources: Resources, num_trials: int = 9, **document: Any) -> Plan:
 )
 def test_more_threads_than_cores_are_refused_with_what_cures_it(document: dict[str, Any]) -> None:
     said = (
-        "`machine/threads` 2 for each of 2 trials at a time is more than this machine's 2 cores; they would hold each other "
-        "up. Fewer trials at a time: --cpus-per-trial 2. Fewer threads: --set machine/threads=1."
+        "`machine/threads` 2 for each of 2 trials at a time is more than this machine's 2 cores, so the trials would slow each "
+        "other down. Run fewer trials at a time: --cpus-per-trial 2. Or use fewer threads: --set machine/threads=1."
     )
     with pytest.raises(Refused, match=f"^{re.escape(said)}$"):
         on(CPUS, **document)
@@ -292,7 +292,9 @@ def test_more_threads_than_cores_are_refused_with_what_cures_it(document: dict[s
 @pytest.mark.usefixtures("cache")
 def test_threads_for_which_there_are_cores_are_the_users_own_affair() -> None:
     threads = {"config": {"machine": {"threads": 4}}}
-    with pytest.raises(Refused, match=r"this machine's 2 cores; they would hold each other up\. Fewer threads: .*=1\.$"):
+    with pytest.raises(
+        Refused, match=r"this machine's 2 cores, so the trials would slow each other down\. Use fewer threads: .*=1\.$"
+    ):
         on(CPUS, **threads)
     assert on(Resources(4, 0, 1, 0), num_trials=1, **threads).config.machine.threads == 4
     assert on(Resources(8, 2, 1, 1), **threads).config.machine.threads == 4
