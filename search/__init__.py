@@ -1,7 +1,7 @@
 """The search: spaces, the study, and Ray, Optuna and MLflow around `minbert_core.train`.
 
-Ray reads its settings when it is first imported, so they stand here, before any module of this package can import it. What
-the user has set stays.
+Ray reads its settings when it is first imported, so they are set here, before any module of this package can import it. The
+user's own settings are kept.
 """
 
 import os
@@ -12,12 +12,12 @@ from pathlib import Path
 _ROOT = str(Path(__file__).resolve().parents[1])
 
 _RAY_SETTINGS = {
-    # one's own Ray instance is reached with a secret of this process: nobody else on the machine can join it
+    # only this process knows the secret of its Ray instance, so nobody else on the machine can join it
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints boxes whatever `verbose` says
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints boxes even with verbose=0
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",

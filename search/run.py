@@ -90,7 +90,7 @@ def _call(folder: Path) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     body = partial(_main, arguments=sys.argv[1:] if arguments is None else arguments)
-    # once a search has begun, it handles interrupts itself
+    # a running search handles interrupts itself
     return run_command(parser(), arguments, body, writes="runs", interrupted="Interrupted before anything started.")
 
 

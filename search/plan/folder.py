@@ -2,7 +2,7 @@
 
     runs/NAME/    space.yaml  plan.json  study.journal  lock  log.txt  trials/  best -> trials/007/best
 
-It can be moved: no path in it needs to stay true but those of data and encoder, which places.py looks up.
+It can be moved. The only absolute paths in it are those of data and encoder, which relocated.py resolves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from minbert_core.commands import Refused
 from minbert_core.config import FORMAT
 from minbert_core.words import did_you_mean
 
-PRETRAINING = "pretraining.jsonl"  # the records of what was pretrained before the trials
+PRETRAINING = "pretraining.jsonl"  # the records of pretrainings before the trials
 BEFORE_A_STEP = {"lock", "trials", "space.yaml", "plan.json.tmp", "plan.json", "study.journal", "study.journal.lock", "log.txt"}
 
 
@@ -64,7 +64,7 @@ NEEDED = [entry.name for entry in fields(PlanRecord) if entry.default is MISSING
 
 
 def new_search_folder(runs: Path, name: str | None, default: str) -> Path:
-    """The folder of a new search, not yet made: `name`, else the space's name, then -2, -3 …  Raises Refused: a used name."""
+    """Choose the folder of a new search: `name`, else the space's name, then -2, -3 …  Raises Refused: a used name."""
     if name is not None:
         check_unused(runs / name)
         return runs / name
@@ -75,27 +75,27 @@ def new_search_folder(runs: Path, name: str | None, default: str) -> Path:
 
 
 def check_unused(folder: Path) -> None:
-    """Raise Refused where `folder` is used. A search that failed, or was killed, before its first step does not use it."""
+    """Raise Refused if `folder` is used. A search that failed or was killed before its first step does not count."""
     if not folder.exists():
         return
     if not folder.is_dir() or {path.name for path in folder.iterdir()} - BEFORE_A_STEP or has_begun(folder):
         name = folder.name
-        raise Refused(f"The name '{name}' is used ({folder}). Go on with it: --resume {name}; or give another --name.")
+        raise Refused(f"The name '{name}' is used ({folder}). Resume that search with --resume {name}, or give another --name.")
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether a search has a trial or has pretrained for one: from then on it keeps its space and its seed."""
+    """Return whether a search has a trial or a pretraining. From then on it keeps its space and its seed."""
     return (folder / PRETRAINING).exists() or any(folder.glob("trials/*"))
 
 
 def clear_failed_start(folder: Path) -> None:
-    """Remove the study that a start without a step has left. Only for the one who holds the search's lock."""
+    """Remove the study that a failed start has left. Only the process that holds the search's lock may call this."""
     for name in ("study.journal", "study.journal.lock"):
         (folder / name).unlink(missing_ok=True)
 
 
 def make_search_folder(runs: Path, name: str | None, default: str) -> Path:
-    """As `new_search_folder`, and made: if another search takes a default name at the same moment, the next is taken."""
+    """Create the folder that `new_search_folder` chooses; the next name if another search takes it at the same moment."""
     while True:
         folder = new_search_folder(runs, name, default)
         try:
@@ -107,7 +107,7 @@ def make_search_folder(runs: Path, name: str | None, default: str) -> Path:
 
 
 def lock(folder: Path) -> IO[str]:
-    """Hold the search's lock until the returned file is closed or the process dies.  Raises Refused: somebody else does."""
+    """Hold the search's lock until the returned file is closed or the process dies.  Raises Refused if it is held elsewhere."""
     path = folder / "lock"
     with contextlib.ExitStack() as at_fault:
         file = at_fault.enter_context(path.open("a+"))
@@ -124,9 +124,9 @@ def lock(folder: Path) -> IO[str]:
 
 
 def wait_for_workers(folder: Path, timeout_seconds: float = 60) -> None:
-    """Wait until no worker of a killed driver writes to a trial any more; Ray ends them some seconds after it.
+    """Wait until no worker of a killed driver writes to a trial. Ray ends workers some seconds after their driver.
 
-    Raises Refused where one is still there after `timeout_seconds`.
+    Raises Refused if a worker is still running after `timeout_seconds`.
     """
     deadline = time.monotonic() + timeout_seconds
     for path in sorted(folder.glob("trials/*/log.txt")):

@@ -2,7 +2,7 @@
 
     StudySearcher.suggest -> Order -> run_trial -> Report -> TuneScheduler, StudySearcher
 
-Ray carries dictionaries of plain values, and adds keys of its own to a report.
+Ray carries dictionaries of plain values, and adds its own keys to a report.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The state of a search: the Optuna study (a journal file) and the trials' own records. It can be resumed from these alone.
+"""The state of a search: the Optuna study (a journal file) and the trials' own records. It resumes from only these.
 
 A trial keeps its number: in the study, as its folder trials/NNN, as an MLflow run, at the rungs. Ray's own snapshot of an
 experiment is not used. After a crash it loses rungs and runs points twice.
@@ -249,8 +249,8 @@ class Study:
 def mend_journal(folder: Path) -> None:
     """Repair a journal whose driver was killed while it wrote: remove Optuna's lock file and a truncated last line.
 
-    Otherwise Optuna waits 30 s for the lock, and rejects the journal for ever once a line follows the truncated one. Only the
-    process that holds the search's lock may call this.
+    Otherwise Optuna waits 30 s for the lock, and permanently rejects the journal after a line follows the truncated one. Only
+    the process that holds the search's lock may call this.
     """
     journal = folder / "study.journal"
     journal.with_name("study.journal.lock").unlink(missing_ok=True)

@@ -103,9 +103,9 @@ def begun(here: Path, typed: Callable[..., Typed], monkeypatch: pytest.MonkeyPat
         ("--space quick.yaml --cpus-per-trial 5000", 3, r"--cpus-per-trial 5000 asks for more than this machine's \d+ cores\."),
         ("--space quick.yaml --address head:x", 2, r"--address: must be HOST:PORT\. Got 'head:x'\."),
         ("--space quick.yaml --address 127.0.0.1:9", 3, r"No Ray cluster answers at 127\.0\.0\.1:9 \(Connection refused\)\."),
-        ("", 2, r"Give --space FILE \(a new search\), --resume NAME \(go on with one\), or both"),
-        ("--space quick.yaml --resume a/b", 2, r"A search's name, that of --resume, must be made of a-z, .* Got 'a/b'\."),
-        ("--space quick.yaml --resume quick --name quick", 2, r"--resume names the search already; it does not go with --name"),
+        ("", 2, r"Give --space FILE \(a new search\), --resume NAME \(resume one\), or both"),
+        ("--space quick.yaml --resume a/b", 2, r"The search's name, given with --resume, may consist of a-z, .* Got 'a/b'\."),
+        ("--space quick.yaml --resume quick --name quick", 2, r"--resume already names the search\. Omit --name"),
         ("--resume quick", 2, r"There is no search 'quick' in /.*/runs\."),
         ("--space quick.yaml --tracking-uri mlruns", 2, r"--tracking-uri: MLflow 3 no longer logs to folders\. Got 'mlruns'\."),
         ("--space quick.yaml --tracking-uri http://127.0.0.1:9", 3, r"No MLflow server answers at http://127\.0\.0\.1:9 \(Con"),
@@ -176,7 +176,7 @@ def test_too_many_gpus_are_refused_with_a_line_that_works_here(typed: Callable[.
     assert sentence.startswith("--gpus 4 asks for more than this machine has (no GPU). This works here, ")
     words = shlex.split(line)
     assert words == ["python", "-m", "search.run", *GPUS, "--gpus", "0"]
-    assert how_long == "(--dry-run tells first how long that would take.)"
+    assert how_long == "(--dry-run first estimates the time.)"
     assert typed(*words[3:], "--dry-run").code == 0
 
 
@@ -215,7 +215,7 @@ def test_a_dry_run_prints_plan_and_samples_and_starts_nothing(typed: Callable[..
     assert words[:8] == ["search", "data", "encoder", "machine", "objective", "budget", "trials", "searched"]
     assert words.count("baseline") == 1
     assert words.count("sample") == 3
-    assert "examples a full trial, about" in dry.out
+    assert "examples per full trial, about" in dry.out
     folder = here / "runs" / "quickstart"
     assert dry.out.splitlines()[-1] == f"Nothing was started. Without --dry-run the search goes to {folder}."
     assert [path.name for path in here.iterdir()] == ["quick.yaml"]
@@ -275,7 +275,7 @@ def test_a_resume_may_raise_the_trials_and_no_more(typed: Callable[..., Typed], 
     assert typed("--resume", "quick", "--trials", "5").code == run.INTERRUPTED
     assert read_plan(begun).trials == 5
     fewer = typed("--resume", "quick", "--trials", "4")
-    assert (fewer.code, fewer.err) == (2, "--trials 4 is fewer than the search's 5; it may be raised only.\n")
+    assert (fewer.code, fewer.err) == (2, "--trials may only be raised. The search has 5. Got 4.\n")
     assert (begun / "space.yaml").read_bytes() == before
 
 
@@ -309,7 +309,7 @@ def test_changed_data_refuse_a_resume(
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
     refused = typed("--resume", "quick")
     assert refused.code == 3
-    assert refused.err.startswith(f"The data in {data} is not what the search began with (sst-dev): its trials could not be")
+    assert refused.err.startswith(f"The data in {data} differs from the search's data (sst-dev), so its trials could not be")
 
 
 def test_a_record_of_a_newer_version_is_refused(typed: Callable[..., Typed], begun: Path) -> None:
@@ -325,12 +325,12 @@ def test_a_search_goes_on_on_the_hardware_it_began_on(
     write_plan(begun, replace(read_plan(begun), gpus=1, gpus_per_trial=1.0))
     refused = typed("--resume", "quick")
     assert refused.code == 3
-    assert "began on GPUs and would go on on the CPU" in refused.err
+    assert "started on GPUs and would now resume on the CPU" in refused.err
 
     write_plan(begun, replace(read_plan(begun), gpus=0, gpus_per_trial=0))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert typed("--resume", "quick").code == run.INTERRUPTED  # on the CPU, as it began
-    assert "began on the CPU and would go on on GPUs" in typed("--resume", "quick", "--gpus", "1").err
+    assert "started on the CPU and would now resume on GPUs" in typed("--resume", "quick", "--gpus", "1").err
 
 
 def test_a_ray_that_does_not_start_is_refused_and_the_search_can_go_on(
@@ -342,7 +342,7 @@ def test_a_ray_that_does_not_start_is_refused_and_the_search_can_go_on(
     monkeypatch.setattr(ray, "init", fail)
     refused = Typed(capsys, ("--space", "quick.yaml", "--runs", "elsewhere/runs"))
     assert refused.code == 3
-    assert refused.err.startswith("Ray did not start; is this machine overloaded")
+    assert refused.err.startswith("Ray did not start. Is this machine overloaded")
     assert refused.err.endswith("It says: The current node timed out during startup.\n")
     assert refused.out.splitlines()[-1] == "go on     python -m search.run --resume quick --runs elsewhere/runs"
     assert mlflow_runs(here / "elsewhere", "quick")[0].info.status == "FAILED"
@@ -409,12 +409,12 @@ def test_the_exit_code_says_how_a_search_ended(
     assert ends == [status]
     err = capsys.readouterr().err
     assert ("The disk is full." in err) == (not recorded)
-    assert ("only MLflow lacks something. This logs it again: python -m search.run --resume quick" in err) == (not recorded)
+    assert ("but MLflow lacks some records. This logs them again: python -m search.run --resume quick" in err) == (not recorded)
     [row] = [line for line in shown if line.startswith("| 000")]
     assert f"| {'paused' if paused else trial}" in row
     goes_on = interrupted or paused
     assert any(line.startswith("go on     python -m search.run --resume quick") for line in shown) == goes_on
-    sentence = "paused    1 trial, and 0 not begun: no time was left for a next point"
+    sentence = "paused    1 trial, and 0 not started: no time was left for another evaluation"
     assert (sentence in shown) == (paused and not interrupted)
     assert any(line.startswith("reasons ") for line in shown) == (trial == "failed")
     assert any("best_to_test.py --search quick" in line for line in shown) == (completed and not interrupted)
@@ -638,7 +638,7 @@ def test_a_killed_search_goes_on_where_it_was(search: Callable[..., Search], tmp
     trials = assert_whole(folder, 3)
     assert_healthy(tmp_path, "quickstart", trials)
     assert {path: path.read_bytes() for path in configs} == configs
-    assert re.search(r"\] resumed; [01] of 3 trials have ended, [12] go on\n", resumed.text)
+    assert re.search(r"\] resumed; [01] of 3 trials have ended, [12] continue\n", resumed.text)
     assert re.search(rf"{number} goes on from [13]/9", resumed.text)
     assert re.search(r"resumes after [1-9]\d+ examples", (folder / "trials" / number / "log.txt").read_text())
     assert "Traceback" not in resumed.text
@@ -656,12 +656,12 @@ def test_ctrl_c_stops_cleanly_and_prints_the_line_that_goes_on(search: Callable[
     stopped.wait_for(r" at 1/9 ")
     asked = time.monotonic()
     stopped.process.send_signal(signal.SIGINT)
-    stopped.wait_for("stopping; the trials' states are saved")
+    stopped.wait_for("stopping; the trials' states are being saved")
     assert time.monotonic() - asked < 5
     stopped.process.send_signal(signal.SIGINT)  # impatience
     assert stopped.end() == 130, stopped.text
     assert "Traceback" not in stopped.text
-    assert "stopping already" in stopped.text
+    assert "already stopping" in stopped.text
     deadline = time.monotonic() + 10
     while (left := stopped.processes_left()) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -745,7 +745,9 @@ def test_a_search_out_of_time_pauses_its_trials_and_prints_the_line_that_goes_on
     folder = tmp_path / "runs" / "quickstart"
     trials = read_results(folder, "quickstart")
     assert {(trial.status, trial.rung) for trial in trials} == {("running", 1)}
-    assert re.search(r"^paused    [12] trials?, and [01] not begun: no time was left for a next point$", one.text, re.MULTILINE)
+    assert re.search(
+        r"^paused    [12] trials?, and [01] not started: no time was left for another evaluation$", one.text, re.MULTILINE
+    )
 
     def assert_paused() -> None:
         parent, children = mlflow_runs(tmp_path, "quickstart")

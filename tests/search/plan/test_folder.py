@@ -21,7 +21,7 @@ def test_default_names_count_up_and_a_used_explicit_name_is_refused(tmp_path: Pa
     assert [make_search_folder(tmp_path, None, "smart").name for _ in range(3)] == ["smart", "smart-2", "smart-3"]
     assert make_search_folder(tmp_path, "mine", "smart").name == "mine"
     (tmp_path / "mine" / "trials" / "000").mkdir()
-    with pytest.raises(Refused, match=r"The name 'mine' is used .* --resume mine; or give another --name"):
+    with pytest.raises(Refused, match=r"The name 'mine' is used .* --resume mine, or give another --name"):
         new_search_folder(tmp_path, "mine", "smart")
 
 

@@ -126,6 +126,6 @@ def test_one_that_fails_is_refused_in_a_sentence_that_names_it(heard: Heard, tmp
     [chain] = known([{**MLM, "texts": [str(texts)]}])
     texts.unlink()
     name = chain.ones[0].name
-    refused = rf"^The further pretraining {name} failed, so no trial was begun: CorpusError: There is no file .*texts\.txt"
+    refused = rf"^The further pretraining {name} failed, so no trial was started: CorpusError: There is no file .*texts\.txt"
     with pytest.raises(Refused, match=refused):
         make_chains([chain], CPUS, heard.append, lambda: False)

@@ -47,10 +47,14 @@ def test_moved_folders_are_found_where_they_are_said_to_be_and_then_again(
 ) -> None:
     for folder in (data, encoder):
         shutil.move(folder, tmp_path / "elsewhere" / folder.name)
-    with pytest.raises(Refused, match=rf"^The data of the search quick lay in {data}, which is not here\. Say where: --data"):
+    with pytest.raises(
+        Refused, match=rf"^The data of the search quick was in {data}, which is not here\. Give its folder: --data"
+    ):
         find_relocated(record, CONFIG, None, None)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(Refused, match=rf"^The encoder of the search quick lay in {encoder}, .* Say where: --encoder DIR$"):
+    with pytest.raises(
+        Refused, match=rf"^The encoder of the search quick was in {encoder}, .* Give its folder: --encoder DIR$"
+    ):
         find_relocated(record, CONFIG, "elsewhere/data", None)
     relocated = find_relocated(record, CONFIG, "elsewhere/data", "elsewhere/encoder")
     assert relocated == {str(folder): str(tmp_path / "elsewhere" / folder.name) for folder in (data, encoder)}
@@ -65,15 +69,15 @@ def test_other_content_is_refused_wherever_it_lies(record: PlanRecord, data: Pat
     with (other_data / "sts-dev.csv").open("a") as file:
         file.write("\n")
     (other_encoder / "config.json").write_text((other_encoder / "config.json").read_text().replace("0.1", "0.2"))
-    with pytest.raises(Refused, match=rf"^The data in {other_data} is not what the search began with \(sts-dev\): its trials"):
+    with pytest.raises(Refused, match=rf"^The data in {other_data} differs from the search's data \(sts-dev\), so its trials"):
         find_relocated(record, CONFIG, str(other_data), None)
-    with pytest.raises(Refused, match=rf"^The encoder in {other_encoder} is not what the search quick began with"):
+    with pytest.raises(Refused, match=rf"^The encoder in {other_encoder} differs from the encoder of the search quick"):
         find_relocated(record, CONFIG, None, str(other_encoder))
     shutil.copytree(other_data, data, dirs_exist_ok=True)
-    with pytest.raises(Refused, match=r"is not what the search began with \(sts-dev\)"):
+    with pytest.raises(Refused, match=r"differs from the search's data \(sts-dev\)"):
         find_relocated(record, CONFIG, None, None)
     (encoder / "vocab.txt").write_text((encoder / "vocab.txt").read_text() + "more\n")
-    with pytest.raises(Refused, match=rf"^The encoder in {encoder} is not what the search began with"):
+    with pytest.raises(Refused, match=rf"^The encoder in {encoder} differs from the search's encoder"):
         find_relocated(replace(record, data="toy"), CONFIG, None, None)
 
 
@@ -92,7 +96,7 @@ def test_of_several_encoders_one_can_be_said_to_lie_elsewhere(record: PlanRecord
     now = shutil.move(other, tmp_path / "now")
     assert find_relocated(record, CONFIG, None, str(now)) == {str(encoder): str(encoder), str(other): str(now)}
     shutil.move(encoder, tmp_path / "gone")
-    with pytest.raises(Refused, match=rf"lay in {encoder}, which is not here\. Only one can be named: make a link to it"):
+    with pytest.raises(Refused, match=rf"was in {encoder}, which is not here\. Only one can be given: link to it"):
         find_relocated(record, CONFIG, None, str(now))
 
 
@@ -107,9 +111,9 @@ def test_an_encoder_that_the_space_names_is_looked_for_by_its_name_again(
 
 def test_toy_and_tiny_lie_nowhere(data: Path, encoder: Path) -> None:
     assert find_relocated(BARE, CONFIG, "toy", "tiny") == find_relocated(BARE, CONFIG, None, None) == {}
-    with pytest.raises(Refused, match=r"is on the toy corpus, which every machine has\. Leave --data away\."):
+    with pytest.raises(Refused, match=r"is on the toy corpus, which every machine has\. Omit --data\."):
         find_relocated(BARE, CONFIG, str(data), None)
-    with pytest.raises(Refused, match=r"has the tiny encoder, which every machine has\. Leave --encoder away\."):
+    with pytest.raises(Refused, match=r"has the tiny encoder, which every machine has\. Omit --encoder\."):
         find_relocated(BARE, CONFIG, None, str(encoder))
 
 

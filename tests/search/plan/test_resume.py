@@ -147,13 +147,13 @@ def test_a_corrected_space_is_taken_after_a_start_that_failed_before_any_trial(
 
 def test_a_search_keeps_its_space_and_seed(typed: Type, typing_place: Path, plans: list[tuple[Plan, bool]]) -> None:
     typed(*START)
-    assert "began with another space than quick.yaml is now" in typed(*START, "--set", "max_length=64")[2]
+    assert "quick.yaml, with --set, now differs from it" in typed(*START, "--set", "max_length=64")[2]
     code, _, said = typed(*START, "--seed", "7")
-    assert (code, said) == (REFUSED, "The search job has the seed 0 and keeps it. Got --seed 7.\n")
+    assert (code, said) == (REFUSED, "The search job keeps its seed 0. Got --seed 7. Omit it.\n")
     (typing_place / "quick.yaml").write_text(QUICK.replace("1e-2", "1e-1"))
     code, _, said = typed(*START)
     assert code == REFUSED
-    assert said.startswith("The search job began with another space than quick.yaml is now (--set included), and keeps it.")
+    assert said.startswith("The search job keeps the space that it began with. quick.yaml, with --set, now differs from it.")
     assert typed("--resume", "job", "--set", "max_length=64")[0] == WRONG
     assert typed("--resume", "job", "--seed", "0")[0] == WRONG
     assert [resumed for _, resumed in plans] == [False]
@@ -213,7 +213,7 @@ def test_a_moved_search_is_the_same_search(typed: Type, typing_place: Path, plan
     target = move(typing_place)
     code, _, said = typed("--resume", "job", "--runs", "elsewhere/searches")
     assert (code, said.count("\n")) == (REFUSED, 1)
-    assert f"lay in {typing_place / 'data'}, which is not here. Say where: --data DIR" in said
+    assert f"was in {typing_place / 'data'}, which is not here. Give its folder: --data DIR" in said
     assert typed("--resume", "job", *MOVED)[0] == run.INTERRUPTED
     (first, _), (plan, _) = plans
     assert plan.config == first.config
@@ -309,7 +309,7 @@ def test_a_search_that_slurm_stops_and_somebody_moves_comes_out_as_if_it_had_run
     stopped.wait_for(r" 000 at 1/9 ")
     stopped.signal_all(signal.SIGUSR1)
     assert stopped.end() == 130, stopped.text
-    assert "stopping; the trials' states are saved" in stopped.text
+    assert "stopping; the trials' states are being saved" in stopped.text
     trials = read_results(typing_place / "runs" / "job", "quick")
     assert {trial.status for trial in trials} == {"running"}  # none is taken for failed
     target = move(typing_place)
