@@ -24,6 +24,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def _main(options: argparse.Namespace) -> int:
     runs = options.runs.absolute()
     search = choose_search(options.search, runs, lambda sentence: print(f"search    {sentence}"))
     selection, about_baseline = _select(search, options)
-    cpus = options.cpus_per_trial or search.plan["cpus_per_trial"]
+    cpus = options.cpus_per_trial or search.plan.cpus_per_trial
     retry = f"python analysis/best_to_test.py --search {search.name}" + (f" --per {options.per}" if options.per else "")
     resources = find_resources(options.gpus, options.gpus_per_trial, cpus, retry)
     print("\n".join(preview_lines(selection, about_baseline)))
@@ -161,8 +162,8 @@ def run(selection: Selection, resources: Resources, shows_report: bool = True) -
     """
     search, relocated = selection.search, selection.relocated
     with lock(search.folder):
-        if moved(relocated) != search.plan.get("moved", {}):
-            write_plan(search.folder, read_plan(search.folder) | {"moved": moved(relocated)})
+        if moved(relocated) != search.plan.moved:
+            write_plan(search.folder, replace(read_plan(search.folder), moved=moved(relocated)))
         return _run(selection, resources, shows_report)
 
 
@@ -289,7 +290,7 @@ def num_openings(selection: Selection) -> int:
 
 def tracking_uri(search: Search) -> str:
     """The store that a search logs to."""
-    return search.plan.get("tracking_uri") or store_uri(search.folder.parent)
+    return search.plan.tracking_uri or store_uri(search.folder.parent)
 
 
 def _tracker(selection: Selection) -> Tracker:
@@ -309,7 +310,7 @@ def _tracker(selection: Selection) -> Tracker:
             "baseline": selection.baseline and selection.baseline.number,
             **({"per": question.path, "reference": question.reference.label} if question else {}),
         },
-        search.plan["fingerprints"],
+        search.plan.fingerprints,
         artifact_files=[selection.folder / "selection.json"],
         resume=True,
     )

@@ -11,14 +11,14 @@ from search.study.study import TrialResult
 def preview_lines(selection: Selection, about_baseline: str) -> list[str]:
     """List what is going to be tested, and what it was chosen from."""
     search, baseline = selection.search, selection.baseline
-    unfinished = "" if search.is_finished else f" of {search.plan['trials']}: the search is not finished"
+    unfinished = "" if search.is_finished else f" of {search.plan.trials}: the search is not finished"
     described = f"  {_claimed(baseline)}" if baseline and baseline not in selection.finalists else ""
     each = f"{counted(len(selection.seeds), 'fresh seed')} each"
     if not selection.seeds:
         each = "the weights that the search kept, one seed each"
     one_seed = len(selection.seeds) < 2 and len(selection.trials) > 1
     return [
-        f"search    {search.name}: {search.plan['about'] or '(no question given: `about`)'}",
+        f"search    {search.name}: {search.plan.about or '(no question given: `about`)'}",
         f"tried     {len(search.trials)} configurations{unfinished}",
         *_chosen_lines(selection),
         f"baseline  {about_baseline}{described}",

@@ -33,13 +33,13 @@ from minbert_core.config import TINY
 from minbert_core.inputs import build_encoder, open_inputs
 from minbert_core.settings.yaml import dump_yaml
 from minbert_core.words import counted, did_you_mean
-from search import run as search_run
 from search.environment import git_commit
-from search.options import gpus, positive, share
+from search.options import SearchOptions, gpus, positive, share
 from search.papers import ROW, Row, config_of, paper_file, rows_of
 from search.plan.relocated import find_relocated, relocated_config
 from search.plan.resources import find_resources
 from search.results import Search, open_search
+from search.run import start_or_resume
 from search.space.file import read_document
 from search.space.space import read_space
 from search.study.study import TrialResult
@@ -113,7 +113,7 @@ def _main(options: argparse.Namespace) -> int:
         space_file = Path(scratch) / file.name
         space_file.write_text(dump_yaml(cut(document, rows, options.part)), encoding="utf-8")
         best_to_test.check_test_files(config_of(read_space(space_file, _sets(options)), rows[0].name))
-        code = search_run.main(_search_arguments(options, space_file, name))
+        _, code = start_or_resume(_search_options(options, space_file, name))
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if options.dry_run or code not in (DONE, NOT_RECORDED):  # what MLflow lacks of the search, the search itself has said
@@ -154,12 +154,20 @@ def _sets(options: argparse.Namespace) -> list[str]:
     return [*options.set, *(f"{path}={json.dumps(value)}" for path, value in told.items() if value)]
 
 
-def _search_arguments(options: argparse.Namespace, space_file: Path, name: str) -> list[str]:
-    """The command of search.run that begins the search of the rows, or goes on with it."""
-    arguments = [f"--space={space_file}", f"--resume={name}", f"--runs={options.runs}", f"--gpus={options.gpus}"]
-    told = {flag: getattr(options, flag) for flag in ("data", "encoder", "gpus_per_trial", "cpus_per_trial")}
-    arguments += [f"--{flag.replace('_', '-')}={value}" for flag, value in told.items() if value is not None]
-    return [*arguments, *(f"--set={text}" for text in options.set), *(["--dry-run"] if options.dry_run else [])]
+def _search_options(options: argparse.Namespace, space_file: Path, name: str) -> SearchOptions:
+    """Return the options of the search of the rows, which start or resume it."""
+    return SearchOptions(
+        space=space_file,
+        set=tuple(options.set),
+        data=options.data,
+        encoder=options.encoder,
+        gpus=options.gpus,
+        gpus_per_trial=options.gpus_per_trial,
+        cpus_per_trial=options.cpus_per_trial,
+        runs=options.runs,
+        resume=name,
+        dry_run=options.dry_run,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- the figures
@@ -172,7 +180,7 @@ def _test(options: argparse.Namespace, search: Search, rows: Sequence[Row], abou
     finalists = list(done.values())
     relocated = find_relocated(search.plan, finalists[0].config(), options.data, options.encoder)
     selection = Selection(search, finalists, done.get(rows[0].name), fresh_seeds(options.seeds), relocated)
-    cpus = options.cpus_per_trial or search.plan["cpus_per_trial"]
+    cpus = options.cpus_per_trial or search.plan.cpus_per_trial
     retry = f"python analysis/replicate.py --paper {options.paper}"
     resources = find_resources(options.gpus, options.gpus_per_trial, cpus, retry)
     if code := best_to_test.run(selection, resources, shows_report=False):
@@ -208,7 +216,7 @@ def _circumstances(selection: Selection, part: float) -> Circumstances:
     inputs = open_inputs(config)
     shape = build_encoder(config, inputs).shape
     return Circumstances(
-        encoder=next(iter(search.plan["encoders"]), TINY),
+        encoder=next(iter(search.plan.encoders), TINY),
         shape=(shape.hidden_size, shape.num_hidden_layers, shape.vocab_size),
         data=config.data,
         train_rows=inputs.sizes,
@@ -227,7 +235,7 @@ def _record(selection: Selection, lines: list[str], measured: Mapping[str, Measu
         "\n".join(lines),
         {"replicated_search": search.name, "git": git_commit()},
         {"search": search.name, "seeds": len(selection.seeds), "rows": list(measured)},
-        search.plan["fingerprints"],
+        search.plan.fingerprints,
         artifact_files=[file, selection.folder / "results.json"],
         resume=True,
     )

@@ -68,11 +68,11 @@ def _out(text: str) -> Path:
 
 
 def _lines(search: Search) -> list[str]:
-    gpus = search.plan["gpus_per_trial"]
+    gpus = search.plan.gpus_per_trial
     branches = branch_table(search.trials, read_choices(search.folder))
-    about = search.plan["about"] or "(no question given: `about`)"
+    about = search.plan.about or "(no question given: `about`)"
     return [
-        f"{search.name}: {about} ({len(search.trials)} of {search.plan['trials']} trials)",
+        f"{search.name}: {about} ({len(search.trials)} of {search.plan.trials} trials)",
         *table(search.trials, search.tasks, most=len(search.trials), gpus_per_trial=gpus),
         *(["", *branches] if branches else []),
     ]

@@ -179,7 +179,7 @@ def choose_trials(search: Search, top: int, no_retrain: bool) -> list[TrialResul
 
 def choose_baseline(search: Search, finalists: list[TrialResult], no_retrain: bool) -> tuple[TrialResult | None, str]:
     """The space's first baseline that ended in the finalists' rung, and a sentence about it; None where there is none."""
-    if not search.plan["baselines"]:
+    if not search.plan.baselines:
         return None, "none: the space has no `baselines`, so the finalists are compared with each other alone"
     rung = finalists[0].rung
     ended = [t for t in search.trials if t.baseline is not None and t.status in ("completed", "stopped") and t.rung == rung]
@@ -193,7 +193,7 @@ def choose_baseline(search: Search, finalists: list[TrialResult], no_retrain: bo
 
 def choose_best_baseline(search: Search, finalists: list[TrialResult]) -> tuple[TrialResult | None, str]:
     """The baseline of the best score, and a sentence about it; None where none has ended with a score."""
-    if not search.plan["baselines"]:
+    if not search.plan.baselines:
         return None, "none: the space has no `baselines`"
     ended = ranked(trial for trial in search.trials if trial.baseline is not None and trial.status != "running")
     return _beside(finalists, ended[0], False) if ended else (None, "none: no baseline of the space has ended with a score")

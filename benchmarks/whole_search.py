@@ -23,6 +23,7 @@ from typing import Any
 
 from benchmarks.peers import texts, tokenise, transformers
 from benchmarks.rounds import Row, alternate, ratio
+from minbert_core.cores import usable_cores
 from minbert_core.settings.yaml import dump_yaml
 
 TRIALS, BATCH_SIZE = 12, 16
@@ -155,7 +156,7 @@ def search_with_trainer(data: Path, encoder: Path, num_examples: int, rates: lis
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
     folder = result.absolute().parent
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # as ours counts them
+    cores = usable_cores()
     steps = math.ceil(num_examples / BATCH_SIZE)
     points = {math.ceil(num_examples * part / POINTS[-1] / BATCH_SIZE): part for part in POINTS}
     tokenizer = library.AutoTokenizer.from_pretrained(encoder)

@@ -1,4 +1,4 @@
-"""A search from its start to its end: Ray, the study, the terminal and MLflow around it; what it says when it is over.
+"""The course of a search: Ray, the study, the terminal and MLflow around it, and the summary at its end.
 
 plan -> run_search -> further pretraining -> Ray Tune asks StudySearcher for trials -> run_trial on workers -> close
 """
@@ -25,6 +25,7 @@ from search.environment import git_commit, versions
 from search.plan.folder import PRETRAINING, read_plan
 from search.plan.plan import Plan
 from search.plan.pretraining import make_chains
+from search.plan.summary import plan_lines
 from search.report.costs import branch_table, choices_of, total_cost
 from search.report.narrate import Narrator, table
 from search.study.engine import STOPS, start_ray
@@ -37,13 +38,13 @@ from search.tracking.tracker import Tracker
 
 
 def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[], float], resumed: bool) -> int:
-    """Run (or go on with) the search in `folder` to its end, to Ctrl-C, or while there is time; the exit code."""
+    """Run or resume the search in `folder` until its end, Ctrl-C or the time limit. Return the exit code."""
     record = read_plan(folder)
-    uri = record.get("tracking_uri") or store_uri(folder.parent)
+    uri = record.tracking_uri or store_uri(folder.parent)
     files = [folder / "space.yaml", folder / "plan.json"]
     note, digests, num_rows = _note(plan, folder, []), plan.fingerprints(), _num_rows(plan)
     search = SearchRecord(
-        uri, plan.name, note, _tags(plan), _params(plan), digests, num_rows, files, resumed, search_id=record.get("id")
+        uri, plan.name, note, _tags(plan), _params(plan), digests, num_rows, files, resumed, search_id=record.id
     )
     tracker = Tracker(search)
     tracker.start()
@@ -51,7 +52,7 @@ def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[]
     tasks, slots = list(plan.config.train_on), plan.resources.slots
     narrator = Narrator(folder, tasks, plan.num_trials, slots, rungs[-1], tracker, plan.examples)
     with contextlib.closing(narrator), _Interrupts(narrator.say) as interrupts:
-        narrator.log.write("\n".join(plan.lines(num_dropped=None)) + "\n")  # the terminal has them already
+        narrator.log.write("\n".join(plan_lines(plan, num_dropped=None)) + "\n")  # the terminal has shown them already
         narrator.show([f"folder    {folder}", _dashboard(folder), f"mlflow    {ui_command(uri, Path.cwd())}"])
         mend_journal(folder)
         study = Study(folder, plan.space, plan.seed)
@@ -59,7 +60,7 @@ def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[]
         unfinished = study.restore(scheduler) if resumed else []
         narrator.replay(study.results())
         if resumed:
-            narrator.say(f"resumed; {narrator.num_done()} of {plan.num_trials} trials have ended, {len(unfinished)} go on")
+            narrator.say(f"resumed; {narrator.num_done()} of {plan.num_trials} trials have ended, {len(unfinished)} continue")
         searcher = StudySearcher(study, scheduler, plan.num_trials, unfinished, narrator, seconds_left, plan.relocated)
         try:
             if searcher.has_more():
@@ -67,7 +68,7 @@ def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[]
                     _fit(plan, searcher, TuneScheduler(scheduler, rungs, seconds_left), address, interrupts, narrator)
             if not interrupts.seen:
                 searcher.pause_the_rest()
-        except BaseException:  # a fault of Ray's or ours, raised on: what was done stays
+        except BaseException:  # a fault of Ray's or ours; finished work is kept
             narrator.show([f"go on     {go_on(folder)}"])
             tracker.close("FAILED")
             raise
@@ -77,12 +78,12 @@ def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[]
 def _fit(
     plan: Plan, searcher: StudySearcher, scheduler: Any, address: str, interrupts: _Interrupts, narrator: Narrator
 ) -> None:
-    """Pretrain, hand everything to Ray Tune, and wait until the trials have ended, or an interrupt was seen."""
+    """Pretrain, pass everything to Ray Tune, and wait until the trials have ended or an interrupt was seen."""
     import ray
     from ray import tune
 
     start_ray(plan.resources, address)
-    interrupts.listen()  # again: Ray has put a handler of its own in place, which leaves at once
+    interrupts.listen()  # again: Ray has installed its own handler, which exits at once
     storage = Path(tempfile.mkdtemp(prefix="minbert-tune-"))
     resources = {"cpu": plan.resources.cpus_per_trial, "gpu": plan.resources.gpus_per_trial}
     tuner = tune.Tuner(
@@ -98,7 +99,7 @@ def _fit(
             name=plan.name,
             storage_path=str(storage),
             verbose=0,
-            progress_reporter=tune.CLIReporter(),  # prints nothing; Tune's own choice in a notebook clears the cell's output
+            progress_reporter=tune.CLIReporter(),  # prints nothing; Tune's default in a notebook clears the cell's output
             failure_config=tune.FailureConfig(max_failures=0),
             stop=StopOnRequest(lambda: interrupts.seen),
         ),
@@ -116,9 +117,9 @@ def _fit(
 
 
 class _Interrupts:
-    """Ctrl-C, SIGTERM and SIGUSR1 while a search runs: answered at once by a thread, `seen` by the main one, never raised.
+    """Ctrl-C, SIGTERM and SIGUSR1 while a search runs. A thread answers at once and sets `seen`; nothing is raised.
 
-    The main thread may wait inside Ray or be in the middle of a file: it is asked to end, and a second Ctrl-C breaks nothing.
+    The main thread may be waiting inside Ray or writing a file. It ends in its own time, and a second Ctrl-C does no harm.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -142,7 +143,9 @@ class _Interrupts:
         while received := os.read(self.read, 64):
             if not STOPS.isdisjoint(received):
                 again, self.seen = self.seen, True
-                self.say("stopping already, some seconds more …" if again else "stopping; the trials' states are saved …")
+                self.say(
+                    "already stopping, a few more seconds …" if again else "stopping; the trials' states are being saved …"
+                )
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.handlers.items():
@@ -154,7 +157,7 @@ class _Interrupts:
 
 
 def close(folder: Path, plan: Plan, results: list[TrialResult], narrator: Narrator, interrupted: bool, uri: str) -> int:
-    """Show the table and the next command, and end the record in MLflow; the exit code."""
+    """Show the table and the next command, and close the record in MLflow. Return the exit code."""
     resources = plan.resources
     rows = table(results, narrator.tasks, gpus_per_trial=resources.gpus_per_trial, unended="paused") if results else []
     if branches := branch_table(results, choices_of(plan.space)):
@@ -164,7 +167,7 @@ def close(folder: Path, plan: Plan, results: list[TrialResult], narrator: Narrat
     statuses = [trial.status for trial in results]
     counts = {status: statuses.count(status) for status in ("completed", "stopped", "failed", "running")}
     summary = ", ".join(f"{count} {'paused' if status == 'running' else status}" for status, count in counts.items() if count)
-    narrator.show(["", f"{counted(len(results), 'trial')}: {summary or 'none has begun'}.", *rows, "", cost])
+    narrator.show(["", f"{counted(len(results), 'trial')}: {summary or 'none has started'}.", *rows, "", cost])
     if (folder / "best").exists():
         narrator.show([f"best      {folder / 'best'}"])
     narrator.show([f"compare   {ui_command(uri, Path.cwd())}", _dashboard(folder)])
@@ -172,7 +175,9 @@ def close(folder: Path, plan: Plan, results: list[TrialResult], narrator: Narrat
     out_of_time = not interrupted and paused + not_begun > 0
     worked = counts["completed"] > 0 or (out_of_time and any(trial.points for trial in results))
     if out_of_time:
-        narrator.show([f"paused    {counted(paused, 'trial')}, and {not_begun} not begun: no time was left for a next point"])
+        narrator.show(
+            [f"paused    {counted(paused, 'trial')}, and {not_begun} not started: no time was left for another evaluation"]
+        )
     if interrupted or out_of_time:
         narrator.show([f"go on     {go_on(folder)}"])
     if counts["completed"] and not interrupted:
@@ -183,7 +188,7 @@ def close(folder: Path, plan: Plan, results: list[TrialResult], narrator: Narrat
     recorded = narrator.tracker.close("KILLED" if interrupted else "FINISHED" if worked else "FAILED")
     if not recorded:
         print(f"MLflow: {narrator.tracker.error}", file=sys.stderr)
-        print(f"The search itself is whole; only MLflow lacks something. This logs it again: {go_on(folder)}", file=sys.stderr)
+        print(f"The search is complete, but MLflow lacks some records. This logs them again: {go_on(folder)}", file=sys.stderr)
     if interrupted:
         return INTERRUPTED
     if not worked:
@@ -215,8 +220,8 @@ def _note(plan: Plan, folder: Path, lines: list[str]) -> str:
     return (
         f"**{plan.space.settings.about or plan.name}**\n\n{body}\n\n"
         f"Next: `python analysis/best_to_test.py --search {plan.name}`\n\nFolder: `{folder}`\n\n"
-        "A trial that its rung stopped is FINISHED with a `stop_reason`; FAILED is a fault. The chart page shows ten runs at "
-        "first: choose *Show all* in the eye menu. Metric names in filters need backticks: ``metrics.`dev/norm` > 0.7``."
+        "A trial that was stopped at a rung is FINISHED with a `stop_reason`; FAILED is a fault. The chart page shows ten runs "
+        "at first: choose *Show all* in the eye menu. Metric names in filters need backticks: ``metrics.`dev/norm` > 0.7``."
     )
 
 
@@ -226,7 +231,7 @@ def _tags(plan: Plan) -> dict[str, str]:
 
 
 def _num_rows(plan: Plan) -> dict[str, int]:
-    """Rows of each data set, under the names of the plan's fingerprints."""
+    """Return the rows of each data set, under the names of the plan's fingerprints."""
     splits = {"train": plan.inputs.train, "dev": plan.inputs.dev}
     return {f"{name}-{split}": len(rows[name]) for name in plan.config.train_on for split, rows in splits.items()}
 

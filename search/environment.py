@@ -1,11 +1,11 @@
-"""The environment of a search: the report that a bug report needs, and what an environment lacks to run the project at all.
+"""The environment of a search: a description for bug reports, and the packages that are missing.
 
     python -m search.run --env               the report
     python -m search.environment             the report, also where an import of the search fails
-    python -m search.environment --missing   silent, or what is missing and the command that adds it, exit code 1
-    python -m search.environment --pins      the lines of constraints.txt for what is not installed yet
+    python -m search.environment --missing   nothing, or the missing packages and the command that adds them (exit code 1)
+    python -m search.environment --pins      the lines of constraints.txt for packages that are not installed yet
 
-At its top it imports the standard library alone, so that it can tell about an environment that has nothing else.
+At the top it imports only the standard library, so that it also works in an environment without any packages.
 """
 
 from __future__ import annotations
@@ -32,21 +32,23 @@ SETTINGS = ("RAY_ADDRESS", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "XDG_CACHE
 SETTING_PREFIXES = ("MLFLOW_", "SLURM_")
 GIB = 2**30
 
-Rows = Iterator[tuple[str, str]]  # a name on the left, what is to be said of it on the right
+Rows = Iterator[tuple[str, str]]  # (name, text)
 
 
 def report() -> list[str]:
-    """What a bug report needs to say of this environment, as aligned lines.
+    """Describe this environment for a bug report, as aligned lines.
 
-    Nothing that is broken breaks it: a part that cannot be told says why. Passwords and tokens are masked.
+    A part that fails gives its error instead of raising it. Passwords and tokens are masked.
     """
-    rows = [row for part in (_ours, _versions, _gpus, _cuda, _cpu, _memory, _disk, _caches, _variables) for row in _told(part)]
+    rows = [
+        row for part in (_ours, _versions, _gpus, _cuda, _cpu, _memory, _disk, _caches, _variables) for row in _guarded(part)
+    ]
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {text}" for name, text in rows]
 
 
 def own_version() -> str:
-    """The version of the project, installed or run from its checkout."""
+    """Return the version of the project, installed or run from its checkout."""
     try:
         return version("minbert-search")
     except PackageNotFoundError:
@@ -56,19 +58,18 @@ def own_version() -> str:
 # ------------------------------------------------------------------------------------------------------ the report's parts
 
 
-def _told(part: Callable[[], Rows]) -> Rows:
-    """The rows of a part, up to where it fails; the fault is then the last row, since it may be what is to be reported."""
+def _guarded(part: Callable[[], Rows]) -> Rows:
+    """Yield the rows of a part. If it fails, the last row is the error, which may be the bug to report."""
     try:
         yield from part()
-    except Exception as error:  # noqa: BLE001  whatever it is that a broken install raises, it is what is to be told
-        yield part.__name__.removeprefix("_"), f"cannot be told: {type(error).__name__}: {error}"
+    except Exception as error:  # noqa: BLE001  a broken install can raise anything; report it
+        yield part.__name__.removeprefix("_"), f"failed: {type(error).__name__}: {error}"
 
 
 def _ours() -> Rows:
     yield "minbert-search", f"{own_version()} in {ROOT}"
     yield "python", f"{platform.python_version()}, {sys.executable}"
     yield "platform", platform.platform()
-
     yield "commit", git_commit() or "not a git checkout"
 
 
@@ -78,7 +79,7 @@ def _versions() -> Rows:
 
 
 def _gpus() -> Rows:
-    """The GPUs as the driver tells of them, whether or not torch can use them."""
+    """Yield the GPUs that the driver reports, whether or not torch can use them."""
     import pynvml
 
     try:
@@ -89,12 +90,12 @@ def _gpus() -> Rows:
             yield f"GPU {i}", str(pynvml.nvmlDeviceGetName(gpu))
             memory = pynvml.nvmlDeviceGetMemoryInfo(gpu)
             yield f"GPU {i}", f"{memory.total / GIB:.1f} GiB, {memory.free / GIB:.1f} GiB free"
-    except pynvml.NVMLError as error:  # no driver, or one that does not tell (a slice of a GPU, some containers)
-        yield "driver", f"tells nothing more: {error}"
+    except pynvml.NVMLError as error:  # no driver, or one that gives no details (a slice of a GPU, some containers)
+        yield "driver", f"gives no further details: {error}"
 
 
 def _cuda() -> Rows:
-    """What torch can use of the GPUs: where it differs from what the driver tells, there is the fault."""
+    """Yield the GPUs that torch can use. A difference to the driver's list is the fault."""
     import torch
 
     built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
@@ -104,12 +105,14 @@ def _cuda() -> Rows:
 
 def _cpu() -> Rows:
     cpuinfo = Path("/proc/cpuinfo")  # Linux only
-    told = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line) if cpuinfo.exists() else {}
-    told = {name.strip(): text.strip() for name, text in told.items()}
-    bfloat16 = sorted({"avx512_bf16", "amx_bf16", "bf16"} & set((told.get("flags") or told.get("Features") or "").split()))
-    yield "CPU", f"{told.get('model name') or platform.machine()}, bfloat16: {' '.join(bfloat16) or 'not told'}"
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield "cores", f"{usable} usable of {os.cpu_count()}{_limit('cpu.max')}"
+    facts = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line) if cpuinfo.exists() else {}
+    facts = {name.strip(): text.strip() for name, text in facts.items()}
+    flags = (facts.get("flags") or facts.get("Features") or "").split()
+    bfloat16 = sorted({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
+    yield "CPU", f"{facts.get('model name') or platform.machine()}, bfloat16: {' '.join(bfloat16) or 'unknown'}"
+    from minbert_core.cores import usable_cores
+
+    yield "cores", f"{usable_cores()} usable of {os.cpu_count()}{_limit('cpu.max')}"
     import torch
 
     yield "torch's CPU", f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
@@ -123,7 +126,7 @@ def _memory() -> Rows:
 
 
 def _limit(name: str) -> str:
-    """A container's limit (cgroup v2), in the kernel's own words; empty where there is none."""
+    """Return a container's limit (cgroup v2) as the kernel writes it; empty without one."""
     file = Path("/sys/fs/cgroup") / name
     text = file.read_text().strip() if file.exists() else "max"
     return "" if text.startswith("max") else f", the container's {name} is {text}"
@@ -152,44 +155,44 @@ def _variables() -> Rows:
 
 
 def masked(name: str, value: str) -> str:
-    """The value of an environment variable, `***` in place of what looks like a password or a token; rather too often."""
+    """Return the value of an environment variable, with `***` for anything that resembles a password or a token."""
     if name == "CUDA_VISIBLE_DEVICES":  # its UUIDs look like tokens
         return value
     if re.search(r"TOKEN|PASS|SECRET|KEY|CREDENTIAL|AUTH", name, re.IGNORECASE):
         return "***"
     value = re.sub(r"://\S*@", "://***@", value)  # scheme://user:password@host
     value = re.sub(r"((?:token|pass\w*|pwd|secret|key)[\"']?\s*[=:]\s*)[^&;,\s]+", r"\1***", value, flags=re.IGNORECASE)
-    return re.sub(r"(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[\w-]{20,}", "***", value)  # long, of letters and digits: a token's looks
+    return re.sub(r"(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[\w-]{20,}", "***", value)  # long, with letters and digits: probably a token
 
 
 # ------------------------------------------------------------------------------------------------------- what is missing
 
 
 def missing(*extras: str) -> list[str]:
-    """The requirements of the project, and of these of its extras, that this environment does not meet: `optuna>=5.0,<6`."""
+    """List the requirements of the project and of these extras that this environment does not meet: `optuna>=5.0,<6`."""
     project = _pyproject()
     wanted = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)]
     return [requirement for group in wanted for requirement in group if not _is_met(requirement)]
 
 
 def missing_sentence(*extras: str) -> str:
-    """What this environment lacks, and the command that adds it but never replaces a torch; empty where nothing is missing."""
+    """Name the missing packages and the command that adds them, without replacing torch; empty if none is missing."""
     lacking = missing(*extras)
     if not lacking:
         return ""
-    told = f"The environment of {sys.executable} lacks {', '.join(lacking)}."
+    sentence = f"The environment of {sys.executable} lacks {', '.join(lacking)}."
     torch = _installed("torch")
     if torch and any(_split(requirement)[0] == "torch" for requirement in lacking):
-        return f"{told} Its torch is {torch}: update it, or leave out ENV=current and an environment is made beside it."
+        return f"{sentence} Its torch is {torch}. Update it, or omit ENV=current to create a separate environment."
     pip = [sys.executable, "-m", "pip", "install"]
     if not torch:
-        return f"{told} This adds it:\n  {shlex.join([*pip, *lacking])}"
-    # asked for as it is, torch is left alone, and whatever would want another one is refused
-    return f"{told} This adds it and leaves torch as it is:\n  {shlex.join([*pip, *lacking, f'torch=={torch}'])}"
+        return f"{sentence} This adds it:\n  {shlex.join([*pip, *lacking])}"
+    # pinned to its version, torch is kept, and pip rejects any package that needs another
+    return f"{sentence} This adds it and keeps torch as it is:\n  {shlex.join([*pip, *lacking, f'torch=={torch}'])}"
 
 
 def open_pins() -> list[str]:
-    """The lines of constraints.txt for what is not installed yet: what is there stays, what is added is what is tested."""
+    """List the lines of constraints.txt for packages that are not installed yet, so that only tested versions are added."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     return [line for line in lines if not line.startswith("#") and _installed(_split(line)[0]) is None]
 
@@ -207,16 +210,16 @@ def _is_met(requirement: str) -> bool:
 
 
 def _split(requirement: str) -> tuple[str, str | None, list[tuple[str, str]]]:
-    """`ray[tune]>=2.55,<3` -> ("ray", "tune", [(">=", "2.55"), ("<", "3")]); `packaging` itself may be what is missing."""
-    found = re.match(r"([\w.-]+)(?:\[(\w+)\])?([^;]*)", requirement)
-    assert found, f"not a requirement: {requirement}"
-    return found[1], found[2], re.findall(r"(>=|<)\s*([\d.]+)", found[3])
+    """Split `ray[tune]>=2.55,<3` into ("ray", "tune", [(">=", "2.55"), ("<", "3")]). The package `packaging` may be missing."""
+    match = re.match(r"([\w.-]+)(?:\[(\w+)\])?([^;]*)", requirement)
+    assert match, f"not a requirement: {requirement}"
+    return match[1], match[2], re.findall(r"(>=|<)\s*([\d.]+)", match[3])
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """The release of a version as numbers. `2.8.0a0+nv25.08`, as NVIDIA's images have it, counts as 2.8.0."""
-    found = re.match(r"\d+(\.\d+)*", text)
-    return tuple(int(part) for part in found[0].split(".")) if found else ()
+    """Return the release of a version as numbers. `2.8.0a0+nv25.08`, as in NVIDIA's images, counts as 2.8.0."""
+    match = re.match(r"\d+(\.\d+)*", text)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
 
 
 def _installed(name: str) -> str | None:
@@ -231,24 +234,13 @@ def _pyproject() -> Mapping[str, Any]:
     return project
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m search.environment", description="Report this environment.")
-    instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--missing", nargs="*", choices=["dev"], help="only what is missing, of the extra too")
-    instead.add_argument("--pins", action="store_true", help="only the pins of what is not installed yet")
-    options = parser.parse_args()
-    if options.missing is not None:
-        sys.exit(missing_sentence(*options.missing) or 0)
-    print("\n".join(open_pins() if options.pins else report()))
-
-
 def versions() -> dict[str, str]:
-    """Of the packages on which a search's numbers rest."""
+    """Return the versions of the packages that influence a search's results."""
     return {name: version(name) for name in ("torch", "ray", "optuna", "mlflow", "pyarrow", "tokenizers")}
 
 
 def git_commit() -> str:
-    """The commit of the code, with `+changes` where the tree differs; empty outside a checkout."""
+    """Return the commit of the code, with `+changes` if the tree differs; empty outside a checkout."""
     here = Path(__file__).resolve()
     is_tracked = ["ls-files", "--error-unmatch", here.name]  # an installed copy may be inside a checkout of something else
     try:
@@ -259,3 +251,14 @@ def git_commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return head + ("+changes" if changed else "")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m search.environment", description="Report this environment.")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--missing", nargs="*", choices=["dev"], help="print only missing packages, with those of the extra")
+    instead.add_argument("--pins", action="store_true", help="print only the pins of packages that are not installed yet")
+    options = parser.parse_args()
+    if options.missing is not None:
+        sys.exit(missing_sentence(*options.missing) or 0)
+    print("\n".join(open_pins() if options.pins else report()))

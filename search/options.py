@@ -1,21 +1,59 @@
-"""The options of a search, typed or from Python: what each means, and what is refused before anything is looked at."""
+"""The options of a search, from the command line or from Python: their meaning, and the checks that need no files.
+
+command line -> parser() -> from_arguments -> SearchOptions        keywords of run() -> from_keywords -> SearchOptions
+"""
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+from minbert_core.files import user_path
 from minbert_core.settings.models import NAME
 from minbert_core.words import did_you_mean
 from search.environment import own_version
 from search.tracking.store import parse_tracking_uri
 
 
-class Options(TypedDict, total=False):
-    """The options of `search.run.run`: those of the command that say what a search is, under their names with _ for -."""
+@dataclass(frozen=True)
+class SearchOptions:
+    """Everything that the user has said about a search. None: not given, so a default or the search's record decides."""
+
+    space: Path | dict[str, Any] | None = None  # a file, or its content
+    set: tuple[str, ...] = ()  # PATH=VALUE
+    data: str | None = None
+    encoder: str | None = None
+    trials: int | None = None
+    hours: float | None = None
+    gpus: str | None = None  # a number, or auto
+    gpus_per_trial: float | None = None
+    cpus_per_trial: int | None = None
+    seed: int | None = None
+    name: str | None = None
+    runs: Path = Path("runs")
+    tracking_uri: str | None = None
+    address: str = "local"
+    resume: str | None = None
+    dry_run: bool = False
+    price: float | None = None
+    typed: tuple[str, ...] = ()  # the command line, where there was one
+
+    @property
+    def arguments(self) -> list[str]:
+        """The command line, or the one that means the same: for the record, and for messages that repeat the command."""
+        if self.typed:
+            return list(self.typed)
+        given = {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) != field.default}
+        words = [] if self.space is None else [f"--space={'FILE' if isinstance(self.space, dict) else self.space}"]
+        return words + [word for name, value in given.items() if name != "space" for word in _words(name, value)]
+
+
+class Keywords(TypedDict, total=False):
+    """The keywords of `search.run.run`: the options that describe a search, with _ for -."""
 
     set: str | Sequence[str]
     data: str | Path
@@ -33,9 +71,142 @@ class Options(TypedDict, total=False):
     resume: str
 
 
-def parser(exit_on_error: bool = True) -> argparse.ArgumentParser:
-    """The parser of `python -m search.run`; without exit_on_error it raises argparse.ArgumentError where it would leave."""
-    made = argparse.ArgumentParser(
+def from_arguments(parsed: argparse.Namespace, arguments: Sequence[str]) -> SearchOptions:
+    """Build the options from what `parser` has read; `arguments` is the command line itself."""
+    values = {field.name: getattr(parsed, field.name) for field in fields(SearchOptions) if field.name != "typed"}
+    return SearchOptions(**values | {"set": tuple(parsed.set or ()), "typed": tuple(arguments)})
+
+
+def from_keywords(space: str | Path | dict[str, Any] | None, keywords: Mapping[str, Any]) -> SearchOptions:
+    """Build the options from keywords of Python, where None stands for an option that is not given.
+
+    Raises ValueError, with the command's message: an unknown keyword, or a value that its option does not accept.
+    """
+    if unknown := [name for name in keywords if name not in Keywords.__annotations__]:
+        raise ValueError(f"Unknown option `{unknown[0]}`{did_you_mean(unknown[0], ['space', *Keywords.__annotations__])}")
+    values: dict[str, Any] = {}
+    for name, value in keywords.items():
+        try:
+            values |= {name: CHECKS[name](value)} if value is not None else {}
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"{_flag(name)}: {error}") from None
+    return SearchOptions(space=user_path(space) if isinstance(space, str | Path) else space, **values)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _words(name: str, value: Any) -> list[str]:
+    """Return an option as it is typed: `--trials=4`; a flag without its value; --set once per override."""
+    if value is True:
+        return [_flag(name)]
+    return [f"{_flag(name)}={item}" for item in (value if isinstance(value, tuple) else [value])]
+
+
+# -------------------------------------------------------------------------------------------------------------- checks
+
+
+def positive(value: object) -> int:
+    """Return a whole number of 1 or more.  Raises ArgumentTypeError, as all checks of this file do."""
+    text = str(value)
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more. Got '{text}'.")
+    return int(text)
+
+
+def share(value: object) -> float:
+    """Return a share of one GPU, in (0, 1]."""
+    number = _number(value)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1: a trial or model trains on one GPU. Got '{value}'.")
+    return number
+
+
+def gpus(value: object) -> str:
+    """Return `auto`, or a number of GPUs as text."""
+    text = str(value)
+    if text != "auto" and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"must be a whole number or auto. Got '{text}'.")
+    return text
+
+
+def _amount(value: object) -> float:
+    number = _number(value)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, as in 1.5. Got '{value}'.")
+    return number
+
+
+def _number(value: object) -> float:
+    """Return the number that was given; NaN, which no bounds admit, for anything else."""
+    try:
+        return float(str(value))  # by its text: True is not a number here
+    except ValueError:
+        return math.nan
+
+
+def _seed(value: object) -> int:
+    text = str(value)
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"must be a whole number of 0 or more. Got '{text}'.")
+    return int(text)
+
+
+def _name(value: object) -> str:
+    text = str(value)
+    if not NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"must be made of a-z, 0-9, _ and -. Got '{text}'.")
+    return text
+
+
+def _address(value: object) -> str:
+    text = str(value)
+    host, _, port = text.rpartition(":")
+    if text != "local" and not (host and port.isdigit() and "/" not in host):
+        raise argparse.ArgumentTypeError(f"must be HOST:PORT. Got '{text}'.")
+    return text
+
+
+def _store(value: object) -> str:
+    try:
+        return parse_tracking_uri(str(value))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _folder(value: object) -> Path:
+    return user_path(str(value))
+
+
+def _overrides(value: object) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, list | tuple) else (str(value),)
+
+
+CHECKS: dict[str, Callable[[object], Any]] = {  # what a keyword passes through; the parser uses the same functions
+    "set": _overrides,
+    "data": str,
+    "encoder": str,
+    "trials": positive,
+    "hours": _amount,
+    "gpus": gpus,
+    "gpus_per_trial": share,
+    "cpus_per_trial": positive,
+    "seed": _seed,
+    "name": _name,
+    "runs": _folder,
+    "tracking_uri": _store,
+    "address": _address,
+    "resume": str,
+}
+
+
+# ------------------------------------------------------------------------------------------------------------ the parser
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the parser of `python -m search.run`."""
+    command = argparse.ArgumentParser(
         prog="python -m search.run",
         usage="python -m search.run --space FILE | --resume NAME [options]",
         description="Search for the best configuration of a space.",
@@ -43,116 +214,32 @@ def parser(exit_on_error: bool = True) -> argparse.ArgumentParser:
         "  python -m search.run --resume smart --trials 64",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
-        exit_on_error=exit_on_error,
     )
-    what = made.add_argument_group("what")
+    what = command.add_argument_group("what")
     what.add_argument("--space", type=Path, metavar="FILE", help="the search space, YAML")
     what.add_argument(
         "--set", action="append", metavar="PATH=VALUE", help="override a value: optimizer/lr=2e-5; may be repeated"
     )
     what.add_argument("--data", metavar="DIR", help="folder with the corpora, or toy")
-    what.add_argument("--encoder", metavar="NAME", help="hub name or folder of the pretrained BERT, or tiny")
-    much = made.add_argument_group("how much")
-    much.add_argument("--trials", type=positive, metavar="N", help="configurations to try, baselines included")
-    much.add_argument("--hours", type=_amount, metavar="H", help="to spend; trials that cannot reach a next point pause")
-    much.add_argument("--gpus", type=gpus, metavar="N|auto", help="GPUs to use; auto (default): all that are free here")
-    much.add_argument("--gpus-per-trial", type=share, metavar="X", help="share of a GPU a trial (auto: what pays; else 1)")
-    much.add_argument("--cpus-per-trial", type=positive, metavar="N", help="CPU cores and threads a trial (default 1)")
-    much.add_argument("--seed", type=_seed, metavar="N", help="of the sampler and of the trials (default 0)")
-    where = made.add_argument_group("where")
-    where.add_argument("--name", type=_name, metavar="NAME", help="of the search (default: the space's, then -2, -3 …)")
+    what.add_argument("--encoder", metavar="NAME", help="pretrained BERT: hub name or folder, or tiny")
+    much = command.add_argument_group("how much")
+    much.add_argument("--trials", type=positive, metavar="N", help="configurations to try, including baselines")
+    much.add_argument("--hours", type=_amount, metavar="H", help="time limit; trials that would exceed it are paused")
+    much.add_argument("--gpus", type=gpus, metavar="N|auto", help="GPUs to use; auto (default): all free GPUs here")
+    much.add_argument("--gpus-per-trial", type=share, metavar="X", help="share of a GPU per trial (default: a probe decides)")
+    much.add_argument("--cpus-per-trial", type=positive, metavar="N", help="CPU cores and threads per trial (default 1)")
+    much.add_argument("--seed", type=_seed, metavar="N", help="seed of the sampler and the trials (default 0)")
+    where = command.add_argument_group("where")
+    where.add_argument("--name", type=_name, metavar="NAME", help="name of the search (default: the space's, then -2, -3 …)")
     where.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
-    where.add_argument("--tracking-uri", type=_store, metavar="URI", help="MLflow's store: http://…, sqlite:///…")
-    where.add_argument("--address", type=_address, default="local", metavar="HOST:PORT", help="of a Ray cluster to join")
-    then = made.add_argument_group("before and after")
+    where.add_argument("--tracking-uri", type=_store, metavar="URI", help="MLflow store: http://…, sqlite:///…")
+    where.add_argument("--address", type=_address, default="local", metavar="HOST:PORT", help="Ray cluster to join")
+    then = command.add_argument_group("before and after")
     then.add_argument("--dry-run", action="store_true", help="print the plan and the measured cost; start nothing")
-    then.add_argument("--price", type=_amount, metavar="X", help="money an hour of a GPU (or of the CPU), for --dry-run")
-    then.add_argument("--status", metavar="NAME", help="show how a search goes, from another shell")
-    then.add_argument("--resume", metavar="NAME", help="go on with a search; beside --space: or start it")
-    then.add_argument("--env", action="store_true", help="print versions, hardware, settings, for a bug report")
+    then.add_argument("--price", type=_amount, metavar="X", help="price per hour of a GPU (or of the CPU), for --dry-run")
+    then.add_argument("--status", metavar="NAME", help="show the state of a search, from another shell")
+    then.add_argument("--resume", metavar="NAME", help="resume a search; with --space, start it if it does not exist")
+    then.add_argument("--env", action="store_true", help="print versions, hardware and settings, for a bug report")
     then.add_argument("--version", action="version", version=f"minbert-search {own_version()}", help="print the version")
-    then.add_argument("-h", "--help", action="help", help="print this")
-    return made
-
-
-def as_arguments(options: Mapping[str, Any]) -> list[str]:
-    """What one would type for keywords of Python, in which None stands for an option that is not given.
-
-    Raises ValueError: a keyword that is none of `Options`.
-    """
-    arguments = []
-    for name, value in options.items():
-        if name not in Options.__annotations__:
-            raise ValueError(f"Unknown option `{name}`{did_you_mean(name, ['space', *Options.__annotations__])}")
-        values = value if isinstance(value, list | tuple) else [] if value is None else [value]
-        arguments += [f"--{name.replace('_', '-')}={item}" for item in values]
-    return arguments
-
-
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """The options in `arguments`, for a caller that is no command line.  Raises ValueError with the command's sentence."""
-    try:
-        return parser(exit_on_error=False).parse_args(arguments)
-    except argparse.ArgumentError as error:
-        raise ValueError(f"{error.argument_name}: {error.message}") from None
-
-
-def positive(text: str) -> int:
-    """A whole number of 1 or more, for argparse."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more. Got '{text}'.")
-    return int(text)
-
-
-def _amount(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, as in 1.5. Got '{text}'.")
-    return value
-
-
-def _seed(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"must be a whole number of 0 or more. Got '{text}'.")
-    return int(text)
-
-
-def share(text: str) -> float:
-    """A share of one GPU, in (0, 1], for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1: a trial or model trains on one GPU. Got '{text}'.")
-    return value
-
-
-def _name(text: str) -> str:
-    if not NAME.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"must be made of a-z, 0-9, _ and -. Got '{text}'.")
-    return text
-
-
-def _address(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if text != "local" and not (host and port.isdigit() and "/" not in host):
-        raise argparse.ArgumentTypeError(f"must be HOST:PORT. Got '{text}'.")
-    return text
-
-
-def _store(text: str) -> str:
-    try:
-        return parse_tracking_uri(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def gpus(text: str) -> str:
-    """`auto` or a number of GPUs, for argparse."""
-    if text != "auto" and not text.isdigit():
-        raise argparse.ArgumentTypeError(f"must be a whole number or auto. Got '{text}'.")
-    return text
+    then.add_argument("-h", "--help", action="help", help="print this help")
+    return command

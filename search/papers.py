@@ -1,9 +1,9 @@
-"""The systems of the papers that this project follows: a space a paper, a branch of its `row` a row of the paper's tables.
+"""The systems of the papers that this project follows: one space per paper, with one branch of `row` per row of its tables.
 
-    python -m search.papers        a line a row: how far from our defaults, what was published, whether it is a config of ours
+    python -m search.papers        one line per row: its distance from our defaults, the published figures, any faults
 
-The files stand in spaces/papers; analysis/replicate.py runs them. Here nothing is run: no data, no network, no GPU.
-Exit codes: 0 every row is a config, 2 one is not.
+The files are in spaces/papers, and analysis/replicate.py runs them. This module runs nothing: no data, no network, no GPU.
+Exit codes: 0 if every row is a valid config, otherwise 2.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ from search.space.file import SpaceSettings, read_document
 from search.space.space import Space, default_choice
 
 PAPERS = SPACES / "papers"
-ROW = "row"  # the name in `together` under which a paper's file has its rows
-OF_THE_SPACE = ("budget/points", "objective")  # what a trial's config has from the space around it
+ROW = "row"  # the name in `together` of a paper's rows
+OF_THE_SPACE = ("budget/points", "objective")  # paths that the space sets in each config
 
 
 @dataclass(frozen=True)
 class Row:
-    """One system of a paper: what it is called there, and the figures printed for it: dev or test -> column -> figure."""
+    """One system of a paper: its name there, and its printed figures: dev or test -> column -> figure."""
 
     name: str
     about: str
     published: Mapping[str, Mapping[str, float]]
 
     def figures(self, split: str) -> str:
-        """`sst .512, para .844`; empty where nothing is printed."""
+        """Return `sst .512, para .844`; empty without figures."""
         return ", ".join(f"{column} {printed(figure)}" for column, figure in self.published.get(split, {}).items())
 
 
 def printed(figure: float) -> str:
-    """A figure as the papers print it: `.512`, three digits unless there are more."""
+    """Format a figure as the papers print it: `.512`, with three digits unless it has more."""
     text = f"{figure:.3f}" if math.isclose(figure, round(figure, 3)) else f"{figure:g}"
     return text.replace("0.", ".", 1) if abs(figure) < 1 else text
 
 
 def rows_of(document: Mapping[str, Any]) -> list[Row]:
-    """The rows of a paper's space, in the order of the file."""
+    """Return the rows of a paper's space, in the order of the file."""
     branches = document["together"][ROW]
     return [Row(branch["name"], branch.get("about", ""), branch.get("published", {})) for branch in branches]
 
 
 def paper_file(name: str) -> Path:
-    """The file of a paper, `P3` or `p3`.  Raises ValueError: no such paper."""
+    """Return the file of a paper, `P3` or `p3`.  Raises ValueError: no such paper."""
     files = {file.stem: file for file in sorted(PAPERS.glob("*.yaml"))}
     if name.lower() not in files:
         raise ValueError(f"There is no paper '{name}'. Known: {', '.join(stem.upper() for stem in files)}.")
@@ -63,23 +63,23 @@ def paper_file(name: str) -> Path:
 
 
 def read_paper(file: Path) -> Space:
-    """A paper's space, not checked whole: each row tells its own faults."""
+    """Read a paper's space without checking it as a whole, so that each row shows its own faults."""
     return Space(file.stem, SpaceSettings(), *read_document(file))
 
 
 def config_of(space: Space, row: str) -> TrialConfig:
-    """A row as a config.  Raises SettingsError with all that is wrong with it."""
+    """Return a row's config.  Raises SettingsError with all its faults."""
     return space.sample(lambda name, domain: row if name == f"together/{ROW}" else default_choice(name, domain)).config()
 
 
 def distance(config: TrialConfig) -> int:
-    """How many settings of a config are not at their defaults; each stage but the default's one counts with its own."""
+    """Count the settings of a config that differ from the defaults, including those of each additional stage."""
     written = flatten(as_written(config))
     return sum(value != default_at(path) for path, value in written.items() if path not in OF_THE_SPACE)
 
 
 def lines() -> Iterator[tuple[str, list[str]]]:
-    """Of each row of each paper its line, and what keeps it from being a config, as sentences."""
+    """Yield the line of each row of each paper, and its faults as sentences."""
     for file in sorted(PAPERS.glob("*.yaml")):
         space = read_paper(file)
         for row in rows_of(space.document):
@@ -87,24 +87,26 @@ def lines() -> Iterator[tuple[str, list[str]]]:
             try:
                 far = f"{distance(config_of(space, row.name)):2d} settings from the defaults"
             except SettingsError as error:
-                far, faults = "is no config", str(error).splitlines()
+                far, faults = "not a valid config", str(error).splitlines()
             published = "; ".join(f"{split} {text}" for split in ("dev", "test") if (text := row.figures(split)))
             yield f"{file.stem:<9}  {row.name:<12}  {far}  {row.about}: {published or 'no figures'}", faults
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; the exit code."""
-    about = "The papers' rows: how far from our defaults, what was published."
+    """Run the command line and return its exit code."""
+    about = "List the papers' rows: distance from our defaults, published figures."
     return run_command(argparse.ArgumentParser(prog="python -m search.papers", description=about), arguments, _main)
 
 
 def _main(options: argparse.Namespace) -> int:
-    """Print the rows; the exit code."""
+    """Print the rows and return the exit code."""
     num_rows = num_wrong = 0
     for line, faults in lines():
         print("\n".join([line, *(f"    {fault}" for fault in faults)]))
         num_rows, num_wrong = num_rows + 1, num_wrong + bool(faults)
-    print(f"{num_rows} rows, {num_rows - num_wrong} of them configs. To run a paper's: python analysis/replicate.py --paper P1")
+    print(
+        f"{num_rows} rows, {num_rows - num_wrong} of them valid. To run a paper's rows: python analysis/replicate.py --paper P1"
+    )
     return WRONG if num_wrong else DONE
 
 

@@ -1,10 +1,10 @@
-"""Searches as one table, finished ones and running ones: a row a trial, best first; a column a parameter path.
+"""Finished and running searches as one table: one row per trial, best first; one column per parameter path.
 
     from search.results import read
     read("smart").to_pandas()                      the trials of runs/smart
-    read("smart", "gradvac", runs="elsewhere")     of several; of all searches without a name
+    read("smart", "gradvac", runs="elsewhere")     of several; without a name, of all searches
 
-It reads; it takes no lock and changes nothing.
+It only reads: it takes no lock and changes nothing.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import Any
 import pyarrow as pa
 
 from minbert_core.files import lock, message, user_path
-from search.plan.folder import read_plan
+from search.plan.folder import PlanRecord, read_plan
 from search.study.study import TrialResult, best_first, read_trials
 
 
 @dataclass(frozen=True)
 class Search:
-    """A search's folder, its plan.json, its trials."""
+    """A search: its folder, its plan.json, its trials."""
 
     folder: Path
-    plan: dict[str, Any]
+    plan: PlanRecord
     trials: list[TrialResult]
 
     @property
@@ -37,21 +37,19 @@ class Search:
 
     @property
     def tasks(self) -> list[str]:
-        return list(self.plan["train_on"])
+        return list(self.plan.train_on)
 
     @property
     def is_toy(self) -> bool:
-        data: str = self.plan["data"]
-        return data == "toy"
+        return self.plan.data == "toy"
 
     @property
     def is_finished(self) -> bool:
-        """Whether as many trials as were planned have ended."""
-        num_planned: int = self.plan["trials"]
-        return sum(trial.status != "running" for trial in self.trials) >= num_planned
+        """True after all planned trials have ended."""
+        return sum(trial.status != "running" for trial in self.trials) >= self.plan.trials
 
     def is_running(self) -> bool:
-        """Whether a process holds the search's lock now."""
+        """Return whether a process holds the search's lock now."""
         if not (path := self.folder / "lock").exists():
             return False
         with path.open() as file:
@@ -59,37 +57,37 @@ class Search:
 
 
 def open_search(folder: Path) -> Search:
-    """Raises ValueError: no search there, one of a newer format, one that is not whole."""
+    """Open a search.  Raises ValueError: no search there, a newer format, or missing files."""
     plan, journal = read_plan(folder), folder / "study.journal"
     if not journal.exists() and any(folder.glob("trials/*")):
-        raise ValueError(f"{folder} is not whole: it has trials, but no {journal.name}.")
+        raise ValueError(f"{folder} is incomplete: it has trials, but no {journal.name}.")
     try:
-        return Search(folder, plan, read_trials(folder, plan["space_name"]))
+        return Search(folder, plan, read_trials(folder, plan.space_name))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{journal} is broken ({error}); without it the search cannot be read.") from None
+        raise ValueError(f"{journal} is broken ({error}). Without it the search cannot be read.") from None
 
 
 def all_searches(runs: Path, passed_over: Callable[[str], None]) -> list[Search]:
-    """The searches in a folder, newest first. One that cannot be read is passed over, and told of in a sentence."""
-    found = []
+    """Open the searches in a folder, newest first. Unreadable ones are skipped and reported to `passed_over`."""
+    searches = []
     for path in sorted(runs.glob("*/plan.json")):
         try:
-            found.append(open_search(path.parent))
+            searches.append(open_search(path.parent))
         except (ValueError, OSError) as error:
-            passed_over(f"{path.parent.name} is passed over: {message(error)}")
-    return sorted(found, key=lambda search: str(search.plan["created"]), reverse=True)
+            passed_over(f"{path.parent.name} is skipped: {message(error)}")
+    return sorted(searches, key=lambda search: search.plan.created, reverse=True)
 
 
 def read(*names: str, runs: str | Path = "runs") -> pa.Table:
-    """The trials of the searches `names` in the folder `runs`, of all that are there without a name: see `as_table`.
+    """Read the trials of the searches `names` in the folder `runs`; without names, of all of them. See `as_table`.
 
-    Raises ValueError: no such search, none at all, or one of a newer format.
+    Raises ValueError: no such search, no search at all, or a newer format.
     """
     return as_table(find_searches(names, user_path(runs).absolute()))
 
 
 def find_searches(names: Iterable[str], runs: Path) -> list[Search]:
-    """The searches named, or all in `runs`, newest first.  Raises ValueError: no such search, or none at all."""
+    """Open the named searches, or all in `runs`, newest first.  Raises ValueError: no such search, or none at all."""
     searches = [open_search(runs / name) for name in names] or all_searches(runs, _complain)
     if not searches:
         raise ValueError(f"There is no search in {runs}. Start one: python -m search.run --space spaces/quickstart.yaml")
@@ -100,16 +98,16 @@ def _complain(sentence: str) -> None:
     print(sentence, file=sys.stderr)
 
 
-# what every trial has, whatever its parameters and tasks; folder is absolute, score the best evaluation's, as in the ranking
+# the columns of every search; folder is absolute, score is that of the best evaluation, as in the ranking
 COLUMNS = {
     "search": pa.string(),
     "trial": pa.int64(),
     "score": pa.float64(),
-    "status": pa.string(),  # running (also: paused), completed, stopped, failed
+    "status": pa.string(),  # running (or paused), completed, stopped, failed
     "reason": pa.string(),
-    "baseline": pa.int64(),  # which of the space's baselines it is; null: none
+    "baseline": pa.int64(),  # the baseline's number in the space; null: not a baseline
     "recipe": pa.string(),
-    "rung": pa.int64(),  # of the budget, the last one evaluated
+    "rung": pa.int64(),  # the last one evaluated
     "seconds": pa.float64(),
     "examples": pa.int64(),
     "passes": pa.int64(),
@@ -118,13 +116,13 @@ COLUMNS = {
 
 
 def as_table(searches: Iterable[Search]) -> pa.Table:
-    """A row a trial, each search's best first: COLUMNS, its parameters, then best/… and last/…, the dev metrics of its best
-    and its last evaluation. What a trial has not (a parameter of a branch not taken, a score before its first) is null."""
+    """Return one row per trial, best first in each search: COLUMNS, the parameters, and the dev metrics of the best (best/…)
+    and the last (last/…) evaluation. Missing values are null: parameters of other branches, scores before an evaluation."""
     rows = [(search, trial) for search in searches for trial in best_first(search.trials)]
     fixed = [_facts(search, trial) for search, trial in rows]
     columns = {name: pa.array([row[name] for row in fixed], kind) for name, kind in COLUMNS.items()}
-    found = [trial.params for _, trial in rows], [_metrics(trial) for _, trial in rows]
-    for group in found:
+    groups = [trial.params for _, trial in rows], [_metrics(trial) for _, trial in rows]
+    for group in groups:
         for name in dict.fromkeys(name for row in group for name in row):
             columns[name] = _column([row.get(name) for row in group])
     return pa.table(columns)
@@ -138,7 +136,7 @@ def _facts(search: Search, trial: TrialResult) -> dict[str, Any]:
         "status": trial.status,
         "reason": trial.reason,
         "baseline": trial.baseline,
-        "recipe": trial.config().recipe,
+        "recipe": trial.recipe,
         "rung": trial.rung,
         "seconds": trial.seconds,
         "examples": trial.examples,
@@ -158,7 +156,7 @@ def _metrics(trial: TrialResult) -> dict[str, float]:
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """A column of one type: whole numbers, numbers, true and false; else words, also of a choice that mixes these."""
+    """Return a column of one type: integers, numbers or booleans; otherwise text, also for a choice that mixes types."""
     kinds = {type(value) for value in values if value is not None}
     for types, kind in (({bool}, pa.bool_()), ({int}, pa.int64()), ({int, float}, pa.float64())):
         if kinds and kinds <= types:

@@ -1,10 +1,10 @@
-"""A search, typed or called: space + budget -> Ray's Tuner -> the table of the best and the next command.
+"""A search, from the command line or from Python: space + budget -> Ray's Tuner -> the table of the best, the next command.
 
     python -m search.run --space spaces/smart.yaml --gpus 4         table = run("spaces/smart.yaml", gpus=4)
     python -m search.run --resume smart                             table = run(resume="smart")
 
-Exit codes of the command are those of minbert_core/commands.py: 0 also out of --hours with something evaluated, 1 no trial
-finished.
+The exit codes are those of minbert_core/commands.py. 0 includes a search that ran out of --hours after an evaluation. 1: no
+trial finished.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,13 +27,13 @@ from typing import Any, Unpack
 
 import pyarrow as pa
 
-from minbert_core.commands import DONE, FAILED, INTERRUPTED, NOT_RECORDED, Refused, expand_paths, run_command
+from minbert_core.commands import DONE, FAILED, INTERRUPTED, NOT_RECORDED, Refused, run_command
 from minbert_core.settings.yaml import dump_yaml
 from search.cost.estimate import check_disk, measured_lines
 from search.cost.packing import packed
 from search.drive import go_on, next_command, run_search
 from search.environment import report
-from search.options import Options, as_arguments, parse, parser
+from search.options import Keywords, SearchOptions, from_arguments, from_keywords, parser
 from search.plan.folder import (
     check_unused,
     clear_failed_start,
@@ -43,9 +43,10 @@ from search.plan.folder import (
     wait_for_workers,
     write_plan,
 )
-from search.plan.plan import make_plan
+from search.plan.plan import Plan, make_plan
 from search.plan.resources import check_cluster, find_resources
 from search.plan.resume import asked_space, goes_on, resumed_plan
+from search.plan.summary import plan_lines, plan_record
 from search.report.status import show_status
 from search.report.words import describe
 from search.results import read
@@ -54,78 +55,89 @@ from search.study.engine import STOPS, start_ray
 from search.study.searcher import unlimited
 from search.tracking.store import store_fault
 
-UNNAMED = "search"  # the name of a space that is no file, where none is given
+UNNAMED = "search"  # the default name of a space that is not a file
 
 
-def run(space: str | Path | dict[str, Any] | None = None, **options: Unpack[Options]) -> pa.Table:
-    """What the command does, from a notebook or a script: the same checks, defaults, lines on stdout and files; its trials.
+def run(space: str | Path | dict[str, Any] | None = None, **keywords: Unpack[Keywords]) -> pa.Table:
+    """Run the command from a notebook or a script, with the same checks, defaults, files and lines on stdout.
 
-    space: a file, or what would stand in it, as maps and lists; `name` then names it, too.  None: resume="NAME" goes on.
-    options: those of `python -m search.run --help`, with _ for -: set, data, encoder, trials, hours, gpus, gpus_per_trial,
-    cpus_per_trial, seed, name, runs, tracking_uri, address, resume.
-    Returns `search.results.read` of the search: a row a trial, best first; `.to_pandas()` makes it a data frame.
-    Raises ValueError (SettingsError where the space is at fault; Refused: right, but not here or not now) with the sentence
-    that the command prints; KeyboardInterrupt after Ctrl-C or a notebook's stop, the trials' states being saved; RuntimeError
-    if no trial finished. Warns if MLflow has not recorded all.
+    space: a file, or its content as maps and lists, which `name` then names.  None: resume="NAME" resumes a search.
+    keywords: the options of `python -m search.run --help`, with _ for -: set, data, encoder, trials, hours, gpus,
+    gpus_per_trial, cpus_per_trial, seed, name, runs, tracking_uri, address, resume.
+    Returns `search.results.read` of the search: one row per trial, best first; `.to_pandas()` makes it a data frame.
+    Raises ValueError with the command's message (SettingsError for a fault of the space; Refused for something valid, but
+    impossible here or now); KeyboardInterrupt after Ctrl-C or a notebook's stop, once the trials' states are saved;
+    RuntimeError if no trial finished. Warns if MLflow has not recorded everything.
     """
     if threading.current_thread() is not threading.main_thread():
-        raise Refused("A search listens to Ctrl-C, which only the main thread of a process hears: call it from there.")
-    is_file = isinstance(space, str | Path)
-    named = [] if space is None else [f"--space={space if is_file else 'FILE'}"]
-    arguments = [*named, *as_arguments(options)]
-    parsed = expand_paths(parse(arguments))
-    if not is_file:
-        parsed.space = space
-    folder, code = _search(parsed, arguments)
+        raise Refused("Only the main thread of a process receives Ctrl-C, which a search needs. Call it from there.")
+    folder, code = start_or_resume(from_keywords(space, keywords))
     if code == INTERRUPTED:
-        raise KeyboardInterrupt(f"The trials' states are saved. {_call(folder)} goes on.")
+        raise KeyboardInterrupt(f"The trials' states are saved. {_call(folder)} resumes the search.")
     if code == FAILED:
-        raise RuntimeError(f"No trial of {folder.name} finished; the reasons stand in {folder}/trials/*/log.txt.")
+        raise RuntimeError(f"No trial of {folder.name} finished. The reasons are in {folder}/trials/*/log.txt.")
     if code == NOT_RECORDED:
-        warnings.warn(f"MLflow lacks something of {folder.name}; {_call(folder)} logs it again.", stacklevel=2)
+        warnings.warn(f"MLflow lacks some records of {folder.name}. {_call(folder)} logs them again.", stacklevel=2)
     return read(folder.name, runs=folder.parent)
 
 
 def _call(folder: Path) -> str:
-    """`go_on` for Python."""
+    """Return the call that resumes the search in `folder`."""
     elsewhere = "" if folder.parent == Path.cwd() / "runs" else f", runs={str(folder.parent)!r}"
     return f"run(resume={folder.name!r}{elsewhere})"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; the exit code."""
+    """Run the command line and return its exit code."""
     body = partial(_main, arguments=sys.argv[1:] if arguments is None else arguments)
-    # a search that has begun has a way of its own to stop
+    # a running search handles interrupts itself
     return run_command(parser(), arguments, body, writes="runs", interrupted="Interrupted before anything started.")
 
 
-def _main(options: argparse.Namespace, arguments: list[str]) -> int:
-    if options.env:
+def _main(parsed: argparse.Namespace, arguments: list[str]) -> int:
+    if parsed.env:
         print("\n".join(report()))
         return DONE
-    if options.status is not None:
-        folder = options.runs.absolute() / options.status
+    if parsed.status is not None:
+        folder = parsed.runs.absolute() / parsed.status
         show_status(folder, go_on(folder), next_command(folder))
         return DONE
-    _, code = _search(options, arguments)
+    _, code = start_or_resume(from_arguments(parsed, arguments))
     return code
 
 
-def _search(options: argparse.Namespace, arguments: list[str]) -> tuple[Path, int]:
-    """Begin a search, or go on with one, and run it to its end; its folder, and the exit code."""
+def start_or_resume(options: SearchOptions) -> tuple[Path, int]:
+    """Start or resume a search and run it to its end. Return its folder and the exit code.
+
+    Raises what `run` raises for options and files; nothing was started then.
+    """
     clock, load = _clock(options.hours), os.getloadavg()[0]
     runs = options.runs.absolute()
     check_cluster(options.address)
     resumed = goes_on(options, runs)
     if options.price is not None and (options.resume is not None or not options.dry_run):
-        raise ValueError("--price is for the estimate of a new search: it goes with --space and --dry-run.")
-    retry = shlex.join(["python", "-m", "search.run", *_without_gpus(arguments)])
-    if resumed:
+        raise ValueError("--price belongs to the estimate of a new search. Give it with --space and --dry-run.")
+    retry = shlex.join(["python", "-m", "search.run", *_without_gpus(options.arguments)])
+    if resumed and options.resume is not None:
         return runs / options.resume, _resume(options, runs / options.resume, retry, clock)
-    name = options.resume or options.name
-    sets = [*(options.set or [])]
+    plan = _new_plan(options, runs, retry)
+    print("\n".join(plan_lines(plan)))
+    if options.dry_run:
+        _print_samples(plan.space)
+        start = partial(start_ray, plan.resources, options.address)
+        print(*measured_lines(plan, start, options.price, options.hours, load), sep="\n")
+        print(f"Nothing was started. Without --dry-run the search goes to {runs / plan.name}.")
+        return runs / plan.name, DONE
+    return _start(options, plan, runs, clock)
+
+
+def _new_plan(options: SearchOptions, runs: Path, retry: str) -> Plan:
+    """Plan a new search in `runs`, with a free name. Where nobody has said how many trials share a GPU, a probe decides."""
+    assert options.space is not None, "goes_on has refused this"
+    sets = [*options.set]
     sets += [f"data={json.dumps(options.data)}"] if options.data else []
     sets += [f"encoder/checkpoint={json.dumps(options.encoder)}"] if options.encoder else []
+    name = options.resume or options.name
     space = read_space(options.space, sets, name or UNNAMED)
     resources = find_resources(
         options.gpus or "auto", options.gpus_per_trial, options.cpus_per_trial or 1, retry, estimate="--dry-run"
@@ -138,38 +150,33 @@ def _search(options: argparse.Namespace, arguments: list[str]) -> tuple[Path, in
     if options.gpus in (None, "auto") and options.gpus_per_trial is None:
         plan = packed(plan, options.address, partial(start_ray, address=options.address))
         check_disk(plan, runs)
-    for line in plan.lines():
-        print(line)
-    if options.dry_run:
-        _print_samples(plan.space)
-        start = partial(start_ray, plan.resources, options.address)
-        print(*measured_lines(plan, start, options.price, options.hours, load), sep="\n")
-        print(f"Nothing was started. Without --dry-run the search goes to {folder}.")
-        return folder, DONE
-    folder = make_search_folder(runs, name, space.name)
+    return plan
+
+
+def _start(options: SearchOptions, plan: Plan, runs: Path, clock: Callable[[], float]) -> tuple[Path, int]:
+    """Make the search's folder, with its space and its plan, and run the search. Return the folder and the exit code."""
+    folder = make_search_folder(runs, options.resume or options.name, plan.space.name)
     plan = replace(plan, name=folder.name)
     with lock(folder):
-        check_unused(folder)  # again: another may have had the lock until now
+        check_unused(folder)  # again: another process may have held the lock until now
         clear_failed_start(folder)
         (folder / "space.yaml").write_text(dump_yaml(plan.space.document), encoding="utf-8")
-        own = {"id": secrets.token_hex(8), "tracking_uri": options.tracking_uri}
-        own["space_sha256"] = asked_space(options.space, options.set or [])
-        write_plan(folder, plan.document(arguments) | own)
+        search_id, digest = secrets.token_hex(8), asked_space(options)
+        write_plan(folder, plan_record(plan, options.arguments, search_id, options.tracking_uri, digest))
         return folder, run_search(folder, plan, options.address, clock, resumed=False)
 
 
 def _clock(hours: float | None) -> Callable[[], float]:
-    """The seconds left of `hours` from now on."""
+    """Start a clock that returns the seconds left of `hours`."""
     if hours is None:
         return unlimited
     end = time.monotonic() + 3600 * hours
     return lambda: end - time.monotonic()
 
 
-def _resume(options: argparse.Namespace, folder: Path, retry: str, seconds_left: Callable[[], float]) -> int:
+def _resume(options: SearchOptions, folder: Path, retry: str, seconds_left: Callable[[], float]) -> int:
     plan, record = resumed_plan(options, folder, retry)
-    for line in plan.lines():
-        print(line)
+    print("\n".join(plan_lines(plan)))
     if options.dry_run:
         print("Nothing was started.")
         return DONE
@@ -179,7 +186,8 @@ def _resume(options: argparse.Namespace, folder: Path, retry: str, seconds_left:
         return run_search(folder, plan, options.address, seconds_left, resumed=True)
 
 
-def _without_gpus(arguments: list[str]) -> list[str]:
+def _without_gpus(arguments: Sequence[str]) -> list[str]:
+    """Return a command line without --gpus and its value."""
     kept, skip = [], False
     for argument in arguments:
         if skip:
@@ -192,7 +200,7 @@ def _without_gpus(arguments: list[str]) -> list[str]:
 
 
 def _print_samples(space: Space) -> None:
-    """The baselines, and a few points drawn at random (the sampler itself begins so)."""
+    """Print the baselines and a few random points, as the sampler itself begins."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -205,6 +213,6 @@ def _print_samples(space: Space) -> None:
 
 
 if __name__ == "__main__":
-    for number in STOPS:  # as Ctrl-C, from the first moment on
+    for number in STOPS:  # like Ctrl-C, from the start
         signal.signal(number, signal.default_int_handler)
     sys.exit(main())

@@ -26,22 +26,22 @@ from typing import Any
 
 import torch
 
-from minbert_core.checkpoints import fetch_encoder
 from minbert_core.commands import DONE, FAILED, Refused, run_command
-from minbert_core.config import TINY, TOY, Machine, TrialConfig
+from minbert_core.config import TrialConfig
 from minbert_core.config_checks import load_config, read_config
 from minbert_core.evaluate import NotFiniteError
 from minbert_core.files import lock
-from minbert_core.inputs import data_folder, open_inputs
-from minbert_core.machine import fastest_matmul, resolve_device, resolve_precision
+from minbert_core.inputs import open_inputs
 from minbert_core.overrides import Override, Sources, note_set, parse_set
 from minbert_core.settings.faults import Location, SettingsError, fault_at, path_of
 from minbert_core.settings.paths import as_written, flatten
 from minbert_core.settings.yaml import dump_yaml, read_yaml
+from minbert_core.settling import settle
 from minbert_core.terminal import Screen
 from minbert_core.train.folder import read_records, read_snapshot, snapshot_or_start, train_in
 from minbert_core.train.overfit import run_overfit
-from minbert_core.train.report import Report, closing_lines, near, plan_lines
+from minbert_core.train.preview import plan_lines
+from minbert_core.train.report import Report, closing_lines, near
 from minbert_core.train.trial import Record
 from minbert_core.words import shown
 
@@ -151,35 +151,6 @@ def _domains(node: Any, location: Location) -> Iterator[tuple[Location, Any]]:
     children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, child in children:
         yield from _domains(child, (*location, key))
-
-
-def settle(config: TrialConfig, recorded: TrialConfig | None) -> TrialConfig:
-    """`config` with what belongs to this place filled in: absolute folders, and of the machine what is probed.
-
-    recorded: what the folder was begun with; it says what of the machine `config` leaves open, so that the rest repeats.
-    Raises Refused where a GPU is asked for and none is here, ValueError where there is no such data folder or encoder.
-    """
-    written = {key: value for key, value in as_written(config.machine).items() if value != "auto"}
-    if recorded is not None:
-        machine = as_written(recorded.machine) | written
-    else:
-        device = resolve_device(config.machine.device)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former: Linux
-        # `tiny` has nothing to share out: beside other work its threads wait for each other, 40 s for 7 on 2 cores (2026-11)
-        threads = cores if device == "cpu" and config.encoder.checkpoint != TINY else 1
-        precision = resolve_precision("auto", torch.device(device))
-        matmul = fastest_matmul(torch.device(device), threads) if config.encoder.checkpoint != TINY else "torch"
-        machine = {"device": device, "threads": threads, "precision": precision, "matmul": matmul} | written
-    if Machine.model_validate(machine).device == "cuda" and not torch.cuda.is_available():
-        remedy = "On the CPU, with other last digits: --set machine/device=cpu --set machine/precision=float32"
-        raise Refused(f"This configuration trains on a GPU (`machine/device` cuda), and there is none here. {remedy}")
-    checkpoint = config.encoder.checkpoint
-    folders = {
-        "data": config.data if config.data == TOY else str(data_folder(config)),
-        "encoder": as_written(config.encoder)
-        | {"checkpoint": checkpoint if checkpoint == TINY else str(fetch_encoder(checkpoint))},
-    }
-    return load_config(as_written(config) | folders | {"machine": machine})
 
 
 def default_name(path: Path) -> str:

@@ -1,17 +1,14 @@
-"""The output of `python -m minbert_core.train`: the plan, a line per evaluation, progress with the time left, next commands.
+"""The output of `python -m minbert_core.train`: a line per evaluation, progress with the time left, the next commands.
 
-config, inputs -> plan_lines      records -> Report.lines (printed), Report.render (the live line)      -> closing_lines
+records -> Report.lines (printed), Report.render (the live line)      -> closing_lines
 """
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import sys
-import textwrap
 import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,70 +17,11 @@ from rich.text import Text
 
 from minbert_core.config import TOY, TrialConfig
 from minbert_core.inputs import Inputs
-from minbert_core.methods.task_schedules import examples_per_step
-from minbert_core.settings.paths import as_written, flatten
 from minbert_core.terminal import is_watched
-from minbert_core.train.pretrained import find
 from minbert_core.train.trial import Record
-from minbert_core.words import duration, shown
+from minbert_core.words import duration
 
 MOST_LINES = 16  # of progress per run, in addition to those of its evaluations
-SEPARATE = ("data", "encoder/checkpoint", "machine")  # paths that have lines of their own in the plan
-
-
-def plan_lines(config: TrialConfig, inputs: Inputs, source: str) -> list[str]:
-    """What is going to be done, before it is."""
-    total, points = config.num_examples(inputs.sizes), config.budget.points
-    rows = ", ".join(f"{name} {len(inputs.train[name]):,}/{len(inputs.dev[name]):,}" for name in config.train_on)
-    metrics = ", ".join(f"{name} {config.known_tasks[name].metric}" for name in config.train_on)
-    objective = config.objective if isinstance(config.objective, str) else dict(config.objective.weights)
-    at = ", ".join(f"{math.ceil(total * rung / points[-1]):,}" for rung in points)
-    machine = config.machine
-    threads = f", {machine.threads} thread{'s' * (machine.threads > 1)}" if machine.device == "cpu" else ""
-    return [
-        f"config    {source}",
-        *(f"          {line}" for line in _said(config)),
-        f"data      {inputs.data_folder} (train/dev rows: {rows})",
-        *(f"data      {line}" for line in (*_left_out(inputs), *inputs.notes())),
-        f"encoder   {config.encoder.checkpoint}",
-        *(f"pretrain  {one.describe(config)}" for one in find(config, inputs)),
-        f"machine   {machine.device}, {machine.precision}{threads}",
-        f"budget    {total:,} examples, about {num_steps(config, inputs.sizes):,} steps",
-        f"dev       at {at} examples: {metrics}; the best is that of the highest {shown(objective).strip(chr(39))}",
-        *(f"warning   {line}" for line in (*inputs.constant_labels(), *_cut(config, inputs))),
-    ]
-
-
-def _said(config: TrialConfig, width: int = 110) -> list[str]:
-    """Render a config's settings as `path=value` in lines of about `width` characters."""
-    flat = {path: value for path, value in flatten(as_written(config)).items() if not path.startswith(SEPARATE)}
-    # a line must not break at a space inside a value
-    words = [f"{path}={shown(value).strip(chr(39)).replace(' ', chr(160))}" for path, value in flat.items()]
-    lines = textwrap.wrap(" ".join(words) or "(all defaults)", width, break_long_words=False, break_on_hyphens=False)
-    return [line.replace(chr(160), " ") for line in lines]
-
-
-def num_steps(config: TrialConfig, sizes: Mapping[str, int]) -> int:
-    """Estimate the number of steps of a trial over all its stages, given the rows of each task's train split."""
-    steps = 0.0
-    for stage, examples in zip(config.stage_plans(), config.stage_examples(sizes), strict=True):
-        batch_sizes = {name: config.task(name).batch_size for name in stage.tasks}
-        steps += examples / examples_per_step(stage.task_schedule, {name: sizes[name] for name in stage.tasks}, batch_sizes)
-    return math.ceil(round(steps, 6))
-
-
-def _left_out(inputs: Inputs) -> Iterator[str]:
-    for split in (*inputs.train.values(), *inputs.dev.values()):
-        if split.dropped:
-            first = split.dropped[0]
-            yield f"{len(split.dropped)} of {split.source} left out, the first in line {first.line} ({first.reason})"
-
-
-def _cut(config: TrialConfig, inputs: Inputs) -> Iterator[str]:
-    for name, split in inputs.train.items():
-        percent = 100 * split.num_longer(config.task(name).pair_encoding.kind, config.max_length) / len(split)
-        if percent >= 1:
-            yield f"{name}: {percent:.0f} % of the rows are longer than max_length {config.max_length} and are cut."
 
 
 def evaluation(record: Record, config: TrialConfig) -> str:

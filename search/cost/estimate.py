@@ -1,9 +1,9 @@
-"""What a search is going to cost, told before it starts: measured for `--dry-run`, and its disk, from the model's size, always.
+"""The cost of a search before it starts: measured for `--dry-run`. Its disk space is always estimated, from the model's size.
 
     space -> branch_points -> measure_points (Ray, as the search would run them) -> estimate -> lines
 
-Few points are measured: the default's, and each branch of a choice by itself. How much longer than the default's a branch takes
-is its factor; those of several choices are taken to multiply (assumed, not measured), and are averaged over random draws.
+Only a few points are measured: the default point, and one for each branch of a choice. A branch's factor is its time divided by
+that of the default branch. Factors of several choices multiply (assumed, not measured) and are averaged over random points.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from search.space.domains import Choice, Domain
 from search.space.space import Space, default_choice
 from search.study.study import KEEP_BEST
 
-RANGE = 0.7, 1.5  # what came of estimates: other trials' lengths, and a sampler that drifts to dear branches; assumed (2026-11)
-RECORD_BYTES = 500_000  # a trial's metrics.jsonl, log.txt and rows in mlflow.db, about
-Factors = tuple[float, float]  # of training and of an evaluation
+RANGE = 0.7, 1.5  # real time / estimate: trials' lengths vary, samplers drift to expensive branches; assumed (2026-11)
+RECORD_BYTES = 500_000  # approximate size of a trial's metrics.jsonl, log.txt and rows in mlflow.db
+Factors = tuple[float, float]  # (training, one evaluation)
 
 
 def measured_lines(
     plan: Plan, start_ray: Callable[[], None], price: float | None, hours: float | None, load: float
 ) -> list[str]:
-    """Measure and estimate what `plan` costs, told in lines; about a minute, a progress line meanwhile where a terminal is.
+    """Measure and estimate the cost of `plan`, and return it as lines. This takes about a minute; a terminal shows progress.
 
-    load: what the machine had to do before.
+    load: the machine's load average before the start.
     Raises Refused where Ray does not start, or a point cannot be trained here.
     """
     import ray
@@ -59,13 +59,10 @@ def measured_lines(
             show_progress("")
             ray.shutdown()
     resources = plan.resources
-    told = lines(estimate(plan, points, costs, start_up_seconds), resources, price, hours)
+    rows = lines(estimate(plan, points, costs, start_up_seconds), resources, price, hours)
     if load > 1 + resources.cpus - resources.slots * resources.cpus_per_trial:
-        told.append(f"warning   measured beside other work (load {load:.1f}); without it the search takes less")
-    return told
-
-
-# -------------------------------------------------------------------------------------------------------------- points
+        rows.append(f"warning   measured while other work was running (load {load:.1f}); without it the search is faster")
+    return rows
 
 
 # ------------------------------------------------------------------------------------------------------------ arithmetic
@@ -73,48 +70,48 @@ def measured_lines(
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a whole search; seconds are of wall time."""
+    """The cost of a whole search. Seconds are wall time."""
 
     seconds: float
-    trial_seconds: float  # of one trial on average, halving included
-    memory_gb: float  # the most that a point took
-    disk_bytes: int  # the most at one time
-    kept_bytes: int
-    dearest: tuple[str, float] | None  # the branch that costs most beside another of its choice, and how many times as much
+    trial_seconds: float  # mean per trial, with halving
+    memory_gb: float  # the largest of the measured points
+    disk_bytes: int  # the peak
+    kept_bytes: int  # after the search
+    slowest: tuple[str, float] | None  # the branch with the largest ratio to the fastest branch of its choice, and that ratio
     num_measured: int
     num_branches: int
-    pretraining: Mapping[str, float] = field(default_factory=dict)  # seconds of each that is yet to be made, by its name
+    pretraining: Mapping[str, float] = field(default_factory=dict)  # name -> seconds, of each one that is not cached yet
 
 
 def estimate(plan: Plan, points: ProbePoints, costs: Mapping[int, list[Cost]], start_up_seconds: float) -> Estimate:
-    """What `plan` is expected to cost, given what some points of its space cost; start_up_seconds: of Ray."""
+    """Estimate the cost of `plan` from the costs of some points of its space. start_up_seconds: the start of Ray."""
     rungs = plan.space.settings.rungs
-    at = {index: _mean(found) for index, found in costs.items()}
+    means = {index: _mean(of_point) for index, of_point in costs.items()}
     factors = {
-        branch: (at[own][0] / at[parent][0], at[own][1] / at[parent][1])
-        for branch, (own, parent) in points.branches.items()
-        if own in at and parent in at
+        branch: (means[point][0] / means[parent][0], means[point][1] / means[parent][1])
+        for branch, (point, parent) in points.branches.items()
+        if point in means and parent in means
     }
     train_factor, evaluation_factor = mean_factors(plan.space, factors)
-    every = [cost for found in costs.values() for cost in found]
-    start = float(np.mean([cost.start_seconds for cost in every]))
-    train, evaluation = at[0][0] * train_factor, at[0][1] * evaluation_factor
+    all_costs = [cost for of_point in costs.values() for cost in of_point]
+    start = float(np.mean([cost.start_seconds for cost in all_costs]))
+    train, evaluation = means[0][0] * train_factor, means[0][1] * evaluation_factor
     ends = expected_ends(
         plan.num_trials, len(plan.space.baselines), len(plan.recipes), rungs, plan.space.settings.trial_scheduler
     )
     until = [start + train * rung / rungs[-1] + evaluation * (i + 1) for i, rung in enumerate(rungs)]
     work = sum(count * seconds for count, seconds in zip(ends, until, strict=True))
-    full = {index: seconds + evaluation * len(rungs) for index, (seconds, evaluation) in at.items()}
-    pretraining = {name: seconds for cost in every for name, seconds in cost.pretraining.items()}
-    snapshot, best = max(cost.snapshot_bytes for cost in every), max(cost.best_bytes for cost in every)
+    full = {index: seconds + evaluation * len(rungs) for index, (seconds, evaluation) in means.items()}
+    pretraining = {name: seconds for cost in all_costs for name, seconds in cost.pretraining.items()}
+    snapshot, best = max(cost.snapshot_bytes for cost in all_costs), max(cost.best_bytes for cost in all_costs)
     return Estimate(
-        # pretrainings come before the first trial, or hold up the trials that begin with them
+        # pretrainings run before the first trial, or delay the trials that begin with them
         seconds=start_up_seconds + max(work / plan.resources.slots, until[-1]) + sum(pretraining.values()),
         trial_seconds=work / plan.num_trials,
-        memory_gb=max(cost.memory_gb for cost in every),
+        memory_gb=max(cost.memory_gb for cost in all_costs),
         disk_bytes=disk_bytes(plan, snapshot, best, copies=plan.resources.slots),
         kept_bytes=min(KEEP_BEST, plan.num_trials) * best + plan.num_trials * RECORD_BYTES,
-        dearest=_dearest({branch: full[own] for branch, (own, _) in points.branches.items() if branch in factors}),
+        slowest=_slowest({branch: full[point] for branch, (point, _) in points.branches.items() if branch in factors}),
         num_measured=len(factors),
         num_branches=points.num_branches,
         pretraining=pretraining,
@@ -122,12 +119,12 @@ def estimate(plan: Plan, points: ProbePoints, costs: Mapping[int, list[Cost]], s
 
 
 def _mean(costs: list[Cost]) -> Factors:
-    """(training, one evaluation), seconds."""
+    """Return the mean seconds of (training, one evaluation)."""
     return float(np.mean([cost.train_seconds for cost in costs])), float(np.mean([cost.evaluation_seconds for cost in costs]))
 
 
 def mean_factors(space: Space, factors: Mapping[Branch, Factors], draws: int = 200) -> Factors:
-    """The mean over random points of the product of their branches' factors; 1 for a branch that was not measured."""
+    """Average the product of the branches' factors over random points. A branch that was not measured has factor 1."""
     random = np.random.default_rng(0)
 
     def draw(name: str, domain: Domain) -> Any:
@@ -138,16 +135,17 @@ def mean_factors(space: Space, factors: Mapping[Branch, Factors], draws: int = 2
     products = []
     for _ in range(draws):
         params = space.sample(draw).params
-        found = [factors[branch] for branch in params.items() if branch in factors]
-        products.append([math.prod(train for train, _ in found), math.prod(evaluation for _, evaluation in found)])
+        known = [factors[branch] for branch in params.items() if branch in factors]
+        products.append([math.prod(train for train, _ in known), math.prod(evaluation for _, evaluation in known)])
     train, evaluation = np.mean(products, axis=0)
     return float(train), float(evaluation)
 
 
-def _dearest(seconds: Mapping[Branch, float]) -> tuple[str, float] | None:
-    """Of the branches the one that takes most beside the cheapest of its own choice, with that ratio; None below 1.2."""
+def _slowest(seconds: Mapping[Branch, float]) -> tuple[str, float] | None:
+    """Return the branch with the largest ratio to the fastest branch of its choice, and that ratio; None below 1.2."""
     ratios = {
-        branch: own / min(other for (name, _), other in seconds.items() if name == branch[0]) for branch, own in seconds.items()
+        branch: time / min(other for (name, _), other in seconds.items() if name == branch[0])
+        for branch, time in seconds.items()
     }
     branch = max(ratios, key=lambda key: ratios[key], default=None)
     return (describe(dict([branch])), ratios[branch]) if branch is not None and ratios[branch] > 1.2 else None
@@ -157,9 +155,9 @@ def _dearest(seconds: Mapping[Branch, float]) -> tuple[str, float] | None:
 
 
 def disk_bytes(plan: Plan, snapshot: int, best: int, copies: int) -> int:
-    """What a search's folder holds while it runs, `copies` of its trials writing a snapshot beside their last one.
+    """Return the peak size of a search's folder. `copies`: trials that write a snapshot while they keep their last one.
 
-    A trial that runs, or waits at a rung, has its snapshot and its best weights; the best few that ended keep theirs.
+    A running or waiting trial has its snapshot and its best weights. Of the ended trials, the best few keep their weights.
     """
     trials = min(plan.resources.slots + plan.space.settings.trial_scheduler.most_waiting, plan.num_trials)
     kept = min(KEEP_BEST, plan.num_trials)
@@ -167,49 +165,49 @@ def disk_bytes(plan: Plan, snapshot: int, best: int, copies: int) -> int:
 
 
 def check_disk(plan: Plan, runs: Path) -> None:
-    """Raise Refused where the disk under `runs` has clearly no room for the search: known from the size of its models."""
+    """Raise Refused if the disk under `runs` is too small for the search, judged by the size of its models."""
     place = next(path for path in (runs, *runs.parents) if path.exists())
     free, needed = shutil.disk_usage(place).free, disk_bytes(plan, plan.snapshot_bytes, plan.best_bytes, copies=1)
     if free < needed:
         raise Refused(
-            f"{plan.resources} would hold {_gigabytes(needed)} in {runs}, for their states and the best weights, but its disk "
-            f"has {_gigabytes(free)} free. Give another folder with --runs, or fewer trials at a time."
+            f"{plan.resources} would need {_gigabytes(needed)} in {runs} for snapshots and the best weights, but its disk has "
+            f"only {_gigabytes(free)} free. Give another folder with --runs, or run fewer trials at a time."
         )
 
 
 # ----------------------------------------------------------------------------------------------------------------- words
 
 
-def lines(found: Estimate, resources: Resources, price: float | None, hours: float | None) -> list[str]:
-    """The estimate as the user reads it; price: of a GPU-hour, of a machine-hour where there are no GPUs; hours: --hours."""
-    low, high = (_about(found.seconds * factor) for factor in RANGE)
-    wall_hours, at_once = found.seconds / 3600, f"{counted(resources.slots, 'trial')} at a time"
+def lines(estimate: Estimate, resources: Resources, price: float | None, hours: float | None) -> list[str]:
+    """Return the estimate as the user reads it. price: per GPU-hour, or per machine-hour without GPUs. hours: --hours."""
+    low, high = (_about(estimate.seconds * factor) for factor in RANGE)
+    wall_hours, at_once = estimate.seconds / 3600, f"{counted(resources.slots, 'trial')} at a time"
     used = wall_hours * (resources.gpus or resources.slots * resources.cpus_per_trial)
-    told = [
-        f"about {_about(found.seconds)} on this machine, {at_once} (between {low} and {high}: the sampler may drift); "
+    rows = [
+        f"about {_about(estimate.seconds)} on this machine, {at_once} (between {low} and {high}, as the sampler may drift); "
         f"{_rounded(used)} {'GPU' if resources.gpus else 'core'}-hours"
     ]
-    if found.num_branches:
-        told.append(f"from {found.num_measured} of {counted(found.num_branches, 'branch', 'branches')} measured")
-    if found.dearest is not None:
-        told[-1] += f"; slowest: {found.dearest[0]}, {found.dearest[1]:.1f} times the fastest of its choice"
-    told.append(
-        f"{'GPU memory' if resources.gpus else 'memory'} {found.memory_gb:.1f} GB a trial; "
-        f"disk {_gigabytes(found.disk_bytes)} at most, {_gigabytes(found.kept_bytes)} stays"
+    if estimate.num_branches:
+        rows.append(f"from {estimate.num_measured} of {counted(estimate.num_branches, 'branch', 'branches')} measured")
+    if estimate.slowest is not None:
+        rows[-1] += f"; slowest: {estimate.slowest[0]}, {estimate.slowest[1]:.1f} times the fastest of its choice"
+    rows.append(
+        f"{'GPU memory' if resources.gpus else 'memory'} {estimate.memory_gb:.1f} GB per trial; "
+        f"disk {_gigabytes(estimate.disk_bytes)} at most, {_gigabytes(estimate.kept_bytes)} afterwards"
     )
-    if found.pretraining:
-        each = ", ".join(f"{name} {_about(seconds)}" for name, seconds in found.pretraining.items())
-        told.append(f"of the time, further pretraining, each made once: {each}")
+    if estimate.pretraining:
+        stages = ", ".join(f"{name} {_about(seconds)}" for name, seconds in estimate.pretraining.items())
+        rows.append(f"including further pretraining, once each: {stages}")
     if price is not None:
         unit = "GPU-hour" if resources.gpus else "hour of this machine"
-        told.append(f"${wall_hours * (resources.gpus or 1) * price:,.2f} at ${price:g} per {unit}")
+        rows.append(f"${wall_hours * (resources.gpus or 1) * price:,.2f} at ${price:g} per {unit}")
     if hours is not None:
-        fit = math.floor(hours * 3600 * resources.slots / found.trial_seconds)
-        told.append(f"--hours {hours:g} would do for about {counted(fit, 'trial')}")
-    rows = [f"{'' if i else 'estimate':<9} {text}" for i, text in enumerate(told)]
+        fit = math.floor(hours * 3600 * resources.slots / estimate.trial_seconds)
+        rows.append(f"--hours {hours:g} would suffice for about {counted(fit, 'trial')}")
+    rows = [f"{'' if i else 'estimate':<9} {text}" for i, text in enumerate(rows)]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    if not resources.gpus and resources.slots * found.memory_gb > memory:
-        rows.append(f"warning   {at_once} need more than this machine's {memory:.0f} GB of memory; raise --cpus-per-trial.")
+    if not resources.gpus and resources.slots * estimate.memory_gb > memory:
+        rows.append(f"warning   {at_once} need more than this machine's {memory:.0f} GB of memory. Raise --cpus-per-trial.")
     return rows
 
 

@@ -1,9 +1,10 @@
-"""How many trials share a GPU: chosen by a probe of memory and speed, where nobody has said it.
+"""The number of trials that share a GPU. A probe of memory and speed decides, unless the user has.
 
-    plan (a GPU a trial) -> probe (Ray, one GPU) -> Memory, examples a second by number of trials -> choose -> plan (shares)
+    plan (one GPU per trial) -> probe (Ray, one GPU) -> Memory, examples/s by number of trials -> choose -> plan (shares)
 
-A small encoder leaves most of a large GPU idle. One trial is trained alone, then beside itself 2, 4, 8 … times, until doubling
-gains little or something else is full. The memory is that of the space's dearest points: what does not fit is not tried.
+A small encoder leaves most of a large GPU idle. The probe trains one trial, then 2, 4, 8 … together, until doubling gains
+little or a limit is reached. Memory is measured at the most expensive points of the space. A number that would not fit is not
+tried.
 """
 
 from __future__ import annotations
@@ -24,48 +25,49 @@ from search.plan.resources import Resources
 from search.space.domains import Domain
 from search.space.space import Sample, default_choice
 
-LEAST_GAIN = 1.1  # of a doubling, in examples a second of all trials together
-MOST_POINTS = 3  # whose memory is measured
-MARGIN = 1.2  # over what a trial took while it was measured: other batches are longer
-CONTEXT_GB = 0.5  # of a process on a GPU, beside what it allocates; assumed, not measured (2026-11)
-LEVEL_SECONDS = 4.0  # of training at each number of trials
-LEAD_SECONDS = 0.5  # in which every process hears when to begin
-BEGIN_SECONDS = 60  # after these no further level is begun; the largest takes half a minute (assumed, 2026-11)
-GPU_PART = 0.001  # what Ray is told that a process of the probe takes: how many there are is decided here
+LEAST_GAIN = 1.1  # least ratio of total examples/s for a doubling
+MOST_POINTS = 3  # points whose memory is measured
+MARGIN = 1.2  # factor on the measured memory, since other batches are longer
+CONTEXT_GB = 0.5  # of a process on a GPU, in addition to its tensors; assumed, not measured (2026-11)
+LEVEL_SECONDS = 4.0  # training time at each number of trials
+LEAD_SECONDS = 0.5  # delay in which every process receives the common start time
+BEGIN_SECONDS = 60  # after which no further level begins; the largest takes half a minute (assumed, 2026-11)
+GPU_PART = 0.001  # share that a process of the probe reserves in Ray; this file decides how many there are
 
 
 @dataclass(frozen=True)
 class Room:
-    """How many trials on each GPU there is work and a core for."""
+    """The largest number of trials per GPU for which there are trials and cores."""
 
     by_trials: int
     by_cores: int
 
     def lacks(self, number: int) -> str:
-        """What is missing for so many on each GPU; empty where nothing is."""
+        """Return the reason why `number` trials per GPU are too many; empty if they are not."""
         if number > self.by_trials:
             return f"for {number} on each GPU the search has too few trials"
         return f"for {number} on each GPU this machine has too few cores" if number > self.by_cores else ""
 
 
 def packed(plan: Plan, address: str, start_ray: Callable[[Resources], None]) -> Plan:
-    """The plan with as many trials a GPU as pays; about a minute, a progress line meanwhile where a terminal is.
+    """Return the plan with the best number of trials per GPU. This takes about a minute; a terminal shows progress.
 
-    Without a GPU it stays as it is; where nothing can be gained, and on a cluster, a trial keeps one, and the plan says why.
-    Raises Refused where Ray does not start, or a point cannot be trained even alone.
+    Without a GPU the plan is unchanged. If nothing can be gained, and on a cluster, each trial keeps a GPU, and the plan names
+    the reason.
+    Raises Refused if Ray does not start, or a point cannot be trained even by itself.
     """
     resources = plan.resources
     if not resources.gpus:
         return plan
     room = room_of(plan)
     if reason := "the GPUs of a cluster are not probed" if address != "local" else room.lacks(2):
-        return replace(plan, resources=replace(resources, sharing=f"one trial a GPU: {reason}"))
+        return replace(plan, resources=replace(resources, sharing=f"one trial per GPU: {reason}"))
     number, sentence = probe(plan, room, start_ray)
     return with_resources(plan, replace(resources, gpus_per_trial=1 / number, sharing=sentence))
 
 
 def room_of(plan: Plan) -> Room:
-    """Of a plan: as many trials as it has, each with its threads, spread over its GPUs (without one: beside each other)."""
+    """Return the room of a plan: its trials and the machine's cores, spread over its GPUs (or in total, without a GPU)."""
     resources, gpus = plan.resources, max(1, int(plan.resources.gpus))
     cores = max(resources.cpus_per_trial, most_threads(branch_configs(plan.space)))
     return Room(plan.num_trials // gpus, resources.cpus // cores // gpus)
@@ -75,39 +77,39 @@ def room_of(plan: Plan) -> Room:
 
 
 def choose(rates: Mapping[int, float], memory: Memory, ended: str = "") -> tuple[int, str]:
-    """How many trials share a GPU, and the sentence that says why.
+    """Choose how many trials share a GPU. Return the number and a sentence with the reason.
 
-    rates: examples a second of all together, by their number: 1, 2, 4 …; ended: what kept the next number from being tried.
+    rates: number of trials (1, 2, 4 …) -> examples/s of all together. ended: why the next number was not tried.
     """
     best = 1
     while 2 * best in rates and gains(rates, 2 * best):
         best *= 2
     together = "".join(f", {number} together {rates[number]:,.0f}" for number in sorted(rates) if number > 1)
-    needs = f"each needs {memory.peak_gb:.1f} of {memory.total_gb:.0f} GB"
-    sentence = f"alone one trains {rates[1]:,.0f} examples/s{together}; {needs}{f'; {ended}' if ended else ''}"
-    return best, f"{f'{best} trials share a GPU' if best > 1 else 'one trial a GPU'}: {sentence}"
+    needs = f"a trial needs {memory.peak_gb:.1f} of {memory.total_gb:.0f} GB"
+    sentence = f"one trial trains {rates[1]:,.0f} examples/s{together}; {needs}{f'; {ended}' if ended else ''}"
+    return best, f"{f'{best} trials share a GPU' if best > 1 else 'one trial per GPU'}: {sentence}"
 
 
 def gains(rates: Mapping[int, float], number: int) -> bool:
-    """Whether `number` trials together train enough more than half as many."""
+    """Return whether `number` trials together train enough faster than half as many."""
     return rates[number] >= LEAST_GAIN * rates[number // 2]
 
 
 def fit(number: int, memory: Memory) -> bool:
-    """Whether so many trials find place in what is free of a GPU's memory."""
+    """Return whether `number` trials fit into the free memory of the GPU."""
     return number * (MARGIN * memory.peak_gb + CONTEXT_GB) <= memory.free_gb
 
 
-def dearest(points: ProbePoints, peaks_gb: Sequence[float]) -> float:
-    """GB of a trial that takes the dearest branch of every choice: what each takes more is added up (assumed, not measured)."""
+def largest_memory(points: ProbePoints, peaks_gb: Sequence[float]) -> float:
+    """Return the GB of a trial with the largest branch of every choice. The differences add up (assumed, not measured)."""
     more: dict[str, float] = defaultdict(float)
-    for (name, _), (own, parent) in points.branches.items():
-        more[name] = max(more[name], peaks_gb[own] - peaks_gb[parent])
+    for (name, _), (point, parent) in points.branches.items():
+        more[name] = max(more[name], peaks_gb[point] - peaks_gb[parent])
     return peaks_gb[0] + sum(more.values())
 
 
 def heavy_choice(name: str, domain: Domain) -> Any:
-    """The default, but the largest batch and the longest sequences: they take the most memory."""
+    """Choose the default value, but the largest batch and the longest sequences, which need the most memory."""
     numbers = [value for value in domain.values() if isinstance(value, int)]
     is_heavy = not {"batch_size", "max_length"}.isdisjoint(name.split("/")) and len(numbers) == len(domain.values())
     return max(numbers) if is_heavy else default_choice(name, domain)
@@ -117,9 +119,9 @@ def heavy_choice(name: str, domain: Domain) -> Any:
 
 
 def probe(plan: Plan, room: Room, start_ray: Callable[[Resources], None]) -> tuple[int, str]:
-    """What `choose` says after training on the taken GPU that has the least free; on the CPU where none is taken.
+    """Train on the GPU with the least free memory (on the CPU if there is none) and return what `choose` decides.
 
-    Raises as `packed`.
+    Raises Refused as `packed` does.
     """
     import ray
 
@@ -143,13 +145,13 @@ def probe(plan: Plan, room: Room, start_ray: Callable[[Resources], None]) -> tup
 
 
 def _begin_alone(points: ProbePoints, start: Callable[[Sample], Any]) -> tuple[Any, Memory]:
-    """The process of the first point, which goes on; the memory of a trial, for which each point was alone on the GPU."""
+    """Run each point's process by itself on the GPU. Return the first process, which keeps running, and the memory."""
     import ray
 
-    processes = [start(sample) for sample in points.samples]  # which take nothing of the GPU until they are told to begin
+    processes = [start(sample) for sample in points.samples]  # these use no GPU memory before begin()
     peaks_gb = [0.0] * len(processes)
     for index in reversed(range(len(processes))):
-        show_progress(f"probing what shares a GPU: memory, {index + 1} to go")
+        show_progress(f"probing how many trials share a GPU: memory, {index + 1} to go")
         try:
             memory: Memory = ray.get(processes[index].begin.remote())
         except ray.exceptions.RayError as error:
@@ -157,15 +159,15 @@ def _begin_alone(points: ProbePoints, start: Callable[[Sample], Any]) -> tuple[A
         peaks_gb[index] = memory.peak_gb
         if index > 0:
             ray.kill(processes[index])
-    return processes[0], replace(memory, peak_gb=dearest(points, peaks_gb))
+    return processes[0], replace(memory, peak_gb=largest_memory(points, peaks_gb))
 
 
 def _train_together(
     first: Any, start: Callable[[], Any], memory: Memory, room: Room, last_begin: float
 ) -> tuple[dict[int, float], str]:
-    """Examples a second of 1, 2, 4 … trials together; what kept the next number from being tried, if something did.
+    """Measure the examples/s of 1, 2, 4 … trials together. Return them, and why the next number was not tried, if so.
 
-    last_begin: the time, by `time.monotonic()`, after which no further number is tried.
+    last_begin: no further number is tried after this time, by `time.monotonic()`.
     """
     import ray
 
@@ -179,7 +181,7 @@ def _train_together(
             return rates, f"{number} would not fit"
         if time.monotonic() > last_begin:
             return rates, f"no time was left to try {number}"
-        show_progress(f"probing what shares a GPU: {number} trials")
+        show_progress(f"probing how many trials share a GPU: {number} trials")
         try:
             trials += (more := [start() for _ in trials])
             ray.get([trial.begin.remote() for trial in more])
@@ -190,7 +192,7 @@ def _train_together(
 
 
 def _rate(trials: list[Any]) -> float:
-    """Examples a second of all together, in seconds that are the same for all.  Raises what a trial raises."""
+    """Measure the examples/s of all trials together, over the same seconds.  Raises what a trial raises."""
     import ray
 
     begins_at = time.time() + LEAD_SECONDS

@@ -17,25 +17,25 @@ from search.report.words import describe
 from search.space.domains import Choice
 from search.space.space import Choose, Sample, Space, default_choice
 
-MOST_POINTS = 8  # measured
-BEGIN_SECONDS = 60  # after these no further point is begun
+MOST_POINTS = 8  # to measure
+BEGIN_SECONDS = 60  # after which no further point begins
 Branch = tuple[str, Any]  # (parameter, label)
 
 
 @dataclass(frozen=True)
 class ProbePoints:
-    """The points to measure, the default's first, and which of them tells the cost of which branch."""
+    """The points to measure, the default point first, and the branches whose costs they show."""
 
     samples: list[Sample]
-    branches: dict[Branch, tuple[int, int]]  # -> its point, and the point it is compared with
-    num_branches: int  # of the space, those not among `branches` included
+    branches: dict[Branch, tuple[int, int]]  # branch -> its point, and the point to compare it with
+    num_branches: int  # of the whole space
 
 
 def branch_points(space: Space, at_most: int = MOST_POINTS, choose: Choose = default_choice) -> ProbePoints:
-    """The default's point and, for each branch of a choice, the one that differs from its parent in that branch alone.
+    """Return the default point and, for each branch of a choice, the point that differs from its parent only in that branch.
 
-    Choices among variants come before those among numbers, which seldom change what a step costs.
-    choose: what is taken where no branch is meant, in place of the default.
+    Choices among variants come before those among numbers, which rarely change the cost of a step.
+    choose: picks the values of all other parameters.
     """
     choices = [(name, domain, guards) for name, (domain, guards) in space.domains().items() if isinstance(domain, Choice)]
     choices.sort(key=lambda choice: all(isinstance(label, int | float) for label in choice[1].labels))
@@ -56,21 +56,23 @@ def branch_points(space: Space, at_most: int = MOST_POINTS, choose: Choose = def
         for name, domain, guards in choices
         for label in domain.labels
     }
-    found = {branch: (own, parent) for branch, (own, parent) in pairs.items() if own is not None and parent is not None}
-    return ProbePoints(samples, found, len(pairs))
+    measured = {
+        branch: (point, parent) for branch, (point, parent) in pairs.items() if point is not None and parent is not None
+    }
+    return ProbePoints(samples, measured, len(pairs))
 
 
 def measure_points(
-    points: ProbePoints, resources: Resources, scratch: Path, tell: Callable[[str], None]
+    points: ProbePoints, resources: Resources, scratch: Path, show: Callable[[str], None]
 ) -> dict[int, list[Cost]]:
-    """The costs of the points, as far as BEGIN_SECONDS allow: as many at a time as the search runs trials. Ray must run.
+    """Measure the costs of the points, as many at a time as the search runs trials, until BEGIN_SECONDS. Ray must run.
 
-    Where a round would not be full the default's point fills it, so that all are measured under the search's own load.
-    Raises Refused where a point cannot be trained here, saying which.
+    The default point fills up the last round, so that every point is measured under the search's own load.
+    Raises Refused if a point cannot be trained here.
     """
     import ray
 
-    remote = ray.remote(  # max_calls: a process of its own each, as a trial has, whose peak memory is its own
+    remote = ray.remote(  # max_calls: a new process each, as for a trial, with its own peak of memory
         num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, max_calls=1, max_retries=0
     )(measure)
     order = [*range(len(points.samples)), *[0] * (-len(points.samples) % resources.slots)]
@@ -81,7 +83,7 @@ def measure_points(
             running[remote.remote(as_written(points.samples[index].config()), time.time(), scratch)] = index
         if not running:
             return costs
-        tell(f"measuring {counted(len(points.samples), 'point')} of the space, {len(costs)} done")
+        show(f"measuring {counted(len(points.samples), 'point')} of the space, {len(costs)} done")
         [done], _ = ray.wait(list(running))
         index = running.pop(done)
         try:
@@ -91,7 +93,7 @@ def measure_points(
 
 
 def failure(sample: Sample, error: Exception) -> str:
-    """The sentence for a point that failed: which, why, and what helps if memory was short."""
+    """Return the message for a point that failed: the point, the reason, and a remedy if memory was short."""
     name = describe(sample.params)
     point = f"The point {name}" if name else "The space's only point"
     return f"{point} cannot be trained here: {cause_of(error)}"

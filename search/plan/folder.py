@@ -2,7 +2,7 @@
 
     runs/NAME/    space.yaml  plan.json  study.journal  lock  log.txt  trials/  best -> trials/007/best
 
-It can be moved: no path in it needs to stay true but those of data and encoder, which places.py looks up.
+It can be moved. The only absolute paths in it are those of data and encoder, which relocated.py resolves.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import time
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,13 +21,50 @@ from minbert_core.commands import Refused
 from minbert_core.config import FORMAT
 from minbert_core.words import did_you_mean
 
-NEEDED = ("name", "space_name", "created", "about", "trials", "data", "train_on", "encoders", "fingerprints")
-PRETRAINING = "pretraining.jsonl"  # the records of what was pretrained before the trials
+PRETRAINING = "pretraining.jsonl"  # the records of pretrainings before the trials
 BEFORE_A_STEP = {"lock", "trials", "space.yaml", "plan.json.tmp", "plan.json", "study.journal", "study.journal.lock", "log.txt"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlanRecord:
+    """The content of plan.json: everything that `--resume` and readers need. An older file may lack what has a default here."""
+
+    format: int = 0
+    name: str
+    space_name: str  # the name of the Optuna study
+    about: str
+    created: str
+    command: list[str] = field(default_factory=list)
+    seed: int = 0
+    trials: int
+    gpus: float = 0
+    gpus_per_trial: float = 0
+    cpus_per_trial: int = 1
+    sharing: str = ""
+    examples: int = 0  # per full trial
+    expected_full_trials: float = 0
+    data: str
+    encoder: str = ""
+    encoders: dict[str, str]  # an encoder's name in the space -> its folder
+    encoder_fingerprints: dict[str, str] = field(default_factory=dict)  # folder -> sha256; a search of 0.1.0 has none
+    moved: dict[str, str] = field(default_factory=dict)  # a recorded folder -> its new place
+    objective: Any = None
+    train_on: list[str]
+    fingerprints: dict[str, str]  # `sst-train` -> sha256
+    git_commit: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    python: str = ""
+    baselines: list[dict[str, Any]] = field(default_factory=list)  # path -> value
+    id: str | None = None  # distinguishes searches of one name in MLflow
+    tracking_uri: str | None = None
+    space_sha256: str | None = None  # of the space as the user wrote it
+
+
+NEEDED = [entry.name for entry in fields(PlanRecord) if entry.default is MISSING is entry.default_factory]
+
+
 def new_search_folder(runs: Path, name: str | None, default: str) -> Path:
-    """The folder of a new search, not yet made: `name`, else the space's name, then -2, -3 …  Raises Refused: a used name."""
+    """Choose the folder of a new search: `name`, else the space's name, then -2, -3 …  Raises Refused: a used name."""
     if name is not None:
         check_unused(runs / name)
         return runs / name
@@ -37,27 +75,27 @@ def new_search_folder(runs: Path, name: str | None, default: str) -> Path:
 
 
 def check_unused(folder: Path) -> None:
-    """Raise Refused where `folder` is used. A search that failed, or was killed, before its first step does not use it."""
+    """Raise Refused if `folder` is used. A search that failed or was killed before its first step does not count."""
     if not folder.exists():
         return
     if not folder.is_dir() or {path.name for path in folder.iterdir()} - BEFORE_A_STEP or has_begun(folder):
         name = folder.name
-        raise Refused(f"The name '{name}' is used ({folder}). Go on with it: --resume {name}; or give another --name.")
+        raise Refused(f"The name '{name}' is used ({folder}). Resume that search with --resume {name}, or give another --name.")
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether a search has a trial or has pretrained for one: from then on it keeps its space and its seed."""
+    """Return whether a search has a trial or a pretraining. From then on it keeps its space and its seed."""
     return (folder / PRETRAINING).exists() or any(folder.glob("trials/*"))
 
 
 def clear_failed_start(folder: Path) -> None:
-    """Remove the study that a start without a step has left. Only for the one who holds the search's lock."""
+    """Remove the study that a failed start has left. Only the process that holds the search's lock may call this."""
     for name in ("study.journal", "study.journal.lock"):
         (folder / name).unlink(missing_ok=True)
 
 
 def make_search_folder(runs: Path, name: str | None, default: str) -> Path:
-    """As `new_search_folder`, and made: if another search takes a default name at the same moment, the next is taken."""
+    """Create the folder that `new_search_folder` chooses; the next name if another search takes it at the same moment."""
     while True:
         folder = new_search_folder(runs, name, default)
         try:
@@ -69,7 +107,7 @@ def make_search_folder(runs: Path, name: str | None, default: str) -> Path:
 
 
 def lock(folder: Path) -> IO[str]:
-    """Hold the search's lock until the returned file is closed or the process dies.  Raises Refused: somebody else does."""
+    """Hold the search's lock until the returned file is closed or the process dies.  Raises Refused if it is held elsewhere."""
     path = folder / "lock"
     with contextlib.ExitStack() as at_fault:
         file = at_fault.enter_context(path.open("a+"))
@@ -86,9 +124,9 @@ def lock(folder: Path) -> IO[str]:
 
 
 def wait_for_workers(folder: Path, timeout_seconds: float = 60) -> None:
-    """Wait until no worker of a killed driver writes to a trial any more; Ray ends them some seconds after it.
+    """Wait until no worker of a killed driver writes to a trial. Ray ends workers some seconds after their driver.
 
-    Raises Refused where one is still there after `timeout_seconds`.
+    Raises Refused if a worker is still running after `timeout_seconds`.
     """
     deadline = time.monotonic() + timeout_seconds
     for path in sorted(folder.glob("trials/*/log.txt")):
@@ -99,8 +137,8 @@ def wait_for_workers(folder: Path, timeout_seconds: float = 60) -> None:
                 time.sleep(0.2)
 
 
-def read_plan(folder: Path) -> dict[str, Any]:
-    """A search's plan.json.  Raises ValueError: no search there, a broken file, or a newer format."""
+def read_plan(folder: Path) -> PlanRecord:
+    """Read a search's plan.json.  Raises ValueError: no search there, a broken file, or a newer format."""
     path = folder / "plan.json"
     if not path.exists():
         known = sorted(other.parent.name for other in folder.parent.glob("*/plan.json"))
@@ -108,32 +146,32 @@ def read_plan(folder: Path) -> dict[str, Any]:
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is broken ({error}); without it the search cannot be read.") from None
+        raise ValueError(f"{path} is broken ({error}). Without it the search cannot be read.") from None
     if not isinstance(plan, dict):
-        raise ValueError(f"{path} is broken (it must be a map); without it the search cannot be read.")
+        raise ValueError(f"{path} is broken (it must be a map). Without it the search cannot be read.")
     if plan.get("format", 0) > FORMAT:
-        raise ValueError(f"{path} has format {plan['format']}; this version reads up to {FORMAT}.")
-    if absent := [key for key in NEEDED if key not in plan]:
-        raise ValueError(f"{path} is broken (it lacks {', '.join(absent)}); without it the search cannot be read.")
-    return plan
+        raise ValueError(f"{path} has format {plan['format']}. This version reads up to {FORMAT}.")
+    if absent := [name for name in NEEDED if name not in plan]:
+        raise ValueError(f"{path} is broken (it lacks {', '.join(absent)}). Without it the search cannot be read.")
+    return PlanRecord(**{entry.name: plan[entry.name] for entry in fields(PlanRecord) if entry.name in plan})
 
 
-def is_earlier(plan: dict[str, Any]) -> bool:
-    """Whether an earlier version began a search, so that this one can only show it."""
-    return int(plan.get("format", 0)) < FORMAT
+def is_earlier(plan: PlanRecord) -> bool:
+    """Return whether an earlier version began a search, so that this one can only show it."""
+    return plan.format < FORMAT
 
 
-def check_format(plan: dict[str, Any]) -> None:
-    """Raise Refused where an earlier version began a search: its configs hold no defaults, so here they mean something else."""
+def check_format(plan: PlanRecord) -> None:
+    """Raise Refused where an earlier version began a search: its configs leave out other defaults than ours."""
     if is_earlier(plan):
-        found, commit = plan.get("format", 0), str(plan.get("git_commit") or "unknown")[:7]
         raise Refused(
-            f"The search {plan['name']} has format {found}, whose configs have other defaults. This version shows it, but "
-            f"trains only format {FORMAT}. Use the version that began it (commit {commit}), or start again with another --name."
+            f"The search {plan.name} has format {plan.format}, whose configs have other defaults. This version shows it, but "
+            f"trains only format {FORMAT}. Use the version that began it (commit {plan.git_commit[:7] or 'unknown'}), or start "
+            "again with another --name."
         )
 
 
-def write_plan(folder: Path, document: dict[str, Any]) -> None:
+def write_plan(folder: Path, record: PlanRecord) -> None:
     """Write a search's plan.json, whole or not at all."""
     with files.replaced(folder / "plan.json") as draft:
-        draft.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        draft.write_text(json.dumps(asdict(record), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,45 +1,40 @@
-"""What a search is going to do, settled before a process starts: its space on this machine, its budget. It becomes plan.json.
+"""The plan of a search, settled before a process starts: its space on this machine, its data, its budget.
 
-Everything a run would refuse is refused here: `Refused` (exit 3) where what was written is right but not here or not now,
-SettingsError and ValueError (exit 2) where it is wrong anywhere.
+All faults are raised here, before anything runs: `Refused` (exit 3) for what is valid, but impossible here or now;
+SettingsError and ValueError (exit 2) for what is wrong everywhere.
+
+    space, resources -> make_plan -> Plan -> summary.py (lines, plan.json), drive.py (the search)
 """
 
 from __future__ import annotations
 
-import math
-import platform
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
-from minbert_core.checkpoints import fetch_encoder
 from minbert_core.commands import Refused
-from minbert_core.config import FORMAT, OVERALL, TINY, TOY, Objective, TrialConfig
-from minbert_core.data.corpus import Dropped, fingerprint, missing_test_files
+from minbert_core.config import OVERALL, TINY, TOY, Objective, TrialConfig
+from minbert_core.data.corpus import fingerprint
 from minbert_core.data.tasks import SPLITS
 from minbert_core.encoder_fit import check_encoder
-from minbert_core.inputs import Inputs, build_encoder, data_folder, open_inputs
-from minbert_core.methods.task_schedules import examples_per_step
+from minbert_core.inputs import Inputs, build_encoder, open_inputs
 from minbert_core.model import build_model
-from minbert_core.settings.paths import as_written, flatten, lay_over
+from minbert_core.settings.paths import lay_over
+from minbert_core.settling import local_data, local_encoder
 from minbert_core.train.pretraining import read_texts, vocabulary_of
 from minbert_core.words import counted
-from search.environment import git_commit, versions
 from search.methods.halving import expected_full_trials
 from search.plan.pretraining import Chain, chains, known_chains
-from search.plan.relocated import encoder_fingerprint, moved, relocated_config
+from search.plan.relocated import relocated_config
 from search.plan.resources import Resources, machine_settings
 from search.space.domains import Choice
 from search.space.space import FIXED, Sample, Space, cover, default_choice, forcing, make_space
 
 
 def localise(space: Space, resources: Resources, configs: Iterable[TrialConfig], relocated: Mapping[str, str]) -> Space:
-    """The space with what belongs to this machine filled in: device, threads, precision, absolute data and encoder folders.
+    """Return the space with this machine's settings: device, threads, precision, absolute data and encoder folders.
 
-    configs: points that between them name every encoder of the space. Each is fetched here, once: the trials, which may run
-    where there is no network, find its folder in place of its name. Labels stay as they are, and so do relocated folders.
+    configs: points that together name every encoder of the space. Each encoder is fetched here once, and the trials, which may
+    run without a network, get its folder in place of its name. Labels and relocated folders do not change.
     Raises SettingsError or ValueError: no such folder, no such encoder.
     """
     document = dict(space.document)
@@ -48,18 +43,18 @@ def localise(space: Space, resources: Resources, configs: Iterable[TrialConfig],
     local = {"machine": lay_over(machine_settings(resources, checkpoints), tree.get("machine") or {})}
     config = space.sample(default_choice).config()
     if config.data != TOY and config.data not in relocated:
-        local["data"] = str(data_folder(config))
+        local["data"] = local_data(config)
     document["config"] = {**tree, **local}
     named = checkpoints - {TINY, *relocated}
-    encoders = {**space.encoders, **{name: str(fetch_encoder(name)) for name in sorted(named)}}
+    encoders = {**space.encoders, **{name: local_encoder(name) for name in sorted(named)}}
     return replace(make_space(space.name, document, space.where), encoders=encoders)
 
 
-LIMITED = ("machine/threads", "max_length")  # parameters that a machine or an encoder may not suffice for
+LIMITED = ("machine/threads", "max_length")  # parameters that may exceed the machine or an encoder
 
 
 def branch_configs(space: Space) -> list[TrialConfig]:
-    """Configs that between them take every pair of the space's branches, all else default; and its baselines."""
+    """Return configs that together cover every pair of the space's branches, otherwise default, and the baselines."""
     return [point.config() for point in (*branch_samples(space), *baseline_samples(space))]
 
 
@@ -68,36 +63,36 @@ def baseline_samples(space: Space) -> list[Sample]:
 
 
 def branch_samples(space: Space) -> list[Sample]:
-    """Points that between them take every pair of the space's branches, all else default.
+    """Return points that together cover every pair of the space's branches, otherwise default.
 
-    A range in `LIMITED` counts as a choice of its two ends: cores and encoder must suffice for both.
+    A range in `LIMITED` counts as a choice of its two ends, since cores and encoder must suffice for both.
     """
-    switches = {name: found for name, found in space.domains().items()
-                if isinstance(found[0], Choice) or name.startswith(LIMITED)}  # fmt: skip
+    switches = {name: entry for name, entry in space.domains().items()
+                if isinstance(entry[0], Choice) or name.startswith(LIMITED)}  # fmt: skip
     return [space.sample(forcing(forced)) for forced in ({}, *cover(switches))]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A search, resolved."""
+    """A resolved search."""
 
     name: str
     space: Space
     seed: int
     num_trials: int
     resources: Resources
-    config: TrialConfig  # the defaults' point, for what all trials share; train_on has the tasks of all of them
+    config: TrialConfig  # the default point, with what all trials share; train_on names the tasks of all trials
     inputs: Inputs
     recipes: tuple[str, ...]
-    budgets: tuple[int, ...]  # of a full trial, in examples, as the branches have it; ascending
-    best_bytes: int  # the weights of the largest model
-    snapshot_bytes: int  # of a trial of it
-    relocated: Mapping[str, str] = field(default_factory=dict)  # a folder as configs name it -> where it lies here
-    pretrainings: tuple[str, ...] = ()  # each further pretraining that some trial begins with, and when it is made, in words
+    budgets: tuple[int, ...]  # examples per full trial, for each branch; ascending
+    best_bytes: int  # weights of the largest model
+    snapshot_bytes: int  # of a trial of the largest model
+    relocated: Mapping[str, str] = field(default_factory=dict)  # a folder in the configs -> its place here
+    pretrainings: tuple[str, ...] = ()  # a sentence for each further pretraining that some trial begins with
 
     @property
     def examples(self) -> int:
-        """A full trial's budget; where branches differ in it, their mean."""
+        """The budget of a full trial; the mean if branches differ."""
         return round(sum(self.budgets) / len(self.budgets))
 
     @property
@@ -106,146 +101,11 @@ class Plan:
         return expected_full_trials(self.num_trials, baselines, len(self.recipes), settings.rungs, settings.trial_scheduler)
 
     def chains(self) -> list[Chain]:
-        """The further pretrainings that are made before the first trial."""
+        """Return the further pretrainings to run before the first trial."""
         return known_chains(branch_samples(self.space), baseline_samples(self.space), self.space, self.relocated)
 
-    def warnings(self) -> list[str]:
-        """Sentences about what may not be meant: constant labels, rows cut, no test files, trials too few for halving."""
-        sentences, max_length = self.inputs.constant_labels(), self.config.max_length
-        for name, split in self.inputs.train.items():
-            percent = 100 * split.num_longer(self.config.task(name).pair_encoding.kind, max_length) / len(split)
-            if percent >= 1:
-                sentences.append(f"{name}: {percent:.0f} % of the rows are longer than max_length {max_length} and are cut.")
-        tasks = [self.config.known_tasks[name] for name in self.config.train_on]
-        if missing := missing_test_files(self.inputs.data_folder, tasks):
-            sentences.append(f"no {' and no '.join(missing)} in the data folder: the search needs none, best_to_test will.")
-        settings, baselines = self.space.settings, len(self.space.baselines)
-        few = settings.trial_scheduler.warning(settings.rungs, self.num_trials, baselines, len(self.recipes))
-        return [*sentences, few] if few else sentences
-
-    def lines(self, num_dropped: int | None = 5) -> list[str]:
-        """The plan as the user reads it; of each file, `num_dropped` of the rows left out are named (None: all of them)."""
-        config, inputs = self.config, self.inputs
-        domains = self.space.domains()
-        width = max((len(name) for name in domains), default=0)
-        objective = config.objective
-        if not isinstance(objective, str):
-            objective = "weights " + ", ".join(f"{name} {weight:g}" for name, weight in objective.weights.items())
-        rows = ", ".join(f"{name} {len(inputs.train[name]):,}/{len(inputs.dev[name]):,}" for name in config.train_on)
-        recipes = f"recipes   {len(self.recipes)}, each with its own rungs: {', '.join(self.recipes)}"
-        encoders = dict.fromkeys((config.encoder.checkpoint, *self.space.encoders.values()))
-        by = " by oneDNN" if config.machine.matmul == "onednn" else ""
-        machine = f"{config.machine.device}, {config.machine.precision}{by}{self._gpu_memory()}{self.resources.which_gpus}"
-        return [
-            f"search    {self.name}: {self.space.settings.about or '(no question given: `about`)'}",
-            f"data      {inputs.data_folder} (train/dev rows: {rows})",
-            *(f"data      {text}" for text in (*self._cut(), *self.left_out(num_dropped), *inputs.notes())),
-            f"encoder   {', '.join(self.relocated.get(name, name) for name in encoders)}",
-            f"machine   {self.resources}; {machine}",
-            *([f"sharing   {self.resources.sharing}"] if self.resources.sharing else []),
-            f"objective {objective} on dev, the best of a trial's evaluations at {self._points()}",
-            f"budget    {self._budget()}",
-            f"trials    {self._trials()}",
-            *(f"pretrain  {text}" for text in self.pretrainings),
-            *([recipes] if len(self.recipes) > 1 else []),
-            f"searched  {counted(len(domains), 'parameter')}",
-            *(f"          {name:<{width}}  {domain}" for name, (domain, _) in domains.items()),
-            *(f"warning   {text}" for text in self.warnings()),
-        ]
-
-    def _cut(self) -> list[str]:
-        """A sentence for each task whose dev split is a part of its train file."""
-        tasks = [self.config.known_tasks[name] for name in self.config.train_on]
-        return [
-            f"{task.name}: dev is {100 * task.dev_share:g} % of {task.file('dev')}, chosen by dev_seed {task.dev_seed}"
-            for task in tasks
-            if task.cuts_dev
-        ]
-
-    def left_out(self, at_most: int | None = None) -> list[str]:
-        """A sentence for each file of which rows were dropped, naming them: `1 row of sts-dev.csv left out: line 12 (…)`."""
-        sentences = []
-        for name in self.config.train_on:
-            has_ids = self.config.known_tasks[name].id_column is not None
-            for split in (self.inputs.train[name], self.inputs.dev[name]):
-                if not split.dropped:
-                    continue
-                named = [_named(row, has_ids) for row in split.dropped[:at_most]]
-                if len(split.dropped) > len(named):
-                    named.append(f"{len(split.dropped) - len(named)} more, which the search's log.txt names")
-                file = split.source
-                sentences.append(f"{counted(len(split.dropped), 'row')} of {file} left out: {'; '.join(named)}")
-        return sentences
-
-    def _gpu_memory(self) -> str:
-        if self.config.machine.device != "cuda" or self.config.machine.gpu_share == 1:
-            return ""
-        import torch
-
-        whole = torch.cuda.get_device_properties(0).total_memory
-        return f"; at most {self.config.machine.gpu_share * whole / 1e9:.1f} GB of GPU memory each"
-
-    def _points(self) -> str:
-        rungs = self.space.settings.rungs
-        if len(set(self.budgets)) > 1:
-            return f"{', '.join(map(str, rungs))} of {rungs[-1]} parts of its budget"
-        return ", ".join(f"{math.ceil(self.examples * rung / rungs[-1]):,}" for rung in rungs) + " examples"
-
-    def _budget(self) -> str:
-        if len(set(self.budgets)) > 1:
-            return (
-                f"{self.budgets[0]:,} to {self.budgets[-1]:,} examples a full trial, by branch; {self.examples:,} in the mean"
-            )
-        return f"{self.examples:,} examples a full trial, {self._steps()}"
-
-    def _steps(self) -> str:
-        sizes = {name: self.inputs.sizes[name] for name in self.config.train_on}
-        batch_sizes = {name: self.config.task(name).batch_size for name in sizes}
-        batch = examples_per_step(self.config.task_schedule, sizes, batch_sizes)
-        what = "a batch of each task" if self.config.task_schedule.tasks_per_step(len(sizes)) > 1 else "a batch of one task"
-        return f"about {math.ceil(round(self.examples / batch, 6)):,} steps of {batch:g} ({what})"
-
-    def _trials(self) -> str:
-        baselines, settings = len(self.space.baselines), self.space.settings
-        first = f", of which {counted(baselines, 'baseline runs', 'baselines run')} to the end" if baselines else ""
-        law = settings.trial_scheduler.describe(settings.rungs)
-        stops = f"; {law}" if law else ""
-        cost = f"{self.full_trials:.1f} full trials, {self.full_trials * self.examples:,.0f} examples"
-        return f"{self.num_trials}{first}{stops}; expected cost: {cost}"
-
-    def document(self, arguments: list[str]) -> dict[str, Any]:
-        """What plan.json holds: all that `--resume` and a reader need."""
-        return {
-            "format": FORMAT,
-            "name": self.name,
-            "space_name": self.space.name,
-            "about": self.space.settings.about,
-            "created": time.strftime("%FT%T%z"),
-            "command": arguments,
-            "seed": self.seed,
-            "trials": self.num_trials,
-            "gpus": self.resources.gpus,
-            "gpus_per_trial": self.resources.gpus_per_trial,
-            "cpus_per_trial": self.resources.cpus_per_trial,
-            "sharing": self.resources.sharing,
-            "examples": self.examples,
-            "expected_full_trials": round(self.full_trials, 2),
-            "data": self.config.data,
-            "encoder": self.config.encoder.checkpoint,
-            "encoders": dict(self.space.encoders),
-            "encoder_fingerprints": {name: encoder_fingerprint(Path(name)) for name in self.space.encoders.values()},
-            "moved": moved(self.relocated),
-            "objective": as_written(self.config.objective),
-            "train_on": list(self.config.train_on),
-            "fingerprints": self.fingerprints(),
-            "git_commit": git_commit(),
-            "versions": versions(),
-            "python": platform.python_version(),
-            "baselines": [flatten(self.space.baseline(i).document) for i in range(len(self.space.baselines))],
-        }
-
     def fingerprints(self) -> dict[str, str]:
-        """sha256 of each train and dev file that the search reads."""
+        """Return the sha256 of each train and dev file that the search reads."""
         tasks = [self.config.known_tasks[name] for name in self.config.train_on]
         folder = self.inputs.data_folder
         return {f"{task.name}-{split}": fingerprint(folder / task.file(split), task) for task in tasks for split in SPLITS}
@@ -254,9 +114,10 @@ class Plan:
 def make_plan(
     name: str, space: Space, seed: int, num_trials: int | None, resources: Resources, relocated: Mapping[str, str] | None = None
 ) -> Plan:
-    """Resolve a search and read its data once (tokenised files are kept).  Raises what reading raises.
+    """Resolve a search and read its data once; the tokenised files are kept.
 
-    relocated: of a search that goes on, each folder that it names, and where that lies here.
+    relocated: for a resumed search, each recorded folder and its place here.
+    Raises what reading raises, and ValueError or Refused for what the space or the machine cannot do.
     """
     relocated = relocated or {}
     configs = branch_configs(space)
@@ -264,7 +125,7 @@ def make_plan(
     space = localise(space, resources, configs, relocated)
     most, is_grid = space.num_trials, space.settings.sampler.is_exhaustive
     if num_trials is not None and num_trials > most and is_grid:
-        raise ValueError(f"--trials {num_trials}: the grid has {counted(most, 'combination')} to try. Leave --trials away.")
+        raise ValueError(f"--trials {num_trials} exceeds the grid, which has {counted(most, 'combination')}. Omit --trials.")
     num_trials = num_trials or most
     if num_trials < len(space.baselines):
         raise ValueError(f"--trials {num_trials} leaves no room for the space's {counted(len(space.baselines), 'baseline')}.")
@@ -276,13 +137,13 @@ def make_plan(
     best_bytes = 4 * max(
         _num_parameters(relocated_config(config, relocated)) for config in _of_each_encoder(space, configs).values()
     )
-    snapshot_bytes = best_bytes * (1 + 2 * max(map(_num_optimizers, configs)))  # AdamW's two moments beside the weights
+    snapshot_bytes = best_bytes * (1 + 2 * max(map(_num_optimizers, configs)))  # weights and AdamW's two moments
     recipes = tuple(sorted({config.recipe for config in configs}))
-    every = [space.sample(forcing(point)).config() for point in space.combinations()] if is_grid else configs
-    for one in every:
-        one.check_turns(inputs.sizes)
-    budgets = tuple(sorted(config.num_examples(inputs.sizes) for config in every))
-    before = _pretrainings(space, relocated)
+    planned = [space.sample(forcing(point)).config() for point in space.combinations()] if is_grid else configs
+    for trial_config in planned:
+        trial_config.check_turns(inputs.sizes)
+    budgets = tuple(sorted(trial_config.num_examples(inputs.sizes) for trial_config in planned))
+    pretrainings = _pretrainings(space, relocated)
     return Plan(
         name,
         space,
@@ -296,46 +157,46 @@ def make_plan(
         best_bytes,
         snapshot_bytes,
         relocated,
-        before,
+        pretrainings,
     )
 
 
 def _num_optimizers(config: TrialConfig) -> int:
-    """How many optimisers of the whole encoder a trial has at a time, at most: one a task where they are apart."""
+    """Return the most optimisers of the whole encoder that a trial has at a time: one per task with `per_task`."""
     stages = [stage for stage in config.stage_plans() if stage.trains_encoder]
     return max((len(stage.tasks) if stage.optimizer.per_task else 1 for stage in stages), default=0)
 
 
 def with_resources(plan: Plan, resources: Resources) -> Plan:
-    """The same search, planned for whole GPUs, with shares of them."""
+    """Return a plan that was made for whole GPUs, with other resources."""
     space = localise(plan.space, resources, [], plan.relocated)
     config = plan.config.model_copy(update={"machine": space.sample(default_choice).config().machine})
     return replace(plan, space=space, resources=resources, config=config)
 
 
 def most_threads(configs: Iterable[TrialConfig]) -> int:
-    """Of a trial."""
+    """Return the most threads that a trial has."""
     return max(config.machine.threads for config in configs)
 
 
 def _check_threads(threads: int, resources: Resources, num_trials: int) -> None:
-    """Raise Refused where the trials at a time have more threads than the machine has cores.
+    """Raise Refused if the concurrent trials have more threads than the machine has cores.
 
-    Two trials of two threads on two cores ran at half the speed of one (measured, 2026-11).
+    Two trials of two threads on two cores ran at half the speed of one trial (measured, 2026-11).
     """
     at_once, cores = min(resources.slots, num_trials), resources.cpus
     if threads <= resources.cpus_per_trial or threads * at_once <= cores:
         return
-    fewer_trials = f" Fewer trials at a time: --cpus-per-trial {threads}." if threads <= cores else ""
+    fewer_trials = f"Run fewer trials at a time: --cpus-per-trial {threads}. Or use" if threads <= cores else "Use"
     raise Refused(
         f"`machine/threads` {threads} for each of {counted(at_once, 'trial')} at a time is more than this machine's "
-        f"{counted(cores, 'core')}; they would hold each other up.{fewer_trials} Fewer threads: "
+        f"{counted(cores, 'core')}, so the trials would slow each other down. {fewer_trials} fewer threads: "
         f"--set machine/threads={max(1, cores // at_once)}."
     )
 
 
 def _check_same_data(configs: list[TrialConfig]) -> None:
-    """Raise ValueError where a baseline or a branch of `together` sets what the data is: the scores could not be compared."""
+    """Raise ValueError if a baseline or a branch of `together` changes the data, since scores could not be compared."""
     for key in FIXED:
         if any(getattr(config, key) != getattr(configs[0], key) for config in configs):
             raise ValueError(
@@ -344,18 +205,18 @@ def _check_same_data(configs: list[TrialConfig]) -> None:
 
 
 def _all_tasks(configs: list[TrialConfig], objective: str | Objective) -> tuple[str, ...]:
-    """The tasks of all configs.  Raises ValueError where an overall score would be over other tasks in some than in others."""
+    """Return the tasks of all configs.  Raises ValueError if an overall score would cover different tasks in some trials."""
     tasks = tuple(dict.fromkeys(name for config in configs for name in config.train_on))
     if objective in OVERALL and any(set(config.train_on) != set(tasks) for config in configs):
         raise ValueError(
-            f"Trials differ in `train_on`, and so would what `objective` {objective} is over. Name what counts in each of "
-            "them: objective: {weights: {sst: 1, …}}, or one task."
+            f"Trials differ in `train_on`, so `objective` {objective} would cover different tasks. Give an objective that is "
+            "the same for all trials: {weights: {sst: 1, …}}, or one task."
         )
     return tasks
 
 
 def _of_each_encoder(space: Space, configs: Iterable[TrialConfig]) -> dict[str, TrialConfig]:
-    """By encoder, the config of the longest sequences, with the encoder's folder filled in."""
+    """Map each encoder to the config with the longest sequences, with the encoder's folder in it."""
     longest = {config.encoder.checkpoint: config for config in sorted(configs, key=lambda config: config.max_length)}
     encoders = {name: config.encoder.model_copy(update={"checkpoint": space.encoders.get(name, name)})
                 for name, config in longest.items()}  # fmt: skip
@@ -363,7 +224,7 @@ def _of_each_encoder(space: Space, configs: Iterable[TrialConfig]) -> dict[str, 
 
 
 def _check_encoders(space: Space, configs: list[TrialConfig], relocated: Mapping[str, str]) -> None:
-    """Raise ValueError where some config asks for more than its encoder has."""
+    """Raise ValueError if a config needs more than its encoder provides."""
     opened = {
         checkpoint: open_inputs(relocated_config(longest, relocated))
         for checkpoint, longest in _of_each_encoder(space, configs).items()
@@ -374,31 +235,25 @@ def _check_encoders(space: Space, configs: list[TrialConfig], relocated: Mapping
 
 
 def _pretrainings(space: Space, relocated: Mapping[str, str]) -> tuple[str, ...]:
-    """Each further pretraining of a branch or a baseline once, in words: what it is, and when it is made.
+    """Return a sentence for each further pretraining of a branch or a baseline: what it is, and when it runs.
 
-    What is faulty in its texts shows here, not in every worker.
+    Its texts are read here, so that faults in them are raised before any worker starts.
     """
     branches, baselines = branch_samples(space), baseline_samples(space)
     known = {one.key for chain in known_chains(branches, baselines, space, relocated) for one in chain.ones}
-    found: dict[str, str] = {}
+    sentences: dict[str, str] = {}
     for chain in chains([*branches, *baselines], relocated):
         for one in chain.ones:
-            if one.key not in found and not one.is_cached:
+            if one.key not in sentences and not one.is_cached:
                 read_texts(one.stage, chain.config, chain.inputs)
                 vocabulary_of(chain.inputs.tokenizer)
-            when = "made once, before the first trial" if one.key in known else "made by the first trial that begins with it"
-            found[one.key] = one.describe(chain.config, when)
-    return tuple(found.values())
+            when = "runs once, before the first trial" if one.key in known else "runs in the first trial that begins with it"
+            sentences[one.key] = one.describe(chain.config, when)
+    return tuple(sentences.values())
 
 
 def _num_parameters(config: TrialConfig) -> int:
-    """Of the model that `config` describes. It is built, and the corpus tokenised for it: what is faulty shows here, not in
-    every worker, and the workers find the token files."""
+    """Count the parameters of a config's model. For this the model is built and the corpus tokenised, so that faults are raised
+    here, before any worker starts, and the workers find the token files."""
     model = build_model(config, build_encoder(config, open_inputs(config)))
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _named(row: Dropped, has_ids: bool) -> str:
-    """A row left out, by its line, the start of its id (where the file has ids), and why."""
-    identity = f"{row.id if len(row.id) <= 8 else row.id[:8] + '…'}, " if has_ids else ""
-    return f"line {row.line} ({identity}{row.reason})"

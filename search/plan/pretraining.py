@@ -1,9 +1,10 @@
-"""Further pretraining before the first trial: made in a trial, it would hold the slots of all that begin with it.
+"""Further pretraining before the first trial. Inside a trial, it would block the slots of all trials that begin with it.
 
-    branches, baselines -> known_chains -> a Pretrainer each (Ray, with a trial's cores and share of a GPU) -> records
+    branches, baselines -> known_chains -> one Pretrainer each (Ray, with a trial's cores and share of a GPU) -> records
 
-The result is in the cache (minbert_core/train/pretraining.py), where every trial finds it; a stopped one resumes from there. If
-the sampler chooses values of the pretraining itself, it is unknown beforehand; the first trial that begins with it makes it.
+The result is cached (minbert_core/train/pretraining.py), where every trial finds it. A stopped pretraining resumes from there.
+If the sampler chooses values of the pretraining itself, it is unknown beforehand, and the first trial that begins with it runs
+it.
 """
 
 from __future__ import annotations
@@ -28,49 +29,49 @@ from search.space.domains import Domain, Range
 from search.space.space import Sample, Space
 
 KINDS = "|".join(stage.model_fields["kind"].default for stage in get_args(get_args(Pretraining)[0]))
-VALUES = ("encoder/", "max_length", "machine/micro_batch_tokens")  # what its weights follow from in addition to the stage
-LOOK_SECONDS = 0.5  # between two looks at what may stop it
-STOP_SECONDS = 30  # in which a stopped one must have saved its state: a step, and a file of three times the weights
+VALUES = ("encoder/", "max_length", "machine/micro_batch_tokens")  # what determines its weights in addition to the stage
+LOOK_SECONDS = 0.5  # between two checks whether to stop
+STOP_SECONDS = 30  # for a stopped one to save its state: a step, and a file of three times the weights
 
 
 @dataclass(frozen=True)
 class Chain:
     """The further pretrainings that a trial begins with, one after the other, and a config that begins with them."""
 
-    config: TrialConfig  # with its folders where they are here
+    config: TrialConfig  # with its current folders
     inputs: Inputs
     ones: list[Pretrained]
 
 
 def chains(points: Iterable[Sample], relocated: Mapping[str, str]) -> list[Chain]:
-    """The chains of some points, each once; without those that another one begins with."""
-    found: dict[str, Chain] = {}
+    """Return the chains of some points, once each, without those that are the start of another."""
+    by_key: dict[str, Chain] = {}
     configs = {_what_decides(config): config for point in points if (config := point.config()).pretraining}
     for config in configs.values():  # few, because finding one reads its texts
         local = relocated_config(config, relocated)
         inputs = open_inputs(local)
         ones = find(local, inputs)
-        found.setdefault(ones[-1].key, Chain(local, inputs, ones))
-    begins = {one.key for chain in found.values() for one in chain.ones[:-1]}
-    return [chain for key, chain in found.items() if key not in begins]
+        by_key.setdefault(ones[-1].key, Chain(local, inputs, ones))
+    begins = {one.key for chain in by_key.values() for one in chain.ones[:-1]}
+    return [chain for key, chain in by_key.items() if key not in begins]
 
 
 def _what_decides(config: TrialConfig) -> tuple[Hashable, ...]:
-    """A key of a config's chain: configs of one space with equal keys have equal chains."""
+    """Return a key of a config's chain. Configs of one space with equal keys have equal chains."""
     return config.encoder, config.pretraining, config.max_length, config.train_on, config.machine
 
 
 def known_chains(
     branches: Iterable[Sample], baselines: Iterable[Sample], space: Space, relocated: Mapping[str, str]
 ) -> list[Chain]:
-    """The chains that are known before the sampler chooses: of the baselines, and of branches that leave no value open."""
+    """Return the chains known before the sampler chooses: those of baselines, and of branches that leave no value open."""
     domains = space.domains()
     known = [point for point in branches if not any(_decides(name, domains[name][0]) for name in point.params)]
     return chains([*known, *baselines], relocated)
 
 
 def _decides(name: str, domain: Domain) -> bool:
-    """Whether a searched parameter is a value from which a pretraining's weights follow, rather than a branch of the space."""
+    """Return whether a searched parameter is a value that determines a pretraining's weights, not a branch of the space."""
     is_own = re.match(rf"stages/\d+/({KINDS})/", name) is not None
     return is_own or (isinstance(domain, Range) and name.startswith(VALUES))
 
@@ -79,7 +80,7 @@ def _decides(name: str, domain: Domain) -> bool:
 
 
 class Pretrainer:
-    """A chain in a process of its own, record by record. `stop` is heard while `next` works: it is in another thread."""
+    """A chain in its own process, record by record. `stop` works during `next`, as it runs in another thread."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document
@@ -87,7 +88,7 @@ class Pretrainer:
         self.records: Iterator[Record] | None = None
 
     def next(self) -> Record | None:
-        """The next record; None at the end, or when it is stopped and its state is saved."""
+        """Return the next record; None at the end, or once it is stopped and its state saved."""
         if self.records is None:
             config = load_config(self.document)
             inputs = open_inputs(config)
@@ -101,10 +102,10 @@ class Pretrainer:
 def make_chains(
     known: Iterable[Chain], resources: Resources, listen: Callable[[Record], None], is_stopped: Callable[[], bool]
 ) -> bool:
-    """Make what is not yet made, as many chains at a time as the search runs trials; whether all are made. Ray must run.
+    """Run the chains that are not cached yet, as many at a time as trials. Return whether all are done. Ray must run.
 
-    listen: hears each record. is_stopped: asked twice a second.
-    Raises Refused where one fails, saying which and why.
+    listen: receives each record. is_stopped: called twice per second.
+    Raises Refused if a chain fails.
     """
     import ray
 
@@ -132,12 +133,12 @@ def make_chains(
 
 
 def _record(done: Any, chain: Chain) -> Record | None:
-    """What a Pretrainer gave.  Raises Refused where it failed."""
+    """Return the record from a Pretrainer.  Raises Refused if it failed."""
     import ray
 
     try:
         record: Record | None = ray.get(done)
     except ray.exceptions.RayError as error:
         names = " or ".join(one.name for one in chain.ones if not one.is_cached)
-        raise Refused(f"The further pretraining {names} failed, so no trial was begun: {cause_of(error)}") from None
+        raise Refused(f"The further pretraining {names} failed, so no trial was started: {cause_of(error)}") from None
     return record

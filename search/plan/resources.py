@@ -1,37 +1,37 @@
-"""What a search may use of its machine: cores, and GPUs that nobody else holds; how many trials that is at a time.
+"""The resources of a search on its machine: cores, and GPUs that nobody else uses. They limit the number of parallel trials.
 
     --gpus, --gpus-per-trial, --cpus-per-trial -> find_resources -> Resources -> drive.start_ray
 
-A GPU is chosen by the memory that is in use on it before the search begins, and by nothing else.
+GPUs are chosen only by their memory in use before the search starts.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from minbert_core.commands import Refused
-from minbert_core.config import TINY
+from minbert_core.cores import usable_cores
 from minbert_core.files import message
 from minbert_core.words import counted
 
-BUSY_GB, BUSY_SHARE = 1.0, 0.05  # of a GPU's memory, the larger of the two; a desktop's screen takes less (assumed, 2026-11)
-CGROUP = Path("/sys/fs/cgroup")  # where Linux tells a container its limits
+BUSY_GB, BUSY_SHARE = (
+    1.0,
+    0.05,
+)  # limits of a free GPU's memory in use, the larger counts; a desktop uses less (assumed, 2026-11)
 SMALLER = "Fewer trials at a time, smaller batches, or `machine/micro_batch_tokens` would need less."
 VISIBLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 
 
 def cause_of(error: Exception) -> str:
-    """Why a process of Ray's failed, and what helps if memory was short."""
+    """Return the reason why a process of Ray failed, and a remedy if memory was short."""
     cause = getattr(error, "cause", None)
     reason = (message(cause or error).strip().splitlines() or [""])[0].rstrip(".")
-    if cause is None:  # it was killed, by Ray's watch over the memory or by the system
+    if cause is None:  # killed, by Ray's memory monitor or by the system
         return f"its process was killed, perhaps out of memory ({reason}). {SMALLER}"
     short = "out of memory" in reason.lower() or isinstance(cause, MemoryError)
     return f"{type(cause).__name__}: {reason}.{' ' + SMALLER if short else ''}"
@@ -39,9 +39,9 @@ def cause_of(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU that CUDA sees, and what others hold of its memory; 0 of 0 where the driver does not tell."""
+    """A GPU that CUDA sees, and its memory in use by others; 0 of 0 if the driver does not report it."""
 
-    name: str  # its number in nvidia-smi, or what the user wrote in CUDA_VISIBLE_DEVICES
+    name: str  # its number in nvidia-smi, or its name in CUDA_VISIBLE_DEVICES
     used_gb: float = 0.0
     total_gb: float = 0.0
 
@@ -55,15 +55,15 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a search may use, and how many trials that is at a time."""
+    """The resources of a search and of each of its trials."""
 
     cpus: int
     gpus: float
     cpus_per_trial: int
     gpus_per_trial: float
-    taken: tuple[Gpu, ...] = ()  # which GPUs these are
-    left_out: tuple[Gpu, ...] = ()  # because others use them
-    sharing: str = ""  # how many trials share a GPU and why, where packing.py chose it
+    taken: tuple[Gpu, ...] = ()  # the GPUs to use
+    left_out: tuple[Gpu, ...] = ()  # GPUs that others use
+    sharing: str = ""  # how many trials share a GPU and why, if packing.py chose it
 
     @property
     def slots(self) -> int:
@@ -87,13 +87,13 @@ def _listed(gpus: tuple[Gpu, ...]) -> str:
 
 
 def find_resources(gpus: str, gpus_per_trial: float | None, cpus_per_trial: int, retry: str, estimate: str = "") -> Resources:
-    """Resources from the command line. Of the machine's GPUs those are taken that others use least; a busy one never, unless
-    CUDA_VISIBLE_DEVICES names it.
+    """Find the resources that the options ask for. GPUs with the least memory in use are preferred; busy ones are not used,
+    unless CUDA_VISIBLE_DEVICES names them.
 
-    retry: the command up to the GPUs, for the line that works here; estimate: the option that tells how long that would take.
-    Raises Refused where the machine has less than was asked for, or too little of it is free.
+    retry: the command without --gpus, for messages. estimate: the option that estimates the time, for messages.
+    Raises Refused if the machine has too little, or too little of it is free.
     """
-    cpus = num_cores(CGROUP)
+    cpus = usable_cores()
     if cpus_per_trial > cpus:
         raise Refused(f"--cpus-per-trial {cpus_per_trial} asks for more than this machine's {cpus} cores.")
     present = find_gpus()
@@ -103,7 +103,7 @@ def find_resources(gpus: str, gpus_per_trial: float | None, cpus_per_trial: int,
         if (visible := os.environ.get(VISIBLE)) is not None:
             have += f"; {VISIBLE}={visible} hides any other"
         at_once = f"{len(present)} at a time" if present else f"{max(1, cpus // cpus_per_trial)} at a time on the CPU"
-        how_long = f"\n({estimate} tells first how long that would take.)" if estimate and not present else ""
+        how_long = f"\n({estimate} first estimates the time.)" if estimate and not present else ""
         raise Refused(
             f"--gpus {wanted} asks for more than this machine has ({have}). This works here, {at_once}:\n"
             f"  {retry} --gpus {len(present)}{how_long}"
@@ -118,43 +118,21 @@ def find_resources(gpus: str, gpus_per_trial: float | None, cpus_per_trial: int,
     return Resources(cpus, len(taken), cpus_per_trial, per_trial, taken, left_out)
 
 
-def num_cores(cgroup: Path) -> int:
-    """The cores that this process may use: those that it is bound to, or what its container may take of them if that is less.
-
-    A container's limit (`docker --cpus=2`) is one of time, which does not show in the former. cgroup: where it is told.
-    """
-    bound_to = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former: Linux
-    return max(1, math.floor(min(bound_to, _limit_in_cores(cgroup))))
-
-
-def _limit_in_cores(cgroup: Path) -> float:
-    """The container's CPU time a second; infinite without a limit, or where nothing is told. Of cgroups version 2, else 1."""
-    unified, old = cgroup / "cpu.max", cgroup / "cpu"
-    try:
-        if unified.exists():
-            quota, period = unified.read_text().split()
-        else:
-            quota, period = ((old / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
-        return math.inf if quota in ("max", "-1") else int(quota) / int(period)
-    except (OSError, ValueError):
-        return math.inf
-
-
 def _too_busy(wanted: int | None, present: list[Gpu], free: list[Gpu], retry: str) -> str:
     busy = tuple(gpu for gpu in present if gpu not in free)
-    asked = f"--gpus {wanted} asks for {counted(wanted, 'GPU')}" if wanted else "A GPU is asked for"
+    asked = f"--gpus {wanted} asks for {counted(wanted, 'GPU')}" if wanted else "A GPU is needed"
     held = (
-        f"of this machine's {len(present)} others use {len(busy)}" if len(present) > 1 else "others use this machine's only one"
+        f"others use {len(busy)} of this machine's {len(present)}" if len(present) > 1 else "others use this machine's only one"
     )
     works = f" This works now, {len(free)} at a time:\n  {retry} --gpus {len(free)}\n" if free else " "
     return (
         f"{asked}, but {held}: GPU {_listed(busy)}.{works}"
-        f"Wait for the others; or take a busy one all the same by its number: {VISIBLE}={busy[0].name}."
+        f"Wait for the others, or select a busy one by its number: {VISIBLE}={busy[0].name}."
     )
 
 
 def find_gpus() -> list[Gpu]:
-    """The GPUs that CUDA sees, in its order. The driver is asked: CUDA itself would take memory of each to tell it."""
+    """List the GPUs that CUDA sees, in its order, by the driver. CUDA itself would allocate memory on each."""
     import pynvml
     import torch
 
@@ -165,17 +143,19 @@ def find_gpus() -> list[Gpu]:
     try:
         pynvml.nvmlInit()
         try:
-            if not written and pynvml.nvmlDeviceGetCount() != num_present:  # slices of a GPU, which the driver counts otherwise
+            if (
+                not written and pynvml.nvmlDeviceGetCount() != num_present
+            ):  # slices of a GPU, which the driver counts differently
                 return [Gpu(name) for name in names]
             return [Gpu(name, *_memory_gb(name)) for name in names]
         finally:
             pynvml.nvmlShutdown()
-    except pynvml.NVMLError:  # no driver, or one that does not tell: all are taken to be free
+    except pynvml.NVMLError:  # no driver, or one that gives no details: all count as free
         return [Gpu(name) for name in names]
 
 
 def _memory_gb(name: str) -> tuple[float, float]:
-    """(in use, in all) of the GPU with that number or UUID; what the driver keeps for itself is not in use."""
+    """Return (in use, total) of the GPU with that number or UUID, without the driver's own memory."""
     import pynvml
 
     handle = pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(name)
@@ -185,7 +165,7 @@ def _memory_gb(name: str) -> tuple[float, float]:
 
 @contextlib.contextmanager
 def only_these(gpus: tuple[Gpu, ...]) -> Iterator[None]:
-    """Within the block CUDA's variables name exactly `gpus`: for Ray, which hands them on to the processes that it starts."""
+    """Within the block, restrict CUDA's variables to `gpus`, for Ray, which passes them to its processes."""
     before = {name: os.environ.get(name) for name in (VISIBLE, ORDER)}
     if gpus:
         os.environ[VISIBLE] = ",".join(gpu.name for gpu in gpus)
@@ -202,7 +182,7 @@ def only_these(gpus: tuple[Gpu, ...]) -> Iterator[None]:
 
 
 def check_cluster(address: str) -> None:
-    """Raise Refused where nothing answers at `address`; Ray itself would try for minutes. `local` means one's own."""
+    """Raise Refused if nothing answers at `address`, as Ray itself would try for minutes. `local` needs no check."""
     host, _, port = address.rpartition(":")
     if host:
         try:
@@ -212,22 +192,10 @@ def check_cluster(address: str) -> None:
 
 
 def machine_settings(resources: Resources, checkpoints: Iterable[str]) -> dict[str, Any]:
-    """The `machine` of every trial of a search, chosen once: device, threads, precision, matrix products, share of a GPU.
+    """Return the `machine` of every trial of a search. checkpoints: the encoders to train."""
+    from minbert_core.settling import local_machine
 
-    checkpoints: the encoders that are trained; a tiny one's products are too small to gain by a route, and are not probed.
-    """
-    import torch
-
-    from minbert_core.machine import fastest_matmul, resolve_precision
-
-    device = "cuda" if resources.gpus_per_trial else "cpu"
-    settings = {
-        "device": device,
-        "threads": resources.cpus_per_trial,
-        "precision": resolve_precision("auto", torch.device(device)),
-    }
+    settings = local_machine("cuda" if resources.gpus_per_trial else "cpu", resources.cpus_per_trial, checkpoints)
     if 0 < resources.gpus_per_trial < 1:
         settings["gpu_share"] = resources.gpus_per_trial
-    if set(checkpoints) - {TINY}:
-        settings["matmul"] = fastest_matmul(torch.device(device), resources.cpus_per_trial)
     return settings

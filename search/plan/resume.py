@@ -1,21 +1,20 @@
-"""What `--resume NAME` goes on with: the plan of a search that was begun, from its own record, on this machine.
+"""The plan of a search that `--resume NAME` continues, built from the search's own record for this machine.
 
-With --space FILE, too, NAME is started where it is not yet: one command for a job that a cluster begins and requeues.
+With both --space FILE and --resume NAME, the search is started if it does not exist. A requeued cluster job can so repeat its
+command.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from minbert_core.commands import Refused
 from minbert_core.settings.models import NAME
 from minbert_core.settings.yaml import dump_yaml, parse_yaml
-from search.plan.folder import check_format, has_begun, read_plan
+from search.options import SearchOptions
+from search.plan.folder import PlanRecord, check_format, has_begun, read_plan
 from search.plan.plan import Plan, make_plan
 from search.plan.relocated import find_relocated, moved
 from search.plan.resources import find_resources
@@ -24,79 +23,78 @@ from search.space.space import default_choice, make_space
 from search.tracking.store import store_fault
 
 
-def goes_on(options: argparse.Namespace, runs: Path) -> bool:
-    """Whether the command goes on with a search in `runs`, rather than start one.  Raises ValueError: it says neither."""
+def goes_on(options: SearchOptions, runs: Path) -> bool:
+    """Return whether the command resumes a search in `runs` rather than starts one.  Raises ValueError if it does neither."""
     if options.space is None and options.resume is None:
-        raise ValueError(
-            "Give --space FILE (a new search), --resume NAME (go on with one), or both (go on with NAME, or start it)."
-        )
+        raise ValueError("Give --space FILE (a new search), --resume NAME (resume one), or both (resume NAME, or start it).")
     if options.resume is not None and options.name is not None:
-        raise ValueError("--resume names the search already; it does not go with --name.")
+        raise ValueError("--resume already names the search. Omit --name.")
     if options.resume is None:
         return False
     if options.space is None or has_begun(runs / options.resume):
         return True
     if not NAME.fullmatch(options.resume):
-        raise ValueError(f"A search's name, that of --resume, must be made of a-z, 0-9, _ and -. Got '{options.resume}'.")
+        raise ValueError(f"The search's name, given with --resume, may consist of a-z, 0-9, _ and -. Got '{options.resume}'.")
     return False
 
 
-def resumed_plan(options: argparse.Namespace, folder: Path, retry: str) -> tuple[Plan, dict[str, Any]]:
-    """The plan of the search in `folder`, and its record with what changes now.
+def resumed_plan(options: SearchOptions, folder: Path, retry: str) -> tuple[Plan, PlanRecord]:
+    """Return the plan of the search in `folder`, and its updated record.
 
     retry: as in find_resources.
-    Raises ValueError: no such search, options that do not go with it. Refused: other hardware, another space, data that are not
-    here or have changed.
+    Raises ValueError if there is no such search or an option contradicts it. Raises Refused for other hardware, another space,
+    or data that is missing or changed.
     """
     record = read_plan(folder)
     check_format(record)
     _check_asked(options, record)
     document, _ = parse_yaml((folder / "space.yaml").read_text(encoding="utf-8"), str(folder / "space.yaml"))
-    space = replace(make_space(record["space_name"], document), encoders=record["encoders"])
-    gpus = options.gpus or str(int(record["gpus"]))
+    space = replace(make_space(record.space_name, document), encoders=record.encoders)
+    gpus = options.gpus or str(int(record.gpus))
     _check_hardware(record, gpus)
-    per_trial = options.gpus_per_trial if options.gpus_per_trial is not None else record["gpus_per_trial"] or None
-    resources = find_resources(gpus, per_trial, options.cpus_per_trial or record["cpus_per_trial"], retry)
-    uri = options.tracking_uri or record.get("tracking_uri")
+    per_trial = options.gpus_per_trial if options.gpus_per_trial is not None else record.gpus_per_trial or None
+    resources = find_resources(gpus, per_trial, options.cpus_per_trial or record.cpus_per_trial, retry)
+    uri = options.tracking_uri or record.tracking_uri
     if uri is not None and (fault := store_fault(uri)):
         raise Refused(fault)
-    num_trials = options.trials or record["trials"]
-    if num_trials < record["trials"]:
-        raise ValueError(f"--trials {num_trials} is fewer than the search's {record['trials']}; it may be raised only.")
+    num_trials = options.trials or record.trials
+    if num_trials < record.trials:
+        raise ValueError(f"--trials may only be raised. The search has {record.trials}. Got {num_trials}.")
     relocated = find_relocated(record, space.sample(default_choice).config(), options.data, options.encoder)
-    plan = make_plan(record["name"], space, record["seed"], num_trials, resources, relocated)
-    return plan, record | {"trials": num_trials, "tracking_uri": uri, "moved": moved(relocated)}
+    plan = make_plan(record.name, space, record.seed, num_trials, resources, relocated)
+    return plan, replace(record, trials=num_trials, tracking_uri=uri, moved=moved(relocated))
 
 
-def asked_space(source: Path | dict[str, Any], sets: Iterable[str]) -> str:
-    """sha256 of a space as its user wrote it, `--set` included; --data and --encoder are not: they may lie elsewhere later."""
-    document, _ = read_document(source, sets)
+def asked_space(options: SearchOptions) -> str:
+    """Return the sha256 of the space that the user asks for, with --set, without --data and --encoder, which may move."""
+    assert options.space is not None, "called with a space only"
+    document, _ = read_document(options.space, options.set)
     return hashlib.sha256(dump_yaml(document).encode()).hexdigest()
 
 
-def _check_asked(options: argparse.Namespace, record: dict[str, Any]) -> None:
-    """A search keeps its space and its seed: what the command says of them must be what it began with."""
+def _check_asked(options: SearchOptions, record: PlanRecord) -> None:
+    """Refuse a command whose space or seed differs from those of the search, which keeps both."""
     if options.space is None:
-        if given := [flag for flag in ("set", "seed") if getattr(options, flag) is not None]:
-            raise ValueError(f"--resume takes everything from the record of the search; it does not go with --{given[0]}.")
-    elif asked_space(options.space, options.set or []) != record.get("space_sha256"):
-        what = options.space if isinstance(options.space, Path) else "the one given"
+        if given := [flag for flag in ("set", "seed") if getattr(options, flag) not in (None, ())]:
+            raise ValueError(f"--resume takes all settings from the search's record. Omit --{given[0]}.")
+    elif asked_space(options) != record.space_sha256:
+        given_space = options.space if isinstance(options.space, Path) else "the one given"
         raise Refused(
-            f"The search {record['name']} began with another space than {what} is now (--set included), and keeps it. Go on "
-            "without --space and --set (more trials: with --trials N), or start this one under another name."
+            f"The search {record.name} keeps the space that it began with. {given_space}, with --set, now differs from it. "
+            "Resume without --space and --set (--trials N adds trials), or start the new space under another name."
         )
-    if options.seed not in (None, record["seed"]):
-        raise Refused(f"The search {record['name']} has the seed {record['seed']} and keeps it. Got --seed {options.seed}.")
+    if options.seed not in (None, record.seed):
+        raise Refused(f"The search {record.name} keeps its seed {record.seed}. Got --seed {options.seed}. Omit it.")
 
 
-def _check_hardware(record: dict[str, Any], gpus: str) -> None:
-    """Raise Refused where a search that began on GPUs would go on without, or the other way round."""
+def _check_hardware(record: PlanRecord, gpus: str) -> None:
+    """Raise Refused if a search that began on GPUs would resume without, or the other way round."""
     import torch
 
-    began_on_gpu, goes_on_gpu = record["gpus_per_trial"] > 0, torch.cuda.is_available() and gpus != "0"
-    if began_on_gpu != goes_on_gpu:
+    began_on_gpu, resumes_on_gpu = record.gpus_per_trial > 0, torch.cuda.is_available() and gpus != "0"
+    if began_on_gpu != resumes_on_gpu:
         began, now = ("GPUs", "the CPU") if began_on_gpu else ("the CPU", "GPUs")
         raise Refused(
-            f"The search {record['name']} began on {began} and would go on on {now}: its trials could not be compared. "
-            "Go on on the same hardware, or start a new search."
+            f"The search {record.name} started on {began} and would now resume on {now}, so its trials could not be compared. "
+            "Resume it on the same hardware, or start a new search."
         )

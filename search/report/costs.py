@@ -54,7 +54,7 @@ def branch_costs(trials: Iterable[TrialResult], choices: Sequence[str]) -> list[
     trials = [trial for trial in trials if trial.examples]
     groups: dict[str, dict[Any, list[TrialResult]]] = {name: defaultdict(list) for name in [*choices, "recipe"]}
     for trial in trials:
-        groups["recipe"][trial.config().recipe].append(trial)
+        groups["recipe"][trial.recipe].append(trial)
         for name in choices:
             if name in trial.params:  # it is not if the choice is inside a branch that the trial did not take
                 groups[name][trial.params[name]].append(trial)

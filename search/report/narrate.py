@@ -171,7 +171,7 @@ class Narrator:
         return time_left(list(self.trials.values()), self.num_trials, self.slots)
 
     def _run(self, trial: TrialResult) -> tuple[int, str, dict[str, Any], Path, dict[str, str]]:
-        tags = {"recipe": trial.config().recipe} | ({"baseline": str(trial.baseline)} if trial.baseline is not None else {})
+        tags = {"recipe": trial.recipe} | ({"baseline": str(trial.baseline)} if trial.baseline is not None else {})
         name = f"{trial.number:03d} {describe(trial.params)}"[:100]
         return trial.number, name, trial.params, trial.folder / "config.yaml", tags
 
@@ -204,5 +204,5 @@ def time_left(trials: list[TrialResult], num_trials: int, slots: int) -> str:
 
 def in_short(trial: TrialResult) -> str:
     """Describe a trial for its row of the picture: its recipe, unless it is multitask, and its searched parameters."""
-    recipe = trial.config().recipe
+    recipe = trial.recipe
     return " ".join(filter(None, ["" if recipe == "multitask" else recipe, describe(trial.params)]))

@@ -34,16 +34,16 @@ def show_status(folder: Path, go_on: str, next_command: str) -> None:
     Raises ValueError: no such search, or one of a newer format.
     """
     plan = read_plan(folder)
-    trials = read_trials(folder, plan["space_name"])
+    trials = read_trials(folder, plan.space_name)
     driver, drives = find_driver(folder)
-    planned, moment = plan["trials"], now_ms()
+    planned, moment = plan.trials, now_ms()
     unfinished = [trial for trial in trials if trial.status == "running"]
     running = [trial for trial in unfinished if drives and not rests(trial, moment)]
     num_ended = len(trials) - len(unfinished)
     counts = [f"{num_ended} of {planned} ended", f"{len(running)} running"]
     counts += [f"{len(unfinished) - len(running)} waiting to resume"] if len(unfinished) > len(running) else []
     left = time_left(trials, planned, max(1, len(running))) if drives else ""
-    print(f"search    {folder.name}: {plan['about'] or '(no question given: `about`)'}")
+    print(f"search    {folder.name}: {plan.about or '(no question given: `about`)'}")
     print(f"driver    {driver}")
     print(f"trials    {', '.join(counts)}{left}")
     if drives:
@@ -53,7 +53,7 @@ def show_status(folder: Path, go_on: str, next_command: str) -> None:
     if unfinished:
         parts = max(trial.config().budget.points[-1] for trial in unfinished)
         rows = [
-            look(trial.number, in_short(trial), trial.records, plan["examples"], parts, moment if trial in running else None)
+            look(trial.number, in_short(trial), trial.records, plan.examples, parts, moment if trial in running else None)
             for trial in unfinished
         ]
         stdout = console(width=None if sys.stdout.isatty() else WIDTH_ELSEWHERE)
@@ -62,11 +62,11 @@ def show_status(folder: Path, go_on: str, next_command: str) -> None:
     if num_ended:
         print()
         unended = "running" if running else "paused"
-        print("\n".join(table(trials, plan["train_on"], gpus_per_trial=plan["gpus_per_trial"], unended=unended)))
+        print("\n".join(table(trials, plan.train_on, gpus_per_trial=plan.gpus_per_trial, unended=unended)))
     print()
     if (folder / "best").exists():
         print(f"best      {folder / 'best'}")
-    uri = plan.get("tracking_uri") or store_uri(folder.parent)
+    uri = plan.tracking_uri or store_uri(folder.parent)
     if not uri.startswith(SERVER) and not (database := database_of(uri)).exists():  # the folder was copied without its store
         print(f"compare   there is no {database}. Copy it too, or log the search again: {go_on}")
     else:

@@ -1,4 +1,4 @@
-"""Ray: started for one search, or joined."""
+"""Ray, started for one search or joined."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 from minbert_core.commands import Refused
 from search.plan.resources import Resources, only_these
 
-STOPS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})  # which end a search so that it can go on
+STOPS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})  # signals that end a search so that it can be resumed
 
 
 def start_ray(resources: Resources, address: str) -> None:
-    """Start a Ray instance of one's own (address `local`) with `resources`, or join the cluster at `address`; quietly.
+    """Start a private Ray instance (address `local`) with `resources`, or join the cluster at `address`, without output.
 
-    Raises Refused where Ray does not start.
+    Raises Refused if Ray does not start.
     """
     import logging
 
@@ -30,21 +30,21 @@ def start_ray(resources: Resources, address: str) -> None:
     local: dict[str, Any] = {}
     if address == "local":
         temporary = tempfile.gettempdir()
-        # sockets lie 80 characters below it, and a socket's path may have 107 (on macOS 103)
+        # a socket's path adds 80 characters and may have 107 in all (103 on macOS)
         scratch = Path(temporary if len(temporary) < 20 else "/tmp") / f"minbert-ray-{os.getuid()}"
         local = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "include_dashboard": False, "_temp_dir": str(scratch)}
-        local["object_store_memory"] = 100 * 1024**2  # reports only; data goes by path
+        local["object_store_memory"] = 100 * 1024**2  # for reports only; data is passed as paths
     try:
         with only_these(resources.taken), _unheard(signal.SIGUSR1):
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-    except Exception as error:  # Ray raises a plain one where its processes are not up within 30 s
+    except Exception as error:  # Ray raises plain Exception if its processes are not ready within 30 s
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise Refused(f"Ray did not start; is this machine overloaded, or its disk full? It says: {reason}") from error
+        raise Refused(f"Ray did not start. Is this machine overloaded, or its disk full? Ray's message: {reason}") from error
 
 
 @contextlib.contextmanager
 def _unheard(number: signal.Signals) -> Iterator[None]:
-    """Within the block a signal waits. The processes started in it never hear it, though Slurm sends it to all of a step's."""
+    """Block a signal within the block. Processes started there never receive it, though Slurm sends it to a whole step."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
     try:
         yield

@@ -1,11 +1,11 @@
-"""Between Ray and the study: what Ray asks for trials, what it asks at their points, and when it ends all of them.
+"""The bridge between Ray and the study: it supplies trials, decides at their points, and ends the search.
 
-    Ray asks -> StudySearcher.suggest: a trial to go on with, else a new one; none for now; none any more
-    a point  -> TuneScheduler: the space's scheduler, then the time left; Ray stops the trial there, or it goes on
-    its end  -> StudySearcher: completed, stopped, failed, or paused
+    Ray asks for a trial -> StudySearcher.suggest: a trial to resume, or a new one; none for now; none any more
+    a trial reports      -> TuneScheduler: stop or continue, by the space's scheduler and the time left
+    a trial ends         -> StudySearcher: completed, stopped, failed, or paused
 
-A *paused* trial has ended for Ray alone: it stays `running` in the study, its snapshot stays, and it goes on under its own
-number, in this search once its scheduler lets it, or after `--resume`.
+A *paused* trial has ended only for Ray. It stays `running` in the study and keeps its snapshot and number. It resumes in this
+search once its scheduler permits, or after `--resume`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from search.methods.trial_schedulers import CONTINUE, PAUSE, STOP, Scheduler, peers
+from search.study.messages import Order, Report, as_dict
 from search.study.study import Status, Study, TrialResult, stopped_at
 
 NO_TIME = "no time left for its next point"
@@ -28,7 +29,7 @@ WAITS = "waits for the other trials of its rung"
 
 
 class Listener(Protocol):
-    """Who is told what happens: the terminal, the log, MLflow."""
+    """A recipient of the search's events: the terminal, the log, MLflow."""
 
     def started(self, trial: TrialResult, resumed: bool) -> None: ...
     def reported(self, trial: TrialResult, new: list[dict[str, Any]]) -> None: ...
@@ -37,21 +38,21 @@ class Listener(Protocol):
 
 
 def unlimited() -> float:
-    """The seconds left to a search without `--hours`."""
+    """Return the seconds left to a search without `--hours`."""
     return math.inf
 
 
 def seconds_to_next_point(rung: int, seconds: float, rungs: Sequence[int]) -> float:
-    """What a trial that needed `seconds` up to `rung` is expected to need up to its next point; 0 where none is left."""
+    """Return the expected time from `rung`, reached after `seconds`, to the next rung; 0 at the last."""
     return next((other - rung for other in rungs if other > rung), 0) * seconds / rung
 
 
 class StudySearcher(Searcher):
-    """What Ray asks for trials: first those to go on with, then new ones, until `num_trials` have begun.
+    """Ray's source of trials: first those to resume, then new ones, until `num_trials` have begun.
 
-    None that is not expected to reach its next point in `seconds_left()`: a new one is expected to need the longest that a
-    trial of this search has needed for its first point, and to need nothing while that is not known. The longest start of a
-    process (import, data, encoder) is added.
+    Trials that are not expected to reach their next point within `seconds_left()` are not started. A new trial is expected to
+    need as long as the slowest trial of this search needed for its first point, or nothing while that is unknown. The longest
+    start of a process (imports, data, encoder) is added.
     """
 
     def __init__(
@@ -67,16 +68,16 @@ class StudySearcher(Searcher):
         super().__init__(metric="score", mode="max")
         self.study, self.scheduler, self.num_trials, self.listener = study, scheduler, num_trials, listener
         self.seconds_left, self.relocated = seconds_left, dict(relocated or {})
-        self.running: dict[str, TrialResult] = {}  # Ray's trial id -> what the listener knows of ours
+        self.running: dict[str, TrialResult] = {}  # Ray's trial id -> our trial, as last reported
         self.to_continue: dict[int, TrialResult] = {}
         begun = study.results()
         self.num_begun = len(begun)
-        self.first_seconds: dict[str, float] = {}  # recipe -> the longest that a trial needed for its first point
-        self.start_seconds = 0.0  # the longest from a suggestion to the first step
-        self.suggested_at: dict[str, float] = {}  # Ray's trial id -> when, until the first report
+        self.first_seconds: dict[str, float] = {}  # recipe -> the longest time to a first point
+        self.start_seconds = 0.0  # the longest time from a suggestion to the first step
+        self.suggested_at: dict[str, float] = {}  # Ray's trial id -> time, until the first report
         for trial in begun:
             if trial.points:
-                self._note_first_point(trial.config().recipe, trial.points[min(trial.points)]["seconds"])
+                self._note_first_point(trial.recipe, trial.points[min(trial.points)]["seconds"])
         for trial in unfinished:
             if scheduler.verdict(trial.number) == PAUSE:
                 self._wait(trial)
@@ -92,28 +93,27 @@ class StudySearcher(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a search is resumed from its study")
 
-    # ---- giving out trials
+    # ---- supplying trials
 
     def suggest(self, trial_id: str) -> dict[str, Any] | Any:
-        """The next trial's order, as `run_trial` takes it: one that waits first, then a new one. None: ask again; FINISHED."""
+        """Return the order of the next trial: one to resume, then a new one. None: ask again later. FINISHED: no more."""
         if (number := self._next_to_continue()) is not None:
             trial, resumed = self.to_continue.pop(number), True
         elif self._may_begin():
             trial, resumed = self.study.ask(), False
             self.num_begun += 1
         else:
-            return None if self.running else Searcher.FINISHED  # the end of one that runs may let another go on
+            return None if self.running else Searcher.FINISHED  # a running trial's end may let another resume
         self.running[trial_id], self.suggested_at[trial_id] = trial, time.monotonic()
         self.listener.started(trial, resumed)
-        order = {"number": trial.number, "folder": str(trial.folder), "exempt": trial.baseline is not None}
-        return order | {"relocated": self.relocated}
+        return as_dict(Order(trial.number, str(trial.folder), trial.baseline is not None, self.relocated))
 
     def has_more(self) -> bool:
-        """Whether there is a trial to give out, and the time for it."""
+        """Return whether there is a trial left, and the time for it."""
         return self._may_begin() or self._next_to_continue() is not None
 
     def pause_the_rest(self) -> None:
-        """After the last suggestion: tell the listener of the trials for which no time was left."""
+        """Report the trials as paused for which no time was left, after the last suggestion."""
         for trial in self.to_continue.values():
             self.listener.paused(trial, NO_TIME)
 
@@ -122,7 +122,7 @@ class StudySearcher(Searcher):
         return next((number for number, trial in self.to_continue.items() if self._seconds_needed(trial) < left), None)
 
     def _may_begin(self) -> bool:
-        needed = self.start_seconds + max(self.first_seconds.values(), default=0)  # its recipe is not drawn yet
+        needed = self.start_seconds + max(self.first_seconds.values(), default=0)  # its recipe is not known yet
         return self.num_begun < self.num_trials and needed < self.seconds_left()
 
     def _seconds_needed(self, trial: TrialResult) -> float:
@@ -130,25 +130,25 @@ class StudySearcher(Searcher):
             rungs = self.study.space.settings.rungs
             return self.start_seconds + seconds_to_next_point(trial.rung, trial.last["seconds"], rungs)
         longest = max(self.first_seconds.values(), default=0)
-        return self.start_seconds + self.first_seconds.get(trial.config().recipe, longest)
+        return self.start_seconds + self.first_seconds.get(trial.recipe, longest)
 
     def _note_first_point(self, recipe: str, seconds: float) -> None:
         self.first_seconds[recipe] = max(seconds, self.first_seconds.get(recipe, 0))
 
-    # ---- hearing of them
+    # ---- receiving their results
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """A trial has reached a point: into the study, the link to the best, the listener."""
-        known = self.running[trial_id]
-        self.study.report(known.number, result["rung"], result["score"])
-        self.running[trial_id] = self.study.result(known.number)
-        seconds = result["records"][-1]["seconds"]
-        if not known.points:
-            self._note_first_point(result["recipe"], seconds)
-        if (at := self.suggested_at.pop(trial_id, None)) is not None:
-            self.start_seconds = max(self.start_seconds, time.monotonic() - at - (seconds - known.seconds))
+        """Record a trial's new point: in the study, the link to the best, and the listener."""
+        report, before = Report.received(result), self.running[trial_id]
+        self.study.report(before.number, report.rung, report.score)
+        self.running[trial_id] = self.study.result(before.number)
+        seconds = report.records[-1]["seconds"]
+        if not before.points:
+            self._note_first_point(report.recipe, seconds)
+        if (suggested_at := self.suggested_at.pop(trial_id, None)) is not None:
+            self.start_seconds = max(self.start_seconds, time.monotonic() - suggested_at - (seconds - before.seconds))
         self.study.keep_best()
-        self.listener.reported(self.running[trial_id], result["records"])
+        self.listener.reported(self.running[trial_id], report.records)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if error:
@@ -157,12 +157,12 @@ class StudySearcher(Searcher):
             self._tell(number, "failed", failure_reason(self.study.trial_folder(number)))
         else:
             self._end(trial_id, result or {})
-        self._settle()
+        self._decide_waiting()
 
     def _end(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Ray has ended a trial: it was at its last point, or TuneScheduler said so."""
+        """Record that Ray ended a trial, because it was at its last point or TuneScheduler stopped it."""
         number, rung = self.running[trial_id].number, self.running[trial_id].rung
-        if self.study.result(number).rung > rung:  # the report at which a trial is stopped comes here only
+        if self.study.result(number).rung > rung:  # the report at which a trial is stopped arrives only here
             self.on_trial_result(trial_id, result)
         trial = self.running.pop(trial_id)
         verdict = self.scheduler.verdict(number)
@@ -175,8 +175,8 @@ class StudySearcher(Searcher):
         else:
             self.listener.paused(trial, NO_TIME)
 
-    def _settle(self) -> None:
-        """Let those go on, and stop those, of which that holds by now."""
+    def _decide_waiting(self) -> None:
+        """Resume or stop the waiting trials whose verdict is now known."""
         for trial in list(self.study.waiting.values()):
             verdict = self.scheduler.verdict(trial.number)
             if verdict != PAUSE:
@@ -191,8 +191,8 @@ class StudySearcher(Searcher):
         self.listener.paused(trial, WAITS)
 
     def _stop(self, trial: TrialResult) -> None:
-        where = stopped_at(trial.rung, self.study.space.settings.rungs)
-        self._tell(trial.number, "stopped", f"{where}: {self.scheduler.law}")
+        rung = stopped_at(trial.rung, self.study.space.settings.rungs)
+        self._tell(trial.number, "stopped", f"{rung}: {self.scheduler.law}")
 
     def _tell(self, number: int, status: Status, reason: str) -> None:
         ended = self.study.tell(number, status, reason)
@@ -201,9 +201,9 @@ class StudySearcher(Searcher):
 
 
 class TuneScheduler(FIFOScheduler):
-    """What Ray asks at a point: a trial goes on if its scheduler and `seconds_left()`, up to the next point, both let it.
+    """Ray's decision at a point. A trial continues if its scheduler permits and `seconds_left()` suffices for the next point.
 
-    Ray's own pause is not used: a paused trial is stopped for Ray, which starts another that goes on from the snapshot.
+    Ray's own pause is not used. For Ray a paused trial is stopped, and another one later resumes from its snapshot.
     """
 
     def __init__(self, scheduler: Scheduler, rungs: Sequence[int], seconds_left: Callable[[], float] = unlimited) -> None:
@@ -211,29 +211,29 @@ class TuneScheduler(FIFOScheduler):
         self.scheduler, self.rungs, self.seconds_left = scheduler, rungs, seconds_left
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # as the searcher's
+        return {}  # as in StudySearcher
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         return True  # metric and mode are ours
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        rung = result["rung"]
-        group = peers(result["recipe"], result["records"][-1])
-        verdict = self.scheduler.decide(result["number"], group, result["exempt"], rung, result["score"])
+        report = Report.received(result)
+        rung, record = report.rung, report.records[-1]
+        verdict = self.scheduler.decide(report.number, peers(report.recipe, record), report.exempt, rung, report.score)
         if rung == self.rungs[-1]:
             return CONTINUE  # it ends by itself after this report
-        in_time = seconds_to_next_point(rung, result["records"][-1]["seconds"], self.rungs) < self.seconds_left()
+        in_time = seconds_to_next_point(rung, record["seconds"], self.rungs) < self.seconds_left()
         return CONTINUE if verdict == CONTINUE and in_time else STOP
 
 
 class StopOnRequest(Stopper):
-    """What Tune asks ten times a second: whether to end now. The trials that it ends so stay `running` in the study."""
+    """Tune's question, ten times a second, whether to end now. Trials that it ends this way stay `running` in the study."""
 
     def __init__(self, requested: Callable[[], bool]) -> None:
         self.requested = requested
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # as the searcher's
+        return {}  # as in StudySearcher
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
@@ -243,11 +243,11 @@ class StopOnRequest(Stopper):
 
 
 def failure_reason(folder: Path) -> str:
-    """Why a trial failed, in a line: what it wrote itself, or that its process died without a word."""
+    """Return the reason of a trial's failure in one line, from its failure.txt, and delete that file."""
     path = folder / "failure.txt"
     if not path.exists():
-        return "its process died without a word (killed, perhaps out of memory)"
+        return "its process died without an error (killed, perhaps out of memory)"
     kind, _, message = path.read_text(encoding="utf-8").partition(": ")
     path.unlink()
-    first = (message.strip().splitlines() or [""])[0]
-    return f"not finite: {first}" if kind == "NotFiniteError" else f"{kind}: {first}"
+    first_line = (message.strip().splitlines() or [""])[0]
+    return f"not finite: {first_line}" if kind == "NotFiniteError" else f"{kind}: {first_line}"

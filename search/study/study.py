@@ -1,25 +1,23 @@
-"""The truth of a search: the Optuna study (a journal file) and the trials' own records; resume.
+"""The state of a search: the Optuna study (a journal file) and the trials' own records. It resumes from only these.
 
-A trial keeps its number for life: in the study, as its folder trials/NNN, as MLflow run, in the rungs. Ray's own snapshot of an
-experiment is not used: after a crash it loses rungs and runs points twice.
+A trial keeps its number: in the study, as its folder trials/NNN, as an MLflow run, at the rungs. Ray's own snapshot of an
+experiment is not used. After a crash it loses rungs and runs points twice.
 
     space -> study.ask -> params + config -> trials/NNN/config.yaml -> Ray -> reports -> study, rungs, listener
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import shutil
-from collections.abc import Collection, Container, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from minbert_core.config import TrialConfig
@@ -32,14 +30,15 @@ from minbert_core.settings.yaml import dump_yaml
 from minbert_core.train.folder import read_records, read_snapshot, state_file, write_records
 from search.methods.trial_schedulers import STOP, Scheduler, peers
 from search.space.space import Sample, Space
+from search.study.storage import StudyStorage
 
 Status = Literal["running", "completed", "stopped", "failed"]
-KEEP_BEST = 3  # trials whose weights a search keeps
+KEEP_BEST = 3  # ended trials whose weights a search keeps
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """One trial as its records tell it. `points` maps each evaluated rung of the budget to its dev record."""
+    """One trial, as its records show it. `points` maps each evaluated rung to its dev record."""
 
     number: int
     status: Status
@@ -55,12 +54,12 @@ class TrialResult:
 
     @property
     def rung(self) -> int:
-        """The fullest rung evaluated; 0 before the first."""
+        """The last rung evaluated; 0 before the first."""
         return max(self.points, default=0)
 
     @property
     def best(self) -> dict[str, Any]:
-        """The dev record of the best evaluation: the trial's score."""
+        """The dev record of the best evaluation, which has the trial's score."""
         return max(self.points.values(), key=lambda record: record["dev/score"])
 
     @property
@@ -82,16 +81,20 @@ class TrialResult:
     def config(self) -> TrialConfig:
         return read_config(self.folder / "config.yaml")
 
+    @cached_property
+    def recipe(self) -> str:
+        return self.config().recipe
+
 
 def ranked(trials: Iterable[TrialResult]) -> list[TrialResult]:
-    """The trials of the fullest rung that any has reached, best score first. Failed ones take no part."""
+    """Return the trials at the highest rung that any has reached, best score first. Failed trials are left out."""
     sound = [trial for trial in trials if trial.status != "failed" and trial.points]
     fullest = max((trial.rung for trial in sound), default=0)
     return sorted((trial for trial in sound if trial.rung == fullest), key=lambda trial: (-trial.score, trial.number))
 
 
 def best_first(trials: Iterable[TrialResult]) -> list[TrialResult]:
-    """All the trials: the ranked ones, then the others, fullest first, and failed ones last."""
+    """Return all trials: the ranked ones, then the others by rung, highest first, and the failed ones last."""
     trials = list(trials)
     first = ranked(trials)
     numbers = {trial.number for trial in first}
@@ -99,43 +102,21 @@ def best_first(trials: Iterable[TrialResult]) -> list[TrialResult]:
     return first + sorted(rest, key=lambda trial: (trial.status == "failed", -trial.rung, -trial.score, trial.number))
 
 
-class _Study(optuna.Study):
-    """An Optuna study whose sampler learns of a waiting trial as of a stopped one, which it may yet become.
-
-    Optuna has no state for it: running, it would be unknown to the model, and held for a bad one by TPE's constant liar.
-    """
-
-    waiting: Collection[int] = ()  # their numbers
-
-    def _get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
-        trials = super()._get_trials(deepcopy, None, use_cache)
-        seen = [_as_pruned(trial) if trial.number in self.waiting else trial for trial in trials]
-        return [trial for trial in seen if states is None or trial.state in states]
-
-
-def _as_pruned(trial: FrozenTrial) -> FrozenTrial:
-    pruned = copy.copy(trial)
-    pruned.state = TrialState.PRUNED
-    return pruned
-
-
 class Study:
-    """The study of one search folder. Opening it twice is harmless; every write is of a number that it already knows."""
+    """The study in a search's folder. To open it twice is harmless, because each write concerns a trial that it already has."""
 
     def __init__(self, folder: Path, space: Space, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder, self.space, self.seed = folder, space, seed
-        self.storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+        self.storage = StudyStorage(folder / "study.journal")
         optuna.create_study(study_name=space.name, storage=self.storage, direction="maximize", load_if_exists=True)
         self._study_id = self.storage.get_study_id_from_name(space.name)
-        # a resumed sampler draws on from another seed, else it would suggest its first points again
-        drawn_from = seed_of(seed, "sampler", len(self._optuna_trials())) % 2**32
-        sampler = space.settings.sampler.build(drawn_from, space.combinations, len(space.baselines))
-        self.study = _Study(space.name, self.storage, sampler)
+        # a resumed sampler gets another seed, or it would suggest its first points again
+        sampler_seed = seed_of(seed, "sampler", len(self._optuna_trials())) % 2**32
+        sampler = space.settings.sampler.build(sampler_seed, space.combinations, len(space.baselines))
+        self.study = optuna.load_study(study_name=space.name, storage=self.storage, sampler=sampler)
         self.waiting: dict[int, TrialResult] = {}  # trials paused at a rung until others have reached it
-        self.study.waiting = self.waiting.keys()
+        self.storage.waiting = self.waiting.keys()
         self._enqueue_baselines()
 
     def _enqueue_baselines(self) -> None:
@@ -145,20 +126,23 @@ class Study:
                 self.study.enqueue_trial(self.space.baseline(i).params, user_attrs={"baseline": i})
 
     def _optuna_trials(self) -> list[FrozenTrial]:
-        return self.storage.get_all_trials(self._study_id, deepcopy=False)
+        return self.storage.recorded_trials(self._study_id)
 
     def trial_folder(self, number: int) -> Path:
         return self.folder / "trials" / f"{number:03d}"
 
     def ask(self) -> TrialResult:
-        """A new trial: its point, its config with a seed of its own, its folder with config.yaml."""
+        """Begin a trial: sample its point, give its config its own seed, and write config.yaml into its folder.
+
+        Raises ValueError if a hundred points in a row are impossible.
+        """
         for _ in range(100):
             trial = self.study.ask()
             baseline = trial.user_attrs.get("baseline")
             sample = self._sample(trial, baseline)
             try:
                 config = self.config(sample, trial.number)
-            except SettingsError as error:  # pairs of branches are checked beforehand; this takes three that do not go together
+            except SettingsError as error:  # pairs of branches were checked before; here three exclude each other
                 self._void(trial.number, str(error))
                 continue
             folder = self.trial_folder(trial.number)
@@ -166,19 +150,19 @@ class Study:
             with replaced(folder / "config.yaml") as draft:
                 draft.write_text(dump_yaml(as_written(config)), encoding="utf-8")
             return self.result(trial.number)
-        raise ValueError("A hundred points in a row were impossible; their reasons stand in study.journal.")
+        raise ValueError("A hundred points in a row were impossible. Their reasons are in study.journal.")
 
     def _sample(self, trial: optuna.Trial, baseline: int | None) -> Sample:
         sample = self.space.sample(lambda name, domain: domain.suggest(trial, name))
-        return sample if baseline is None else self.space.baseline(baseline)  # which sets what is not searched, too
+        return sample if baseline is None else self.space.baseline(baseline)  # it may set values that are not searched
 
     def config(self, sample: Sample, number: int) -> TrialConfig:
-        """The sampled config with what is a trial's own: its seed."""
+        """Return the sampled config with the trial's own seed."""
         document = {**sample.document, "seed": seed_of(self.seed, "trial", number) % 2**31}
         return Sample(sample.params, document, sample.where).config()
 
     def _void(self, number: int, reason: str) -> None:
-        """A trial that never began: it does not count, and a baseline among them is enqueued again."""
+        """Mark a trial as never begun. It does not count, and if it is a baseline, the baseline is enqueued again."""
         self._set(number, "void", True)
         self.tell(number, "failed", reason)
 
@@ -189,13 +173,13 @@ class Study:
         self.storage.set_trial_user_attr(self._trial_id(number), key, value)
 
     def report(self, number: int, rung: int, value: float) -> None:
-        """A point's value; told again it stays the same."""
+        """Record a point's value. To repeat it changes nothing."""
         self.storage.set_trial_intermediate_value(self._trial_id(number), rung, value)
 
     def tell(self, number: int, status: Status, reason: str) -> TrialResult:
-        """End a trial. Stopped and non-finite ones are PRUNED, of which the sampler learns; crashed ones FAIL, of which not.
+        """End a trial. The sampler learns from stopped and non-finite trials (PRUNED), but not from crashed ones (FAIL).
 
-        Optuna's state comes last: a driver killed before it finds the trial running, and ends it again.
+        Optuna's state is written last. If the driver is killed before, the trial is still running and is ended again.
         """
         self._set(number, "status", status)
         self._set(number, "reason", reason)
@@ -210,13 +194,13 @@ class Study:
         return _result(self.folder, self.storage.get_trial(self._trial_id(number)))
 
     def results(self) -> list[TrialResult]:
-        """Every trial that began, in order of number."""
+        """Return every trial that began, by number."""
         return _results(self.folder, self._optuna_trials())
 
     def restore(self, scheduler: Scheduler) -> list[TrialResult]:
-        """Read the trials' records back into study and scheduler, in the order they were measured; the unfinished trials.
+        """Read the trials' records back into study and scheduler, in the order of measurement. Return the unfinished trials.
 
-        A trial whose snapshot holds the last point is told completed; one that the scheduler stops is told stopped.
+        A trial whose snapshot has the last point is completed. One that the scheduler stops is stopped.
         """
         for known in self._optuna_trials():
             if known.state == TrialState.RUNNING and not _began(self.folder, known):
@@ -238,11 +222,11 @@ class Study:
                 self.tell(trial.number, "stopped", f"{stopped_at(trial.rung, self.space.settings.rungs)}: {scheduler.law}")
             else:
                 unfinished.append(trial)
-        self.keep_best()  # a driver may be killed after it has told that a trial ended, and before this
+        self.keep_best()  # the driver may have been killed between the end of a trial and this
         return unfinished
 
     def keep_best(self) -> TrialResult | None:
-        """Link the best, drop the weights of ended trials not among the best few, and all leftover states; the best."""
+        """Link the best trial and return it. Delete snapshots of ended trials, and weights except those of the best few."""
         results = self.results()
         ranking = ranked(results)
         if ranking:
@@ -258,10 +242,10 @@ class Study:
 
 
 def mend_journal(folder: Path) -> None:
-    """Remove what a driver killed while it wrote leaves in a study's journal: Optuna's lock file, and a last line cut short.
+    """Repair a journal whose driver was killed while it wrote: remove Optuna's lock file and a truncated last line.
 
-    Else Optuna waits 30 s for the lock, and refuses the journal for good once a line follows the cut one. Only for the one who
-    holds the search's lock.
+    Otherwise Optuna waits 30 s for the lock, and permanently rejects the journal after a line follows the truncated one. Only
+    the process that holds the search's lock may call this.
     """
     journal = folder / "study.journal"
     journal.with_name("study.journal.lock").unlink(missing_ok=True)
@@ -272,17 +256,17 @@ def mend_journal(folder: Path) -> None:
 
 
 def _began(folder: Path, trial: FrozenTrial) -> bool:
-    """Whether a trial counts: it was asked for, it has its config, and it was not voided."""
+    """Return whether a trial counts: it was asked for, it has its config, and it is not void."""
     config = folder / "trials" / f"{trial.number:03d}" / "config.yaml"
     return trial.state != TrialState.WAITING and "void" not in trial.user_attrs and config.exists()
 
 
 def _result(folder: Path, trial: FrozenTrial) -> TrialResult:
-    own, attributes = folder / "trials" / f"{trial.number:03d}", trial.user_attrs
+    trial_folder, attributes = folder / "trials" / f"{trial.number:03d}", trial.user_attrs
     status: Status = attributes["status"] if trial.state.is_finished() else "running"
     reason = attributes["reason"] if trial.state.is_finished() else ""
-    records = read_records(own / "metrics.jsonl")
-    return TrialResult(trial.number, status, reason, dict(trial.params), attributes.get("baseline"), own, records)
+    records = read_records(trial_folder / "metrics.jsonl")
+    return TrialResult(trial.number, status, reason, dict(trial.params), attributes.get("baseline"), trial_folder, records)
 
 
 def _results(folder: Path, trials: list[FrozenTrial]) -> list[TrialResult]:
@@ -290,11 +274,10 @@ def _results(folder: Path, trials: list[FrozenTrial]) -> list[TrialResult]:
 
 
 def _refill(scheduler: Scheduler, results: list[TrialResult]) -> None:
-    """Enter every point into the scheduler as it once was, in order of time, and who failed."""
+    """Give the scheduler every recorded point again, in order of time, then the failed trials."""
     points = [(record["time_ms"], trial.number, trial, record) for trial in results for record in trial.points.values()]
-    recipes = {trial.number: trial.config().recipe for trial in results}
     for _, number, trial, record in sorted(points, key=lambda point: point[:2]):
-        group = peers(recipes[number], record)
+        group = peers(trial.recipe, record)
         scheduler.decide(number, group, trial.baseline is not None, record["rung"], record["dev/score"])
     for trial in results:
         if trial.status == "failed":
@@ -302,7 +285,7 @@ def _refill(scheduler: Scheduler, results: list[TrialResult]) -> None:
 
 
 def _trust_snapshot(folder: Path) -> None:
-    """Make a trial's records those of its snapshot; a snapshot that cannot be read is put aside, and the trial begins anew."""
+    """Reset a trial's records to those of its snapshot. An unreadable snapshot is set aside, and the trial starts again."""
     records: list[dict[str, Any]] = []
     try:
         _, records = read_snapshot(folder)
@@ -317,17 +300,17 @@ def stopped_at(rung: int, rungs: tuple[int, ...]) -> str:
 
 
 def read_results(folder: Path, study_name: str) -> list[TrialResult]:
-    """Every trial of a search that began, read and not written: for those who only look (`analysis`)."""
+    """Read every trial of a search that began, without writing anything, as `analysis` needs it."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    storage = StudyStorage(folder / "study.journal")
     return _results(folder, optuna.load_study(study_name=study_name, storage=storage).get_trials(deepcopy=False))
 
 
 def read_trials(folder: Path, study_name: str) -> list[TrialResult]:
-    """The trials so far; none before the driver has made the study."""
-    if not (folder / "study.journal").exists():  # Optuna would make it
+    """Read the trials so far; none before the driver has created the study."""
+    if not (folder / "study.journal").exists():  # Optuna would create it
         return []
     try:
         return read_results(folder, study_name)
-    except KeyError:  # the journal is there, the study in it not yet
+    except KeyError:  # the journal has no study yet
         return []

@@ -1,9 +1,9 @@
-"""run_trial(config): the function that Ray ships; a few lines around `train`.
+"""run_trial: the function that Ray ships to workers, a few lines around `train_in`.
 
     for progress in train_in(folder, ...): report
 
-It reads `config.yaml` in the trial's folder, trains there (minbert_core/train/folder.py), with what it prints in `log.txt`, and
-tells Ray only what the scheduler and the driver need. It never imports MLflow or Optuna.
+It reads `config.yaml` in the trial's folder, trains there (minbert_core/train/folder.py), prints to `log.txt`, and reports to
+Ray only what the scheduler and the driver need. It never imports MLflow or Optuna.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from minbert_core.files import lock, message
+from search.study.messages import Order, Report, as_dict
 
 
 def run_trial(order: dict[str, Any]) -> None:
-    """Run or go on with the trial in the folder `order["folder"]`; the driver's decision to stop it arrives as SystemExit.
+    """Start or resume the trial that `order`, the dict of an Order, describes. If the driver stops it, SystemExit arrives here.
 
-    order: number, folder, exempt (from stopping), relocated (folders that its config names -> where they lie).
-    Any failure is written to failure.txt in that folder, and raised.
+    Any failure is written to failure.txt in the trial's folder, and raised.
     """
     folder = Path(order["folder"])
     with locked_log(folder) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         try:
-            _run(order, folder)
+            _run(Order(**order), folder)
         except Exception as error:
-            log.write(traceback.format_exc())  # from Python 3.13 on print_exc writes colours under FORCE_COLOR
+            log.write(traceback.format_exc())  # not print_exc, which writes colours under FORCE_COLOR from Python 3.13 on
             (folder / "failure.txt").write_text(f"{type(error).__name__}: {message(error)}".strip(), encoding="utf-8")
             raise
 
 
-def _run(order: dict[str, Any], folder: Path) -> None:
-    gc.disable()  # imports make objects by the hundred thousand and no garbage: looking for it takes a quarter of their time
-    from ray import tune  # a worker has Ray already; torch and ours are imported once the trial is there
+def _run(order: Order, folder: Path) -> None:
+    gc.disable()  # imports create 100,000s of objects and no garbage; collections would take a quarter of their time
+    from ray import tune  # a worker has Ray already; torch and our modules are imported once there is a trial
 
     from minbert_core.config_checks import read_config
     from minbert_core.inputs import open_inputs
@@ -46,24 +46,24 @@ def _run(order: dict[str, Any], folder: Path) -> None:
     from search.plan.relocated import relocated_config
 
     gc.enable()
-    (folder / "failure.txt").unlink(missing_ok=True)  # of an earlier try that nobody was there to hear of
+    (folder / "failure.txt").unlink(missing_ok=True)  # left over from an attempt whose driver had died
     config = read_config(folder / "config.yaml")
-    inputs = open_inputs(relocated_config(config, order["relocated"]))
+    inputs = open_inputs(relocated_config(config, order.relocated))
     snapshot, records = read_snapshot(folder)
     reported = len(records)
-    how = f"goes on after {records[-1]['examples']} examples, {len(records)} records" if records else "starts"
-    print(f"{time.strftime('%F %T')} trial {order['number']:03d} {how}")
+    how = f"resumes after {records[-1]['examples']} examples, {len(records)} records" if records else "starts"
+    print(f"{time.strftime('%F %T')} trial {order.number:03d} {how}")
     for progress in train_in(folder, config, inputs, snapshot, records):
         print(json.dumps(progress.record))
         if progress.rung is not None:
-            report = {"number": order["number"], "recipe": config.recipe, "exempt": order["exempt"], "rung": progress.rung}
-            tune.report(report | {"score": progress.record["dev/score"], "records": records[reported:]})
+            score, new = progress.record["dev/score"], records[reported:]
+            tune.report(as_dict(Report(order.number, config.recipe, order.exempt, progress.rung, score, new)))
             reported = len(records)
 
 
 @contextlib.contextmanager
 def locked_log(folder: Path) -> Iterator[TextIO]:
-    """log.txt in `folder`, to append to, locked: a worker lives some seconds longer than a killed driver, and is waited for."""
+    """Open log.txt in `folder` to append, and lock it. Wait for the worker of a killed driver, which may live some seconds."""
     with (folder / "log.txt").open("a", buffering=1, encoding="utf-8") as log:
         lock(log, folder / "log.txt", wait=True)
         yield log

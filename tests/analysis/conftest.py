@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -27,9 +26,10 @@ from minbert_core.settings.yaml import dump_yaml
 from minbert_core.train.folder import write_records
 from minbert_core.train.trial import train
 from search.methods.trial_schedulers import RungScheduler
-from search.plan.folder import lock
+from search.plan.folder import lock, write_plan
 from search.plan.plan import make_plan
 from search.plan.resources import Resources
+from search.plan.summary import plan_record
 from search.results import Search
 from search.space.space import make_space
 from search.study.study import Study, TrialResult, stopped_at
@@ -49,7 +49,7 @@ def _make_search(
     folder = runs / name
     (folder / "trials").mkdir(parents=True)
     (folder / "space.yaml").write_text(dump_yaml(plan.space.document), encoding="utf-8")
-    (folder / "plan.json").write_text(json.dumps(plan.document([])), encoding="utf-8")
+    write_plan(folder, plan_record(plan))
     with lock(folder):
         study, scheduler = Study(folder, plan.space, 0), RungScheduler((1, 3))
         for _ in range(num_trials):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from analysis.branches import Question, ask
+from search.plan.folder import NEEDED, PlanRecord
 from search.results import Search
 from search.study.study import TrialResult
 
@@ -45,7 +46,7 @@ def trial(tmp_path: Path) -> MakeTrial:
 def search(tmp_path: Path) -> Callable[..., Search]:
     def make(*trials: TrialResult, space: str = SPACE) -> Search:
         (tmp_path / "space.yaml").write_text(space)
-        return Search(tmp_path, {}, list(trials))
+        return Search(tmp_path, PlanRecord(**dict.fromkeys(NEEDED, "")), list(trials))
 
     return make
 

@@ -48,9 +48,9 @@ def test_a_moved_search_is_tested_as_it_was_and_trains_nothing_twice(
     options += ["--runs", str(new / "searches")]
     capsys.readouterr()
     assert main(options) == 3
-    assert "which is not here. Say where: --data DIR" in capsys.readouterr().err
+    assert "which is not here. Give its folder: --data DIR" in capsys.readouterr().err
     assert main([*options, "--data", str(new / "corpora"), "--encoder", str(new / "corpora"), "--dry-run"]) == 3
-    assert f"The encoder in {new / 'corpora'} is not what the search small began with" in capsys.readouterr().err
+    assert f"The encoder in {new / 'corpora'} differs from the encoder of the search small" in capsys.readouterr().err
     assert main([*options, "--data", str(new / "corpora"), "--encoder", str(new / "bert")]) == 0
     assert "000-seed0 was trained before" in capsys.readouterr().out
     test = new / "searches" / "small" / "test"
@@ -102,9 +102,9 @@ def test_damaged_folders_beside_a_search_do_not_stop_it(several: Path, capsys: C
     assert main(["--runs", str(several), "--gpus", "0", "--dry-run"]) == 0
     said = capsys.readouterr().out
     for name in ("empty", "cut", "list", "half", "other"):
-        assert f"search    {name} is passed over: " in said, said
+        assert f"search    {name} is skipped: " in said, said
     assert "search    small is taken: " in said
     assert not (half / "study.journal").exists()
     assert runs_main(["--runs", str(several)]) == 0
     assert main(["--search", "half", "--runs", str(several), "--dry-run"]) == 2
-    assert f"{half} is not whole: it has trials, but no study.journal." in capsys.readouterr().err
+    assert f"{half} is incomplete: it has trials, but no study.journal." in capsys.readouterr().err

@@ -118,5 +118,5 @@ def test_an_overall_score_over_other_tasks_in_each_trial_is_refused(
     tmp_path: Path, data: Path, encoder: Path, make_search: MakeSearch
 ) -> None:
     config = {"data": str(data), "encoder": str(encoder), "train_on": {"choice": [["sst"], ["sst", "cfimdb"]]}}
-    with pytest.raises(ValueError, match=r"Trials differ in `train_on`, and so would what `objective` norm is"):
+    with pytest.raises(ValueError, match=r"Trials differ in `train_on`, so `objective` norm would cover"):
         make_search(tmp_path / "runs", "unfair", config)

@@ -24,6 +24,7 @@ from minbert_core.evaluate import check_submission, metric, overall, score
 from minbert_core.inputs import Inputs, open_inputs
 from minbert_core.settings.paths import as_written
 from minbert_core.settings.yaml import dump_yaml
+from search.plan.folder import NEEDED, PlanRecord
 from search.results import Search
 from search.study.study import TrialResult
 
@@ -58,7 +59,8 @@ def select(folder: Path, config: TrialConfig, finalists: Sequence[int], baseline
         n: trial(n, config, folder, 0 if n == baseline else None)
         for n in {*finalists, *([] if baseline is None else [baseline])}
     }
-    search = Search(folder, {"baselines": [{}]}, list(trials.values()))
+    plan = PlanRecord(**dict.fromkeys(NEEDED, "") | {"baselines": [{}]})
+    search = Search(folder, plan, list(trials.values()))
     chosen = None if baseline is None else trials[baseline]
     return Selection(search, [trials[number] for number in finalists], chosen, list(range(num_seeds)))
 

@@ -61,7 +61,7 @@ def test_a_search_of_an_earlier_format_is_not_retrained(real_like: tuple[Path, P
 
 
 def test_a_space_without_baselines_has_none_and_says_so(small: Search) -> None:
-    bare = Search(small.folder, {**small.plan, "baselines": []}, small.trials)
+    bare = Search(small.folder, replace(small.plan, baselines=[]), small.trials)
     baseline, said = choose_baseline(bare, choose_trials(bare, 1, False), False)
     assert baseline is None
     assert "has no `baselines`" in said

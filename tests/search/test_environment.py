@@ -84,7 +84,7 @@ def test_a_part_that_fails_is_told_and_the_others_stay(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "torch", None)  # its import fails
     lines = report()
     assert [line for line in lines if line.startswith("cuda ")] == [
-        "cuda            cannot be told: ModuleNotFoundError: import of torch halted; None in sys.modules"
+        "cuda            failed: ModuleNotFoundError: import of torch halted; None in sys.modules"
     ]
     assert [line for line in lines if line.startswith("memory ")]
 
@@ -96,7 +96,7 @@ def test_a_driver_s_fault_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
 
     monkeypatch.setattr(pynvml, "nvmlInit", init)
-    assert "driver          tells nothing more: RM has detected an NVML/RM version mismatch." in report()
+    assert "driver          gives no further details: RM has detected an NVML/RM version mismatch." in report()
 
 
 def test_an_absent_package_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +174,7 @@ def test_what_is_missing_is_named_with_a_command_that_leaves_torch_alone(monkeyp
     sentence, command = missing_sentence().splitlines()
     assert (
         sentence
-        == f"The environment of {sys.executable} lacks optuna>=5.0,<6, rich>=13. This adds it and leaves torch as it is:"
+        == f"The environment of {sys.executable} lacks optuna>=5.0,<6, rich>=13. This adds it and keeps torch as it is:"
     )
     assert shlex.split(command) == [
         *(sys.executable, "-m", "pip", "install"),
@@ -184,7 +184,7 @@ def test_what_is_missing_is_named_with_a_command_that_leaves_torch_alone(monkeyp
 
 def test_a_torch_that_is_too_old_is_the_user_s_to_update(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, torch="2.6.0+cu124")
-    assert "lacks torch>=2.8. Its torch is 2.6.0+cu124: update it" in missing_sentence()
+    assert "lacks torch>=2.8. Its torch is 2.6.0+cu124. Update it" in missing_sentence()
     assert "pip" not in missing_sentence()
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from minbert_core.commands import DONE, FAILED, INTERRUPTED, NOT_RECORDED, Refus
 from minbert_core.settings.faults import SettingsError
 from minbert_core.settings.yaml import parse_yaml
 from search import run as command
-from search.options import Options, parser
+from search.options import Keywords, SearchOptions, from_arguments, from_keywords, parser
 from search.plan.folder import read_plan
 from search.results import COLUMNS
 from search.run import run
@@ -56,8 +57,18 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 def test_the_keywords_are_the_options_that_say_what_a_search_is() -> None:
     flags = {action.dest for action in parser()._actions}
-    assert flags - set(Options.__annotations__) == {"space", "dry_run", "price", "status", "env", "version", "help"}
-    assert set(Options.__annotations__) < flags
+    assert flags - set(Keywords.__annotations__) == {"space", "dry_run", "price", "status", "env", "version", "help"}
+    assert set(Keywords.__annotations__) < flags
+
+
+def test_typed_and_called_are_the_same_options() -> None:
+    typed = ["--space", "quick.yaml", "--set", "a=1", "--set", "b=2", "--trials", "4", "--runs", "elsewhere", "--gpus=2"]
+    called = from_keywords("quick.yaml", {"set": ["a=1", "b=2"], "trials": 4, "runs": "elsewhere", "gpus": 2})
+    assert replace(from_arguments(parser().parse_args(typed), typed), typed=()) == called
+    assert from_arguments(parser().parse_args(called.arguments), called.arguments) == replace(
+        called, typed=tuple(called.arguments)
+    )
+    assert SearchOptions(space={}, dry_run=True).arguments == ["--space=FILE", "--dry-run"]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +105,7 @@ def test_an_unknown_keyword_is_an_error_and_none_is_an_option_not_given(here: Pa
         run("quick.yaml", trails=3)  # type: ignore[call-arg]
     ends(DONE)
     run("quick.yaml", trials=None, set=None, gpus=0)  # type: ignore[arg-type]
-    assert read_plan(here / "runs" / "quick")["command"] == ["--space=quick.yaml", "--gpus=0"]
+    assert read_plan(here / "runs" / "quick").command == ["--space=quick.yaml", "--gpus=0"]
 
 
 def test_a_space_given_as_a_dict_is_the_one_that_its_file_would_be(here: Path, ends: Callable[[int], None]) -> None:
@@ -103,7 +114,7 @@ def test_a_space_given_as_a_dict_is_the_one_that_its_file_would_be(here: Path, e
     run(SPACE, name="dict")
     spaces = [(here / "runs" / name / "space.yaml").read_text() for name in ("file", "dict")]
     assert spaces[0] == spaces[1]
-    assert read_plan(here / "runs" / "dict")["space_name"] == "dict"
+    assert read_plan(here / "runs" / "dict").space_name == "dict"
     run(SPACE)
     run(SPACE)
     assert sorted(path.name for path in (here / "runs").iterdir()) == ["dict", "file", "search", "search-2"]
@@ -145,15 +156,15 @@ def test_how_a_search_ended_is_raised_warned_of_or_handed_back(here: Path, ends:
         table = run(SPACE, name="one")
     assert (table.num_rows, table.column_names) == (0, list(COLUMNS))
     ends(NOT_RECORDED)
-    with pytest.warns(UserWarning, match=r"^MLflow lacks something of one; run\(resume='one'\) logs it again\."):
+    with pytest.warns(UserWarning, match=r"^MLflow lacks some records of one\. run\(resume='one'\) logs them again\."):
         assert run(resume="one").num_rows == 0
     ends(FAILED)
-    with pytest.raises(RuntimeError, match=r"^No trial of one finished; the reasons stand in /.*/one/trials/\*/log\.txt\.$"):
+    with pytest.raises(RuntimeError, match=r"^No trial of one finished\. The reasons are in /.*/one/trials/\*/log\.txt\.$"):
         run(resume="one")
     ends(INTERRUPTED)
-    with pytest.raises(KeyboardInterrupt, match=r"^The trials' states are saved\. run\(resume='one'\) goes on\.$"):
+    with pytest.raises(KeyboardInterrupt, match=r"^The trials' states are saved\. run\(resume='one'\) resumes the search\.$"):
         run(resume="one")
-    with pytest.raises(KeyboardInterrupt, match=r"run\(resume='two', runs='/.*/elsewhere'\) goes on\.$"):
+    with pytest.raises(KeyboardInterrupt, match=r"run\(resume='two', runs='/.*/elsewhere'\) resumes the search\.$"):
         run(SPACE, name="two", runs="elsewhere")
 
 
@@ -169,7 +180,7 @@ def test_another_thread_is_refused(here: Path) -> None:
     thread = threading.Thread(target=call)
     thread.start()
     thread.join()
-    assert "which only the main thread of a process hears" in str(raised[0])
+    assert "Only the main thread of a process receives Ctrl-C" in str(raised[0])
     assert not (here / "runs").exists()
 
 

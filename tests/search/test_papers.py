@@ -123,7 +123,7 @@ def test_the_command_tells_each_row_in_a_line(capsys: pytest.CaptureFixture[str]
     assert papers.main([]) == papers.DONE
     *lines, last = capsys.readouterr().out.splitlines()
     assert len(lines) == len(ROWS)
-    assert last.startswith(f"{len(ROWS)} rows, {len(ROWS)} of them configs.")
+    assert last.startswith(f"{len(ROWS)} rows, {len(ROWS)} of them valid.")
     assert any("table 2, SMART + GV + RR + CON + HLH (their best): dev sst .517, para .871" in line for line in lines)
 
 
@@ -138,7 +138,7 @@ def test_a_row_that_is_no_config_says_why_and_fails(
     assert papers.main([]) == papers.WRONG
     output = capsys.readouterr().out
     assert "p0.yaml:5: Unknown `gradient` kind 'pcgrd'; did you mean 'pcgrad'?" in output
-    assert "2 rows, 1 of them configs." in output
+    assert "2 rows, 1 of them valid." in output
 
 
 def test_a_paper_is_known_in_capitals_too() -> None:

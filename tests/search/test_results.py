@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from search.plan.folder import NEEDED, lock
+from search.plan.folder import NEEDED, PlanRecord, lock
 from search.report.narrate import table
 from search.results import COLUMNS, Search, as_table, open_search, read
 from search.study.study import TrialResult
@@ -47,7 +47,8 @@ def search(tmp_path: Path) -> Search:
         trial(tmp_path, 3, "failed", [0.5, 0.6, 0.8], {"optimizer/lr": 4e-3, "smoothness": "none", "warm": 3}),
         trial(tmp_path, 4, "running", [], {"optimizer/lr": 5e-3, "smoothness": "none", "warm": 4}),
     ]
-    return Search(tmp_path, {"train_on": ["sst"]}, trials)
+    plan = PlanRecord(**dict.fromkeys(NEEDED, "") | {"train_on": ["sst"]})
+    return Search(tmp_path, plan, trials)
 
 
 def test_the_rows_stand_in_the_order_of_the_ranking(search: Search) -> None:
@@ -99,7 +100,7 @@ def test_what_a_trial_has_not_is_null(search: Search) -> None:
 )
 def test_numbers_are_numbers_and_a_choice_that_mixes_is_words(tmp_path: Path, values: list[Any], kind: str) -> None:
     trials = [trial(tmp_path, i, "running", [], {} if value is None else {"x": value}) for i, value in enumerate(values)]
-    column = as_table([Search(tmp_path, {}, trials)])["x"]
+    column = as_table([Search(tmp_path, PlanRecord(**dict.fromkeys(NEEDED, "")), trials)])["x"]
     assert str(column.type) == kind
     assert column.to_pylist() == [*(values[:2] if kind != "string" else map(str, values[:2])), None]
 

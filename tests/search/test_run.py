@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -23,7 +24,7 @@ import torch
 from minbert_core.config_checks import read_config
 from minbert_core.model import load_model
 from search import drive, run
-from search.plan.folder import lock, read_plan
+from search.plan.folder import lock, read_plan, write_plan
 from search.plan.plan import Plan, make_plan
 from search.plan.resources import Resources
 from search.space.space import make_space, read_space
@@ -102,9 +103,9 @@ def begun(here: Path, typed: Callable[..., Typed], monkeypatch: pytest.MonkeyPat
         ("--space quick.yaml --cpus-per-trial 5000", 3, r"--cpus-per-trial 5000 asks for more than this machine's \d+ cores\."),
         ("--space quick.yaml --address head:x", 2, r"--address: must be HOST:PORT\. Got 'head:x'\."),
         ("--space quick.yaml --address 127.0.0.1:9", 3, r"No Ray cluster answers at 127\.0\.0\.1:9 \(Connection refused\)\."),
-        ("", 2, r"Give --space FILE \(a new search\), --resume NAME \(go on with one\), or both"),
-        ("--space quick.yaml --resume a/b", 2, r"A search's name, that of --resume, must be made of a-z, .* Got 'a/b'\."),
-        ("--space quick.yaml --resume quick --name quick", 2, r"--resume names the search already; it does not go with --name"),
+        ("", 2, r"Give --space FILE \(a new search\), --resume NAME \(resume one\), or both"),
+        ("--space quick.yaml --resume a/b", 2, r"The search's name, given with --resume, may consist of a-z, .* Got 'a/b'\."),
+        ("--space quick.yaml --resume quick --name quick", 2, r"--resume already names the search\. Omit --name"),
         ("--resume quick", 2, r"There is no search 'quick' in /.*/runs\."),
         ("--space quick.yaml --tracking-uri mlruns", 2, r"--tracking-uri: MLflow 3 no longer logs to folders\. Got 'mlruns'\."),
         ("--space quick.yaml --tracking-uri http://127.0.0.1:9", 3, r"No MLflow server answers at http://127\.0\.0\.1:9 \(Con"),
@@ -154,7 +155,7 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_typed(
     done = typed(*paths, "--tracking-uri=sqlite:///~/my.db")
     assert (done.code, done.err) == (0, "")
     plan = read_plan(here / "found" / "quick")
-    assert (plan["data"], plan["tracking_uri"]) == (str(data), f"sqlite:///{here}/my.db")
+    assert (plan.data, plan.tracking_uri) == (str(data), f"sqlite:///{here}/my.db")
     assert not (here / "~").exists()
 
 
@@ -175,7 +176,7 @@ def test_too_many_gpus_are_refused_with_a_line_that_works_here(typed: Callable[.
     assert sentence.startswith("--gpus 4 asks for more than this machine has (no GPU). This works here, ")
     words = shlex.split(line)
     assert words == ["python", "-m", "search.run", *GPUS, "--gpus", "0"]
-    assert how_long == "(--dry-run tells first how long that would take.)"
+    assert how_long == "(--dry-run first estimates the time.)"
     assert typed(*words[3:], "--dry-run").code == 0
 
 
@@ -184,7 +185,7 @@ def test_a_used_name_is_refused(typed: Callable[..., Typed], begun: Path) -> Non
     assert refused.code == 3
     assert "The name 'quick' is used" in refused.err
     typed("--space", "quick.yaml")
-    assert read_plan(begun.with_name("quick-2"))["name"] == "quick-2"
+    assert read_plan(begun.with_name("quick-2")).name == "quick-2"
 
 
 @pytest.mark.parametrize(
@@ -214,7 +215,7 @@ def test_a_dry_run_prints_plan_and_samples_and_starts_nothing(typed: Callable[..
     assert words[:8] == ["search", "data", "encoder", "machine", "objective", "budget", "trials", "searched"]
     assert words.count("baseline") == 1
     assert words.count("sample") == 3
-    assert "examples a full trial, about" in dry.out
+    assert "examples per full trial, about" in dry.out
     folder = here / "runs" / "quickstart"
     assert dry.out.splitlines()[-1] == f"Nothing was started. Without --dry-run the search goes to {folder}."
     assert [path.name for path in here.iterdir()] == ["quick.yaml"]
@@ -237,7 +238,7 @@ def test_ctrl_c_before_anything_started_leaves_nothing(
 
 def test_a_searchs_record_is_whole_before_its_first_trial(begun: Path) -> None:
     plan = read_plan(begun)
-    assert (plan["command"], plan["trials"]) == (["--space", "quick.yaml"], 3)
+    assert (plan.command, plan.trials) == (["--space", "quick.yaml"], 3)
     space = read_space(begun / "space.yaml")
     assert list(space.domains()) == ["optimizer/lr"]
     assert space.document["config"]["machine"] == {"device": "cpu", "threads": 1, "precision": "float32"}
@@ -249,7 +250,7 @@ def test_folders_in_the_record_are_absolute(
     monkeypatch.setattr(run, "run_search", lambda *_, **__: 0)
     assert typed("--space", "quick.yaml", "--data", "data", "--encoder", "encoder").code == 0
     plan = read_plan(here / "runs" / "quick")
-    assert (plan["data"], plan["encoder"]) == (str(data), str(encoder))
+    assert (plan.data, plan.encoder) == (str(data), str(encoder))
 
 
 def test_a_search_over_encoders_goes_on_from_anywhere(
@@ -270,11 +271,11 @@ def test_a_search_over_encoders_goes_on_from_anywhere(
 def test_a_resume_may_raise_the_trials_and_no_more(typed: Callable[..., Typed], begun: Path) -> None:
     before = (begun / "space.yaml").read_bytes()
     assert typed("--resume", "quick").code == run.INTERRUPTED
-    assert read_plan(begun)["trials"] == 3
+    assert read_plan(begun).trials == 3
     assert typed("--resume", "quick", "--trials", "5").code == run.INTERRUPTED
-    assert read_plan(begun)["trials"] == 5
+    assert read_plan(begun).trials == 5
     fewer = typed("--resume", "quick", "--trials", "4")
-    assert (fewer.code, fewer.err) == (2, "--trials 4 is fewer than the search's 5; it may be raised only.\n")
+    assert (fewer.code, fewer.err) == (2, "--trials may only be raised. The search has 5. Got 4.\n")
     assert (begun / "space.yaml").read_bytes() == before
 
 
@@ -285,11 +286,11 @@ def test_the_store_that_was_asked_for_is_kept_until_another_is(
     folder = here / "runs" / "quick"
     assert typed("--space", "quick.yaml", "--tracking-uri", "sqlite:///elsewhere/store.db").code == 0
     before = read_plan(folder)
-    assert before["tracking_uri"] == f"sqlite:///{here}/elsewhere/store.db"
+    assert before.tracking_uri == f"sqlite:///{here}/elsewhere/store.db"
     assert typed("--resume", "quick").code == 0
     assert read_plan(folder) == before
     assert typed("--resume", "quick", "--tracking-uri", "sqlite:///other.db").code == 0
-    assert read_plan(folder) == before | {"tracking_uri": f"sqlite:///{here}/other.db"}
+    assert read_plan(folder) == replace(before, tracking_uri=f"sqlite:///{here}/other.db")
 
 
 def test_a_search_that_runs_cannot_be_resumed(typed: Callable[..., Typed], begun: Path) -> None:
@@ -308,29 +309,28 @@ def test_changed_data_refuse_a_resume(
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
     refused = typed("--resume", "quick")
     assert refused.code == 3
-    assert refused.err.startswith(f"The data in {data} is not what the search began with (sst-dev): its trials could not be")
+    assert refused.err.startswith(f"The data in {data} differs from the search's data (sst-dev), so its trials could not be")
 
 
 def test_a_record_of_a_newer_version_is_refused(typed: Callable[..., Typed], begun: Path) -> None:
-    plan = read_plan(begun) | {"format": 99}
-    (begun / "plan.json").write_text(json.dumps(plan))
+    write_plan(begun, replace(read_plan(begun), format=99))
     refused = typed("--resume", "quick")
     assert refused.code == 2
-    assert "has format 99; this version reads up to" in refused.err
+    assert "has format 99. This version reads up to" in refused.err
 
 
 def test_a_search_goes_on_on_the_hardware_it_began_on(
     typed: Callable[..., Typed], begun: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (begun / "plan.json").write_text(json.dumps(read_plan(begun) | {"gpus": 1, "gpus_per_trial": 1.0}))
+    write_plan(begun, replace(read_plan(begun), gpus=1, gpus_per_trial=1.0))
     refused = typed("--resume", "quick")
     assert refused.code == 3
-    assert "began on GPUs and would go on on the CPU" in refused.err
+    assert "started on GPUs and would now resume on the CPU" in refused.err
 
-    (begun / "plan.json").write_text(json.dumps(read_plan(begun) | {"gpus": 0, "gpus_per_trial": 0}))
+    write_plan(begun, replace(read_plan(begun), gpus=0, gpus_per_trial=0))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert typed("--resume", "quick").code == run.INTERRUPTED  # on the CPU, as it began
-    assert "began on the CPU and would go on on GPUs" in typed("--resume", "quick", "--gpus", "1").err
+    assert "started on the CPU and would now resume on GPUs" in typed("--resume", "quick", "--gpus", "1").err
 
 
 def test_a_ray_that_does_not_start_is_refused_and_the_search_can_go_on(
@@ -342,7 +342,7 @@ def test_a_ray_that_does_not_start_is_refused_and_the_search_can_go_on(
     monkeypatch.setattr(ray, "init", fail)
     refused = Typed(capsys, ("--space", "quick.yaml", "--runs", "elsewhere/runs"))
     assert refused.code == 3
-    assert refused.err.startswith("Ray did not start; is this machine overloaded")
+    assert refused.err.startswith("Ray did not start. Is this machine overloaded")
     assert refused.err.endswith("It says: The current node timed out during startup.\n")
     assert refused.out.splitlines()[-1] == "go on     python -m search.run --resume quick --runs elsewhere/runs"
     assert mlflow_runs(here / "elsewhere", "quick")[0].info.status == "FAILED"
@@ -364,7 +364,7 @@ def test_a_search_logs_to_the_store_that_was_asked_for(
 
     client = MlflowClient(tracking_uri=uri)
     [parent] = client.search_runs([client.get_experiment_by_name("quick").experiment_id])
-    assert parent.data.tags["search_id"] == read_plan(here / "runs" / "quick")["id"]
+    assert parent.data.tags["search_id"] == read_plan(here / "runs" / "quick").id
     rows = {found.dataset.name: json.loads(found.dataset.profile)["num_rows"] for found in parent.inputs.dataset_inputs}
     sizes = {"train": 2000, "dev": 400}
     assert rows == {f"{task}-{split}": sizes[split] for task in ("sst", "para", "sts") for split in sizes}
@@ -409,12 +409,12 @@ def test_the_exit_code_says_how_a_search_ended(
     assert ends == [status]
     err = capsys.readouterr().err
     assert ("The disk is full." in err) == (not recorded)
-    assert ("only MLflow lacks something. This logs it again: python -m search.run --resume quick" in err) == (not recorded)
+    assert ("but MLflow lacks some records. This logs them again: python -m search.run --resume quick" in err) == (not recorded)
     [row] = [line for line in shown if line.startswith("| 000")]
     assert f"| {'paused' if paused else trial}" in row
     goes_on = interrupted or paused
     assert any(line.startswith("go on     python -m search.run --resume quick") for line in shown) == goes_on
-    sentence = "paused    1 trial, and 0 not begun: no time was left for a next point"
+    sentence = "paused    1 trial, and 0 not started: no time was left for another evaluation"
     assert (sentence in shown) == (paused and not interrupted)
     assert any(line.startswith("reasons ") for line in shown) == (trial == "failed")
     assert any("best_to_test.py --search quick" in line for line in shown) == (completed and not interrupted)
@@ -500,7 +500,7 @@ def parts(trial: TrialResult) -> list[int]:
 
 def assert_whole(folder: Path, num_trials: int) -> list[TrialResult]:
     """A finished search's folder: numbers without a gap, records without a hole or a repeat, weights that load."""
-    trials = read_results(folder, read_plan(folder)["space_name"])
+    trials = read_results(folder, read_plan(folder).space_name)
     assert [trial.number for trial in trials] == list(range(num_trials))
     assert sorted(path.name for path in (folder / "trials").iterdir()) == [f"{number:03d}" for number in range(num_trials)]
     for trial in trials:
@@ -588,6 +588,7 @@ config:
 """
 CRASH = """\
 import os, sys
+from dataclasses import replace
 
 def die(event, arguments):
     if event == "open" and str(arguments[0]).endswith("trials/002/config.yaml"):
@@ -606,7 +607,7 @@ def test_a_trial_that_fails_fails_alone_and_says_why(search: Callable[..., Searc
     trials = assert_whole(tmp_path / "runs" / "failing", 3)
     assert [trial.status for trial in trials] == ["completed", "failed", "failed"]
     assert re.match(r"not finite: The loss of \w+ became (inf|nan) by step", trials[1].reason)
-    assert trials[2].reason == "its process died without a word (killed, perhaps out of memory)"
+    assert trials[2].reason == "its process died without an error (killed, perhaps out of memory)"
     assert_healthy(tmp_path, "failing", trials)
     assert "failed: not finite" in one.text
 
@@ -639,9 +640,9 @@ def test_a_killed_search_goes_on_where_it_was(search: Callable[..., Search], tmp
     trials = assert_whole(folder, 4)
     assert_healthy(tmp_path, "quickstart", trials)
     assert {path: path.read_bytes() for path in configs} == configs
-    assert re.search(r"\] resumed; [01] of 4 trials have ended, [12] go on\n", resumed.text)
+    assert re.search(r"\] resumed; [01] of 4 trials have ended, [12] continue\n", resumed.text)
     assert re.search(rf"{number} resumed from [13]/9", resumed.text)
-    assert re.search(r"goes on after [1-9]\d+ examples", (folder / "trials" / number / "log.txt").read_text())
+    assert re.search(r"resumes after [1-9]\d+ examples", (folder / "trials" / number / "log.txt").read_text())
     assert "Traceback" not in resumed.text
 
 
@@ -651,12 +652,12 @@ def test_ctrl_c_stops_cleanly_and_prints_the_line_that_goes_on(search: Callable[
     stopped.wait_for(r" at 1/9 ")
     asked = time.monotonic()
     stopped.process.send_signal(signal.SIGINT)
-    stopped.wait_for("stopping; the trials' states are saved")
+    stopped.wait_for("stopping; the trials' states are being saved")
     assert time.monotonic() - asked < 5
     stopped.process.send_signal(signal.SIGINT)  # impatience
     assert stopped.end() == 130, stopped.text
     assert "Traceback" not in stopped.text
-    assert "stopping already" in stopped.text
+    assert "already stopping" in stopped.text
     deadline = time.monotonic() + 10
     while (left := stopped.processes_left()) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -740,7 +741,9 @@ def test_a_search_out_of_time_pauses_its_trials_and_prints_the_line_that_goes_on
     folder = tmp_path / "runs" / "quickstart"
     trials = read_results(folder, "quickstart")
     assert {(trial.status, trial.rung) for trial in trials} == {("running", 1)}
-    assert re.search(r"^paused    [12] trials?, and [01] not begun: no time was left for a next point$", one.text, re.MULTILINE)
+    assert re.search(
+        r"^paused    [12] trials?, and [01] not started: no time was left for another evaluation$", one.text, re.MULTILINE
+    )
 
     def assert_paused() -> None:
         parent, children = mlflow_runs(tmp_path, "quickstart")

@@ -28,7 +28,8 @@ from minbert_core.overrides import Override, parse_set
 from minbert_core.settings.yaml import dump_yaml
 from minbert_core.train.__main__ import DOMAIN_WORDS, SPACE_WORDS, default_name, main, read
 from minbert_core.train.folder import read_records, state_file
-from minbert_core.train.report import MOST_LINES, plan_lines, seconds_left
+from minbert_core.train.preview import plan_lines
+from minbert_core.train.report import MOST_LINES, seconds_left
 from minbert_core.train.trial import save_snapshot
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -101,7 +101,7 @@ def test_a_search_takes_the_work_of_its_trials_shared_by_its_slots() -> None:
     found = estimate(plan, points, {0: [cost(90), cost(110)]}, start_up_seconds=7)
     assert found.seconds == pytest.approx(7 + 4 * (5 + 100 + 10) / 2)
     assert found.trial_seconds == pytest.approx(115)
-    assert found.dearest is None
+    assert found.slowest is None
 
 
 @pytest.mark.usefixtures("cache")
@@ -123,13 +123,13 @@ def test_branches_that_cost_more_make_a_search_longer_and_the_dearest_is_named()
     points = branch_points(plan.space)
     found = estimate(plan, points, {0: [cost(100)], 1: [cost(300, memory_gb=2.0)]}, 0)
     assert found.seconds == pytest.approx(5 + 200 + 10, rel=0.1)
-    assert found.dearest is not None
-    assert found.dearest[0] == "smoothness=smart"
-    assert found.dearest[1] == pytest.approx(310 / 110)
+    assert found.slowest is not None
+    assert found.slowest[0] == "smoothness=smart"
+    assert found.slowest[1] == pytest.approx(310 / 110)
     assert (found.memory_gb, found.num_measured, found.num_branches) == (2.0, 2, 2)
 
     missed = estimate(plan, points, {0: [cost(100)]}, 0)  # the minute was over before the second
-    assert (missed.num_measured, missed.dearest) == (1, None)
+    assert (missed.num_measured, missed.slowest) == (1, None)
 
 
 @pytest.mark.usefixtures("cache")
@@ -160,7 +160,9 @@ def test_a_disk_that_is_clearly_too_small_refuses_the_search(tmp_path: Path, mon
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
     free = 2_000_000_000
-    with pytest.raises(Refused, match=r"2 trials at a time, 1 CPU each would hold 6\.\d GB in .* its disk has 2\.0 GB free"):
+    with pytest.raises(
+        Refused, match=r"2 trials at a time, 1 CPU each would need 6\.\d GB in .* its disk has only 2\.0 GB free"
+    ):
         check_disk(plan, tmp_path / "new" / "runs")
     assert asked == [tmp_path]  # the folder that is there already
     free = 7_000_000_000
@@ -175,17 +177,17 @@ HOUR = Estimate(3600, 1200, 3.1, 1_200_000_000, 600_000_000, ("smoothness=smart"
 
 def test_an_estimate_on_a_cpu_counts_core_hours_and_the_machines_price() -> None:
     assert lines(HOUR, Resources(8, 0, 2, 0), 1.5, None) == [
-        "estimate  about 60 min on this machine, 4 trials at a time (between 42 min and 1 h 30 min: the sampler may drift); "
+        "estimate  about 60 min on this machine, 4 trials at a time (between 42 min and 1 h 30 min, as the sampler may drift); "
         "8 core-hours",
         "          from 4 of 5 branches measured; slowest: smoothness=smart, 2.4 times the fastest of its choice",
-        "          memory 3.1 GB a trial; disk 1.2 GB at most, 0.6 GB stays",
+        "          memory 3.1 GB per trial; disk 1.2 GB at most, 0.6 GB afterwards",
         "          $1.50 at $1.5 per hour of this machine",
     ]
 
 
 def test_an_estimate_names_each_pretraining_once() -> None:
     told = lines(replace(HOUR, pretraining={"mlm 3f2a9c01": 720.0, "nsp 77aa01bc": 65.0}), Resources(8, 0, 2, 0), None, None)
-    assert told[-1] == "          of the time, further pretraining, each made once: mlm 3f2a9c01 12 min, nsp 77aa01bc 65 s"
+    assert told[-1] == "          including further pretraining, once each: mlm 3f2a9c01 12 min, nsp 77aa01bc 65 s"
 
 
 def test_a_pretraining_adds_its_time_once_however_many_points_measured_it() -> None:
@@ -199,12 +201,12 @@ def test_a_pretraining_adds_its_time_once_however_many_points_measured_it() -> N
 
 
 def test_an_estimate_on_gpus_counts_gpu_hours_and_their_price() -> None:
-    told = lines(replace(HOUR, num_branches=0, dearest=None), Resources(16, 2, 1, 0.5), 1.25, 1)
-    assert told[0].endswith("4 trials at a time (between 42 min and 1 h 30 min: the sampler may drift); 2 GPU-hours")
+    told = lines(replace(HOUR, num_branches=0, slowest=None), Resources(16, 2, 1, 0.5), 1.25, 1)
+    assert told[0].endswith("4 trials at a time (between 42 min and 1 h 30 min, as the sampler may drift); 2 GPU-hours")
     assert told[1:] == [
-        "          GPU memory 3.1 GB a trial; disk 1.2 GB at most, 0.6 GB stays",
+        "          GPU memory 3.1 GB per trial; disk 1.2 GB at most, 0.6 GB afterwards",
         "          $2.50 at $1.25 per GPU-hour",
-        "          --hours 1 would do for about 12 trials",
+        "          --hours 1 would suffice for about 12 trials",
     ]
 
 
@@ -232,7 +234,7 @@ def test_a_point_that_cannot_be_trained_is_told_with_its_reason_and_a_way_out() 
 @pytest.mark.parametrize("arguments", ["--space quick.yaml --price 1", "--resume quick --dry-run --price 1"])
 def test_a_price_without_a_new_searchs_dry_run_is_refused(capsys: pytest.CaptureFixture[str], arguments: str) -> None:
     assert main(arguments.split()) == 2
-    assert capsys.readouterr().err == "--price is for the estimate of a new search: it goes with --space and --dry-run.\n"
+    assert capsys.readouterr().err == "--price belongs to the estimate of a new search. Give it with --space and --dry-run.\n"
 
 
 # ------------------------------------------------------------------------------------------------------------- with Ray
@@ -261,7 +263,7 @@ def test_a_dry_run_measures_every_branch_and_leaves_nothing_behind(tmp_path: Pat
     told = done.stdout[done.stdout.index("estimate") :].splitlines()
     assert told[0].startswith("estimate  about ")
     assert "from 2 of 2 branches measured" in told[1]
-    assert " GB a trial; disk " in told[2]
+    assert " GB per trial; disk " in told[2]
     assert told[3].endswith("at $1 per hour of this machine")
     assert told[-1] == f"Nothing was started. Without --dry-run the search goes to {tmp_path / 'runs' / 'quick'}."
     assert sorted(path.name for path in tmp_path.iterdir()) == ["quick.yaml", "scratch"]

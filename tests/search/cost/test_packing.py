@@ -11,11 +11,12 @@ import pytest
 from search import run
 from search.cost import packing
 from search.cost.measure import Memory
-from search.cost.packing import Room, choose, dearest, fit, heavy_choice, packed, room_of
+from search.cost.packing import Room, choose, fit, heavy_choice, largest_memory, packed, room_of
 from search.cost.points import branch_points
 from search.plan import resources
 from search.plan.plan import Plan, make_plan
 from search.plan.resources import Gpu, Resources
+from search.plan.summary import plan_lines, plan_record
 from search.space.space import Space, make_space
 from search.study.engine import start_ray
 
@@ -47,7 +48,7 @@ def planned(num_trials: int, found: Resources, **config: Any) -> Plan:
             LARGE,
             "",
             4,
-            "4 trials share a GPU: alone one trains 410 examples/s, 2 together 760, 4 together 1,150, 8 together 1,190; "
+            "4 trials share a GPU: one trial trains 410 examples/s, 2 together 760, 4 together 1,150, 8 together 1,190; "
             "each needs 5.1 of 80 GB",
         ),
         (
@@ -55,21 +56,22 @@ def planned(num_trials: int, found: Resources, **config: Any) -> Plan:
             LARGE,
             "",
             1,
-            "one trial a GPU: alone one trains 410 examples/s, 2 together 420; each needs 5.1 of 80 GB",
+            "one trial per GPU: one trial trains 410 examples/s, 2 together 420; a trial needs 5.1 of 80 GB",
         ),
         (
             {1: 410, 2: 760},
             Memory(17, 79, 80),
             "4 would not fit",
             2,
-            "2 trials share a GPU: alone one trains 410 examples/s, 2 together 760; each needs 17.0 of 80 GB; 4 would not fit",
+            "2 trials share a GPU: one trial trains 410 examples/s, 2 together 760; a trial needs 17.0 of 80 GB; "
+            "4 would not fit",
         ),
         (
             {1: 90},
             Memory(11, 15, 16),
             "2 would not fit",
             1,
-            "one trial a GPU: alone one trains 90 examples/s; each needs 11.0 of 16 GB; 2 would not fit",
+            "one trial per GPU: one trial trains 90 examples/s; a trial needs 11.0 of 16 GB; 2 would not fit",
         ),
     ],
 )
@@ -122,8 +124,8 @@ def test_what_the_dearest_branches_take_more_is_added_up() -> None:
         ["none", "pcgrad"],
         ["none", "gradvac"],
     ]
-    assert dearest(points, [2, 5, 2.5, 2.4]) == pytest.approx(2 + 3 + 0.5)
-    assert dearest(points, [2, 1, 1, 1]) == 2
+    assert largest_memory(points, [2, 5, 2.5, 2.4]) == pytest.approx(2 + 3 + 0.5)
+    assert largest_memory(points, [2, 1, 1, 1]) == 2
 
 
 def test_memory_is_measured_with_the_largest_batches_and_the_longest_sequences() -> None:
@@ -150,9 +152,9 @@ def test_what_cannot_be_packed_is_not_probed_and_keeps_a_gpu_a_trial() -> None:
     assert packed(on_cpu, "local", refuse_ray) is on_cpu
     few = packed(planned(3, Resources(8, 2, 1, 1.0)), "local", refuse_ray)
     assert (few.resources.gpus_per_trial, few.config.machine.gpu_share) == (1, 1)
-    assert few.resources.sharing == "one trial a GPU: for 2 on each GPU the search has too few trials"
+    assert few.resources.sharing == "one trial per GPU: for 2 on each GPU the search has too few trials"
     cluster = packed(planned(9, Resources(8, 2, 1, 1.0)), "head:6379", refuse_ray)
-    assert cluster.resources.sharing == "one trial a GPU: the GPUs of a cluster are not probed"
+    assert cluster.resources.sharing == "one trial per GPU: the GPUs of a cluster are not probed"
 
 
 @pytest.mark.usefixtures("cache")
@@ -165,12 +167,12 @@ def test_trials_are_trained_alone_and_together_and_the_plan_takes_its_shares(mon
     assert (plan.resources.gpus_per_trial, plan.resources.slots) == (0.5, 2)
     assert plan.config.machine.gpu_share == plan.space.sample(heavy_choice).config().machine.gpu_share == 0.5
     assert re.fullmatch(
-        r"2 trials share a GPU: alone one trains [\d,]+ examples/s, 2 together [\d,]+; each needs \d\.\d of \d+ GB; "
+        r"2 trials share a GPU: one trial trains [\d,]+ examples/s, 2 together [\d,]+; a trial needs \d\.\d of \d+ GB; "
         "for 4 on each GPU this machine has too few cores",
         plan.resources.sharing,
     )
-    assert f"sharing   {plan.resources.sharing}" in plan.lines()
-    assert plan.document([])["sharing"] == plan.resources.sharing
+    assert f"sharing   {plan.resources.sharing}" in plan_lines(plan)
+    assert plan_record(plan).sharing == plan.resources.sharing
 
 
 @pytest.mark.usefixtures("cache")
@@ -193,4 +195,4 @@ def test_trials_are_packed_only_where_nobody_has_said_how_many(
     monkeypatch.setattr(run, "run_search", run_search)
     Path("quick.yaml").write_text("trials: 1\nconfig: {data: toy, encoder: tiny, machine: {device: cpu, precision: float32}}\n")
     assert run.main(["--space", "quick.yaml", *asked]) == 0
-    assert ("sharing   one trial a GPU: for 2 on each GPU the search has too few trials" in capsys.readouterr().out) == chosen
+    assert ("sharing   one trial per GPU: for 2 on each GPU the search has too few trials" in capsys.readouterr().out) == chosen

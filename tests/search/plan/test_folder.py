@@ -21,7 +21,7 @@ def test_default_names_count_up_and_a_used_explicit_name_is_refused(tmp_path: Pa
     assert [make_search_folder(tmp_path, None, "smart").name for _ in range(3)] == ["smart", "smart-2", "smart-3"]
     assert make_search_folder(tmp_path, "mine", "smart").name == "mine"
     (tmp_path / "mine" / "trials" / "000").mkdir()
-    with pytest.raises(Refused, match=r"The name 'mine' is used .* --resume mine; or give another --name"):
+    with pytest.raises(Refused, match=r"The name 'mine' is used .* --resume mine, or give another --name"):
         new_search_folder(tmp_path, "mine", "smart")
 
 
@@ -104,10 +104,10 @@ def test_an_unknown_search_names_the_known_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (json.dumps({"format": FORMAT + 1}), f"has format {FORMAT + 1}; this version reads up to {FORMAT}"),
+        (json.dumps({"format": FORMAT + 1}), f"has format {FORMAT + 1}. This version reads up to {FORMAT}"),
         ('{"format": ', "is broken"),
         ("[]", r"is broken \(it must be a map\)"),
-        (json.dumps({"format": FORMAT, "name": "smart"}), r"is broken \(it lacks space_name, created, "),
+        (json.dumps({"format": FORMAT, "name": "smart"}), r"is broken \(it lacks space_name, about, "),
     ],
 )
 def test_a_plan_that_cannot_be_read_is_refused_in_words(tmp_path: Path, text: str, message: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,8 +21,10 @@ from minbert_core.data.tables import CorpusError
 from minbert_core.data.tasks import TASKS
 from minbert_core.encoder import new_encoder
 from minbert_core.settings.faults import SettingsError
+from minbert_core.train.preview import dropped_rows
 from search.plan.plan import Plan, make_plan
 from search.plan.resources import Resources
+from search.plan.summary import plan_lines, plan_record, warnings
 from search.space.domains import Choice
 from search.space.space import make_space
 
@@ -43,7 +45,7 @@ def planned(
 
 
 def line(plan: Plan, word: str) -> str:
-    return next(text for text in plan.lines() if text.startswith(word))
+    return next(text for text in plan_lines(plan) if text.startswith(word))
 
 
 # ----------------------------------------------------------------------------------------------------------------- plan
@@ -52,7 +54,7 @@ def line(plan: Plan, word: str) -> str:
 @pytest.mark.usefixtures("cache")
 def test_plan_json_holds_all_that_a_resume_and_a_reader_need() -> None:
     plan = planned()
-    document = json.loads(json.dumps(plan.document(["--space", "quick.yaml"])))
+    document = json.loads(json.dumps(asdict(plan_record(plan, ["--space", "quick.yaml"]))))
     assert document["format"] == FORMAT
     assert (document["name"], document["space_name"], document["seed"], document["trials"]) == ("quick", "quick", 0, 9)
     assert (document["gpus"], document["gpus_per_trial"], document["cpus_per_trial"]) == (0, 0, 1)
@@ -125,10 +127,10 @@ def test_each_further_pretraining_is_planned_once_and_its_texts_are_looked_at(tm
     ]
     document = {"config": CONFIG, "together": {"recipe": recipes}}
     plan = make_plan("quick", make_space("quick", document), 0, 2, CPUS)
-    told = [line for line in plan.lines() if line.startswith("pretrain")]
+    told = [line for line in plan_lines(plan) if line.startswith("pretrain")]
     assert [re.sub(r"\w{8}:", "KEY:", line) for line in told] == [
-        "pretrain  mlm KEY: 2 epochs of sst; made once, before the first trial",
-        "pretrain  nsp KEY: 20 epochs of para, sts; made once, before the first trial",
+        "pretrain  mlm KEY: 2 epochs of sst; runs once, before the first trial",
+        "pretrain  nsp KEY: 20 epochs of para, sts; runs once, before the first trial",
     ]
     assert plan.recipes == ("mlm+multitask", "mlm+nsp+multitask")
     (tmp_path / "short.txt").write_text("one line\n")
@@ -137,9 +139,9 @@ def test_each_further_pretraining_is_planned_once_and_its_texts_are_looked_at(tm
 
 
 def test_few_trials_are_warned_of() -> None:
-    assert planned(6).warnings() == []
-    [warning] = planned(5).warnings()
-    assert "Use 6 trials or more for halving to work" in warning
+    assert warnings(planned(6)) == []
+    [warning] = warnings(planned(5))
+    assert "6 trials or more" in warning
 
 
 @pytest.mark.usefixtures("cache")
@@ -150,23 +152,23 @@ def test_the_plan_of_top_k_says_whom_it_lets_go_on_and_what_that_costs() -> None
     assert line(plan, "trials").endswith(
         f", of which 2 baselines run to the end; the best 3 at 1/9 continue to the end; {cost}"
     )
-    assert plan.warnings() == []
-    assert planned(5, trial_scheduler="top_k").warnings() == ["top_k continues 3 of 3 trials, so it stops none."]
+    assert warnings(plan) == []
+    assert warnings(planned(5, trial_scheduler="top_k")) == ["top_k continues 3 of 3 trials, so it stops none."]
 
 
 @pytest.mark.usefixtures("cache")
 def test_a_single_rung_is_not_warned_of() -> None:
-    assert planned(2, rungs=[1]).warnings() == []
+    assert warnings(planned(2, rungs=[1])) == []
 
 
 @pytest.mark.usefixtures("cache")
 def test_rows_that_max_length_cuts_are_warned_of_from_one_in_a_hundred_on() -> None:
-    [warning] = planned(max_length=24, train_on=["sst", "cfimdb"]).warnings()
+    [warning] = warnings(planned(max_length=24, train_on=["sst", "cfimdb"]))
     assert re.fullmatch(r"cfimdb: (9\d|100) % of the rows are longer than max_length 24 and are cut\.", warning)
-    assert f"warning   {warning}" in planned(max_length=24, train_on=["sst", "cfimdb"]).lines()
+    assert f"warning   {warning}" in plan_lines(planned(max_length=24, train_on=["sst", "cfimdb"]))
     plan = planned(max_length=72, train_on=["cfimdb"])
     assert 0 < plan.inputs.train["cfimdb"].num_longer("cross", 72) < 20  # of 2,000
-    assert plan.warnings() == []
+    assert warnings(plan) == []
     assert plan.inputs.sizes == {"cfimdb": 2000}
 
 
@@ -185,10 +187,10 @@ def test_dropped_rows_are_counted_and_named(data: Path, encoder: Path) -> None:
     identity = rows[1].split("\t")[1]
 
     plan = planned(data=str(data), encoder=str(encoder))
-    [sentence] = plan.left_out()
+    [sentence] = dropped_rows(plan.config, plan.inputs)
     assert sentence.startswith(f"7 rows of sts-train.csv left out: line 2 ({identity[:8]}…, empty: similarity); line 3 (")
     assert sentence.count("; line ") == 6
-    [short] = [text for text in plan.lines() if "left out" in text]
+    [short] = [text for text in plan_lines(plan) if "left out" in text]
     assert short.endswith("; 2 more, which the search's log.txt names")
     assert "sts 1,993/400" in line(plan, "data")
 
@@ -198,7 +200,7 @@ def test_a_dropped_row_of_a_file_without_ids_is_named_by_its_line_alone(data: Pa
     (data / "mine.csv").write_text("text,label\n" + "a film,1\n,1\nno film,0\n" * 20)
     own = {"mine": {"kind": "binary", "files": {"train": "mine.csv"}, "text": "text"}}
     plan = planned(data=str(data), encoder=str(encoder), own_tasks=own, train_on=["mine"])
-    [sentence] = plan.left_out()
+    [sentence] = dropped_rows(plan.config, plan.inputs)
     assert sentence.startswith("20 rows of mine.csv left out: line 3 (empty: text); line 6 (empty: text); ")
 
 
@@ -207,7 +209,7 @@ def test_fields_that_may_have_been_misread_are_in_the_plan(data: Path, encoder: 
     own = {"mine": {"kind": "binary", "files": {"train": "mine.csv"}, "text": "text"}}
     plan = planned(data=str(data), encoder=str(encoder), own_tasks=own, train_on=["mine"])
     note = "data      20 fields of mine.csv with a line end inside quotes: lines 3, 6, 9, 12, 15 and 15 more"
-    assert plan.lines().count(note) == 1
+    assert plan_lines(plan).count(note) == 1
 
 
 def test_labels_that_are_all_the_same_are_a_warning(data: Path, encoder: Path) -> None:
@@ -229,18 +231,18 @@ def test_labels_that_are_all_the_same_are_a_warning(data: Path, encoder: Path) -
         "mine: all 4 dev rows (mine.csv) have the label 1: its accuracy cannot compare models.",
         "score: all 4 dev rows (score-dev.csv) have the label 2.5: its pearson cannot compare models.",
     ]
-    assert [text for text in plan.warnings() if "have the label" in text] == expected
-    assert f"warning   {expected[0]}" in plan.lines()
+    assert [text for text in warnings(plan) if "have the label" in text] == expected
+    assert f"warning   {expected[0]}" in plan_lines(plan)
 
 
 def test_a_test_file_that_is_not_there_is_told_before_the_search(data: Path, encoder: Path) -> None:
     (data / "mine.csv").write_text("text,label\n" + "a film,1\nno film,0\n" * 20)
     own = {"mine": {"kind": "binary", "files": {"train": "mine.csv", "test": "mine-tset.csv"}, "text": "text"}}
-    said = "no mine-tset.csv in the data folder: the search needs none, best_to_test will."
+    said = "no mine-tset.csv in the data folder: the search does not need it, but best_to_test will."
     plan = planned(data=str(data), encoder=str(encoder), own_tasks=own, train_on=["mine"])
-    assert said in plan.warnings()
+    assert said in warnings(plan)
     (data / "mine-tset.csv").mkdir()  # looked for, never opened
-    assert said not in plan.warnings()
+    assert said not in warnings(plan)
 
 
 def test_folders_are_absolute_in_a_plan(data: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,8 +285,8 @@ def on(resources: Resources, num_trials: int = 9, **document: Any) -> Plan:
 )
 def test_more_threads_than_cores_are_refused_with_what_cures_it(document: dict[str, Any]) -> None:
     said = (
-        "`machine/threads` 2 for each of 2 trials at a time is more than this machine's 2 cores; they would hold each other "
-        "up. Fewer trials at a time: --cpus-per-trial 2. Fewer threads: --set machine/threads=1."
+        "`machine/threads` 2 for each of 2 trials at a time is more than this machine's 2 cores, so the trials would slow each "
+        "other down. Run fewer trials at a time: --cpus-per-trial 2. Or use fewer threads: --set machine/threads=1."
     )
     with pytest.raises(Refused, match=f"^{re.escape(said)}$"):
         on(CPUS, **document)
@@ -294,7 +296,9 @@ def test_more_threads_than_cores_are_refused_with_what_cures_it(document: dict[s
 @pytest.mark.usefixtures("cache")
 def test_threads_for_which_there_are_cores_are_the_users_own_affair() -> None:
     threads = {"config": {"machine": {"threads": 4}}}
-    with pytest.raises(Refused, match=r"this machine's 2 cores; they would hold each other up\. Fewer threads: .*=1\.$"):
+    with pytest.raises(
+        Refused, match=r"this machine's 2 cores, so the trials would slow each other down\. Use fewer threads: .*=1\.$"
+    ):
         on(CPUS, **threads)
     assert on(Resources(4, 0, 1, 0), num_trials=1, **threads).config.machine.threads == 4
     assert on(Resources(8, 2, 1, 1), **threads).config.machine.threads == 4
@@ -400,7 +404,7 @@ def test_a_fault_in_any_searched_encoder_shows_before_the_search_starts(two: Pat
 def test_a_resumed_search_finds_its_encoders_from_anywhere(two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = searched(config={"encoder": {"choice": NAMED}})
     monkeypatch.chdir("/")
-    known = json.loads(json.dumps(plan.document([])))["encoders"]
+    known = plan_record(plan).encoders
     again = make_plan("quick", replace(make_space("quick", plan.space.document), encoders=known), 0, 9, CPUS)
     assert checkpoint_of(again, "large") == str(two / "other")
 

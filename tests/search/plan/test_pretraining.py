@@ -127,7 +127,7 @@ def test_one_that_fails_is_refused_in_a_sentence_that_names_it(heard: Heard, tmp
     texts.unlink()
     name = chain.ones[0].name
     refused = (
-        rf"^The further pretraining {name} failed, so no trial was begun: CorpusError: The folder .* has no file texts\.txt"
+        rf"^The further pretraining {name} failed, so no trial was started: CorpusError: The folder .* has no file texts\.txt"
     )
     with pytest.raises(Refused, match=refused):
         make_chains([chain], CPUS, heard.append, lambda: False)

@@ -11,9 +11,10 @@ import pynvml
 import pytest
 import torch
 
+from minbert_core import cores as cores_module
 from minbert_core.commands import Refused
-from search.plan import resources
-from search.plan.resources import ORDER, VISIBLE, Resources, find_resources, machine_settings, num_cores, only_these
+from minbert_core.cores import usable_cores
+from search.plan.resources import ORDER, VISIBLE, Resources, find_resources, machine_settings, only_these
 
 
 @pytest.mark.parametrize(
@@ -94,8 +95,8 @@ def test_a_containers_limit_counts_where_it_is_less_than_the_cores_one_is_bound_
     (tmp_path / "cpu").mkdir()
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    assert num_cores(tmp_path) == cores
-    monkeypatch.setattr(resources, "CGROUP", tmp_path)
+    assert usable_cores(tmp_path) == cores
+    monkeypatch.setattr(cores_module, "CGROUP", tmp_path)
     assert find_resources("0", None, 1, "run").slots == cores
 
 
@@ -122,7 +123,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     monkeypatch.delenv(VISIBLE, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16), raising=False)
-    monkeypatch.setattr(resources, "CGROUP", Path("/nowhere"))
+    monkeypatch.setattr(cores_module, "CGROUP", Path("/nowhere"))
     return machine
 
 
@@ -159,12 +160,12 @@ def test_fewer_free_gpus_than_asked_for_are_refused_with_what_is_in_use(gpus: Ca
     with pytest.raises(Refused) as refusal:
         find_resources("2", None, 1, "run")
     assert str(refusal.value) == (
-        "--gpus 2 asks for 2 GPUs, but of this machine's 3 others use 2: GPU 1 (37 of 80 GB in use), "
+        "--gpus 2 asks for 2 GPUs, but others use 2 of this machine's 3: GPU 1 (37 of 80 GB in use), "
         "2 (51 of 80 GB in use). This works now, 1 at a time:\n  run --gpus 1\n"
-        "Wait for the others; or take a busy one all the same by its number: CUDA_VISIBLE_DEVICES=1."
+        "Wait for the others, or select a busy one by its number: CUDA_VISIBLE_DEVICES=1."
     )
     gpus(37)
-    with pytest.raises(Refused, match=r"^A GPU is asked for, but others use this machine's only one: GPU 0 \(37"):
+    with pytest.raises(Refused, match=r"^A GPU is needed, but others use this machine's only one: GPU 0 \(37"):
         find_resources("auto", None, 1, "run")  # not on the CPU without a word
     assert find_resources("0", None, 1, "run").gpus == 0
 
@@ -213,5 +214,5 @@ def test_the_processes_of_a_search_see_its_gpus_and_nobody_elses_settings_change
 
 def test_a_machine_without_gpus_says_how_to_learn_what_it_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(Refused, match=r"\n  run --gpus 0\n\(--dry-run tells first how long that would take\.\)$"):
+    with pytest.raises(Refused, match=r"\n  run --gpus 0\n\(--dry-run first estimates the time\.\)$"):
         find_resources("4", None, 1, "run", estimate="--dry-run")

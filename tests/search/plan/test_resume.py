@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from search.options import parser
 from search.plan.folder import lock, read_plan
 from search.plan.plan import Plan
 from search.plan.relocated import relocated_config
+from search.plan.summary import plan_lines
 from search.study.study import read_results
 from search.tracking.store import store_uri
 
@@ -87,7 +89,7 @@ def test_one_command_starts_a_search_and_goes_on_with_it(
     record = read_plan(typing_place / "runs" / "job")
     assert typed(*START)[0] == run.INTERRUPTED
     assert [(plan.name, resumed) for plan, resumed in plans] == [("job", False), ("job", True)]
-    assert read_plan(typing_place / "runs" / "job") == record | {"moved": {}}
+    assert read_plan(typing_place / "runs" / "job") == replace(record, moved={})
     assert [path.name for path in (typing_place / "runs").iterdir()] == ["job"]
 
 
@@ -139,19 +141,19 @@ def test_a_corrected_space_is_taken_after_a_start_that_failed_before_any_trial(
     for extra in ([], ["--set", "max_length=64", "--seed", "3"]):
         code, _, said = typed("--space", "quick.yaml", name, "job", *FOLDERS, *extra)
         assert (code, said) == (REFUSED, "Ray did not start.\n")
-    assert read_plan(typing_place / "runs" / "job")["seed"] == 3
+    assert read_plan(typing_place / "runs" / "job").seed == 3
     assert "max_length: 64" in (typing_place / "runs" / "job" / "space.yaml").read_text()
 
 
 def test_a_search_keeps_its_space_and_seed(typed: Type, typing_place: Path, plans: list[tuple[Plan, bool]]) -> None:
     typed(*START)
-    assert "began with another space than quick.yaml is now" in typed(*START, "--set", "max_length=64")[2]
+    assert "quick.yaml, with --set, now differs from it" in typed(*START, "--set", "max_length=64")[2]
     code, _, said = typed(*START, "--seed", "7")
-    assert (code, said) == (REFUSED, "The search job has the seed 0 and keeps it. Got --seed 7.\n")
+    assert (code, said) == (REFUSED, "The search job keeps its seed 0. Got --seed 7. Omit it.\n")
     (typing_place / "quick.yaml").write_text(QUICK.replace("1e-2", "1e-1"))
     code, _, said = typed(*START)
     assert code == REFUSED
-    assert said.startswith("The search job began with another space than quick.yaml is now (--set included), and keeps it.")
+    assert said.startswith("The search job keeps the space that it began with. quick.yaml, with --set, now differs from it.")
     assert typed("--resume", "job", "--set", "max_length=64")[0] == WRONG
     assert typed("--resume", "job", "--seed", "0")[0] == WRONG
     assert [resumed for _, resumed in plans] == [False]
@@ -211,20 +213,20 @@ def test_a_moved_search_is_the_same_search(typed: Type, typing_place: Path, plan
     target = move(typing_place)
     code, _, said = typed("--resume", "job", "--runs", "elsewhere/searches")
     assert (code, said.count("\n")) == (REFUSED, 1)
-    assert f"lay in {typing_place / 'data'}, which is not here. Say where: --data DIR" in said
+    assert f"was in {typing_place / 'data'}, which is not here. Give its folder: --data DIR" in said
     assert typed("--resume", "job", *MOVED)[0] == run.INTERRUPTED
     (first, _), (plan, _) = plans
     assert plan.config == first.config
-    assert plan.fingerprints() == before["fingerprints"]
+    assert plan.fingerprints() == before.fingerprints
     assert plan.inputs.data_folder == target / "corpora"
     assert plan.inputs.encoder_folder == target / "bert"
-    told = [line.split(None, 1)[1] for line in plan.lines() if line.startswith(("data", "encoder"))]
+    told = [line.split(None, 1)[1] for line in plan_lines(plan) if line.startswith(("data", "encoder"))]
     assert told[0].startswith(f"{target / 'corpora'} (")
     assert told[1] == str(target / "bert")
     assert plan.space.document == first.space.document
     record = read_plan(target / "searches" / "job")
     now = {str(typing_place / "data"): str(target / "corpora"), str(typing_place / "encoder"): str(target / "bert")}
-    assert record == before | {"moved": now}
+    assert record == replace(before, moved=now)
     assert typed("--resume", "job", "--runs", "elsewhere/searches")[0] == run.INTERRUPTED  # it is remembered
     assert typed(*START[:4], *MOVED)[0] == run.INTERRUPTED  # and so is what start-or-resume began with
 
@@ -307,7 +309,7 @@ def test_a_search_that_slurm_stops_and_somebody_moves_comes_out_as_if_it_had_run
     stopped.wait_for(r" 000 at 1/9 ")
     stopped.signal_all(signal.SIGUSR1)
     assert stopped.end() == 130, stopped.text
-    assert "stopping; the trials' states are saved" in stopped.text
+    assert "stopping; the trials' states are being saved" in stopped.text
     trials = read_results(typing_place / "runs" / "job", "quick")
     assert {trial.status for trial in trials} == {"running"}  # none is taken for failed
     target = move(typing_place)
@@ -319,7 +321,7 @@ def test_a_search_that_slurm_stops_and_somebody_moves_comes_out_as_if_it_had_run
     folder = target / "searches" / "job"
     [first] = read_results(folder, "quick")
     assert first.status == "completed"
-    inputs = open_inputs(relocated_config(first.config(), read_plan(folder)["moved"]))
+    inputs = open_inputs(relocated_config(first.config(), read_plan(folder).moved))
     whole = [progress.record for progress in train(first.config(), inputs)]
     assert numbers(first.records) == numbers(json.loads(json.dumps(whole)))
     assert os.readlink(folder / "best").startswith("trials/")

@@ -224,7 +224,7 @@ def test_a_trial_whose_snapshot_was_unreadable_is_told_as_it_comes_now(tmp_path:
     [
         ("NotFiniteError: The loss of sst became nan.\nmore", "not finite: The loss of sst became nan."),
         ("CorpusError: There is no file sts-dev.csv.", "CorpusError: There is no file sts-dev.csv."),
-        (None, "its process died without a word (killed, perhaps out of memory)"),
+        (None, "its process died without an error (killed, perhaps out of memory)"),
     ],
 )
 def test_a_failures_reason_is_one_line(tmp_path: Path, written: str | None, reason: str) -> None:

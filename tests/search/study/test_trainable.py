@@ -84,7 +84,7 @@ def test_a_trial_that_goes_on_ends_as_one_that_was_never_interrupted(
         file.write('{"kind": "train", "examples": 161}\n{"kind": "tra')
     reports = work(folder, monkeypatch)
     assert [report["rung"] for report in reports] == [9]
-    assert "trial 003 goes on after 192 examples" in (folder / "log.txt").read_text()
+    assert "trial 003 resumes after 192 examples" in (folder / "log.txt").read_text()
 
     whole = prepare(tmp_path / "trials" / "004")
     work(whole, monkeypatch)
