@@ -210,9 +210,25 @@ class TrialConfig(Settings):
         """The stages that learn labels, among which the budget is parted."""
         return tuple(stage for stage in self.stages if stage.learns_labels)  # type: ignore[misc]
 
+    @cached_property
+    def task_plans(self) -> dict[str, TaskPlan]:
+        """The tasks that `task` has resolved so far: checks and training ask for each many times."""
+        return {}
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> TrialConfig:
+        """Return a copy with other settings, from which it resolves its tasks itself."""
+        copy = super().model_copy(update=update, deep=deep)
+        for cached in ("known_tasks", "task_plans"):
+            copy.__dict__.pop(cached, None)
+        return copy
+
     def task(self, name: str) -> TaskPlan:
-        """How task `name` is learned: its settings over those of pairs, over all, over the default, field by field."""
-        task = self.known_tasks[name]
+        """Resolve how task `name` is learned: its own settings over those of pairs, of all, and the default, field by field."""
+        if name not in self.task_plans:
+            self.task_plans[name] = self._resolved(self.known_tasks[name])
+        return self.task_plans[name]
+
+    def _resolved(self, task: Task) -> TaskPlan:
         written: Any = {}
         for layer in task_layers(task):
             if layer in self.tasks:

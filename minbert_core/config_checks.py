@@ -11,10 +11,6 @@ from pydantic import ValidationError
 from minbert_core.config import LAYERS, OVERALL, TEXT_FILE, TINY, TOY, TrialConfig, pretraining_texts, task_layers
 from minbert_core.data.own_tasks import named_wrong
 from minbert_core.data.tasks import TASKS
-from minbert_core.methods.heads import Cosine
-from minbert_core.methods.loss_weights import Static
-from minbert_core.methods.losses import CosineEmbedding
-from minbert_core.methods.shared_layers import NoSharedLayer
 from minbert_core.methods.stages import Stage, StagePlan, in_epochs, shares
 from minbert_core.settings.faults import Fault, SettingsError, Where, fault_at, faults_of, path_of, subject
 from minbert_core.settings.yaml import read_yaml
@@ -40,9 +36,10 @@ def _cross_faults(config: TrialConfig) -> Iterator[str]:
             yield from _task_faults(config, name)
     yield from _shared_layer_faults(config)
     yield from _stage_faults(config)
-    for name in config.loss_weights.weights if isinstance(config.loss_weights, Static) else ():
+    for name in config.loss_weights.tasks_named:
         if name not in config.train_on:
-            yield f"`loss_weights/static/weights/{name}` weighs a task that is not in train_on {shown(config.train_on)}."
+            path = f"loss_weights/{config.loss_weights.kind}/weights/{name}"
+            yield f"`{path}` weighs a task that is not in train_on {shown(config.train_on)}."
 
 
 def _objective_faults(config: TrialConfig) -> Iterator[str]:
@@ -76,12 +73,12 @@ def _task_faults(config: TrialConfig, name: str) -> Iterator[str]:
     if fits and plan.loss.reads_features and not plan.head.reads_cosine_only:
         law = f"trains the encoder alone, but `{written('head')}` kind '{plan.head.kind}' answers nothing untrained"
         yield f"`{written('loss')}` kind '{plan.loss.kind}' {law}. Use head: cosine."
-    if fits and plan.task.kind == "binary" and isinstance(plan.loss, CosineEmbedding) and isinstance(plan.head, Cosine):
-        boundary, margin = 0.0 - plan.head.offset / plan.head.scale, plan.loss.margin
-        if not margin < boundary < 1:  # where the loss puts the pairs that are not alike, or beyond those that are
-            law = f"parts the classes of {name} at a cosine of {boundary:g}, which must lie between the loss's margin"
-            remedy = f"Set its offset to {-plan.head.scale * (1 + margin) / 2:g}."
-            yield f"`{written('head')}` kind 'cosine' {law} {margin:g} and 1. {remedy}"
+    if fits and plan.task.kind == "binary" and plan.loss.cosine_targets and plan.head.boundary is not None:
+        low, high = plan.loss.cosine_targets
+        if not low < plan.head.boundary < high:
+            law = f"parts the classes of {name} at a cosine of {plan.head.boundary:g}, which must lie between the loss's margin"
+            remedy = plan.head.advice_for((low + high) / 2)
+            yield f"`{written('head')}` kind '{plan.head.kind}' {law} {low:g} and {high:g}. {remedy}"
     if plan.head.single_output and plan.outputs > 1:
         cause = f" under loss kind '{plan.loss.kind}'" if plan.task.outputs == 1 else ""
         yield f"`{written('head')}` kind '{plan.head.kind}' has one output, but task {name} has {plan.outputs} classes{cause}."
@@ -93,7 +90,7 @@ def _task_faults(config: TrialConfig, name: str) -> Iterator[str]:
 
 
 def _shared_layer_faults(config: TrialConfig) -> Iterator[str]:
-    if isinstance(config.shared_layer, NoSharedLayer) or not all(name in config.known_tasks for name in config.train_on):
+    if not config.shared_layer.size or not all(name in config.known_tasks for name in config.train_on):
         return
     if not any(config.shared_layer.serves(config.known_tasks[name].is_pair) for name in config.train_on):
         law = f"is of the tasks of pairs, but `train_on` {shown(config.train_on)} has none"

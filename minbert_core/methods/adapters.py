@@ -130,24 +130,36 @@ class ProjectedAttentionLayers(nn.Module):
 # ------------------------------------------------------------------------------------------------------------- variants
 
 
-class NoAdapter(Variant):
+class AdapterVariant(Variant):
+    """The defaults of an adapter: it adds parameters, and the encoder is trained as without it."""
+
+    adds: ClassVar[bool] = True  # it has parameters of its own to train
+
+    @property
+    def shares(self) -> bool:
+        """Whether more of the encoder than its pooler is trained, so that the tasks share what is trained."""
+        return True
+
+    def adapt(self, encoder: Encoder, seed_of: SeedOf) -> None:
+        """Put what all tasks share into the encoder, once, before training; by default nothing."""
+
+    def build(self, shape: EncoderShape) -> nn.Module | None:
+        """Build what one task has next to the encoder's layers; by default nothing."""
+        return None
+
+    def groups(self, encoder: Encoder) -> Groups:
+        """Return the parameters of the encoder that are trained, by group; by default all."""
+        return encoder.parameter_groups()
+
+
+class NoAdapter(AdapterVariant):
     """The encoder alone, all of it trained."""
 
     kind: Literal["none"] = "none"
     adds: ClassVar[bool] = False
-    shares: ClassVar[bool] = True
-
-    def adapt(self, encoder: Encoder, seed_of: SeedOf) -> None:
-        """Nothing is put into the encoder."""
-
-    def build(self, shape: EncoderShape) -> nn.Module | None:
-        return None
-
-    def groups(self, encoder: Encoder) -> Groups:
-        return encoder.parameter_groups()
 
 
-class Lora(Variant):
+class Lora(AdapterVariant):
     """Low-rank adaptation: W + (alpha / r) B A, Hu et al. 2021 (arXiv 2106.09685), eq. 3; A and B are trained, W is not.
 
     All that the encoder had is frozen, but for its pooler where a task reads it: as in the authors' released code, what stands
@@ -161,8 +173,6 @@ class Lora(Variant):
     matrices: tuple[Matrix, ...] = Field(
         ("query", "value"), min_length=1, description="which matrices of each layer are adapted; the paper's own choice"
     )
-    adds: ClassVar[bool] = True
-    shares: ClassVar[bool] = True
 
     @field_validator("matrices")
     @classmethod
@@ -183,9 +193,6 @@ class Lora(Variant):
                 linear = LoraLinear(getattr(layer, name), outputs, self.rank, self.alpha / self.rank, seeds.__getitem__)
                 setattr(layer, name, linear)
 
-    def build(self, shape: EncoderShape) -> nn.Module | None:
-        return None
-
     def groups(self, encoder: Encoder) -> Groups:
         adapted = [module for module in encoder.modules() if isinstance(module, LoraLinear)]
         added = [part for module in adapted for part in (module.a, module.b)]
@@ -197,7 +204,7 @@ class Lora(Variant):
         return {name: group for name, group in groups.items() if group}
 
 
-class Pal(Variant):
+class Pal(AdapterVariant):
     """Projected attention layers, Stickland & Murray 2019 (arXiv 1902.02671), section 3: a small attention a task and layer.
 
     LN(m + FFN(m) + TS(h)) of a layer with input h and attention's result m; TS(h) = V_D MHA(V_E h), V_E and V_D a task's own
@@ -212,14 +219,10 @@ class Pal(Variant):
         204, json_schema_extra={"unit": "units"}, description="width of the small attention; a multiple of the encoder's heads"
     )
     freeze_encoder: bool = Field(False, description="true: the PALs are trained and the encoder's own weights are not")
-    adds: ClassVar[bool] = True
 
     @property
     def shares(self) -> bool:
         return not self.freeze_encoder
-
-    def adapt(self, encoder: Encoder, seed_of: SeedOf) -> None:
-        """Nothing is put into the encoder: what a task has beside it is handed in."""
 
     def build(self, shape: EncoderShape) -> nn.Module | None:
         heads = shape.num_attention_heads

@@ -80,72 +80,64 @@ def concatenate_pair(pooled_SD: Tensor) -> Tensor:
     return torch.cat([u_BD, v_BD], dim=1)
 
 
-class Cls(Variant):
+class PoolingVariant(Variant):
+    """The defaults of a pooling; a variant declares only what differs, and `pool(hidden_ND, starts_S1, layer)` -> (S, D)."""
+
+    uses_pooler: ClassVar[bool] = False  # `layer` is the checkpoint's pooler
+    reads_only_first: ClassVar[bool] = False  # it reads first tokens only: the encoder computes no others, so N = S
+
+    def build(self, dim: int) -> nn.Module | None:
+        """Build what the pooling learns for one task, handed to `pool` as `layer`; None if it learns nothing."""
+        return None
+
+
+class Cls(PoolingVariant):
     """The hidden state of [CLS] as it leaves the last layer (Devlin et al. 2019, arXiv 1810.04805, without their pooler)."""
 
     kind: Literal["cls"] = "cls"
-    uses_pooler: ClassVar[bool] = False
     reads_only_first: ClassVar[bool] = True
-
-    def build(self, dim: int) -> nn.Module | None:
-        return None
 
     def pool(self, hidden_ND: Tensor, starts_S1: Tensor, layer: Layer | None) -> Tensor:
         return first_tokens(hidden_ND, starts_S1)
 
 
-class Pooler(Variant):
+class Pooler(PoolingVariant):
     """tanh(W h + b) of [CLS], through the checkpoint's own pooler (Devlin et al. 2019, arXiv 1810.04805)."""
 
     kind: Literal["pooler"] = "pooler"
     uses_pooler: ClassVar[bool] = True
     reads_only_first: ClassVar[bool] = True
 
-    def build(self, dim: int) -> nn.Module | None:
-        return None
-
     def pool(self, hidden_ND: Tensor, starts_S1: Tensor, layer: Layer | None) -> Tensor:
         assert layer is not None, "pooling 'pooler' is handed the checkpoint's pooler"
         return layer(first_tokens(hidden_ND, starts_S1))
 
 
-class Mean(Variant):
+class Mean(PoolingVariant):
     """The mean over a sequence's tokens, specials included (Reimers & Gurevych 2019, arXiv 1908.10084, section 3)."""
 
     kind: Literal["mean"] = "mean"
-    uses_pooler: ClassVar[bool] = False
-    reads_only_first: ClassVar[bool] = False
-
-    def build(self, dim: int) -> nn.Module | None:
-        return None
 
     def pool(self, hidden_ND: Tensor, starts_S1: Tensor, layer: Layer | None) -> Tensor:
         return mean_tokens(hidden_ND, starts_S1)
 
 
-class Max(Variant):
+class Max(PoolingVariant):
     """The largest value of each dimension over a sequence's tokens, specials included (Reimers & Gurevych 2019, section 3)."""
 
     kind: Literal["max"] = "max"
-    uses_pooler: ClassVar[bool] = False
-    reads_only_first: ClassVar[bool] = False
-
-    def build(self, dim: int) -> nn.Module | None:
-        return None
 
     def pool(self, hidden_ND: Tensor, starts_S1: Tensor, layer: Layer | None) -> Tensor:
         return max_tokens(hidden_ND, starts_S1)
 
 
-class Attention(Variant):
+class Attention(PoolingVariant):
     """The mean over a sequence's tokens, specials included, weighed by a learned score: Yang et al. 2016 (NAACL), eq. 5 to 7.
 
     Departure: the vector that scores, their word context u_w, starts at zero and not at random: training starts from `mean`.
     """
 
     kind: Literal["attention"] = "attention"
-    uses_pooler: ClassVar[bool] = False
-    reads_only_first: ClassVar[bool] = False
 
     def build(self, dim: int) -> nn.Module | None:
         return TokenScores(dim)

@@ -172,7 +172,16 @@ def worst_mixture(gram_TT: Tensor, c: float) -> Tensor:
     return torch.as_tensor(w / w.sum(), dtype=gram_TT.dtype, device=gram_TT.device)
 
 
-class Sum(Variant):
+class GradientVariant(Variant):
+    """The defaults of a gradient method; a variant declares only what differs, its `groups`, and `weights` -> (G, T).
+
+    `weights(gramian_GTT, tasks, orders, state)` gets parties for tasks, an order per party, and what it has put into `state`.
+    """
+
+    needs_several_tasks: ClassVar[bool] = True  # with one task per step there is nothing to merge
+
+
+class Sum(GradientVariant):
     """The plain sum of the tasks' gradients: joint training (Caruana 1997)."""
 
     kind: Literal["sum"] = "sum"
@@ -183,7 +192,7 @@ class Sum(Variant):
         return torch.ones_like(gramian_GTT[:, 0, :])
 
 
-class PCGrad(Variant):
+class PCGrad(GradientVariant):
     """Projecting Conflicting Gradients (Yu et al. 2020, arXiv 2001.06782), Algorithm 1.
 
     A gradient that points against another task's original one loses that component; then all are summed. As in the paper,
@@ -193,13 +202,12 @@ class PCGrad(Variant):
 
     kind: Literal["pcgrad"] = "pcgrad"
     groups: Groups = ()
-    needs_several_tasks: ClassVar[bool] = True
 
     def weights(self, gramian_GTT: Tensor, tasks: tuple[str, ...], orders: Tensor, state: dict[str, Tensor]) -> Tensor:
         return pcgrad_weights(gramian_GTT.sum(dim=0), orders).expand(len(gramian_GTT), -1)
 
 
-class GradVac(Variant):
+class GradVac(GradientVariant):
     """Gradient Vaccine (Wang et al. 2021, arXiv 2010.05874), Algorithm 1.
 
     Where the cosine of two tasks' gradients falls below its running mean, one is turned towards the other until it is met.
@@ -219,14 +227,13 @@ class GradVac(Variant):
         description="what is corrected by itself: each parameter group (the paper's choice), or the whole shared vector",
     )
     groups: Groups = ()
-    needs_several_tasks: ClassVar[bool] = True
 
     def weights(self, gramian_GTT: Tensor, tasks: tuple[str, ...], orders: Tensor, state: dict[str, Tensor]) -> Tensor:
         parts = gramian_GTT if self.per == "layer" else gramian_GTT.sum(dim=0, keepdim=True)
         return gradvac_weights(parts, tasks, orders, state, self.beta).expand(len(gramian_GTT), -1)
 
 
-class CAGrad(Variant):
+class CAGrad(GradientVariant):
     """Conflict-averse gradient descent (Liu, Liu, Jin, Stone & Liu 2021, arXiv 2110.14048), Algorithm 1.
 
     Of the directions within c |g_0| of the mean gradient g_0, the one that lowers best the loss that it lowers least.
@@ -243,7 +250,6 @@ class CAGrad(Variant):
         description="radius of the ball about the mean gradient; 0 is the sum, and below 1 it ends where the sum does",
     )
     groups: Groups = ()
-    needs_several_tasks: ClassVar[bool] = True
 
     def weights(self, gramian_GTT: Tensor, tasks: tuple[str, ...], orders: Tensor, state: dict[str, Tensor]) -> Tensor:
         return cagrad_weights(gramian_GTT.sum(dim=0), self.c).expand(len(gramian_GTT), -1)

@@ -9,9 +9,6 @@ drops is handed in at each call, so that one set of masks can be replayed; in ev
 `build(dim, outputs, middle)`: F, K, and the logit in the middle of a regression's labels (0 of classes), where a head starts
 unless its knob `start` says zero. From 0, a squared error's first lesson is the labels' mean, and as a bias moves by the rate
 only, the shared encoder would be bent to supply it (SST and Para stayed at chance for a whole trial; LOG.md).
-
-What a head says of itself: `needs_pair_vectors`, its features must be [u; v]; `single_output`, K must be 1;
-`reads_cosine_only`, its logit grows with cos(u, v) and depends on nothing else: it can answer without having been trained.
 """
 
 from __future__ import annotations
@@ -128,21 +125,38 @@ class ScaledCosine(nn.Module):
         return self.a * cosines(features_BF) + self.b
 
 
-class Linear(Variant):
+class HeadVariant(Variant):
+    """The defaults of a head; a variant declares only what differs, and `build(dim, outputs, middle) -> nn.Module`.
+
+    dim is F, outputs is K. middle is the logit in the middle of a regression's labels (0 for classes).
+    """
+
+    needs_pair_vectors: ClassVar[bool] = False  # its features must be [u; v]
+    single_output: ClassVar[bool] = False  # K must be 1
+    reads_cosine_only: ClassVar[bool] = False  # its logit grows with cos(u, v) only, so it needs no training
+
+    @property
+    def boundary(self) -> float | None:
+        """The cosine at which an untrained logit is 0; None unless the head reads the cosine only."""
+        return None
+
+    def advice_for(self, boundary: float) -> str:
+        """Return a sentence that says which knob puts the boundary at a cosine."""
+        return ""
+
+
+class Linear(HeadVariant):
     """One linear layer: BERT's own head (Devlin et al. 2019, arXiv 1810.04805)."""
 
     kind: Literal["linear"] = "linear"
     dropout: Dropout = 0.1
     start: Start = "middle"
-    needs_pair_vectors: ClassVar[bool] = False
-    single_output: ClassVar[bool] = False
-    reads_cosine_only: ClassVar[bool] = False
 
     def build(self, dim: int, outputs: int, middle: float = 0.0) -> nn.Module:
         return Layers((dim, outputs), self.dropout, first_answer(self.start, middle))
 
 
-class Mlp(Variant):
+class Mlp(HeadVariant):
     """Linear layers with ReLU between, dropout before each: the "HLH" head of Kehoe & Ravella 2024 at hidden [768]."""
 
     kind: Literal["mlp"] = "mlp"
@@ -151,30 +165,25 @@ class Mlp(Variant):
     )
     dropout: Dropout = 0.1
     start: Start = "middle"
-    needs_pair_vectors: ClassVar[bool] = False
-    single_output: ClassVar[bool] = False
-    reads_cosine_only: ClassVar[bool] = False
 
     def build(self, dim: int, outputs: int, middle: float = 0.0) -> nn.Module:
         return Layers((dim, *self.hidden, outputs), self.dropout, first_answer(self.start, middle))
 
 
-class Sbert(Variant):
+class Sbert(HeadVariant):
     """A linear layer over [u; v; |u - v|] (Reimers & Gurevych 2019, arXiv 1908.10084, section 3).  Needs u and v apart."""
 
     kind: Literal["sbert"] = "sbert"
     dropout: Dropout = 0.1
     start: Start = "middle"
     needs_pair_vectors: ClassVar[bool] = True
-    single_output: ClassVar[bool] = False
-    reads_cosine_only: ClassVar[bool] = False
 
     def build(self, dim: int, outputs: int, middle: float = 0.0) -> nn.Module:
         assert dim % 2 == 0, f"sbert takes [u; v], an even number of features, not {dim}"
         return DifferenceLayers((dim // 2 * 3, outputs), self.dropout, first_answer(self.start, middle))
 
 
-class SbertCosine(Variant):
+class SbertCosine(HeadVariant):
     """W [u; v; |u - v|] + cos(u, v): the STS head of Liu & Maniku 2023.  Needs u and v apart, and a task of one output.
 
     They write cos(u, v) as a vector of K numbers; it is a scalar. It enters unscaled, and from features that are whole (see
@@ -186,7 +195,6 @@ class SbertCosine(Variant):
     start: Start = "middle"
     needs_pair_vectors: ClassVar[bool] = True
     single_output: ClassVar[bool] = True
-    reads_cosine_only: ClassVar[bool] = False
 
     def build(self, dim: int, outputs: int, middle: float = 0.0) -> nn.Module:
         assert dim % 2 == 0, f"sbert_cosine takes [u; v], an even number of features, not {dim}"
@@ -194,7 +202,7 @@ class SbertCosine(Variant):
         return DifferenceLayersAndCosine((dim // 2 * 3, outputs), self.dropout, first_answer(self.start, middle))
 
 
-class Hadamard(Variant):
+class Hadamard(HeadVariant):
     """A linear layer over u * v / (|u| |v| + eps), the terms of the cosine: the STS head of Hollister et al. 2023.
 
     There u and v come out of a layer that the pair tasks share: `shared_layer` with `of: pairs`. Their eps is not told; here it
@@ -205,15 +213,13 @@ class Hadamard(Variant):
     dropout: Dropout = 0.1
     start: Start = "middle"
     needs_pair_vectors: ClassVar[bool] = True
-    single_output: ClassVar[bool] = False
-    reads_cosine_only: ClassVar[bool] = False
 
     def build(self, dim: int, outputs: int, middle: float = 0.0) -> nn.Module:
         assert dim % 2 == 0, f"hadamard takes [u; v], an even number of features, not {dim}"
         return ProductLayers((dim // 2, outputs), self.dropout, first_answer(self.start, middle))
 
 
-class Halving(Variant):
+class Halving(HeadVariant):
     """A second layer, half as wide as the features, with LeakyReLU (slope 0.01, PyTorch's): after Liu & Maniku 2023.
 
     Departure: the layer is the task's own; theirs was shared by all tasks, which is `shared_layer`.
@@ -222,15 +228,12 @@ class Halving(Variant):
     kind: Literal["halving"] = "halving"
     dropout: Dropout = 0.1
     start: Start = "middle"
-    needs_pair_vectors: ClassVar[bool] = False
-    single_output: ClassVar[bool] = False
-    reads_cosine_only: ClassVar[bool] = False
 
     def build(self, dim: int, outputs: int, middle: float = 0.0) -> nn.Module:
         return Layers((dim, dim // 2, outputs), self.dropout, first_answer(self.start, middle), functional.leaky_relu)
 
 
-class Cosine(Variant):
+class Cosine(HeadVariant):
     """a cos(u, v) + b: the cosine of Reimers & Gurevych 2019 (arXiv 1908.10084, section 3), scaled to the task's labels.
 
     Departure: a and b are learned, since labels lie in 0..5 and not in -1..1; b starts at `offset`, wherever the middle is.
@@ -250,6 +253,13 @@ class Cosine(Variant):
     needs_pair_vectors: ClassVar[bool] = True
     single_output: ClassVar[bool] = True
     reads_cosine_only: ClassVar[bool] = True
+
+    @property
+    def boundary(self) -> float | None:
+        return 0.0 - self.offset / self.scale  # 0.0 and not -0.0 where the offset is 0
+
+    def advice_for(self, boundary: float) -> str:
+        return f"Set its offset to {-self.scale * boundary:g}."
 
     def build(self, dim: int, outputs: int, middle: float = 0.0) -> nn.Module:
         assert dim % 2 == 0, f"cosine takes [u; v], an even number of features, not {dim}"

@@ -2,12 +2,6 @@
 
     state, this step's losses -> weights -> backward, merge, update -> follow: the state moves, for the steps to come
 
-What a variant says of itself, beside whether it needs several tasks a step:
-
-    reads_losses     its weights are of this step's own losses: known after the backward passes, they weigh the gradients
-    follows_losses   its state moves with each step's losses
-    looks_again      and with those of the same batches, under the same masks, after the update: a pass more, without gradient
-
 `kinds` maps the stage's tasks, in order, to their kinds; `losses` the step's tasks to their losses, without penalties. What a
 variant remembers is in `state`, by task, float64 on the CPU; a snapshot holds it, a stage begins with an empty one.
 """
@@ -55,26 +49,40 @@ def learn(state: State, task: str, gradient: float, lr: float) -> None:
     state[task] = torch.tensor([value, first, second, steps], dtype=torch.float64)
 
 
-class Static(Variant):
+class LossWeightsVariant(Variant):
+    """The defaults of loss weights; a variant declares only what differs, and `of(kinds, losses, state)` -> task's weight."""
+
+    needs_several_tasks: ClassVar[bool] = False  # it compares the tasks of one step
+    reads_losses: ClassVar[bool] = False  # it weighs by this step's losses: after the backward passes, so it weighs gradients
+    follows_losses: ClassVar[bool] = False  # `follow` moves its state by each step's losses
+    looks_again: ClassVar[bool] = False  # `follow` also gets the losses after the update: one more pass, same batches and masks
+
+    @property
+    def tasks_named(self) -> tuple[str, ...]:
+        """The tasks that its knobs name."""
+        return ()
+
+    def follow(self, kinds: Kinds, losses: Numbers, losses_after: Numbers, progress: float, state: State) -> None:
+        """Move `state` after a step; by default it stays."""
+
+
+class Static(LossWeightsVariant):
     """A constant factor for each task; 1 where none is given.  With none at all, the plain sum of Caruana 1997."""
 
     kind: Literal["static"] = "static"
     weights: dict[str, PositiveFloat] = Field(
         {}, json_schema_extra={"unit": "times the loss"}, description="task name -> factor; 1 where absent"
     )
-    needs_several_tasks: ClassVar[bool] = False
-    reads_losses: ClassVar[bool] = False
-    follows_losses: ClassVar[bool] = False
-    looks_again: ClassVar[bool] = False
 
     def of(self, kinds: Kinds, losses: Numbers, state: State) -> Numbers:
         return {task: self.weights.get(task, 1.0) for task in kinds}
 
-    def follow(self, kinds: Kinds, losses: Numbers, losses_after: Numbers, progress: float, state: State) -> None:
-        """Nothing moves."""
+    @property
+    def tasks_named(self) -> tuple[str, ...]:
+        return tuple(self.weights)
 
 
-class Uncertainty(Variant):
+class Uncertainty(LossWeightsVariant):
     """Homoscedastic uncertainty (Kendall, Gal & Cipolla 2018, arXiv 1705.07115, eq. 7 to 10): e^-s L + s/2, summed over tasks.
 
     s = log sigma^2 is learned, one a task, by its own gradient, without weight decay, which would pull sigma to 1; the L of a
@@ -91,10 +99,7 @@ class Uncertainty(Variant):
         json_schema_extra={"unit": "a step"},
         description="rate of the log variances, constant; 0.01 is assumed, not measured (2026-11)",
     )
-    needs_several_tasks: ClassVar[bool] = False
-    reads_losses: ClassVar[bool] = False
     follows_losses: ClassVar[bool] = True
-    looks_again: ClassVar[bool] = False
 
     def of(self, kinds: Kinds, losses: Numbers, state: State) -> Numbers:
         return {task: self._factor(kind) * math.exp(-learned(state, task)) for task, kind in kinds.items()}
@@ -110,7 +115,7 @@ class Uncertainty(Variant):
         return 0.5 if kind == "regression" else 1.0
 
 
-class Dwa(Variant):
+class Dwa(LossWeightsVariant):
     """Dynamic weight average (Liu, Johns & Davison 2019, arXiv 1803.10704, eq. 7): K softmax(w / T) over the K tasks.
 
     w_k = L_k(t-1) / L_k(t-2): a task whose loss falls more slowly than the others' gets more weight. L_k(t) is the mean over
@@ -130,10 +135,7 @@ class Dwa(Variant):
         json_schema_extra={"unit": "of the stage"},
         description="over which losses are meaned and weights stay; 0.1 is the epoch of a stage of ten",
     )
-    needs_several_tasks: ClassVar[bool] = False
-    reads_losses: ClassVar[bool] = False
     follows_losses: ClassVar[bool] = True
-    looks_again: ClassVar[bool] = False
 
     def of(self, kinds: Kinds, losses: Numbers, state: State) -> Numbers:
         ratios = {}
@@ -155,7 +157,7 @@ class Dwa(Variant):
         state["/period"] = torch.tensor(float(max(number, known)), dtype=torch.float64)
 
 
-class Famo(Variant):
+class Famo(LossWeightsVariant):
     """Fast adaptive multitask optimisation (Liu, Feng, Stone & Liu 2023, arXiv 2306.03792), Algorithm 1.
 
     With z = softmax(xi) a task weighs z_i / L_i, so that logarithms of losses fall; after the update xi moves against the fall

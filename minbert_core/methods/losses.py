@@ -145,6 +145,11 @@ class LossVariant(Variant):
     needs_pair_vectors: ClassVar[bool] = False
     is_mean: ClassVar[bool] = True
 
+    @property
+    def cosine_targets(self) -> tuple[float, float] | None:
+        """The cosines to which it drives pairs that are not alike and pairs that are; None for a loss of logits."""
+        return None
+
     def outputs(self, task_outputs: int) -> int:
         return task_outputs
 
@@ -249,6 +254,10 @@ class CosineEmbedding(LossVariant):
     fits: ClassVar[tuple[TaskKind, ...]] = ("regression", "binary")
     reads_features: ClassVar[bool] = True
     needs_pair_vectors: ClassVar[bool] = True
+
+    @property
+    def cosine_targets(self) -> tuple[float, float] | None:
+        return self.margin, 1.0
 
     def __call__(self, features_BF: Tensor, labels_B: Tensor, label_range: LabelRange) -> Tensor:
         low, high = label_range

@@ -91,13 +91,18 @@ class StagePlan:
         return f"{self.name}-{self.task_schedule.kind}" if self.has_rounds else self.name
 
 
-class Multitask(Variant):
+class LabelledVariant(Variant):
+    """The defaults of a stage that learns labels; a variant has a `share`, `epochs`, and `plan(trial) -> StagePlan`."""
+
+    learns_labels: ClassVar[bool] = True
+
+
+class Multitask(LabelledVariant):
     """All tasks of `train_on` together, encoder and heads trained (Caruana 1997)."""
 
     kind: Literal["multitask"] = "multitask"
     share: Share = None
     epochs: Epochs = None
-    learns_labels: ClassVar[bool] = True
     optimizer: OwnOptimizer = None
     task_schedule: OwnSchedule = None
     gradient: OwnGradient = None
@@ -117,14 +122,13 @@ class Multitask(Variant):
         )
 
 
-class SingleTask(Variant):
+class SingleTask(LabelledVariant):
     """One task alone, encoder and its head trained: Para first (Kehoe & Ravella 2024), or one of several in a row."""
 
     kind: Literal["single_task"] = "single_task"
     task: str = Field(description="the task's name, one of train_on")
     share: Share = None
     epochs: Epochs = None
-    learns_labels: ClassVar[bool] = True
     optimizer: OwnOptimizer = None
     smoothness: OwnSmoothness = None
     proximal: OwnProximal = None
@@ -143,7 +147,7 @@ class SingleTask(Variant):
         )
 
 
-class LinearProbe(Variant):
+class LinearProbe(LabelledVariant):
     """The heads alone, on the frozen encoder: the LP of LP-FT (Kumar et al. 2022, arXiv 2202.10054).
 
     The encoder is used as in evaluation, without dropout; gradient method, smoothness and proximal have nothing to act on.
@@ -152,7 +156,6 @@ class LinearProbe(Variant):
     kind: Literal["linear_probe"] = "linear_probe"
     share: Share = None
     epochs: Epochs = None
-    learns_labels: ClassVar[bool] = True
     lr: ProbeRate = 1e-3
     task_schedule: OwnSchedule = None
 
@@ -161,7 +164,7 @@ class LinearProbe(Variant):
         return _frozen(trial, self.kind, self.lr, self.task_schedule, fresh_heads=False)
 
 
-class HeadsOnly(Variant):
+class HeadsOnly(LabelledVariant):
     """The heads again, on the encoder as the stages before have left it (the last stage of Liu & Maniku 2023).
 
     As linear_probe, but it can draw new heads first: theirs may have followed an encoder that has moved on.
@@ -170,7 +173,6 @@ class HeadsOnly(Variant):
     kind: Literal["heads_only"] = "heads_only"
     share: Share = None
     epochs: Epochs = None
-    learns_labels: ClassVar[bool] = True
     lr: ProbeRate = 1e-3
     fresh: bool = Field(False, description="true: the stage begins with newly drawn heads")
     task_schedule: OwnSchedule = None
@@ -226,7 +228,20 @@ Seed = Annotated[
 ]
 
 
-class Mlm(Variant):
+class PretrainingVariant(Variant):
+    """The defaults of a stage on texts without labels; a variant has an `ask` and builds the head that answers it."""
+
+    learns_labels: ClassVar[bool] = False
+    reads_single: ClassVar[bool] = True  # texts of one sentence, not only pairs
+    head_name: ClassVar[str]  # in messages
+    stored: ClassVar[dict[str, str]]  # each tensor of the head -> its name in a checkpoint
+
+    def follow(self, rows_B: Integers, num_rows: int, random: np.random.Generator) -> Integers:
+        """Pick the row that gives each text its second sentence, (B,); by default the text's own row."""
+        return rows_B
+
+
+class Mlm(PretrainingVariant):
     """Masked language modelling on the task's own texts: Devlin et al. 2019 (arXiv 1810.04805), section 3.1, task 1.
 
     As further pretraining: Liu & Maniku 2023 (20 epochs), Gururangan et al. 2020 (arXiv 2004.10964). Masks are fresh in every
@@ -245,8 +260,6 @@ class Mlm(Variant):
     batch_size: BatchSize = 32
     optimizer: TextOptimizer = None
     seed: Seed = 0
-    learns_labels: ClassVar[bool] = False
-    reads_single: ClassVar[bool] = True  # texts of one sentence
     head_name: ClassVar[str] = "head over masked words (cls.predictions)"
     stored: ClassVar[dict[str, str]] = {
         "dense.weight": "cls.predictions.transform.dense.weight",
@@ -258,10 +271,6 @@ class Mlm(Variant):
 
     def build(self, shape: EncoderShape) -> nn.Module:
         return WordHead(shape)
-
-    def follow(self, rows_B: Integers, num_rows: int, random: np.random.Generator) -> Integers:
-        """Each text's own second sentence, where it has one."""
-        return rows_B
 
     def ask(
         self,
@@ -276,7 +285,7 @@ class Mlm(Variant):
         return masked(token_ids_N, at_M, vocabulary, random), at_M, token_ids_N[at_M]
 
 
-class Nsp(Variant):
+class Nsp(PretrainingVariant):
     """Next sentence prediction: Devlin et al. 2019 (arXiv 1810.04805), section 3.1, task 2; planned by Hollister et al. 2023.
 
     Half the time the second sentence is that of another row. In a text file the next line is the second sentence (an empty line
@@ -292,7 +301,6 @@ class Nsp(Variant):
     optimizer: TextOptimizer = None
     seed: Seed = 0
     pair_encoding: ClassVar[Literal["cross"]] = "cross"
-    learns_labels: ClassVar[bool] = False
     reads_single: ClassVar[bool] = False
     head_name: ClassVar[str] = "head over next sentences (cls.seq_relationship)"
     stored: ClassVar[dict[str, str]] = {
