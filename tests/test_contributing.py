@@ -36,7 +36,8 @@ def code(language: str) -> list[str]:
 def newcomer(tmp_path: Path) -> Path:
     """A copy of the packages and the battery, as one has it before the example."""
     files = [path for package in ("minbert_core", "search") for path in (ROOT / package).rglob("*.py")]
-    files += [ROOT / name for name in ("pyproject.toml", "tests/conftest.py", "tests/methods/test_battery.py")]
+    files += [ROOT / "pyproject.toml", ROOT / "tests/conftest.py", ROOT / "tests/methods/battery.py"]
+    files += (ROOT / "tests/methods").glob("test_laws*.py")
     for path in files:
         copy = tmp_path / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
