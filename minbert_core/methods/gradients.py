@@ -234,7 +234,7 @@ class GradVac(GradientVariant):
 
 
 class CAGrad(GradientVariant):
-    """Conflict-averse gradient descent (Liu, Liu, Jin, Stone & Liu 2021, arXiv 2110.14048), Algorithm 1.
+    """Conflict-averse gradient descent (Liu et al. 2021, arXiv 2110.14048), Algorithm 1.
 
     Of the directions within c |g_0| of the mean gradient g_0, the one that lowers best the loss that it lowers least.
     Departure: the whole is T times the paper's, so that c = 0 is the sum and not the mean; the released code rescales

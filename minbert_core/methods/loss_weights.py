@@ -83,7 +83,7 @@ class Static(LossWeightsVariant):
 
 
 class Uncertainty(LossWeightsVariant):
-    """Homoscedastic uncertainty (Kendall, Gal & Cipolla 2018, arXiv 1705.07115, eq. 7 to 10): e^-s L + s/2, summed over tasks.
+    """Homoscedastic uncertainty (Kendall et al. 2018, arXiv 1705.07115, eq. 7 to 10): e^-s L + s/2, summed over tasks.
 
     s = log sigma^2 is learned, one a task, by its own gradient, without weight decay, which would pull sigma to 1; the L of a
     regression counts half, as the Gaussian has it. Departures: s has an Adam and a rate of its own (theirs was one optimiser
@@ -116,7 +116,7 @@ class Uncertainty(LossWeightsVariant):
 
 
 class Dwa(LossWeightsVariant):
-    """Dynamic weight average (Liu, Johns & Davison 2019, arXiv 1803.10704, eq. 7): K softmax(w / T) over the K tasks.
+    """Dynamic weight average (Liu et al. 2019, arXiv 1803.10704, eq. 7): K softmax(w / T) over the K tasks.
 
     w_k = L_k(t-1) / L_k(t-2): a task whose loss falls more slowly than the others' gets more weight. L_k(t) is the mean over
     the steps of period t; in the first two periods all weights are 1, and so is w_k while a task has no two means. Departures:
@@ -158,7 +158,7 @@ class Dwa(LossWeightsVariant):
 
 
 class Famo(LossWeightsVariant):
-    """Fast adaptive multitask optimisation (Liu, Feng, Stone & Liu 2023, arXiv 2306.03792), Algorithm 1.
+    """Fast adaptive multitask optimisation (Liu et al. 2023, arXiv 2306.03792), Algorithm 1.
 
     With z = softmax(xi) a task weighs z_i / L_i, so that logarithms of losses fall; after the update xi moves against the fall
     of log L on the same batches, and the tasks that fell least gain. Departures: the weights sum to T and not to 1, so that of
