@@ -76,7 +76,7 @@ def test_the_head_of_the_example_keeps_every_law_and_its_files_are_read(newcomer
     assert done.returncode == 0, done.stderr
 
 
-def test_a_law_that_the_example_breaks_is_told_as_the_guide_says(newcomer: Path) -> None:
+def test_a_law_that_the_example_breaks_is_reported_as_the_guide_says(newcomer: Path) -> None:
     told = re.search(r"^    head 'gated'.*\n    law: .*\n", TEXT, re.MULTILINE)[0].replace("\n    ", "\n").strip()
     add_head(newcomer, code("python")[0].replace("return logits_BK", "return logits_BK.detach()"))
     done = run_battery(newcomer)
@@ -85,7 +85,7 @@ def test_a_law_that_the_example_breaks_is_told_as_the_guide_says(newcomer: Path)
     assert "Traceback" not in done.stdout
 
 
-def test_a_head_that_no_union_names_is_told_so(newcomer: Path) -> None:
+def test_a_head_that_no_union_names_is_reported(newcomer: Path) -> None:
     add_head(newcomer, code("python")[0], in_union=False)
     done = run_battery(newcomer)
     assert done.returncode == 1
