@@ -326,7 +326,7 @@ def test_a_variant_is_explained_whole(capsys: pytest.CaptureFixture[str]) -> Non
     text = told("gradvac", capsys)
     for part in (
         "gradient/gradvac  (gradvac)",
-        "Where the cosine of two tasks' gradients falls below its running mean",  # its docstring to the end
+        "If the cosine of two tasks' gradients is below its running mean",  # its docstring to the end
         "gradient/gradvac/beta    number",
         "several tasks a step",
         "Wang et al. 2021 (arXiv 2010.05874)",
