@@ -1,4 +1,4 @@
-"""TrialConfig: everything one trial is, composed of the families.
+"""TrialConfig: all settings of one trial, composed of the families.
 
 YAML or dict -> config_checks.load_config -> TrialConfig -> paths.as_written -> plain values again
 """
@@ -42,16 +42,16 @@ from minbert_core.settings.models import Settings
 from minbert_core.settings.paths import as_written, lay_over
 
 TOY, TINY = "toy", "tiny"
-LAYERS = ("all", "pairs")  # keys of `tasks` that are no task
-OVERALL = ("norm", "mean")  # objectives that are no task
+LAYERS = ("all", "pairs")  # keys of `tasks` that are not tasks
+OVERALL = ("norm", "mean")  # objectives that are not tasks
 TEXT_FILE = ".txt"
-# Version of searches, snapshots and models. Their configs hold no defaults: raise it when a default changes, or the content of
-# a snapshot.
+# Version of searches, snapshots and models. Their configs omit defaults, so raise it when a default changes, or the content
+# of a snapshot.
 FORMAT = 2
 
 
 class Encoder(Settings):
-    """Which pretrained BERT, and its own dropout (the heads have theirs)."""
+    """The pretrained BERT and its dropout; heads have their own."""
 
     checkpoint: str = Field(
         "bert-base-uncased", description="hub name, folder in Hugging Face layout, or `tiny` (random, toy data only)"
@@ -65,16 +65,16 @@ class Encoder(Settings):
 
 
 class TaskSettings(Settings):
-    """How one task is learned; what is absent here is taken from `pairs`, `all`, or the default."""
+    """The settings of one task; absent ones come from `pairs`, then `all`, then the default."""
 
-    pair_encoding: PairEncoding | None = Field(None, description="cross: one sequence a pair; bi: one a sentence")
+    pair_encoding: PairEncoding | None = Field(None, description="cross: one sequence per pair; bi: one per sentence")
     pooling: Pooling | None = Field(None, description="hidden states of a sequence -> one vector")
     head: Head | None = Field(None, description="features -> logits")
     loss: Loss | None = Field(
-        None, description="logits -> a number to lower; by default, by the task's kind: cross_entropy, bce, mse"
+        None, description="logits -> the number to minimise; default by kind of task: cross_entropy, bce, mse"
     )
     batch_size: PositiveInt | None = Field(
-        None, json_schema_extra={"unit": "examples"}, description="a batch, in which a pair is one example; default 16"
+        None, json_schema_extra={"unit": "examples"}, description="size of a batch; a pair counts as one example; default 16"
     )
 
 
@@ -83,21 +83,21 @@ TASK_DEFAULTS: dict[str, Any] = {"pair_encoding": Cross(), "pooling": Mean(), "h
 
 
 class Budget(Settings):
-    """What a trial may spend, in examples drawn, and where of it dev is evaluated."""
+    """How many examples a trial may draw, and when it is evaluated on dev."""
 
     examples: PositiveInt | None = Field(
         None,
         json_schema_extra={"unit": "examples"},
-        description="labelled rows drawn, over all tasks; 400,000 if neither is given",
+        description="labelled rows drawn, over all tasks; 400,000 if epochs is absent, too",
     )
     epochs: PositiveFloat | None = Field(
-        None, json_schema_extra={"unit": "epochs"}, description="instead: epochs as the task schedule counts them"
+        None, json_schema_extra={"unit": "epochs"}, description="instead of examples: epochs as the task schedule counts them"
     )
     points: tuple[PositiveInt, ...] = Field(
         (1, 3, 9),
         min_length=1,
         json_schema_extra={"unit": "parts"},
-        description="evaluation points in parts of the budget; the last is all",
+        description="evaluation points, relative to the last one, which is the whole budget",
     )
 
     @field_validator("points")
@@ -115,34 +115,38 @@ class Budget(Settings):
 
 
 class Machine(Settings):
-    """What a trial runs on; chosen once a search and stored with each trial, so that a repeat is to the digit."""
+    """The machine settings, chosen once per search and stored with each trial, so that reruns are bit-identical."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is a GPU")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is a GPU")
     threads: PositiveInt = Field(1, json_schema_extra={"unit": "threads"}, description="CPU threads")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of matrix products; auto: bfloat16 on a GPU that has it"
+        "auto", description="precision of matrix products; auto: bfloat16 on a GPU that supports it"
     )
     matmul: Literal["torch", "onednn"] = Field(
         "torch",
-        description="what multiplies float32 matrices on the CPU: torch's default, or oneDNN where that is faster, as exact",
+        description="library for float32 matrix products on the CPU: torch's default, or oneDNN where faster; equally exact",
     )
     micro_batch_tokens: PositiveInt | None = Field(
         None,
         json_schema_extra={"unit": "tokens"},
-        description="a batch of more tokens goes through in several passes, its gradient accumulated; null: in one",
+        description="split a batch of more tokens into several passes and accumulate gradients; null: never split",
     )
     gpu_share: float = Field(
-        1.0, gt=0, le=1, json_schema_extra={"unit": "of a GPU's memory"}, description="what the trial may take of it"
+        1.0,
+        gt=0,
+        le=1,
+        json_schema_extra={"unit": "of a GPU's memory"},
+        description="share of a GPU's memory that a trial may use",
     )
 
 
 class Objective(Settings):
-    """A weighted mean of the tasks' metrics, r entering as (r + 1)/2."""
+    """A weighted mean of the tasks' metrics; r counts as (r + 1)/2."""
 
     weights: dict[str, PositiveFloat] = Field(min_length=1, description="task name -> weight")
 
 
-ObjectiveSetting = Annotated[  # the tags only keep pydantic from trying both, and finding two faults in one
+ObjectiveSetting = Annotated[  # the tags keep pydantic from trying both, and reporting one fault as two
     Annotated[str, Tag("[name]")] | Annotated[Objective, Tag("[map]")],
     Discriminator(lambda value: "[map]" if isinstance(value, dict | Objective) else "[name]"),
 ]
@@ -153,19 +157,21 @@ def _checkpoint_name(value: object) -> object:
 
 
 class TrialConfig(Settings):
-    """One trial, whole. Every field has a default that trains."""
+    """All settings of one trial. Every field has a default that trains."""
 
-    data: str = Field("data", description="folder with the course's files and those of own tasks, or `toy`")
+    data: str = Field("data", description="folder with the files of the course and of own tasks, or `toy`")
     encoder: Annotated[Encoder, BeforeValidator(_checkpoint_name)] = Encoder()
     own_tasks: dict[str, OwnTask] = Field(
-        {}, description="tasks beside the course's: a name -> its kind, files, columns, labels"
+        {}, description="tasks in addition to the course's: name -> kind, files, columns, labels"
     )
     train_on: tuple[str, ...] = Field(
-        ("sst", "para", "sts"), min_length=1, description="tasks trained on, and counted in the objective unless it weighs them"
+        ("sst", "para", "sts"),
+        min_length=1,
+        description="tasks to train on, which also count in the objective unless it has weights",
     )
-    tasks: dict[str, TaskSettings] = Field({}, description="`all`, `pairs` or a task's name -> how it is learned")
+    tasks: dict[str, TaskSettings] = Field({}, description="`all`, `pairs` or a task's name -> its settings")
     budget: Budget = Budget()
-    objective: ObjectiveSetting = Field("norm", description="norm, mean, one task, or weights: what the trial's score is")
+    objective: ObjectiveSetting = Field("norm", description="score of the trial: norm, mean, one task, or weights")
     shared_layer: SharedLayer = NoSharedLayer()
     adapter: Adapter = NoAdapter()
     task_schedule: TaskSchedule = RoundRobin()
@@ -174,7 +180,9 @@ class TrialConfig(Settings):
     smoothness: Smoothness = NoSmoothness()
     proximal: Proximal = NoProximal()
     optimizer: Optimizer = Optimizer()
-    stages: tuple[Stage, ...] = Field((Multitask(),), min_length=1, description="what follows what; shares of the budget")
+    stages: tuple[Stage, ...] = Field(
+        (Multitask(),), min_length=1, description="stages in order, each with a share of the budget"
+    )
     max_length: int = Field(
         128,
         ge=8,
@@ -182,7 +190,7 @@ class TrialConfig(Settings):
         json_schema_extra={"unit": "tokens"},
         description="longest sequence, specials included; longer ones are cut",
     )
-    seed: int = Field(0, ge=0, description="of heads, masks, data order and everything else random")
+    seed: int = Field(0, ge=0, description="seed of everything random: new heads, dropout masks, data order")
     machine: Machine = Machine()
 
     @cached_property
@@ -192,27 +200,43 @@ class TrialConfig(Settings):
 
     @property
     def counted(self) -> tuple[str, ...]:
-        """The tasks that norm and mean are over: those that the objective weighs, else all."""
+        """The tasks that norm and mean average: those that the objective weighs, else all."""
         return tuple(self.objective.weights) if isinstance(self.objective, Objective) else self.train_on
 
     @property
     def recipe(self) -> str:
-        """The names of the stages, `mlm+single_task-para+multitask`, and of a schedule with rounds, `multitask-sequential`."""
+        """The names of the stages, `mlm+single_task-para+multitask`; with a schedule of rounds, `multitask-sequential`."""
         return "+".join([*(stage.kind for stage in self.pretraining), *(plan.recipe for plan in self.stage_plans())])
 
     @property
     def pretraining(self) -> tuple[Pretraining, ...]:
-        """The stages on texts without labels, which come before the others."""
+        """The stages on texts without labels, which precede the others."""
         return tuple(stage for stage in self.stages if not stage.learns_labels)  # type: ignore[misc]
 
     @property
     def labelled(self) -> tuple[LabelledStage, ...]:
-        """The stages that learn labels, among which the budget is parted."""
+        """The stages that learn labels, which divide the budget among themselves."""
         return tuple(stage for stage in self.stages if stage.learns_labels)  # type: ignore[misc]
 
+    @cached_property
+    def task_plans(self) -> dict[str, TaskPlan]:
+        """The tasks that `task` has resolved so far: checks and training ask for each many times."""
+        return {}
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> TrialConfig:
+        """Return a copy with other settings, from which it resolves its tasks itself."""
+        copy = super().model_copy(update=update, deep=deep)
+        for cached in ("known_tasks", "task_plans"):
+            copy.__dict__.pop(cached, None)
+        return copy
+
     def task(self, name: str) -> TaskPlan:
-        """How task `name` is learned: its settings over those of pairs, over all, over the default, field by field."""
-        task = self.known_tasks[name]
+        """Resolve how task `name` is learned: its own settings over those of pairs, of all, and the default, field by field."""
+        if name not in self.task_plans:
+            self.task_plans[name] = self._resolved(self.known_tasks[name])
+        return self.task_plans[name]
+
+    def _resolved(self, task: Task) -> TaskPlan:
         written: Any = {}
         for layer in task_layers(task):
             if layer in self.tasks:
@@ -253,7 +277,7 @@ class TrialConfig(Settings):
         return found
 
     def check_turns(self, sizes: Mapping[str, int]) -> None:
-        """Raise ValueError where a turn is shorter than a batch, so that a round could pass it over."""
+        """Raise ValueError if a turn is shorter than a batch, so that a round could skip it."""
         for rounds, examples in zip(self.rounds(), self.stage_examples(sizes), strict=True):
             if rounds is None:
                 continue
@@ -268,7 +292,7 @@ class TrialConfig(Settings):
                 )
 
     def num_examples(self, sizes: Mapping[str, int]) -> int:
-        """The budget in examples, given the rows of each task's train split."""
+        """Return the budget in examples, given the number of training rows of each task."""
         if in_epochs(self.labelled):
             return max(1, round(sum(self.stage_examples(sizes))))
         if self.budget.epochs is not None:
@@ -276,7 +300,7 @@ class TrialConfig(Settings):
         return self.budget.examples or 400_000
 
     def stage_examples(self, sizes: Mapping[str, int]) -> list[float]:
-        """The part of the budget of each of `stage_plans`, in examples: its own epochs, or its share of the whole."""
+        """Return the budget of each of `stage_plans` in examples: its own epochs, or its share of the whole."""
         if in_epochs(self.labelled):
             plans = zip(self.labelled, self.stage_plans(), strict=True)
             return [(stage.epochs or 0) * self._epoch_examples(plan.task_schedule, plan.tasks, sizes) for stage, plan in plans]
@@ -284,7 +308,7 @@ class TrialConfig(Settings):
         return [share * total for share in shares(self.labelled)]
 
     def _epoch_examples(self, task_schedule: TaskSchedule, tasks: tuple[str, ...], sizes: Mapping[str, int]) -> int:
-        """Examples of one epoch of some tasks, as a task schedule counts it."""
+        """Return the examples of one epoch of some tasks, as a task schedule counts it."""
         batch_sizes = {name: self.task(name).batch_size for name in tasks}
         return task_schedule.epoch_examples({name: sizes[name] for name in tasks}, batch_sizes)
 
@@ -296,7 +320,7 @@ class Rounds:
     path: str  # the knob that sets `number`
     tasks: tuple[str, ...]
     number: int
-    span: tuple[float, float] | None  # the stage in shares of the budget; None where the sizes of the data decide it
+    span: tuple[float, float] | None  # start and end in shares of the budget; None if they depend on the sizes of the data
 
 
 @dataclass(frozen=True)
@@ -312,22 +336,22 @@ class TaskPlan:
 
     @property
     def vectors(self) -> int:
-        """Sequences an example: 2 for a pair under a bi-encoder, else 1."""
+        """Sequences per example: 2 for a pair under a bi-encoder, else 1."""
         return self.pair_encoding.vectors if self.task.is_pair else 1
 
     @property
     def outputs(self) -> int:
-        """K, the width of the head's logits; a loss may want other than one for a regression."""
+        """K, the width of the head's logits, which may exceed 1 for a regression, depending on the loss."""
         return self.loss.outputs(self.task.outputs)
 
 
 def task_layers(task: Task) -> tuple[str, ...]:
-    """The keys of `tasks` that say how `task` is learned; the later wins."""
+    """Return the keys of `tasks` whose settings apply to `task`; later ones win."""
     return ("all", "pairs", task.name) if task.is_pair else ("all", task.name)
 
 
 def pretraining_texts(config: TrialConfig, stage: Pretraining) -> tuple[str, ...]:
-    """What a stage on texts without labels reads: what it names, else the tasks of train_on that it can read."""
+    """Return the texts of a stage without labels: those it names, else the tasks of train_on that it can read."""
     known = config.known_tasks
     return stage.texts or tuple(
         name for name in config.train_on if name in known and (stage.reads_single or known[name].is_pair)
@@ -338,7 +362,7 @@ def pretraining_texts(config: TrialConfig, stage: Pretraining) -> tuple[str, ...
 
 
 def default_at(path: str) -> Any:
-    """What a config has at `path` (`optimizer/lr`, `gradient`) where nobody sets it, a variant as its kind; else NO_DEFAULT."""
+    """Return the default at `path` (`optimizer/lr`, `gradient`), a variant as its kind; NO_DEFAULT if there is none."""
     knob = knob_at(TrialConfig, path)
     value = knob.default if knob else NO_DEFAULT
     if re.fullmatch("tasks/[^/]+/[^/]+", path):

@@ -11,10 +11,6 @@ from pydantic import ValidationError
 from minbert_core.config import LAYERS, OVERALL, TEXT_FILE, TINY, TOY, TrialConfig, pretraining_texts, task_layers
 from minbert_core.data.own_tasks import named_wrong
 from minbert_core.data.tasks import TASKS
-from minbert_core.methods.heads import Cosine
-from minbert_core.methods.loss_weights import Static
-from minbert_core.methods.losses import CosineEmbedding
-from minbert_core.methods.shared_layers import NoSharedLayer
 from minbert_core.methods.stages import Stage, StagePlan, in_epochs, shares
 from minbert_core.settings.faults import Fault, SettingsError, Where, fault_at, faults_of, path_of, subject
 from minbert_core.settings.yaml import read_yaml
@@ -40,9 +36,10 @@ def _cross_faults(config: TrialConfig) -> Iterator[str]:
             yield from _task_faults(config, name)
     yield from _shared_layer_faults(config)
     yield from _stage_faults(config)
-    for name in config.loss_weights.weights if isinstance(config.loss_weights, Static) else ():
+    for name in config.loss_weights.tasks_named:
         if name not in config.train_on:
-            yield f"`loss_weights/static/weights/{name}` weighs a task that is not in train_on {shown(config.train_on)}."
+            path = f"loss_weights/{config.loss_weights.kind}/weights/{name}"
+            yield f"`{path}` weighs a task that is not in train_on {shown(config.train_on)}."
 
 
 def _objective_faults(config: TrialConfig) -> Iterator[str]:
@@ -60,7 +57,7 @@ def _task_faults(config: TrialConfig, name: str) -> Iterator[str]:
     plan = config.task(name)
 
     def written(knob: str) -> str:
-        """Where the user set it: the fault is there, not at the task that it does not suit."""
+        """Return the path where the user set a knob: that is where to mend the fault."""
         layers = [
             layer for layer in reversed(task_layers(plan.task)) if getattr(config.tasks.get(layer), knob, None) is not None
         ]
@@ -70,18 +67,18 @@ def _task_faults(config: TrialConfig, name: str) -> Iterator[str]:
     cause = f"`{written('pair_encoding')}` is cross" if plan.task.is_pair else f"task {name} has one sentence"
     remedy = "Use pair_encoding: bi." if plan.task.is_pair else "Set it for `pairs`, not for all."
     if plan.head.needs_pair_vectors and plan.vectors == 1:
-        yield f"`{written('head')}` kind '{plan.head.kind}' compares two vectors a pair, but {cause}. {remedy}"
+        yield f"`{written('head')}` kind '{plan.head.kind}' compares two vectors per pair, but {cause}. {remedy}"
     if fits and plan.loss.needs_pair_vectors and plan.vectors == 1:
-        yield f"`{written('loss')}` kind '{plan.loss.kind}' compares two vectors a pair, but {cause}. {remedy}"
+        yield f"`{written('loss')}` kind '{plan.loss.kind}' compares two vectors per pair, but {cause}. {remedy}"
     if fits and plan.loss.reads_features and not plan.head.reads_cosine_only:
-        law = f"trains the encoder alone, but `{written('head')}` kind '{plan.head.kind}' answers nothing untrained"
+        law = f"trains only the encoder, but `{written('head')}` kind '{plan.head.kind}' needs training"
         yield f"`{written('loss')}` kind '{plan.loss.kind}' {law}. Use head: cosine."
-    if fits and plan.task.kind == "binary" and isinstance(plan.loss, CosineEmbedding) and isinstance(plan.head, Cosine):
-        boundary, margin = 0.0 - plan.head.offset / plan.head.scale, plan.loss.margin
-        if not margin < boundary < 1:  # where the loss puts the pairs that are not alike, or beyond those that are
-            law = f"parts the classes of {name} at a cosine of {boundary:g}, which must lie between the loss's margin"
-            remedy = f"Set its offset to {-plan.head.scale * (1 + margin) / 2:g}."
-            yield f"`{written('head')}` kind 'cosine' {law} {margin:g} and 1. {remedy}"
+    if fits and plan.task.kind == "binary" and plan.loss.cosine_targets and plan.head.boundary is not None:
+        low, high = plan.loss.cosine_targets
+        if not low < plan.head.boundary < high:
+            law = f"separates the classes of {name} at cosine {plan.head.boundary:g}, which must be between the loss's margin"
+            remedy = plan.head.advice_for((low + high) / 2)
+            yield f"`{written('head')}` kind '{plan.head.kind}' {law} {low:g} and {high:g}. {remedy}"
     if plan.head.single_output and plan.outputs > 1:
         cause = f" under loss kind '{plan.loss.kind}'" if plan.task.outputs == 1 else ""
         yield f"`{written('head')}` kind '{plan.head.kind}' has one output, but task {name} has {plan.outputs} classes{cause}."
@@ -93,18 +90,18 @@ def _task_faults(config: TrialConfig, name: str) -> Iterator[str]:
 
 
 def _shared_layer_faults(config: TrialConfig) -> Iterator[str]:
-    if isinstance(config.shared_layer, NoSharedLayer) or not all(name in config.known_tasks for name in config.train_on):
+    if not config.shared_layer.size or not all(name in config.known_tasks for name in config.train_on):
         return
     if not any(config.shared_layer.serves(config.known_tasks[name].is_pair) for name in config.train_on):
-        law = f"is of the tasks of pairs, but `train_on` {shown(config.train_on)} has none"
+        law = f"serves only tasks of pairs, but `train_on` {shown(config.train_on)} has none"
         yield f"`shared_layer` kind '{config.shared_layer.kind}' {law}. Use of: all, or shared_layer: none."
 
 
 def _adapter_faults(config: TrialConfig, plans: list[StagePlan]) -> Iterator[str]:
-    """Of an adapter that no stage trains, and of task gradients to merge where it leaves nothing that tasks share."""
+    """Yield a fault if no stage trains the adapter, or if a gradient method has nothing that tasks share to act on."""
     kind, tasks = config.adapter.kind, [config.task(name) for name in config.train_on if name in config.known_tasks]
     if config.adapter.adds and not any(plan.trains_encoder for plan in plans):
-        law = "is trained where the encoder is, but every stage trains heads alone"
+        law = "is trained with the encoder, but every stage trains only heads"
         yield f"`adapter` kind '{kind}' {law}. Add a stage multitask or single_task, or use adapter: none."
     is_shared = config.adapter.shares or config.shared_layer.size or any(task.pooling.uses_pooler for task in tasks)
     for plan in plans:
@@ -119,19 +116,19 @@ def _pretraining_faults(config: TrialConfig) -> Iterator[str]:
         i = config.stages.index(stage)
         path = f"stages/{i}/{stage.kind}"
         if before := [other.kind for other in config.stages[:i] if other.learns_labels]:
-            law = f"learns from texts alone, and must come before '{before[0]}', which learns labels"
+            law = f"learns from texts without labels, and must come before '{before[0]}', which learns labels"
             yield f"`stages/{i}` kind '{stage.kind}' {law}."
         for name in stage.texts:
             if name not in config.known_tasks and not name.endswith(TEXT_FILE):
                 known = did_you_mean(name, config.known_tasks)
-                yield f"`{path}/texts` '{name}' is no task, and no text file, whose name ends in {TEXT_FILE}{known}"
+                yield f"`{path}/texts` '{name}' is neither a task nor a text file, whose name ends in {TEXT_FILE}{known}"
             elif not stage.reads_single and name in config.known_tasks and not config.known_tasks[name].is_pair:
-                law = "has one sentence a row, so that none comes next. Name tasks of pairs, or a text file"
+                law = "has one sentence per row, so there is no next one. Name tasks of pairs, or a text file"
                 yield f"`{path}/texts` '{name}' {law}."
         if not pretraining_texts(config, stage):
             yield f"`{path}/texts` is empty, and train_on {shown(config.train_on)} has no pairs. Name a text file."
         if stage.optimizer is not None and stage.optimizer.per_task:
-            yield f"`{path}/optimizer/per_task` keeps moments for each task, but texts have no task. Leave it out."
+            yield f"`{path}/optimizer/per_task` keeps moments for each task, but texts have no task. Remove it."
 
 
 def _stage_faults(config: TrialConfig) -> Iterator[str]:
@@ -139,12 +136,12 @@ def _stage_faults(config: TrialConfig) -> Iterator[str]:
     plans = config.stage_plans()
     if not plans:
         known = "multitask, single_task, linear_probe, heads_only"
-        yield f"`stages` learns from texts alone. Add a stage that learns labels: {known}."
+        yield f"`stages` has only stages on texts without labels. Add a stage that learns labels: {known}."
         return
     try:
         if in_epochs(config.labelled):
             if said := [name for name in ("examples", "epochs") if getattr(config.budget, name) is not None]:
-                yield f"`budget/{said[0]}` is the sum of the stages' own `epochs`. Leave it out, or give the stages shares."
+                yield f"`budget/{said[0]}` is the sum of the stages' own `epochs`. Remove it, or give the stages shares."
         else:
             shares(config.labelled)
     except ValueError as error:  # the shares do not make a whole, or some stages have epochs
@@ -159,7 +156,7 @@ def _stage_faults(config: TrialConfig) -> Iterator[str]:
         if plan.gradient.needs_several_tasks and plan.task_schedule.tasks_per_step(num_tasks) < 2:
             path = f"stages/{i}/{stage.kind}/gradient" if getattr(stage, "gradient", None) else "gradient"
             yield (
-                f"`{path}` kind '{plan.gradient.kind}' needs several tasks a step, but task_schedule kind "
+                f"`{path}` kind '{plan.gradient.kind}' needs several tasks per step, but task_schedule kind "
                 f"'{plan.task_schedule.kind}' over {num_tasks} task{'s' * (num_tasks != 1)} gives one. Use gradient: sum, or a "
                 "schedule that gives several."
             )
@@ -167,23 +164,23 @@ def _stage_faults(config: TrialConfig) -> Iterator[str]:
         if not plan.trains_encoder and all(
             task in config.known_tasks and config.task(task).loss.reads_features for task in plan.tasks
         ):
-            law = f"trains heads alone, but the losses of {', '.join(plan.tasks)} train the encoder alone"
-            yield f"`stages/{i}` kind '{stage.kind}' {law}. Use another loss, or leave this stage out."
+            law = f"trains only heads, but the losses of {', '.join(plan.tasks)} train only the encoder"
+            yield f"`stages/{i}` kind '{stage.kind}' {law}. Use another loss, or remove this stage."
 
 
 def _method_faults(config: TrialConfig, i: int, stage: Stage, plan: StagePlan) -> Iterator[str]:
-    """What a stage's loss weights, gradient groups, optimiser and smoothness ask of its schedule, tasks and dropout."""
+    """Yield the faults of a stage's loss weights, gradient groups, optimiser and smoothness with its schedule and tasks."""
 
     def written(knob: str) -> str:
         return f"stages/{i}/{stage.kind}/{knob}" if getattr(stage, knob, None) else knob
 
     schedule, num_a_step = plan.task_schedule.kind, plan.task_schedule.tasks_per_step(len(plan.tasks))
     if config.loss_weights.needs_several_tasks and num_a_step < min(2, len(plan.tasks)):
-        law = f"needs several tasks a step, but task_schedule kind '{schedule}' gives one"
+        law = f"needs several tasks per step, but task_schedule kind '{schedule}' gives one"
         yield f"`loss_weights` kind '{config.loss_weights.kind}' {law}. Use another, or a schedule that gives several."
     if plan.optimizer.per_task and num_a_step > 1:
-        law = f"needs one task a step, but task_schedule kind '{schedule}' gives {num_a_step}"
-        yield f"`{written('optimizer')}/per_task` {law}. Use per_task: false, or a schedule that gives one, as alternate."
+        law = f"needs one task per step, but task_schedule kind '{schedule}' gives {num_a_step}"
+        yield f"`{written('optimizer')}/per_task` {law}. Use per_task: false, or a schedule that gives one, such as alternate."
     grouped = [task for group in plan.gradient.groups for task in group]
     groups = f"`{written('gradient')}/{plan.gradient.kind}/groups`"
     for task in sorted(set(grouped)):
@@ -192,12 +189,12 @@ def _method_faults(config: TrialConfig, i: int, stage: Stage, plan: StagePlan) -
         if grouped.count(task) > 1:
             yield f"{groups} holds {task} twice; a task's gradient is in one sum."
     if plan.smoothness.views > 1 and (still := [task for task in plan.tasks if not _drops(config, task)]):
-        law = f"compares passes under different dropout masks, but in those of {', '.join(still)} nothing is dropped"
+        law = f"compares passes under different dropout masks, but {', '.join(still)} has no dropout"
         yield f"`{written('smoothness')}` kind '{plan.smoothness.kind}' {law}. Use a dropout above 0, or smoothness: none."
 
 
 def _drops(config: TrialConfig, name: str) -> bool:
-    """Whether anything between a task's words and its logits has a dropout."""
+    """Return whether anything between a task's words and its logits has a dropout."""
     if config.encoder.hidden_dropout or config.encoder.attention_dropout or name not in config.known_tasks:
         return True
     plan = config.task(name)
@@ -206,7 +203,7 @@ def _drops(config: TrialConfig, name: str) -> bool:
 
 
 def load_config(document: Any, where: Where | None = None) -> TrialConfig:
-    """A TrialConfig from plain values.  Raises SettingsError with every fault; `where` maps paths to (source, line)."""
+    """Build a TrialConfig from plain values.  Raises SettingsError with every fault; `where` maps paths to (source, line)."""
     if document is None:
         document = {}
     if not isinstance(document, dict):
@@ -221,6 +218,6 @@ def load_config(document: Any, where: Where | None = None) -> TrialConfig:
 
 
 def read_config(path: Path) -> TrialConfig:
-    """The TrialConfig in a YAML file.  Raises SettingsError with file and line."""
+    """Read a TrialConfig from a YAML file.  Raises SettingsError with file and line."""
     document, lines = read_yaml(path)
     return load_config(document, {path_of(location, document): (str(path), line) for location, line in lines.items()})

@@ -342,14 +342,14 @@ def test_a_loss_of_features_trains_what_makes_them_and_leaves_the_head(tiny: Tin
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (LORA | {"stages": ["linear_probe"]}, "`adapter` kind 'lora' is trained where the encoder is, but every stage"),
+        (LORA | {"stages": ["linear_probe"]}, "`adapter` kind 'lora' is trained with the encoder, but every stage"),
         (
             FROZEN | {"gradient": "pcgrad", "tasks": {"all": {"pooling": "mean"}}},
             "`gradient` kind 'pcgrad' merges gradients of what tasks share, but adapter kind 'pal' leaves nothing of it",
         ),
         (
             {"shared_layer": {"kind": "leaky", "of": "pairs"}, "train_on": ["sst"]},
-            r"`shared_layer` kind 'leaky' is of the tasks of pairs, but `train_on` \['sst'\] has none",
+            r"`shared_layer` kind 'leaky' serves only tasks of pairs, but `train_on` \['sst'\] has none",
         ),
         ({"adapter": {"kind": "lora", "matrices": ["query", "keys"]}}, "adapter/lora/matrices"),
     ],

@@ -308,28 +308,28 @@ def test_no_value_anywhere_makes_pydantic_speak_for_itself() -> None:
 
 
 CROSS = {
-    "tasks: {sts: {head: cosine}}": "`tasks/sts/head` kind 'cosine' compares two vectors a pair, but "
+    "tasks: {sts: {head: cosine}}": "`tasks/sts/head` kind 'cosine' compares two vectors per pair, but "
     "`tasks/sts/pair_encoding` is cross. "
     "Use pair_encoding: bi.",
     "tasks: {pairs: {head: sbert}, all: {pair_encoding: cross}}": "`tasks/pairs/head` kind 'sbert' compares two "
-    "vectors a pair, but "
+    "vectors per pair, but "
     "`tasks/all/pair_encoding` is cross. Use pair_encoding: bi.",
-    "tasks: {sst: {head: sbert}}": "`tasks/sst/head` kind 'sbert' compares two vectors a pair, but task sst has one sentence. "
-    "Set it for `pairs`, not for all.",
+    "tasks: {sst: {head: sbert}}": "`tasks/sst/head` kind 'sbert' compares two vectors per pair, but task sst has one "
+    "sentence. Set it for `pairs`, not for all.",
     "tasks: {sts: {loss: cross_entropy}}": "`tasks/sts/loss` kind 'cross_entropy' does not fit task sts, which is "
     "regression; it fits: "
     "classification. Set it for the task it is meant for.",
-    "{gradient: pcgrad, task_schedule: proportional}": "`gradient` kind 'pcgrad' needs several tasks a step, but "
+    "{gradient: pcgrad, task_schedule: proportional}": "`gradient` kind 'pcgrad' needs several tasks per step, but "
     "task_schedule kind "
     "'proportional' over 3 tasks gives one. Use gradient: sum, or a schedule that gives several.",
-    "{gradient: gradvac, train_on: [sst]}": "`gradient` kind 'gradvac' needs several tasks a step, but task_schedule kind "
+    "{gradient: gradvac, train_on: [sst]}": "`gradient` kind 'gradvac' needs several tasks per step, but task_schedule kind "
     "'round_robin' over 1 task gives one. Use gradient: sum, or a schedule that gives several.",
     "stages: [{kind: multitask, gradient: pcgrad, task_schedule: proportional}]": "`stages/0/multitask/gradient` kind "
     "'pcgrad' needs several "
-    "tasks a step, but task_schedule kind 'proportional' over 3 tasks gives one. Use gradient: sum, or a schedule "
+    "tasks per step, but task_schedule kind 'proportional' over 3 tasks gives one. Use gradient: sum, or a schedule "
     "that gives several.",
     "{gradient: pcgrad, stages: [{kind: single_task, task: para}, {kind: multitask, task_schedule: drop}]}": "`gradient` kind "
-    "'pcgrad' needs several tasks a step, but task_schedule kind 'drop' over 3 tasks gives one. Use gradient: sum, or a "
+    "'pcgrad' needs several tasks per step, but task_schedule kind 'drop' over 3 tasks gives one. Use gradient: sum, or a "
     "schedule that gives several.",
     "stages: [{kind: single_task, task: par}, multitask]": "`stages/0/single_task/task` 'par' is not in train_on; did you mean "
     "'para'? Known: para, sst, sts.",
@@ -337,19 +337,19 @@ CROSS = {
     "in train_on. Known: sst, sts.",
     "tasks: {sts: {head: cosine, pair_encoding: bi, loss: classes}}": "`tasks/sts/head` kind 'cosine' has one output, but task "
     "sts has 6 classes under loss kind 'classes'.",
-    "tasks: {sts: {pair_encoding: bi, loss: cosine_embedding}}": "`tasks/sts/loss` kind 'cosine_embedding' trains the encoder "
-    "alone, but `tasks/sts/head` kind 'linear' answers nothing untrained. Use head: cosine.",
+    "tasks: {sts: {pair_encoding: bi, loss: cosine_embedding}}": "`tasks/sts/loss` kind 'cosine_embedding' trains only the "
+    "encoder, but `tasks/sts/head` kind 'linear' needs training. Use head: cosine.",
     "{tasks: {all: {head: mlp}, pairs: {pair_encoding: bi}, para: {loss: cosine_embedding}}}": "`tasks/para/loss` kind "
-    "'cosine_embedding' trains the encoder alone, but `tasks/all/head` kind 'mlp' answers nothing untrained. Use head: cosine.",
+    "'cosine_embedding' trains only the encoder, but `tasks/all/head` kind 'mlp' needs training. Use head: cosine.",
     "{train_on: [para], objective: para, tasks: {all: {pair_encoding: bi, head: cosine, loss: cosine_embedding}}}": "`tasks/"
-    "all/head` kind 'cosine' parts the classes of para at a cosine of 0, which must lie between the loss's margin 0 and 1. Set "
+    "all/head` kind 'cosine' separates the classes of para at cosine 0, which must be between the loss's margin 0 and 1. Set "
     "its offset to -2.5.",
     "tasks: {sst: {loss: cosine_embedding}}": "`tasks/sst/loss` kind 'cosine_embedding' does not fit task sst, which is "
     "classification; it fits: regression, binary. Set it for the task it is meant for.",
     "{train_on: [para, sts], "
     "tasks: {pairs: {pair_encoding: bi, head: {kind: cosine, offset: -2.5}, loss: cosine_embedding}}, "
-    "stages: [linear_probe, multitask]}": "`stages/0` kind 'linear_probe' trains heads alone, but the losses of para, sts "
-    "train the encoder alone. Use another loss, or leave this stage out.",
+    "stages: [linear_probe, multitask]}": "`stages/0` kind 'linear_probe' trains only heads, but the losses of para, sts "
+    "train only the encoder. Use another loss, or remove this stage.",
     "encoder: tiny": "`encoder` tiny knows the toy corpus's words only, but `data` is 'data'. Use data: toy, or a "
     "pretrained encoder.",
     "train_on: [sst, stz]": "Unknown task in `train_on` 'stz'; did you mean 'sts'? Known: cfimdb, para, sst, sts.",
@@ -360,19 +360,19 @@ CROSS = {
     "{train_on: [sst], loss_weights: {kind: static, weights: {sts: 1}}}": "`loss_weights/static/weights/sts` weighs a "
     "task that is not in "
     "train_on ['sst'].",
-    "{loss_weights: famo, task_schedule: alternate}": "`loss_weights` kind 'famo' needs several tasks a step, but "
+    "{loss_weights: famo, task_schedule: alternate}": "`loss_weights` kind 'famo' needs several tasks per step, but "
     "task_schedule kind 'alternate' gives one. Use another, or a schedule that gives several.",
-    "optimizer: {per_task: true}": "`optimizer/per_task` needs one task a step, but task_schedule kind 'round_robin' gives 3. "
-    "Use per_task: false, or a schedule that gives one, as alternate.",
-    "stages: [{kind: multitask, optimizer: {per_task: true}}]": "`stages/0/multitask/optimizer/per_task` needs one task a "
-    "step, but task_schedule kind 'round_robin' gives 3. Use per_task: false, or a schedule that gives one, as alternate.",
+    "optimizer: {per_task: true}": "`optimizer/per_task` needs one task per step, but task_schedule kind 'round_robin' gives "
+    "3. Use per_task: false, or a schedule that gives one, such as alternate.",
+    "stages: [{kind: multitask, optimizer: {per_task: true}}]": "`stages/0/multitask/optimizer/per_task` needs one task per "
+    "step, but task_schedule kind 'round_robin' gives 3. Use per_task: false, or a schedule that gives one, such as alternate.",
     "gradient: {kind: pcgrad, groups: [[sst, stz]]}": "`gradient/pcgrad/groups` holds 'stz', which is not in train_on; did "
     "you mean 'sts'? Known: para, sst, sts.",
     "stages: [{kind: multitask, gradient: {kind: cagrad, groups: [[sst], [para, sst]]}}]": "`stages/0/multitask/gradient/"
     "cagrad/groups` holds sst twice; a task's gradient is in one sum.",
     "{smoothness: r_drop, encoder: {hidden_dropout: 0, attention_dropout: 0}, "
     "tasks: {sts: {head: {kind: linear, dropout: 0}}}}": "`smoothness` kind 'r_drop' compares passes under different dropout "
-    "masks, but in those of sts nothing is dropped. Use a dropout above 0, or smoothness: none.",
+    "masks, but sts has no dropout. Use a dropout above 0, or smoothness: none.",
     "stages: [{kind: multitask, share: 0.5}]": "The shares in `stages` must sum to 1. They sum to 0.5: less than the "
     "whole, and every "
     "stage has one.",
@@ -396,10 +396,10 @@ def test_a_loss_that_compares_vectors_is_refused_where_a_pair_is_one_sequence() 
     with pytest.raises(SettingsError) as caught:
         load_config({"tasks": {"pairs": {"pair_encoding": "cross"}, "sts": {"loss": "cosine_embedding"}}})
     assert [fault.sentence for fault in caught.value.faults] == [
-        "`tasks/sts/loss` kind 'cosine_embedding' compares two vectors a pair, but `tasks/pairs/pair_encoding` is cross. "
+        "`tasks/sts/loss` kind 'cosine_embedding' compares two vectors per pair, but `tasks/pairs/pair_encoding` is cross. "
         "Use pair_encoding: bi.",
-        "`tasks/sts/loss` kind 'cosine_embedding' trains the encoder alone, but `tasks/sts/head` kind 'linear' answers nothing "
-        "untrained. Use head: cosine.",
+        "`tasks/sts/loss` kind 'cosine_embedding' trains only the encoder, but `tasks/sts/head` kind 'linear' needs "
+        "training. Use head: cosine.",
     ]
     pairs = {"pair_encoding": "bi", "head": {"kind": "cosine", "offset": -2.5}, "loss": "cosine_embedding"}
     assert load_config({"tasks": {"pairs": pairs}, "stages": ["linear_probe", "multitask"]}).recipe == "linear_probe+multitask"
@@ -542,11 +542,14 @@ def test_stages_may_say_their_own_epochs_each_over_its_tasks_and_by_its_schedule
 @pytest.mark.parametrize(
     ("document", "sentence"),
     [
-        ({"stages": [{"kind": "multitask", "epochs": 2}, "heads_only"]}, "of every stage or of none. heads_only has none."),
+        (
+            {"stages": [{"kind": "multitask", "epochs": 2}, "heads_only"]},
+            "set for every stage or for none. heads_only has none.",
+        ),
         ({"stages": [{"kind": "multitask", "epochs": 2, "share": 0.5}]}, "not both. multitask has both."),
         (
             {"budget": {"examples": 100}, "stages": [{"kind": "multitask", "epochs": 2}]},
-            "`budget/examples` is the sum of the stages' own `epochs`. Leave it out",
+            "`budget/examples` is the sum of the stages' own `epochs`. Remove it",
         ),
         ({"budget": {"epochs": 3}, "stages": [{"kind": "multitask", "epochs": 2}]}, "`budget/epochs` is the sum"),
     ],

@@ -45,7 +45,7 @@ def batch_of(model: MultitaskBert, inputs: Inputs, task: str, rows: list[int] | 
 def test_every_permitted_combination_gives_logits_of_every_task(tiny: Tiny, pooling: str, encoding: str, head: object) -> None:
     tasks = {"all": {"pooling": pooling}, "pairs": {"pair_encoding": encoding, "head": head}}
     if encoding == "cross" and head in ("sbert", "cosine"):
-        with pytest.raises(SettingsError, match="compares two vectors a pair"):
+        with pytest.raises(SettingsError, match="compares two vectors per pair"):
             tiny(tasks=tasks)
         return
     model, inputs = built(tiny(tasks=tasks))

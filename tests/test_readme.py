@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from search.space.space import read_space
+from search.space.table import methods_table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -59,10 +60,9 @@ def test_every_space_that_a_page_shows_is_sound(block: str, tmp_path: Path) -> N
     read_space(tmp_path / "shown.yaml")
 
 
-def test_the_table_of_variants_names_each_of_them_beside_its_file() -> None:
-    rows = [line for line in README.splitlines() if line.startswith("| `") and ".py`" in line]
-    for path in sorted((ROOT / "minbert_core" / "methods").glob("*.py")):
-        kinds = re.findall(r'^    kind: Literal\["(\w+)"\]', path.read_text(encoding="utf-8"), re.MULTILINE)
-        row = next((row for row in rows if f"`{path.name}`" in row), "")
-        missing = [kind for kind in kinds if kind != "none" and f"`{kind}`" not in row]
-        assert not missing, f"README's row of {path.name} lacks {', '.join(missing)}"
+def test_the_table_of_methods_is_that_of_the_classes() -> None:
+    assert "\n".join(methods_table()) in README, "out of date: run `python -m search.space --table`"
+
+
+def test_it_fits_three_screens() -> None:
+    assert len(README.splitlines()) <= 160

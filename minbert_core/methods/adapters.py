@@ -1,17 +1,16 @@
-"""Adapters: few weights that are trained inside the encoder, beside or in place of its own.
+"""Adapters: a few weights trained inside the encoder, in addition to its own or instead of them.
 
-    encoder -> adapter.adapt (once, before training) -> the encoder with what all tasks share of it
-    encoder.shape -> adapter.build (once a task)     -> what the task alone has beside each layer, handed to the encoder a pass
+    encoder -> adapter.adapt (once, before training)  -> the encoder with the parameters that all tasks share
+    encoder.shape -> adapter.build (once per task)    -> the task's own module, handed to the encoder in each of its passes
 
 Legend: N packed tokens, D hidden size, R tokens of which a layer's result is read, r rank, s the size of a PAL.
 
-At the start an adapted model answers exactly as the plain one: what comes last in an adapter is zero. A stage that does not
-train the encoder leaves adapters as they are.
+Before training, an adapted model answers exactly as the plain one, because the last matrix of an adapter starts at zero. A
+stage that does not train the encoder does not train adapters.
 
-What `adapt` puts into the encoder takes merged gradients and the encoder's learning rate, and is added to its weights wherever
-it is saved (`plain_weights`). What `build` makes takes its task's own gradient and the heads' rate, and is saved with the head.
-`groups(encoder)` is what of the encoder is trained where a stage trains it. `adds`: whether there is anything new to train;
-`shares`: whether of the encoder more than its pooler is trained.
+Parameters that `adapt` puts into the encoder get merged gradients and the encoder's learning rate. They are added to its
+weights wherever it is saved (`plain_weights`). The module that `build` returns gets the gradient of its task and the heads'
+rate, and is saved with the head.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from minbert_core.encoder import Dropout, Encoder, EncoderShape, Query, attend, 
 from minbert_core.settings.models import BARE_NAME, Variant
 
 Groups = dict[str, list[nn.Parameter]]
-SeedOf = Callable[[str], int]  # name -> a seed of the trial for what bears it
+SeedOf = Callable[[str], int]  # name -> the trial's seed for the parameters of that name
 
 Matrix = Literal["query", "key", "value", "attention_output", "intermediate", "output"]
 
@@ -37,20 +36,20 @@ Matrix = Literal["query", "key", "value", "attention_output", "intermediate", "o
 
 
 class LoraLinear(nn.Linear):
-    """x W^T + b, plus scale * x A^T B^T on the outputs of each matrix that is adapted; W and b keep their names.
+    """x W^T + b, plus scale * x A^T B^T on the outputs of each adapted matrix; W and b keep their names.
 
-    A layer here may hold several matrices, one above the other (key and value): `outputs` says which rows are whose.
-    A is (r, inputs), B (outputs, r) and zero at first.
+    A layer may hold several matrices, stacked (key and value): `outputs` maps each to its rows.
+    A is (r, inputs); B is (outputs, r) and starts at zero.
     """
 
     def __init__(self, linear: nn.Linear, outputs: dict[str, slice], rank: int, scale: float, seed_of: SeedOf) -> None:
-        nn.Module.__init__(self)  # the weights are there already
+        nn.Module.__init__(self)  # nn.Linear's would create new weights
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.outputs, self.scale = outputs, scale
         self.a = nn.ParameterDict({name: torch.empty(rank, self.in_features) for name in outputs})
         self.b = nn.ParameterDict({name: torch.zeros(rows.stop - rows.start, rank) for name, rows in outputs.items()})
-        for name, a in self.a.items():  # as in the authors' released code: what torch gives a linear layer's weights
+        for name, a in self.a.items():  # as in the authors' released code, which starts A as torch starts a linear layer
             nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=torch.Generator().manual_seed(seed_of(name)))
 
     def forward(self, x_NI: Tensor) -> Tensor:
@@ -61,7 +60,7 @@ class LoraLinear(nn.Linear):
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
-        """W + scale * B A: the plain layer that gives the same."""
+        """Return W + scale * B A, the weights of a plain layer with the same outputs."""
         weight = self.weight.clone()
         for name, rows in self.outputs.items():
             weight[rows] += self.scale * (self.b[name] @ self.a[name])
@@ -69,7 +68,7 @@ class LoraLinear(nn.Linear):
 
 
 def plain_weights(encoder: nn.Module) -> dict[str, Tensor]:
-    """The state of `encoder` as if it had never been adapted: what was added to its matrices is in them."""
+    """Return the state dict of `encoder` in the plain layout, with the updates of an adapter added to its matrices."""
     state: dict[str, Tensor] = encoder.state_dict()
     for path, module in encoder.named_modules():
         if isinstance(module, LoraLinear):
@@ -79,7 +78,7 @@ def plain_weights(encoder: nn.Module) -> dict[str, Tensor]:
 
 
 def place_of(matrix: Matrix, hidden_size: int) -> tuple[str, slice | None]:
-    """The linear layer that holds a matrix, and its rows there; None: all of them."""
+    """Return the name of the linear layer that holds a matrix, and its rows there (None: all)."""
     if matrix in ("key", "value"):
         start = hidden_size * (matrix == "value")
         return "key_value", slice(start, start + hidden_size)
@@ -90,9 +89,9 @@ def place_of(matrix: Matrix, hidden_size: int) -> tuple[str, slice | None]:
 
 
 class ProjectedAttentionLayers(nn.Module):
-    """A task's PALs, one beside each layer of the encoder: a `ParallelLayers`.
+    """The PALs of one task, one parallel to each layer of the encoder: a `ParallelLayers`.
 
-    TS(h) = V_D MHA(V_E h), where V_E and V_D are the same beside all layers; no matrix stands between attention and V_D.
+    TS(h) = V_D MHA(V_E h). All layers share V_E and V_D; there is no matrix between the attention and V_D.
     """
 
     def __init__(self, shape: EncoderShape, size: int) -> None:
@@ -104,7 +103,7 @@ class ProjectedAttentionLayers(nn.Module):
         self.key_values = nn.ModuleList(make_linear(size, 2 * size) for _ in range(shape.num_hidden_layers))
 
     def forward(self, index: int, hidden_ND: Tensor, query: Query, attention_drop: Dropout) -> Tensor:
-        """Compute TS(h) of layer `index` for the tokens that attend, (R, D)."""
+        """Return TS(h) of layer `index` for the tokens that attend, (R, D)."""
         encoded_Ns = self.encode(hidden_ND)
         q_Rs = self.queries[index](query.select(encoded_Ns))
         kv_N2s = self.key_values[index](encoded_Ns)
@@ -117,39 +116,51 @@ class ProjectedAttentionLayers(nn.Module):
 # ------------------------------------------------------------------------------------------------------------- variants
 
 
-class NoAdapter(Variant):
-    """The encoder alone, all of it trained."""
+class AdapterVariant(Variant):
+    """The defaults of an adapter: it adds parameters, and the encoder is trained as without it."""
 
-    kind: Literal["none"] = "none"
-    adds: ClassVar[bool] = False
-    shares: ClassVar[bool] = True
+    adds: ClassVar[bool] = True  # it has parameters of its own to train
+
+    @property
+    def shares(self) -> bool:
+        """Whether more of the encoder than its pooler is trained, so that the tasks share what is trained."""
+        return True
 
     def adapt(self, encoder: Encoder, seed_of: SeedOf) -> None:
-        """Nothing is put into the encoder."""
+        """Put what all tasks share into the encoder, once, before training; by default nothing."""
 
     def build(self, shape: EncoderShape) -> nn.Module | None:
+        """Build what one task has next to the encoder's layers; by default nothing."""
         return None
 
     def groups(self, encoder: Encoder) -> Groups:
+        """Return the parameters of the encoder that are trained, by group; by default all."""
         return encoder.parameter_groups()
 
 
-class Lora(Variant):
+class NoAdapter(AdapterVariant):
+    """No adapter: the encoder's own weights are trained, all of them."""
+
+    kind: Literal["none"] = "none"
+    adds: ClassVar[bool] = False
+
+
+class Lora(AdapterVariant):
     """Low-rank adaptation: W + (alpha / r) B A, Hu et al. 2021 (arXiv 2106.09685), eq. 3; A and B are trained, W is not.
 
-    All that the encoder had is frozen, but for its pooler where a task reads it: as in the authors' released code, what stands
-    on top of the body is trained as a head is. A starts as torch starts a linear layer, as there; the paper says Gaussian. The
-    key's and the value's matrix, one layer here, are adapted apart. Departure: no dropout before A, which theirs can have.
+    All weights of the encoder are frozen, except its pooler if a task reads it: as in the authors' released code, layers on top
+    of the body are trained like a head. A starts as torch starts a linear layer, also as released; the paper writes Gaussian.
+    The key and value matrices, one layer here, have separate updates. Departure: no dropout before A, which theirs can have.
     """
 
     kind: Literal["lora"] = "lora"
-    rank: PositiveInt = Field(8, json_schema_extra={"unit": "dimensions"}, description="r: of each update, at most")
-    alpha: PositiveFloat = Field(16.0, json_schema_extra={"unit": "times 1 / rank"}, description="factor of the updates")
+    rank: PositiveInt = Field(8, json_schema_extra={"unit": "dimensions"}, description="r: the largest rank of each update")
+    alpha: PositiveFloat = Field(16.0, json_schema_extra={"unit": "times 1 / rank"}, description="alpha: factor of the updates")
     matrices: tuple[Matrix, ...] = Field(
-        ("query", "value"), min_length=1, description="which matrices of each layer are adapted; the paper's own choice"
+        ("query", "value"),
+        min_length=1,
+        description="which matrices of each layer are adapted; the default is the paper's choice",
     )
-    adds: ClassVar[bool] = True
-    shares: ClassVar[bool] = True
 
     @field_validator("matrices")
     @classmethod
@@ -159,7 +170,7 @@ class Lora(Variant):
         return matrices
 
     def adapt(self, encoder: Encoder, seed_of: SeedOf) -> None:
-        """Put an update of zero beside each of `matrices` in every layer."""
+        """Add an update, zero at first, to each of `matrices` in every layer."""
         for index, layer in enumerate(encoder.layers):
             held: dict[str, dict[str, slice]] = {}
             for matrix in (name for name in get_args(Matrix) if name in self.matrices):
@@ -169,9 +180,6 @@ class Lora(Variant):
                 seeds = {matrix: seed_of(f"layers.{index}.{matrix}") for matrix in outputs}
                 linear = LoraLinear(getattr(layer, name), outputs, self.rank, self.alpha / self.rank, seeds.__getitem__)
                 setattr(layer, name, linear)
-
-    def build(self, shape: EncoderShape) -> nn.Module | None:
-        return None
 
     def groups(self, encoder: Encoder) -> Groups:
         adapted = [module for module in encoder.modules() if isinstance(module, LoraLinear)]
@@ -184,29 +192,26 @@ class Lora(Variant):
         return {name: group for name, group in groups.items() if group}
 
 
-class Pal(Variant):
-    """Projected attention layers, Stickland & Murray 2019 (arXiv 1902.02671), section 3: a small attention a task and layer.
+class Pal(AdapterVariant):
+    """Projected attention layers, Stickland & Murray 2019 (arXiv 1902.02671), section 3: a small attention per task and layer.
 
-    LN(m + FFN(m) + TS(h)) of a layer with input h and attention's result m; TS(h) = V_D MHA(V_E h), V_E and V_D a task's own
-    and the same beside all layers. The attention is the encoder's in small: its dropout, as many heads; no matrix after it.
-    Departures: V_D starts at zero, theirs at N(0, 0.02²), so that training starts from the checkpoint. The released code has a
-    GELU after V_D, which the paper has not, and 6 heads, where the paper has 12. Under `freeze_encoder` that code trains the
-    LayerNorms, too, and not the pooler; here LayerNorms are frozen, and a pooler that a task reads is trained.
+    A layer with input h and attention result m returns LN(m + FFN(m) + TS(h)), TS(h) = V_D MHA(V_E h). Each task has its V_E
+    and V_D, the same for all layers. The attention is a small copy of the encoder's: its dropout, as many heads, no matrix
+    after it. Departures: V_D starts at zero, so that training starts from the checkpoint; theirs starts at N(0, 0.02²). The
+    released code has a GELU after V_D, which the paper does not have, and 6 heads where the paper has 12. With `freeze_encoder`
+    that code also trains the LayerNorms, but not the pooler; here LayerNorms are frozen, and the pooler is trained if a task
+    reads it.
     """
 
     kind: Literal["pal"] = "pal"
     size: PositiveInt = Field(
         204, json_schema_extra={"unit": "units"}, description="width of the small attention; a multiple of the encoder's heads"
     )
-    freeze_encoder: bool = Field(False, description="true: the PALs are trained and the encoder's own weights are not")
-    adds: ClassVar[bool] = True
+    freeze_encoder: bool = Field(False, description="true: only the PALs are trained, not the encoder's own weights")
 
     @property
     def shares(self) -> bool:
         return not self.freeze_encoder
-
-    def adapt(self, encoder: Encoder, seed_of: SeedOf) -> None:
-        """Nothing is put into the encoder: what a task has beside it is handed in."""
 
     def build(self, shape: EncoderShape) -> nn.Module | None:
         heads = shape.num_attention_heads

@@ -3,12 +3,10 @@
 Flow: encoder -> hidden_ND -> pooling -> pooled_SD -> pair encoding -> features_BF -> head.
 Legend: N packed tokens, S sequences, D hidden size, B examples of the batch, F features (D, or 2D where a pair is two vectors).
 
-A pair is either one sequence (cross: S = B) or two (bi: S = 2B, all u first, then all v). A task of single sentences has
-nothing to encode: its pooled vectors are its features, whatever pair encoding is set.
+A pair is either one sequence (cross: S = B) or two (bi: S = 2B, all u first, then all v). For a task of single sentences the
+pooled vectors are the features, whatever pair encoding is set.
 
-A pooling that reads first tokens alone says so (`reads_only_first`): the encoder then gives it those, N = S, at less cost.
-What a pooling learns beside the encoder is its task's own, as the head is: `build(dim)` makes it, None where there is nothing,
-and `pool` is handed it, or else the checkpoint's pooler (`uses_pooler`).
+Each task has its own layer of a pooling that learns, like its head.
 """
 
 from __future__ import annotations
@@ -27,29 +25,29 @@ Layer = Callable[[Tensor], Tensor]
 
 
 def first_tokens(hidden_ND: Tensor, starts_S1: Tensor) -> Tensor:
-    """The hidden state of each sequence's first token, [CLS], shape (S, D).  starts_S1: where sequences start, then N."""
+    """Select the hidden state of each first token, [CLS], shape (S, D).  starts_S1: the starts of sequences, then N."""
     return hidden_ND[starts_S1[:-1]]
 
 
 def mean_tokens(hidden_ND: Tensor, starts_S1: Tensor) -> Tensor:
-    """Mean of the tokens of each sequence, [CLS] and [SEP] included, shape (S, D), in float32 or better.
+    """Average the tokens of each sequence, including [CLS] and [SEP], shape (S, D), in float32 or better.
 
     Packed sequences hold no padding, so there is none to mask. No sequence is empty: each has its specials.
     Source: Reimers & Gurevych 2019 (arXiv 1908.10084), section 3.
     """
     if hidden_ND.dtype in (torch.float16, torch.bfloat16):
-        hidden_ND = hidden_ND.float()  # a sum of a hundred terms is no work for 8 bits of mantissa
+        hidden_ND = hidden_ND.float()  # 8 bits of mantissa are too few to sum a hundred terms
     # `unsafe` leaves out only checks of the offsets, which would make the host wait for the GPU at every step
     return torch.segment_reduce(hidden_ND, "mean", offsets=starts_S1, axis=0, unsafe=True)
 
 
 def max_tokens(hidden_ND: Tensor, starts_S1: Tensor) -> Tensor:
-    """The largest value of each dimension among the tokens of each sequence, [CLS] and [SEP] included, shape (S, D)."""
+    """Take the largest value of each dimension among the tokens of each sequence, with [CLS] and [SEP], shape (S, D)."""
     return torch.segment_reduce(hidden_ND, "max", offsets=starts_S1, axis=0, unsafe=True)
 
 
 def weighted_mean_tokens(hidden_ND: Tensor, scores_N1: Tensor, starts_S1: Tensor) -> Tensor:
-    """Mean of the tokens of each sequence, weighed by the softmax of their scores in it, shape (S, D), float32 or better."""
+    """Average the tokens of each sequence, weighted by the softmax of their scores, shape (S, D), float32 or better."""
     precision = torch.promote_types(hidden_ND.dtype, torch.float32)
     hidden_ND, scores_N1 = hidden_ND.to(precision), scores_N1.to(precision)
     highest_S1 = torch.segment_reduce(scores_N1.detach(), "max", offsets=starts_S1, axis=0, unsafe=True)
@@ -74,78 +72,70 @@ class TokenScores(nn.Module):
 
 
 def concatenate_pair(pooled_SD: Tensor) -> Tensor:
-    """[u; v] of each pair, shape (B, 2D), from S = 2B rows that are all u, then all v."""
-    assert pooled_SD.shape[0] % 2 == 0, f"a bi-encoded batch has two vectors an example, not {pooled_SD.shape[0]} in all"
+    """Concatenate [u; v] for each pair, shape (B, 2D), from S = 2B rows: all u, then all v."""
+    assert pooled_SD.shape[0] % 2 == 0, f"a bi-encoded batch has two vectors per example, not {pooled_SD.shape[0]} in all"
     u_BD, v_BD = pooled_SD.chunk(2, dim=0)
     return torch.cat([u_BD, v_BD], dim=1)
 
 
-class Cls(Variant):
+class PoolingVariant(Variant):
+    """The defaults of a pooling; a variant declares only what differs, and `pool(hidden_ND, starts_S1, layer)` -> (S, D)."""
+
+    uses_pooler: ClassVar[bool] = False  # `layer` is the checkpoint's pooler
+    reads_only_first: ClassVar[bool] = False  # it reads first tokens only: the encoder computes no others, so N = S
+
+    def build(self, dim: int) -> nn.Module | None:
+        """Build what the pooling learns for one task, handed to `pool` as `layer`; None if it learns nothing."""
+        return None
+
+
+class Cls(PoolingVariant):
     """The hidden state of [CLS] as it leaves the last layer (Devlin et al. 2019, arXiv 1810.04805, without their pooler)."""
 
     kind: Literal["cls"] = "cls"
-    uses_pooler: ClassVar[bool] = False
     reads_only_first: ClassVar[bool] = True
-
-    def build(self, dim: int) -> nn.Module | None:
-        return None
 
     def pool(self, hidden_ND: Tensor, starts_S1: Tensor, layer: Layer | None) -> Tensor:
         return first_tokens(hidden_ND, starts_S1)
 
 
-class Pooler(Variant):
+class Pooler(PoolingVariant):
     """tanh(W h + b) of [CLS], through the checkpoint's own pooler (Devlin et al. 2019, arXiv 1810.04805)."""
 
     kind: Literal["pooler"] = "pooler"
     uses_pooler: ClassVar[bool] = True
     reads_only_first: ClassVar[bool] = True
 
-    def build(self, dim: int) -> nn.Module | None:
-        return None
-
     def pool(self, hidden_ND: Tensor, starts_S1: Tensor, layer: Layer | None) -> Tensor:
         assert layer is not None, "pooling 'pooler' is handed the checkpoint's pooler"
         return layer(first_tokens(hidden_ND, starts_S1))
 
 
-class Mean(Variant):
+class Mean(PoolingVariant):
     """The mean over a sequence's tokens, specials included (Reimers & Gurevych 2019, arXiv 1908.10084, section 3)."""
 
     kind: Literal["mean"] = "mean"
-    uses_pooler: ClassVar[bool] = False
-    reads_only_first: ClassVar[bool] = False
-
-    def build(self, dim: int) -> nn.Module | None:
-        return None
 
     def pool(self, hidden_ND: Tensor, starts_S1: Tensor, layer: Layer | None) -> Tensor:
         return mean_tokens(hidden_ND, starts_S1)
 
 
-class Max(Variant):
+class Max(PoolingVariant):
     """The largest value of each dimension over a sequence's tokens, specials included (Reimers & Gurevych 2019, section 3)."""
 
     kind: Literal["max"] = "max"
-    uses_pooler: ClassVar[bool] = False
-    reads_only_first: ClassVar[bool] = False
-
-    def build(self, dim: int) -> nn.Module | None:
-        return None
 
     def pool(self, hidden_ND: Tensor, starts_S1: Tensor, layer: Layer | None) -> Tensor:
         return max_tokens(hidden_ND, starts_S1)
 
 
-class Attention(Variant):
-    """The mean over a sequence's tokens, specials included, weighed by a learned score: Yang et al. 2016 (NAACL), eq. 5 to 7.
+class Attention(PoolingVariant):
+    """The mean over a sequence's tokens, specials included, weighted by a learned score: Yang et al. 2016 (NAACL), eq. 5 to 7.
 
     Departure: the vector that scores, their word context u_w, starts at zero and not at random: training starts from `mean`.
     """
 
     kind: Literal["attention"] = "attention"
-    uses_pooler: ClassVar[bool] = False
-    reads_only_first: ClassVar[bool] = False
 
     def build(self, dim: int) -> nn.Module | None:
         return TokenScores(dim)
@@ -159,7 +149,7 @@ Pooling = Annotated[Cls | Pooler | Mean | Max | Attention, Field(discriminator="
 
 
 class Cross(Variant):
-    """Both sentences in one sequence, `[CLS] a [SEP] b [SEP]` with segments (Devlin et al. 2019): one vector a pair."""
+    """Both sentences in one sequence, `[CLS] a [SEP] b [SEP]` with segments (Devlin et al. 2019): one vector per pair."""
 
     kind: Literal["cross"] = "cross"
     vectors: ClassVar[int] = 1
@@ -169,7 +159,7 @@ class Cross(Variant):
 
 
 class Bi(Variant):
-    """Each sentence by itself (Reimers & Gurevych 2019, arXiv 1908.10084): two vectors a pair, side by side."""
+    """Each sentence in its own sequence (Reimers & Gurevych 2019, arXiv 1908.10084): two vectors per pair, concatenated."""
 
     kind: Literal["bi"] = "bi"
     vectors: ClassVar[int] = 2

@@ -1,12 +1,12 @@
-"""Gradient methods: how the tasks' gradients of the shared parameters become one.
+"""Gradient methods: merge the tasks' gradients of the shared parameters into one.
 
-Flow: one backward pass a task -> Gramians gramian_GTT -> weights_GT -> merged gradient of group g = sum over t of
-weights[g, t] * g_t -> clip -> step.  Heads take their own gradient and are in no group.
+Flow: one backward pass per task -> Gramians gramian_GTT -> weights_GT -> merged gradient of group g = sum over t of
+weights[g, t] * g_t -> clip -> step.  Heads keep their own gradient and are in no group.
 Legend: G parameter groups (embeddings, each layer, pooler), T tasks that gave this step a batch; gramian[g, i, j] = <g_i, g_j>
-within group g.  A method takes parties for tasks: tasks whose gradients are summed before it sees them, mostly one.
+within group g.  The tasks of a method are parties: tasks whose gradients are summed before it sees them, mostly one each.
 
-A method never sees a gradient: each projection of it is a linear combination of the originals, so its coefficients and the
-Gramian hold all that is needed. Orders are drawn outside, from the trial's own generator. Nothing here makes the host wait.
+A method never sees a gradient. Each projection is a linear combination of the original gradients, so the coefficients and the
+Gramian are enough. Orders are drawn outside, from the trial's generator. Nothing here synchronises with the GPU, except CAGrad.
 """
 
 from __future__ import annotations
@@ -21,25 +21,26 @@ from torch import Tensor
 
 from minbert_core.settings.models import BARE_NAME, Variant
 
-COSINE_LIMIT = 1 - 1e-6  # of a cosine and of its target: at 1 the closed form of GradVac divides by zero
-NOISE = torch.finfo(torch.float32).eps  # the rounding error of a Gramian at most, relative to squared norms
-TINY = 1e-30  # of a squared norm, gradients being of squared norms about 1: keeps the slope at a zero mixture finite
+COSINE_LIMIT = 1 - 1e-6  # of a cosine and its target: at 1, GradVac's closed form divides by zero
+NOISE = torch.finfo(torch.float32).eps  # upper bound of a Gramian's rounding error, relative to squared norms
+TINY = 1e-30  # least squared norm, where gradients have about 1: keeps the slope finite at a mixture of zero
 Groups = Annotated[
     tuple[Annotated[tuple[str, ...], Field(min_length=1)], ...],
-    Field(description="lists of tasks whose gradients are summed before the method sees them; a task in none stands alone"),
+    Field(description="lists of tasks whose gradients are summed before the method sees them; any other task is its own group"),
 ]
 
 
 def random_orders(num_tasks: int, generator: np.random.Generator) -> Tensor:
-    """For each task the other tasks in a random order of its own, int64, shape (T, T - 1), on the CPU."""
+    """Draw a random order of the other tasks for each task, int64, shape (T, T - 1), on the CPU."""
     rows = [generator.permutation([j for j in range(num_tasks) if j != i]) for i in range(num_tasks)]
     return torch.as_tensor(np.array(rows, dtype=np.int64).reshape(num_tasks, num_tasks - 1))
 
 
 def parties_of(tasks: tuple[str, ...], groups: tuple[tuple[str, ...], ...]) -> dict[str, tuple[str, ...]]:
-    """Who is weighed against whom in a step of `tasks`: a party's name -> its tasks, in the order of their first ones.
+    """Map each party (a task or a group of tasks) to its members in this step, in the order of their first ones.
 
-    A group is named after all its tasks, `sst+para`, also in a step that lacks some: what a method remembers of it holds.
+    A group is named after all its tasks, `sst+para`, even in a step that lacks some, so that a method's state of it stays
+    valid.
     """
     names = {task: "+".join(group) for group in groups for task in group}
     parties: dict[str, tuple[str, ...]] = {}
@@ -56,7 +57,10 @@ def merging_weights(
     generator: np.random.Generator,
     state: dict[str, Tensor],
 ) -> Tensor:
-    """A method's weights of the tasks, (G, T): of a party's each, whose sums have the Gramian S G S^T; S is 0 or 1, (P, T)."""
+    """Return a method's weights of the tasks, (G, T); each task gets its party's.
+
+    The sums of the parties' gradients have the Gramian S G S^T, where S (P, T) is 1 for the members of a party and 0 elsewhere.
+    """
     parties = parties_of(tasks, method.groups)
     members_PT = gramian_GTT.new_tensor([[task in party for task in tasks] for party in parties.values()])
     orders = random_orders(len(parties), generator)
@@ -66,9 +70,9 @@ def merging_weights(
 
 @torch.no_grad()
 def pcgrad_weights(gramian_TT: Tensor, orders: Tensor) -> Tensor:
-    """Weights (T,) of the sum of all g_i^PC: Algorithm 1 of Yu et al. 2020, on the coefficients of the original gradients.
+    """Return the weights (T,) of the sum of all g_i^PC: Algorithm 1 of Yu et al. 2020, on coefficients of the originals.
 
-    orders[i] holds the other tasks, in the order in which g_i is projected. Computed in float64.
+    orders[i] lists the other tasks in the order in which g_i is projected. Computed in float64.
     """
     gram_TT = gramian_TT.double()
     coefficients_TT = torch.eye(len(gram_TT), dtype=torch.float64, device=gram_TT.device)  # row i: g_i^PC in the originals
@@ -85,12 +89,12 @@ def pcgrad_weights(gramian_TT: Tensor, orders: Tensor) -> Tensor:
 def gradvac_weights(
     gramian_GTT: Tensor, tasks: tuple[str, ...], orders: Tensor, targets: dict[str, Tensor], beta: float
 ) -> Tensor:
-    """Weights (G, T) of the sum of all corrected gradients, each group by itself: Algorithm 1 of Wang et al. 2021.
+    """Return the weights (G, T) of the sum of all corrected gradients, per group: Algorithm 1 of Wang et al. 2021.
 
     `targets["a>b"]`, shape (G,), float64, is the EMA target of the cosine between a's gradient as corrected so far and b's
-    original one; it starts at 0, moves at every step towards the cosine found before the correction, whether or not there
-    is one, and is written back into `targets`. The pair is left alone in a group where either gradient is zero: its cosine
-    would be 0/0, and the target NaN for ever.
+    original one. It starts at 0. At every step it moves towards the cosine before the correction, whether or not there is a
+    correction, and is written back into `targets`. A pair is skipped in a group where either gradient is zero: its cosine
+    would be 0/0, and the target NaN for the rest of the run.
     """
     gram_GTT = gramian_GTT.double()
     square_GT = gram_GTT.diagonal(dim1=1, dim2=2)
@@ -104,7 +108,7 @@ def gradvac_weights(
             inner_GT = (coefficients_GT[:, None, :] @ gram_GTT)[:, 0, :]  # <g'_i, g_k> for each original k
             square_i_G = (inner_GT * coefficients_GT).sum(dim=1)
             square_j_G = square_GT[:, j]
-            # below this the square of g'_i is rounding error of the Gramian: the projections have taken all of g_i away
+            # below this the square of g'_i is only rounding error of the Gramian: the projections have removed all of g_i
             noise_G = NOISE * (coefficients_GT.square() * square_GT).sum(dim=1)
             exists_G = (square_i_G > noise_G) & (square_j_G > 0)
             norm_i_G = torch.where(exists_G, square_i_G, 1).sqrt()
@@ -118,9 +122,9 @@ def gradvac_weights(
 
 
 def gradvac_correction(cosine: Tensor, target: Tensor) -> Tensor:
-    """How much of g_j, in units of |g_i| / |g_j|, turns g_i from `cosine` to `target` (Wang et al. 2021, eq. 3).
+    """Return how much of g_j, in units of |g_i| / |g_j|, turns g_i from `cosine` to `target` (Wang et al. 2021, eq. 3).
 
-    g_i + w g_j stands at the angle t to g_j where w |g_j| / |g_i| = sin(angle - t) / sin(t): the law of sines.
+    By the law of sines, g_i + w g_j has the angle t to g_j if w |g_j| / |g_i| = sin(angle - t) / sin(t).
     """
     sine, sine_target = (1 - cosine.square()).sqrt(), (1 - target.square()).sqrt()
     return (target * sine - cosine * sine_target) / sine_target
@@ -128,11 +132,11 @@ def gradvac_correction(cosine: Tensor, target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def cagrad_weights(gramian_TT: Tensor, c: float) -> Tensor:
-    """Weights (T,) of the sum plus c |sum| g_w / |g_w|, where w in the simplex has the least <g_w, g_0> + c |g_0| |g_w|.
+    """Return the weights (T,) of sum + c |sum| g_w / |g_w|, where w in the simplex minimises <g_w, g_0> + c |g_0| |g_w|.
 
-    g_w is the sum of w_i g_i, g_0 the mean: Algorithm 1 of Liu et al. 2021 by its dual, in float64, T times as long. A gradient
-    of zero has no say: it would be the least at once, and nothing would be added. The sum stays where one gradient is left, and
-    where g_w is zero: there the tasks balance each other, and no direction serves all.
+    g_w is the sum of w_i g_i, g_0 the mean: Algorithm 1 of Liu et al. 2021 by its dual, in float64, T times as long. Zero
+    gradients are excluded: one would be the minimum at once, and nothing would be added. The result is the plain sum if only
+    one gradient is left, or if g_w is zero: then the tasks balance each other, and no direction serves all.
     """
     gram_TT = gramian_TT.double()
     reaching = gram_TT.diagonal() > 0
@@ -141,13 +145,13 @@ def cagrad_weights(gramian_TT: Tensor, c: float) -> Tensor:
         gram_RR = (gram_TT / gram_TT.diagonal().sum())[reaching][:, reaching]
         w_R = worst_mixture(gram_RR, c)
         square_sum, square_w = gram_RR.sum().clamp(min=0), w_R @ gram_RR @ w_R
-        if square_w > NOISE * (w_R.square() @ gram_RR.diagonal()):  # else rounding error only
+        if square_w > NOISE * (w_R.square() @ gram_RR.diagonal()):  # otherwise it is only rounding error
             weights_T[reaching] += c * (square_sum / square_w).sqrt() * w_R
     return weights_T.to(gramian_TT.dtype)
 
 
 def worst_mixture(gram_TT: Tensor, c: float) -> Tensor:
-    """w (T,) in the simplex with the least <g_w, g_0> + c |g_0| |g_w|, which is convex in w; by SLSQP, from the middle."""
+    """Return the w (T,) in the simplex that minimises <g_w, g_0> + c |g_0| |g_w|, convex in w; by SLSQP, from the middle."""
     from scipy import optimize  # a third of a second, and only this method needs it
 
     gram, num_tasks = gram_TT.cpu().numpy(), len(gram_TT)
@@ -172,7 +176,16 @@ def worst_mixture(gram_TT: Tensor, c: float) -> Tensor:
     return torch.as_tensor(w / w.sum(), dtype=gram_TT.dtype, device=gram_TT.device)
 
 
-class Sum(Variant):
+class GradientVariant(Variant):
+    """The defaults of a gradient method; a variant declares only what differs, its `groups`, and `weights` -> (G, T).
+
+    `weights(gramian_GTT, tasks, orders, state)` gets parties for tasks, an order per party, and what it has put into `state`.
+    """
+
+    needs_several_tasks: ClassVar[bool] = True  # with one task per step there is nothing to merge
+
+
+class Sum(GradientVariant):
     """The plain sum of the tasks' gradients: joint training (Caruana 1997)."""
 
     kind: Literal["sum"] = "sum"
@@ -183,27 +196,26 @@ class Sum(Variant):
         return torch.ones_like(gramian_GTT[:, 0, :])
 
 
-class PCGrad(Variant):
+class PCGrad(GradientVariant):
     """Projecting Conflicting Gradients (Yu et al. 2020, arXiv 2001.06782), Algorithm 1.
 
-    A gradient that points against another task's original one loses that component; then all are summed. As in the paper,
-    one projection over the whole shared vector, not one a layer. With `groups: [[sst, para, sts]]` beside a fourth task it is
+    A gradient that conflicts with another task's original one loses that component; then all are summed. As in the paper, there
+    is one projection over the whole shared vector, not one per layer. With `groups: [[sst, para, sts]]` and a fourth task it is
     the surgery of a sum against an auxiliary loss (Li & Tang 2023).
     """
 
     kind: Literal["pcgrad"] = "pcgrad"
     groups: Groups = ()
-    needs_several_tasks: ClassVar[bool] = True
 
     def weights(self, gramian_GTT: Tensor, tasks: tuple[str, ...], orders: Tensor, state: dict[str, Tensor]) -> Tensor:
         return pcgrad_weights(gramian_GTT.sum(dim=0), orders).expand(len(gramian_GTT), -1)
 
 
-class GradVac(Variant):
+class GradVac(GradientVariant):
     """Gradient Vaccine (Wang et al. 2021, arXiv 2010.05874), Algorithm 1.
 
-    Where the cosine of two tasks' gradients falls below its running mean, one is turned towards the other until it is met.
-    State: a target for each ordered pair of parties and each parameter group; kept while a task is absent.
+    If the cosine of two tasks' gradients is below its running mean, one is turned towards the other until they meet the mean.
+    State: a target for each ordered pair of parties and each parameter group, kept while a task is absent.
     """
 
     kind: Literal["gradvac"] = "gradvac"
@@ -216,22 +228,21 @@ class GradVac(Variant):
     )
     per: Literal["layer", "model"] = Field(
         "layer",
-        description="what is corrected by itself: each parameter group (the paper's choice), or the whole shared vector",
+        description="correct each parameter group separately (the paper's choice), or the whole shared vector",
     )
     groups: Groups = ()
-    needs_several_tasks: ClassVar[bool] = True
 
     def weights(self, gramian_GTT: Tensor, tasks: tuple[str, ...], orders: Tensor, state: dict[str, Tensor]) -> Tensor:
         parts = gramian_GTT if self.per == "layer" else gramian_GTT.sum(dim=0, keepdim=True)
         return gradvac_weights(parts, tasks, orders, state, self.beta).expand(len(gramian_GTT), -1)
 
 
-class CAGrad(Variant):
-    """Conflict-averse gradient descent (Liu, Liu, Jin, Stone & Liu 2021, arXiv 2110.14048), Algorithm 1.
+class CAGrad(GradientVariant):
+    """Conflict-averse gradient descent (Liu et al. 2021, arXiv 2110.14048), Algorithm 1.
 
-    Of the directions within c |g_0| of the mean gradient g_0, the one that lowers best the loss that it lowers least.
-    Departure: the whole is T times the paper's, so that c = 0 is the sum and not the mean; the released code rescales
-    otherwise, by 1 / (1 + c^2). As in the paper one direction for the whole shared vector, not one a layer.
+    Among the directions within c |g_0| of the mean gradient g_0, it takes the one whose least improvement of a task's loss is
+    largest. Departure: the result is T times the paper's, so that c = 0 is the sum and not the mean; the released code rescales
+    by 1 / (1 + c^2) instead. As in the paper, there is one direction for the whole shared vector, not one per layer.
     """
 
     kind: Literal["cagrad"] = "cagrad"
@@ -240,10 +251,9 @@ class CAGrad(Variant):
         ge=0,
         lt=1,
         json_schema_extra={"unit": "of the mean gradient's norm"},
-        description="radius of the ball about the mean gradient; 0 is the sum, and below 1 it ends where the sum does",
+        description="radius of the ball around the mean gradient; 0 is the plain sum; below 1 it ends where the sum does",
     )
     groups: Groups = ()
-    needs_several_tasks: ClassVar[bool] = True
 
     def weights(self, gramian_GTT: Tensor, tasks: tuple[str, ...], orders: Tensor, state: dict[str, Tensor]) -> Tensor:
         return cagrad_weights(gramian_GTT.sum(dim=0), self.c).expand(len(gramian_GTT), -1)

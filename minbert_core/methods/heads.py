@@ -1,17 +1,14 @@
-"""Heads: what turns the features of an example into the logits of its task.  One head a task, never shared.
+"""Heads: modules that turn the features of an example into the logits of its task.  One head per task, never shared.
 
 Flow: features_BF -> head -> logits_BK -> loss.
 Legend: B examples of the batch, D hidden size, F features (D, or 2D where a pair is two vectors), K outputs.
 
-A head's `dropout` is its own, apart from the encoder's: it falls on the features before each linear layer. The function that
-drops is handed in at each call, so that one set of masks can be replayed; in evaluation it is the identity.
+The `dropout` of a head is separate from the encoder's: it acts on the features before each linear layer. The function that
+drops is an argument of each call, so that one set of masks can be replayed; in evaluation it is the identity.
 
-`build(dim, outputs, middle)`: F, K, and the logit in the middle of a regression's labels (0 of classes), where a head starts
-unless its knob `start` says zero. From 0, a squared error's first lesson is the labels' mean, and as a bias moves by the rate
-only, the shared encoder would be bent to supply it (SST and Para stayed at chance for a whole trial; LOG.md).
-
-What a head says of itself: `needs_pair_vectors`, its features must be [u; v]; `single_output`, K must be 1;
-`reads_cosine_only`, its logit grows with cos(u, v) and depends on nothing else: it can answer without having been trained.
+`build` gets the logit in the middle of a regression's labels, where a head starts unless its knob `start` says zero. From 0, a
+squared error first teaches the labels' mean. A bias moves only as fast as the learning rate, so the shared encoder would be
+bent to supply that mean (SST and Para stayed at chance for a whole trial; LOG.md).
 """
 
 from __future__ import annotations
@@ -31,7 +28,7 @@ from minbert_core.settings.models import BARE_NAME, Variant
 Drop = Callable[[Tensor, float], Tensor]  # (values, probability) -> values with some of them dropped
 Activation = Callable[[Tensor], Tensor]
 
-SMALLEST_LENGTH = 1e-8  # eps where vectors are divided by their lengths: torch's own of a cosine
+SMALLEST_LENGTH = 1e-8  # eps where vectors are divided by their lengths, as in torch's cosine_similarity
 
 Dropout = Annotated[
     float,
@@ -44,42 +41,42 @@ Dropout = Annotated[
 ]
 Start = Annotated[
     Literal["middle", "zero"],
-    Field(description="what a regression answers before it is trained: the middle of its labels, or zero as in the papers"),
+    Field(description="untrained answer of a regression: the middle of its labels, or zero as in the papers"),
 ]
 
 
 def first_answer(start: Start, middle: float) -> float:
-    """The logit of a head that has learned nothing: its last bias."""
+    """Return the logit of an untrained head, its last bias."""
     return middle if start == "middle" else 0.0
 
 
 def halves(features_BF: Tensor) -> tuple[Tensor, Tensor]:
-    """u and v, each (B, D), of features that are [u; v]."""
+    """Split features [u; v] into u and v, each (B, D)."""
     u_BD, v_BD = features_BF.chunk(2, dim=1)
     return u_BD, v_BD
 
 
 def with_difference(features_BF: Tensor) -> Tensor:
-    """[u; v; |u - v|], shape (B, 3D), of features [u; v], (B, 2D)."""
+    """Return [u; v; |u - v|], (B, 3D), for features [u; v], (B, 2D)."""
     u_BD, v_BD = halves(features_BF)
     return torch.cat([features_BF, (u_BD - v_BD).abs()], dim=1)
 
 
 def cosines(features_BF: Tensor) -> Tensor:
-    """cos(u, v) of features [u; v], shape (B, 1), float32; 0 where one of the two is zero."""
+    """Compute cos(u, v) for features [u; v], shape (B, 1), float32; 0 if u or v is zero."""
     u_BD, v_BD = halves(features_BF.float())
     return functional.cosine_similarity(u_BD, v_BD, dim=1)[:, None]
 
 
 def directed_products(features_BF: Tensor) -> Tensor:
-    """u * v / (|u| |v| + eps) of features [u; v], element by element, shape (B, D); its sum is cos(u, v)."""
+    """Compute u * v / (|u| |v| + eps) for features [u; v], elementwise, shape (B, D); its sum is cos(u, v)."""
     u_BD, v_BD = halves(features_BF)
     lengths_B1: Tensor = u_BD.norm(dim=1, keepdim=True) * v_BD.norm(dim=1, keepdim=True)
     return u_BD * v_BD / (lengths_B1 + SMALLEST_LENGTH)
 
 
 class Layers(nn.Module):
-    """Linear layers, `activation` between, dropout before each; `sizes` are F, the hidden widths, K; `start` the last bias."""
+    """Linear layers, `activation` between them, dropout before each; `sizes`: F, hidden widths, K; `start`: the last bias."""
 
     def __init__(self, sizes: tuple[int, ...], dropout: float, start: float, activation: Activation = torch.relu) -> None:
         super().__init__()
@@ -128,21 +125,38 @@ class ScaledCosine(nn.Module):
         return self.a * cosines(features_BF) + self.b
 
 
-class Linear(Variant):
+class HeadVariant(Variant):
+    """The defaults of a head; a variant declares only what differs, and `build(dim, outputs, middle) -> nn.Module`.
+
+    dim is F, outputs is K. middle is the logit in the middle of a regression's labels (0 for classes).
+    """
+
+    needs_pair_vectors: ClassVar[bool] = False  # its features must be [u; v]
+    single_output: ClassVar[bool] = False  # K must be 1
+    reads_cosine_only: ClassVar[bool] = False  # its logit grows with cos(u, v) only, so it needs no training
+
+    @property
+    def boundary(self) -> float | None:
+        """The cosine at which an untrained logit is 0; None unless the head reads the cosine only."""
+        return None
+
+    def advice_for(self, boundary: float) -> str:
+        """Return a sentence that says which knob puts the boundary at a cosine."""
+        return ""
+
+
+class Linear(HeadVariant):
     """One linear layer: BERT's own head (Devlin et al. 2019, arXiv 1810.04805)."""
 
     kind: Literal["linear"] = "linear"
     dropout: Dropout = 0.1
     start: Start = "middle"
-    needs_pair_vectors: ClassVar[bool] = False
-    single_output: ClassVar[bool] = False
-    reads_cosine_only: ClassVar[bool] = False
 
     def build(self, dim: int, outputs: int, middle: float = 0.0) -> nn.Module:
         return Layers((dim, outputs), self.dropout, first_answer(self.start, middle))
 
 
-class Mlp(Variant):
+class Mlp(HeadVariant):
     """Linear layers with ReLU between, dropout before each: the "HLH" head of Kehoe & Ravella 2024 at hidden [768]."""
 
     kind: Literal["mlp"] = "mlp"
@@ -151,34 +165,29 @@ class Mlp(Variant):
     )
     dropout: Dropout = 0.1
     start: Start = "middle"
-    needs_pair_vectors: ClassVar[bool] = False
-    single_output: ClassVar[bool] = False
-    reads_cosine_only: ClassVar[bool] = False
 
     def build(self, dim: int, outputs: int, middle: float = 0.0) -> nn.Module:
         return Layers((dim, *self.hidden, outputs), self.dropout, first_answer(self.start, middle))
 
 
-class Sbert(Variant):
-    """A linear layer over [u; v; |u - v|] (Reimers & Gurevych 2019, arXiv 1908.10084, section 3).  Needs u and v apart."""
+class Sbert(HeadVariant):
+    """A linear layer over [u; v; |u - v|] (Reimers & Gurevych 2019, arXiv 1908.10084, section 3).  Needs separate u and v."""
 
     kind: Literal["sbert"] = "sbert"
     dropout: Dropout = 0.1
     start: Start = "middle"
     needs_pair_vectors: ClassVar[bool] = True
-    single_output: ClassVar[bool] = False
-    reads_cosine_only: ClassVar[bool] = False
 
     def build(self, dim: int, outputs: int, middle: float = 0.0) -> nn.Module:
         assert dim % 2 == 0, f"sbert takes [u; v], an even number of features, not {dim}"
         return DifferenceLayers((dim // 2 * 3, outputs), self.dropout, first_answer(self.start, middle))
 
 
-class SbertCosine(Variant):
-    """W [u; v; |u - v|] + cos(u, v): the STS head of Liu & Maniku 2023.  Needs u and v apart, and a task of one output.
+class SbertCosine(HeadVariant):
+    """W [u; v; |u - v|] + cos(u, v): the STS head of Liu & Maniku 2023.  Needs separate u and v, and a task of one output.
 
-    They write cos(u, v) as a vector of K numbers; it is a scalar. It enters unscaled, and from features that are whole (see
-    `cosine` on dropout).
+    They write cos(u, v) as a vector of K numbers; it is a scalar. It is added unscaled, and computed without dropout (see
+    `cosine`).
     """
 
     kind: Literal["sbert_cosine"] = "sbert_cosine"
@@ -186,7 +195,6 @@ class SbertCosine(Variant):
     start: Start = "middle"
     needs_pair_vectors: ClassVar[bool] = True
     single_output: ClassVar[bool] = True
-    reads_cosine_only: ClassVar[bool] = False
 
     def build(self, dim: int, outputs: int, middle: float = 0.0) -> nn.Module:
         assert dim % 2 == 0, f"sbert_cosine takes [u; v], an even number of features, not {dim}"
@@ -194,26 +202,24 @@ class SbertCosine(Variant):
         return DifferenceLayersAndCosine((dim // 2 * 3, outputs), self.dropout, first_answer(self.start, middle))
 
 
-class Hadamard(Variant):
+class Hadamard(HeadVariant):
     """A linear layer over u * v / (|u| |v| + eps), the terms of the cosine: the STS head of Hollister et al. 2023.
 
-    There u and v come out of a layer that the pair tasks share: `shared_layer` with `of: pairs`. Their eps is not told; here it
-    is 1e-8. Needs u and v apart.
+    There, u and v are outputs of a layer that the pair tasks share: `shared_layer` with `of: pairs`. They do not report their
+    eps; here it is 1e-8. Needs separate u and v.
     """
 
     kind: Literal["hadamard"] = "hadamard"
     dropout: Dropout = 0.1
     start: Start = "middle"
     needs_pair_vectors: ClassVar[bool] = True
-    single_output: ClassVar[bool] = False
-    reads_cosine_only: ClassVar[bool] = False
 
     def build(self, dim: int, outputs: int, middle: float = 0.0) -> nn.Module:
         assert dim % 2 == 0, f"hadamard takes [u; v], an even number of features, not {dim}"
         return ProductLayers((dim // 2, outputs), self.dropout, first_answer(self.start, middle))
 
 
-class Halving(Variant):
+class Halving(HeadVariant):
     """A second layer, half as wide as the features, with LeakyReLU (slope 0.01, PyTorch's): after Liu & Maniku 2023.
 
     Departure: the layer is the task's own; theirs was shared by all tasks, which is `shared_layer`.
@@ -222,20 +228,17 @@ class Halving(Variant):
     kind: Literal["halving"] = "halving"
     dropout: Dropout = 0.1
     start: Start = "middle"
-    needs_pair_vectors: ClassVar[bool] = False
-    single_output: ClassVar[bool] = False
-    reads_cosine_only: ClassVar[bool] = False
 
     def build(self, dim: int, outputs: int, middle: float = 0.0) -> nn.Module:
         return Layers((dim, dim // 2, outputs), self.dropout, first_answer(self.start, middle), functional.leaky_relu)
 
 
-class Cosine(Variant):
+class Cosine(HeadVariant):
     """a cos(u, v) + b: the cosine of Reimers & Gurevych 2019 (arXiv 1908.10084, section 3), scaled to the task's labels.
 
-    Departure: a and b are learned, since labels lie in 0..5 and not in -1..1; b starts at `offset`, wherever the middle is.
-    No dropout: a cosine of two vectors with different coordinates missing is another quantity. Needs u and v apart, and a task
-    of one output.
+    Departure: a and b are learned, because labels are in 0..5 and not in -1..1; b starts at `offset`, not at the middle.
+    No dropout: a cosine of two vectors with different coordinates missing is another quantity. Needs separate u and v, and a
+    task of one output.
     """
 
     kind: Literal["cosine"] = "cosine"
@@ -250,6 +253,13 @@ class Cosine(Variant):
     needs_pair_vectors: ClassVar[bool] = True
     single_output: ClassVar[bool] = True
     reads_cosine_only: ClassVar[bool] = True
+
+    @property
+    def boundary(self) -> float | None:
+        return 0.0 - self.offset / self.scale  # 0.0 and not -0.0 where the offset is 0
+
+    def advice_for(self, boundary: float) -> str:
+        return f"Set its offset to {-self.scale * boundary:g}."
 
     def build(self, dim: int, outputs: int, middle: float = 0.0) -> nn.Module:
         assert dim % 2 == 0, f"cosine takes [u; v], an even number of features, not {dim}"

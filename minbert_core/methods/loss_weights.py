@@ -2,14 +2,9 @@
 
     state, this step's losses -> weights -> backward, merge, update -> follow: the state moves, for the steps to come
 
-What a variant says of itself, beside whether it needs several tasks a step:
-
-    reads_losses     its weights are of this step's own losses: known after the backward passes, they weigh the gradients
-    follows_losses   its state moves with each step's losses
-    looks_again      and with those of the same batches, under the same masks, after the update: a pass more, without gradient
-
-`kinds` maps the stage's tasks, in order, to their kinds; `losses` the step's tasks to their losses, without penalties. What a
-variant remembers is in `state`, by task, float64 on the CPU; a snapshot holds it, a stage begins with an empty one.
+`kinds` maps the tasks of the stage, in order, to their kinds; `losses` maps those of the step to their losses, without
+penalties. A variant keeps what it remembers in `state`, by task, float64 on the CPU. A snapshot holds it; a stage starts with
+an empty one.
 """
 
 from __future__ import annotations
@@ -33,19 +28,19 @@ LOSS_EPS = 1e-8  # added to a loss before its logarithm, and what it must exceed
 
 
 def softmax(values: Numbers) -> Numbers:
-    """exp(value) over their sum."""
+    """Return exp(value) divided by their sum."""
     largest = max(values.values(), default=0.0)
     powers = {task: math.exp(value - largest) for task, value in values.items()}
     return {task: power / sum(powers.values()) for task, power in powers.items()}
 
 
 def learned(state: State, task: str) -> float:
-    """A task's learned number, 0 at first."""
+    """Return the learned number of a task, 0 at first."""
     return float(state[task][0]) if task in state else 0.0
 
 
 def learn(state: State, task: str, gradient: float, lr: float) -> None:
-    """One step of Adam on a task's number; its entry is (number, first moment, second moment, steps)."""
+    """Take one step of Adam on a task's number; its entry is (number, first moment, second moment, steps)."""
     value, first, second, steps = state[task].tolist() if task in state else (0.0, 0.0, 0.0, 0.0)
     steps += 1
     first = BETAS[0] * first + (1 - BETAS[0]) * gradient
@@ -55,32 +50,46 @@ def learn(state: State, task: str, gradient: float, lr: float) -> None:
     state[task] = torch.tensor([value, first, second, steps], dtype=torch.float64)
 
 
-class Static(Variant):
+class LossWeightsVariant(Variant):
+    """The defaults of loss weights; a variant declares only what differs, and `of(kinds, losses, state)` -> task's weight."""
+
+    needs_several_tasks: ClassVar[bool] = False  # it compares the tasks of one step
+    reads_losses: ClassVar[bool] = False  # it weighs by this step's losses: after the backward passes, so it weighs gradients
+    follows_losses: ClassVar[bool] = False  # `follow` moves its state by each step's losses
+    looks_again: ClassVar[bool] = False  # `follow` also gets the losses after the update: one more pass, same batches and masks
+
+    @property
+    def tasks_named(self) -> tuple[str, ...]:
+        """The tasks that its knobs name."""
+        return ()
+
+    def follow(self, kinds: Kinds, losses: Numbers, losses_after: Numbers, progress: float, state: State) -> None:
+        """Move `state` after a step; by default it stays."""
+
+
+class Static(LossWeightsVariant):
     """A constant factor for each task; 1 where none is given.  With none at all, the plain sum of Caruana 1997."""
 
     kind: Literal["static"] = "static"
     weights: dict[str, PositiveFloat] = Field(
         {}, json_schema_extra={"unit": "times the loss"}, description="task name -> factor; 1 where absent"
     )
-    needs_several_tasks: ClassVar[bool] = False
-    reads_losses: ClassVar[bool] = False
-    follows_losses: ClassVar[bool] = False
-    looks_again: ClassVar[bool] = False
 
     def of(self, kinds: Kinds, losses: Numbers, state: State) -> Numbers:
         return {task: self.weights.get(task, 1.0) for task in kinds}
 
-    def follow(self, kinds: Kinds, losses: Numbers, losses_after: Numbers, progress: float, state: State) -> None:
-        """Nothing moves."""
+    @property
+    def tasks_named(self) -> tuple[str, ...]:
+        return tuple(self.weights)
 
 
-class Uncertainty(Variant):
-    """Homoscedastic uncertainty (Kendall, Gal & Cipolla 2018, arXiv 1705.07115, eq. 7 to 10): e^-s L + s/2, summed over tasks.
+class Uncertainty(LossWeightsVariant):
+    """Homoscedastic uncertainty (Kendall et al. 2018, arXiv 1705.07115, eq. 7 to 10): e^-s L + s/2, summed over tasks.
 
-    s = log sigma^2 is learned, one a task, by its own gradient, without weight decay, which would pull sigma to 1; the L of a
-    regression counts half, as the Gaussian has it. Departures: s has an Adam and a rate of its own (theirs was one optimiser
-    for all; a rate that fine-tunes BERT would not move it), and a task counts as what it is, whatever its loss. Penalties are
-    weighed as their task's loss is; s does not see them.
+    s = log sigma^2 is learned, one per task, by its own gradient, without weight decay, which would pull sigma to 1. The L of a
+    regression counts half, as for the Gaussian. Departures: s has its own Adam and rate (theirs was one optimiser for all; a
+    rate that fine-tunes BERT would not move it), and the factor depends on the kind of task, whatever its loss. Penalties get
+    the weight of their task's loss; s does not see them.
     """
 
     kind: Literal["uncertainty"] = "uncertainty"
@@ -91,10 +100,7 @@ class Uncertainty(Variant):
         json_schema_extra={"unit": "a step"},
         description="rate of the log variances, constant; 0.01 is assumed, not measured (2026-11)",
     )
-    needs_several_tasks: ClassVar[bool] = False
-    reads_losses: ClassVar[bool] = False
     follows_losses: ClassVar[bool] = True
-    looks_again: ClassVar[bool] = False
 
     def of(self, kinds: Kinds, losses: Numbers, state: State) -> Numbers:
         return {task: self._factor(kind) * math.exp(-learned(state, task)) for task, kind in kinds.items()}
@@ -110,13 +116,13 @@ class Uncertainty(Variant):
         return 0.5 if kind == "regression" else 1.0
 
 
-class Dwa(Variant):
-    """Dynamic weight average (Liu, Johns & Davison 2019, arXiv 1803.10704, eq. 7): K softmax(w / T) over the K tasks.
+class Dwa(LossWeightsVariant):
+    """Dynamic weight average (Liu et al. 2019, arXiv 1803.10704, eq. 7): K softmax(w / T) over the K tasks.
 
     w_k = L_k(t-1) / L_k(t-2): a task whose loss falls more slowly than the others' gets more weight. L_k(t) is the mean over
-    the steps of period t; in the first two periods all weights are 1, and so is w_k while a task has no two means. Departures:
-    a period is a share of the stage, where theirs was an epoch, which differs from schedule to schedule; it is seen to have
-    ended at the first step after it, so that weights change from the second on.
+    the steps of period t. In the first two periods all weights are 1, and w_k is 1 until a task has two means. Departures:
+    a period is a share of the stage; theirs was an epoch, whose length depends on the schedule. The end of a period is noticed
+    at the first step after it, so weights change from the second step on.
     """
 
     kind: Literal["dwa"] = "dwa"
@@ -128,12 +134,9 @@ class Dwa(Variant):
         gt=0,
         le=1,
         json_schema_extra={"unit": "of the stage"},
-        description="over which losses are meaned and weights stay; 0.1 is the epoch of a stage of ten",
+        description="length of a period, over which losses are averaged and weights stay; 0.1 is one of ten epochs",
     )
-    needs_several_tasks: ClassVar[bool] = False
-    reads_losses: ClassVar[bool] = False
     follows_losses: ClassVar[bool] = True
-    looks_again: ClassVar[bool] = False
 
     def of(self, kinds: Kinds, losses: Numbers, state: State) -> Numbers:
         ratios = {}
@@ -155,15 +158,15 @@ class Dwa(Variant):
         state["/period"] = torch.tensor(float(max(number, known)), dtype=torch.float64)
 
 
-class Famo(Variant):
-    """Fast adaptive multitask optimisation (Liu, Feng, Stone & Liu 2023, arXiv 2306.03792), Algorithm 1.
+class Famo(LossWeightsVariant):
+    """Fast adaptive multitask optimisation (Liu et al. 2023, arXiv 2306.03792), Algorithm 1.
 
-    With z = softmax(xi) a task weighs z_i / L_i, so that logarithms of losses fall; after the update xi moves against the fall
-    of log L on the same batches, and the tasks that fell least gain. Departures: the weights sum to T and not to 1, so that of
-    equal losses they begin as the plain sum, and a gradient's clip means what it means elsewhere; a loss enters with 1e-8, as
-    in the released code, whose Adam and L2 decay of xi these are; penalties are weighed with their task, and xi does not
-    see them. A logarithm needs a loss above 0. A task whose loss is at most 1e-8 (a correlation over constant labels, cosines
-    within their margin) has nothing to learn from the batch: it weighs 1, the others weigh as if it were absent, and the xi of
+    With z = softmax(xi), the weight of a task is z_i / L_i, so that logarithms of losses fall. After the update xi moves
+    against the fall of log L on the same batches, so the tasks that fell least gain. Departures: the weights sum to T and not
+    to 1, so that equal losses start as the plain sum, and the clip of a gradient means the same as elsewhere; penalties get the
+    weight of their task, and xi does not see them. As in the released code, 1e-8 is added to a loss, and xi has Adam and L2
+    decay. A logarithm needs a loss above 0. A task whose loss is at most 1e-8 (a correlation over constant labels, cosines
+    within their margin) has nothing to learn from the batch. It weighs 1, the others weigh as if it were absent, and the xi of
     a task moves only between two losses above 1e-8. In the released code such a task takes all weight but 1e-8 of it.
     """
 
@@ -172,7 +175,10 @@ class Famo(Variant):
         0.025, gt=0, le=1, json_schema_extra={"unit": "a step"}, description="beta: Adam's rate of the logits xi; as released"
     )
     decay: float = Field(
-        0.01, ge=0, json_schema_extra={"unit": "a step"}, description="gamma: pull of xi to 0, so of z to alike; as released"
+        0.01,
+        ge=0,
+        json_schema_extra={"unit": "a step"},
+        description="gamma: decay of xi towards 0, so of z towards equal weights; as released",
     )
     needs_several_tasks: ClassVar[bool] = True
     reads_losses: ClassVar[bool] = True

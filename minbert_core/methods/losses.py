@@ -1,20 +1,12 @@
-"""Losses of a task, and the divergence between two predictions of it, which smoothness regularisers use.
+"""Losses of a task, and the divergence between two of its predictions, which smoothness regularisers use.
 
-Flow: values and labels_B -> loss -> one backward pass a task;  logits_BK -> readout -> metric, divergence.
+Flow: values and labels_B -> loss -> one backward pass per task;  logits_BK -> readout -> metric, divergence.
 Legend: B examples of the batch, D hidden size, F features, K outputs of the head (classes, or 1).
 
-Every loss is a float32 scalar of the batch. What a loss says of itself:
-
-    fits                 the kinds of task it is for
-    reads_features       False: its values are the head's logits_BK; True: features_BF, and the head is left as it was built
-    needs_pair_vectors   its features must be [u; v], two vectors a pair
-    is_mean              the batch's loss is the mean of its examples' losses, so that parts of a batch may be weighed by size
-    outputs(K)           how many logits the head must give a task of K outputs
-    readout(logits_BK)   what the task's metric reads, (B, outputs of the task): the logits themselves, unless a loss says else
-    error_unit(range)    what an error of a regression is measured in, by the loss and by the divergence; in label units
+Every loss is a float32 scalar of the batch. `LossVariant` states what a loss declares.
 
 A divergence acts on the readout: the softmax of classes, the sigmoid of a single logit (whose softmax is always 1), the number
-itself for regression. Predictions are in label units whatever the error is measured in.
+itself for regression. Predictions are in label units, whatever the unit of the error is.
 """
 
 from __future__ import annotations
@@ -41,22 +33,22 @@ ErrorScale = Annotated[
     ),
 ]
 
-LEAST_DEVIATION = 0.01  # of predictions, relative to the labels'; fresh heads over MiniLM have .02 to .9 (STS, 32 pairs)
+LEAST_DEVIATION = 0.01  # of predictions, relative to that of labels; new heads over MiniLM have .02 to .9 (STS, 32 pairs)
 
 
 def single_logit(logits_BK: Tensor) -> Tensor:
-    """The only logit of each example, shape (B,), float32.  A (B, 1) against labels (B,) would broadcast to (B, B)."""
-    assert logits_BK.shape[1:] == (1,), f"one logit an example expected, got {tuple(logits_BK.shape)}"
+    """Return the only logit of each example, (B,), float32.  A (B, 1) against labels (B,) would broadcast to (B, B)."""
+    assert logits_BK.shape[1:] == (1,), f"one logit per example expected, got {tuple(logits_BK.shape)}"
     return logits_BK[:, 0].float()
 
 
 def pearson_loss(predictions_B: Tensor, labels_B: Tensor) -> Tensor:
-    """1 - r over the batch, r being Pearson's correlation; a scalar in [0, 2].
+    """Compute 1 - r over the batch, where r is Pearson's correlation; a scalar in [0, 2].
 
-    r does not exist for one example, or where all labels are equal: such a batch teaches nothing, its loss is 0 and so is
-    its gradient. Source: Liu & Maniku 2023. Departure: the predictions' deviation counts as at least a hundredth of the
-    labels', below which r falls in proportion, to 0 at equal predictions. The gradient of a correlation is that of a direction,
-    1 / deviation: here its norm is at most 100 / |labels - mean|, in any unit.
+    r does not exist for one example, or if all labels are equal: such a batch teaches nothing, so its loss and gradient are 0.
+    Source: Liu & Maniku 2023. Departure: the predictions' deviation counts as at least a hundredth of the labels', below which
+    r falls in proportion, to 0 at equal predictions. The gradient of a correlation is that of a direction, 1 / deviation: here
+    its norm is at most 100 / |labels - mean|, in any unit.
     """
     x_B = predictions_B - predictions_B.mean()
     y_B = labels_B - labels_B.mean()
@@ -68,18 +60,18 @@ def pearson_loss(predictions_B: Tensor, labels_B: Tensor) -> Tensor:
 
 
 def mse_loss(predictions_B: Tensor, labels_B: Tensor, unit: float) -> Tensor:
-    """Mean squared error in squared `unit`s, which are in label units; a scalar."""
+    """Compute the mean squared error in squared `unit`s; the unit is in label units. A scalar."""
     return functional.mse_loss(predictions_B, labels_B) / unit**2
 
 
 def unit_of(scale: str, label_range: LabelRange) -> float:
-    """The unit of an error in label units; measured in halves of the range, all labels are within 1 of the middle."""
+    """Return the unit of an error, in label units; for `range`, half the range, so all labels are within 1 of the middle."""
     low, high = label_range
     return (high - low) / 2 if scale == "range" else 1.0
 
 
 def cosine_embedding_loss(features_BF: Tensor, are_alike_B: Tensor, margin: float) -> Tensor:
-    """Mean of 1 - cos(u, v) where the pair is alike, of max(0, cos(u, v) - margin) where not; a scalar in [0, 2].
+    """Compute the mean of 1 - cos(u, v) for pairs that are alike and max(0, cos(u, v) - margin) for others; in [0, 2].
 
     features_BF is [u; v], are_alike_B boolean. Source: PyTorch, CosineEmbeddingLoss.
     """
@@ -88,30 +80,30 @@ def cosine_embedding_loss(features_BF: Tensor, are_alike_B: Tensor, margin: floa
 
 
 def class_values(classes: int, label_range: LabelRange, device: torch.device) -> Tensor:
-    """The labels that classes 0, 1, ... stand for, equally spaced from the lowest to the highest, shape (classes,)."""
+    """Return the labels that classes 0, 1, ... stand for, equally spaced from lowest to highest, shape (classes,)."""
     return torch.linspace(*label_range, classes, device=device)
 
 
 def nearest_classes(labels_B: Tensor, classes: int, label_range: LabelRange) -> Tensor:
-    """The class whose value is nearest to each label, shape (B,), int64; halfway between two it is the even one."""
+    """Return the class whose value is nearest to each label, (B,), int64; halfway between two, the even one."""
     low, high = label_range
     return ((labels_B.float() - low) * ((classes - 1) / (high - low))).round().long()
 
 
 def expected_labels(logits_BK: Tensor, label_range: LabelRange) -> Tensor:
-    """The mean of the K classes' values under the softmax, shape (B, 1), float32, within the label range."""
+    """Compute the mean of the K classes' values under the softmax, shape (B, 1), float32, within the label range."""
     values_K = class_values(logits_BK.shape[1], label_range, logits_BK.device)
     return logits_BK.float().softmax(dim=1) @ values_K[:, None]
 
 
 def class_divergence(logits_p_BK: Tensor, logits_q_BK: Tensor) -> Tensor:
-    """KL(P||Q) + KL(Q||P) of two softmaxes, mean over the batch: sum over k of (p - q)(log p - log q)."""
+    """Compute KL(P||Q) + KL(Q||P) of two softmaxes, the batch mean of the sum over k of (p - q)(log p - log q)."""
     log_p_BK, log_q_BK = logits_p_BK.float().log_softmax(dim=1), logits_q_BK.float().log_softmax(dim=1)
     return ((log_p_BK.exp() - log_q_BK.exp()) * (log_p_BK - log_q_BK)).sum(dim=1).mean()
 
 
 def bernoulli_divergence(logits_p_B1: Tensor, logits_q_B1: Tensor) -> Tensor:
-    """KL(P||Q) + KL(Q||P) of two Bernoullis given by their logits, mean over the batch.
+    """Compute KL(P||Q) + KL(Q||P) of two Bernoullis given by their logits, mean over the batch.
 
     With p = sigmoid(a) and q = sigmoid(b) it is (p - q)(a - b): the two log-normalisers cancel, nothing can overflow.
     """
@@ -120,14 +112,14 @@ def bernoulli_divergence(logits_p_B1: Tensor, logits_q_B1: Tensor) -> Tensor:
 
 
 def squared_divergence(predictions_p_B1: Tensor, predictions_q_B1: Tensor, unit: float) -> Tensor:
-    """(p - q)², in squared `unit`s, mean over the batch."""
+    """Compute (p - q)² in squared `unit`s, mean over the batch."""
     return mse_loss(single_logit(predictions_p_B1), single_logit(predictions_q_B1), unit)
 
 
 def divergence(kind: TaskKind, unit: float = 1.0) -> Callable[[Tensor, Tensor], Tensor]:
-    """l_s of SMART (Jiang et al. 2020, arXiv 1911.03437, section 3.1) for a kind of task: symmetric, 0 where both agree.
+    """Return l_s of SMART (Jiang et al. 2020, arXiv 1911.03437, section 3.1) for a kind of task: symmetric, 0 if both agree.
 
-    unit: of a regression, the `error_unit` of its loss, so that penalty and loss keep their ratio at either scale.
+    unit: for a regression, the `error_unit` of its loss, so that penalty and loss keep their ratio at either scale.
     """
     known: dict[TaskKind, Callable[[Tensor, Tensor], Tensor]] = {
         "classification": class_divergence,
@@ -138,20 +130,28 @@ def divergence(kind: TaskKind, unit: float = 1.0) -> Callable[[Tensor, Tensor], 
 
 
 class LossVariant(Variant):
-    """What a loss says of itself unless its class says otherwise."""
+    """The defaults of a loss; a variant declares what it `fits`, what differs, and `__call__(values, labels_B, range)`."""
 
-    fits: ClassVar[tuple[TaskKind, ...]]
-    reads_features: ClassVar[bool] = False
-    needs_pair_vectors: ClassVar[bool] = False
-    is_mean: ClassVar[bool] = True
+    fits: ClassVar[tuple[TaskKind, ...]]  # the kinds of task it is for
+    reads_features: ClassVar[bool] = False  # its values are features_BF, not logits_BK; the head then stays as built
+    needs_pair_vectors: ClassVar[bool] = False  # its features must be [u; v], two vectors per pair
+    is_mean: ClassVar[bool] = True  # it is the mean over examples, so parts of a batch can be weighted by size
+
+    @property
+    def cosine_targets(self) -> tuple[float, float] | None:
+        """The cosines to which it drives pairs that are not alike and pairs that are; None for a loss of logits."""
+        return None
 
     def outputs(self, task_outputs: int) -> int:
+        """Return the number of logits K that the head must have; by default the outputs of the task."""
         return task_outputs
 
     def readout(self, logits_BK: Tensor, label_range: LabelRange) -> Tensor:
+        """Return what the metric of the task reads, (B, outputs of the task); by default the logits."""
         return logits_BK
 
     def error_unit(self, label_range: LabelRange) -> float:
+        """Return the unit of a regression's error in loss and divergence, in label units."""
         return unit_of("range", label_range)
 
 
@@ -190,7 +190,7 @@ class Mse(LossVariant):
 
 
 class Pearson(LossVariant):
-    """1 - r over the batch (Liu & Maniku 2023).  Predictions get no scale of their own; a batch should hold 16 or more."""
+    """1 - r over the batch (Liu & Maniku 2023).  It does not teach the scale of predictions; use batches of 16 or more."""
 
     kind: Literal["pearson"] = "pearson"
     fits: ClassVar[tuple[TaskKind, ...]] = ("regression",)
@@ -201,7 +201,7 @@ class Pearson(LossVariant):
 
 
 class MsePearson(LossVariant):
-    """mse_share * MSE + (1 - mse_share) * (1 - r): correlation, with the scale that r alone does not teach.
+    """mse_share * MSE + (1 - mse_share) * (1 - r): correlation, with the scale that r does not teach.
 
     Ours; its limits are mse (share 1) and pearson (share 0). 1 - r is in [0, 2].
     """
@@ -226,9 +226,9 @@ class MsePearson(LossVariant):
 class CosineEmbedding(LossVariant):
     """PyTorch's CosineEmbeddingLoss on u and v: alike pairs to a cosine of 1, others to `margin` or below.
 
-    It trains the encoder alone: a head must answer that reads the cosine and needs no training. Its logit is 0, which parts the
-    classes of a binary task, where the cosine is -offset / scale: that should lie midway, at (1 + margin) / 2. Pearson's r does
-    not depend on either.
+    It trains only the encoder, so the head must be one that reads the cosine and needs no training. Such a head separates the
+    classes of a binary task where its logit is 0, at the cosine -offset / scale; that should be midway, at (1 + margin) / 2.
+    Pearson's r depends on neither.
     """
 
     kind: Literal["cosine_embedding"] = "cosine_embedding"
@@ -237,7 +237,7 @@ class CosineEmbedding(LossVariant):
         gt=0,
         le=1,
         json_schema_extra={"unit": "of the label range"},
-        description="a pair is alike from here on, its label counted from the lowest; 0.5 is 2.5 of STS",
+        description="label from which a pair counts as alike, above the lowest label; 0.5 is 2.5 for STS",
     )
     margin: float = Field(
         0.0,
@@ -250,6 +250,10 @@ class CosineEmbedding(LossVariant):
     reads_features: ClassVar[bool] = True
     needs_pair_vectors: ClassVar[bool] = True
 
+    @property
+    def cosine_targets(self) -> tuple[float, float] | None:
+        return self.margin, 1.0
+
     def __call__(self, features_BF: Tensor, labels_B: Tensor, label_range: LabelRange) -> Tensor:
         low, high = label_range
         return cosine_embedding_loss(features_BF, labels_B.float() >= low + self.threshold * (high - low), self.margin)
@@ -258,8 +262,8 @@ class CosineEmbedding(LossVariant):
 class Classes(LossVariant):
     """Regression as classes: cross-entropy to the nearest of `classes` equally spaced labels (Kehoe & Ravella 2024, the text).
 
-    Departure: the answer is the expected label under the softmax, not the likeliest class's. The metric is Pearson's r, from
-    which rounding to a few values only takes; and an argmax has no gradient, which smoothness and proximal terms need.
+    Departure: the answer is the expected label under the softmax, not that of the likeliest class. The metric is Pearson's r,
+    which rounding to a few values lowers; and smoothness and proximal terms need a gradient, which an argmax does not have.
     """
 
     kind: Literal["classes"] = "classes"
@@ -284,6 +288,6 @@ Loss = Annotated[
 
 
 def default_loss(kind: TaskKind) -> CrossEntropy | Bce | Mse:
-    """The loss of a task for which none is set."""
+    """Return the default loss for a kind of task."""
     known: dict[TaskKind, CrossEntropy | Bce | Mse] = {"classification": CrossEntropy(), "binary": Bce(), "regression": Mse()}
     return known[kind]

@@ -1,10 +1,10 @@
-"""What further pretraining asks of texts without labels: masked words, next sentences; the numerics of the stages mlm and nsp.
+"""Objectives of further pretraining on texts without labels: masked words and next sentences, for the stages mlm and nsp.
 
-    rows of texts -> follow: whose second sentence -> packed tokens -> ask: what is read, and the right answers
-    hidden states at what is read -> the objective's head -> logits -> cross entropy
+    rows of texts -> follow: pick second sentences -> packed tokens -> ask: positions to predict, and their answers
+    hidden states at these positions -> the objective's head -> logits -> cross entropy
 
-Both classify single tokens: masked words over the vocabulary, [CLS] as next or not. All that is random comes from the generator
-handed in. minbert_core/train/pretraining.py reads the texts and trains the encoder.
+Both classify single tokens: masked words over the vocabulary, [CLS] as next or not. The only source of randomness is the
+generator that is passed in. minbert_core/train/pretraining.py reads the texts and trains the encoder.
 
 Legend: B rows of a batch, N packed tokens, M tokens read, U units that are masked as one, D hidden size, V vocabulary.
 """
@@ -21,15 +21,15 @@ from torch.nn import functional as F
 from minbert_core.encoder import Encoder, EncoderShape, make_linear
 
 Integers = NDArray[np.int64]
-MASKED, REPLACED = 0.8, 0.1  # of the tokens chosen, the rest is kept: Devlin et al. 2019, section 3.1
+MASKED, REPLACED = 0.8, 0.1  # shares of the chosen tokens; the rest is unchanged: Devlin et al. 2019, section 3.1
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """Of a tokenizer what masking asks: specials are never chosen nor drawn."""
+    """The parts of a tokenizer that masking needs. Special tokens are never masked or sampled."""
 
     mask_id: int
-    ordinary_ids: Integers  # all that are no special tokens
+    ordinary_ids: Integers  # all tokens that are not special
     is_special_V: NDArray[np.bool_]
     continues_V: NDArray[np.bool_]  # `##` pieces, which belong to the word before them
 
@@ -37,10 +37,10 @@ class Vocabulary:
 def masked_units(
     token_ids_N: Integers, vocabulary: Vocabulary, share: float, whole_word: bool, random: np.random.Generator
 ) -> Integers:
-    """The positions of the tokens chosen, ascending, (M,): each unit with probability `share`, at least one unit in all.
+    """Choose the positions to predict, ascending, (M,): each unit with probability `share`, and at least one unit.
 
     A unit is a token, or with `whole_word` a word: a piece and the `##` pieces that follow it.
-    Departure from Devlin et al. 2019: each unit is drawn by itself, where they draw a fixed number of tokens a sequence.
+    Departure from Devlin et al. 2019: units are drawn independently; theirs are a fixed number of tokens per sequence.
     """
     is_ordinary_N = ~vocabulary.is_special_V[token_ids_N]
     begins_N = is_ordinary_N.copy()
@@ -55,7 +55,7 @@ def masked_units(
 
 
 def masked(token_ids_N: Integers, at_M: Integers, vocabulary: Vocabulary, random: np.random.Generator) -> Integers:
-    """The tokens with those at `at_M` hidden: 80 % become [MASK], 10 % a random ordinary piece, 10 % stay; shape (N,)."""
+    """Hide the tokens at `at_M`: 80 % become [MASK], 10 % a random ordinary piece, 10 % stay; shape (N,)."""
     fate_M, drawn_M = random.random(len(at_M)), random.choice(vocabulary.ordinary_ids, len(at_M))
     hidden_N = token_ids_N.copy()
     hidden_N[at_M] = np.select([fate_M < MASKED, fate_M < MASKED + REPLACED], [vocabulary.mask_id, drawn_M], token_ids_N[at_M])
@@ -63,7 +63,7 @@ def masked(token_ids_N: Integers, at_M: Integers, vocabulary: Vocabulary, random
 
 
 class WordHead(nn.Module):
-    """BERT's head over masked words: dense, GELU, LayerNorm, and the word embeddings as the last layer, with a bias a word."""
+    """BERT's head over masked words: dense, GELU, LayerNorm, and a last layer of word embeddings with a bias per word."""
 
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
@@ -88,6 +88,6 @@ class NextHead(nn.Module):
 
 
 def own_or_other(rows_B: Integers, num_rows: int, random: np.random.Generator) -> Integers:
-    """Half the time each row itself, half the time one of the others, all alike likely; shape (B,)."""
+    """Return each row itself half the time, otherwise one of the others with equal probability; shape (B,)."""
     others_B = (rows_B + random.integers(1, max(2, num_rows), len(rows_B))) % num_rows
     return np.where(random.random(len(rows_B)) < 0.5, rows_B, others_B)

@@ -1,4 +1,4 @@
-"""The optimiser: AdamW's parameter groups, and the learning rate as a pure function of a stage's progress.
+"""The optimiser: AdamW's parameter groups, and the learning rate as a pure function of the progress of a stage.
 
 Flow: merged gradient -> clip (global norm, heads included) -> rate of each group = base_lr * lr_factor(progress) -> AdamW,
 torch's or the course's.
@@ -24,7 +24,7 @@ LAYER = re.compile(r"layers\.(\d+)\.")  # as the encoder names what is in its la
 
 
 def warmed_and_left(progress: float, warmup: float) -> tuple[float, float]:
-    """How much of the warm-up is done and how much of what follows it is left, both in [0, 1], at a progress in [0, 1]."""
+    """Return the share of the warm-up that is done and the share of the rest that is left, both in [0, 1]."""
     progress = min(max(progress, 0.0), 1.0)
     if progress < warmup:
         return progress / warmup, 1.0
@@ -32,7 +32,7 @@ def warmed_and_left(progress: float, warmup: float) -> tuple[float, float]:
 
 
 def linear_schedule(progress: float, warmup: float) -> float:
-    """The learning rate's factor in [0, 1]: up linearly until `warmup`, then down linearly to 0 at a progress of 1.
+    """Return the factor of the learning rate, in [0, 1]: linearly up until `warmup`, then linearly down to 0 at progress 1.
 
     Source: Devlin et al. 2019 (arXiv 1810.04805), appendix A.2.
     """
@@ -41,7 +41,7 @@ def linear_schedule(progress: float, warmup: float) -> float:
 
 
 def cosine_schedule(progress: float, warmup: float) -> float:
-    """The learning rate's factor in [0, 1]: up linearly until `warmup`, then down to 0 along half a cosine.
+    """Return the factor of the learning rate, in [0, 1]: linearly up until `warmup`, then down to 0 along half a cosine.
 
     Source: Loshchilov & Hutter 2017 (arXiv 1608.03983), eq. 5 with one period and a minimum of 0; the warm-up is BERT's.
     """
@@ -50,7 +50,7 @@ def cosine_schedule(progress: float, warmup: float) -> float:
 
 
 def constant_schedule(progress: float, warmup: float) -> float:
-    """The learning rate's factor in [0, 1]: up linearly until `warmup`, then 1.  The course's own training has no other."""
+    """Return the factor of the learning rate, in [0, 1]: linearly up until `warmup`, then 1, as in the course's training."""
     warmed, _ = warmed_and_left(progress, warmup)
     return warmed
 
@@ -59,12 +59,12 @@ LR_SCHEDULES = {"linear": linear_schedule, "cosine": cosine_schedule, "constant"
 
 
 def num_layers_of(encoder_names: Iterable[str]) -> int:
-    """L, the number of transformer layers, from the names of the encoder's parameters."""
+    """Return L, the number of transformer layers, given the names of the encoder's parameters."""
     return 1 + max((int(match[1]) for name in encoder_names if (match := LAYER.match(name))), default=-1)
 
 
 def layer_of(name: str, num_layers: int) -> int:
-    """The layer of an encoder's parameter: 0 for the embeddings, 1 to L for the layers, L for the pooler on top of them."""
+    """Return the layer of an encoder's parameter: 0 for the embeddings, 1 to L for the layers, L also for the pooler."""
     if match := LAYER.match(name):
         return int(match[1]) + 1
     if name.startswith("pooler."):
@@ -74,9 +74,11 @@ def layer_of(name: str, num_layers: int) -> int:
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW without the wrappers that keep it out of torch.compile, which is not used here.
+    """torch's AdamW without the wrappers that keep it out of torch.compile, which we do not use.
 
-    At the first call they import the compiler, .9 s that every trial of a search would spend. What they wrap is unchanged.
+    The wrapped methods are unchanged. Their wrappers import the compiler at the first call, in every trial of a search: 0.9 s
+    on an idle core, 8 to 11 s with all cores busy (torch 2.13, 2 cores). torch offers no documented way around the import:
+    Optimizer.add_param_group, which the constructor calls, is wrapped, too.
     """
 
     add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
@@ -88,15 +90,15 @@ class AdamW(torch.optim.AdamW):
 class CourseAdamW(AdamW):
     """The AdamW of the course's projects: Kingma & Ba 2015, end of section 2, with the decay after the step.
 
-    m and v as ever; p -= lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + eps), then p -= lr weight_decay p, of what has
-    moved. So eps meets v uncorrected: it is torch's AdamW (without decay) with eps / sqrt(1 - beta2^t), a larger eps at first.
-    Departure: vectors do not decay, as under torch's here; the course has no decay by default.
+    m and v are the usual moments. p -= lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + eps), then p -= lr weight_decay p
+    with the moved p. So eps is added to the uncorrected v: without decay it is torch's AdamW with eps / sqrt(1 - beta2^t), a
+    larger eps at first. Departure: vectors do not decay, here and under torch's rule; the course has no decay by default.
     """
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            by_age: dict[int, list[Tensor]] = {}  # a task's head may have taken fewer steps than another's
+            by_age: dict[int, list[Tensor]] = {}  # the head of one task may have taken fewer steps than another
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     by_age.setdefault(self._age(parameter), []).append(parameter)
@@ -104,7 +106,7 @@ class CourseAdamW(AdamW):
                 self._step_of(parameters, age, group)
 
     def _age(self, parameter: Tensor) -> int:
-        """The number of the step that a parameter is about to take, from 1; its moments are there from then on."""
+        """Count the step that a parameter is about to take, from 1, and return it; create its moments at the first."""
         state = self.state[parameter]
         if not state:
             state |= {"step": 0, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
@@ -112,9 +114,9 @@ class CourseAdamW(AdamW):
         return int(state["step"])
 
     def _step_of(self, parameters: list[Tensor], age: int, group: dict[str, Any]) -> None:
-        """One step of parameters of one age."""
+        """Update parameters of one age."""
         (beta1, beta2), lr = group["betas"], group["lr"]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]  # of all: `step` saw to it
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]  # all: `step` selected them
         means = [self.state[parameter]["exp_avg"] for parameter in parameters]
         squares = [self.state[parameter]["exp_avg_sq"] for parameter in parameters]
         torch._foreach_lerp_(means, gradients, 1 - beta1)
@@ -142,13 +144,13 @@ class Optimizer(Settings):
         ge=0,
         le=1,
         json_schema_extra={"unit": "of the stage's steps"},
-        description="warm-up, in which the rate rises from 0",
+        description="warm-up, during which the rate rises from 0",
     )
     lr_schedule: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="what the rate does after the warm-up: fall to 0 along a line, along half a cosine, or stay"
+        "linear", description="the rate after the warm-up: down to 0 along a line or half a cosine, or constant"
     )
     layer_decay: float = Field(
-        1.0, gt=0, le=1, json_schema_extra={"unit": "times the layer above"}, description="the rate of each encoder layer"
+        1.0, gt=0, le=1, json_schema_extra={"unit": "times the layer above"}, description="learning rate of each encoder layer"
     )
     weight_decay: float = Field(
         0.01,
@@ -164,18 +166,18 @@ class Optimizer(Settings):
     )
 
     rule: Literal["torch", "course"] = Field(
-        "torch", description="the update: torch's AdamW, or the course's: eps beside an uncorrected v, decay after the step"
+        "torch", description="the update: torch's AdamW, or the course's (eps added to the uncorrected v, decay after the step)"
     )
     eps: float = Field(
         1e-8,
         gt=0,
         json_schema_extra={"unit": "gradient"},
-        description="added to the root of v; 1e-8 is torch's, 1e-6 the course's",
+        description="term added to the root of v; torch uses 1e-8, the course 1e-6",
     )
     per_task: bool = Field(
         False,
-        description="true: moments and step counts of its own for each task, as of one optimiser a task (Li & Tang 2023); each "
-        "takes twice the memory of the trained parameters; needs one task a step",
+        description="true: separate moments and step counts per task, as with one optimiser per task (Li & Tang 2023); each "
+        "takes twice the memory of the trained parameters; needs one task per step",
     )
 
     @field_validator("warmup", mode="before")
@@ -186,16 +188,16 @@ class Optimizer(Settings):
         return value
 
     def lr_factor(self, progress: float) -> float:
-        """What every group's rate is multiplied by, in [0, 1], at a stage's progress in [0, 1]."""
+        """Return the factor of every group's rate, in [0, 1], at a progress of the stage in [0, 1]."""
         return LR_SCHEDULES[self.lr_schedule](progress, self.warmup)
 
     def build(self, encoder_named_parameters: NamedParameters, head_named_parameters: NamedParameters) -> AdamW:
-        """AdamW with two groups a rate, with and without weight decay; a group may be empty. The heads' two come last.
+        """Build AdamW with two groups per rate, with and without weight decay; a group may be empty. The heads' two come last.
 
-        One rate serves the whole encoder where `layer_decay` is 1; else layer l of L has lr * layer_decay^(L - l) (xi of Sun et
-        al. 2019, arXiv 1905.05583, section 5.4.3, after Howard & Ruder 2018, arXiv 1801.06146); the embeddings are layer 0, the
-        pooler belongs to layer L. Parameters that need no gradient are left out. Each group carries `base_lr`, the rate at the
-        schedule's peak, and starts there. Matrices decay; vectors (biases, LayerNorm, a cosine head's scalars) do not.
+        The whole encoder has one rate if `layer_decay` is 1. Otherwise layer l of L has lr * layer_decay^(L - l) (xi of Sun et
+        al. 2019, arXiv 1905.05583, section 5.4.3, after Howard & Ruder 2018, arXiv 1801.06146). The embeddings are layer 0; the
+        pooler belongs to layer L. Parameters that need no gradient are omitted. Each group has a `base_lr`, the rate at the
+        schedule's peak, and starts with it. Matrices decay; vectors (biases, LayerNorm, a cosine head's scalars) do not.
         """
         groups = []
         for parameters, lr in [
@@ -210,8 +212,8 @@ class Optimizer(Settings):
         return RULES[self.rule](groups, betas=(0.9, 0.999), eps=self.eps, fused=True)
 
     def _encoder_parts(self, named: list[tuple[str, nn.Parameter]]) -> list[tuple[list[nn.Parameter], float]]:
-        """The encoder's parameters by rate, from the embeddings up: all together unless rates decay."""
-        if self.layer_decay == 1:  # one pair of groups: a fused step is one kernel launch a group
+        """Return the encoder's parameters by rate, from the embeddings up; one part unless rates decay."""
+        if self.layer_decay == 1:  # one pair of groups: a fused step launches one kernel per group
             return [([parameter for _, parameter in named], self.lr)]
         num_layers = num_layers_of(name for name, _ in named)
         layers: list[list[nn.Parameter]] = [[] for _ in range(num_layers + 1)]

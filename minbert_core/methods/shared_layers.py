@@ -1,12 +1,14 @@
-"""A layer between the pooled vectors and the heads that the tasks share: no part of the encoder, trained wherever heads are.
+"""A layer between the pooled vectors and the heads that the tasks share; not a part of the encoder, trained whenever heads are.
 
 Flow: pooling -> pooled_SD -> shared layer -> (S, its size) -> pair encoding -> features_BF -> head.
 Legend: S sequences, D hidden size.
 
-Its gradients are merged as the encoder's are, in a group of their own; its learning rate is the heads', since like them it is
-drawn anew. It is not renewed with them. As a head it computes in float32 and drops through a function that is handed in.
+Its gradients are merged like the encoder's, in a group of their own. It has the heads' learning rate, because it also starts
+from random weights, but a stage that draws new heads keeps it. Like a head it computes in float32, and its dropout function is
+an argument.
 
-`serves(is_pair)`: whether a task's pooled vectors go through it; `size` is their width then. `build(dim)`: the layer, if any.
+`serves(is_pair)`: whether a task's pooled vectors pass through it. `size`: their width after it, 0 if there is no layer.
+`build(dim)`: the layer, if any.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class LeakyLayer(nn.Module):
 
 
 class NoSharedLayer(Variant):
-    """Nothing between pooling and heads: what tasks share is the encoder."""
+    """No layer between pooling and heads: tasks share only the encoder."""
 
     kind: Literal["none"] = "none"
     size: ClassVar[int] = 0
@@ -52,16 +54,20 @@ class NoSharedLayer(Variant):
 class Leaky(Variant):
     """Linear, dropout, LeakyReLU over each pooled vector, one layer for all tasks: Liu & Maniku 2023.
 
-    `of: pairs` is the shared layer of the "rich relational layer" of Hollister et al. 2023, over u and v before they meet.
-    Departure: weights start as BERT's, N(0, 0.02²).
+    `of: pairs` is the shared layer of the "rich relational layer" of Hollister et al. 2023, over u and v before they are
+    combined. Departure: weights start like BERT's, from N(0, 0.02²).
     """
 
     kind: Literal["leaky"] = "leaky"
-    size: PositiveInt = Field(384, json_schema_extra={"unit": "units"}, description="width of what the heads then read")
+    size: PositiveInt = Field(
+        384, json_schema_extra={"unit": "units"}, description="width of its outputs, which the heads read"
+    )
     dropout: float = Field(
         0.1, ge=0, lt=1, json_schema_extra={"unit": "share"}, description="dropout before the LeakyReLU, in training"
     )
-    of: Literal["all", "pairs"] = Field("all", description="whose pooled vectors go through it: all tasks', or those of pairs")
+    of: Literal["all", "pairs"] = Field(
+        "all", description="tasks whose pooled vectors pass through it: all, or only tasks of pairs"
+    )
 
     def serves(self, is_pair: bool) -> bool:
         return is_pair or self.of == "all"

@@ -1,10 +1,11 @@
-"""Stages: a trial trains in one or more of them, each with its part of the budget, its own LR schedule and a fresh optimiser.
+"""Stages: a trial trains in one or more of them, each with its share of the budget, its own LR schedule and a fresh optimiser.
 
-    the trial's own settings, as a StagePlan -> stage.plan(trial) -> what this stage does
+    the trial's own settings, as a StagePlan -> stage.plan(trial) -> the StagePlan of this stage
 
-The list of stages is the trial's recipe: linear probing then fine-tuning (LP-FT) is `[linear_probe, multitask]`, Para first is
-`[{kind: single_task, task: para, share: 0.3}, multitask]`. The only file of the families that knows others: a stage holds their
-settings. The first ones of a recipe may be on texts without labels: these have epochs of their own, and no part of the budget.
+The list of stages is the trial's recipe. Linear probing then fine-tuning (LP-FT) is `[linear_probe, multitask]`; Para first is
+`[{kind: single_task, task: para, share: 0.3}, multitask]`. A recipe may begin with stages on texts without labels, which have
+their own epochs and no share of the budget. No other family imports families; this one does, because a stage holds their
+settings.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Share = Annotated[
         gt=0,
         le=1,
         json_schema_extra={"unit": "of the trial's budget"},
-        description="the stage's share; stages without one split what the others leave",
+        description="share of this stage; stages without one split the rest",
     ),
 ]
 Epochs = Annotated[
@@ -42,8 +43,8 @@ Epochs = Annotated[
     Field(
         gt=0,
         json_schema_extra={"unit": "epochs"},
-        description="instead: epochs as this stage's task_schedule counts them over its tasks; then every stage has them, and "
-        "the budget is their sum",
+        description="instead of a share: epochs over the stage's tasks, as its task_schedule counts them; then every stage "
+        "needs them, and the budget is their sum",
     ),
 ]
 OwnOptimizer = Annotated[Optimizer | None, Field(description="replaces the trial's optimizer in this stage; null inherits it")]
@@ -68,7 +69,7 @@ ProbeRate = Annotated[
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What one stage does, everything resolved. The trial's own settings are one, too: that of a plain stage."""
+    """The settings of one stage, all resolved. The trial's own settings form one, too."""
 
     name: str
     tasks: tuple[str, ...]
@@ -78,26 +79,31 @@ class StagePlan:
     smoothness: Smoothness
     proximal: Proximal
     trains_encoder: bool = True
-    fresh_heads: bool = False  # the stage begins with newly drawn heads
+    fresh_heads: bool = False  # the stage starts with newly drawn heads
 
     @property
     def has_rounds(self) -> bool:
-        """Whether the tasks have long turns, so that in the middle of a round some have been shown less than others."""
+        """Whether the tasks have long turns, so that in the middle of a round some have had fewer examples than others."""
         return self.task_schedule.rounds != 0 and len(self.tasks) > 1
 
     @property
     def recipe(self) -> str:
-        """The stage's part of the trial's recipe: `multitask`, `single_task-para`, `multitask-sequential`."""
+        """The name of the stage in the trial's recipe: `multitask`, `single_task-para`, `multitask-sequential`."""
         return f"{self.name}-{self.task_schedule.kind}" if self.has_rounds else self.name
 
 
-class Multitask(Variant):
+class LabelledVariant(Variant):
+    """The defaults of a stage that learns labels; a variant has a `share`, `epochs`, and `plan(trial) -> StagePlan`."""
+
+    learns_labels: ClassVar[bool] = True
+
+
+class Multitask(LabelledVariant):
     """All tasks of `train_on` together, encoder and heads trained (Caruana 1997)."""
 
     kind: Literal["multitask"] = "multitask"
     share: Share = None
     epochs: Epochs = None
-    learns_labels: ClassVar[bool] = True
     optimizer: OwnOptimizer = None
     task_schedule: OwnSchedule = None
     gradient: OwnGradient = None
@@ -105,7 +111,7 @@ class Multitask(Variant):
     proximal: OwnProximal = None
 
     def plan(self, trial: StagePlan) -> StagePlan:
-        """All tasks, with what is overridden here."""
+        """Plan all tasks, with the settings that this stage overrides."""
         return replace(
             trial,
             name=self.kind,
@@ -117,20 +123,19 @@ class Multitask(Variant):
         )
 
 
-class SingleTask(Variant):
-    """One task alone, encoder and its head trained: Para first (Kehoe & Ravella 2024), or one of several in a row."""
+class SingleTask(LabelledVariant):
+    """One task only, encoder and its head trained: Para first (Kehoe & Ravella 2024), or one of several in a row."""
 
     kind: Literal["single_task"] = "single_task"
     task: str = Field(description="the task's name, one of train_on")
     share: Share = None
     epochs: Epochs = None
-    learns_labels: ClassVar[bool] = True
     optimizer: OwnOptimizer = None
     smoothness: OwnSmoothness = None
     proximal: OwnProximal = None
 
     def plan(self, trial: StagePlan) -> StagePlan:
-        """Its task alone: nothing to schedule, nothing to merge."""
+        """Plan the one task: nothing to schedule, nothing to merge."""
         return replace(
             trial,
             name=f"{self.kind}-{self.task}",
@@ -143,40 +148,38 @@ class SingleTask(Variant):
         )
 
 
-class LinearProbe(Variant):
-    """The heads alone, on the frozen encoder: the LP of LP-FT (Kumar et al. 2022, arXiv 2202.10054).
+class LinearProbe(LabelledVariant):
+    """The heads only, on the frozen encoder: the LP of LP-FT (Kumar et al. 2022, arXiv 2202.10054).
 
-    The encoder is used as in evaluation, without dropout; gradient method, smoothness and proximal have nothing to act on.
+    The encoder runs as in evaluation, without dropout. Gradient method, smoothness and proximal have nothing to act on.
     """
 
     kind: Literal["linear_probe"] = "linear_probe"
     share: Share = None
     epochs: Epochs = None
-    learns_labels: ClassVar[bool] = True
     lr: ProbeRate = 1e-3
     task_schedule: OwnSchedule = None
 
     def plan(self, trial: StagePlan) -> StagePlan:
-        """Heads alone, from where they are."""
+        """Plan to train the current heads only."""
         return _frozen(trial, self.kind, self.lr, self.task_schedule, fresh_heads=False)
 
 
-class HeadsOnly(Variant):
-    """The heads again, on the encoder as the stages before have left it (the last stage of Liu & Maniku 2023).
+class HeadsOnly(LabelledVariant):
+    """The heads again, on the encoder of the stages before (the last stage of Liu & Maniku 2023).
 
-    As linear_probe, but it can draw new heads first: theirs may have followed an encoder that has moved on.
+    Like linear_probe, but it can draw new heads first: the old ones may have adapted to an encoder that has changed since.
     """
 
     kind: Literal["heads_only"] = "heads_only"
     share: Share = None
     epochs: Epochs = None
-    learns_labels: ClassVar[bool] = True
     lr: ProbeRate = 1e-3
-    fresh: bool = Field(False, description="true: the stage begins with newly drawn heads")
+    fresh: bool = Field(False, description="true: the stage starts with newly drawn heads")
     task_schedule: OwnSchedule = None
 
     def plan(self, trial: StagePlan) -> StagePlan:
-        """Heads alone, newly drawn if `fresh`."""
+        """Plan to train the heads only, newly drawn if `fresh`."""
         return _frozen(trial, self.kind, self.lr, self.task_schedule, self.fresh)
 
 
@@ -184,7 +187,7 @@ LabelledStage = Annotated[Multitask | SingleTask | LinearProbe | HeadsOnly, Fiel
 
 
 def _frozen(trial: StagePlan, name: str, lr: float, task_schedule: TaskSchedule | None, fresh_heads: bool) -> StagePlan:
-    """The plan of a stage that trains heads alone, at the rate `lr`."""
+    """Plan a stage that trains heads only, at the rate `lr`."""
     return replace(
         trial,
         name=name,
@@ -203,50 +206,64 @@ def _frozen(trial: StagePlan, name: str, lr: float, task_schedule: TaskSchedule 
 Texts = Annotated[
     tuple[str, ...],
     Field(
-        description="what is read: names of tasks, their labels left aside, and text files (.txt, UTF-8, one text a line, in "
-        "`data` or absolute); none: the tasks of train_on, of nsp those of pairs"
+        description="names of tasks, whose labels are ignored, and text files (.txt, UTF-8, one text per line, in `data` or "
+        "absolute); empty: the tasks of train_on, for nsp only those of pairs"
     ),
 ]
-Balance = Annotated[bool, Field(description="true: of each of `texts` as many rows as the smallest has")]
+Balance = Annotated[bool, Field(description="true: read as many rows from each of `texts` as the smallest has")]
 TextEpochs = Annotated[float, Field(gt=0, json_schema_extra={"unit": "epochs"}, description="passes over the texts")]
 BatchSize = Annotated[
-    PositiveInt, Field(json_schema_extra={"unit": "texts"}, description="a batch, in which a pair is one text")
+    PositiveInt, Field(json_schema_extra={"unit": "texts"}, description="size of a batch; a pair counts as one text")
 ]
 TextOptimizer = Annotated[
     Optimizer | None,
-    Field(description="its optimizer, whole; null: the default one at a peak of 5e-5 (Sun et al. 2019, arXiv 1905.05583)"),
+    Field(description="all settings of its optimizer; null: the default one with lr 5e-5 (Sun et al. 2019, arXiv 1905.05583)"),
 ]
 Seed = Annotated[
     int,
     Field(
         ge=0,
-        description="of order, masks and fresh weights: the stage's own, so that all trials share one pretraining, also over "
-        "seeds, whose spread then does not hold it",
+        description="seed of order, masks and new weights; fixed per stage, so all trials share one pretraining run, and the "
+        "variance over trial seeds excludes it",
     ),
 ]
 
 
-class Mlm(Variant):
-    """Masked language modelling on the task's own texts: Devlin et al. 2019 (arXiv 1810.04805), section 3.1, task 1.
+class PretrainingVariant(Variant):
+    """The defaults of a stage on texts without labels; a variant has an `ask` and builds the head that answers it."""
 
-    As further pretraining: Liu & Maniku 2023 (20 epochs), Gururangan et al. 2020 (arXiv 2004.10964). Masks are fresh in every
-    epoch, as in RoBERTa (Liu et al. 2019, arXiv 1907.11692, section 4.1); `masked_units` names the departure in their number.
+    learns_labels: ClassVar[bool] = False
+    reads_single: ClassVar[bool] = True  # texts of one sentence, not only pairs
+    head_name: ClassVar[str]  # in messages
+    stored: ClassVar[dict[str, str]]  # each tensor of the head -> its name in a checkpoint
+
+    def follow(self, rows_B: Integers, num_rows: int, random: np.random.Generator) -> Integers:
+        """Pick the row that gives each text its second sentence, (B,); by default the text's own row."""
+        return rows_B
+
+
+class Mlm(PretrainingVariant):
+    """Masked language modelling on the texts of the tasks: Devlin et al. 2019 (arXiv 1810.04805), section 3.1, task 1.
+
+    Used for further pretraining by Liu & Maniku 2023 (20 epochs) and Gururangan et al. 2020 (arXiv 2004.10964). Every epoch
+    draws new masks, as in RoBERTa (Liu et al. 2019, arXiv 1907.11692, section 4.1). For a departure in their number see
+    `masked_units`.
     """
 
     kind: Literal["mlm"] = "mlm"
     texts: Texts = ()
     balance: Balance = False
-    pair_encoding: Literal["cross", "bi"] = Field("cross", description="cross: a pair in one sequence; bi: each sentence alone")
-    mask_share: float = Field(
-        0.15, gt=0, lt=1, json_schema_extra={"unit": "of the tokens"}, description="what is chosen to be told from the rest"
+    pair_encoding: Literal["cross", "bi"] = Field(
+        "cross", description="cross: a pair in one sequence; bi: each sentence in its own"
     )
-    whole_word: bool = Field(False, description="true: a word's pieces are chosen together")
+    mask_share: float = Field(
+        0.15, gt=0, lt=1, json_schema_extra={"unit": "of the tokens"}, description="share of tokens to predict"
+    )
+    whole_word: bool = Field(False, description="true: the pieces of a word are masked together")
     epochs: TextEpochs = 20.0
     batch_size: BatchSize = 32
     optimizer: TextOptimizer = None
     seed: Seed = 0
-    learns_labels: ClassVar[bool] = False
-    reads_single: ClassVar[bool] = True  # texts of one sentence
     head_name: ClassVar[str] = "head over masked words (cls.predictions)"
     stored: ClassVar[dict[str, str]] = {
         "dense.weight": "cls.predictions.transform.dense.weight",
@@ -259,10 +276,6 @@ class Mlm(Variant):
     def build(self, shape: EncoderShape) -> nn.Module:
         return WordHead(shape)
 
-    def follow(self, rows_B: Integers, num_rows: int, random: np.random.Generator) -> Integers:
-        """Each text's own second sentence, where it has one."""
-        return rows_B
-
     def ask(
         self,
         token_ids_N: Integers,
@@ -271,17 +284,17 @@ class Mlm(Variant):
         vocabulary: Vocabulary,
         random: np.random.Generator,
     ) -> tuple[Integers, Integers, Integers]:
-        """The tokens with some hidden, (N,); which are read, (M,); and what they are, (M,)."""
+        """Hide some tokens: return the tokens, (N,), the positions to predict, (M,), and their true tokens, (M,)."""
         at_M = masked_units(token_ids_N, vocabulary, self.mask_share, self.whole_word, random)
         return masked(token_ids_N, at_M, vocabulary, random), at_M, token_ids_N[at_M]
 
 
-class Nsp(Variant):
+class Nsp(PretrainingVariant):
     """Next sentence prediction: Devlin et al. 2019 (arXiv 1810.04805), section 3.1, task 2; planned by Hollister et al. 2023.
 
-    Half the time the second sentence is that of another row. In a text file the next line is the second sentence (an empty line
-    parts documents); in a task of pairs the pair's. Departures: alone, without masked words beside it (give a stage mlm for
-    those); what is not next is drawn from all rows, where they draw from another document.
+    Half the time the second sentence is that of another row. In a text file the second sentence is the next line (an empty line
+    separates documents); in a task of pairs it is the pair's. Departures: no masked words in the same stage (add a stage mlm
+    for those); a sentence that is not next is drawn from all rows, while theirs is from another document.
     """
 
     kind: Literal["nsp"] = "nsp"
@@ -292,7 +305,6 @@ class Nsp(Variant):
     optimizer: TextOptimizer = None
     seed: Seed = 0
     pair_encoding: ClassVar[Literal["cross"]] = "cross"
-    learns_labels: ClassVar[bool] = False
     reads_single: ClassVar[bool] = False
     head_name: ClassVar[str] = "head over next sentences (cls.seq_relationship)"
     stored: ClassVar[dict[str, str]] = {
@@ -304,7 +316,7 @@ class Nsp(Variant):
         return NextHead(shape)
 
     def follow(self, rows_B: Integers, num_rows: int, random: np.random.Generator) -> Integers:
-        """Whose second sentence stands behind each first one: half the time its own, else another row's."""
+        """Pick the second sentence for each first sentence: half the time its own, otherwise another row's."""
         return own_or_other(rows_B, num_rows, random)
 
     def ask(
@@ -315,7 +327,7 @@ class Nsp(Variant):
         vocabulary: Vocabulary,
         random: np.random.Generator,
     ) -> tuple[Integers, Integers, Integers]:
-        """The tokens as they are, (N,); each row's [CLS], (B,); and BERT's classes, (B,): 0 next, 1 not."""
+        """Return the tokens unchanged, (N,), the positions of [CLS], (B,), and BERT's classes, (B,): 0 next, 1 not."""
         return token_ids_N, firsts_B, is_other_B.astype(np.int64)
 
 
@@ -327,28 +339,29 @@ Stage = Annotated[Multitask | SingleTask | LinearProbe | HeadsOnly | Mlm | Nsp, 
 
 
 def in_epochs(stages: Sequence[LabelledStage]) -> bool:
-    """Whether each stage says its own epochs, in place of a share of the budget.
+    """Return whether all stages have their own epochs instead of a share of the budget.
 
-    Raises ValueError where some do and some do not, or one says both.
+    Raises ValueError if only some have epochs, or if a stage has both.
     """
     without = [stage.kind for stage in stages if stage.epochs is None]
     if len(without) == len(stages):
         return False
     if without:
-        raise ValueError(f"`epochs` in `stages` must be of every stage or of none. {', '.join(without)} has none.")
+        raise ValueError(f"`epochs` in `stages` must be set for every stage or for none. {', '.join(without)} has none.")
     if both := [stage.kind for stage in stages if stage.share is not None]:
         raise ValueError(f"A stage takes `share` or `epochs`, not both. {', '.join(both)} has both.")
     return True
 
 
 def shares(stages: Sequence[LabelledStage]) -> list[float]:
-    """Each stage's share of the budget, summing to 1: as given, the absent ones splitting what is left.
+    """Return each stage's share of the budget, summing to 1; stages without one split the rest equally.
 
-    Raises ValueError where the given shares exceed 1, leave nothing for the absent ones, or fall short with none absent.
+    Raises ValueError if the given shares exceed 1, leave nothing for stages without one, or sum to less with none to split the
+    rest.
     """
     given = [stage.share for stage in stages if stage.share is not None]
     total, absent = math.fsum(given), len(stages) - len(given)
-    is_whole = math.isclose(total, 1, abs_tol=1e-6)  # 1/3 written as 0.333333 three times is a whole
+    is_whole = math.isclose(total, 1, abs_tol=1e-6)  # 0.333333 three times counts as a whole
     if not stages:
         raise ValueError("`stages` is empty; a trial needs at least one stage.")
     if absent and (total > 1 or is_whole):

@@ -3,6 +3,7 @@
     python -m search.space                      the list, in full lines for `| grep lr`
     python -m search.space gradient/gradvac     one of them
     python -m search.space --schema             spaces/schema.json
+    python -m search.space --table              README.md's table of methods
 
 The exit codes are those of minbert_core/commands.py.
 """
@@ -46,6 +47,7 @@ from search.space.listing import (
     space_places,
 )
 from search.space.schema import SCHEMA, schema_line, write_schema
+from search.space.table import README, write_table
 
 NEEDS = {  # attribute of a variant -> what it requires; `fits` and `least_rungs` have values and are not here
     "needs_several_tasks": "several tasks per step: a task_schedule that provides them, and two or more tasks in train_on",
@@ -87,6 +89,10 @@ def _main(options: argparse.Namespace) -> int:
         if options.path is not None:
             raise ValueError("--schema describes all knobs. Omit PATH.")
         return _schema(options.schema)
+    if options.table:
+        write_table()
+        stdout.print(f"Wrote the table of methods in {README}.", soft_wrap=True)
+        return DONE
     if options.path is None:
         show(sections(), stdout)
         return DONE
@@ -116,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         help="write the JSON schema with which an editor completes and checks a space. Default FILE: spaces/schema.json, which "
         "the shipped spaces name. - is the screen",
     )
+    made.add_argument("--table", action="store_true", help="write the table of methods in README.md, after a variant was added")
     return made
 
 

@@ -1,4 +1,4 @@
-"""LoRA by hand-set matrices, PALs against a plain attention written out; what every adapter owes is in test_battery.py."""
+"""LoRA by hand-set matrices, PALs against a plain attention written out; for the laws see test_laws_of_adapters.py."""
 
 from __future__ import annotations
 

@@ -97,5 +97,5 @@ def test_bi_puts_v_beside_its_own_u() -> None:
 
 
 def test_bi_refuses_an_odd_number_of_vectors() -> None:
-    with pytest.raises(AssertionError, match="two vectors an example, not 3"):
+    with pytest.raises(AssertionError, match="two vectors per example, not 3"):
         Bi().features(HIDDEN[:3])

@@ -1,4 +1,4 @@
-"""Heads by hand-set weights; what all heads owe is in test_battery.py."""
+"""Heads by hand-set weights; the laws of all heads are in test_laws_of_heads.py."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_a_batch_shown_twice_has_the_loss_of_one(loss: CrossEntropy | Bce | Mse 
 
 
 def test_two_logits_for_a_task_of_one_are_refused() -> None:
-    with pytest.raises(AssertionError, match=r"one logit an example expected, got \(3, 2\)"):
+    with pytest.raises(AssertionError, match=r"one logit per example expected, got \(3, 2\)"):
         Mse()(torch.zeros(3, 2), torch.zeros(3), STS)
 
 

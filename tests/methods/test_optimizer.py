@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -263,6 +264,13 @@ def test_clipping_can_be_turned_off() -> None:
 
 def test_every_knob_has_a_description() -> None:
     assert [name for name, field in Optimizer.model_fields.items() if not field.description] == []
+
+
+@pytest.mark.parametrize("method", ["add_param_group", "state_dict", "load_state_dict", "step"])
+def test_torch_still_wraps_what_we_unwrap(method: str) -> None:
+    """Seen with torch 2.13. Once torch has no wrapper there, `AdamW` of minbert_core/methods/optimizer.py can go."""
+    wrapped = getattr(torch.optim.AdamW, method)
+    assert inspect.unwrap(wrapped) is not wrapped, f"torch {torch.__version__} does not wrap AdamW.{method}; stop unwrapping it"
 
 
 def test_a_step_without_torch_s_wrappers_is_torch_s_own_and_imports_no_compiler() -> None:

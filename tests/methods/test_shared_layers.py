@@ -1,4 +1,4 @@
-"""The layer that tasks share, by hand; what every one owes is in test_battery.py."""
+"""The layer that tasks share, by hand; the laws of all shared layers are in test_laws_of_poolings.py."""
 
 from __future__ import annotations
 

@@ -83,7 +83,9 @@ def test_a_share_lies_between_zero_and_one(share: float) -> None:
 def test_stages_have_epochs_all_of_them_or_none() -> None:
     assert in_epochs([Multitask(epochs=2), HeadsOnly(epochs=0.5)])
     assert not in_epochs([Multitask(share=0.5), HeadsOnly()])
-    with pytest.raises(ValueError, match=r"`epochs` in `stages` must be of every stage or of none\. heads_only has none\."):
+    with pytest.raises(
+        ValueError, match=r"`epochs` in `stages` must be set for every stage or for none\. heads_only has none\."
+    ):
         in_epochs([Multitask(epochs=2), HeadsOnly()])
     with pytest.raises(ValueError, match=r"`share` or `epochs`, not both\. multitask has both\."):
         in_epochs([Multitask(epochs=2, share=0.5)])

@@ -394,13 +394,19 @@ def test_every_approach_of_the_first_paper_trains(tiny: Tiny, stages: list[dict[
 @pytest.mark.parametrize(
     ("stages", "sentence"),
     [
-        (["multitask", "mlm"], r"`stages/1` kind 'mlm' learns from texts alone, and must come before 'multitask', which"),
-        (["mlm"], r"`stages` learns from texts alone\. Add a stage that learns labels: multitask"),
+        (
+            ["multitask", "mlm"],
+            r"`stages/1` kind 'mlm' learns from texts without labels, and must come before 'multitask', which",
+        ),
+        (["mlm"], r"`stages` has only stages on texts without labels\. Add a stage that learns labels: multitask"),
         (
             [{"kind": "mlm", "texts": ["stst"]}, "multitask"],
-            r"`stages/0/mlm/texts` 'stst' is no task, and no text file, .*'sts'",
+            r"`stages/0/mlm/texts` 'stst' is neither a task nor a text file, .*'sts'",
         ),
-        ([{"kind": "nsp", "texts": ["sst"]}, "multitask"], r"`stages/0/nsp/texts` 'sst' has one sentence a row, so that none"),
+        (
+            [{"kind": "nsp", "texts": ["sst"]}, "multitask"],
+            r"`stages/0/nsp/texts` 'sst' has one sentence per row, so there is no",
+        ),
         ([{"kind": "mlm", "optimizer": {"per_task": True}}, "multitask"], r"`stages/0/mlm/optimizer/per_task` keeps moments"),
         ([{"kind": "mlm", "share": 0.1}, "multitask"], r"Unknown key `stages/0/mlm/share`"),
     ],

@@ -45,7 +45,7 @@ def test_a_misspelt_domain_is_told_with_the_nearest(faults: Callable[..., list[s
 def test_a_fault_that_only_one_pair_of_branches_shows_is_found(faults: Callable[..., list[str]]) -> None:
     text = "config:\n  gradient: {choice: [sum, pcgrad]}\n  task_schedule: {choice: [round_robin, mix, proportional]}\n"
     (only,) = faults(text)
-    assert only.startswith("2: `gradient` kind 'pcgrad' needs several tasks a step, but task_schedule kind 'proportional'")
+    assert only.startswith("2: `gradient` kind 'pcgrad' needs several tasks per step, but task_schedule kind 'proportional'")
 
 
 def test_a_fault_of_a_pair_is_found_where_one_branch_lies_in_another(faults: Callable[..., list[str]]) -> None:

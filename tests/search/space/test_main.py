@@ -37,6 +37,7 @@ from search.space.listing import (
     space_places,
 )
 from search.space.space import make_space
+from search.space.table import methods_table, write_table
 
 ROOT = Path(__file__).resolve().parents[3]
 PLACES = config_places()
@@ -325,7 +326,7 @@ def test_a_variant_is_explained_whole(capsys: pytest.CaptureFixture[str]) -> Non
     text = told("gradvac", capsys)
     for part in (
         "gradient/gradvac  (gradvac)",
-        "Where the cosine of two tasks' gradients falls below its running mean",  # its docstring to the end
+        "If the cosine of two tasks' gradients is below its running mean",  # its docstring to the end
         "gradient/gradvac/beta    number",
         "several tasks per step",
         "Wang et al. 2021 (arXiv 2010.05874)",
@@ -394,6 +395,25 @@ def test_a_schema_goes_with_no_path_and_into_a_folder_that_is_there(tmp_path: Pa
     assert main(["--schema", str(tmp_path / "none" / "s.json")]) == 3
     assert "Cannot write" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_table_of_methods_names_every_variant_with_its_file() -> None:
+    rows = {line.split("`")[1]: line for line in methods_table()[2:]}
+    for place in PLACES:
+        file = Path(file_of(place.knob)).name
+        if place.knob.kind and place.knob.kind != "none" and file in rows:
+            assert f"`{place.knob.kind}`" in rows[file]
+    assert "`cls` `pooler` (Devlin et al. 2019), `mean`" in rows["features.py"]
+
+
+def test_the_table_replaces_the_one_in_the_readme_and_nothing_else(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# A\n\n| other |\n\n{methods_table()[0]}\n|---|---|\n| old |\n\nafter\n", encoding="utf-8")
+    write_table(readme)
+    assert readme.read_text(encoding="utf-8") == "\n".join(["# A", "", "| other |", "", *methods_table(), "", "after", ""])
+    readme.write_text("# A\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"has no table of methods\. Its first line is: \| file in"):
+        write_table(readme)
 
 
 def test_a_place_that_is_no_field_has_no_schema() -> None:
