@@ -12,7 +12,7 @@ from typing import Any
 from analysis.results import Measured, Results, columns_of
 from analysis.selection import Selection
 from minbert_core.config import Objective, TrialConfig
-from search.report.words import describe
+from search.report.words import describe, short
 
 WIDTH = 100  # of the caption's lines
 NAME = 20  # letters that are sure to fit into the first column, at 0.3 of a page's text
@@ -153,11 +153,6 @@ def _cell(measured: Measured | None, is_bold: bool) -> str:
     """`$.7350_{\\pm.0041}$`; without a deviation where there is one seed, `--` where a split lacks the labels."""
     if measured is None:
         return "--"
-    mean = rf"\mathbf{{{_four(measured.mean)}}}" if is_bold else _four(measured.mean)
-    deviation = "" if measured.deviation is None else rf"_{{\pm{_four(measured.deviation)}}}"
+    mean = rf"\mathbf{{{short(measured.mean)}}}" if is_bold else short(measured.mean)
+    deviation = "" if measured.deviation is None else rf"_{{\pm{short(measured.deviation)}}}"
     return f"${mean}{deviation}$"
-
-
-def _four(value: float) -> str:
-    """`.7350`, `-.0123`: four digits, and no zero before the point, as in table.md."""
-    return re.sub(r"^(-?)0\.", r"\1.", f"{round(value, 4) + 0.0:.4f}")

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.intervals import t_quantile
-from analysis.report import short, table_lines, wrapped
+from analysis.report import wrapped
 from analysis.results import SPLITS
 from minbert_core.config import OVERALL
 from minbert_core.data.tasks import TASKS
 from minbert_core.words import counted
 from search.papers import Row, printed
+from search.report.words import markdown, short
 
 ENCODER, SHAPE = "bert-base-uncased", (768, 12, 30_522)  # of the papers: name; hidden size, layers, vocabulary
 TRAIN_ROWS = {"sst": 8_544, "para": 141_498, "sts": 6_040, "cfimdb": 1_707}  # usable ones, of the course's own files
@@ -97,7 +98,7 @@ def replication_lines(
         [heading],
         circumstances.lines(),
         [f"{name} is missing: {reason}" for name, reason in missing.items()],
-        table_lines(table),
+        markdown(table),
         [f"{row.name}: {row.about}" for row in rows if row.about],
         _legend(circumstances, columns, rows[0].name, is_replication=not reasons),
     ]

@@ -15,7 +15,7 @@ from minbert_core.config import TrialConfig
 from minbert_core.evaluate import check_submission, prediction_text
 from minbert_core.model import predictions
 from minbert_core.words import counted
-from search.report.words import describe
+from search.report.words import describe, markdown, short
 
 WIDTH = 160  # of a terminal in which everything is read without wrapping
 
@@ -67,21 +67,7 @@ def _table(selection: Selection, config: TrialConfig, results: Results) -> list[
             rows.append(["", split, *(_mean(measured[column]) if column in measured else "no labels" for column in columns)])
             if measured:
                 rows.append(["", "  95 %", *(_interval(measured[column]) if column in measured else "" for column in columns)])
-    return table_lines(rows)
-
-
-def table_lines(rows: list[list[str]]) -> list[str]:
-    """Rows of cells, the first their heads, as a Markdown table that is aligned to the eye, too."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return lines
-
-
-def short(value: float, sign: str = "", digits: int = 4) -> str:
-    """`.4750`, `+.0123`: four digits, and no zero before the point."""
-    text = f"{value + 0.0:{sign}.{digits}f}"
-    return text.replace("0.", ".", 1) if text.lstrip("+-").startswith("0.") else text
+    return markdown(rows)
 
 
 def _mean(measured: Measured) -> str:

@@ -14,9 +14,9 @@ import pytest
 
 from analysis.replicate import choose_rows, cut, main
 from analysis.replication import DEV_ROWS, ENCODER, SHAPE, TRAIN_ROWS, Circumstances, noise_around, replication_lines
-from analysis.report import short
 from search import papers
 from search.papers import Row
+from search.report.words import short
 from search.results import open_search
 
 Capture = pytest.CaptureFixture[str]
