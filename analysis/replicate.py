@@ -28,6 +28,7 @@ from analysis import best_to_test
 from analysis.replication import Circumstances, Measurement, replication_lines
 from analysis.results import SPLITS
 from analysis.selection import Selection, fresh_seeds
+from analysis.tracking import tracking_uri
 from minbert_core.commands import DONE, INTERRUPTED, NOT_RECORDED, run_command
 from minbert_core.config import TINY
 from minbert_core.inputs import build_encoder, open_inputs
@@ -221,7 +222,7 @@ def _record(selection: Selection, lines: list[str], measured: Mapping[str, Measu
     """The table and its figures to MLflow, in an experiment beside the search's; a repeated command goes on in its one run."""
     search = selection.search
     tracker = Tracker(
-        best_to_test.tracking_uri(search),
+        tracking_uri(search),
         f"{search.name}-replicate",
         "\n".join(lines),
         {"replicated_search": search.name, "git": git_commit()},
@@ -237,10 +238,10 @@ def _record(selection: Selection, lines: list[str], measured: Mapping[str, Measu
         for split, columns in splits.items()
         for column, of in columns.items()
     }
-    tracker.best(best_to_test.num_openings(selection), figures, time.time_ns() // 1_000_000)
+    tracker.best(selection.num_openings, figures, time.time_ns() // 1_000_000)
     if not tracker.close("FINISHED"):
         print(f"MLflow: {tracker.error} The table stands in {file}.", file=sys.stderr)
-    print(f"compare   {ui_command(best_to_test.tracking_uri(search), Path.cwd())}")
+    print(f"compare   {ui_command(tracking_uri(search), Path.cwd())}")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def test_retraining_reports_dev_and_test_beside_the_claim(toy_runs: Path, capsys
         for split in ("dev", "test"):
             for column in (*TRAINED, "norm", "mean"):
                 assert f"{entry[split][column]['mean']:.4f}".replace("0.", ".", 1) in tex
-    assert "table.tex (booktabs; a caption stands in it), figure.svg, figure.png, figure.pdf" in table
+    assert "table.tex (booktabs; holds a caption as a comment), figure.svg, figure.png, figure.pdf" in table
     assert all((folder / f"figure.{ending}").stat().st_size for ending in ("svg", "png", "pdf"))
     runs = tracked(toy_runs)
     assert len(runs["search"]) == 1
@@ -166,11 +166,11 @@ def test_an_interrupted_test_goes_on_and_trains_nothing_twice(tmp_path: Path, ma
 
     stopped = interrupted(signal.SIGINT, "dev", 1)
     assert stopped.returncode == 130, stopped.stdout
-    assert "The same command goes on" in stopped.stdout
+    assert "Rerun the same command to resume" in stopped.stdout
     assert {run.info.status for of in tracked(runs).values() for run in of} == {"KILLED"}
     killed = interrupted(signal.SIGKILL, "train", 3)
     assert killed.returncode == -signal.SIGKILL
-    assert "goes on after about" in killed.stdout
+    assert "resumes after about" in killed.stdout
     assert not (runs / "small" / "test" / "ledger.jsonl").exists()
     files = list(folder.glob("*/metrics.jsonl"))
     passed = {file.parent.name for file in files if any(record["kind"] == "dev" for record in read_records(file))}
@@ -183,7 +183,7 @@ def test_an_interrupted_test_goes_on_and_trains_nothing_twice(tmp_path: Path, ma
     assert passed
     for job in folder.iterdir():
         starts = [line for line in (job / "log.txt").read_text(encoding="utf-8").splitlines() if job.name in line]
-        assert "goes on after" in starts[-1] or job.name not in passed
+        assert "resumes after" in starts[-1] or job.name not in passed
         steps = [record["step"] for record in read_records(job / "metrics.jsonl") if record["kind"] == "train"]
         assert steps == sorted(set(steps))
         assert not (job / "state").exists()
@@ -220,7 +220,7 @@ def test_the_selection_is_frozen_before_a_test_file_is_opened(
         seen.append((runs / "small" / "test" / "selection.json").exists())
         raise ValueError("the test split was asked for")
 
-    monkeypatch.setattr(best_to_test, "_open_test", stand_in)
+    monkeypatch.setattr(best_to_test, "open_test_splits", stand_in)
     assert main(["--runs", str(runs), "--no-retrain", "--gpus", "0"]) == 2
     assert seen == [True]
     assert tracked(runs)["search"][0].info.status == "FAILED"

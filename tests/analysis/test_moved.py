@@ -83,9 +83,9 @@ def test_the_newest_search_that_ended_and_is_not_toy_is_taken_and_it_is_said_why
     with lock(several / "young"):
         assert choose_search(None, several, told.append).name == "small"
     assert told == [
-        "toy is passed over: it is on the toy corpus",
-        "young is passed over: it is still running",
-        f"small is taken: the newest search in {several} that has ended and is not toy",
+        "toy is skipped: it is on the toy corpus",
+        "young is skipped: it is still running",
+        f"small: the newest search in {several} that has ended and is not toy",
     ]
     assert choose_search(None, several, told.append).name == "young"
 
@@ -102,8 +102,8 @@ def test_damaged_folders_beside_a_search_do_not_stop_it(several: Path, capsys: C
     assert main(["--runs", str(several), "--gpus", "0", "--dry-run"]) == 0
     said = capsys.readouterr().out
     for name in ("empty", "cut", "list", "half", "other"):
-        assert f"search    {name} is passed over: " in said, said
-    assert "search    small is taken: " in said
+        assert f"search    {name} is " in said, said
+    assert "search    small: the newest search" in said
     assert not (half / "study.journal").exists()
     assert runs_main(["--runs", str(several)]) == 0
     assert main(["--search", "half", "--runs", str(several), "--dry-run"]) == 2
