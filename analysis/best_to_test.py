@@ -235,7 +235,7 @@ def _report(
 
 @contextlib.contextmanager
 def _ray(resources: Resources) -> Iterator[None]:
-    """Run the block with a Ray instance of its own."""
+    """Run the block with a new, local Ray instance."""
     import ray
 
     before = signal.getsignal(signal.SIGTERM)

@@ -43,7 +43,7 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        """Whether exactly this configuration was trained to the end, and its weights still exist."""
+        """True if exactly this configuration was trained to the end, and its weights still exist."""
         done, weights = self.folder / "done.yaml", self.folder / "best" / "heads.safetensors"
         return weights.exists() and done.exists() and done.read_bytes() == (self.folder / "config.yaml").read_bytes()
 

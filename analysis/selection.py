@@ -1,4 +1,4 @@
-"""What best_to_test tests: a search, its best trials, its baseline, seeds. It is frozen before a test file is opened."""
+"""The selection to test: a search, its best trials, its baseline, seeds. It is frozen before a test file is opened."""
 
 from __future__ import annotations
 
@@ -136,17 +136,17 @@ def _without_circumstances(document: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in document.items() if key not in ("time", "git_commit")}
 
 
-def choose_search(name: str | None, runs: Path, tell: Callable[[str], None]) -> Search:
-    """Open the search `name`, or the newest that has ended and is not toy. Report each skipped search, and why, to `tell`.
+def choose_search(name: str | None, runs: Path, report: Callable[[str], None]) -> Search:
+    """Open the search `name`, or the newest that has ended and is not toy. Report each skipped search, and why, with `report`.
 
     Raises ValueError if there is no such search, and Refused if it is running or has an earlier format.
     """
     if name is None:
-        for search in all_searches(runs, tell):
+        for search in all_searches(runs, report):
             if not (reason := _not_ready(search)):
-                tell(f"{search.name}: the newest search in {runs} that has ended and is not toy")
+                report(f"{search.name}: the newest search in {runs} that has ended and is not toy")
                 return search
-            tell(f"{search.name} is skipped: {reason}")
+            report(f"{search.name} is skipped: {reason}")
         raise ValueError(
             f"There is no finished search on real data in {runs}. Name one with --search NAME; it may be a toy search."
         )

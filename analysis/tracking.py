@@ -1,4 +1,4 @@
-"""What best_to_test logs to MLflow: one parent run per folder of results, and one child run per model."""
+"""MLflow's record of best_to_test: one parent run per folder of results, and one child run per model."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def run_number(job: Job) -> int:
 def track_results(tracker: Tracker, results: Results, lines: list[str], opening: int) -> None:
     """Log each model's metrics to its run, and those of the best configuration to the parent, with the opening as step."""
     for job, splits in results.metrics.items():
-        # one past the last evaluation: MLflow shows the last value of a metric, and it shall be that of the tested weights
+        # one past the last evaluation: MLflow shows a metric's last value, which is then that of the tested weights
         examples = max((record["examples"] for record in job.records()), default=-1) + 1
         record: dict[str, Any] = {"kind": "test", "step": 0, "examples": examples, "time_ms": now_ms()}
         record |= {f"{split}/{column}": value for split, columns in splits.items() for column, value in columns.items()}

@@ -245,7 +245,7 @@ def test_an_interval_without_width_is_explained(tmp_path: Path, config: TrialCon
     selection = select(tmp_path, config, [3], None, 2)
     for wrong, explained in ((0.0, True), (0.1, False)):
         results = measure(selection, answers({(3, 0): wrong, (3, 1): wrong}, splits), splits)
-        assert ("One without width is no certainty" in text(selection, results)) == explained
+        assert ("An interval without width does not mean certainty" in text(selection, results)) == explained
 
 
 def test_a_baseline_that_nobody_beats_is_the_best(tmp_path: Path, config: TrialConfig, splits: Splits) -> None:
