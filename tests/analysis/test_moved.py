@@ -32,7 +32,7 @@ def write_inputs(place: Path) -> dict[str, str]:
 
 
 def test_a_moved_search_is_tested_as_it_was_and_trains_nothing_twice(
-    tmp_path: Path, make_search: Callable[..., Path], capsys: Capture
+    one_ray: None, tmp_path: Path, make_search: Callable[..., Path], capsys: Capture
 ) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     make_search(old / "runs", "small", write_inputs(old), num_trials=1)
