@@ -1,14 +1,14 @@
 # demo   a whole search on the embedded toy corpus: search, comparison, test table (under 90 s once installed)
 # test   all tests            check   lint, types, tests            clean   remove the environment made here, keep runs/
-# papers each row of the papers' tables: how far it is from our defaults, what was published, that it is a config (seconds)
+# papers each row of the papers' tables: its distance from our defaults, the published figures, a check of its config (seconds)
 # bench  DATA=DIR ENCODER=DIR: the speed table against public peers, into runs/bench (an hour; ROWS="1 5": some rows)
 #
-# Each first builds .venv from the pins, with uv where it is installed, else with pip; again where pyproject.toml or
-# constraints.txt changed. A .venv that was there before is kept, with all that is in it: the pins are for what it lacks.
+# Each target first builds .venv from the pins, with uv if it is installed, else with pip; again if pyproject.toml or
+# constraints.txt has changed. An existing .venv is kept; missing packages are added from the pins.
 #
 #   make demo PYTHON=python3.12    another interpreter
-#   make demo TORCH=cpu            torch without CUDA: on Linux this spares 3 GB (TORCH=cu126: for CUDA 12.6)
-#   make demo ENV=current          the python on the PATH as it is (Colab, conda, a CUDA image): nothing is installed
+#   make demo TORCH=cpu            torch without CUDA: saves 3 GB on Linux (TORCH=cu126: for CUDA 12.6)
+#   make demo ENV=current          use the current python (Colab, conda, a CUDA image): nothing is installed
 
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null)
@@ -26,7 +26,7 @@ else
   PY := .venv/bin/python
 endif
 
-# In two processes, a file in one of them: half of the time on two cores, no more memory on many. `pytest` alone takes one.
+# Two processes, whole files per process: half the time on two cores, no more memory on many. Plain `pytest` uses one.
 IN_TWO := -n 2 --dist loadfile
 
 .PHONY: demo test check papers bench clean current
@@ -68,7 +68,7 @@ current:
 	$(call new_enough,$(PY),Name another: make ENV=current PYTHON=python3.12)
 	@$(PY) -m search.environment --missing $(EXTRA)
 
-# The mark is made first, so that an interrupted install is known as ours; the stamp last, so that it is begun again.
+# The mark comes first, so that an interrupted install is known as ours; the stamp last, so that the install is repeated.
 .venv/.ready: pyproject.toml constraints.txt
 ifdef YOURS
 	$(call new_enough,$(PY),Move .venv away and a new one is made)

@@ -1,1 +1,1 @@
-"""What came out of searches: tables, retraining, and the only door to the test split. Changes neither trials nor study."""
+"""Results of searches: tables, retraining, and the only door to the test split. Nothing here changes trials or the study."""

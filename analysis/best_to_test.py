@@ -1,24 +1,25 @@
-"""The best configurations of a search, retrained over fresh seeds, on the test sets: the one place that opens a test file.
+"""Retrain the best configurations of a search over fresh seeds, and test them: the only command that opens a test file.
 
     python analysis/best_to_test.py --search smart --top 3 --seeds 5
     python analysis/best_to_test.py --search smart --per smoothness --seeds 5
 
     rank within the fullest rung -> selection.json (frozen) -> retrain each over seeds -> ledger -> TEST -> table, files
 
-The first tests the best configurations of all. The second answers the question of the space: it tests the best configuration of
-each branch of a choice, and compares it with the best of the plain branch. Models that both need are trained once.
+The first command tests the best configurations overall. The second answers the question of the space: it tests the best
+configuration of each branch of a choice, and compares it with the best of the plain branch. Models that both commands need are
+trained once.
 
-Dev chooses, test only reports: the selection is on disk before a test file is opened, each opening is a line in the ledger, and
-the table says how many configurations were tried and what the search had claimed for the chosen ones. The space's baseline is
-trained beside them. After Ctrl-C or a crash the same command goes on, in the middle of a training too.
-Exit codes are those of minbert_core/commands.py: 1 where no model could be trained.
+Models are chosen on dev; the test split only reports. The selection is on disk before a test file is opened, and each opening
+is a line in the ledger. The table shows how many configurations were tried and which scores the search had claimed for the
+chosen ones. The space's baseline is trained and tested too. After Ctrl-C or a crash, the same command resumes, also in the
+middle of a training.
+Exit codes are those of minbert_core/commands.py; 1 means that no model could be trained.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import signal
 import sys
@@ -26,7 +27,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run as a file: Python put analysis/ on the path, where the packages are not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -39,8 +39,8 @@ from analysis.jobs import Records, make_jobs, say, train_jobs
 from analysis.latex import table_tex
 from analysis.preview import preview_lines
 from analysis.report import report_lines, write_predictions
-from analysis.results import SPLITS, Logits, Results, Splits, document, measure
-from analysis.retrain import Job, answer, open_test_split
+from analysis.results import Logits, Splits, document, measure
+from analysis.retrain import Job, answer
 from analysis.selection import (
     Selection,
     choose_baseline,
@@ -49,27 +49,28 @@ from analysis.selection import (
     choose_trials,
     fresh_seeds,
 )
+from analysis.test_split import open_test_splits
+from analysis.tracking import new_tracker, run_number, track_job, track_results, tracking_uri
 from minbert_core.clock import now_ms
 from minbert_core.commands import DONE, FAILED, run_command
 from minbert_core.config import TrialConfig
 from minbert_core.data.corpus import missing_test_files
 from minbert_core.inputs import data_folder, open_inputs
 from minbert_core.words import counted
-from search.environment import git_commit
 from search.options import gpus, positive, share
 from search.plan.folder import lock, read_plan, write_plan
 from search.plan.relocated import find_relocated, moved, relocated_config
 from search.plan.resources import Resources, find_resources
 from search.results import Search
 from search.study.engine import start_ray
-from search.tracking.runs import Runs, SearchRecord
-from search.tracking.store import store_uri, ui_command
+from search.tracking.runs import Runs
+from search.tracking.store import ui_command
 from search.tracking.tracker import Tracker
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; the exit code."""
-    interrupted = "\nInterrupted. The same command goes on; what is trained stays trained."
+    """Run the command line; return the exit code."""
+    interrupted = "\nInterrupted. Rerun the same command to resume; trained models are kept."
     return run_command(_parser(), arguments, _main, writes="runs", interrupted=interrupted)
 
 
@@ -86,16 +87,16 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("options")
     group.add_argument("--search", metavar="NAME", help="default: the newest finished one that is not toy")
     group.add_argument("--top", type=positive, metavar="K", help="best configurations to test (default 3)")
-    group.add_argument("--per", metavar="CHOICE", help="the best of each branch of a choice instead: smoothness")
-    group.add_argument("--seeds", type=positive, default=3, metavar="N", help="fresh seeds a configuration (default 3)")
+    group.add_argument("--per", metavar="CHOICE", help="test the best of each branch of a choice instead: smoothness")
+    group.add_argument("--seeds", type=positive, default=3, metavar="N", help="fresh seeds per configuration (default 3)")
     group.add_argument("--no-retrain", action="store_true", help="test the weights that the search kept, one seed each")
     group.add_argument("--no-baseline", action="store_true", help="leave out the space's baseline")
     group.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
-    group.add_argument("--data", metavar="DIR", help="where the search's data lie now, if they were moved")
-    group.add_argument("--encoder", metavar="NAME", help="where its encoder lies now, if it was moved")
+    group.add_argument("--data", metavar="DIR", help="the search's data folder, if it was moved")
+    group.add_argument("--encoder", metavar="NAME", help="its encoder's folder, if it was moved")
     group.add_argument("--gpus", type=gpus, default="auto", metavar="N|auto", help="GPUs to use; auto (default): all free ones")
     group.add_argument("--gpus-per-trial", type=share, metavar="X", help="share of a GPU that a model takes (default 1)")
-    group.add_argument("--cpus-per-trial", type=positive, metavar="N", help="CPU cores a model (default: as in the search)")
+    group.add_argument("--cpus-per-trial", type=positive, metavar="N", help="CPU cores per model (default: as in the search)")
     group.add_argument("--dry-run", action="store_true", help="print the plan; open and start nothing")
     group.add_argument("-h", "--help", action="help", help="print this")
     return parser
@@ -110,7 +111,7 @@ def _main(options: argparse.Namespace) -> int:
     retry = f"python analysis/best_to_test.py --search {search.name}" + (f" --per {options.per}" if options.per else "")
     resources = find_resources(options.gpus, options.gpus_per_trial, cpus, retry)
     print("\n".join(preview_lines(selection, about_baseline)))
-    if times := num_openings(selection):
+    if times := selection.num_openings:
         print(f"opened    the test files, for this search: {counted(times, 'time')} before; ledger.jsonl")
     print(f"machine   {resources}{resources.which_gpus}")
     check_test_files(relocated_config(selection.config, selection.relocated))
@@ -121,18 +122,18 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def _check_options(options: argparse.Namespace) -> None:
-    """Raise ValueError where two options contradict each other."""
+    """Raise ValueError if two options contradict each other."""
     if options.per is not None and options.top is not None:
         raise ValueError("--per tests one configuration per branch, so --top has no meaning with it. Omit one of the two.")
     if options.per is not None and options.no_retrain:
         raise ValueError(
-            "--per compares over fresh seeds, and --no-retrain has one seed and only the weights that the search kept. "
+            "--per compares over fresh seeds, but --no-retrain has one seed and only the weights that the search kept. "
             "Omit one of the two."
         )
 
 
 def _select(search: Search, options: argparse.Namespace) -> tuple[Selection, str]:
-    """The selection that the options ask for, and a sentence about its baseline."""
+    """Build the selection that the options ask for; return it with a sentence about its baseline."""
     question = ask(search, options.per.replace(".", "/")) if options.per is not None else None
     finalists = question.best_trials if question else choose_trials(search, options.top or 3, options.no_retrain)
     baseline, about_baseline = None, "left out"
@@ -146,19 +147,22 @@ def _select(search: Search, options: argparse.Namespace) -> tuple[Selection, str
 
 
 def check_test_files(config: TrialConfig) -> None:
-    """Hours of training are not to end on a file that is not there.  Raises ValueError."""
+    """Raise ValueError if a test file is missing, before hours of training."""
     folder = data_folder(config)
     if missing := missing_test_files(folder, [config.known_tasks[name] for name in config.train_on]):
-        raise ValueError(f"There is no test file {', '.join(missing)} in {folder}. Put it there, or say `--data DIR`.")
+        raise ValueError(
+            f"There is no test file {', '.join(missing)} in {folder}. Put it there, or name its folder: --data DIR."
+        )
 
 
 # -------------------------------------------------------------------------------------------------------------- the run
 
 
 def run(selection: Selection, resources: Resources, shows_report: bool = True) -> int:
-    """Freeze, retrain, open the test split, report; the exit code.  Raises Refused: somebody else is at this search.
+    """Freeze, retrain, open the test split, report; return the exit code.
 
-    shows_report: to the terminal; table.md has it in any case.
+    shows_report: whether to print the report; table.md has it in any case.
+    Raises Refused if another process works on this search.
     """
     search, relocated = selection.search, selection.relocated
     with lock(search.folder):
@@ -171,7 +175,7 @@ def _run(selection: Selection, resources: Resources, shows_report: bool) -> int:
     sha = selection.freeze()
     print(f"frozen    {selection.folder / 'selection.json'} (sha256 {sha[:12]})", flush=True)
     jobs = make_jobs(selection, resources)
-    tracker = _tracker(selection)
+    tracker = new_tracker(selection)
     tracker.start()
     try:
         failures, logits, splits = _train_and_answer(selection, jobs, resources, sha, tracker)
@@ -186,7 +190,7 @@ def _run(selection: Selection, resources: Resources, shows_report: bool) -> int:
     if shows_report:
         print("\n".join(["", *lines]))
     if not tracker.close("FINISHED"):
-        print(f"MLflow: {tracker.error} The table stands in {selection.folder / 'table.md'}.", file=sys.stderr)
+        print(f"MLflow: {tracker.error} The table is in {selection.folder / 'table.md'}.", file=sys.stderr)
     if shows_report:
         print(f"compare   {ui_command(tracking_uri(selection.search), Path.cwd())}")
     return DONE
@@ -195,19 +199,17 @@ def _run(selection: Selection, resources: Resources, shows_report: bool) -> int:
 def _train_and_answer(
     selection: Selection, jobs: list[Job], resources: Resources, sha: str, tracker: Tracker
 ) -> tuple[dict[Job, str], dict[Job, Logits], Splits]:
-    """Train what is not yet trained, then let every trained model answer; the failures, the answers, what was answered."""
+    """Train the models that are not yet trained, then run all on dev and test; return failures, logits and splits."""
     for job in jobs:
-        tracker.submit(
-            Runs.trial_started, _run_number(job), job.name, _run_params(job), job.folder / "config.yaml", {}, now_ms()
-        )
+        track_job(tracker, job)
 
     def measured(job: Job, records: Records) -> None:
-        tracker.submit(Runs.records, _run_number(job), records)
+        tracker.submit(Runs.records, run_number(job), records)
 
     with _ray(resources):
         failures = train_jobs(jobs, selection.relocated, resources, measured) if selection.seeds else {}
         for job, reason in failures.items():
-            tracker.submit(Runs.trial_ended, _run_number(job), "FAILED", reason, now_ms())
+            tracker.submit(Runs.trial_ended, run_number(job), "FAILED", reason, now_ms())
         models = [job for job in jobs if job not in failures]
         logits, splits = _open_test(selection, models, resources, sha) if models else ({}, {})
     return failures, logits, splits
@@ -216,7 +218,7 @@ def _train_and_answer(
 def _report(
     selection: Selection, sha: str, failures: dict[Job, str], logits: dict[Job, Logits], splits: Splits, tracker: Tracker
 ) -> list[str]:
-    """Write results.json, the prediction files, the table and the figure, and tell MLflow; the lines of table.md."""
+    """Write results.json, the prediction files, the table and the figure, and log to MLflow; return the lines of table.md."""
     folder, config = selection.folder, selection.config
     results = measure(selection, logits, splits)
     failed = {job.name: reason for job, reason in failures.items()}
@@ -227,20 +229,20 @@ def _report(
     lines += write_predictions(config, results, logits[results.chosen], splits, folder / "predictions")
     (folder / "table.tex").write_text(table_tex(selection, results), encoding="utf-8")
     figures = ", ".join(path.name for path in write_figure(selection, results, folder))
-    lines += ["", f"For a report, in {folder}: table.tex (booktabs; a caption stands in it), {figures}"]
+    lines += ["", f"For a report, in {folder}: table.tex (booktabs; holds a caption as a comment), {figures}"]
     (folder / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    _tell(tracker, results, lines, num_openings(selection))
+    track_results(tracker, results, lines, selection.num_openings)
     return lines
 
 
 @contextlib.contextmanager
 def _ray(resources: Resources) -> Iterator[None]:
-    """One's own Ray instance for as long as the block lasts."""
+    """Run the block with a new, local Ray instance."""
     import ray
 
     before = signal.getsignal(signal.SIGTERM)
     start_ray(resources, "local")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put its own in place, which prints its C++ stack
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray installs a handler that prints its C++ stack
     try:
         yield
     finally:
@@ -249,10 +251,12 @@ def _ray(resources: Resources) -> Iterator[None]:
 
 
 def _open_test(selection: Selection, models: list[Job], resources: Resources, sha: str) -> tuple[dict[Job, Logits], Splits]:
-    """Write the ledger's line, then let every model answer dev and test; their logits, and both splits."""
+    """Open the test split, once, and run every model on dev and test; return their logits, and both splits."""
     import ray
 
     config = selection.config
+    inputs = open_inputs(relocated_config(config, selection.relocated))
+    say(f"opening the test files (time {selection.num_openings + 1} for this search; ledger.jsonl)")
     entry = {
         "time": time.strftime("%FT%T%z"),
         "selection": str((selection.folder / "selection.json").relative_to(selection.test_folder)),
@@ -260,91 +264,21 @@ def _open_test(selection: Selection, models: list[Job], resources: Resources, sh
         "models": [job.name for job in models],
         "tasks": list(config.train_on),
     }
-    with (selection.test_folder / "ledger.jsonl").open("a", encoding="utf-8") as ledger:
-        ledger.write(json.dumps(entry) + "\n")
-    say(f"opening the test files (time {num_openings(selection)} for this search; ledger.jsonl)")
-    inputs = open_inputs(relocated_config(config, selection.relocated))
-    splits = {(task, "dev"): split for task, split in inputs.dev.items()}
-    for name in config.train_on:
-        if "test" in (task := config.known_tasks[name]).files:
-            splits[name, "test"] = open_test_split(task, inputs.data_folder, inputs.tokenizer)
-            for note in splits[name, "test"].notes:
-                say(note)
+    tests = open_test_splits([config.known_tasks[name] for name in config.train_on], inputs, selection.ledger, entry)
+    for note in [note for split in tests.values() for note in split.notes]:
+        say(note)
+    splits = {(name, "dev"): split for name, split in inputs.dev.items()}
+    splits |= {(name, "test"): split for name, split in tests.items()}
     remote = ray.remote(num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial)(answer)
     outs = {job: selection.test_folder / "logits" / job.name for job in models}
-    ray.get([remote.remote(job.folder / "best", selection.relocated, outs[job]) for job in models])
+    ray.get([remote.remote(job.folder / "best", selection.relocated, tests, outs[job]) for job in models])
     logits: dict[Job, Logits] = {
         job: {key: np.load(out / f"{key[0]}-{key[1]}.npy") for key in splits} for job, out in outs.items()
     }
     return logits, splits
 
 
-def num_openings(selection: Selection) -> int:
-    """How often a model of this search has been shown the test files."""
-    ledger = selection.test_folder / "ledger.jsonl"
-    return len(ledger.read_text(encoding="utf-8").splitlines()) if ledger.exists() else 0
-
-
-# ---------------------------------------------------------------------------------------------------------------- MLflow
-
-
-def tracking_uri(search: Search) -> str:
-    """The store that a search logs to."""
-    return search.plan.tracking_uri or store_uri(search.folder.parent)
-
-
-def _tracker(selection: Selection) -> Tracker:
-    """One parent run per folder of results: a repeated command resumes it, and no model is entered twice."""
-    search, question = selection.search, selection.question
-    which = f"branches of `{question.path}` in" if question else "configurations of"
-    record = SearchRecord(
-        tracking_uri(search),
-        "-".join([search.name, *selection.folder.relative_to(search.folder).parts]),
-        f"Test of the best {which} the search **{search.name}** (running)",
-        {"tested_search": search.name, "git": git_commit()},
-        {
-            "search": search.name,
-            "tried": len(search.trials),
-            "seeds": len(selection.seeds),
-            "selected": [trial.number for trial in selection.finalists],
-            "baseline": selection.baseline and selection.baseline.number,
-            **({"per": question.path, "reference": question.reference.label} if question else {}),
-        },
-        search.plan.fingerprints,
-        artifact_files=[selection.folder / "selection.json"],
-        resume=True,
-    )
-    return Tracker(record)
-
-
-def _run_number(job: Job) -> int:
-    """What MLflow's run of a model is found again by: the model's name and its very config."""
-    digest = hashlib.sha256(job.name.encode() + (job.folder / "config.yaml").read_bytes()).digest()
-    return int.from_bytes(digest[:6], "big")
-
-
-def _run_params(job: Job) -> dict[str, Any]:
-    return {"trial": job.number, "seed": "kept" if job.seed_index is None else job.seed_index}
-
-
-def _tell(tracker: Tracker, results: Results, lines: list[str], opening: int) -> None:
-    """A model's metrics to its run, those of the best configuration to the parent, where each opening is a step."""
-    names = dict(zip(SPLITS, ("final_dev", "test"), strict=True))
-    for job, of in results.metrics.items():
-        record: dict[str, Any] = {"kind": "test", "step": 0, "examples": 0, "time_ms": now_ms()}
-        record |= {f"{names[split]}/{column}": value for split, columns in of.items() for column, value in columns.items()}
-        tracker.submit(Runs.records, _run_number(job), [record])
-        tracker.submit(Runs.trial_ended, _run_number(job), "FINISHED", "tested", now_ms())
-    best = {
-        f"{names[split]}/{column}": measured.mean
-        for split, columns in results.configurations[results.winner].items()
-        for column, measured in columns.items()
-    }
-    tracker.submit(Runs.best, opening, best, now_ms())
-    tracker.submit(Runs.note, "\n".join(lines))
-
-
 if __name__ == "__main__":
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # as Ctrl-C; the latter is Slurm's word before a job's time is over
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # like Ctrl-C; Slurm sends the latter before a job's time is over
         signal.signal(number, signal.default_int_handler)
     sys.exit(main())

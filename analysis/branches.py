@@ -1,4 +1,4 @@
-"""The question which branch of a choice pays: the best trial of each branch, and the branch that they are compared with.
+"""The question of which branch of a choice pays: the best trial of each branch, and the branch to compare them with.
 
 space.yaml -> the choice at a path -> its branches, each with the trials that took it -> the best of each
 """
@@ -38,7 +38,7 @@ class Branch:
         """The best trial of the fullest rung that the branch has earned, by the scores up to that rung; None without a score.
 
         Baselines run to the end whatever they score, so they count at the rungs that other trials of the branch have reached.
-        Else a baseline would stand for a branch whose better trials were stopped halfway.
+        Otherwise a baseline would represent a branch whose better trials were stopped halfway.
         """
         earned = [trial for trial in self.scored if trial.baseline is None] or self.scored
         rung = max((trial.rung for trial in earned), default=0)
@@ -89,11 +89,11 @@ class Question:
         return [branch for branch in self.branches if branch.best is None]
 
     def branch_of(self, number: int) -> Branch:
-        """The branch of which trial `number` is the best."""
+        """Find the branch whose best trial is `number`."""
         return next(branch for branch in self.branches if branch.best and branch.best.number == number)
 
     def document(self) -> dict[str, Any]:
-        """The question as selection.json and results.json hold it."""
+        """Build the entry of selection.json and results.json."""
         return {
             "choice": self.path,
             "reference": self.reference.label,
@@ -111,24 +111,24 @@ class Question:
 
 
 def ask(search: Search, path: str) -> Question:
-    """The question which branch of the choice at `path` pays.
+    """Ask which branch of the choice at `path` pays.
 
-    The reference is the branch of the space's first baseline, else the config's default, else the first of the choice; the
-    next of these if it has no trial to retrain.  Raises ValueError: not a choice of this search, or fewer than two branches
-    have a trial to retrain.
+    The reference is the branch of the space's first baseline, else the config's default, else the first of the choice; a
+    branch without a trial to retrain is skipped.  Raises ValueError if `path` is not a choice of this search, or fewer than
+    two branches have a trial to retrain.
     """
     path, choice = _choice_at(search, path)
     branches = [Branch(label, [t for t in search.trials if t.params.get(path) == label]) for label in choice.labels]
-    found = {branch.label: branch for branch in branches if branch.best}
-    if len(found) < 2:
+    known = {branch.label: branch for branch in branches if branch.best}
+    if len(known) < 2:
         missing = "; ".join(f"{branch.label}: {branch.missing}" for branch in branches if branch.best is None)
         law = f"`--per {path}` compares the best trials of two or more branches"
-        raise ValueError(f"{law}. {search.name} has {len(found)} to retrain. {missing}.")
-    return Question(path, branches, next(found[label] for label in _plainest(search, path, choice) if label in found))
+        raise ValueError(f"{law}. {search.name} has {len(known)} to retrain. {missing}.")
+    return Question(path, branches, next(known[label] for label in _plainest(search, path, choice) if label in known))
 
 
 def _choice_at(search: Search, path: str) -> tuple[str, Choice]:
-    """The choice at `path`, or the only one whose last part it is, as tables call it, and its full path."""
+    """Find the choice at `path`, or the only one whose path ends in it, as in tables; return its full path and the choice."""
     domains = read_domains(search.folder)
     choices = {name: domain for name, domain in domains.items() if isinstance(domain, Choice)}
     domain = domains.get(path)
@@ -146,7 +146,7 @@ def _choice_at(search: Search, path: str) -> tuple[str, Choice]:
 
 
 def _plainest(search: Search, path: str, choice: Choice) -> Iterator[Scalar]:
-    """The labels of a choice, the one to compare with first; some come twice."""
+    """Yield the labels of a choice, the one to compare with first; some come twice."""
     baselines = [trial for trial in search.trials if trial.baseline is not None and path in trial.params]
     yield from (trial.params[path] for trial in sorted(baselines, key=lambda trial: (trial.baseline, trial.number)))
     yield default_choice(path, choice)

@@ -1,8 +1,8 @@
-"""What goes into a report as a figure: what the search claimed, and what fresh seeds say of it, on dev and on test.
+"""A figure for a report: the score that the search claimed, and the scores of fresh seeds, on dev and on test.
 
-    claim (diamond)   dev (disc)   test (square): each a mean, its 95 % interval, a tick a seed;   a row a configuration
+    claim (diamond)   dev (disc)   test (square): each a mean, its 95 % interval, one tick per seed;   one row per configuration
 
-Colours of Okabe & Ito 2008, which the colour-blind tell apart; the shapes tell them apart in black and white.
+Colours of Okabe & Ito 2008, which colour-blind readers can distinguish; the shapes serve black-and-white prints.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, DPI = 6.5, 150  # inches, that of a page's text; dots an inch of the PNG
-NAME, NAME_LINES = 36, 3  # characters a line, and lines, of a configuration's name
+WIDTH, DPI = 6.5, 150  # the width of a page's text, in inches; dots per inch of the PNG
+NAME, NAME_LINES = 36, 3  # characters per line, and lines, of a configuration's name
 COLOURS = {"claimed": "#555555", "dev": "#0072B2", "test": "#D55E00"}
 SHAPES = {"claimed": "D", "dev": "o", "test": "s"}
 
 
 def write_figure(selection: Selection, results: Results, folder: Path) -> list[Path]:
-    """figure.svg, figure.png (for slides and pages) and figure.pdf (for LaTeX) in `folder`; their paths."""
+    """Write figure.svg, figure.png (for slides and pages) and figure.pdf (for LaTeX) to `folder`; return their paths."""
     figure = draw(selection, results)
     paths = [folder / f"figure.{ending}" for ending in ("svg", "png", "pdf")]
     for path in paths:
@@ -35,8 +35,8 @@ def write_figure(selection: Selection, results: Results, folder: Path) -> list[P
 
 
 def draw(selection: Selection, results: Results) -> Figure:
-    """The figure, without a display and without pyplot's global state."""
-    from matplotlib.figure import Figure  # a second of imports, at the end of a test alone
+    """Draw the figure, without a display and without pyplot's global state."""
+    from matplotlib.figure import Figure  # takes a second, needed only at the end of a test
 
     called = {number: _wrapped(" ".join(name)) for number, name in names(selection, results).items()}
     series = [
@@ -62,13 +62,13 @@ def draw(selection: Selection, results: Results) -> Figure:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()
-    shown = dict(zip(labels, handles, strict=True))  # one a series, not one a row
+    shown = dict(zip(labels, handles, strict=True))  # one per series, not one per row
     figure.legend(shown.values(), shown, loc="outside upper center", ncols=len(series), fontsize=8, frameon=False)
     return figure
 
 
 def _mark(axes: Axes, selection: Selection, results: Results, number: int, what: str, y: float) -> None:
-    """A claim, or a split's mean with its interval and seeds, at the height y."""
+    """Draw a claim, or a split's mean with its interval and seeds, at the height y."""
     colour, shape = COLOURS[what], SHAPES[what]
     if what == "claimed":
         (claim,) = (trial.score for trial in selection.trials if trial.number == number)
@@ -83,7 +83,7 @@ def _mark(axes: Axes, selection: Selection, results: Results, number: int, what:
 
 
 def _axis(selection: Selection, series: list[str]) -> str:
-    """`norm on dev`, and what the marks are."""
+    """Label the axis: `norm on dev`, and what the marks mean."""
     config = selection.config
     objective = config.objective if isinstance(config.objective, str) else "weighted score"
     if objective in config.known_tasks:
@@ -98,5 +98,5 @@ def _axis(selection: Selection, series: list[str]) -> str:
 
 
 def _wrapped(name: str) -> str:
-    """A name on at most NAME_LINES lines of NAME characters; what is left out shows as `…`."""
+    """Wrap a name to at most NAME_LINES lines of NAME characters; `…` marks a cut."""
     return "\n".join(textwrap.wrap(name, NAME, max_lines=NAME_LINES, placeholder=" …", break_on_hyphens=False))

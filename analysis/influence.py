@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 
 
 def influences(metric: Metric, answers_JB: Floats, labels_B: Floats, num_classes: int = 1) -> Floats:
-    """Influence of each row on each model's metric, shape (J, B).
+    """Compute the influence of each row on each model's metric, shape (J, B).
 
     num_classes is read by macro_f1 only. A metric that no row can move (all answers right, or all the same) has influence 0.
     """
@@ -41,7 +41,7 @@ def influences(metric: Metric, answers_JB: Floats, labels_B: Floats, num_classes
 
 
 def _of_f1(answered_JB: NDArray[np.bool_], right_B: NDArray[np.bool_]) -> Floats:
-    """F1 = h/t with h = mean(2 answered right), t = mean(answered + right), so its influence is (h_i - F1 t_i)/t."""
+    """Compute the influence on F1 = h/t, h = mean(2 answered right), t = mean(answered + right), which is (h_i - F1 t_i)/t."""
     hits_JB = 2.0 * (answered_JB & right_B)
     together_JB = answered_JB.astype(np.float64) + right_B
     together_J1 = together_JB.mean(axis=1, keepdims=True)
@@ -50,7 +50,7 @@ def _of_f1(answered_JB: NDArray[np.bool_], right_B: NDArray[np.bool_]) -> Floats
 
 
 def _of_pearson(x_B: Floats, y_B: Floats) -> Floats:
-    """Influence of each row on Pearson's r: xy - r (x^2 + y^2)/2 of standardised x and y.
+    """Compute the influence on Pearson's r: xy - r (x^2 + y^2)/2 of standardised x and y.
 
     Source: Devlin, Gnanadesikan & Kettenring 1975, equation 2.3.
     """
@@ -59,7 +59,7 @@ def _of_pearson(x_B: Floats, y_B: Floats) -> Floats:
 
 
 def _of_spearman(x_B: Floats, y_B: Floats) -> Floats:
-    """Influence of each row on Spearman's r = c_xy / sqrt(c_xx c_yy), where c are covariances of mid-ranks.
+    """Compute the influence on Spearman's r = c_xy / sqrt(c_xx c_yy), where c are covariances of mid-ranks.
 
     With u and v the ranks divided by B, minus 1/2, c_xy = mean(u v). A row enters it through its own product and through the
     ranks of all rows above it. Source: Croux & Dehon 2010, section 2; ties have their mid-rank.
@@ -78,14 +78,14 @@ def _of_spearman(x_B: Floats, y_B: Floats) -> Floats:
 
 
 def _mid_ranks(values_B: Floats) -> Floats:
-    """Share of the rows below each value plus half the share of those equal to it, minus 1/2."""
+    """Compute the share of rows below each value plus half the share equal to it, minus 1/2."""
     ordered_B = np.sort(values_B)
     below_B, up_to_B = (np.searchsorted(ordered_B, values_B, side) for side in ("left", "right"))
     return np.asarray((below_B + up_to_B) / (2 * values_B.size) - 0.5)
 
 
 def _mean_above(values_B: Floats, weights_B: Floats) -> Floats:
-    """Mean over all rows of the weights of those with a greater value, half of those with an equal one, shape (B,)."""
+    """Average over all rows the weights of greater values and half those of equal values, shape (B,)."""
     order = np.argsort(values_B, kind="stable")
     ordered_B, sums = values_B[order], np.concatenate([[0.0], np.cumsum(weights_B[order])])
     below_B, up_to_B = (np.searchsorted(ordered_B, values_B, side) for side in ("left", "right"))

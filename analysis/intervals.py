@@ -9,7 +9,7 @@ A score of configuration c, seed s varies because other seeds and other rows are
 a is the effect of the seed, r that of the row, e their interaction: the rows whose answers flip from seed to seed. The mean
 over k seeds of B rows has the variance  var(a)/k + var(r)/B + var(e)/(kB).  The rows are the same for all configurations, so r
 is subtracted row by row in a difference. The seeds are not paired: a shared seed gives two configurations the same order of
-rows and, where their heads agree, the same start. What correlation that leaves makes a difference less variable than assumed,
+rows and, where their heads agree, the same start. The correlation that remains makes a difference less variable than assumed,
 never more, whereas pairing halves the degrees of freedom, of which two or three seeds have few.
 
 `benchmarks/intervals.py` simulates how often these verdicts are false. Knows nothing of searches: numbers in, numbers out.
@@ -92,18 +92,18 @@ class Estimate:
 
 
 def estimate(scores: Scores) -> Estimate:
-    """The mean score of a configuration."""
+    """Estimate the mean score of a configuration."""
     return _estimate(scores.mean, scores.rows_TB, [scores])
 
 
 def compare(candidate: Scores, baseline: Scores) -> Estimate:
-    """The mean score of the candidate minus the baseline's, paired row by row; both are scored on the same rows."""
+    """Estimate the candidate's mean score minus the baseline's, paired row by row; both are scored on the same rows."""
     rows_TB = [one_B - other_B for one_B, other_B in zip(candidate.rows_TB, baseline.rows_TB, strict=True)]
     return _estimate(candidate.mean - baseline.mean, rows_TB, [candidate, baseline])
 
 
 def _estimate(mean: float, rows_TB: Sequence[Floats], sides: Sequence[Scores]) -> Estimate:
-    """A mean or a difference of means, with the error that its components of variance give it.
+    """Estimate the interval and the p-value of a mean or a difference of means from its components of variance.
 
     rows: sum over tasks of var_i(rows_i)/B, minus the flips in it, var(e)/(kB) per side; that leaves var(r)/B, known from B
     rows. seeds: sum over sides of S^2/k, where S^2 estimates var(a) + var(e)/B and is pooled over the sides, with k - 1 degrees
@@ -125,7 +125,7 @@ def _estimate(mean: float, rows_TB: Sequence[Floats], sides: Sequence[Scores]) -
 
 
 def p_value(distance: float, rows: float, seeds: float, freedom: int) -> float:
-    """Two-sided p-value of a distance from 0 whose variance is `rows`, which is known, plus the estimate `seeds`.
+    """Compute the two-sided p-value of a distance from 0 whose variance is `rows`, which is known, plus the estimate `seeds`.
 
     Given the estimate, the variance of the seeds is distributed as seeds * freedom / chi^2(freedom) (its posterior under the
     prior 1/variance, and its fiducial distribution); the p-value is the normal one, averaged over that. Without rows this is
@@ -138,23 +138,23 @@ def p_value(distance: float, rows: float, seeds: float, freedom: int) -> float:
 
 @cache
 def _ratios(freedom: int) -> Floats:
-    """freedom / chi^2 at the quantiles of the quadrature."""
+    """Compute freedom / chi^2 at the quantiles of the quadrature."""
     return np.asarray(freedom / 2 / special.gammaincinv(freedom / 2, _QUANTILES_Q))
 
 
 def t_quantile(freedom: float) -> float:
-    """How many standard errors a 95 % interval reaches to each side, by Student's t with these degrees of freedom."""
+    """Return how many standard errors a 95 % interval reaches to each side, by Student's t with these degrees of freedom."""
     return float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
 def _error(influences_B: Floats) -> float:
-    """Squared standard error of the mean of B influences whose mean is 0; summed over the seeds if there are several."""
+    """Compute the squared standard error of a mean of B influences with mean 0, summed over the seeds if there are several."""
     size = influences_B.shape[-1]
     return float((influences_B**2).sum() / (size * max(1, size - 1)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number, in the order given: the smallest of m times m, the next times m - 1, and so on.
+    """Correct p-values for their number, in the order given: the smallest of m times m, the next times m - 1, and so on.
 
     A corrected value is never below that of a smaller one, nor above 1. Where those up to .05 count as differences, at most
     5 % of such families contain a false one. Source: Holm 1979, section 3.

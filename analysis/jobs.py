@@ -1,6 +1,6 @@
-"""The driver's side of retraining: which models a selection needs, trained in parallel on Ray, with the time that is left.
+"""The driver's side of retraining: list the models that a selection needs, train them on Ray, and report the time left.
 
-selection -> a job a configuration and seed -> retrain.py on workers, as many at a time as there is room -> failures
+selection -> one job per configuration and seed -> retrain.py on workers, as many at once as fit -> failures
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Records = list[dict[str, Any]]
 
 
 def make_jobs(selection: Selection, resources: Resources) -> list[Job]:
-    """Every model to be tested, its folder made ready. A retrained one differs from its trial in seed and machine alone."""
+    """List the models to test, and prepare their folders. A retrained model differs from its trial only in seed and machine."""
     if not selection.seeds:
         return [Job(trial.number, None, trial.folder) for trial in selection.trials]
     jobs = []
@@ -39,7 +39,7 @@ def make_jobs(selection: Selection, resources: Resources) -> list[Job]:
 
 
 def _machine(config: TrialConfig, resources: Resources) -> dict[str, Any]:
-    """Device and threads of here and now; of the trial's own what changes its numbers."""
+    """Return device and threads of this machine, and the settings of the trial that change its numbers."""
     kept = {key: value for key, value in as_written(config.machine).items() if key == "micro_batch_tokens"}
     return machine_settings(resources, [config.encoder.checkpoint]) | {"precision": config.machine.precision} | kept
 
@@ -47,9 +47,10 @@ def _machine(config: TrialConfig, resources: Resources) -> dict[str, Any]:
 def train_jobs(
     jobs: list[Job], relocated: Mapping[str, str], resources: Resources, measured: Callable[[Job, Records], None]
 ) -> dict[Job, str]:
-    """Train what is not yet trained, in parallel; the failures with their reasons. A line at each evaluation and end.
+    """Train the jobs that are not done, in parallel; return the failures with their reasons. Print evaluations and ends.
 
-    relocated: the selection's. measured is told every record of every job, those of an interrupted run too, once or twice.
+    relocated: the selection's. measured: called with every record of every job, also those of an interrupted run; a record may
+    come twice.
     """
     import ray
 
@@ -60,7 +61,7 @@ def train_jobs(
             measured(job, job.records())
             continue
         if records := job.records():
-            say(f"{job.name} goes on after about {records[-1]['examples']:,} examples")
+            say(f"{job.name} resumes after about {records[-1]['examples']:,} examples")
             measured(job, records)
         waiting.append(job)
     if not waiting:
@@ -78,16 +79,16 @@ def _budget(job: Job, relocated: Mapping[str, str]) -> int:
 def _watch(
     running: dict[Any, Job], budgets: dict[Job, int], slots: int, measured: Callable[[Job, Records], None]
 ) -> dict[Job, str]:
-    """Wait for the jobs; the failures with their reasons."""
+    """Wait for the jobs; return the failures with their reasons."""
     import ray
 
     failures: dict[Job, str] = {}
-    told = {job: len(job.records()) for job in budgets}
+    num_reported = {job: len(job.records()) for job in budgets}
     while running:
         ready, _ = ray.wait(list(running), timeout=2)
         for job in running.values():
-            new = job.records()[told[job] :]
-            told[job] += len(new)
+            new = job.records()[num_reported[job] :]
+            num_reported[job] += len(new)
             if new:
                 measured(job, new)
             for record in new:
@@ -97,7 +98,7 @@ def _watch(
             job = running.pop(reference)
             try:
                 reason = ray.get(reference)
-            except ray.exceptions.RayError as error:  # the worker died (killed, out of memory): it could not say why
+            except ray.exceptions.RayError as error:  # a worker that was killed, or out of memory, gives no reason
                 reason = f"its process died ({type(error).__name__})"
             if reason:
                 failures[job] = reason
@@ -112,19 +113,19 @@ def _time_left(budgets: dict[Job, int], slots: int) -> str:
 
 
 def seconds_left(spent: Sequence[tuple[int, float]], budgets: Sequence[int], slots: int) -> float:
-    """How long jobs of these budgets still take, `slots` at a time; 0 where none has begun.
+    """Estimate how long jobs of these budgets still take, `slots` at a time; 0 if none has started.
 
-    spent: the examples that each job has trained, and its own seconds, which no interruption stretches. A job goes on at its
-    own pace; one that has not begun is taken to go at the others'.
+    spent: for each job, the examples trained and the seconds of training, without interruptions. A job is expected to keep its
+    pace; one that has not started, to train at the mean pace of the others.
     """
     examples, seconds = (sum(column) for column in zip(*spent, strict=True))
     if not examples:
         return 0.0
-    paces = [own / drawn if drawn else seconds / examples for drawn, own in spent]
-    left = [max(0, budget - drawn) * pace for (drawn, _), budget, pace in zip(spent, budgets, paces, strict=True)]
+    paces = [taken / trained if trained else seconds / examples for trained, taken in spent]
+    left = [max(0, budget - trained) * pace for (trained, _), budget, pace in zip(spent, budgets, paces, strict=True)]
     return max(sum(left) / slots, *left)
 
 
 def say(text: str) -> None:
-    """One line to the terminal, with the hour."""
+    """Print one line, with the time of day."""
     print(f"[{time.strftime('%T')}] {text}", flush=True)

@@ -1,4 +1,4 @@
-"""What goes into a report as a table: table.tex, a booktabs tabular with a row a configuration, its caption as a comment.
+"""A table for a report: table.tex, a booktabs tabular with one row per configuration and its caption as a comment.
 
 The numbers are those of results.json, with four digits, as in table.md.
 """
@@ -12,7 +12,7 @@ from typing import Any
 from analysis.results import Measured, Results, columns_of
 from analysis.selection import Selection
 from minbert_core.config import Objective, TrialConfig
-from search.report.words import describe
+from search.report.words import describe, short
 
 WIDTH = 100  # of the caption's lines
 NAME = 20  # letters that are sure to fit into the first column, at 0.3 of a page's text
@@ -34,10 +34,10 @@ METRICS = {
 
 
 def table_tex(selection: Selection, results: Results) -> str:
-    r"""The text of table.tex. To \input it, a document needs \usepackage{booktabs}, nothing else.
+    r"""Build the text of table.tex. To \input it, a document needs \usepackage{booktabs}, nothing else.
 
-    A block a split, test first where it has labels. In bold is the best objective of a block, if its configuration beats the
-    reference there, as `Comparison.verdict` has it; else nothing is.
+    One block per split, test first if it has labels. The best objective of a block is bold if its configuration beats the
+    reference there, by `Comparison.verdict`; else nothing is bold.
     """
     config = selection.config
     columns = columns_of(config)
@@ -56,13 +56,13 @@ def table_tex(selection: Selection, results: Results) -> str:
         for number, (name, differs) in names(selection, results).items():
             measured = results.configurations[number].get(split, {})
             cells = [_cell(measured.get(column), (number, column) == bold) for column in columns]
-            called = f"{name} {differs}".strip() if split == splits[0] else name  # told once
+            called = f"{name} {differs}".strip() if split == splits[0] else name  # only once
             lines.append(" & ".join([rf"\raggedright {_breakable(called)}", *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\endgroup"]) + "\n"
 
 
 def _caption(selection: Selection, config: TrialConfig, results: Results) -> str:
-    """A whole caption, to be cut down: what was tried, chosen and measured, and what bold stands for."""
+    """Write a full caption, to be shortened: what was tried, chosen and measured, and what bold means."""
     tasks = ", ".join(f"{escape(name)}: {METRICS[config.known_tasks[name].metric]}" for name in config.train_on)
     objective, about = escape(_objective_column(config)), ""
     if "norm" in columns_of(config):
@@ -88,7 +88,7 @@ def _caption(selection: Selection, config: TrialConfig, results: Results) -> str
 
 
 def _seeds(selection: Selection, results: Results) -> str:
-    """Over how many seeds, and of which configurations some failed."""
+    """Describe the number of seeds, and the configurations for which some seeds failed."""
     if not selection.seeds:
         return "One seed: the weights that the search kept."
     fewer = {number: len(of["dev"]["score"].values) for number, of in results.configurations.items()}
@@ -100,7 +100,7 @@ def _seeds(selection: Selection, results: Results) -> str:
 
 
 def names(selection: Selection, results: Results) -> dict[int, tuple[str, str]]:
-    """What a configuration is called where there is little room: `003 (baseline)`, and the parameters that not all share."""
+    """Name each configuration briefly: `003 (baseline)`, and the parameters that differ between configurations."""
     shared = _shared(selection)
     return {
         trial.number: (
@@ -113,25 +113,25 @@ def names(selection: Selection, results: Results) -> dict[int, tuple[str, str]]:
 
 
 def _shared(selection: Selection) -> dict[str, Any]:
-    """The parameters in which all configurations agree; none where there is one configuration only."""
+    """Return the parameters in which all configurations agree; none if there is only one configuration."""
     first, *others = [trial.params for trial in selection.trials]
     shared = {path: value for path, value in first.items() if all((path, value) in other.items() for other in others)}
     return shared if others else {}
 
 
 def _objective_column(config: TrialConfig) -> str:
-    """The column by which configurations are ranked: the score's own or, where that is not shown, one that rises with it."""
+    """Return the column by which configurations are ranked; if it is not shown, one that rises with it."""
     objective = config.objective if isinstance(config.objective, str) else "score"
     return objective if objective in columns_of(config) else config.train_on[0]
 
 
 def escape(text: str) -> str:
-    """Text as LaTeX prints it: each of its special characters as a command."""
+    """Escape the special characters of LaTeX."""
     return re.sub(r"[\\{}$&%#_^~<>|]", lambda found: ESCAPED[found[0]], text)
 
 
 def _breakable(text: str) -> str:
-    """Escaped text whose words, where one is too long for its column, may be broken after a sign."""
+    """Escape text, and allow breaks after signs in words that are too long for the column."""
     return " ".join(
         re.sub(r"(\\_|[=/+])", r"\1\\allowbreak ", escape(word)) if len(word) > NAME else escape(word)
         for word in text.split(" ")
@@ -139,7 +139,7 @@ def _breakable(text: str) -> str:
 
 
 def _bold(selection: Selection, config: TrialConfig, results: Results, split: str) -> tuple[int, str] | None:
-    """The cell (trial, column) in bold: the best objective of a split, if it beats the reference there."""
+    """Return the cell (trial, column) to print in bold: the best objective of a split, if it beats the reference there."""
     column = _objective_column(config)
     means = {number: of[split][column].mean for number, of in results.configurations.items() if column in of.get(split, {})}
     best = max(means, key=lambda number: means[number], default=None)
@@ -150,14 +150,9 @@ def _bold(selection: Selection, config: TrialConfig, results: Results, split: st
 
 
 def _cell(measured: Measured | None, is_bold: bool) -> str:
-    """`$.7350_{\\pm.0041}$`; without a deviation where there is one seed, `--` where a split lacks the labels."""
+    """Format a cell: `$.7350_{\\pm.0041}$`, without deviation for a single seed, `--` for a split without labels."""
     if measured is None:
         return "--"
-    mean = rf"\mathbf{{{_four(measured.mean)}}}" if is_bold else _four(measured.mean)
-    deviation = "" if measured.deviation is None else rf"_{{\pm{_four(measured.deviation)}}}"
+    mean = rf"\mathbf{{{short(measured.mean)}}}" if is_bold else short(measured.mean)
+    deviation = "" if measured.deviation is None else rf"_{{\pm{short(measured.deviation)}}}"
     return f"${mean}{deviation}$"
-
-
-def _four(value: float) -> str:
-    """`.7350`, `-.0123`: four digits, and no zero before the point, as in table.md."""
-    return re.sub(r"^(-?)0\.", r"\1.", f"{round(value, 4) + 0.0:.4f}")

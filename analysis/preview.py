@@ -1,4 +1,4 @@
-"""What best_to_test prints before it starts: the search, the chosen trials, the baseline, and what is to be trained."""
+"""The lines that best_to_test prints before it starts: the search, the chosen trials, the baseline, the models to train."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""A paper's rows, run and held beside what it printed: the search of its space, then every row over fresh seeds, dev and test.
+"""Run the rows of a paper, and compare the measured figures with the published ones.
 
     python analysis/replicate.py --paper P3 --seeds 3 --gpus 4
 
     spaces/papers/p3.yaml -> search.run (the search p3) -> best_to_test over all rows -> results.json -> replicate.md, MLflow
 
-The search runs each row once; the table is of the fresh seeds alone. After Ctrl-C or a crash the same command goes on.
-Exit codes are those of minbert_core/commands.py: 1 where no row could be trained.
+The search runs each row once; the table shows only the fresh seeds, on dev and test. After Ctrl-C or a crash, the same command
+resumes. Exit codes are those of minbert_core/commands.py; 1 means that no row could be trained.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from analysis import best_to_test
 from analysis.replication import Circumstances, Measurement, replication_lines
 from analysis.results import SPLITS
 from analysis.selection import Selection, fresh_seeds
+from analysis.tracking import tracking_uri
 from minbert_core.clock import now_ms
 from minbert_core.commands import DONE, INTERRUPTED, NOT_RECORDED, run_command
 from minbert_core.config import TINY
@@ -49,8 +50,8 @@ from search.tracking.tracker import Tracker
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; the exit code."""
-    interrupted = "\nInterrupted. The same command goes on; what is trained stays trained."
+    """Run the command line; return the exit code."""
+    interrupted = "\nInterrupted. Rerun the same command to resume; trained models are kept."
     return run_command(_parser(), arguments, _main, writes="runs", interrupted=interrupted)
 
 
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python analysis/replicate.py",
         usage="python analysis/replicate.py --paper P1 [options]",
-        description="Run a paper's rows over fresh seeds, and hold them beside its figures.",
+        description="Run the rows of a paper over fresh seeds, and compare them with its figures.",
         epilog="examples:\n  python analysis/replicate.py --paper P3 --rows gs_con gv_rr --dry-run\n"
         "  python analysis/replicate.py --paper P1 --part 0.05 --seeds 2 --gpus 4",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -66,25 +67,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group("options")
     group.add_argument("--paper", required=True, metavar="NAME", help="a file of spaces/papers: P1, P2, P2_YELP, P3 …")
-    group.add_argument("--rows", nargs="+", metavar="ROW", help="of its rows these; its first runs beside them")
-    group.add_argument("--seeds", type=positive, default=3, metavar="N", help="fresh seeds a row (default 3)")
-    group.add_argument("--part", type=part_of_budget, default=1.0, metavar="X", help="of each budget train this (default 1)")
+    group.add_argument("--rows", nargs="+", metavar="ROW", help="run only these rows, and the first one, to compare with")
+    group.add_argument("--seeds", type=positive, default=3, metavar="N", help="fresh seeds per row (default 3)")
+    group.add_argument(
+        "--part", type=part_of_budget, default=1.0, metavar="X", help="share of each budget to train (default 1)"
+    )
     group.add_argument("--data", metavar="DIR", help="folder with the corpora, or toy")
-    group.add_argument("--encoder", metavar="NAME", help="in place of the paper's: hub name, folder, tiny")
-    what_of_it = "of the machine: precision, micro_batch_tokens …"
-    group.add_argument("--set", action="append", default=[], type=of_the_machine, metavar="machine/X=V", help=what_of_it)
-    group.add_argument("--name", metavar="NAME", help="of the search (default: the paper's, with the part)")
+    group.add_argument("--encoder", metavar="NAME", help="another encoder: hub name, folder, tiny")
+    about_set = "a setting of the machine: precision, micro_batch_tokens …"
+    group.add_argument("--set", action="append", default=[], type=of_the_machine, metavar="machine/X=V", help=about_set)
+    group.add_argument("--name", metavar="NAME", help="the search's name (default: the paper's, with the part)")
     group.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
     group.add_argument("--gpus", type=gpus, default="auto", metavar="N|auto", help="GPUs to use; auto (default): all free ones")
     group.add_argument("--gpus-per-trial", type=share, metavar="X", help="share of a GPU that a model takes (default 1)")
-    group.add_argument("--cpus-per-trial", type=positive, metavar="N", help="CPU cores a model (default 1)")
-    group.add_argument("--dry-run", action="store_true", help="print the plan, the search's cost; start nothing")
+    group.add_argument("--cpus-per-trial", type=positive, metavar="N", help="CPU cores per model (default 1)")
+    group.add_argument("--dry-run", action="store_true", help="print the plan and the search's cost; start nothing")
     group.add_argument("-h", "--help", action="help", help="print this")
     return parser
 
 
 def part_of_budget(text: str) -> float:
-    """A part of a budget, in (0, 1], for argparse."""
+    """Parse a share of a budget, in (0, 1], for argparse."""
     try:
         value = float(text)
     except ValueError:
@@ -95,9 +98,9 @@ def part_of_budget(text: str) -> float:
 
 
 def of_the_machine(text: str) -> str:
-    """An override that leaves the paper's own settings as they are, for argparse."""
+    """Check, for argparse, that an override is a setting of the machine, so that the paper's settings stay as they are."""
     if not text.startswith("machine/"):
-        raise argparse.ArgumentTypeError(f"must begin with machine/: all else is the paper's. Got '{text}'.")
+        raise argparse.ArgumentTypeError(f"must begin with machine/, because all other settings are the paper's. Got '{text}'.")
     return text
 
 
@@ -116,30 +119,30 @@ def _main(options: argparse.Namespace) -> int:
         _, code = start_or_resume(_search_options(options, space_file, name))
     if code == INTERRUPTED:
         raise KeyboardInterrupt
-    if options.dry_run or code not in (DONE, NOT_RECORDED):  # what MLflow lacks of the search, the search itself has said
+    if options.dry_run or code not in (DONE, NOT_RECORDED):  # the search has reported what MLflow lacks
         return code
     return _test(options, open_search(options.runs.absolute() / name), rows, document["about"])
 
 
-# ------------------------------------------------------------------------------------------------------- what is to be run
+# ------------------------------------------------------------------------------------------------------- the rows to run
 
 
 def choose_rows(known: Sequence[Row], names: Sequence[str] | None) -> list[Row]:
-    """The rows named, in the paper's order, behind its first, with which they are compared; all without a name.
+    """Choose the rows named, after the paper's first row, which they are compared with; all rows if none is named.
 
-    Raises ValueError: no such row, or the first alone.
+    Raises ValueError if a name is unknown, or only the first row is named.
     """
     for name in names or ():
         if name not in (labels := [row.name for row in known]):
-            raise ValueError(f"There is no row '{name}' in this paper{did_you_mean(name, labels)}")
+            raise ValueError(f"This paper has no row '{name}'{did_you_mean(name, labels)}")
     rows = [row for row in known if names is None or row.name in (known[0].name, *names)]
     if len(rows) < 2:
-        raise ValueError(f"{known[0].name} is the row that the others are compared with; name another one beside it.")
+        raise ValueError(f"{known[0].name} is the row that the others are compared with. Name at least one other row.")
     return rows
 
 
 def cut(document: Mapping[str, Any], rows: Sequence[Row], part: float) -> dict[str, Any]:
-    """A paper's space with these rows alone, every stage's epochs times `part`."""
+    """Return a paper's space with only these rows, and the epochs of every stage multiplied by `part`."""
     kept, names = copy.deepcopy(dict(document)), [row.name for row in rows]
     kept["together"][ROW] = [branch for branch in kept["together"][ROW] if branch["name"] in names]
     for tree in (kept["config"], *(branch["set"] for branch in kept["together"][ROW])) if part != 1 else ():
@@ -149,9 +152,9 @@ def cut(document: Mapping[str, Any], rows: Sequence[Row], part: float) -> dict[s
 
 
 def _sets(options: argparse.Namespace) -> list[str]:
-    """What --data, --encoder and --set lay over the space, as search.run has it."""
-    told = {"data": options.data, "encoder/checkpoint": options.encoder}
-    return [*options.set, *(f"{path}={json.dumps(value)}" for path, value in told.items() if value)]
+    """Collect --data, --encoder and --set as overrides of the space, as search.run does."""
+    given = {"data": options.data, "encoder/checkpoint": options.encoder}
+    return [*options.set, *(f"{path}={json.dumps(value)}" for path, value in given.items() if value)]
 
 
 def _search_options(options: argparse.Namespace, space_file: Path, name: str) -> SearchOptions:
@@ -174,7 +177,7 @@ def _search_options(options: argparse.Namespace, space_file: Path, name: str) ->
 
 
 def _test(options: argparse.Namespace, search: Search, rows: Sequence[Row], about: str) -> int:
-    """Every row of the search over fresh seeds, then the table; the exit code."""
+    """Test every row of the search over fresh seeds, and write the table; return the exit code."""
     trials = {trial.params[f"together/{ROW}"]: trial for trial in search.trials}
     done = {row.name: trials[row.name] for row in rows if row.name in trials and trials[row.name].status == "completed"}
     finalists = list(done.values())
@@ -197,21 +200,21 @@ def _test(options: argparse.Namespace, search: Search, rows: Sequence[Row], abou
 
 
 def measured_rows(results: Mapping[str, Any], trials: Mapping[str, TrialResult]) -> dict[str, Measurement]:
-    """Of results.json what was measured of each row: dev and test -> column -> figures."""
-    found = {entry["trial"]: {split: entry.get(split, {}) for split in SPLITS} for entry in results["configurations"]}
-    return {name: found[trial.number] for name, trial in trials.items() if trial.number in found}
+    """Extract the figures of each row from results.json: dev and test -> column -> figures."""
+    measured = {entry["trial"]: {split: entry.get(split, {}) for split in SPLITS} for entry in results["configurations"]}
+    return {name: measured[trial.number] for name, trial in trials.items() if trial.number in measured}
 
 
 def _reason(name: str, trials: Mapping[str, TrialResult], results: Mapping[str, Any]) -> str:
-    """Why a row has no figures."""
+    """Return the reason why a row has no figures."""
     if name not in trials or trials[name].status != "completed":
-        return trials[name].reason if name in trials and trials[name].reason else "the search has not run it to its end"
+        return trials[name].reason if name in trials and trials[name].reason else "the search has not completed it"
     number = f"{trials[name].number:03d}-"
     return next((reason for job, reason in results["failed"].items() if job.startswith(number)), "no seed was trained")
 
 
 def _circumstances(selection: Selection, part: float) -> Circumstances:
-    """Encoder and data as they were."""
+    """Describe the encoder, the data and the budget of the runs."""
     search, config = selection.search, relocated_config(selection.config, selection.relocated)
     inputs = open_inputs(config)
     shape = build_encoder(config, inputs).shape
@@ -227,10 +230,10 @@ def _circumstances(selection: Selection, part: float) -> Circumstances:
 
 
 def _record(selection: Selection, lines: list[str], measured: Mapping[str, Measurement], file: Path) -> None:
-    """The table and its figures to MLflow, in an experiment beside the search's; a repeated command goes on in its one run."""
+    """Log the table and its figures to MLflow, in a separate experiment. A repeated command resumes the same run."""
     search = selection.search
     record = SearchRecord(
-        best_to_test.tracking_uri(search),
+        tracking_uri(search),
         f"{search.name}-replicate",
         "\n".join(lines),
         {"replicated_search": search.name, "git": git_commit()},
@@ -247,13 +250,13 @@ def _record(selection: Selection, lines: list[str], measured: Mapping[str, Measu
         for split, columns in splits.items()
         for column, of in columns.items()
     }
-    tracker.submit(Runs.best, best_to_test.num_openings(selection), figures, now_ms())
+    tracker.submit(Runs.best, selection.num_openings, figures, now_ms())
     if not tracker.close("FINISHED"):
-        print(f"MLflow: {tracker.error} The table stands in {file}.", file=sys.stderr)
-    print(f"compare   {ui_command(best_to_test.tracking_uri(search), Path.cwd())}")
+        print(f"MLflow: {tracker.error} The table is in {file}.", file=sys.stderr)
+    print(f"compare   {ui_command(tracking_uri(search), Path.cwd())}")
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # as Ctrl-C; the latter is Slurm's word before a job's time is over
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # like Ctrl-C; Slurm sends the latter before a job's time is over
         signal.signal(number, signal.default_int_handler)
     sys.exit(main())

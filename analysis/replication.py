@@ -1,10 +1,10 @@
-"""A paper's rows beside ours, as one table: what was published, what was measured, and whether the two may be compared.
+"""A table of the published and the measured figures of a paper's rows, and whether the two may be compared.
 
     rows of spaces/papers, results.json of best_to_test, circumstances -> reasons -> lines of replicate.md
 
-Plain data in, lines out. Under the papers' own circumstances (their encoder, their rows, whole budgets) a figure stands beside
-theirs, with the difference and which noise it lies in. Under others nothing is called a replication: what is compared then is
-how far each row lies from the paper's first one, there and here.
+Plain data in, lines out. Under the papers' circumstances (their encoder, their rows, whole budgets) the table shows the
+difference between the measured and the published figure, and which noise explains it. Under other circumstances it calls
+nothing a replication, and compares each row's distance from the paper's first row, published and measured.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.intervals import t_quantile
-from analysis.report import short, table_lines, wrapped
+from analysis.report import wrapped
 from analysis.results import SPLITS
 from minbert_core.config import OVERALL
 from minbert_core.data.tasks import TASKS
 from minbert_core.words import counted
 from search.papers import Row, printed
+from search.report.words import markdown, short
 
-ENCODER, SHAPE = "bert-base-uncased", (768, 12, 30_522)  # of the papers: name; hidden size, layers, vocabulary
-TRAIN_ROWS = {"sst": 8_544, "para": 141_498, "sts": 6_040, "cfimdb": 1_707}  # usable ones, of the course's own files
+ENCODER, SHAPE = "bert-base-uncased", (768, 12, 30_522)  # the papers' encoder: name; hidden size, layers, vocabulary
+TRAIN_ROWS = {"sst": 8_544, "para": 141_498, "sts": 6_040, "cfimdb": 1_707}  # usable rows of the course's files
 DEV_ROWS = {"sst": 1_101, "para": 20_212, "sts": 863, "cfimdb": 245}
 
 NO_OWN_TASK = (*TASKS, *OVERALL, "score")
@@ -35,7 +36,7 @@ Measurement = Mapping[str, Mapping[str, Figures]]  # dev or test -> column -> fi
 
 @dataclass(frozen=True)
 class Circumstances:
-    """On what the rows were run."""
+    """The encoder, data and budget that the rows were run with."""
 
     encoder: str  # as it was named: a hub name, a folder, tiny
     shape: tuple[int, int, int]  # hidden size, layers, vocabulary
@@ -46,29 +47,29 @@ class Circumstances:
     num_seeds: int
 
     def reasons(self) -> list[str]:
-        """Why a figure from here is none to hold against a paper's, as ends of a sentence; none where it is."""
-        found = []
+        """List the reasons why a figure may not be compared with a paper's, as ends of a sentence; empty if it may."""
+        reasons = []
         if self.shape != SHAPE or (self.is_hub_name and self.encoder.rpartition("/")[2] != ENCODER):
-            found.append(f"the encoder is {self.encoder}, theirs {ENCODER}")
+            reasons.append(f"the encoder is {self.encoder}, theirs {ENCODER}")
         for split, rows, theirs in (("train", self.train_rows, TRAIN_ROWS), ("dev", self.dev_rows, DEV_ROWS)):
             other = {task: size for task, size in rows.items() if task in theirs and size != theirs[task]}
-            found += [f"{task} has {size:,} {split} rows, theirs {theirs[task]:,}" for task, size in other.items()]
+            reasons += [f"{task} has {size:,} {split} rows, theirs {theirs[task]:,}" for task, size in other.items()]
         if self.part != 1:
-            found.append(f"each row was trained for {self.part:g} of its budget")
-        return found
+            reasons.append(f"each row was trained for {self.part:g} of its budget")
+        return reasons
 
     @property
     def is_hub_name(self) -> bool:
         return not self.encoder.startswith(("/", ".", "~"))
 
     def lines(self) -> list[str]:
-        """The table's head: encoder, data, budget, seeds."""
+        """Describe encoder, data, budget and seeds, for the table's head."""
         hidden, layers, _ = self.shape
         rows = ", ".join(f"{task} {size:,}/{self.dev_rows[task]:,}" for task, size in self.train_rows.items())
         budget = "whole" if self.part == 1 else f"{self.part:g} of each row's"
         return [
             f"Encoder: {self.encoder} ({hidden} wide, {counted(layers, 'layer')}). Data: {self.data} (train/dev rows: {rows}).",
-            f"Budget: {budget}. Seeds: {counted(self.num_seeds, 'fresh seed')} a row.",
+            f"Budget: {budget}. Seeds: {counted(self.num_seeds, 'fresh seed')} per row.",
         ]
 
 
@@ -79,10 +80,10 @@ def replication_lines(
     circumstances: Circumstances,
     missing: Mapping[str, str],
 ) -> list[str]:
-    """The whole report of a paper.
+    """Build the whole report of a paper.
 
-    measured: row name -> what best_to_test found for it; missing: row name -> why there is nothing. The first of `rows` is
-    what the others are compared with where the papers' own figures cannot be.
+    measured: row name -> figures from best_to_test. missing: row name -> why it has no figures. If a comparison with the
+    paper's figures is not possible, the rows are compared with the first of `rows`.
     """
     reasons = circumstances.reasons()
     heading = f"Not a replication: {'; '.join(reasons)}." if reasons else "A replication, in encoder, data and budget."
@@ -97,7 +98,7 @@ def replication_lines(
         [heading],
         circumstances.lines(),
         [f"{name} is missing: {reason}" for name, reason in missing.items()],
-        table_lines(table),
+        markdown(table),
         [f"{row.name}: {row.about}" for row in rows if row.about],
         _legend(circumstances, columns, rows[0].name, is_replication=not reasons),
     ]
@@ -108,7 +109,7 @@ def replication_lines(
 
 
 def _columns(rows: Sequence[Row], measured: Mapping[str, Measurement]) -> list[str]:
-    """Everything that a paper prints and we measure; where it prints no overall score, norm and mean."""
+    """List the columns that a paper prints and we measure; norm and mean if it prints no overall score."""
     printed = dict.fromkeys(column for row in rows for figures in row.published.values() for column in figures)
     found = dict.fromkeys(column for splits in measured.values() for column in splits.get("dev", {}))
     course, own = [task for task in TASKS if task in found], [column for column in found if column not in NO_OWN_TASK]
@@ -119,7 +120,7 @@ def _columns(rows: Sequence[Row], measured: Mapping[str, Measurement]) -> list[s
 def _cells(
     row: Row, first: Row, measured: Measurement, base: Measurement | None, columns: list[str], compares: bool
 ) -> Iterator[list[str]]:
-    """The lines of one row: published over measured, on dev and, where there is something to say, on test."""
+    """Yield the lines of one row: published, then measured, on dev and, if there are figures, on test."""
     label = row.name
     for split in SPLITS:
         published, found = row.published.get(split, {}), measured.get(split, {})
@@ -154,11 +155,11 @@ def _difference(published: float | None, figures: Figures | None) -> str:
 
 
 def noise_around(published: float, figures: Figures) -> str:
-    """Which noise explains the difference of a published figure and our mean: `seeds`, `rows`, or `neither`.
+    """Name the noise that explains the difference of a published figure and our mean: `seeds`, `rows`, or `neither`.
 
     seeds: it is within the 95 % prediction interval of one more run of ours, t s sqrt(1 + 1/n) with n - 1 degrees of freedom
     (Whitmore 1986), on the rows that both answered. rows: it is within the 95 % interval of our mean, which covers other rows
-    of the same kind and is therefore wider than need be. A perfect replication is `neither` in at most 5 % of cases.
+    of the same kind and is therefore wider than necessary. A perfect replication is `neither` in at most 5 % of cases.
     """
     deviation, (low, high) = figures["deviation"], figures["interval"]
     if deviation is not None:
@@ -173,7 +174,7 @@ def _plain_difference(figure: float | None, first: float | None) -> str:
 
 
 def _paired_difference(figures: Figures | None, first: Figures | None) -> str:
-    """The mean over the seeds, which are the same for all rows, and the deviation of the differences."""
+    """Format the mean difference over the seeds, which all rows share, and its standard deviation."""
     if figures is None or first is None:
         return ""
     values, firsts = figures["values"], first["values"]
@@ -184,15 +185,15 @@ def _paired_difference(figures: Figures | None, first: Figures | None) -> str:
 
 
 def _legend(circumstances: Circumstances, columns: list[str], first: str, is_replication: bool) -> list[str]:
-    """What the figures are, and what noise is meant."""
+    """Explain the figures and the kinds of noise."""
     num_seeds = circumstances.num_seeds
     what = f"Published: one run each, as printed. Measured: mean{' ± standard deviation' if num_seeds > 1 else ''} over "
     what += f"{counted(num_seeds, 'seed')} that the search had not used, each the best of its evaluations on dev."
     if not is_replication:
         return [
             what,
-            f"No published figure is held against one of ours. From {first}: the row's distance from the paper's first, in the "
-            "paper and here (deviation of the seeds' differences); other circumstances may change it as well.",
+            f"No published figure is compared with one of ours. From {first}: the row's distance from the paper's first, in "
+            "the paper and here (deviation of the seeds' differences); other circumstances may change it as well.",
         ]
     return [
         what,

@@ -1,4 +1,4 @@
-"""What best_to_test reports: a table (claim, dev and test of fresh seeds), what can be told apart, and the course's files."""
+"""The report of best_to_test: a table of claimed and measured scores, the verdicts, and the prediction files."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from minbert_core.config import TrialConfig
 from minbert_core.evaluate import check_submission, prediction_text
 from minbert_core.model import predictions
 from minbert_core.words import counted
-from search.report.words import describe
+from search.report.words import describe, markdown, short
 
-WIDTH = 160  # of a terminal in which everything is read without wrapping
+WIDTH = 160  # of the terminal that the report is written for
 
 
 def report_lines(selection: Selection, results: Results, failures: Mapping[str, str]) -> list[str]:
-    """The report without its last paragraph, the prediction files."""
+    """Build the report without its last paragraph, the prediction files."""
     config = selection.config
     paragraphs = [
         [f"{name} failed and is left out: {reason}" for name, reason in failures.items()],
@@ -39,7 +39,7 @@ def report_lines(selection: Selection, results: Results, failures: Mapping[str, 
 
 
 def wrapped(line: str) -> list[str]:
-    """A line as rows that a terminal shows whole; a table's stays as it is."""
+    """Wrap a line to the width of the terminal. Lines of tables are not wrapped."""
     return [line] if line.startswith("|") else textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_long_words=False)
 
 
@@ -67,21 +67,7 @@ def _table(selection: Selection, config: TrialConfig, results: Results) -> list[
             rows.append(["", split, *(_mean(measured[column]) if column in measured else "no labels" for column in columns)])
             if measured:
                 rows.append(["", "  95 %", *(_interval(measured[column]) if column in measured else "" for column in columns)])
-    return table_lines(rows)
-
-
-def table_lines(rows: list[list[str]]) -> list[str]:
-    """Rows of cells, the first their heads, as a Markdown table that is aligned to the eye, too."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return lines
-
-
-def short(value: float, sign: str = "", digits: int = 4) -> str:
-    """`.4750`, `+.0123`: four digits, and no zero before the point."""
-    text = f"{value + 0.0:{sign}.{digits}f}"
-    return text.replace("0.", ".", 1) if text.lstrip("+-").startswith("0.") else text
+    return markdown(rows)
 
 
 def _mean(measured: Measured) -> str:
@@ -97,9 +83,9 @@ def _interval(measured: Measured | Estimate, sign: str = "") -> str:
 
 
 def _legend(selection: Selection, results: Results) -> list[str]:
-    """What was chosen from what, and what the figures cover."""
+    """Explain how the configurations were chosen, and what the intervals cover."""
     num_seeds = len(selection.seeds)
-    what = (
+    shown = (
         f"Mean ± standard deviation over {counted(num_seeds, 'fresh seed')}"
         if selection.seeds
         else "One seed, the weights that the search kept"
@@ -113,13 +99,13 @@ def _legend(selection: Selection, results: Results) -> list[str]:
     few = " Fewer than five seeds show little of the others: where they differ much, it is wide." if 1 < num_seeds < 5 else ""
     of_a_split = [measured for splits in results.configurations.values() for measured in splits.values()]
     flat = (
-        " One without width is no certainty: all its answers were right, or wrong, or the same; of n rows of which none is "
-        "wrong, up to 3/n may be elsewhere."
+        " An interval without width does not mean certainty: all answers were right, or wrong, or the same. If no row of n "
+        "is wrong here, up to 3/n of other rows may be."
         if any(column.low == column.high for measured in of_a_split for column in measured.values())
         else ""
     )
     return [
-        f"{what}; chosen on dev among {len(selection.search.trials)} configurations by: {selection.rule}.",
+        f"{shown}; chosen on dev among {len(selection.search.trials)} configurations by: {selection.rule}.",
         f"95 %: interval of the mean by Student's t. Its variance is that of {covers}.{few}{flat} It does not cover the "
         "choice: the best of many on a dev split look better there than they are.",
         *_effort(selection),
@@ -127,7 +113,7 @@ def _legend(selection: Selection, results: Results) -> list[str]:
 
 
 def _effort(selection: Selection) -> list[str]:
-    """A sentence about branches that were tuned over different numbers of trials."""
+    """Write a sentence about branches that were tuned over different numbers of trials."""
     branches = [branch for branch in selection.question.branches if branch.best] if selection.question else []
     counts = [f"{branch.label} {len(branch.scored)}" for branch in branches]
     if len({len(branch.scored) for branch in branches}) < 2:
@@ -136,7 +122,7 @@ def _effort(selection: Selection) -> list[str]:
 
 
 def _claim(selection: Selection, results: Results) -> str:
-    """What the search had claimed for the best, and what is left of it."""
+    """Compare the score that the search had claimed for the best configuration with the one from fresh seeds."""
     number = results.winner
     claimed = next(trial for trial in selection.trials if trial.number == number).score
     found = results.configurations[number]["dev"]["score"]
@@ -152,7 +138,7 @@ def _claim(selection: Selection, results: Results) -> str:
 
 
 def _compared(selection: Selection, config: TrialConfig, results: Results, split: str) -> list[str]:
-    """A sentence per comparison, under a heading; with a question, a sentence per branch."""
+    """Write a heading and a sentence per comparison; with a question, a sentence per branch."""
     comparisons = [comparison for comparison in results.comparisons if comparison.split == split]
     if not comparisons:
         return []
@@ -170,10 +156,10 @@ def _compared(selection: Selection, config: TrialConfig, results: Results, split
 def _sentence(selection: Selection, config: TrialConfig, results: Results, comparison: Comparison) -> str:
     """`000 beats the baseline (004) by +.0123 [+.0021, +.0220]; 5 seeds, p = .021.`"""
     found = comparison.differences["score"]
-    one, other = _sides(selection, results, comparison)
+    first, second = _sides(selection, results, comparison)
     link = {"cannot be told from": "cannot be told from {}:", "no verdict": "minus {}:"}
-    claim = link.get(comparison.verdict, f"{comparison.verdict} {{}} by").format(other)
-    text = f"{one} {claim} {short(found.mean, '+')} {_interval(found, '+')}"
+    claim = link.get(comparison.verdict, f"{comparison.verdict} {{}} by").format(second)
+    text = f"{first} {claim} {short(found.mean, '+')} {_interval(found, '+')}"
     if config.objective != "norm" and "norm" in columns_of(config):
         norm = comparison.differences["norm"]
         text += f" (norm {short(norm.mean, '+')} {_interval(norm, '+')})"
@@ -181,7 +167,7 @@ def _sentence(selection: Selection, config: TrialConfig, results: Results, compa
 
 
 def _sides(selection: Selection, results: Results, comparison: Comparison) -> tuple[str, str]:
-    """The names of the two that are compared: `007`, `the baseline (000)`; with a question those of their branches."""
+    """Name the two sides of a comparison: `007`, `the baseline (000)`; with a question, their branches."""
     if question := selection.question:
         return _branch(question.branch_of(comparison.first), results, comparison.split), str(question.reference.label)
     is_baseline = selection.baseline is not None and comparison.second == selection.baseline.number
@@ -196,20 +182,20 @@ def _branch(branch: Branch, results: Results, split: str) -> str:
 
 
 def _certainty(results: Results, comparison: Comparison) -> str:
-    """`5 seeds, p = .021`: what a comparison rests on."""
-    one, other = (
+    """Name the seeds and the p-value of a comparison: `5 seeds, p = .021`."""
+    first, second = (
         len(results.configurations[number][comparison.split]["score"].values)
         for number in (comparison.first, comparison.second)
     )
-    seeds = counted(one, "seed") if one == other else f"{one} and {counted(other, 'seed')}"
+    seeds = counted(first, "seed") if first == second else f"{first} and {counted(second, 'seed')}"
     p = comparison.corrected_p
     if p is None:
-        return f"{seeds}: one seed gives no verdict" if one != other else "one seed gives no verdict"
+        return f"{seeds}: one seed gives no verdict" if first != second else "one seed gives no verdict"
     return f"{seeds}, p {'< .001' if p < 0.001 else f'= {short(p, digits=3)}'}"
 
 
 def _unanswered(selection: Selection, results: Results) -> list[str]:
-    """The branches about which nothing can be said, each with its reason."""
+    """List the branches that got no answer, each with its reason."""
     if selection.question is None:
         return []
     lines = [f"- {branch.label}: {branch.missing}." for branch in selection.question.unanswered]
@@ -224,14 +210,14 @@ def _unanswered(selection: Selection, results: Results) -> list[str]:
 
 
 def write_predictions(config: TrialConfig, results: Results, logits: Logits, splits: Splits, folder: Path) -> list[str]:
-    """The prediction files of the chosen model, the course's read back and checked; what was written, a line a file.
+    """Write the prediction files of the chosen model, and check the course's; return a line per file.
 
-    Raises ValueError where a file is not what the course expects.
+    Raises ValueError if a file is not what the course expects.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     lines = [
-        f"Prediction files of {results.chosen.name} (of the best configuration the model that is best on dev):",
+        f"Prediction files of {results.chosen.name} (the model of the best configuration that is best on dev):",
         "",
     ]
     faults = []

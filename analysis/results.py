@@ -1,4 +1,4 @@
-"""What the models answered, as numbers: metrics a model, means with intervals a configuration, differences between them.
+"""The models' answers as numbers: metrics per model, means with intervals per configuration, differences between them.
 
 logits of every model on dev and test -> metrics -> the best by dev -> intervals, comparisons -> results.json, report.py
 """
@@ -44,7 +44,7 @@ class Measured:
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation over the seeds; None of a single one."""
+        """Standard deviation over the seeds; None for a single seed."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def document(self) -> dict[str, Any]:
@@ -94,13 +94,13 @@ class Results:
 
 
 def columns_of(config: TrialConfig) -> list[str]:
-    """What is shown of a configuration: each task, norm and mean where there are several, the score where tasks are weighed."""
+    """List the columns of a configuration: each task, norm and mean if there are several, the score if tasks are weighted."""
     several, weighed = len(config.train_on) > 1, not isinstance(config.objective, str)
     return [*config.train_on, *(OVERALL if several else ()), *(["score"] if weighed else [])]
 
 
 def measure(selection: Selection, logits: Mapping[Job, Logits], splits: Splits) -> Results:
-    """Everything that is reported, from the models' logits on both splits."""
+    """Compute all numbers of the report from the models' logits on both splits."""
     config = selection.config
     metrics = {job: {split: _metrics(config, of, splits, split) for split in SPLITS} for job, of in logits.items()}
     groups: dict[int, dict[int, Job]] = {}  # trial -> seed -> model
@@ -136,7 +136,7 @@ def _labelled(config: TrialConfig, splits: Splits, split: str) -> list[str]:
 
 
 def _overall(config: TrialConfig, labelled: list[str]) -> dict[str, Callable[[Mapping[str, float]], float]]:
-    """The columns that the metrics of the labelled tasks are enough to compute; `score` is the search's objective."""
+    """Return the columns that follow from the metrics of the labelled tasks; `score` is the search's objective."""
     tasks, objective = config.known_tasks, config.objective
     columns: dict[str, Callable[[Mapping[str, float]], float]] = {}
     if set(config.counted) <= set(labelled):
@@ -148,7 +148,7 @@ def _overall(config: TrialConfig, labelled: list[str]) -> dict[str, Callable[[Ma
 
 
 def _pairs(selection: Selection, groups: Mapping[int, Any], winner: int) -> list[tuple[int, int]]:
-    """Every finalist with the reference, then, where no question is asked, with the winner."""
+    """Pair every finalist with the reference and, without a question, with the winner."""
     reference = selection.reference
     references = [reference.number] if reference and reference.number in groups else []
     others = references if selection.question else [*references, winner]
@@ -165,7 +165,7 @@ def _scores(
     metrics: Mapping[Job, Mapping[str, Mapping[str, float]]],
     groups: Mapping[int, Mapping[int, Job]],
 ) -> dict[int, dict[str, Scores]]:
-    """The columns of each configuration on a split, with the influence of each row."""
+    """Compute the columns of each configuration on a split, with the influence of each row."""
     tasks = _labelled(config, splits, split)
     columns = _columns(config, tasks)
     weights_T = {column: affine(of, tasks) for column, of in columns.items()}
@@ -191,25 +191,25 @@ def _influences(task: Task, split: str, splits: Splits, logits: Sequence[Logits]
 
 
 def _columns(config: TrialConfig, labelled: list[str]) -> dict[str, Callable[[Mapping[str, float]], float]]:
-    """How each column follows from the metrics of the labelled tasks."""
+    """Return, for each column, the function that computes it from the metrics of the labelled tasks."""
     return {**{task: itemgetter(task) for task in labelled}, **_overall(config, labelled)}
 
 
 def _limits(config: TrialConfig, split: str, splits: Splits) -> dict[str, tuple[float, float]]:
-    """The least and the greatest value that each column can have."""
+    """Compute the least and the greatest value that each column can have."""
     tasks = _labelled(config, splits, split)
     least = {task: -1.0 if config.known_tasks[task].metric in ("pearson", "spearman") else 0.0 for task in tasks}
     return {name: (of(least), of(dict.fromkeys(tasks, 1.0))) for name, of in _columns(config, tasks).items()}
 
 
 def _measured(scores: Scores, least: float, greatest: float) -> Measured:
-    """A column of a configuration; an interval does not reach beyond the values that are possible."""
-    found = estimate(scores)
-    return Measured(scores.values_k.tolist(), max(found.low, least), min(found.high, greatest))
+    """Estimate a column of a configuration, its interval cut to the possible values."""
+    estimated = estimate(scores)
+    return Measured(scores.values_k.tolist(), max(estimated.low, least), min(estimated.high, greatest))
 
 
 def _compared(split: str, scores: Mapping[int, Mapping[str, Scores]], pairs: Sequence[tuple[int, int]]) -> list[Comparison]:
-    """The comparisons of a split, one family: their p-values are corrected together."""
+    """Compare the pairs on a split. They are one family: their p-values are corrected together."""
     differences = {}
     for first, second in pairs:
         columns = [column for column in ("score", "norm") if column in scores[first]]
@@ -222,13 +222,13 @@ def _compared(split: str, scores: Mapping[int, Mapping[str, Scores]], pairs: Seq
 
 
 def affine(column: Callable[[Mapping[str, float]], float], tasks: list[str]) -> list[float]:
-    """The weight of each task in a column that is a weighted sum of the tasks' metrics, read off its values."""
+    """Compute the weight of each task in a column that is a weighted sum of the tasks' metrics, from its values."""
     nothing = dict.fromkeys(tasks, 0.0)
     return [column(nothing | {task: 1.0}) - column(nothing) for task in tasks]
 
 
 def document(selection: Selection, sha: str, results: Results, failures: Mapping[str, str]) -> dict[str, Any]:
-    """What results.json holds: every number of the report, each model's own metrics too."""
+    """Build the content of results.json: every number of the report, and each model's metrics."""
     return {
         "search": selection.search.name,
         "selection_sha256": sha,

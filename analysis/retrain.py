@@ -1,7 +1,7 @@
-"""What best_to_test ships to Ray's workers: retrain one configuration with one seed; answer a split with one saved model.
+"""The functions that best_to_test sends to Ray's workers: retrain a configuration with one seed, and run a model on the splits.
 
-The workers get folders and plain values, and leave their results in files. A job's folder is like a trial's: config.yaml,
-metrics.jsonl, log.txt, best/, and state/ until it is done.
+Workers get folders, token files and plain values, and write their results to files. They open no test file. A job's folder is
+like a trial's: config.yaml, metrics.jsonl, log.txt, best/, and state/ until it is done.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 
 from minbert_core.config_checks import read_config
-from minbert_core.data.tasks import Task
-from minbert_core.data.tokens import TokenisedSplit, tokenise_test_split
-from minbert_core.files import cache_folder, message
+from minbert_core.data.tokens import TokenisedSplit
+from minbert_core.files import message
 from minbert_core.inputs import open_inputs
 from minbert_core.machine import prepare, resolve_precision
 from minbert_core.model import load_model, predict_logits
@@ -35,7 +34,7 @@ class Job:
 
     number: int
     seed_index: int | None  # None: the weights that the search kept
-    folder: Path  # config.yaml stands there; metrics.jsonl and best/ are written there
+    folder: Path  # holds config.yaml; metrics.jsonl and best/ are written to it
 
     @property
     def name(self) -> str:
@@ -43,22 +42,22 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        """Whether this very configuration was trained to its end, and its weights are still there."""
+        """True if exactly this configuration was trained to the end, and its weights still exist."""
         done, weights = self.folder / "done.yaml", self.folder / "best" / "heads.safetensors"
         return weights.exists() and done.exists() and done.read_bytes() == (self.folder / "config.yaml").read_bytes()
 
     def records(self) -> list[dict[str, Any]]:
-        """What training has measured so far."""
+        """Read the measurements of the training so far."""
         return read_records(self.folder / "metrics.jsonl")
 
 
 def make_ready(job: Job, config_text: str) -> None:
-    """Give the job its config.yaml. What another config has left in the folder is removed; of the same one, all stays."""
+    """Write the job's config.yaml. Results of another config are removed from the folder; those of the same config stay."""
     job.folder.mkdir(parents=True, exist_ok=True)
     with locked_log(job.folder):
         path = job.folder / "config.yaml"
         if path.exists() and path.read_text(encoding="utf-8") == config_text:
-            if job.is_done:  # its worker may have been killed before it could do this
+            if job.is_done:  # a worker may have been killed before this line
                 shutil.rmtree(job.folder / "state", ignore_errors=True)
             return
         for name in ("state", "best"):
@@ -69,37 +68,40 @@ def make_ready(job: Job, config_text: str) -> None:
 
 
 def retrain(job: Job, relocated: Mapping[str, str]) -> str:
-    """Train the job, or go on with it from its snapshot, to its end; '' or the reason why it failed.
+    """Train the job to its end, from its snapshot if there is one; return the reason if it failed, else "".
 
-    relocated: a folder as the job's config names it -> where it lies here.
+    relocated: a folder as the job's config names it -> where it is now.
     """
     with locked_log(job.folder) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        if job.is_done:  # by a worker that lived longer than its driver
+        if job.is_done:  # by a worker that outlived its driver
             return ""
         try:
             _train(job, relocated)
-        except Exception as error:  # noqa: BLE001  whatever it is, this seed alone fails, with its reason
-            log.write(traceback.format_exc())  # from Python 3.13 on print_exc writes colours under FORCE_COLOR
+        except Exception as error:  # noqa: BLE001  any error fails only this seed, with its reason
+            log.write(traceback.format_exc())  # since Python 3.13, print_exc writes colours under FORCE_COLOR
             return f"{type(error).__name__}: {message(error)}"
     return ""
 
 
 def _train(job: Job, relocated: Mapping[str, str]) -> None:
-    """As a search trains a trial; a snapshot that cannot be read is as none."""
+    """Train as a search trains a trial. An unreadable snapshot is ignored."""
     folder = job.folder
     config = read_config(folder / "config.yaml")
     inputs = open_inputs(relocated_config(config, relocated))
     snapshot, records = snapshot_or_start(folder)
-    how = f"goes on after {records[-1]['examples']} examples" if records else "starts"
+    how = f"resumes after {records[-1]['examples']} examples" if records else "starts"
     print(f"{time.strftime('%F %T')} {job.name} {how}")
     for _ in train_in(folder, config, inputs, snapshot, records):
         pass
-    shutil.copyfile(folder / "config.yaml", folder / "done.yaml")  # cut short, it is not equal, and the snapshot is still there
+    shutil.copyfile(folder / "config.yaml", folder / "done.yaml")  # a copy cut short differs from it, and the snapshot remains
     shutil.rmtree(folder / "state")
 
 
-def answer(model_folder: Path, relocated: Mapping[str, str], out: Path) -> None:
-    """Dev and TEST logits of a saved model, each task's as `<task>-<split>.npy` in `out`.  Opens the test split."""
+def answer(model_folder: Path, relocated: Mapping[str, str], tests: Mapping[str, TokenisedSplit], out: Path) -> None:
+    """Run a saved model on dev and test; write the logits of each task to `<task>-<split>.npy` in `out`.
+
+    tests: task -> its test split, opened by the driver; tasks that have none are left out.
+    """
     model, config = load_model(model_folder)
     device = prepare(config.machine)
     precision = resolve_precision(config.machine.precision, device)
@@ -107,14 +109,7 @@ def answer(model_folder: Path, relocated: Mapping[str, str], out: Path) -> None:
     inputs = open_inputs(relocated_config(config, relocated))
     out.mkdir(parents=True, exist_ok=True)
     for name in config.train_on:
-        splits = {"dev": inputs.dev[name]}
-        if "test" in (task := config.known_tasks[name]).files:
-            splits["test"] = open_test_split(task, inputs.data_folder, inputs.tokenizer)
+        splits = {"dev": inputs.dev[name]} | ({"test": tests[name]} if name in tests else {})
         for split_name, split in splits.items():
             logits_BK = predict_logits(model, name, split, config.max_length, inputs.specials, precision)
             np.save(out / f"{name}-{split_name}.npy", logits_BK)
-
-
-def open_test_split(task: Task, data_folder: Path, tokenizer: Any) -> TokenisedSplit:
-    """A task's TEST split, tokenised; the door through which this package, and nothing else, goes."""
-    return tokenise_test_split(data_folder, task, tokenizer, cache_folder() / "tokens")

@@ -1,4 +1,4 @@
-"""Searches compared: the ranking of each, what each branch of a choice cost; all their trials as a file.
+"""Compare searches: print the ranking of each and the cost of each branch of a choice; write all trials to a file.
 
     python analysis/runs.py [NAME …] [--runs DIR] [--out trials.parquet]
 
@@ -27,7 +27,7 @@ from search.results import Search, as_table, find_searches
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; the exit code."""
+    """Run the command line; return the exit code."""
     return run_command(_parser(), arguments, _main, writes="out")
 
 
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="searches (default: all)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where searches lie (default runs)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
     parser.add_argument("--out", type=_out, metavar="FILE", help="also write all trials and columns: .parquet, .csv, .jsonl")
     return parser
 
@@ -79,7 +79,7 @@ def _lines(search: Search) -> list[str]:
 
 
 def _write_jsonl(rows: pa.Table, file: IO[bytes]) -> None:
-    """A line a trial; what it has not is null."""
+    """Write one line per trial; missing values are null."""
     file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows.to_pylist())
 
 

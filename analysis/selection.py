@@ -1,4 +1,4 @@
-"""What best_to_test is going to test: a search, its best trials, its baseline, seeds; frozen before a test file is opened."""
+"""The selection to test: a search, its best trials, its baseline, seeds. It is frozen before a test file is opened."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from search.study.study import TrialResult, ranked
 
 RULE = "best evaluation by dev score, among the trials of the fullest rung"
 RULE_PER_BRANCH = "best evaluation by dev score, per branch of {path}, among the trials of the branch's fullest rung"
-FRESH = 2**31  # a search's trials have seeds below this, retrainings above: no seed serves twice
+FRESH = 2**31  # trials of a search have seeds below this, retrainings above, so no seed is used twice
 
 
 def fresh_seeds(count: int) -> list[int]:
-    """Seeds that no search uses, the same at each call."""
+    """Return seeds that no search uses; they are the same at each call."""
     return [FRESH + seed_of("best_to_test", i) % FRESH for i in range(count)]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What is going to be tested, frozen before a test file is opened."""
+    """The configurations and seeds to test, frozen before a test file is opened."""
 
     search: Search
     finalists: list[TrialResult]
     baseline: TrialResult | None  # may be one of the finalists
     seeds: list[int]  # empty: the search's own weights are tested
-    relocated: Mapping[str, str] = field(default_factory=dict)  # a folder as the trials' configs name it -> where it lies here
+    relocated: Mapping[str, str] = field(default_factory=dict)  # a folder as the trials' configs name it -> where it is now
     question: Question | None = None  # the choice whose branches the finalists are the best of
 
     @property
     def trials(self) -> list[TrialResult]:
-        """All that is tested: the finalists, and the baseline if it is not among them."""
+        """The trials to test: the finalists, and the baseline if it is not among them."""
         return self.finalists + ([self.baseline] if self.baseline and self.baseline not in self.finalists else [])
 
     @property
     def config(self) -> TrialConfig:
-        """What all of `trials` share, as a config: that of the first, with the tasks that each of them has."""
+        """The config that stands for all `trials`: that of the first, with the tasks that all of them have."""
         configs = [trial.config() for trial in self.trials]
         shared = tuple(name for name in configs[0].train_on if all(name in config.train_on for config in configs))
         return configs[0].model_copy(update={"train_on": shared})
@@ -70,6 +70,16 @@ class Selection:
         return self.search.folder / "test"
 
     @property
+    def ledger(self) -> Path:
+        """The file with one line per opening of the test split."""
+        return self.test_folder / "ledger.jsonl"
+
+    @property
+    def num_openings(self) -> int:
+        """How often models of this search have been shown the test files."""
+        return len(self.ledger.read_text(encoding="utf-8").splitlines()) if self.ledger.exists() else 0
+
+    @property
     def folder(self) -> Path:
         """The folder of this selection: selection.json, results.json, the tables, the figure, the predictions."""
         if self.question is None:
@@ -77,13 +87,13 @@ class Selection:
         return self.test_folder / f"per-{self.question.path.replace('/', '.')}"  # no name within a path holds a dot
 
     def called(self, trial: TrialResult) -> str:
-        """A trial as reports name it: `003`, `003 (baseline)`, `003 (reference)`."""
+        """Name a trial as reports do: `003`, `003 (baseline)`, `003 (reference)`."""
         roles = {"reference": self.question and self.reference, "baseline": self.baseline}
         held = ", ".join(role for role, holder in roles.items() if holder == trial)
         return f"{trial.number:03d}" + (f" ({held})" if held else "")
 
     def document(self) -> dict[str, Any]:
-        """What selection.json holds: the rule, what was tried, and each chosen trial with the score it had claimed."""
+        """Build the content of selection.json: the rule, the number of trials, the chosen trials with claimed scores."""
         journal = (self.search.folder / "study.journal").read_bytes()
         return {
             "search": self.search.name,
@@ -109,7 +119,7 @@ class Selection:
         }
 
     def freeze(self) -> str:
-        """Write selection.json, unless it holds this very selection since an earlier run; its sha256."""
+        """Write selection.json, unless an earlier run has written the same selection; return its sha256."""
         path, document = self.folder / "selection.json", self.document()
         if path.exists():
             before = path.read_bytes()
@@ -126,31 +136,33 @@ def _without_circumstances(document: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in document.items() if key not in ("time", "git_commit")}
 
 
-def choose_search(name: str | None, runs: Path, tell: Callable[[str], None]) -> Search:
-    """The search named, else the newest that has ended and is not toy; `tell` hears why it is that one, and not a newer one.
+def choose_search(name: str | None, runs: Path, report: Callable[[str], None]) -> Search:
+    """Open the search `name`, or the newest that has ended and is not toy. Report each skipped search, and why, with `report`.
 
-    Raises ValueError: no such search. Refused: it still runs, or is of an earlier format.
+    Raises ValueError if there is no such search, and Refused if it is running or has an earlier format.
     """
     if name is None:
-        for search in all_searches(runs, tell):
+        for search in all_searches(runs, report):
             if not (reason := _not_ready(search)):
-                tell(f"{search.name} is taken: the newest search in {runs} that has ended and is not toy")
+                report(f"{search.name}: the newest search in {runs} that has ended and is not toy")
                 return search
-            tell(f"{search.name} is passed over: {reason}")
-        raise ValueError(f"There is no finished search on real data in {runs}. Name one with --search NAME (a toy one, too).")
+            report(f"{search.name} is skipped: {reason}")
+        raise ValueError(
+            f"There is no finished search on real data in {runs}. Name one with --search NAME; it may be a toy search."
+        )
     search = open_search(runs / name)
     check_format(search.plan)
     if search.is_running():
-        raise Refused(f"The search {search.name} is still running; test its best when it has ended.")
+        raise Refused(f"The search {search.name} is still running. Wait until it has ended.")
     return search
 
 
 def _not_ready(search: Search) -> str:
-    """Why a search is not the one to test; empty where all its trials have ended, or `--hours` ended it with one complete."""
+    """Return why a search cannot be tested; "" if all its trials have ended, or `--hours` ended it with one complete."""
     if search.is_toy:
         return "it is on the toy corpus"
     if is_earlier(search.plan):
-        return "it is of an earlier format"
+        return "it has an earlier format"
     if search.is_running():
         return "it is still running"
     complete = search.is_finished or any(trial.status == "completed" for trial in search.trials)
@@ -158,17 +170,18 @@ def _not_ready(search: Search) -> str:
 
 
 def choose_trials(search: Search, top: int, no_retrain: bool) -> list[TrialResult]:
-    """The best `top` ended trials of the fullest rung; with no_retrain of those whose weights were kept.  Raises ValueError.
+    """Choose the best `top` trials that have ended, from the fullest rung; with no_retrain, only those with saved weights.
 
-    Of trials that differ in their seed alone, which retraining would make one, the best stands for all.
+    Trials that differ only in their seed would be the same after retraining, so only the best of them counts.
+    Raises ValueError if there is no such trial.
     """
     trials = [trial for trial in ranked(search.trials) if trial.status != "running"]
     if not trials:
-        raise ValueError(f"No trial of {search.name} has been evaluated and ended: there is nothing to test.")
+        raise ValueError(f"No trial of {search.name} has been evaluated and ended, so there is nothing to test.")
     if no_retrain:
         trials = [trial for trial in trials if _has_weights(trial)]
         if not trials:
-            raise ValueError(f"The search {search.name} has kept no weights; leave --no-retrain away.")
+            raise ValueError(f"The search {search.name} has kept no weights. Omit --no-retrain.")
         return trials[:top]
     chosen: list[TrialResult] = []
     for trial in trials:
@@ -178,29 +191,33 @@ def choose_trials(search: Search, top: int, no_retrain: bool) -> list[TrialResul
 
 
 def choose_baseline(search: Search, finalists: list[TrialResult], no_retrain: bool) -> tuple[TrialResult | None, str]:
-    """The space's first baseline that ended in the finalists' rung, and a sentence about it; None where there is none."""
+    """Choose the space's first baseline that ended in the finalists' rung, or None; return it with a sentence about it."""
     if not search.plan.baselines:
-        return None, "none: the space has no `baselines`, so the finalists are compared with each other alone"
+        return None, "none: the space has no `baselines`, so the finalists are compared only with each other"
     rung = finalists[0].rung
     ended = [t for t in search.trials if t.baseline is not None and t.status in ("completed", "stopped") and t.rung == rung]
     if not ended:
         return None, "none: no baseline of the space has reached the finalists' rung"
     baseline = min(ended, key=lambda trial: (trial.baseline, trial.number))
     if no_retrain and not _has_weights(baseline):
-        return None, f"none: the weights of {baseline.number:03d} were not kept; without --no-retrain it is trained again"
-    return _beside(finalists, baseline, no_retrain)
+        return None, f"none: the weights of {baseline.number:03d} were not kept; omit --no-retrain to train it again"
+    return _merge_baseline(finalists, baseline, no_retrain)
 
 
 def choose_best_baseline(search: Search, finalists: list[TrialResult]) -> tuple[TrialResult | None, str]:
-    """The baseline of the best score, and a sentence about it; None where none has ended with a score."""
+    """Choose the baseline with the best score, or None if no baseline has one; return it with a sentence about it."""
     if not search.plan.baselines:
         return None, "none: the space has no `baselines`"
     ended = ranked(trial for trial in search.trials if trial.baseline is not None and trial.status != "running")
-    return _beside(finalists, ended[0], False) if ended else (None, "none: no baseline of the space has ended with a score")
+    return (
+        _merge_baseline(finalists, ended[0], False)
+        if ended
+        else (None, "none: no baseline of the space has ended with a score")
+    )
 
 
-def _beside(finalists: list[TrialResult], baseline: TrialResult, no_retrain: bool) -> tuple[TrialResult, str]:
-    """The baseline, or the finalist that retraining would make of it, and a sentence about it."""
+def _merge_baseline(finalists: list[TrialResult], baseline: TrialResult, no_retrain: bool) -> tuple[TrialResult, str]:
+    """Replace the baseline by a finalist that differs only in its seed, if any; return it with a sentence about it."""
     if not no_retrain:
         baseline = next((trial for trial in finalists if _same_but_for_seed(trial, baseline)), baseline)
     return baseline, f"{baseline.number:03d}" + (", one of them" if baseline in finalists else "")

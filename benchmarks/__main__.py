@@ -1,11 +1,11 @@
-"""Every row of the speed table, measured here: against public peers, in turns, each side in a process of its own.
+"""Measure the rows of the speed table on this machine, against public peers: in turns, each side in its own process.
 
     python -m benchmarks --data DATA --encoder ENCODER [--rows 1 5 9] [--rounds 5] [--out DIR]
     make bench DATA=DATA ENCODER=ENCODER
 
 DATA: the course's folder; ENCODER: a folder in Hugging Face layout (MiniLM takes about an hour on two cores). bench.md and
-bench.json are written into DIR (default: runs/bench) after each row, so that a run cut short leaves what it found. Where a
-machine cannot tell, a row's figure stays empty. What the rows ask, and one machine's answers, are in LOG.md.
+bench.json are written to DIR (default: runs/bench) after each row, so that an interrupted run keeps its figures. A figure that
+this machine cannot measure stays empty. LOG.md explains the rows, and has the figures of one machine.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ ROUNDS = 3
 
 
 def main() -> int:
-    """Measure the rows asked for; 2 where what they need is not here."""
+    """Measure the requested rows; return 2 if something that they need is missing."""
     options = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with the course's files")
     options.add_argument("--encoder", type=Path, required=True, metavar="DIR", help="encoder in Hugging Face layout")
     options.add_argument("--rows", type=int, nargs="+", choices=range(1, 14), metavar="N", help="1 to 13 (default: all)")
-    options.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help=f"in turns (default {ROUNDS})")
+    options.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help=f"rounds of turns (default {ROUNDS})")
     options.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR", help="for bench.md and bench.json")
     given = options.parse_args()
     if fault := missing(given.data, given.encoder):
         print(fault, file=sys.stderr)
         return 2
     given.out.mkdir(parents=True, exist_ok=True)
-    found: list[Row] = []
+    measured: list[Row] = []
     began, load = time.monotonic(), os.getloadavg()[0]
     for numbers, module in MODULES.items():
         if given.rows and not set(numbers) & set(given.rows):
@@ -62,36 +62,36 @@ def main() -> int:
         for row in measure(given.data.resolve(), given.encoder.resolve(), given.rounds):
             if given.rows and row.number not in given.rows:
                 continue
-            found.append(row)
+            measured.append(row)
             print(f"{(time.monotonic() - began) / 60:5.1f} min  {line(row)}", flush=True)
-            write(given.out, found, load)
+            write(given.out, measured, load)
     print(f"Written: {given.out / 'bench.md'}, {given.out / 'bench.json'}")
     return 0
 
 
 def missing(data: Path, encoder: Path) -> str:
-    """What a benchmark needs and is not here, as a sentence; empty where all is."""
+    """Return a sentence about a missing requirement of the benchmarks; "" if nothing is missing."""
     if not (data / "ids-sst-train.csv").is_file():
         return f"{data} does not hold the course's files (ids-sst-train.csv …). Name their folder with --data."
     if not (encoder / "config.json").is_file():
-        return f"{encoder} is no encoder in Hugging Face layout (config.json, model.safetensors). Name one with --encoder."
+        return f"{encoder} is not an encoder in Hugging Face layout (config.json, model.safetensors). Name one with --encoder."
     absent = [name for name in ("transformers", "accelerate", "torchjd", "smart_pytorch") if not importlib.util.find_spec(name)]
-    return f"The peers are not installed: no {', '.join(absent)}. `make bench` installs them." if absent else ""
+    return f"These peers are not installed: {', '.join(absent)}. `make bench` installs them." if absent else ""
 
 
-def write(folder: Path, found: list[Row], load: float) -> None:
-    """bench.json with all there is, bench.md with a line a row."""
+def write(folder: Path, measured: list[Row], load: float) -> None:
+    """Write bench.json with all details, and bench.md with one line per row."""
     head = about(load)
-    document = {"machine": head, "rows": [asdict(row) | {"is_met": row.is_met} for row in found]}
+    document = {"machine": head, "rows": [asdict(row) | {"is_met": row.is_met} for row in measured]}
     (folder / "bench.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     lines = ["# Speed, measured", "", ", ".join(f"{key} {value}" for key, value in head.items()), ""]
     lines += ["| # | what | setting | goal | median | range | met |", "|---|---|---|---|---|---|---|"]
-    lines += [line(row) for row in sorted(found, key=lambda row: row.number)]
+    lines += [line(row) for row in sorted(measured, key=lambda row: row.number)]
     (folder / "bench.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def line(row: Row) -> str:
-    """A row of the Markdown table."""
+    """Format a row of the Markdown table."""
     sign, value = row.goal
     goal = f"{'≥' if sign == '>=' else '≤'} {number(value)} {row.unit}".rstrip()
     if row.figure is None:
@@ -102,12 +102,12 @@ def line(row: Row) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that matter."""
+    """Format a number with three significant digits."""
     return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def about(load: float) -> dict[str, Any]:
-    """The machine and the versions that the figures belong to."""
+    """Describe the machine and the versions of the packages."""
     from importlib.metadata import version
 
     import torch

@@ -1,7 +1,7 @@
-"""A contestant in a process of its own, so that what one side sets (allocator, matmul route, threads) does not help the other.
+"""A contestant in its own process, so that one side's settings (allocator, matmul route, threads) do not help the other.
 
 step = Contestant(make, *arguments)      the process starts, builds, and waits
-step()                                   it makes one call there; `peak_gb` is the most memory that it has held
+step()                                   makes one call in that process; `peak_gb` is its peak memory
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Step = Callable[[], object]
 
 
 class Contestant:
-    """`make(*arguments)`, importable by name, gives the step; the process has `threads` threads from its start on."""
+    """A process with `threads` threads that calls the step built by `make(*arguments)`; `make` is importable by name."""
 
     def __init__(self, make: Callable[..., Step], *arguments: Any, threads: int = 1) -> None:
         self._pipe, child = multiprocessing.Pipe()
@@ -40,7 +40,7 @@ class Contestant:
 
     @property
     def peak_gb(self) -> float:
-        """The most memory that the process has held: of a GPU, where it used one, else resident, libraries included."""
+        """The peak memory of the process: of its GPU if it used one, else resident, libraries included."""
         self._pipe.send("peak")
         return float(self._receive())
 
@@ -67,7 +67,7 @@ def _serve(pipe: Connection, make: Callable[..., Step], arguments: tuple[Any, ..
             pipe.send((False, step() if asked == "step" else _peak_gb()))
     except (EOFError, KeyboardInterrupt):
         return
-    except Exception:  # noqa: BLE001 — whatever it is, the driver raises it
+    except Exception:  # noqa: BLE001 — the driver raises any error
         pipe.send((True, traceback.format_exc()))
 
 

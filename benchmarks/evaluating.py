@@ -12,7 +12,7 @@ from benchmarks.rounds import Row, alternate, milliseconds, ratio
 
 
 def rows(data: Path, encoder: Path, rounds: int) -> Iterator[Row]:
-    """One row a precision; the peer pads batches of 32, tokenised before."""
+    """Yield one row per precision; the peer pads batches of 32, which are tokenised before."""
     with ExitStack() as stack:
         contestants = {"peer": stack.enter_context(Contestant(peers.evaluation, data, encoder))}
         for precision in ("float32", "bfloat16"):

@@ -19,7 +19,7 @@ BATCH = 32
 
 
 def rows(data: Path, encoder: Path, rounds: int) -> Iterator[Row]:
-    """The largest difference of a logit, and of a gradient relative to its norm, over one batch of each workload."""
+    """Yield the largest difference of a logit, and of a gradient relative to its norm, over one batch of each workload."""
     for task, encoding in ours.WORKLOADS:
         logits, gradients = _differences(data, encoder, task, encoding)
         setting = f"{task} {encoding}, batch {BATCH}, no dropout, whole vocabulary"

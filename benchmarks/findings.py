@@ -1,16 +1,17 @@
-"""What the field argues about, on real data: methods against a plain baseline over paired seeds.
+"""Compare methods that the field argues about with a plain baseline, on real data and over paired seeds.
 
     python -m benchmarks.findings --data DATA --encoder ENCODER --out FILE [--examples 4000] [--arms pcgrad smart_1e-2]
 
-One arm differs from the baseline in one thing; at one seed all arms share each task's order of examples, and the heads' start
-where their heads are the same. Trials run in processes of one thread; each that has ended is a line of FILE, and the same
-command goes on from there; lines of other data, another encoder or another meaning of an arm are passed over. The table, in
-Markdown: of each arm its cost (CPU time an example, the baseline's being 1), its scores on dev, and norm minus the baseline's
-with a 95 % interval (Student's t over the paired seeds).
+Each arm differs from the baseline in one thing. At one seed all arms share each task's order of examples, and the heads' start
+if their heads are the same. Trials run in processes of one thread. Each finished trial is a line of FILE, and the same command
+resumes from there; lines with other data, another encoder or another config of the arm are ignored. The Markdown table shows
+for each arm its cost (CPU time per example; the baseline's is 1), its dev scores, and norm minus the baseline's with a 95 %
+interval (Student's t over the paired seeds).
 
-Equal examples first. An arm of another cost (by more than `SAME_COST`, medians over seeds) is trained again at equal seconds,
-with as many examples as the baseline's time pays for, unless that is answered: a dearer arm that is behind had more time
-already, a cheaper one that is ahead had less. CPU time, as wall time tells of what ran beside.
+Arms are compared at equal examples first. If the cost differs by more than `SAME_COST` (medians over seeds), an arm is trained
+again at equal seconds, with as many examples as the baseline's time pays for. This is omitted if the answer is known: a dearer
+arm that is behind had more time already, a cheaper one that is ahead had less. Time is CPU time, because wall time depends on
+the other processes.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "pcgrad": {"gradient": "pcgrad"},
     "gradvac": {"gradient": "gradvac"},
     "cagrad": {"gradient": "cagrad"},
-    "label_scale": {"tasks": {"sts": {"loss": {"kind": "mse", "scale": "label"}}}},  # a squared error of labels 0 to 5, raw
+    "label_scale": {"tasks": {"sts": {"loss": {"kind": "mse", "scale": "label"}}}},  # the squared error of raw labels, 0 to 5
     "pooler": {"tasks": {"all": {"pooling": "pooler"}}},
     "batch_16": {"tasks": {"all": {"batch_size": 16}}},
     "lr_5e-5": {"optimizer": {"lr": 5e-5}},
     "lr_2e-4": {"optimizer": {"lr": 2e-4}},
-    "smart_1e-2": {"smoothness": {"kind": "smart", "radius": 1e-2}},  # a smaller one would train in float32
+    "smart_1e-2": {"smoothness": {"kind": "smart", "radius": 1e-2}},  # a smaller radius would train in float32
     "smart_3e-2": {"smoothness": {"kind": "smart", "radius": 3e-2}},
     "smart_1e-1": {"smoothness": {"kind": "smart", "radius": 1e-1}},
     "r_drop": {"smoothness": "r_drop"},
@@ -59,10 +60,10 @@ ARMS: dict[str, dict[str, Any]] = {
 
 
 def document(data: Path, encoder: Path, arm: str, examples: int, seed: int) -> dict[str, Any]:
-    """The trial's config: what all arms share, then what the arm has of its own."""
-    own = ARMS[arm]
+    """Build the trial's config: the settings that all arms share, and those of the arm."""
+    changes = ARMS[arm]
     tasks = {"all": {"pooling": "mean", "batch_size": 8}}
-    for name, settings in own.get("tasks", {}).items():
+    for name, settings in changes.get("tasks", {}).items():
         tasks[name] = {**tasks.get(name, {}), **settings}
     return {
         "data": str(data),
@@ -71,13 +72,13 @@ def document(data: Path, encoder: Path, arm: str, examples: int, seed: int) -> d
         "optimizer": {"lr": 1e-4},
         "seed": seed,
         "machine": {"device": "cpu", "threads": 1, "precision": "bfloat16"},
-        **own,
+        **changes,
         "tasks": tasks,
     }
 
 
 class Lines:
-    """The trials that have ended, by arm, examples and seed; a file that grows by a line each, which names its config."""
+    """The finished trials by arm, examples and seed, kept in a file with one line per trial that names its config."""
 
     def __init__(self, path: Path, data: Path, encoder: Path) -> None:
         self.path, self.data, self.encoder = path, data, encoder
@@ -85,7 +86,7 @@ class Lines:
         self.known = {self._key(line): line for line in lines if line["config"] == self._digest(*self._key(line))}
 
     def train(self, arm: str, examples: int, seed: int) -> dict[str, Any]:
-        """Train one arm with one seed in a process of its own; its line."""
+        """Train one arm with one seed in a separate process; return its line."""
         record = train_one(HERE, document(self.data, self.encoder, arm, examples, seed))
         figures = {name: value for name, value in record.items() if name.startswith("dev/") or name == "cpu_seconds"}
         return {"arm": arm, "examples": examples, "seed": seed, "config": self._digest(arm, examples, seed), **figures}
@@ -96,23 +97,23 @@ class Lines:
             file.write(json.dumps(line) + "\n")
 
     def scores(self, arm: str, examples: int, column: str = "norm") -> dict[int, float]:
-        """A dev score by seed, of those that are trained."""
-        found = {seed: self.known.get((arm, examples, seed)) for seed in SEEDS}
-        return {seed: line[f"dev/{column}"] for seed, line in found.items() if line}
+        """Return a dev score by seed, for the seeds that are trained."""
+        trained = {seed: self.known.get((arm, examples, seed)) for seed in SEEDS}
+        return {seed: line[f"dev/{column}"] for seed, line in trained.items() if line}
 
     def differences(self, arm: str, examples: int, of_baseline: int) -> list[float]:
-        """An arm's dev norm minus the baseline's with `of_baseline` examples, at each seed that both were trained with."""
+        """Compute an arm's dev norm minus the baseline's with `of_baseline` examples, at each seed that both have."""
         plain = self.scores(BASELINE, of_baseline)
         return [score - plain[seed] for seed, score in self.scores(arm, examples).items() if seed in plain]
 
     def cost(self, arm: str, examples: int) -> float:
-        """CPU time an example relative to the baseline's, medians over the seeds."""
-        own, plain = ([line["cpu_seconds"] for key, line in self.known.items() if key[:2] == (name, examples)]
+        """Compute the CPU time per example relative to the baseline's, as medians over the seeds."""
+        taken, plain = ([line["cpu_seconds"] for key, line in self.known.items() if key[:2] == (name, examples)]
                       for name in (arm, BASELINE))  # fmt: skip
-        return median(own) / median(plain)
+        return median(taken) / median(plain)
 
     def _digest(self, arm: str, examples: int, seed: int) -> str:
-        """What a line's figures follow from; empty where no arm is called so any more."""
+        """Hash the config that a line's figures follow from; "" if there is no such arm any more."""
         if arm not in ARMS:
             return ""
         return hashlib.sha256(json.dumps(document(self.data, self.encoder, arm, examples, seed)).encode()).hexdigest()[:12]
@@ -123,7 +124,7 @@ class Lines:
 
 
 def equal_seconds(lines: Lines, arm: str, examples: int) -> tuple[int, str]:
-    """The examples that the baseline's training time pays for; or `examples`, and why equal seconds need no training."""
+    """Return the examples that the baseline's time pays for; or `examples`, and why equal seconds need no training."""
     cost = lines.cost(arm, examples)
     gain = sum(lines.differences(arm, examples, examples))
     if abs(cost - 1) <= SAME_COST:
@@ -136,7 +137,7 @@ def equal_seconds(lines: Lines, arm: str, examples: int) -> tuple[int, str]:
 
 
 def train_all(lines: Lines, arms: list[str], examples: int, at_once: int) -> None:
-    """Every trial that FILE lacks: all arms at equal examples, seed by seed, then at equal seconds."""
+    """Train every trial that FILE lacks: all arms at equal examples, seed by seed, then at equal seconds."""
     rounds = [
         lambda: [(arm, examples, seed) for seed in SEEDS for arm in arms],
         lambda: [(arm, equal_seconds(lines, arm, examples)[0], seed) for seed in SEEDS for arm in arms],
@@ -148,12 +149,12 @@ def train_all(lines: Lines, arms: list[str], examples: int, at_once: int) -> Non
             for number, ended in enumerate(as_completed(running), start=1):
                 line = ended.result()
                 lines.add(line)
-                told = f"{line['arm']:<14} {line['examples']:>6} examples  seed {line['seed']}  norm {line['dev/norm']:.4f}"
-                print(f"[{number}/{len(missing)}] {told}  {line['cpu_seconds']:.0f} s", flush=True)
+                text = f"{line['arm']:<14} {line['examples']:>6} examples  seed {line['seed']}  norm {line['dev/norm']:.4f}"
+                print(f"[{number}/{len(missing)}] {text}  {line['cpu_seconds']:.0f} s", flush=True)
 
 
 def table(lines: Lines, arms: list[str], examples: int) -> Iterator[str]:
-    """A row an arm: its mean scores and how norm differs from the baseline's, at equal examples and at equal seconds."""
+    """Yield one row per arm: its mean scores, and norm minus the baseline's at equal examples and at equal seconds."""
     yield "| arm | seeds | cost | SST | Para | STS | norm | - baseline, equal examples | - baseline, equal seconds |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for arm in arms:
@@ -169,7 +170,7 @@ def table(lines: Lines, arms: list[str], examples: int) -> Iterator[str]:
 
 
 def interval(differences: list[float]) -> str:
-    """`+.0012 [-.0031, +.0055]`: the mean of the paired differences and its 95 % interval."""
+    """Format the mean of the paired differences and its 95 % interval: `+.0012 [-.0031, +.0055]`."""
     if len(differences) < 2:
         return "not trained"
     mean, half, _ = compare(differences, [0.0] * len(differences))
@@ -177,14 +178,16 @@ def interval(differences: list[float]) -> str:
 
 
 def main() -> None:
-    """Train what is missing, print the table."""
+    """Train the missing trials, and print the table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--data", type=Path, required=True)
     options.add_argument("--encoder", type=Path, required=True)
-    options.add_argument("--out", type=Path, required=True, help="a line for each trial that has ended")
-    options.add_argument("--examples", type=int, default=4_000, help="labelled rows a trial (default 4000)")
+    options.add_argument("--out", type=Path, required=True, help="file with one line per finished trial")
+    options.add_argument("--examples", type=int, default=4_000, help="labelled rows per trial (default 4000)")
     options.add_argument("--arms", nargs="+", choices=[arm for arm in ARMS if arm != BASELINE], help="default: all")
-    options.add_argument("--at-once", type=int, default=os.cpu_count(), metavar="N", help="trials (default: one a core)")
+    options.add_argument(
+        "--at-once", type=int, default=os.cpu_count(), metavar="N", help="trials at once (default: one per core)"
+    )
     given = options.parse_args()
     arms = [BASELINE, *(given.arms or [arm for arm in ARMS if arm != BASELINE])]
     lines = Lines(given.out, given.data.resolve(), given.encoder.resolve())

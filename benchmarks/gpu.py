@@ -1,7 +1,7 @@
-"""Row 13: the rows that a GPU has, at the size of BERT-base, in bfloat16, batches of 32 and 128; empty where there is none.
+"""Row 13: the figures for a GPU, at the size of BERT-base, in bfloat16, batches of 32 and 128; empty if there is no GPU.
 
-The weights are random: only the time is looked at. ENCODER gives the tokenizer. The peer is `BertModel` (sdpa) on padded random
-batches under bfloat16 autocast, with fused AdamW.  Written without a GPU at hand and not yet run on one (2026-11).
+The weights are random, because only time is measured. ENCODER gives the tokenizer. The peer is `BertModel` (sdpa) on padded
+random batches under bfloat16 autocast, with fused AdamW. Written without a GPU, not yet run on one (2026-11).
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ BATCHES = (32, 128)
 GOALS: dict[str, tuple[tuple[Literal[">=", "<="], float], str]] = {
     "step against BertModel, padded, both bfloat16": ((">=", 2.5), "x"),
     "of the GPU's bfloat16 matmul rate": ((">=", 50.0), "%"),
-    "pcgrad, time beside the sum": (("<=", 1.04), "x"),
-    "gradvac, time beside the sum": (("<=", 1.04), "x"),
-    "SMART, time beside the plain step": (("<=", 2.55), "x"),
+    "pcgrad, time relative to the sum": (("<=", 1.04), "x"),
+    "gradvac, time relative to the sum": (("<=", 1.04), "x"),
+    "SMART, time relative to the plain step": (("<=", 2.55), "x"),
     "Bregman teacher, time": (("<=", 1.33), "x"),
     "dev evaluation against BertModel": ((">=", 6.0), "x"),
 }
 
 
 def rows(data: Path, encoder: Path, rounds: int) -> Iterator[Row]:
-    """A row for each goal; without a GPU one for all of them, empty."""
+    """Yield a row for each goal; without a GPU, one empty row for all."""
     if not torch.cuda.is_available():
         yield Row(13, "; ".join(GOALS), "BERT-base, one GPU", (">=", 2.5), None, why="no GPU here")
         return
@@ -82,9 +82,9 @@ def _methods(data: Path, base: Path, rounds: int, batch: int) -> Iterator[Row]:
         times = alternate(contestants, rounds, calls=ours.NUM_BATCHES, warm_up=ours.NUM_BATCHES)
         peaks = {f"{name}_peak_gb": contestant.peak_gb for name, contestant in contestants.items()}
     for what, name in (
-        ("pcgrad, time beside the sum", "pcgrad"),
-        ("gradvac, time beside the sum", "gradvac"),
-        ("SMART, time beside the plain step", "smart"),
+        ("pcgrad, time relative to the sum", "pcgrad"),
+        ("gradvac, time relative to the sum", "gradvac"),
+        ("SMART, time relative to the plain step", "smart"),
         ("Bregman teacher, time", "bregman"),
     ):
         yield _row(what, f"three tasks of {batch}", ratio(times, name, "sum"), milliseconds(times) | peaks)

@@ -1,4 +1,4 @@
-"""Error rates of best_to_test's verdicts, by simulation: false ones between equal configurations, power where one is better.
+"""Simulate the error rates of best_to_test's verdicts: false ones between equal configurations, and power if one is better.
 
     python -m benchmarks.intervals [--trials 4000]
 
@@ -53,9 +53,9 @@ QUESTIONS = {
 
 
 def draw(random: np.random.Generator, deviation: float, gains: Sequence[float], view: float = VIEW) -> list[Scores]:
-    """The norm of a configuration per gain, each with as many seeds as `SEEDS` has at most.
+    """Draw the norm of one configuration per gain, each with as many seeds as `SEEDS` has at most.
 
-    deviation: that of the seeds' effects. view: share of the latent variance that a configuration has of its own.
+    deviation: that of the seeds' effects. view: share of the latent variance that is specific to a configuration.
     """
     values_Ck, of_tasks = np.zeros((len(gains), max(SEEDS))), []
     for split in SPLITS:
@@ -69,7 +69,7 @@ def draw(random: np.random.Generator, deviation: float, gains: Sequence[float], 
 def _answers(
     random: np.random.Generator, split: Split, deviation: float, gains: Sequence[float], view: float
 ) -> tuple[Floats, Floats]:
-    """Answers of C configurations with k seeds each to a split, shape (C, k, B), and its labels."""
+    """Draw the answers of C configurations with k seeds each to a split, shape (C, k, B), and its labels."""
     num, k, size = len(gains), max(SEEDS), split.num_rows
 
     def normal(share: float, *shape: int) -> NDArray[np.float32]:
@@ -91,18 +91,18 @@ def _metric(split: Split, answers_kB: Floats, labels_B: Floats) -> Floats:
 
 
 def first(scores: Scores, k: int) -> Scores:
-    """The same configuration with its first k seeds only."""
+    """Return the same configuration with only its first k seeds."""
     return Scores(scores.values_k[:k], [influences_kB[:k] for influences_kB in scores.influences_TkB])
 
 
 def differs(one: Scores, other: Scores) -> bool:
-    """Whether a comparison of these two only gets a verdict."""
+    """Return whether a single comparison of these two gets a verdict."""
     p = compare(one, other).p
     return p is not None and p <= 1 - CONFIDENCE
 
 
 def answer(configurations: Sequence[Scores], k: int) -> list[bool]:
-    """The answers to `QUESTIONS` in one trial, with the first k seeds."""
+    """Answer `QUESTIONS` for one trial, with the first k seeds."""
     baseline, *others = (first(scores, k) for scores in configurations)
     p_values = [compare(others[place - 1], baseline).p for place in FINALISTS]
     corrected = holm([p for p in p_values if p is not None])
@@ -117,7 +117,7 @@ def answer(configurations: Sequence[Scores], k: int) -> list[bool]:
 
 
 def rates(deviation: float, trials: int) -> Floats:
-    """How often each question is answered with yes, shape (questions, numbers of seeds)."""
+    """Return how often the answer to each question is yes, shape (questions, numbers of seeds)."""
     random, found = np.random.default_rng(0), np.zeros((len(QUESTIONS), len(SEEDS)))
     for _ in range(trials):
         configurations = draw(random, deviation, GAINS)
@@ -126,7 +126,7 @@ def rates(deviation: float, trials: int) -> Floats:
 
 
 def rates_of_one_recipe(deviation: float, trials: int) -> Floats:
-    """How often two configurations that see the rows alike, since they are the same recipe, get a verdict."""
+    """Return how often two configurations of the same recipe, which see the rows alike, get a verdict."""
     random, found = np.random.default_rng(1), np.zeros(len(SEEDS))
     for _ in range(trials):
         one, other = draw(random, deviation, (0.0, 0.0), view=0.0)
@@ -135,7 +135,7 @@ def rates_of_one_recipe(deviation: float, trials: int) -> Floats:
 
 
 def table(trials: int) -> Iterator[str]:
-    """The rates in per cent, a row per deviation of the seeds' effects, a column per question; with 2, 3 and 5 seeds."""
+    """Yield the rates in per cent, a row per deviation of the seeds' effects, a column per question; with 2, 3 and 5 seeds."""
     yield f"| deviation | {' | '.join(QUESTIONS)} | false verdict, one recipe |"
     yield "|---" * (len(QUESTIONS) + 2) + "|"
     for deviation in DEVIATIONS:
@@ -145,7 +145,7 @@ def table(trials: int) -> Iterator[str]:
 
 
 def main() -> None:
-    """Print the table, a row at a time, and what its columns mean."""
+    """Print the table, row by row, and the meaning of its columns."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--trials", type=int, default=4_000, metavar="N", help="simulated comparisons per cell (default 4000)")
     for line in table(options.parse_args().trials):

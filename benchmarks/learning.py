@@ -1,4 +1,4 @@
-"""What speed costs in learning: the same trials, seed by seed, in two precisions, and with the code of another checkout.
+"""Measure what speed costs in dev scores: the same trials, seed by seed, in two precisions and with another checkout.
 
     python benchmarks/learning.py --data DATA --encoder ENCODER [--before CHECKOUT] [--examples 12000]
 
@@ -35,7 +35,7 @@ print(json.dumps({**progress.record, "cpu_seconds": trained}))
 
 
 def document(data: Path, encoder: Path, examples: int, seed: int, machine: dict[str, Any]) -> dict[str, Any]:
-    """The trial's config: plain multitask training, evaluated once, at its end."""
+    """Build the trial's config: plain multitask training, evaluated once, at its end."""
     return {
         "data": str(data),
         "encoder": str(encoder),
@@ -47,7 +47,7 @@ def document(data: Path, encoder: Path, examples: int, seed: int, machine: dict[
 
 
 def train_one(tree: Path, config: dict[str, Any]) -> dict[str, float]:
-    """The last dev record of a trial trained by the code in `tree`, with `cpu_seconds`: its process's until the last step."""
+    """Train a trial with the code in `tree`; return its last dev record, and the `cpu_seconds` until the last step."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", TRIAL, json.dumps(config)]
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
@@ -58,7 +58,7 @@ def train_one(tree: Path, config: dict[str, Any]) -> dict[str, float]:
 
 
 def compare(one: list[float], other: list[float]) -> tuple[float, float, float]:
-    """(mean of one - other over paired seeds, half its 95 % interval, lower bound of a one-sided 95 % interval)."""
+    """Return (mean of one - other over paired seeds, half its 95 % interval, lower bound of a one-sided 95 % interval)."""
     import numpy as np
     from scipy import stats
 

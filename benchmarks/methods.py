@@ -1,7 +1,7 @@
-"""Rows 5 to 7: what PCGrad, GradVac, SMART and the Bregman teacher cost beside our plain step, in time and in memory.
+"""Rows 5 to 7: the cost of PCGrad, GradVac, SMART and the Bregman teacher relative to our plain step, in time and memory.
 
-Three tasks a step, cross-encoded. Each method runs in a process of its own, whose peak memory is its own. The public
-implementations (torchjd, smart-pytorch, on BertModel) stand in the details, against their own plain sum.
+A step has three tasks, cross-encoded. Each method runs in its own process, so that its peak memory can be measured. The details
+hold the figures of public implementations (torchjd, smart-pytorch, on BertModel) relative to their plain sum.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BATCHES = (16, 32)
 
 
 def rows(data: Path, encoder: Path, rounds: int) -> Iterator[Row]:
-    """Rows 5, 6 and 7, time and memory, one thread."""
+    """Yield rows 5, 6 and 7: time and memory, one thread."""
     for batch in BATCHES:
         plain = ours.document(data, encoder, peers.TASKS, "cross", batch, ours.machine(1))
         with ExitStack() as stack:
@@ -48,13 +48,13 @@ def _rows(times: Times, peaks: dict[str, float], gradient_gb: float, setting: st
     details = milliseconds(times) | peer
     most = 2 * gradient_gb + 0.02 * peaks["sum"]  # of T = 3 tasks: T - 1 more copies of the shared gradient, and 2 %
     for name in ("pcgrad", "gradvac"):
-        yield Row(5, f"{name}, time beside the sum", setting, ("<=", 1.04), ratio(times, name, "sum"), details=details)
+        yield Row(5, f"{name}, time relative to the sum", setting, ("<=", 1.04), ratio(times, name, "sum"), details=details)
         extra = peaks[name] - peaks["sum"]
         yield Row(5, f"{name}, memory beyond the sum", setting, ("<=", 1000 * most), _exact(1000 * extra), unit="MB")
-    yield Row(6, "SMART, time beside the plain step", setting, ("<=", 2.55), ratio(times, "smart", "sum"), details=details)
+    yield Row(6, "SMART, time relative to the plain step", setting, ("<=", 2.55), ratio(times, "smart", "sum"), details=details)
     memory = {f"{name}_peak_mb": 1000 * peak for name, peak in peaks.items()}
     figure = _exact(peaks["smart"] / peaks["sum"])
-    yield Row(6, "SMART, memory beside the plain step", setting, ("<=", 1.25), figure, details=memory)
+    yield Row(6, "SMART, memory relative to the plain step", setting, ("<=", 1.25), figure, details=memory)
     yield Row(7, "Bregman teacher, time", setting, ("<=", 1.33), ratio(times, "bregman", "sum"), details=details)
 
 
@@ -63,14 +63,14 @@ def _exact(value: float) -> Figure:
 
 
 def _gradient_gb(document: dict[str, Any]) -> float:
-    """One copy of the shared gradient."""
+    """Return the size of one copy of the shared gradient."""
     config = load_config(document)
     encoder = model_to_train(config, open_inputs(config)).encoder
     return SharedGradients(encoder.parameter_groups(), 1, next(encoder.parameters()).device).rows_TP.nbytes / 1e9
 
 
 def _peers(data: Path, encoder: Path, batch: int, rounds: int) -> dict[str, float]:
-    """The public implementations' time as multiples of their own plain sum."""
+    """Return the public implementations' times as multiples of their plain sum."""
     with ExitStack() as stack:
         contestants = {
             name: stack.enter_context(Contestant(peers.method_step, data, encoder, batch, name)) for name in peers.METHODS

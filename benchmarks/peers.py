@@ -1,4 +1,4 @@
-"""The public peers: what a script written with Hugging Face's transformers does for the same work.
+"""The public peers: scripts with Hugging Face's transformers that do the same work.
 
 Texts come from our reader of the course's files, so that both sides see the same; everything else is the peer's own. Its
 libraries are imported where they are used: no module here needs them to be imported, and start_up.py times their import.
@@ -20,7 +20,7 @@ Input = str | tuple[str, str]  # a sentence or a pair
 
 
 def texts(data: Path, task: str, split: SplitName) -> tuple[list[tuple[str, ...]], list[float]]:
-    """The examples of a task and their labels."""
+    """Read the examples of a task and their labels."""
     from minbert_core.data.corpus import read_split
     from minbert_core.data.tasks import TASKS
 
@@ -30,7 +30,7 @@ def texts(data: Path, task: str, split: SplitName) -> tuple[list[tuple[str, ...]
 
 
 def transformers() -> Any:
-    """The library, offline and silent."""
+    """Import the library, offline and silent."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     library: Any = importlib.import_module("transformers")
     library.utils.logging.set_verbosity_error()
@@ -39,13 +39,13 @@ def transformers() -> Any:
 
 
 def tokenise(tokenizer: Any, examples: Sequence[tuple[str, ...]], **options: Any) -> Any:
-    """Sentences, or pairs as `[CLS] a [SEP] b [SEP]`, as the tokenizer's own call makes them."""
+    """Tokenise sentences, or pairs as `[CLS] a [SEP] b [SEP]`, with the tokenizer's own call."""
     columns = [list(column) for column in zip(*examples, strict=True)]
     return tokenizer(*columns, truncation=True, max_length=MAX_LENGTH, **options)
 
 
 class BertAnswers:
-    """BertModel (sdpa) and a linear head on its pooler: asked for one batch at a time, the head's probabilities come back."""
+    """BertModel (sdpa) and a linear head on its pooler. A call returns the probabilities of one batch."""
 
     def __init__(self, encoder: Path, outputs: int) -> None:
         import torch
@@ -123,7 +123,7 @@ class BertTask:
         self.heads = torch.nn.ModuleDict(heads).to(device)
 
     def features(self, name: str, number: int, words: Any = None) -> Any:
-        """[CLS] through the pooler, (B, D), or both sentences' side by side; words: embeddings in place of the token ids."""
+        """Return the pooler's output of [CLS], (B, D), or of both sentences, joined. words: embeddings instead of token ids."""
         import torch
 
         sides, _ = self.batches[name][number]
@@ -137,7 +137,7 @@ class BertTask:
         return torch.cat(pooled, dim=1)
 
     def loss(self, name: str, number: int, features: Any) -> Any:
-        """The task's loss of a batch."""
+        """Compute the task's loss on a batch."""
         from torch.nn import functional as F
 
         some, labels = self.batches[name], self.batches[name][number][1].to(self.device)
@@ -148,14 +148,14 @@ class BertTask:
         return F.binary_cross_entropy_with_logits(one, labels) if some.kind == "binary" else F.mse_loss(one, labels)
 
     def parameters(self) -> list[Any]:
-        """Of the encoder and of the heads."""
+        """Return the parameters of the encoder and the heads."""
         return [*self.model.parameters(), *self.heads.parameters()]
 
 
 def training_step(
     data: Path, encoder: Path, task: str, encoding: str, batch: int, threads: int, careful: bool, device: str = "cpu"
 ) -> Any:
-    """A step of BertModel on padded random batches, with fused AdamW (the Trainer's own) and clipping; bfloat16 on a GPU.
+    """Build a step of BertModel on padded random batches, with fused AdamW (the Trainer's own) and clipping; bfloat16 on a GPU.
 
     careful: batches bucketed by length, and products through oneDNN.
     """
@@ -188,7 +188,7 @@ METHODS = ("sum", "pcgrad", "gradvac", "smart")
 
 
 def method_step(data: Path, encoder: Path, batch: int, method: str) -> Any:
-    """A step on a batch of each of three tasks: summed losses; PCGrad or GradVac by torchjd; SMART by smart-pytorch."""
+    """Build a step on a batch of each of three tasks: summed losses; PCGrad or GradVac by torchjd; SMART by smart-pytorch."""
     import torch
 
     torch.set_num_threads(1)
@@ -217,7 +217,7 @@ def method_step(data: Path, encoder: Path, batch: int, method: str) -> Any:
 
 
 def _merge(method: str) -> Any:
-    """torchjd's `mtl_backward` with the named aggregator; None for a plain sum of the losses."""
+    """Build torchjd's `mtl_backward` with the named aggregator; None for a plain sum of the losses."""
     if method not in ("pcgrad", "gradvac"):
         return None
     from torchjd import aggregation, autojac
@@ -232,7 +232,7 @@ def _merge(method: str) -> Any:
 
 
 def _smoothness(work: BertTask) -> Any:
-    """smart-pytorch's loss on the word embeddings of a batch, as its README puts it into a training step."""
+    """Build smart-pytorch's loss on the word embeddings of a batch, as its README uses it in a training step."""
     from smart_pytorch import SMARTLoss, kl_loss, sym_kl_loss
     from torch.nn import functional as F
 
@@ -254,7 +254,7 @@ def _smoothness(work: BertTask) -> Any:
 
 
 def evaluation(data: Path, encoder: Path, device: str = "cpu", batch: int = 32) -> Any:
-    """The dev splits of three tasks in the order of their files, padded batches, tokenised before."""
+    """Build an evaluation of the dev splits of three tasks in file order, in padded batches, tokenised before."""
     import torch
 
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
-"""Row 11: how long one answer takes, text in, answer out, against BertModel with a linear head.
+"""Row 11: the time of one answer, from text to answer, compared with BertModel with a linear head.
 
-Ours is asked through its public door, `load(folder).predict([...])`; both tokenise, both see the same dev texts in the same
-order. The model is trained on one task of sentences and one of pairs, so that each input is one pass for both.
+Ours is called through its public function, `load(folder).predict([...])`. Both sides tokenise the same dev texts in the
+same order. The model is trained on one task of sentences and one of pairs, so that each input is one pass for both.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Ask = Callable[[Sequence[Input]], object]
 
 
 def rows(data: Path, encoder: Path, rounds: int) -> Iterator[Row]:
-    """The ratio of the medians, peer to ours, of one sentence and one pair and of 32; the 95th percentiles beside it."""
+    """Yield the ratio of the medians, peer to ours, for one sentence, one pair and 32; the details hold 95th percentiles."""
     with tempfile.TemporaryDirectory() as folder:
         _save(data, encoder, Path(folder) / "model")
         ours = load(Path(folder) / "model", device="cpu")
@@ -49,7 +49,7 @@ def rows(data: Path, encoder: Path, rounds: int) -> Iterator[Row]:
 
 
 def _save(data: Path, encoder: Path, folder: Path) -> None:
-    """A model as a trial saves it, its heads fresh: what it answers costs the same."""
+    """Save a model as a trial does, with fresh heads: its answers take the same time."""
     document = {"data": str(data), "encoder": str(encoder), "train_on": list(INPUTS.values()), "machine": {"device": "cpu"}}
     config = load_config(document)
     inputs = open_inputs(config)
@@ -59,7 +59,7 @@ def _save(data: Path, encoder: Path, folder: Path) -> None:
 def _latencies(
     contestants: dict[str, Ask], examples: Sequence[Input], batch_size: int, rounds: int
 ) -> dict[str, list[list[float]]]:
-    """Seconds of each call of each round; both are asked the same in the same order, other texts in each round."""
+    """Measure the seconds of each call of each round; both get the same texts in the same order, new ones in each round."""
     found: dict[str, list[list[float]]] = {name: [] for name in contestants}
     with _one_thread():
         blocks = {
@@ -82,7 +82,7 @@ def _block(ask: Ask, examples: Sequence[Input], batch_size: int, draw: np.random
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Within the block torch has one thread, and tokenizers work in the caller's own."""
+    """Run the block with one torch thread, and tokenizers in the caller's thread."""
     before, parallel = torch.get_num_threads(), os.environ.get("TOKENIZERS_PARALLELISM")
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

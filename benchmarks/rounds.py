@@ -1,4 +1,4 @@
-"""How everything here is measured: contestants take turns in one process, so that what slows the machine slows all of them.
+"""The way of measuring: contestants take turns in one process, so that a slow moment of the machine affects all of them.
 
     alternate({"ours": step, "peer": other}, rounds=7) -> seconds of each in each round -> ratio("peer", "ours")
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-Times = dict[str, list[float]]  # contestant -> seconds, one entry a round
+Times = dict[str, list[float]]  # contestant -> seconds, one entry per round
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a figure and what it was to reach.
+    """One line of the table: a figure and its goal.
 
-    `setting`: workload, batch size, threads, in words. `figure` is None where this machine cannot tell, `why` says why.
+    `setting`: workload, batch size, threads, in words. `figure` is None if this machine cannot measure it; `why` says why.
     """
 
-    number: int  # of the table in LOG.md: rows of one number are one question
+    number: int  # in the table of LOG.md; rows with the same number answer one question
     what: str
     setting: str
     goal: tuple[Literal[">=", "<="], float]
@@ -47,7 +47,7 @@ class Row:
 
     @property
     def is_met(self) -> bool | None:
-        """Whether the median reaches the goal; None without a figure."""
+        """True if the median reaches the goal; None without a figure."""
         if self.figure is None:
             return None
         sign, value = self.goal
@@ -55,9 +55,9 @@ class Row:
 
 
 def alternate(contestants: Mapping[str, Callable[[], object]], rounds: int, calls: int = 1, warm_up: int = 2) -> Times:
-    """Seconds of wall time a call of each contestant in each round, `calls` in a row; the order turns from round to round.
+    """Measure the seconds of wall time per call of each contestant in each round of `calls` calls; the order rotates.
 
-    warm_up: calls of each before the first round, which allocate what a steady run has.
+    warm_up: calls of each contestant before the first round, which allocate memory.
     """
     for contestant in contestants.values():
         for _ in range(warm_up):
@@ -75,10 +75,10 @@ def alternate(contestants: Mapping[str, Callable[[], object]], rounds: int, call
 
 
 def ratio(times: Times, numerator: str, denominator: str) -> Figure:
-    """Seconds of one contestant over those of another, within each round."""
+    """Divide the seconds of one contestant by those of another, within each round."""
     return Figure.of([above / below for above, below in zip(times[numerator], times[denominator], strict=True)])
 
 
 def milliseconds(times: Times) -> dict[str, float]:
-    """The median of each contestant, under its name with `_ms`."""
+    """Return the median of each contestant, under its name with `_ms`."""
     return {f"{name}_ms": 1000 * statistics.median(values) for name, values in times.items()}

@@ -67,9 +67,9 @@ def main() -> None:
     print("| case | trials | regret, each by itself | regret, jointly | difference |\n|---|---|---|---|---|")
     for name, case in CASES.items():
         for trials in (32, 64):
-            alone, jointly = ([regret(case, group, trials, seed) for seed in seeds] for group in (False, True))
-            mean, half, _ = compare(jointly, alone)
-            means = [f"{sum(values) / len(values):.4f}" for values in (alone, jointly)]
+            separate, jointly = ([regret(case, group, trials, seed) for seed in seeds] for group in (False, True))
+            mean, half, _ = compare(jointly, separate)
+            means = [f"{sum(values) / len(values):.4f}" for values in (separate, jointly)]
             print(f"| {name} | {trials} | {means[0]} | {means[1]} | {mean:+.4f} ± {half:.4f} |", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: the operators' shares of it, ours or the peer's.
+"""Profile a training step, ours or the peer's: each operator's share of the time.
 
     python -m benchmarks.shares --data DATA --encoder ENCODER [--task sst] [--encoding single] [--precision bfloat16] [--peer]
 

@@ -1,7 +1,7 @@
-"""Row 9: how long a trial's process takes from its first line to its first optimisation step.
+"""Row 9: the time from the first line of a trial's process to its first optimisation step.
 
-Each side runs in a fresh Ray worker, started as a search starts Ray. As in a trial, Ray Tune is imported there already (numpy,
-pandas and pyarrow with it), torch is not; what Python compiled and the corpus's tokens lie on disk from an earlier trial. Ours
+Each side runs in a fresh Ray worker, started as a search starts Ray. As in a trial, Ray Tune is imported there already (with
+numpy, pandas and pyarrow), torch is not; an earlier trial has compiled the modules and written the corpus's tokens. Our side
 does what `search.study.trainable.run_trial` does up to its first record. The peer loads the same encoder with transformers,
 tokenises the same texts and makes one step of SST, a third of our first step's examples.
 """
@@ -27,21 +27,21 @@ Parts = dict[str, float]  # what was done -> seconds
 
 
 def rows(data: Path, encoder: Path, rounds: int) -> Iterator[Row]:
-    """Seconds of our worker; its parts and the peer's, as medians, in the details."""
+    """Measure the seconds of our worker; its parts and the peer's are medians in the details."""
     import ray
 
     from search.plan.resources import Resources
     from search.study.engine import start_ray
 
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # with it a worker would compile all of our modules each time
-    os.environ.update(RAY_worker_niceness="0")  # Ray's own is 15: what else runs here would be served first
+    os.environ.update(RAY_worker_niceness="0")  # Ray's default is 15, which gives all other processes priority
     found: dict[str, list[Parts]] = {"ours": [], "peer": []}
     start_ray(Resources(cpus=1, gpus=0, cpus_per_trial=1, gpus_per_trial=0), "local")
     try:
         with tempfile.TemporaryDirectory() as folder:
             config = Path(folder) / "config.yaml"
             config.write_text(dump_yaml(_config(data, encoder)), encoding="utf-8")
-            worker = ray.remote(num_cpus=1, max_calls=1)  # one call a process
+            worker = ray.remote(num_cpus=1, max_calls=1)  # one call per process
             calls = {
                 "ours": partial(worker(ours).remote, str(config)),
                 "peer": partial(worker(peer).remote, str(data), str(encoder)),
@@ -81,7 +81,7 @@ def _wait(call: Callable[[], Any], found: list[Parts]) -> None:
 
 
 def _medians(measured: dict[str, list[Parts]]) -> dict[str, float]:
-    """Seconds of each part of each side, and of their sum."""
+    """Compute the median seconds of each part of each side, and of their sum."""
     sums = {f"{name}_s": statistics.median(sum(parts.values()) for parts in runs) for name, runs in measured.items()}
     parts = {
         f"{name}_{part}_s": statistics.median(parts[part] for parts in runs)
@@ -95,7 +95,7 @@ def _medians(measured: dict[str, list[Parts]]) -> dict[str, float]:
 
 
 class _Marks:
-    """Seconds from one mark to the next; the first from where it was made."""
+    """Seconds from one mark to the next; the first counts from the object's creation."""
 
     def __init__(self) -> None:
         self.parts: Parts = {}
@@ -107,7 +107,7 @@ class _Marks:
 
 
 def ours(config_file: str) -> Parts:
-    """What `run_trial` does before its first record."""
+    """Run what `run_trial` does before its first record."""
     from ray import tune  # noqa: F401 — Tune has it imported before it calls a trial
 
     marks = _Marks()
@@ -132,7 +132,7 @@ def ours(config_file: str) -> Parts:
 
 
 def peer(data: str, encoder: str) -> Parts:
-    """What a training script with transformers does before its first step is done."""
+    """Run what a training script with transformers does up to the end of its first step."""
     from ray import tune  # noqa: F401
 
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # its default, which our search sets otherwise

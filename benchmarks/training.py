@@ -1,8 +1,8 @@
 """Rows 1 to 4: a training step on the CPU against `BertModel`; how much of the machine's rate it uses; bfloat16.
 
 The peer of row 1 pads random batches to the longest; that of row 2 buckets by length and multiplies through oneDNN, which
-changes the training (length and label correlate) and is what a careful user does. Both have fused AdamW. Ours packs the same
-random rows. Everything is timed in turns, each side in a process of its own; a round is the same four batches for all.
+changes the training (length and label correlate), as a careful user would. Both have fused AdamW. Ours packs the same
+random rows. All sides are timed in turns, each in its own process; a round is the same four batches for all.
 """
 
 from __future__ import annotations

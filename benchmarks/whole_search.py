@@ -1,7 +1,7 @@
 """Row 10: a whole search, from the command to its end, against transformers' `Trainer.hyperparameter_search` on Ray.
 
 Both try the same learning rates on SST, in the same order, under ASHA, with the same budget, evaluation points, cores and
-settings of training; each is a process of its own, its texts not yet tokenised. Ours is `python -m search.run`, with its
+settings of training; each runs in its own process and tokenises its texts. Ours is `python -m search.run`, with its
 snapshots, best models and MLflow; the peer saves nothing. The peer's process is this file, too:
 
     python -m benchmarks.whole_search DATA ENCODER EXAMPLES RATES RESULT
@@ -37,7 +37,7 @@ Result = dict[str, float]  # "best_dev": the best accuracy, "full_trials": what 
 
 
 def rows(data: Path, encoder: Path, rounds: int) -> Iterator[Row]:
-    """The ratio of the times, peer to ours, over at most two pairs."""
+    """Yield the ratio of the times, peer to ours, over at most two pairs."""
     rounds = min(rounds, 2)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -65,7 +65,7 @@ def rows(data: Path, encoder: Path, rounds: int) -> Iterator[Row]:
 
 
 def _run(commands: Iterator[list[str]], folder: Path, ran: list[Path]) -> None:
-    """The next command as a process of its own, in a folder of its own."""
+    """Run the next command as a new process in a new folder."""
     own, command = Path(tempfile.mkdtemp(dir=folder)), next(commands)
     _space(own)
     # what `search` has set for Ray in this process would be the peer's, too
@@ -86,7 +86,7 @@ def _run(commands: Iterator[list[str]], folder: Path, ran: list[Path]) -> None:
 
 
 def _result(trials: Sequence[tuple[float, int]]) -> Result:
-    """Of (best dev accuracy, last point) of each trial."""
+    """Summarise the (best dev accuracy, last point) of each trial."""
     assert len(trials) == TRIALS, f"{len(trials)} of {TRIALS} trials"
     return {"best_dev": max(score for score, _ in trials), "full_trials": sum(part for _, part in trials) / POINTS[-1]}
 
@@ -126,7 +126,7 @@ def _read_ours(folder: Path) -> Result:
 
 
 def _rates(folder: Path, seed: int) -> list[float]:
-    """The learning rates that a search with this seed draws: ASHA's luck depends on them and on their order."""
+    """Return the learning rates that a search with this seed draws: ASHA's results depend on them and their order."""
     from search.space.space import read_space
     from search.study.study import Study
 
@@ -147,7 +147,7 @@ def _read_peer(folder: Path) -> Result:
 
 
 def search_with_trainer(data: Path, encoder: Path, num_examples: int, rates: list[float], result: Path) -> None:
-    """The same search by the library's own means; writes (best dev accuracy, last point) of each trial."""
+    """Run the same search with the library's own tools; write (best dev accuracy, last point) of each trial."""
     library = transformers()
     import ray
     import torch
@@ -162,7 +162,7 @@ def search_with_trainer(data: Path, encoder: Path, num_examples: int, rates: lis
     tokenizer = library.AutoTokenizer.from_pretrained(encoder)
 
     class AtPoints(library.TrainerCallback):  # type: ignore[misc,name-defined]
-        """Evaluations at the points; Trainer itself knows equal distances only. ASHA is told which point it was."""
+        """Evaluations at the points; Trainer itself evaluates only at equal distances. The point is reported to ASHA."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             control.should_evaluate = state.global_step in points

@@ -9,7 +9,6 @@ Exit codes: 0 if every row is a valid config, otherwise 2.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from minbert_core.commands import DONE, WRONG, run_command
 from minbert_core.config import TrialConfig, default_at
 from minbert_core.settings.faults import SettingsError
 from minbert_core.settings.paths import as_written, flatten
+from search.report.words import short
 from search.space.examples import SPACES
 from search.space.file import SpaceSettings, read_document
 from search.space.space import Space, default_choice
@@ -44,8 +44,7 @@ class Row:
 
 def printed(figure: float) -> str:
     """Format a figure as the papers print it: `.512`, with three digits unless it has more."""
-    text = f"{figure:.3f}" if math.isclose(figure, round(figure, 3)) else f"{figure:g}"
-    return text.replace("0.", ".", 1) if abs(figure) < 1 else text
+    return short(figure, digits=max(3, len(f"{figure:g}".partition(".")[2])))
 
 
 def rows_of(document: Mapping[str, Any]) -> list[Row]:

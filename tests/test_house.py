@@ -36,6 +36,7 @@ LAYERS = (  # each may import those above it and its own, never in a circle; a n
 )
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+DOOR = "analysis.test_split"
 ENGINES = {"ray", "optuna", "mlflow"}
 
 
@@ -114,6 +115,23 @@ def test_what_a_process_imports_in_the_end_is_as_little_as_the_files_say(module:
     code = f"import {module}, sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not forbidden & set(done.stdout.split())
+
+
+def test_only_best_to_test_imports_the_door_to_the_test_split() -> None:
+    benchmarks = {f"benchmarks.{path.stem}": path for path in (ROOT / "benchmarks").rglob("*.py")}
+    importers = {name for name, path in (MODULES | benchmarks).items() if DOOR in imports(path)}
+    assert importers == {"analysis.best_to_test"}
+
+
+def test_the_core_and_a_search_only_look_whether_test_files_are_there() -> None:
+    naming = set()
+    for module, path in MODULES.items():
+        if not module.startswith("analysis"):
+            for outer in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(outer, ast.FunctionDef):
+                    assert "test_split" not in outer.name, f"{module}: {outer.name} belongs to {DOOR}"
+                    naming |= {outer.name} if "files['test']" in ast.unparse(outer) else set()
+    assert naming == {"missing_test_files"}
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -5,7 +5,8 @@ in the course. A user's own tasks may have CSV, TSV, JSONL or Parquet files (for
 are dropped, each with its line and a reason (a quoting error removed some from the course's files). Fields that may have been
 misread are counted in a note. Any other error is a CorpusError that names the file, the line and the rule.
 
-`read_split` reads train and dev. The test split has a door of its own, `load_test_split`, at the end of the file.
+`read_split` reads train and dev. `read_every_row` reads any file of a task without dropping a row; the test split goes
+through it, by its only door, analysis/test_split.py.
 
     python -m minbert_core.data.corpus download --to data/      downloads the course's public files (see download.py)
 """
@@ -119,6 +120,30 @@ def lowest_hashes(keys: Sequence[str], share: float) -> list[bool]:
     return [value <= bound for value in hashes]
 
 
+def read_every_row(path: Path, task: Task, name: str) -> Split:
+    """Read all rows of a file of `task` as the split `name`. An empty sentence is ''; labels are None without a label column.
+
+    Raises CorpusError, also if only some of the rows have a label.
+    """
+    findings = Findings()
+    rows = list(_rows(path, task, [], findings))
+    labelled = [row for row in rows if row.label]
+    if labelled and len(labelled) < len(rows):
+        where = f"{path.name}:{next(row.line for row in rows if not row.label)}"
+        law = f"label '{task.label_column}' must be in every row or in none"
+        findings.faults.append(f"{where}: {law}. Got none here, {len(labelled)} in {len(rows)} rows.")
+    labels = [_label(row, path, task, findings) for row in labelled]
+    _raise(findings.faults)
+    known = [label for label in labels if label is not None]  # all of them: a bad one has raised
+    ids, texts = [row.id for row in rows], [row.texts for row in rows]
+    return Split(task, name, path, ids, texts, known or None, [], findings.notes(path))
+
+
+def missing_test_files(folder: Path, tasks: Iterable[Task]) -> list[str]:
+    """List the test files that the tasks name and `folder` lacks, without opening any."""
+    return [task.files["test"] for task in tasks if "test" in task.files and not (folder / task.files["test"]).exists()]
+
+
 def fingerprint(path: Path, task: Task) -> str:
     """Return the sha256 of a file of `task`, in hex.  Raises CorpusError if the file cannot be read."""
     return hashlib.sha256(bytes_of(path, _remedy(task))).hexdigest()
@@ -224,36 +249,6 @@ def _raise(faults: list[str]) -> None:
     if faults:
         more = [f"... and {len(faults) - MAX_FAULTS} more."] if len(faults) > MAX_FAULTS else []
         raise CorpusError("\n".join(faults[:MAX_FAULTS] + more))
-
-
-# -------------------------------------------------------------------------------------------------------- the test split
-# Its own function, so that searching for its callers finds everyone who ever opens a test file: best_to_test, and the
-# download, which reads what it has fetched.
-
-
-def missing_test_files(folder: Path, tasks: Iterable[Task]) -> list[str]:
-    """Of the test files that the tasks name those that do not lie in `folder`; looked for, not opened."""
-    return [task.files["test"] for task in tasks if "test" in task.files and not (folder / task.files["test"]).exists()]
-
-
-def load_test_split(folder: Path, task: Task) -> Split:
-    """The test examples, every row of them: an empty sentence is ''. Labels where the file has the column, else None.
-
-    Raises CorpusError, also where only some of the rows have a label.
-    """
-    path = folder / task.files["test"]
-    findings = Findings()
-    rows = list(_rows(path, task, [], findings))
-    labelled = [row for row in rows if row.label]
-    if labelled and len(labelled) < len(rows):
-        where = f"{path.name}:{next(row.line for row in rows if not row.label)}"
-        law = f"label '{task.label_column}' must be in every row or in none"
-        findings.faults.append(f"{where}: {law}. Got none here, {len(labelled)} in {len(rows)} rows.")
-    labels = [_label(row, path, task, findings) for row in labelled]
-    _raise(findings.faults)
-    known = [label for label in labels if label is not None]  # all of them: a bad one has raised
-    ids, texts = [row.id for row in rows], [row.texts for row in rows]
-    return Split(task, "test", path, ids, texts, known or None, [], findings.notes(path))
 
 
 if __name__ == "__main__":

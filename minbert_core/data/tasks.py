@@ -10,7 +10,7 @@ from typing import Literal
 
 TaskKind = Literal["classification", "binary", "regression"]
 Metric = Literal["accuracy", "macro_f1", "f1", "pearson", "spearman"]
-SplitName = Literal["train", "dev"]  # the test split has a door of its own: corpus.load_test_split
+SplitName = Literal["train", "dev"]  # the test split has its own door, analysis/test_split.py
 SPLITS: tuple[SplitName, ...] = ("train", "dev")
 
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from tokenizers import models, normalizers, pre_tokenizers
 from torch import Tensor
 
-from minbert_core.data.corpus import Dropped, Split, fingerprint, load_test_split, prepare, read_split
+from minbert_core.data.corpus import Dropped, Split, fingerprint, prepare, read_split
 from minbert_core.data.tasks import SplitName, Task
 from minbert_core.encoder_files import check_content, read_json, read_text
 from minbert_core.files import replaced
@@ -259,27 +259,28 @@ class TokenisedSplit(TokenisedTexts):
 
 def tokenise_split(folder: Path, task: Task, split: SplitName, tokenizer: Tokenizer, cache: Path) -> TokenisedSplit:
     """Open the split's token file in `cache`; if it is missing or damaged, write it first.  Raises CorpusError."""
-    key = _key(fingerprint(folder / task.file(split), task), task, tokenizer)
-    return _cached(cache / f"{task.name}-{split}-{key}.arrow", task, tokenizer, lambda: read_split(folder, task, split))
+    return tokenise_file(folder / task.file(split), task, split, tokenizer, cache, lambda: read_split(folder, task, split))
 
 
-def tokenise_test_split(folder: Path, task: Task, tokenizer: Tokenizer, cache: Path) -> TokenisedSplit:
-    """As `tokenise_split`, for the test split: opens a test file, so only best_to_test calls it."""
-    key = _key(fingerprint(folder / task.files["test"], task), task, tokenizer)
-    return _cached(cache / f"{task.name}-test-{key}.arrow", task, tokenizer, lambda: load_test_split(folder, task))
+def tokenise_file(
+    source: Path, task: Task, name: str, tokenizer: Tokenizer, cache: Path, read: Callable[[], Split]
+) -> TokenisedSplit:
+    """Open the token file of `source` in `cache`. If it is missing or damaged, first write what `read` returns.
 
-
-def _key(file_fingerprint: str, task: Task, tokenizer: Tokenizer) -> str:
-    parts = [FORMAT, file_fingerprint, tokenizer.fingerprint, json.dumps(asdict(task), sort_keys=True)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-def _cached(path: Path, task: Task, tokenizer: Tokenizer, read: Callable[[], Split]) -> TokenisedSplit:
+    name: the split's, which the token file's name contains.  Raises CorpusError.
+    """
+    key = _key(fingerprint(source, task), task, tokenizer)
+    path = cache / f"{task.name}-{name}-{key}.arrow"
     try:
         return TokenisedSplit(path, task)
     except (OSError, ValueError, KeyError):  # the file is missing, or a full disk or a copy truncated it
         _write(read(), tokenizer, path)
         return TokenisedSplit(path, task)
+
+
+def _key(file_fingerprint: str, task: Task, tokenizer: Tokenizer) -> str:
+    parts = [FORMAT, file_fingerprint, tokenizer.fingerprint, json.dumps(asdict(task), sort_keys=True)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _write(split: Split, tokenizer: Tokenizer, path: Path) -> None:

@@ -21,9 +21,15 @@ def describe(params: dict[str, Any]) -> str:
     return " ".join(f"{names[name]}={value}" for name, value in values.items())
 
 
+def short(value: float, sign: str = "", digits: int = 4) -> str:
+    """Format a score without the zero before the point: `.4750`; `+.0123` with the sign "+"."""
+    text = f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # + 0.0: no -0
+    return text.replace("0.", ".", 1) if text.lstrip("+-").startswith("0.") else text
+
+
 def scores(record: dict[str, Any], tasks: Iterable[str]) -> str:
     """Format the scores of a dev record, `0.7203 (sst .441 para .812 sts .845)`, for those of the tasks that it has."""
-    each = " ".join(f"{task} {record[f'dev/{task}']:.3f}".replace(" 0.", " .") for task in tasks if f"dev/{task}" in record)
+    each = " ".join(f"{task} {short(record[f'dev/{task}'], digits=3)}" for task in tasks if f"dev/{task}" in record)
     return f"{record['dev/score']:.4f} ({each})"
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+import signal
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from analysis import best_to_test
 from analysis.intervals import Estimate
 from analysis.results import Comparison, Measured, Results
 from analysis.retrain import Job
 from analysis.selection import Selection
 from minbert_core.checkpoints import save_encoder
 from minbert_core.config import TrialConfig
+from minbert_core.data import toy
 from minbert_core.data.tasks import TASKS
 from minbert_core.data.toy import write_toy_corpus
 from minbert_core.encoder import TINY, new_encoder
@@ -32,6 +36,7 @@ from search.plan.resources import Resources
 from search.plan.summary import plan_record
 from search.results import Search
 from search.space.space import make_space
+from search.study.engine import start_ray
 from search.study.study import Study, TrialResult, stopped_at
 
 MakeSearch = Callable[..., Path]
@@ -85,7 +90,31 @@ def make_search() -> MakeSearch:
     return _make_search
 
 
+@pytest.fixture(scope="package", autouse=True)
+def small_corpora(small_toy_cache: Path) -> Iterator[None]:
+    """120 / 40 / 10 examples per task in every toy corpus of this folder's tests, those of Ray's workers included."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy, "SIZES", {"train": 120, "dev": 40, "test": 10})
+        patch.setenv("XDG_CACHE_HOME", str(small_toy_cache))
+        yield
+
+
 @pytest.fixture(scope="module")
+def one_ray(small_corpora: None) -> Iterator[None]:
+    """One Ray for all tests of a module that run best_to_test here: to start it takes longer than their trainings."""
+    import ray
+
+    handler = signal.getsignal(signal.SIGTERM)
+    start_ray(Resources(2, 0, 1, 0), "local")
+    signal.signal(signal.SIGTERM, handler)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(best_to_test, "_ray", lambda resources: contextlib.nullcontext())
+        yield
+    ray.shutdown()
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(scope="package")
 def toy_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A search on the toy corpus whose four trials all reached the last rung."""
     runs = tmp_path_factory.mktemp("toy") / "runs"
@@ -94,12 +123,30 @@ def toy_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tracked() -> Callable[..., dict[str, list[Any]]]:
+    """tracked(runs, name): MLflow's runs of the experiment `name`, by default the test of the search `small`, by role."""
+
+    def runs_of(runs: Path, name: str = "small-test") -> dict[str, list[Any]]:
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=f"sqlite:///{runs.parent / 'mlflow.db'}")
+        experiment = client.get_experiment_by_name(name)
+        assert experiment is not None
+        found: dict[str, list[Any]] = {"search": [], "trial": []}
+        for run in client.search_runs([experiment.experiment_id]):
+            found[run.data.tags["role"]].append(run)
+        return found
+
+    return runs_of
+
+
+@pytest.fixture(scope="session")
 def make_encoder() -> Callable[[Path, Path], None]:
     """make_encoder(folder, vocabulary)."""
     return save_tiny_encoder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def real_like(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(runs, data): a search on a folder in the course's layout whose test files have no labels."""
     place = tmp_path_factory.mktemp("real")

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,33 +19,21 @@ from minbert_core.data.tasks import TASKS
 from minbert_core.evaluate import check_submission, metric
 from minbert_core.inputs import open_inputs
 from minbert_core.model import load_model
-from minbert_core.train.folder import read_records
 from search.plan.folder import lock
 from search.results import open_search
 
 Capture = pytest.CaptureFixture[str]
-ROOT = Path(__file__).resolve().parents[2]
+Tracked = Callable[..., dict[str, list[Any]]]
 TRAINED = TrialConfig().train_on
-
-
-def tracked(runs: Path, name: str = "small-test") -> dict[str, list[Any]]:
-    """MLflow's runs of the test of the search `small`, by role."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=f"sqlite:///{runs.parent / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name(name)
-    assert experiment is not None
-    found: dict[str, list[Any]] = {"search": [], "trial": []}
-    for run in client.search_runs([experiment.experiment_id]):
-        found[run.data.tags["role"]].append(run)
-    return found
 
 
 def ledger(runs: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (runs / "small" / "test" / "ledger.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_retraining_reports_dev_and_test_beside_the_claim(toy_runs: Path, capsys: Capture) -> None:
+def test_retraining_reports_dev_and_test_beside_the_claim(
+    one_ray: None, toy_runs: Path, tracked: Tracked, capsys: Capture
+) -> None:
     command = ["--search", "small", "--runs", str(toy_runs), "--top", "2", "--seeds", "2", "--gpus", "0"]
     assert main(command) == 0
     output = capsys.readouterr().out
@@ -75,21 +58,24 @@ def test_retraining_reports_dev_and_test_beside_the_claim(toy_runs: Path, capsys
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert {entry["trial"] for entry in results["configurations"]} == tested
     for task in TRAINED:
-        for split in ("dev", "test"):
+        for split, num_rows in (("dev", 40), ("test", 10)):
             path = folder / "predictions" / f"{task}-{split}-output.csv"
             ids = [line.split(" , ")[0] for line in path.read_text(encoding="utf-8").splitlines()[1:]]
-            assert len(ids) == 400
+            assert len(ids) == num_rows
             assert check_submission(path, TASKS[task], ids) == []
     tex = (folder / "table.tex").read_text(encoding="utf-8")
     for entry in results["configurations"]:
         for split in ("dev", "test"):
             for column in (*TRAINED, "norm", "mean"):
                 assert f"{entry[split][column]['mean']:.4f}".replace("0.", ".", 1) in tex
-    assert "table.tex (booktabs; a caption stands in it), figure.svg, figure.png, figure.pdf" in table
+    assert "table.tex (booktabs; holds a caption as a comment), figure.svg, figure.png, figure.pdf" in table
     assert all((folder / f"figure.{ending}").stat().st_size for ending in ("svg", "png", "pdf"))
     runs = tracked(toy_runs)
     assert len(runs["search"]) == 1
     assert len(runs["trial"]) == 2 * len(tested)
+    for run in runs["trial"]:
+        model = results["models"][run.info.run_name]
+        assert {run.data.metrics[f"{split}/norm"] == pytest.approx(model[split]["norm"]) for split in ("dev", "test")} == {True}
     # the same command again trains nothing twice, enters nothing twice, and opens the test split a second time on the record
     before = (folder / "selection.json").read_bytes()
     assert main(command) == 0
@@ -107,7 +93,7 @@ def test_retraining_reports_dev_and_test_beside_the_claim(toy_runs: Path, capsys
 
 
 def test_per_branch_tests_the_best_of_each_in_a_folder_of_its_own(
-    tmp_path: Path, make_search: Callable[..., Path], capsys: Capture
+    one_ray: None, tmp_path: Path, make_search: Callable[..., Path], tracked: Tracked, capsys: Capture
 ) -> None:
     config = {"data": "toy", "encoder": "tiny", "budget": {"examples": 60}, "smoothness": {"choice": ["none", "r_drop"]}}
     runs = tmp_path / "runs"
@@ -142,54 +128,7 @@ def test_what_does_not_go_with_per_is_refused(toy_runs: Path, capsys: Capture, o
     assert sentence in capsys.readouterr().err
 
 
-def test_an_interrupted_test_goes_on_and_trains_nothing_twice(tmp_path: Path, make_search: Callable[..., Path]) -> None:
-    runs = tmp_path / "runs"
-    make_search(runs, "small", {"data": "toy", "encoder": "tiny", "budget": {"examples": 12000}}, num_trials=1)
-    command = [sys.executable, str(ROOT / "analysis" / "best_to_test.py"), "--search", "small", "--seeds", "2", "--gpus", "0"]
-    folder = runs / "small" / "test" / "retrained"
-
-    def num_records(kind: str) -> int:
-        return sum(record["kind"] == kind for file in folder.glob("*/metrics.jsonl") for record in read_records(file))
-
-    def interrupted(number: int, kind: str, more: int) -> subprocess.CompletedProcess[str]:
-        """Run until `more` records have come (what is trained again is first taken out), then send the signal."""
-        fewest, deadline = num_records(kind), time.monotonic() + 300
-        driver = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        while (found := num_records(kind)) < fewest + more:
-            fewest = min(fewest, found)
-            assert driver.poll() is None, driver.communicate()[0]
-            assert time.monotonic() < deadline, "five minutes have passed"
-            time.sleep(0.05)
-        os.kill(driver.pid, number)
-        output, _ = driver.communicate()
-        return subprocess.CompletedProcess(command, driver.returncode, output)
-
-    stopped = interrupted(signal.SIGINT, "dev", 1)
-    assert stopped.returncode == 130, stopped.stdout
-    assert "The same command goes on" in stopped.stdout
-    assert {run.info.status for of in tracked(runs).values() for run in of} == {"KILLED"}
-    killed = interrupted(signal.SIGKILL, "train", 3)
-    assert killed.returncode == -signal.SIGKILL
-    assert "goes on after about" in killed.stdout
-    assert not (runs / "small" / "test" / "ledger.jsonl").exists()
-    files = list(folder.glob("*/metrics.jsonl"))
-    passed = {file.parent.name for file in files if any(record["kind"] == "dev" for record in read_records(file))}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(ledger(runs)) == 1
-    found = tracked(runs)
-    assert (len(found["search"]), len(found["trial"])) == (1, 2)
-    assert {run.info.status for of in found.values() for run in of} == {"FINISHED"}
-    assert passed
-    for job in folder.iterdir():
-        starts = [line for line in (job / "log.txt").read_text(encoding="utf-8").splitlines() if job.name in line]
-        assert "goes on after" in starts[-1] or job.name not in passed
-        steps = [record["step"] for record in read_records(job / "metrics.jsonl") if record["kind"] == "train"]
-        assert steps == sorted(set(steps))
-        assert not (job / "state").exists()
-
-
-def test_kept_weights_are_tested_as_they_are(real_like: tuple[Path, Path], capsys: Capture) -> None:
+def test_kept_weights_are_tested_as_they_are(one_ray: None, real_like: tuple[Path, Path], capsys: Capture) -> None:
     runs, _ = real_like
     # without a name: the newest finished search that is not toy
     assert main(["--runs", str(runs), "--no-retrain", "--no-baseline", "--top", "1", "--gpus", "0"]) == 0
@@ -205,11 +144,11 @@ def test_kept_weights_are_tested_as_they_are(real_like: tuple[Path, Path], capsy
     assert metric(TASKS["sst"], logits, inputs.dev["sst"].labels) == best.best["dev/sst"]
     for task in TRAINED:
         path = runs / "small" / "test" / "predictions" / f"{task}-test-output.csv"
-        assert len(path.read_text(encoding="utf-8").splitlines()) == 401
+        assert len(path.read_text(encoding="utf-8").splitlines()) == 11
 
 
 def test_the_selection_is_frozen_before_a_test_file_is_opened(
-    real_like: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one_ray: None, real_like: tuple[Path, Path], tmp_path: Path, tracked: Tracked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = tmp_path / "runs"
     shutil.copytree(real_like[0], runs, symlinks=True)
@@ -220,7 +159,7 @@ def test_the_selection_is_frozen_before_a_test_file_is_opened(
         seen.append((runs / "small" / "test" / "selection.json").exists())
         raise ValueError("the test split was asked for")
 
-    monkeypatch.setattr(best_to_test, "_open_test", stand_in)
+    monkeypatch.setattr(best_to_test, "open_test_splits", stand_in)
     assert main(["--runs", str(runs), "--no-retrain", "--gpus", "0"]) == 2
     assert seen == [True]
     assert tracked(runs)["search"][0].info.status == "FAILED"
@@ -274,10 +213,3 @@ def test_bad_input_gets_a_sentence(toy_runs: Path, capsys: Capture) -> None:
     assert "--top: must be a whole number of 1 or more. Got '0'." in capsys.readouterr().err
     assert main(["--search", "small", "--runs", str(toy_runs), "--gpus", "64"]) == 3
     assert "This works here" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("command", [["analysis/best_to_test.py"], ["-m", "analysis.best_to_test"], ["analysis/runs.py"]])
-def test_it_starts_as_a_file_and_as_a_module(command: list[str]) -> None:
-    done = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "usage: python analysis/" in done.stdout

@@ -32,7 +32,7 @@ def write_inputs(place: Path) -> dict[str, str]:
 
 
 def test_a_moved_search_is_tested_as_it_was_and_trains_nothing_twice(
-    tmp_path: Path, make_search: Callable[..., Path], capsys: Capture
+    one_ray: None, tmp_path: Path, make_search: Callable[..., Path], capsys: Capture
 ) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     make_search(old / "runs", "small", write_inputs(old), num_trials=1)
@@ -83,9 +83,9 @@ def test_the_newest_search_that_ended_and_is_not_toy_is_taken_and_it_is_said_why
     with lock(several / "young"):
         assert choose_search(None, several, told.append).name == "small"
     assert told == [
-        "toy is passed over: it is on the toy corpus",
-        "young is passed over: it is still running",
-        f"small is taken: the newest search in {several} that has ended and is not toy",
+        "toy is skipped: it is on the toy corpus",
+        "young is skipped: it is still running",
+        f"small: the newest search in {several} that has ended and is not toy",
     ]
     assert choose_search(None, several, told.append).name == "young"
 
@@ -103,7 +103,7 @@ def test_damaged_folders_beside_a_search_do_not_stop_it(several: Path, capsys: C
     said = capsys.readouterr().out
     for name in ("empty", "cut", "list", "half", "other"):
         assert f"search    {name} is skipped: " in said, said
-    assert "search    small is taken: " in said
+    assert "search    small: the newest search" in said
     assert not (half / "study.journal").exists()
     assert runs_main(["--runs", str(several)]) == 0
     assert main(["--search", "half", "--runs", str(several), "--dry-run"]) == 2

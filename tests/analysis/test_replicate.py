@@ -14,9 +14,9 @@ import pytest
 
 from analysis.replicate import choose_rows, cut, main
 from analysis.replication import DEV_ROWS, ENCODER, SHAPE, TRAIN_ROWS, Circumstances, noise_around, replication_lines
-from analysis.report import short
 from search import papers
 from search.papers import Row
+from search.report.words import short
 from search.results import open_search
 
 Capture = pytest.CaptureFixture[str]
@@ -161,9 +161,9 @@ def test_the_rows_named_run_behind_the_papers_first() -> None:
     known = [Row(name, "", {}) for name in ("first", "second", "third")]
     assert choose_rows(known, None) == known
     assert [row.name for row in choose_rows(known, ["third"])] == ["first", "third"]
-    with pytest.raises(ValueError, match="There is no row 'thrd' in this paper; did you mean 'third'"):
+    with pytest.raises(ValueError, match="This paper has no row 'thrd'; did you mean 'third'"):
         choose_rows(known, ["thrd"])
-    with pytest.raises(ValueError, match="first is the row that the others are compared with; name another one beside it"):
+    with pytest.raises(ValueError, match=r"first is the row that the others are compared with\. Name at least one other row"):
         choose_rows(known, ["first"])
 
 
@@ -184,7 +184,7 @@ def test_a_part_of_a_budget_is_that_of_every_stage() -> None:
     ("arguments", "sentence"),
     [
         (["--paper", "P9"], "There is no paper 'P9'. Known: P1, P2, P2_YELP, P3, P4, P4_SINGLE."),
-        (["--paper", "P3", "--rows", "gs"], "There is no row 'gs' in this paper"),
+        (["--paper", "P3", "--rows", "gs"], "This paper has no row 'gs'"),
         (["--paper", "P3", "--data", "/nowhere"], "The data folder /nowhere does not exist."),
     ],
 )

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from analysis.branches import Branch, Question
 from analysis.report import WIDTH, report_lines, write_predictions
 from analysis.results import Logits, Results, Splits, affine, document, measure
-from analysis.retrain import Job, open_test_split
+from analysis.retrain import Job
 from analysis.selection import Selection
+from analysis.test_split import tokenise_test_split
 from minbert_core.config import TrialConfig
 from minbert_core.data.tasks import TASKS
 from minbert_core.evaluate import check_submission, metric, overall, score
+from minbert_core.files import cache_folder
 from minbert_core.inputs import Inputs, open_inputs
 from minbert_core.settings.paths import as_written
 from minbert_core.settings.yaml import dump_yaml
@@ -39,10 +41,14 @@ def config(tiny: Callable[..., TrialConfig]) -> TrialConfig:
 
 @pytest.fixture
 def splits(config: TrialConfig) -> Splits:
+    return dev_and_test(config)
+
+
+def dev_and_test(config: TrialConfig) -> Splits:
     inputs: Inputs = open_inputs(config)
     dev = {(task, "dev"): split for task, split in inputs.dev.items()}
-    folder, tokenizer = inputs.data_folder, inputs.tokenizer
-    return dev | {(name, "test"): open_test_split(TASKS[name], folder, tokenizer) for name in config.train_on}
+    folder, tokenizer, cache = inputs.data_folder, inputs.tokenizer, cache_folder() / "tokens"
+    return dev | {(name, "test"): tokenise_test_split(folder, TASKS[name], tokenizer, cache) for name in config.train_on}
 
 
 def trial(number: int, config: TrialConfig, folder: Path, baseline: int | None = None) -> TrialResult:
@@ -241,7 +247,7 @@ def test_an_interval_without_width_is_explained(tmp_path: Path, config: TrialCon
     selection = select(tmp_path, config, [3], None, 2)
     for wrong, explained in ((0.0, True), (0.1, False)):
         results = measure(selection, answers({(3, 0): wrong, (3, 1): wrong}, splits), splits)
-        assert ("One without width is no certainty" in text(selection, results)) == explained
+        assert ("An interval without width does not mean certainty" in text(selection, results)) == explained
 
 
 def test_a_baseline_that_nobody_beats_is_the_best(tmp_path: Path, config: TrialConfig, splits: Splits) -> None:
@@ -288,9 +294,7 @@ def test_branches_whose_retrainings_failed_are_named(tmp_path: Path, config: Tri
 
 def test_the_report_fits_160_columns(tmp_path: Path, tiny: Callable[..., TrialConfig]) -> None:
     config = tiny(train_on=["sst", "para", "sts", "cfimdb"], objective={"weights": {"sst": 1, "cfimdb": 2}})
-    inputs = open_inputs(config)
-    splits = {(task, "dev"): split for task, split in inputs.dev.items()}
-    splits |= {(name, "test"): open_test_split(TASKS[name], inputs.data_folder, inputs.tokenizer) for name in config.train_on}
+    splits = dev_and_test(config)
     selection = select(tmp_path, config, [3, 5, 7], 0, 2)
     long = {f"tasks/all/knob{i}": "a_long_value" for i in range(20)}
     selection = replace(selection, finalists=[replace(selection.finalists[0], params=long), *selection.finalists[1:]])

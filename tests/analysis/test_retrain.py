@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +13,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from analysis.retrain import Job, make_ready, retrain
+from analysis.retrain import Job, answer, make_ready, retrain
+from analysis.test_split import open_test_splits
 from minbert_core.config import TrialConfig
+from minbert_core.data.tasks import TASKS
+from minbert_core.inputs import build_encoder, open_inputs
+from minbert_core.model import build_model, save_model
 from minbert_core.settings.paths import as_written
 from minbert_core.settings.yaml import dump_yaml
 
@@ -74,7 +81,7 @@ def test_a_killed_training_goes_on_to_the_same_end(tmp_path: Path, long_text: st
     make_ready(killed, long_text)
     assert retrain(killed, {}) == ""
     assert killed.is_done
-    assert "goes on after" in (killed.folder / "log.txt").read_text()
+    assert "resumes after" in (killed.folder / "log.txt").read_text()
     assert dev_scores(killed) == dev_scores(whole)
     assert [record["step"] for record in killed.records()] == [record["step"] for record in whole.records()]
     assert (killed.folder / "best" / "heads.safetensors").read_bytes() == (
@@ -123,6 +130,24 @@ def test_a_worker_that_outlives_its_driver_is_waited_for(tmp_path: Path, long_te
     assert retrain(job, {}) == ""  # returns once the other is done, and trains nothing itself
     assert worker.wait() == 0
     assert (job.folder / "log.txt").read_text().count(" starts") == 1
+
+
+def test_a_worker_answers_test_from_the_drivers_splits_and_opens_no_test_file(
+    tmp_path: Path, tiny: Callable[..., TrialConfig], make_encoder: Callable[[Path, Path], None]
+) -> None:
+    config, folder = tiny(train_on=["sst", "para"]), tmp_path / "data"
+    shutil.copytree(open_inputs(config).data_folder, folder)
+    make_encoder(tmp_path / "encoder", folder / "vocab.txt")
+    config = tiny(train_on=["sst", "para"], data=str(folder), encoder=str(tmp_path / "encoder"))
+    inputs, ledger = open_inputs(config), tmp_path / "ledger.jsonl"
+    save_model(build_model(config, build_encoder(config, inputs)), config, tmp_path / "model", inputs.encoder_folder)
+    tests = open_test_splits([TASKS["sst"]], inputs, ledger, {"models": ["000-kept"]})
+    assert ledger.read_text() == '{"models": ["000-kept"]}\n'
+    for task in TASKS.values():
+        (folder / task.files["test"]).unlink()
+    answer(tmp_path / "model", {}, {name: copy.copy(split) for name, split in tests.items()}, tmp_path / "out")
+    names = {path.name: len(np.load(path)) for path in (tmp_path / "out").iterdir()}
+    assert names == {"sst-dev.npy": 40, "sst-test.npy": 10, "para-dev.npy": 40}
 
 
 def test_a_failure_is_a_reason(tmp_path: Path, text: str) -> None:

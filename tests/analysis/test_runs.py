@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet
@@ -13,6 +15,7 @@ from analysis.runs import main
 from search.results import read
 
 Capture = pytest.CaptureFixture[str]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_ranking_of_a_search_is_printed_with_its_baseline_marked(toy_runs: Path, capsys: Capture) -> None:
@@ -59,3 +62,9 @@ def test_what_is_not_there_is_said_in_a_sentence(toy_runs: Path, tmp_path: Path,
     assert "There is no search 'smal'" in capsys.readouterr().err
     assert main(["--runs", str(tmp_path)]) == 2
     assert f"There is no search in {tmp_path}. Start one: " in capsys.readouterr().err
+
+
+def test_it_starts_as_a_file() -> None:
+    done = subprocess.run([sys.executable, "analysis/runs.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: python analysis/runs.py" in done.stdout

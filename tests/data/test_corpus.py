@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from minbert_core.data.corpus import Dropped, Split, fingerprint, load_test_split, read_split
+from analysis.test_split import load_test_split
+from minbert_core.data.corpus import Dropped, Split, fingerprint, read_split
 from minbert_core.data.tables import CorpusError
 from minbert_core.data.tasks import TASKS
 from minbert_core.data.toy import write_toy_corpus

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from analysis.test_split import load_test_split
 from minbert_core.commands import DONE, INTERRUPTED, REFUSED, WRONG
 from minbert_core.data import download as download_module
 from minbert_core.data import toy
-from minbert_core.data.corpus import load_test_split, read_split
+from minbert_core.data.corpus import read_split
 from minbert_core.data.download import CUT_SHARES, ORIGINAL, PUBLISHED, main
 from minbert_core.data.tasks import TASKS
 

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from analysis.test_split import load_test_split
 from minbert_core.config_checks import load_config
-from minbert_core.data.corpus import Split, load_test_split, read_split
+from minbert_core.data.corpus import Split, read_split
 from minbert_core.data.tables import CorpusError, text_of
 from minbert_core.data.tasks import TASKS
 

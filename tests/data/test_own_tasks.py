@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from analysis.test_split import load_test_split
 from minbert_core.config_checks import load_config
-from minbert_core.data.corpus import Split, fingerprint, load_test_split, read_split
+from minbert_core.data.corpus import Split, fingerprint, read_split
 from minbert_core.data.tables import CorpusError
 from minbert_core.data.tasks import Task
 from minbert_core.settings.faults import SettingsError

@@ -14,6 +14,7 @@ import pytest
 import tokenizers
 import torch
 
+from analysis.test_split import tokenise_test_split
 from minbert_core.data import tokens
 from minbert_core.data.corpus import Dropped, read_split
 from minbert_core.data.tables import CorpusError
@@ -24,7 +25,6 @@ from minbert_core.data.tokens import (
     load_tokenizer,
     pack,
     tokenise_split,
-    tokenise_test_split,
     tokenise_texts,
 )
 from minbert_core.data.toy import toy_folder

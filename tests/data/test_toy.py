@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis.test_split import load_test_split
 from minbert_core.data import toy
-from minbert_core.data.corpus import load_test_split, read_split
+from minbert_core.data.corpus import read_split
 from minbert_core.data.tasks import TASKS
 from minbert_core.data.tokens import load_tokenizer
 

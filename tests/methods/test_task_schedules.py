@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from minbert_core.methods.task_schedules import StepAt, (
+from minbert_core.methods.task_schedules import (
     Alternate,
     Drop,
     Mix,

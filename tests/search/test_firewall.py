@@ -49,8 +49,8 @@ def opened(folder: Path) -> set[str]:
 
 
 def test_the_hook_notices_who_opens_a_test_file(tmp_path: Path, cache: Path, watched: dict[str, str]) -> None:
-    load = "import sys; from pathlib import Path; from minbert_core.data import corpus, tasks; "
-    load += "[corpus.load_test_split(Path(sys.argv[1]), task) for task in tasks.TASKS.values()]"
+    load = "import sys; from pathlib import Path; from analysis import test_split; from minbert_core.data import tasks; "
+    load += "[test_split.load_test_split(Path(sys.argv[1]), task) for task in tasks.TASKS.values()]"
     subprocess.run([sys.executable, "-c", load, toy_folder(cache / "minbert")], env=watched, check=True)
     assert opened(tmp_path) == {f"driver {name}" for name in TEST_FILES}
 
