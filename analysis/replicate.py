@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group("options")
     group.add_argument("--paper", required=True, metavar="NAME", help="a file of spaces/papers: P1, P2, P2_YELP, P3 …")
-    group.add_argument("--rows", nargs="+", metavar="ROW", help="run only these rows, and the first one, to compare with")
+    group.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows, and the first to compare with")
     group.add_argument("--seeds", type=positive, default=3, metavar="N", help="fresh seeds per row (default 3)")
     group.add_argument(
         "--part", type=part_of_budget, default=1.0, metavar="X", help="share of each budget to train (default 1)"
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--encoder", metavar="NAME", help="another encoder: hub name, folder, tiny")
     about_set = "a setting of the machine: precision, micro_batch_tokens …"
     group.add_argument("--set", action="append", default=[], type=of_the_machine, metavar="machine/X=V", help=about_set)
-    group.add_argument("--name", metavar="NAME", help="the search's name (default: the paper's, with the part)")
+    group.add_argument("--name", metavar="NAME", help="the search's name (default: the paper's)")
     group.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
     group.add_argument("--gpus", type=gpus, default="auto", metavar="N|auto", help="GPUs to use; auto (default): all free ones")
     group.add_argument("--gpus-per-trial", type=share, metavar="X", help="share of a GPU that a model takes (default 1)")

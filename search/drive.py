@@ -69,7 +69,7 @@ def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[]
             if not interrupts.seen:
                 searcher.pause_the_rest()
         except BaseException:  # a fault of Ray's or ours; finished work is kept
-            narrator.show([f"go on     {go_on(folder)}"])
+            narrator.show([f"resume    {go_on(folder)}"])
             tracker.close("FAILED")
             raise
         return close(folder, plan, study.results(), narrator, interrupts.seen, uri)
@@ -179,7 +179,7 @@ def close(folder: Path, plan: Plan, results: list[TrialResult], narrator: Narrat
             [f"paused    {counted(paused, 'trial')}, and {not_begun} not started: no time was left for another evaluation"]
         )
     if interrupted or out_of_time:
-        narrator.show([f"go on     {go_on(folder)}"])
+        narrator.show([f"resume    {go_on(folder)}"])
     if counts["completed"] and not interrupted:
         narrator.show([f"next      {next_command(folder)}"])
     if counts["failed"] and not interrupted and not worked:

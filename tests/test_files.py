@@ -144,7 +144,7 @@ def test_a_full_disk_that_names_no_file_is_found(places: Path) -> None:
         Path("/dev/full").write_text("a")
     said = explain_fault(caught.value, "--runs", places / "runs")
     assert said.startswith("Cannot write: No space left on device. The fullest disk is that of /")
-    assert " MB. Free some space, or " in said
+    assert " MB free. Free some space, or " in said
 
 
 def test_a_library_error_without_a_number_keeps_its_words() -> None:

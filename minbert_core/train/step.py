@@ -163,9 +163,7 @@ class Stepper:
     def _measure_penalty(self, task: str, loss: Tensor, penalty: Tensor, report: StepReport) -> None:
         """Report |grad R_s| / |grad task|, so that a smoothness without effect is seen."""
         shared = [parameter for parameter in self.shared.parameters if parameter.requires_grad]
-        parameters = (
-            shared or self.head_parameters
-        )  # the latter if all shared parameters are frozen, as with PALs and a frozen encoder
+        parameters = shared or self.head_parameters  # all shared ones are frozen with PALs and a frozen encoder
         of_penalty = torch.autograd.grad(penalty, parameters, retain_graph=True, allow_unused=True)
         of_loss = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
         dense = [[g.to_dense() if g.is_sparse else g for g in grads if g is not None] for grads in (of_penalty, of_loss)]

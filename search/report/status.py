@@ -75,7 +75,7 @@ def show_status(folder: Path, go_on: str, next_command: str) -> None:
     if drives:
         print(f"follow    tail -f {shlex.quote(os.path.relpath(folder / 'log.txt'))}")
     elif num_ended < planned:
-        print(f"go on     {go_on}")
+        print(f"resume    {go_on}")
     else:
         print(f"next      {next_command}")
 

@@ -90,12 +90,19 @@ def make_search() -> MakeSearch:
     return _make_search
 
 
-@pytest.fixture(scope="package", autouse=True)
-def small_corpora(small_toy_cache: Path) -> Iterator[None]:
-    """120 / 40 / 10 examples per task in every toy corpus of this folder's tests, those of Ray's workers included."""
+@contextlib.contextmanager
+def small_toy(cache: Path) -> Iterator[None]:
+    """120 / 40 / 10 examples per task in every toy corpus, those of Ray's workers included."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(toy, "SIZES", {"train": 120, "dev": 40, "test": 10})
-        patch.setenv("XDG_CACHE_HOME", str(small_toy_cache))
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_corpora(small_toy_cache: Path) -> Iterator[None]:
+    """Small toy corpora for all tests of this folder, and for no other's."""
+    with small_toy(small_toy_cache):
         yield
 
 
@@ -114,11 +121,12 @@ def one_ray(small_corpora: None) -> Iterator[None]:
     signal.signal(signal.SIGTERM, handler)
 
 
-@pytest.fixture(scope="package")
-def toy_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def toy_runs(tmp_path_factory: pytest.TempPathFactory, small_toy_cache: Path) -> Path:
     """A search on the toy corpus whose four trials all reached the last rung."""
     runs = tmp_path_factory.mktemp("toy") / "runs"
-    _make_search(runs, "small", {"data": "toy", "encoder": "tiny"}, stops=False)
+    with small_toy(small_toy_cache):
+        _make_search(runs, "small", {"data": "toy", "encoder": "tiny"}, stops=False)
     return runs
 
 
@@ -146,21 +154,22 @@ def make_encoder() -> Callable[[Path, Path], None]:
     return save_tiny_encoder
 
 
-@pytest.fixture(scope="package")
-def real_like(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+@pytest.fixture(scope="session")
+def real_like(tmp_path_factory: pytest.TempPathFactory, small_toy_cache: Path) -> tuple[Path, Path]:
     """(runs, data): a search on a folder in the course's layout whose test files have no labels."""
     place = tmp_path_factory.mktemp("real")
     data, encoder = place / "data", place / "encoder"
-    write_toy_corpus(data)
-    for name in TrialConfig().train_on:
-        path = data / TASKS[name].files["test"]
-        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
-        column = rows[0].index(TASKS[name].label_column)
-        path.write_text(
-            "".join("\t".join(cell for i, cell in enumerate(row) if i != column) + "\n" for row in rows), encoding="utf-8"
-        )
-    save_tiny_encoder(encoder, data / "vocab.txt")
-    _make_search(place / "runs", "small", {"data": str(data), "encoder": str(encoder)})
+    with small_toy(small_toy_cache):
+        write_toy_corpus(data)
+        for name in TrialConfig().train_on:
+            path = data / TASKS[name].files["test"]
+            rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+            column = rows[0].index(TASKS[name].label_column)
+            path.write_text(
+                "".join("\t".join(cell for i, cell in enumerate(row) if i != column) + "\n" for row in rows), encoding="utf-8"
+            )
+        save_tiny_encoder(encoder, data / "vocab.txt")
+        _make_search(place / "runs", "small", {"data": str(data), "encoder": str(encoder)})
     return place / "runs", data
 
 

@@ -187,30 +187,30 @@ def test_pals_stand_inside_the_layer_norm_beside_the_feed_forward_part() -> None
     h_LD = encoder.embedding_norm(h_LD + encoder.position_embeddings.weight[: len(tokens)])
     for index in range(2):
         h_LD = layer_written_out(encoder, own, index, h_LD)
-    found_LD = encoder(batch_of(tokens), beside=own)
+    found_LD = encoder(batch_of(tokens), parallel=own)
     assert torch.allclose(found_LD, h_LD, atol=1e-5)
     assert not torch.allclose(found_LD, encoder(batch_of(tokens)), atol=1e-2)
 
 
 def test_the_first_tokens_alone_are_those_of_the_whole_pass_with_pals_too() -> None:
     encoder, own = encoder_of(), pals()
-    whole_ND, first_SD = encoder(BATCH, beside=own), encoder(BATCH, only_first=True, beside=own)
+    whole_ND, first_SD = encoder(BATCH, parallel=own), encoder(BATCH, only_first=True, parallel=own)
     assert torch.allclose(first_SD, whole_ND[BATCH.starts_S1[:-1]], atol=1e-5)
 
 
 def test_batch_mates_have_no_influence_on_pals() -> None:
     encoder, own = encoder_of(), pals()
-    assert torch.allclose(encoder(batch_of([2, 3]), beside=own), encoder(BATCH, beside=own)[4:6], atol=1e-5)
+    assert torch.allclose(encoder(batch_of([2, 3]), parallel=own), encoder(BATCH, parallel=own)[4:6], atol=1e-5)
 
 
 def test_the_attention_of_pals_drops_as_the_encoder_s_and_replays_its_masks() -> None:
     encoder, own, masks = encoder_of(), pals(), Masks(3)
     encoder.hidden_dropout = 0.0
-    first = encoder(BATCH, masks, beside=own)
-    assert torch.equal(first, encoder(BATCH, masks.rewind(), beside=own))
+    first = encoder(BATCH, masks, parallel=own)
+    assert torch.equal(first, encoder(BATCH, masks.rewind(), parallel=own))
     for layer in encoder.layers:  # with the encoder's own attention out of the way, only that of PALs is left to drop
         nn.init.zeros_(layer.attention_output.weight)
-    assert not torch.allclose(encoder(BATCH, Masks(3), beside=own), encoder(BATCH, beside=own), atol=1e-3)
+    assert not torch.allclose(encoder(BATCH, Masks(3), parallel=own), encoder(BATCH, parallel=own), atol=1e-3)
 
 
 def test_encoding_and_decoding_are_the_same_beside_all_layers() -> None:
@@ -225,7 +225,7 @@ def test_a_pal_begins_to_learn_at_what_decodes_it() -> None:
     """Zero there: the first gradient is its own, the rest follow once it has moved."""
     own = Pal(size=6).build(SHAPE)
     assert own is not None
-    (encoder_of()(BATCH, beside=own) * torch.randn(12, 12)).sum().backward()
+    (encoder_of()(BATCH, parallel=own) * torch.randn(12, 12)).sum().backward()
     assert own.decode.weight.grad.abs().max() > 0
     assert not own.encode.weight.grad.any()
 

@@ -343,8 +343,8 @@ def test_a_ray_that_does_not_start_is_refused_and_the_search_can_go_on(
     refused = Typed(capsys, ("--space", "quick.yaml", "--runs", "elsewhere/runs"))
     assert refused.code == 3
     assert refused.err.startswith("Ray did not start. Is this machine overloaded")
-    assert refused.err.endswith("It says: The current node timed out during startup.\n")
-    assert refused.out.splitlines()[-1] == "go on     python -m search.run --resume quick --runs elsewhere/runs"
+    assert refused.err.endswith("Ray's message: The current node timed out during startup.\n")
+    assert refused.out.splitlines()[-1] == "resume    python -m search.run --resume quick --runs elsewhere/runs"
     assert mlflow_runs(here / "elsewhere", "quick")[0].info.status == "FAILED"
 
 
@@ -413,7 +413,7 @@ def test_the_exit_code_says_how_a_search_ended(
     [row] = [line for line in shown if line.startswith("| 000")]
     assert f"| {'paused' if paused else trial}" in row
     goes_on = interrupted or paused
-    assert any(line.startswith("go on     python -m search.run --resume quick") for line in shown) == goes_on
+    assert any(line.startswith("resume    python -m search.run --resume quick") for line in shown) == goes_on
     sentence = "paused    1 trial, and 0 not started: no time was left for another evaluation"
     assert (sentence in shown) == (paused and not interrupted)
     assert any(line.startswith("reasons ") for line in shown) == (trial == "failed")
@@ -671,8 +671,8 @@ def test_ctrl_c_stops_cleanly_and_prints_the_line_that_goes_on(search: Callable[
     assert killed == {trial.number for trial in trials if trial.status == "running"}
     assert any((trial.folder / "state" / "snapshot.pt").exists() for trial in trials)
 
-    [line] = [line for line in stopped.output if line.startswith("go on     ")]
-    words = shlex.split(line.removeprefix("go on     "))
+    [line] = [line for line in stopped.output if line.startswith("resume    ")]
+    words = shlex.split(line.removeprefix("resume    "))
     assert words[:3] == ["python", "-m", "search.run"]
     resumed = search(*words[3:])
     assert resumed.end() == 0, resumed.text
@@ -755,7 +755,7 @@ def test_a_search_out_of_time_pauses_its_trials_and_prints_the_line_that_goes_on
     assert_paused()
     before = [(path, path.stat().st_mtime_ns) for path in sorted(folder.glob("trials/*/state/snapshot.pt"))]
     assert len(before) == len(trials)
-    [line] = [line for line in one.output if line.startswith("go on     ")]
+    [line] = [line for line in one.output if line.startswith("resume    ")]
     again = search(*shlex.split(line)[5:], "--hours", "1e-6")  # no time at all
     assert again.end() == 0, again.text
     assert [(path, path.stat().st_mtime_ns) for path in sorted(folder.glob("trials/*/state/snapshot.pt"))] == before

@@ -284,6 +284,6 @@ def test_a_branch_that_fails_is_refused_by_name(encoder: Path, data: Path) -> No
     plan = planned(3, config={"data": str(data), "encoder": {"choice": branches}})
     shutil.rmtree(encoder.with_name("gone"))
     told: list[str] = []
-    with pytest.raises(Refused, match=r"The point encoder=gone cannot be trained here: ValueError: There is no encoder"):
+    with pytest.raises(Refused, match=r"The point encoder=gone cannot be trained here: ValueError: The encoder folder"):
         measure_points(branch_points(plan.space), CPUS, encoder.parent, told.append)
     assert told[0] == "measuring 2 points of the space, 0 done"

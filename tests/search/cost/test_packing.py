@@ -49,7 +49,7 @@ def planned(num_trials: int, found: Resources, **config: Any) -> Plan:
             "",
             4,
             "4 trials share a GPU: one trial trains 410 examples/s, 2 together 760, 4 together 1,150, 8 together 1,190; "
-            "each needs 5.1 of 80 GB",
+            "a trial needs 5.1 of 80 GB",
         ),
         (
             {1: 410, 2: 420},

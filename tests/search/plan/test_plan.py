@@ -107,7 +107,7 @@ def test_the_plan_says_its_budget_in_steps_and_examples() -> None:
 
 @pytest.mark.usefixtures("cache")
 def test_the_plan_counts_its_baselines_in_words() -> None:
-    assert ", of which 2 baselines run to the end; the best 1/3 go on" in line(planned(), "trials")
+    assert ", of which 2 baselines run to the end; the best 1/3 continue at each rung" in line(planned(), "trials")
     assert ", of which 1 baseline runs to the end; " in line(planned(baselines=[{}]), "trials")
     assert line(planned(baselines=[]), "trials").startswith("trials    9; the best 1/3")
     assert line(planned(4, baselines=[], rungs=[1]), "trials") == "trials    4; expected cost: 4.0 full trials, 3,600 examples"
@@ -134,7 +134,7 @@ def test_each_further_pretraining_is_planned_once_and_its_texts_are_looked_at(tm
     ]
     assert plan.recipes == ("mlm+multitask", "mlm+nsp+multitask")
     (tmp_path / "short.txt").write_text("one line\n")
-    with pytest.raises(ValueError, match=r"short\.txt must have two lines with text at least"):
+    with pytest.raises(ValueError, match=r"short\.txt must have at least two lines with text"):
         planned(stages=[{"kind": "mlm", "texts": [str(tmp_path / "short.txt")]}, "multitask"])
 
 

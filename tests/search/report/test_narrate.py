@@ -72,7 +72,7 @@ def test_paths_that_end_alike_are_told_apart_by_two_words() -> None:
 
 
 def test_scores_are_short_and_keep_their_sign(trial: Callable[..., TrialResult]) -> None:
-    assert scores(trial(0, 0.72034).best, TASKS) == "0.7203 (sst .441 sts -0.020)"
+    assert scores(trial(0, 0.72034).best, TASKS) == "0.7203 (sst .441 sts -.020)"
 
 
 def test_the_table_shows_the_fullest_rung_first_and_failures_last(trial: Callable[..., TrialResult]) -> None:
@@ -131,7 +131,7 @@ def test_the_picture_shows_what_runs_now_by_its_own_records(
     picture = narrator.picture()
     [row] = picture.running
     assert (row.number, row.text, row.at, row.examples, row.score) == (0, "lr=3.21e-05", "1/9", 150, 0.6)
-    assert picture.best == "best 001 0.5000 (sst .441 sts -0.020)  lr=3.21e-05"  # of the fullest rung
+    assert picture.best == "best 001 0.5000 (sst .441 sts -.020)  lr=3.21e-05"  # of the fullest rung
     assert re.fullmatch(r"1/4 done, 0 s elapsed, about \d+ s left", picture.progress)
 
 
@@ -150,10 +150,10 @@ def test_an_event_is_one_line_with_the_best_so_far_and_the_time_left(
     narrator.ended(trial(0, 0.6))
     narrator.ended(trial(1, 0.5, rung=1, status="stopped", reason="stopped at 1/9: below the best 1/3 of its rung"))
     lines = [re.sub(r"^\[\d\d:\d\d:\d\d\] ", "", line) for line in capsys.readouterr().out.splitlines()]
-    best = "| best 000 0.6000 (sst .441 sts -0.020) |"
+    best = "| best 000 0.6000 (sst .441 sts -.020) |"
     assert lines == [
         "000 started (baseline 0)  lr=3.21e-05",
-        f"000 at 1/9  0.6000 (sst .441 sts -0.020)  {best} 0/4 done",
+        f"000 at 1/9  0.6000 (sst .441 sts -.020)  {best} 0/4 done",
         f"000 completed  0.6000  {best} 1/4 done, about 2 min left",  # three wait for two slots, a minute each
         f"001 stopped  0.5000  stopped at 1/9: below the best 1/3 of its rung  {best} 2/4 done, about 60 s left",
     ]
