@@ -223,7 +223,7 @@ class GradVac(GradientVariant):
         0.01,
         ge=0,
         le=1,
-        json_schema_extra={"unit": "a step"},
+        json_schema_extra={"unit": "per step"},
         description="EMA rate of the cosine targets; 0 keeps them at 0: PCGrad",
     )
     per: Literal["layer", "model"] = Field(

@@ -97,7 +97,7 @@ class Uncertainty(LossWeightsVariant):
         1e-2,
         gt=0,
         le=1,
-        json_schema_extra={"unit": "a step"},
+        json_schema_extra={"unit": "per step"},
         description="rate of the log variances, constant; 0.01 is assumed, not measured (2026-11)",
     )
     follows_losses: ClassVar[bool] = True
@@ -172,12 +172,12 @@ class Famo(LossWeightsVariant):
 
     kind: Literal["famo"] = "famo"
     lr: float = Field(
-        0.025, gt=0, le=1, json_schema_extra={"unit": "a step"}, description="beta: Adam's rate of the logits xi; as released"
+        0.025, gt=0, le=1, json_schema_extra={"unit": "per step"}, description="beta: Adam's rate of the logits xi; as released"
     )
     decay: float = Field(
         0.01,
         ge=0,
-        json_schema_extra={"unit": "a step"},
+        json_schema_extra={"unit": "per step"},
         description="gamma: decay of xi towards 0, so of z towards equal weights; as released",
     )
     needs_several_tasks: ClassVar[bool] = True

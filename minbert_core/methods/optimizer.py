@@ -135,7 +135,7 @@ RULES = {"torch": AdamW, "course": CourseAdamW}
 class Optimizer(Settings):
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with linear warm-up, then decay, as BERT is fine-tuned."""
 
-    lr: float = Field(5e-5, gt=0, le=1, json_schema_extra={"unit": "a step"}, description="peak learning rate of the encoder")
+    lr: float = Field(5e-5, gt=0, le=1, json_schema_extra={"unit": "per step"}, description="peak learning rate of the encoder")
     head_lr_factor: float = Field(
         1.0, gt=0, json_schema_extra={"unit": "times the encoder's"}, description="the heads' learning rate"
     )
@@ -155,7 +155,7 @@ class Optimizer(Settings):
     weight_decay: float = Field(
         0.01,
         ge=0,
-        json_schema_extra={"unit": "a step, times the rate"},
+        json_schema_extra={"unit": "per step, times the rate"},
         description="decoupled weight decay; none on biases, LayerNorm and scalars",
     )
     clip: float | None = Field(

@@ -63,7 +63,7 @@ OwnProximal = Annotated[
 ]
 ProbeRate = Annotated[
     float,
-    Field(gt=0, le=1, json_schema_extra={"unit": "a step"}, description="peak learning rate of the heads in this stage"),
+    Field(gt=0, le=1, json_schema_extra={"unit": "per step"}, description="peak learning rate of the heads in this stage"),
 ]
 
 

@@ -106,8 +106,8 @@ def test_every_knob_says_what_it_is(place: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "kind", "default", "law"),
     [
-        ("optimizer/lr", "number", "5e-5", "(0, 1] a step"),
-        ("gradient/gradvac/beta", "number", "0.01", "[0, 1] a step"),
+        ("optimizer/lr", "number", "5e-5", "(0, 1] per step"),
+        ("gradient/gradvac/beta", "number", "0.01", "[0, 1] per step"),
         ("max_length", "whole number", "128", "[8, 512] tokens"),
         ("smoothness/smart/steps", "whole number", "1", "[1, 10] steps"),
         ("tasks/all/batch_size", "whole number", "16", ">= 1 examples or null"),
