@@ -756,7 +756,7 @@ def test_a_search_out_of_time_pauses_its_trials_and_prints_the_line_that_goes_on
     before = [(path, path.stat().st_mtime_ns) for path in sorted(folder.glob("trials/*/state/snapshot.pt"))]
     assert len(before) == len(trials)
     [line] = [line for line in one.output if line.startswith("resume    ")]
-    again = search(*shlex.split(line)[5:], "--hours", "1e-6")  # no time at all
+    again = search(*shlex.split(line)[4:], "--hours", "1e-6")  # no time at all
     assert again.end() == 0, again.text
     assert [(path, path.stat().st_mtime_ns) for path in sorted(folder.glob("trials/*/state/snapshot.pt"))] == before
     assert_paused()

@@ -109,7 +109,7 @@ def test_an_interrupted_search_names_the_command_that_goes_on(study: Study, stat
     lines = status()
     assert lines["driver"].endswith("has ended")
     assert lines["trials"] == "trials    0 of 3 ended, 0 running, 1 waiting to resume"
-    assert lines["go"] == "resume    python -m search.run --resume quick"
+    assert lines["resume"] == "resume    python -m search.run --resume quick"
 
 
 def test_a_search_copied_without_its_database_says_so_in_place_of_the_line_that_opens_it(
