@@ -555,7 +555,7 @@ def assert_healthy(here: Path, name: str, trials: list[TrialResult]) -> None:
     assert parent.data.metrics["trials_done"] == len(trials)
 
 
-@pytest.mark.parametrize(("name", "num_baselines"), [("stages", 3), ("full", 3)])  # quickstart: below
+@pytest.mark.parametrize(("name", "num_baselines"), [("full", 3)])  # quickstart: below
 def test_the_baselines_of_a_shipped_space_and_one_trial_more_finish(
     search: Callable[..., Search], tmp_path: Path, name: str, num_baselines: int
 ) -> None:

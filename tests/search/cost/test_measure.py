@@ -37,13 +37,12 @@ def quick(config: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> Cost:
     "changes",
     [
         {},
-        {"task_schedule": "proportional", "tasks": {"sst": {"batch_size": 2}, "para": {"batch_size": 32}}},
         {"task_schedule": "sequential", "tasks": {"sst": {"batch_size": 2}, "para": {"batch_size": 32}}},
         {"smoothness": "smart", "gradient": "pcgrad"},
         {"stages": ["linear_probe", {"kind": "multitask", "share": 0.25}]},
         {"machine": {"micro_batch_tokens": 100}},
     ],
-    ids=["default", "single_tasks", "sequential", "smart", "stages", "micro_batches"],
+    ids=["default", "sequential", "smart", "stages", "micro_batches"],
 )
 def test_measured_training_takes_what_training_takes(
     tiny: Callable[..., TrialConfig], monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
