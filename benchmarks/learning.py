@@ -70,10 +70,11 @@ def compare(one: list[float], other: list[float]) -> tuple[float, float, float]:
 
 
 def main() -> None:
+    """Train each arm with each seed, and print the scores and the paired differences."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--data", type=Path, required=True)
     options.add_argument("--encoder", type=Path, required=True)
-    options.add_argument("--before", type=Path, help="another checkout of this project, whose code trains too, in float32")
+    options.add_argument("--before", type=Path, help="another checkout with the same modules; it trains too, in float32")
     options.add_argument("--examples", type=int, default=12_000)
     given = options.parse_args()
     arms: dict[str, tuple[Path, dict[str, Any]]] = {

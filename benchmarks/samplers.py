@@ -59,6 +59,7 @@ def regret(case: Score, group: bool, trials: int, seed: int) -> float:
 
 
 def main() -> None:
+    """Print the table, one row per case and number of trials."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--seeds", type=int, default=60)
     seeds = range(options.parse_args().seeds)

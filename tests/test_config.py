@@ -748,3 +748,11 @@ def test_a_seed_is_a_pure_function_of_its_parts_for_ever() -> None:
     assert seed_of(0, "heads") != seed_of(0, "masks") != seed_of(1, "masks")
     assert seed_of(1, 23) != seed_of(12, 3)
     assert 0 <= seed_of("x") < 2**63
+
+
+def test_a_copy_with_other_settings_resolves_its_tasks_again() -> None:
+    config = load_config({"tasks": {"all": {"batch_size": 4}}})
+    assert config.task("sst").batch_size == 4
+    other = config.model_copy(update={"tasks": load_config({"tasks": {"all": {"batch_size": 2}}}).tasks})
+    assert other.task("sst").batch_size == 2
+    assert config.task("sst").batch_size == 4
