@@ -5,6 +5,8 @@ YAML or dict -> config_checks.load_config -> TrialConfig -> paths.as_written -> 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -207,6 +209,11 @@ class TrialConfig(Settings):
     def recipe(self) -> str:
         """The names of the stages, `mlm+single_task-para+multitask`; with a schedule of rounds, `multitask-sequential`."""
         return "+".join([*(stage.kind for stage in self.pretraining), *(plan.recipe for plan in self.stage_plans())])
+
+    @property
+    def identity(self) -> str:
+        """The first 16 digits of the sha256 of the config as written. A trial's folder, snapshot and study entry share it."""
+        return hashlib.sha256(json.dumps(as_written(self), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def pretraining(self) -> tuple[Pretraining, ...]:

@@ -481,6 +481,15 @@ def test_a_recipe_names_the_stages_their_tasks_and_long_turns_and_nothing_else(s
     assert load_config({"stages": stages}).recipe == recipe
 
 
+def test_the_identity_is_that_of_the_settings_and_not_of_their_order() -> None:
+    one, same, other = (
+        load_config(settings)
+        for settings in ({"seed": 1, "gradient": "pcgrad"}, {"gradient": "pcgrad", "seed": 1}, {"seed": 2})
+    )
+    assert one.identity == same.identity != other.identity
+    assert re.fullmatch("[0-9a-f]{16}", one.identity)
+
+
 def test_turns_shorter_than_a_batch_are_refused() -> None:
     """In 2,000 examples and 36 rounds STS has turns of 2 examples, which a step of another task could pass over"""
     sizes = {"sst": 8_544, "para": 141_498, "sts": 6_040}
