@@ -28,7 +28,9 @@ from search.plan.pretraining import make_chains
 from search.plan.summary import plan_lines
 from search.report.costs import branch_table, choices_of, total_cost
 from search.report.narrate import Narrator, table
+from search.report.record import Recorder
 from search.study.engine import STOPS, start_ray
+from search.study.listeners import Listeners
 from search.study.searcher import StopOnRequest, StudySearcher, TuneScheduler
 from search.study.study import Study, TrialResult, mend_journal
 from search.study.trainable import run_trial
@@ -46,11 +48,12 @@ def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[]
     search = SearchRecord(
         uri, plan.name, note, _tags(plan), _params(plan), digests, num_rows, files, resumed, search_id=record.id
     )
-    tracker = Tracker(search)
-    tracker.start()
     rungs = plan.space.settings.rungs
     tasks, slots = list(plan.config.train_on), plan.resources.slots
-    narrator = Narrator(folder, tasks, plan.num_trials, slots, rungs[-1], tracker, plan.examples)
+    narrator = Narrator(folder, tasks, plan.num_trials, slots, rungs[-1], plan.examples)
+    recorder = Recorder(folder, tasks, rungs[-1], Tracker(search), narrator.say)
+    recorder.tracker.start()
+    listeners = Listeners(narrator, recorder)
     with contextlib.closing(narrator), _Interrupts(narrator.say) as interrupts:
         narrator.log.write("\n".join(plan_lines(plan, num_dropped=None)) + "\n")  # the terminal has shown them already
         narrator.show([f"folder    {folder}", _dashboard(folder), f"mlflow    {ui_command(uri, Path.cwd())}"])
@@ -58,25 +61,31 @@ def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[]
         study = Study(folder, plan.space, plan.seed)
         scheduler = plan.space.settings.trial_scheduler.build(rungs, plan.num_trials)
         unfinished = study.restore(scheduler) if resumed else []
-        narrator.replay(study.results())
+        listeners.replay(study.results())
         if resumed:
             narrator.say(f"resumed; {narrator.num_done()} of {plan.num_trials} trials have ended, {len(unfinished)} continue")
-        searcher = StudySearcher(study, scheduler, plan.num_trials, unfinished, narrator, seconds_left, plan.relocated)
+        searcher = StudySearcher(study, scheduler, plan.num_trials, unfinished, listeners, seconds_left, plan.relocated)
         try:
             if searcher.has_more():
                 with narrator.screen:
-                    _fit(plan, searcher, TuneScheduler(scheduler, rungs, seconds_left), address, interrupts, narrator)
+                    tune_scheduler = TuneScheduler(scheduler, rungs, seconds_left)
+                    _fit(plan, searcher, tune_scheduler, address, interrupts, listeners.pretrained)
             if not interrupts.seen:
                 searcher.pause_the_rest()
         except BaseException:  # a fault of Ray's or ours; finished work is kept
             narrator.show([f"resume    {go_on(folder)}"])
-            tracker.close("FAILED")
+            recorder.tracker.close("FAILED")
             raise
-        return close(folder, plan, study.results(), narrator, interrupts.seen, uri)
+        return close(folder, plan, study.results(), narrator, recorder.tracker, interrupts.seen, uri)
 
 
 def _fit(
-    plan: Plan, searcher: StudySearcher, scheduler: Any, address: str, interrupts: _Interrupts, narrator: Narrator
+    plan: Plan,
+    searcher: StudySearcher,
+    scheduler: Any,
+    address: str,
+    interrupts: _Interrupts,
+    pretrained: Callable[[dict[str, Any]], None],
 ) -> None:
     """Pretrain, pass everything to Ray Tune, and wait until the trials have ended or an interrupt was seen."""
     import ray
@@ -109,7 +118,7 @@ def _fit(
         return interrupts.seen or searcher.seconds_left() <= 0
 
     try:
-        if make_chains(plan.chains(), plan.resources, narrator.pretrained, is_stopped) and not interrupts.seen:
+        if make_chains(plan.chains(), plan.resources, pretrained, is_stopped) and not interrupts.seen:
             tuner.fit()
     finally:
         ray.shutdown()
@@ -156,7 +165,9 @@ class _Interrupts:
         os.close(self.read)
 
 
-def close(folder: Path, plan: Plan, results: list[TrialResult], narrator: Narrator, interrupted: bool, uri: str) -> int:
+def close(
+    folder: Path, plan: Plan, results: list[TrialResult], narrator: Narrator, tracker: Tracker, interrupted: bool, uri: str
+) -> int:
     """Show the table and the next command, and close the record in MLflow. Return the exit code."""
     resources = plan.resources
     rows = table(results, narrator.tasks, gpus_per_trial=resources.gpus_per_trial, unended="paused") if results else []
@@ -184,10 +195,10 @@ def close(folder: Path, plan: Plan, results: list[TrialResult], narrator: Narrat
         narrator.show([f"next      {next_command(folder)}"])
     if counts["failed"] and not interrupted and not worked:
         narrator.show([f"reasons   {folder / 'trials'}/*/log.txt"])
-    narrator.tracker.submit(Runs.note, _note(plan, folder, [*rows, "", cost]))
-    recorded = narrator.tracker.close("KILLED" if interrupted else "FINISHED" if worked else "FAILED")
+    tracker.submit(Runs.note, _note(plan, folder, [*rows, "", cost]))
+    recorded = tracker.close("KILLED" if interrupted else "FINISHED" if worked else "FAILED")
     if not recorded:
-        print(f"MLflow: {narrator.tracker.error}", file=sys.stderr)
+        print(f"MLflow: {tracker.error}", file=sys.stderr)
         print(f"The search is complete, but MLflow lacks some records. This logs them again: {go_on(folder)}", file=sys.stderr)
     if interrupted:
         return INTERRUPTED

@@ -1,4 +1,4 @@
-"""The report of a running search: one plain line per event on the terminal and in log.txt, and all events to MLflow.
+"""The report of a running search: one plain line per event on the terminal and in log.txt.
 
 On a terminal a picture of the running trials is below the lines (screen.py); the Narrator provides its content.
 """
@@ -14,15 +14,12 @@ from typing import Any
 from minbert_core.clock import now_ms
 from minbert_core.config import OVERALL
 from minbert_core.terminal import Screen
-from minbert_core.train.folder import read_records
 from minbert_core.train.report import pretraining_told
 from minbert_core.words import duration
 from search.plan.folder import PRETRAINING
 from search.report.screen import Picture, look, read_tail, render
 from search.report.words import describe, markdown, scores
 from search.study.study import TrialResult, best_first, ranked
-from search.tracking.runs import Runs
-from search.tracking.tracker import Tracker
 
 
 def table(
@@ -53,12 +50,10 @@ PRETRAINING_LINES = 10  # lines of progress per pretraining
 
 
 class Narrator:
-    """The listener of a search, which prints, logs and records in MLflow. It estimates the time left from the ended trials."""
+    """The listener of a search that prints and logs. It estimates the time left from the ended trials."""
 
-    def __init__(
-        self, folder: Path, tasks: list[str], num_trials: int, slots: int, full: int, tracker: Tracker, budget: int = 0
-    ) -> None:
-        self.tasks, self.num_trials, self.slots, self.full, self.tracker = tasks, num_trials, slots, full, tracker
+    def __init__(self, folder: Path, tasks: list[str], num_trials: int, slots: int, full: int, budget: int = 0) -> None:
+        self.tasks, self.num_trials, self.slots, self.full = tasks, num_trials, slots, full
         self.budget = budget  # examples of a full trial
         self.log = (folder / "log.txt").open("a", buffering=1, encoding="utf-8")
         self.trials: dict[int, TrialResult] = {}
@@ -67,7 +62,6 @@ class Narrator:
         self.running: dict[int, str] = {}  # running trials -> their text in the picture
         self.began = time.monotonic()
         self.screen = Screen(lambda height: render(self.picture(), height))
-        self.warned = False
 
     def say(self, text: str) -> None:
         """Print one line on the terminal, with the time, and in log.txt, with the date too."""
@@ -87,7 +81,6 @@ class Narrator:
         """Keep a record of pretraining before the trials, and print it at the start, at the end and after every tenth."""
         with (self.folder / PRETRAINING).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        self.tracker.submit(Runs.pretrained, [record])
         before = self.pretraining.get(record["key"], {})
         tenths = [int(PRETRAINING_LINES * known.get("pretrain/share", 0)) for known in (before, record)]
         if not before or "made" in record or tenths[0] < tenths[1]:
@@ -97,50 +90,31 @@ class Narrator:
             del self.pretraining[record["key"]]
 
     def replay(self, trials: list[TrialResult]) -> None:
-        """Take over the trials of an interrupted search and record them in MLflow again; what it has stays."""
-        if pretrained := read_records(self.folder / PRETRAINING):
-            self.tracker.submit(Runs.pretrained, pretrained)
-        for trial in trials:
-            self.trials[trial.number] = trial
-            started_ms = trial.records[0]["time_ms"] if trial.records else now_ms()
-            self.tracker.submit(Runs.trial_started, *self._run(trial), time_ms=started_ms)
-            if trial.status == "running":
-                self.tracker.submit(Runs.records, trial.number, trial.records)
-            else:
-                self._ended_in_mlflow(trial)
+        """Take over the trials of an interrupted search."""
+        self.trials |= {trial.number: trial for trial in trials}
 
     def started(self, trial: TrialResult, resumed: bool) -> None:
         self.trials[trial.number] = trial
         self.running[trial.number] = in_short(trial)
-        self.tracker.submit(Runs.trial_started, *self._run(trial), time_ms=now_ms())
         kind = f" (baseline {trial.baseline})" if trial.baseline is not None else ""
         how = "started" if not resumed else f"resumed from {trial.rung}/{self.full}" if trial.points else "restarted"
         self.say(f"{trial.number:03d} {how}{kind}  {describe(trial.params)}")
 
     def reported(self, trial: TrialResult, new: list[dict[str, Any]]) -> None:
         self.trials[trial.number] = trial
-        self.tracker.submit(Runs.records, trial.number, new)
         self.say(f"{trial.number:03d} at {trial.rung}/{self.full}  {scores(trial.last, self.tasks)}  {self._so_far()}")
 
     def paused(self, trial: TrialResult, why: str) -> None:
-        """Report a paused trial. Its run is FINISHED, as KILLED would show a red cross, and RUNNING again after the pause."""
         self.trials[trial.number] = trial
         self.running.pop(trial.number, None)
-        reason = f"paused at {trial.rung}/{self.full}: {why}"
-        self.tracker.submit(Runs.trial_ended, trial.number, "FINISHED", reason, _last_ms(trial))
-        self.say(f"{trial.number:03d} {reason}  {self._so_far()}")
+        self.say(f"{trial.number:03d} paused at {trial.rung}/{self.full}: {why}  {self._so_far()}")
 
     def ended(self, trial: TrialResult) -> None:
-        """Report how a trial ended, and end its run in MLflow. When MLflow has failed, report that once."""
         self.trials[trial.number] = trial
         self.running.pop(trial.number, None)
-        self._ended_in_mlflow(trial)
         score = f"  {trial.score:.4f}" if trial.points else ""
         reason = f"  {trial.reason}" if trial.reason != trial.status else ""
         self.say(f"{trial.number:03d} {trial.status}{score}{reason}  {self._so_far()}")
-        if self.tracker.error and not self.warned:
-            self.warned = True
-            self.say(f"MLflow: {self.tracker.error} The search continues. metrics.jsonl keeps all, and --resume logs it again.")
 
     def picture(self) -> Picture:
         """Return the picture of the search now, from the records of the running trials. A thread of the screen calls this."""
@@ -169,25 +143,6 @@ class Narrator:
 
     def _time_left(self) -> str:
         return time_left(list(self.trials.values()), self.num_trials, self.slots)
-
-    def _run(self, trial: TrialResult) -> tuple[int, str, dict[str, Any], Path, dict[str, str]]:
-        tags = {"recipe": trial.recipe} | ({"baseline": str(trial.baseline)} if trial.baseline is not None else {})
-        name = f"{trial.number:03d} {describe(trial.params)}"[:100]
-        return trial.number, name, trial.params, trial.folder / "config.yaml", tags
-
-    def _ended_in_mlflow(self, trial: TrialResult) -> None:
-        # all records once more: the last ones of a failed trial came without a report
-        self.tracker.submit(Runs.records, trial.number, trial.records)
-        ended_ms, is_failed = _last_ms(trial), trial.status == "failed"
-        self.tracker.submit(Runs.trial_ended, trial.number, "FAILED" if is_failed else "FINISHED", trial.reason, ended_ms)
-        if (best := self.best()) is not None:
-            keys = ("score", *self.tasks, *OVERALL)
-            metrics = {f"best/{key}": best.best[f"dev/{key}"] for key in keys if f"dev/{key}" in best.best}
-            self.tracker.submit(Runs.best, self.num_done(), metrics | {"trials_done": self.num_done()}, ended_ms)
-
-
-def _last_ms(trial: TrialResult) -> int:
-    return int(trial.records[-1]["time_ms"]) if trial.records else now_ms()
 
 
 def time_left(trials: list[TrialResult], num_trials: int, slots: int) -> str:

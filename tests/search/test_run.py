@@ -402,10 +402,12 @@ def test_the_exit_code_says_how_a_search_ended(
         ends.append(status)
         return recorded
 
-    tracker = SimpleNamespace(submit=lambda *_: None, close=close, error="The disk is full.")
+    tracker: Any = SimpleNamespace(submit=lambda *_: None, close=close, error="The disk is full.")
     shown: list[str] = []
-    narrator: Any = SimpleNamespace(tasks=["sst"], show=shown.extend, tracker=tracker)
-    assert drive.close(here / "runs" / "quick", plan, [result], narrator, interrupted, store_uri(here / "runs")) == code
+    narrator: Any = SimpleNamespace(tasks=["sst"], show=shown.extend)
+    assert (
+        drive.close(here / "runs" / "quick", plan, [result], narrator, tracker, interrupted, store_uri(here / "runs")) == code
+    )
     assert ends == [status]
     err = capsys.readouterr().err
     assert ("The disk is full." in err) == (not recorded)

@@ -1,4 +1,4 @@
-"""What a search tells, line by line, and what reaches MLflow; the tracker is one that takes notes."""
+"""What a search tells, line by line."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,46 +17,10 @@ from search.study.study import TrialResult
 TASKS = ["sst", "sts"]
 
 
-class Notes:
-    """A stand-in for a Tracker that keeps (method, arguments) of every call."""
-
-    error: str | None = None
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, Any]] = []
-
-    def submit(self, method: Callable[..., None], *arguments: Any, **_: Any) -> None:
-        self.calls.append((method.__name__, arguments))
-
-    def names(self) -> list[str]:
-        return [name for name, _ in self.calls]
-
-
 @pytest.fixture
-def notes() -> Notes:
-    return Notes()
-
-
-@pytest.fixture
-def narrator(tmp_path: Path, notes: Notes) -> Iterator[Narrator]:
-    with contextlib.closing(Narrator(tmp_path, TASKS, num_trials=4, slots=2, full=9, tracker=notes)) as narrator:  # type: ignore[arg-type]
+def narrator(tmp_path: Path) -> Iterator[Narrator]:
+    with contextlib.closing(Narrator(tmp_path, TASKS, num_trials=4, slots=2, full=9)) as narrator:
         yield narrator
-
-
-@pytest.fixture
-def trial(tmp_path: Path) -> Callable[..., TrialResult]:
-    (tmp_path / "config.yaml").write_text("data: toy\nencoder: tiny\n")
-
-    def make(
-        number: int, score: float | None = 0.5, rung: int = 9, status: Any = "completed", seconds: float = 60, **changed: Any
-    ) -> TrialResult:
-        dev = {"dev/score": score, "dev/norm": score, "dev/mean": 0.4, "dev/sst": 0.441, "dev/sts": -0.02}
-        own = {"kind": "dev", "rung": rung, "examples": 100 * rung, "seconds": seconds, "time_ms": 1_750_000_000_000}
-        records = [] if score is None else [own | dev]
-        known = TrialResult(number, status, changed.pop("reason", status), {"optimizer/lr": 3.21e-5}, None, tmp_path, records)
-        return replace(known, **changed)
-
-    return make
 
 
 def test_a_trial_is_described_by_the_last_words_of_its_paths() -> None:
@@ -97,7 +59,7 @@ def test_the_table_counts_gpu_minutes_where_there_are_gpus(trial: Callable[..., 
 
 
 def test_what_is_pretrained_before_the_trials_is_printed_every_tenth_kept_and_shown_meanwhile(
-    narrator: Narrator, notes: Notes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    narrator: Narrator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = {"kind": "pretrain", "stage": "mlm", "key": "3f2a9c01ab", "pretrain/examples": 50, "pretrain/mlm_loss": 2.5}
     own |= {"pretrain/examples_per_second": 10.0, "seconds_left": 600.0}
@@ -112,9 +74,6 @@ def test_what_is_pretrained_before_the_trials_is_printed_every_tenth_kept_and_sh
     assert "mlm 3f2a9c01 trained in 15 min; on held-out texts" in capsys.readouterr().out
     assert narrator.picture().best == "no score yet"
     assert len((tmp_path / "pretraining.jsonl").read_text().splitlines()) == 31
-    assert notes.names() == ["pretrained"] * 31
-    narrator.replay([])
-    assert len(notes.calls[-1][1][0]) == 31
 
 
 def test_the_picture_shows_what_runs_now_by_its_own_records(
@@ -193,48 +152,11 @@ def test_the_table_is_shown_without_the_hour_and_logged(
     assert capsys.readouterr().out == (tmp_path / "log.txt").read_text() == "\n| trial |\n"
 
 
-def test_mlflow_hears_of_a_trial_from_begin_to_end(narrator: Narrator, notes: Notes, trial: Callable[..., TrialResult]) -> None:
-    narrator.started(trial(0, None, status="running"), resumed=False)
-    narrator.reported(trial(0, 0.6, rung=1, status="running"), [{}])
-    narrator.ended(trial(0, 0.6))
-    assert notes.names() == ["trial_started", "records", "records", "trial_ended", "best"]
-    number, name, params, config, tags = notes.calls[0][1]
-    assert (number, name, params, config.name) == (0, "000 lr=3.21e-05", {"optimizer/lr": 3.21e-5}, "config.yaml")
-    assert tags == {"recipe": "multitask"}
-    step, metrics, _ = notes.calls[-1][1]
-    assert step == 1
-    best = {"best/score": 0.6, "best/sst": 0.441, "best/sts": -0.02, "best/norm": 0.6, "best/mean": 0.4}
-    assert metrics == best | {"trials_done": 1}
-
-
-@pytest.mark.parametrize(("status", "in_mlflow"), [("completed", "FINISHED"), ("stopped", "FINISHED"), ("failed", "FAILED")])
-def test_only_a_fault_is_failed_in_mlflow(
-    narrator: Narrator, notes: Notes, trial: Callable[..., TrialResult], status: str, in_mlflow: str
-) -> None:
-    narrator.ended(trial(0, status=status, reason="because"))
-    assert dict(notes.calls)["trial_ended"][1:3] == (in_mlflow, "because")
-
-
-def test_a_resumed_search_tells_mlflow_everything_again(
-    narrator: Narrator, notes: Notes, trial: Callable[..., TrialResult], capsys: pytest.CaptureFixture[str]
+def test_a_resumed_search_counts_the_trials_that_ended_before(
+    narrator: Narrator, trial: Callable[..., TrialResult], capsys: pytest.CaptureFixture[str]
 ) -> None:
     narrator.replay([trial(0, 0.6), trial(1, 0.5, rung=1, status="running"), trial(2, None, status="failed")])
-    numbers = {name: [arguments[0] for called, arguments in notes.calls if called == name] for name in notes.names()}
-    assert numbers["trial_started"] == [0, 1, 2]
-    assert numbers["records"] == [0, 1, 2]
-    assert numbers["trial_ended"] == [0, 2]
     assert capsys.readouterr().out == ""
     best = narrator.best()
     assert best is not None
     assert (best.number, narrator.num_done()) == (0, 2)
-
-
-def test_a_dead_mlflow_is_said_once(
-    narrator: Narrator, notes: Notes, trial: Callable[..., TrialResult], capsys: pytest.CaptureFixture[str]
-) -> None:
-    notes.error = "MLflow stopped recording: disk full"
-    narrator.ended(trial(0))
-    narrator.ended(trial(1))
-    out = capsys.readouterr().out
-    assert out.count("disk full") == 1
-    assert "--resume logs it again" in out

@@ -1,0 +1,46 @@
+"""Several listeners of one search: the terminal with its log, and MLflow."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from search.study.searcher import Listener
+from search.study.study import TrialResult
+
+
+class SearchListener(Listener, Protocol):
+    """A recipient of all events of a search: those of its trials, and those before its first trial."""
+
+    def pretrained(self, record: dict[str, Any]) -> None: ...
+    def replay(self, trials: list[TrialResult]) -> None: ...
+
+
+class Listeners:
+    """Several listeners as one. Each event goes to each of them, in order."""
+
+    def __init__(self, *listeners: SearchListener) -> None:
+        self.listeners = listeners
+
+    def pretrained(self, record: dict[str, Any]) -> None:
+        for listener in self.listeners:
+            listener.pretrained(record)
+
+    def replay(self, trials: list[TrialResult]) -> None:
+        for listener in self.listeners:
+            listener.replay(trials)
+
+    def started(self, trial: TrialResult, resumed: bool) -> None:
+        for listener in self.listeners:
+            listener.started(trial, resumed)
+
+    def reported(self, trial: TrialResult, new: list[dict[str, Any]]) -> None:
+        for listener in self.listeners:
+            listener.reported(trial, new)
+
+    def paused(self, trial: TrialResult, why: str) -> None:
+        for listener in self.listeners:
+            listener.paused(trial, why)
+
+    def ended(self, trial: TrialResult) -> None:
+        for listener in self.listeners:
+            listener.ended(trial)
