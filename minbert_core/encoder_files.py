@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from minbert_core.files import check_is_file
+
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARDS = "model-*.safetensors"  # the names that transformers gives
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # its first bytes (Git LFS specification, "The Pointer")
@@ -40,7 +42,8 @@ def _is_file_name(name: object) -> bool:
 
 
 def check_content(path: Path) -> None:
-    """Raise ValueError if a file is empty or a Git LFS pointer."""
+    """Raise ValueError if a file is empty, a Git LFS pointer, or not a file."""
+    check_is_file(path)
     with path.open("rb") as file:
         start = file.read(len(LFS_POINTER))
     if not start:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from minbert_core.data.own_tasks import Binary, Files
-from minbert_core.files import cache_folder, explain_fault, lock, replaced, user_path
+from minbert_core.files import cache_folder, check_is_file, explain_fault, lock, replaced, user_path
 from minbert_core.inputs import Inputs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -206,6 +206,46 @@ def test_the_draft_of_a_killed_writer_is_removed(tmp_path: Path) -> None:
         draft.mkdir()
     assert names(tmp_path) == {"best"}
     assert names(tmp_path / "best") == set()
+
+
+@pytest.mark.parametrize("many_writers", [False, True])
+def test_a_durable_draft_is_on_the_disk_before_it_has_its_name_and_its_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many_writers: bool
+) -> None:
+    """A file that has its name before its content is empty after a power loss."""
+    steps: list[str] = []
+    sync, move = os.fsync, os.replace
+
+    def noted_sync(descriptor: int) -> None:
+        steps.append(f"flush {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        sync(descriptor)
+
+    def noted_move(source: Path, target: Path) -> None:
+        steps.append(f"{source.name} -> {target.name}")
+        move(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "replace", noted_move)
+    (tmp_path / "new").mkdir()
+    with replaced(tmp_path / "new" / "best", many_writers=many_writers, durable=True) as draft:
+        draft.mkdir()
+        (draft / "heads").write_text("content")
+    name = draft.name
+    assert steps == ["flush heads", f"flush {name}", f"{name} -> best", "flush new", f"flush {tmp_path.name}"]
+    steps.clear()
+    with replaced(tmp_path / "new" / "table", many_writers=many_writers) as draft:
+        draft.write_text("content")
+    assert steps == [f"{draft.name} -> table"]
+
+
+def test_a_pipe_or_a_device_is_no_file_and_is_refused_without_reading(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.csv")
+    with pytest.raises(ValueError, match=r"rows\.csv is a named pipe, not a file\. Copy its content into a file\."):
+        check_is_file(tmp_path / "rows.csv")
+    with pytest.raises(ValueError, match=r"^/dev/zero is a device, not a file\."):
+        check_is_file(Path("/dev/zero"))
+    check_is_file(tmp_path)  # the one who opens a folder says so
+    check_is_file(tmp_path / "absent")
 
 
 def test_two_writers_at_once_do_not_meet(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import stat
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from minbert_core.tensor_files import load_shapes, load_state, load_tensors, save_state, save_tensors
 
@@ -45,20 +47,64 @@ from pathlib import Path
 import torch
 from minbert_core import tensor_files
 
+tensor_files.save_state({"a": torch.ones(3)}, Path(sys.argv[1]) / "save_state")
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 for save in (tensor_files.save_tensors, tensor_files.save_state):
     try:
         save({"a": torch.zeros(100_000)}, Path(sys.argv[1]) / save.__name__)
     except OSError as error:
         print(error.errno, error.filename)
+print(tensor_files.load_state(Path(sys.argv[1]) / "save_state")["a"].tolist())
 """
 
 
-def test_a_disk_that_takes_no_more_is_an_error_of_the_system_with_the_path(tmp_path: Path) -> None:
+def test_a_disk_that_takes_no_more_is_an_error_of_the_system_with_the_path_and_the_old_snapshot_stays(tmp_path: Path) -> None:
     """Here a limit on the size of files; a full disk fails at the same calls, with another number."""
     done = subprocess.run([sys.executable, "-c", FULL, tmp_path], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.stdout.splitlines() == [
         f"{errno.EFBIG} {tmp_path / 'save_tensors'}",
         f"{errno.EFBIG} {tmp_path / 'save_state.tmp'}",
+        "[1.0, 1.0, 1.0]",
     ]
+    assert not (tmp_path / "save_state.tmp").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp:123] DefaultCPUAllocator: can't allocate memory: 9 bytes.")],
+)
+def test_a_snapshot_for_which_there_is_no_memory_is_not_called_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Training would begin again over it."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    save_state({"a": torch.ones(3)}, tmp_path / "a.pt")
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(MemoryError):
+        load_state(tmp_path / "a.pt")
+
+
+def test_damaged_weights_are_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_tensors({"a": torch.arange(3)}, path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.safetensors is damaged: its content does not match its checksum\. Copy it again"):
+        load_tensors(path)
+
+
+def test_weights_of_others_have_no_checksum_and_are_read(tmp_path: Path) -> None:
+    save_file({"a": torch.arange(3)}, tmp_path / "a.safetensors", {"format": "pt"})
+    assert load_tensors(tmp_path / "a.safetensors")["a"].tolist() == [0, 1, 2]
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a")
+    for load in (load_tensors, load_state):
+        with pytest.raises(ValueError, match="is a named pipe, not a file"):
+            load(tmp_path / "a")

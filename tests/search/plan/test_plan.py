@@ -386,7 +386,7 @@ def test_a_baselines_own_encoder_is_found_too(two: Path) -> None:
 def test_the_driver_tokenises_for_every_searched_encoder(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(two / "cache"))
     searched(config={"encoder": {"choice": NAMED}})
-    assert len(list((two / "cache" / "minbert" / "tokens").glob("*.arrow"))) == 2 * 3 * 2  # encoders, tasks, train and dev
+    assert len(list((two / "cache" / "minbert" / "tokens").glob("*.tokens"))) == 2 * 3 * 2  # encoders, tasks, train and dev
 
 
 def test_a_fault_in_any_searched_encoder_shows_before_the_search_starts(two: Path) -> None:
