@@ -2,8 +2,8 @@
 
     corpus.Split -> tokenise_split -> TokenisedSplit -> pack -> PackedBatch -> the encoder
 
-The file holds each sentence's word pieces without special tokens, and ends with a CRC-32 of itself. `pack` builds a batch without
-padding, with one sequence per pair (cross) or one sequence per sentence (bi).
+The file holds each sentence's word pieces without special tokens, and ends with a CRC-32 of itself. `pack` builds a batch
+without padding, with one sequence per pair (cross) or one sequence per sentence (bi).
 
 Legend: B examples, S sequences, N packed tokens. Sequence s is tokens starts[s] to starts[s + 1].
 """
