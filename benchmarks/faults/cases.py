@@ -1,0 +1,8 @@
+"""All faults, in the order of the table."""
+
+from benchmarks.faults.kills import KILLS
+from benchmarks.faults.outside import OUTSIDE
+from benchmarks.faults.processes import PROCESSES
+from benchmarks.faults.records import RECORDS
+
+CASES = [*KILLS, *PROCESSES, *RECORDS, *OUTSIDE]
