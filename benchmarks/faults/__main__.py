@@ -1,7 +1,7 @@
 """Break small searches in every way that a long one breaks, resume them, and check that nothing was lost or run twice.
 
-    python -m benchmarks.faults [--only kill disk] [--list] [--seed 0] [--out FILE]
-    make faults
+    python -m benchmarks.faults [--only kill disk] [--list] [--seed 0] [--data DIR --encoder DIR] [--out FILE]
+    make faults [DATA=DIR ENCODER=DIR]
 
 Each fault is injected into real searches of about 20 seconds on the embedded corpus. A row of the table shows what is expected,
 what was seen, and in how many of how many searches it held. The exit code is 0 only if everything held. The machine should be
@@ -20,8 +20,7 @@ from pathlib import Path
 
 from benchmarks.faults.case import Case
 from benchmarks.faults.cases import CASES
-from benchmarks.faults.harness import Lab, Unmet
-from benchmarks.faults.outside import Omitted
+from benchmarks.faults.harness import Lab, Omitted, Unmet
 from search.report.words import markdown
 
 
@@ -47,6 +46,8 @@ def main() -> int:
     options.add_argument("--list", action="store_true", help="print the faults, and run none")
     options.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random moments (default 0)")
     options.add_argument("--times", type=int, metavar="N", help="searches per fault, at most (default: as listed)")
+    options.add_argument("--data", type=Path, metavar="DIR", help="the course's files, for the search on real data")
+    options.add_argument("--encoder", type=Path, metavar="DIR", help="a pretrained encoder, for the search on real data")
     options.add_argument("--out", type=Path, metavar="FILE", help="write the table here, too")
     given = options.parse_args()
     cases = [case for case in CASES if not given.only or any(word in case.name for word in given.only)]
@@ -56,7 +57,7 @@ def main() -> int:
         print("\n".join(f"{case.times:>3} x {case.name}: {case.expected}" for case in cases))
         return 0
     with tempfile.TemporaryDirectory(prefix="minbert-faults-") as folder:
-        rows = list(_rows(cases, Lab(Path(folder), given.seed)))
+        rows = list(_rows(cases, Lab(Path(folder), given.seed, given.data, given.encoder)))
     table = markdown([["fault", "expected", "seen", "held", "s"], *(row.cells() for row in rows)])
     print("", *table, sep="\n")
     if given.out:

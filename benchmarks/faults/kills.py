@@ -5,10 +5,15 @@ from __future__ import annotations
 import time
 
 from benchmarks.faults.case import Case
-from benchmarks.faults.harness import NAME, ONE_SLOT, SPACE, Lab, Search, check_all, check_mlflow, check_whole, require
+from benchmarks.faults.harness import NAME, ONE_SLOT, SPACE, Lab, Omitted, Search, check_all, check_mlflow, check_whole, require
 
 START = ("--space", f"{NAME}.yaml", *ONE_SLOT)
 TOP_K = SPACE.replace("rungs: [1, 3, 9]", "rungs: [1, 3, 9]\ntrial_scheduler: {kind: top_k, k: 2}")
+REAL = (
+    SPACE.replace("  data: toy\n  encoder: tiny\n", "")
+    .replace("examples: 6000", "examples: 1500")
+    .replace("3e-4, 1e-2", "1e-5, 2e-4")
+)
 PRETRAINED = SPACE.replace("  optimizer:", "  stages: [{kind: mlm, texts: [sst], epochs: 2, seed: 7}, multitask]\n  optimizer:")
 
 
@@ -100,6 +105,24 @@ def killed_out_of_time(search: Search, lab: Lab) -> str:
     return _resumed(search, lab)
 
 
+def killed_three_times_on_real_data(search: Search, lab: Lab) -> str:
+    """Kill a search with a pretrained encoder on the real data, and its next two resumes, and compare it with a whole one."""
+    if lab.data is None or lab.encoder is None:
+        raise Omitted("it needs --data and --encoder")
+    real = ("--data", str(lab.data.absolute()), "--encoder", str(lab.encoder.absolute()))
+    reference = lab.reference(search.space, *real)
+    pause = lab.seconds[search.space] / 4
+    search.start(*START, *real)
+    for _ in range(3):
+        search.until(search.trains, "training")
+        _wait(search, pause)
+        search.kill()
+        search.end()
+        search.start("--resume", NAME)
+    require(search.end(1800) == 0, f"the last --resume ended with {search.code}:\n{search.text[-1500:]}")
+    return f"{_checked(search, lab)}; {len(reference)} trials, {search.retrained()} records made again"
+
+
 def _wait(search: Search, seconds: float) -> None:
     """Wait, but not beyond the end of the command."""
     deadline = time.monotonic() + seconds
@@ -140,4 +163,5 @@ KILLS = [
     Case("driver killed under top_k", SAME, killed_in_training, times=2, space=TOP_K),
     Case("driver killed under --hours", SAME, killed_out_of_time, times=2),
     Case("driver killed with pretraining", SAME, killed_in_training, times=2, space=PRETRAINED),
+    Case("driver killed three times, real data", SAME, killed_three_times_on_real_data, space=REAL),
 ]

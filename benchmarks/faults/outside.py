@@ -17,16 +17,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from benchmarks.faults.case import Case
-from benchmarks.faults.harness import NAME, ONE_SLOT, Lab, Search, check_all, check_gone, require
+from benchmarks.faults.harness import NAME, ONE_SLOT, Lab, Omitted, Search, check_all, check_gone, require
 from search.tracking.store import sqlite_uri
 
 START = ("--space", f"{NAME}.yaml", *ONE_SLOT)
 DISK_MB = 24
 AWAY_SECONDS = 20
-
-
-class Omitted(Exception):
-    """A fault that this machine cannot inject."""
 
 
 # ------------------------------------------------------------------------------------------------------------------ disk
