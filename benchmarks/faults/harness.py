@@ -103,7 +103,7 @@ class Lab:
             whole = self.search(space)
             whole.start("--space", f"{NAME}.yaml", *ONE_SLOT, *options)
             require(
-                whole.end(1800 if options else 180) == 0,
+                whole.end(1800 if options else 300) == 0,
                 f"the search that nothing broke ended with {whole.code}:\n{whole.text[-2000:]}",
             )
             self.references[space] = whole.trials()
@@ -154,7 +154,7 @@ class Search:
         for line in process.stdout:
             self.text += line
 
-    def until(self, holds: Callable[[], Any], what: str, timeout_seconds: float = 90) -> Any:
+    def until(self, holds: Callable[[], Any], what: str, timeout_seconds: float = 180) -> Any:
         """Wait until something holds, and return it."""
         deadline = time.monotonic() + timeout_seconds
         while not (value := holds()):
@@ -169,7 +169,7 @@ class Search:
     def running(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def end(self, timeout_seconds: float = 180) -> int:
+    def end(self, timeout_seconds: float = 300) -> int:
         """Wait for the end of the command and return its exit code."""
         assert self.process is not None, "nothing was started"
         try:
@@ -186,7 +186,7 @@ class Search:
         assert self.process is not None, "nothing was started"
         self.process.send_signal(number)
 
-    def resume(self, *options: str, code: int = 0, timeout_seconds: float = 180) -> None:
+    def resume(self, *options: str, code: int = 0, timeout_seconds: float = 300) -> None:
         """Resume the search to its end."""
         self.start("--resume", NAME, *options)
         require(self.end(timeout_seconds) == code, f"--resume ended with {self.code} instead of {code}:\n{self.text[-2000:]}")
