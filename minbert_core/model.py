@@ -200,11 +200,11 @@ def _model_around(encoder: Encoder, config: TrialConfig) -> MultitaskBert:
 
 
 def save_model(model: MultitaskBert, config: TrialConfig, folder: Path, tokenizer_folder: Path) -> None:
-    """Write the model as a folder that `load_model` reads. A half-written model never has the final name.
+    """Write the model as a folder that `load_model` reads, durable. A half-written model never has the final name.
 
     There must be one writer per folder. Drafts that a killed writer left behind are removed.
     """
-    with replaced(folder) as draft:
+    with replaced(folder, durable=True) as draft:
         save_encoder(model.encoder, draft / "encoder")
         for name in TOKENIZER_FILES:
             if (tokenizer_folder / name).exists():

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -272,21 +271,18 @@ class PretrainingRun:
         self.shown, self.seconds, self.before = state["shown"], state["seconds"], state["before"]
 
     def _keep(self, after: Record) -> None:
-        """Write encoder, head, tokenizer and figures as a folder, renamed into place when it is complete."""
+        """Write encoder, head, tokenizer and figures as a folder, durable, renamed into place when it is complete."""
         figures = {f"held_out_{name}": value for name, value in after.items()}
         figures |= {f"held_out_{name}_before": value for name, value in self.before.items()}
         head = self.head.state_dict()
         about = {"stage": self.stage.model_dump(mode="json"), "texts": len(self.texts), "examples": self.total}
         about |= {"seconds": round(self.seconds, 3), "notes": self.notes, "held_out": figures}
-        with replaced(self.one.folder) as draft:
+        with replaced(self.one.folder, durable=True) as draft:
             save_encoder(self.encoder, draft, {there: head[name] for name, there in self.stage.stored.items()})
             for name in TOKENIZER_FILES:
                 with contextlib.suppress(FileNotFoundError):
                     shutil.copyfile(self.one.before / name, draft / name)
-            with (draft / FIGURES).open("w", encoding="utf-8") as file:
-                json.dump(about, file, indent=2)
-                file.flush()
-                os.fsync(file.fileno())
+            (draft / FIGURES).write_text(json.dumps(about, indent=2), encoding="utf-8")
 
 
 def _head(stage: Pretraining, folder: Path, encoder: Encoder) -> tuple[nn.Module, list[str]]:

@@ -267,19 +267,35 @@ def evaluate_dev(model: MultitaskBert, config: TrialConfig, inputs: Inputs) -> t
     return metrics, notes
 
 
-def save_snapshot(path: Path, snapshot: dict[str, Any], records: list[Record]) -> None:
-    """Write one file, replaced atomically. It holds every record so far, so a kill between save and report loses none."""
+class ForeignSnapshotError(ValueError):
+    """A whole snapshot, but of another config than the one that would resume from it."""
+
+
+def save_snapshot(path: Path, snapshot: dict[str, Any], records: list[Record], identity: str = "") -> None:
+    """Write one file, durable, replaced atomically. It has all records so far: a kill between save and report loses none.
+
+    identity: that of the trial's config, which alone resumes from it; "" if any may.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_state({**snapshot, "format": FORMAT, "records": records}, path)
+    save_state({**snapshot, "format": FORMAT, "identity": identity, "records": records}, path)
 
 
-def load_snapshot(path: Path) -> tuple[dict[str, Any], list[Record]]:
-    """Read what `save_snapshot` wrote.  Raises ValueError: broken, or of another format; OSError: unreadable."""
+def load_snapshot(path: Path, identity: str = "") -> tuple[dict[str, Any], list[Record]]:
+    """Read what `save_snapshot` wrote; earlier versions saved no identity.
+
+    identity: that of the config which would resume from it; "" accepts a snapshot of any.
+    Raises ValueError: damaged, or of another format; ForeignSnapshotError: of another config; OSError: unreadable.
+    """
     snapshot = load_state(path)
-    if "records" not in snapshot:
+    if not isinstance(snapshot, dict) or "records" not in snapshot:
         raise ValueError(f"{path} is not a complete snapshot (it has no records).")
     if (saved_format := snapshot.pop("format", 1)) != FORMAT:
         raise ValueError(f"{path} is a snapshot of format {saved_format}. This version resumes format {FORMAT}.")
+    saved_identity = snapshot.pop("identity", "")
+    if identity and saved_identity and saved_identity != identity:
+        law = f"belongs to a trial with another config (identity {saved_identity}, not {identity})"
+        remedy = "Put back the config.yaml of that trial, or move the snapshot away to start from the beginning"
+        raise ForeignSnapshotError(f"{path} {law}. It was not read. {remedy}.")
     snapshot["counters"] = in_current_names(snapshot.get("counters", {}))
     return snapshot, [in_current_names(record) for record in snapshot.pop("records")]
 

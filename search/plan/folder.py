@@ -172,6 +172,6 @@ def check_format(plan: PlanRecord) -> None:
 
 
 def write_plan(folder: Path, record: PlanRecord) -> None:
-    """Write a search's plan.json, whole or not at all."""
-    with files.replaced(folder / "plan.json") as draft:
+    """Write a search's plan.json, durable, whole or not at all."""
+    with files.replaced(folder / "plan.json", durable=True) as draft:
         draft.write_text(json.dumps(asdict(record), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

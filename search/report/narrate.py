@@ -5,7 +5,6 @@ On a terminal a picture of the running trials is below the lines (screen.py); th
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from minbert_core.clock import now_ms
 from minbert_core.config import OVERALL
 from minbert_core.terminal import Screen
+from minbert_core.train.folder import append_record
 from minbert_core.train.report import pretraining_told
 from minbert_core.words import duration
 from search.plan.folder import PRETRAINING
@@ -79,8 +79,7 @@ class Narrator:
 
     def pretrained(self, record: dict[str, Any]) -> None:
         """Keep a record of pretraining before the trials, and print it at the start, at the end and after every tenth."""
-        with (self.folder / PRETRAINING).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_record(self.folder / PRETRAINING, record)
         before = self.pretraining.get(record["key"], {})
         tenths = [int(PRETRAINING_LINES * known.get("pretrain/share", 0)) for known in (before, record)]
         if not before or "made" in record or tenths[0] < tenths[1]:

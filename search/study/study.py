@@ -147,7 +147,7 @@ class Study:
                 continue
             folder = self.trial_folder(trial.number)
             folder.mkdir(parents=True, exist_ok=True)
-            with replaced(folder / "config.yaml") as draft:
+            with replaced(folder / "config.yaml", durable=True) as draft:
                 draft.write_text(dump_yaml(as_written(config)), encoding="utf-8")
             return self.result(trial.number)
         raise ValueError("A hundred points in a row were impossible. Their reasons are in study.journal.")
