@@ -51,7 +51,7 @@ def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[]
     rungs = plan.space.settings.rungs
     tasks, slots = list(plan.config.train_on), plan.resources.slots
     narrator = Narrator(folder, tasks, plan.num_trials, slots, rungs[-1], plan.examples)
-    recorder = Recorder(folder, tasks, rungs[-1], Tracker(search), narrator.say)
+    recorder = Recorder(folder, tasks, rungs[-1], Tracker(search, narrator.say))
     recorder.tracker.start()
     listeners = Listeners(narrator, recorder)
     with contextlib.closing(narrator), _Interrupts(narrator.say) as interrupts:

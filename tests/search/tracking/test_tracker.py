@@ -26,7 +26,7 @@ from typing import Any
 
 import pytest
 
-from search.tracking import tracker as tracking
+from search.tracking import outage
 from search.tracking.runs import Runs, SearchRecord
 from search.tracking.store import (
     dashboard_command,
@@ -60,7 +60,12 @@ def uri(laid_out: Path, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def track(uri: str, tmp_path: Path) -> Callable[..., Tracker]:
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def track(uri: str, tmp_path: Path, said: list[str]) -> Callable[..., Tracker]:
     (tmp_path / "plan.json").write_text("{}")
     (tmp_path / "config.yaml").write_text("seed: 0\n")
 
@@ -73,7 +78,7 @@ def track(uri: str, tmp_path: Path) -> Callable[..., Tracker]:
             "artifact_files": [tmp_path / "plan.json"],
         }
         settings |= {"uri": uri, "name": "smart", "resume": resume}
-        tracker = Tracker(SearchRecord(**settings | changed))
+        tracker = Tracker(SearchRecord(**settings | changed), said.append)
         tracker.start()
         return tracker
 
@@ -326,7 +331,7 @@ def test_a_store_that_is_busy_for_a_while_loses_nothing(
         return log_batch(self, *args, **kwargs)
 
     monkeypatch.setattr(_client_class(), "log_batch", busy_once)
-    monkeypatch.setattr(tracking, "RETRY_SECONDS", (0.01,))
+    monkeypatch.setattr(outage, "FIRST_PAUSE", 0.01)
     tracker.submit(Runs.records, 0, [record(16, dev_sst=0.1)])
     assert tracker.close("FINISHED"), tracker.error
     assert tried
@@ -523,7 +528,10 @@ def test_a_store_is_a_server_or_a_file(text: str, uri: str, tmp_path: Path, monk
         ("sqlite:////a?b/m.db", r"A path in an address is percent-encoded\. Got .* For a file: sqlite:////a%3Fb/m\.db"),
         ("postgresql://box/mlflow", r"A search logs to an MLflow server, http\(s\)://…, or to a file, sqlite:///…\. Got"),
         ("http://", r"An MLflow server's address is http\(s\)://HOST:PORT\. Got 'http://'\."),
-        ("http://me:secret@box", r"holds no password\. Set MLFLOW_TRACKING_USERNAME"),
+        ("http://me:secret@box", r"holds no password and no token\. Got 'http://\*\*\*@box'\. Set MLFLOW_TRACKING_TOKEN, or"),
+        ("https://box/?token=secret", r"Got 'https://box/\?\*\*\*'\. Set MLFLOW_TRACKING_TOKEN"),
+        ("https://box/#secret", r"Got 'https://box/'\. Set MLFLOW_TRACKING_TOKEN"),
+        ("postgresql://me:secret@box/mlflow?password=secret", r"Got 'postgresql://\*\*\*@box/mlflow\?\*\*\*'\."),
     ],
 )
 def test_what_mlflow_does_not_log_to_is_refused(text: str, sentence: str) -> None:
