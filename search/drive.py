@@ -31,8 +31,9 @@ from search.report.narrate import Narrator, table
 from search.report.record import Recorder
 from search.study.engine import STOPS, start_ray
 from search.study.listeners import Listeners
+from search.study.repair import repair
 from search.study.searcher import StopOnRequest, StudySearcher, TuneScheduler
-from search.study.study import Study, TrialResult, mend_journal
+from search.study.study import Study, TrialResult
 from search.study.trainable import run_trial
 from search.tracking.runs import Runs, SearchRecord
 from search.tracking.store import dashboard_command, store_uri, ui_command
@@ -57,10 +58,12 @@ def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[]
     with contextlib.closing(narrator), _Interrupts(narrator.say) as interrupts:
         narrator.log.write("\n".join(plan_lines(plan, num_dropped=None)) + "\n")  # the terminal has shown them already
         narrator.show([f"folder    {folder}", _dashboard(folder), f"mlflow    {ui_command(uri, Path.cwd())}"])
-        mend_journal(folder)
+        repairs = repair(folder, plan.space, plan.seed)
+        for sentence in repairs.sentences:
+            narrator.say(sentence)
         study = Study(folder, plan.space, plan.seed)
         scheduler = plan.space.settings.trial_scheduler.build(rungs, plan.num_trials)
-        unfinished = study.restore(scheduler) if resumed else []
+        unfinished = study.restore(scheduler, repairs.records) if resumed else []
         listeners.replay(study.results())
         if resumed:
             narrator.say(f"resumed; {narrator.num_done()} of {plan.num_trials} trials have ended, {len(unfinished)} continue")

@@ -140,8 +140,7 @@ class StudySearcher(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Record a trial's new point: in the study, the link to the best, and the listener."""
         report, before = Report.received(result), self.running[trial_id]
-        self.study.report(before.number, report.rung, report.score)
-        self.running[trial_id] = self.study.result(before.number)
+        self.running[trial_id] = self.study.report(before.number, report.records)
         seconds = report.records[-1]["seconds"]
         if not before.points:
             self._note_first_point(report.recipe, seconds)
@@ -162,7 +161,7 @@ class StudySearcher(Searcher):
     def _end(self, trial_id: str, result: dict[str, Any]) -> None:
         """Record that Ray ended a trial, because it was at its last point or TuneScheduler stopped it."""
         number, rung = self.running[trial_id].number, self.running[trial_id].rung
-        if self.study.result(number).rung > rung:  # the report at which a trial is stopped arrives only here
+        if result and Report.received(result).rung > rung:  # the report at which a trial is stopped arrives only here
             self.on_trial_result(trial_id, result)
         trial = self.running.pop(trial_id)
         verdict = self.scheduler.verdict(number)
