@@ -5,6 +5,7 @@ Each test flips FLIPS bits, one at a time, in a small file: half of them anywher
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -89,3 +90,16 @@ def test_a_token_file_with_a_flipped_bit_is_built_again_and_a_line_says_so(
         assert content(read()) == expected
         said += "is damaged" in capsys.readouterr().out
     assert said == FLIPS
+
+
+def test_a_flipped_bit_of_the_cached_toy_corpus_is_mended_and_a_line_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toy, "SIZES", {"train": 3, "dev": 2, "test": 1})
+    folder = toy.toy_folder(tmp_path)
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for path in (folder / "vocab.txt", folder / "sts-train.csv", tmp_path / f"{folder.name}.sha256.json"):
+        for _ in itertools.islice(flips(path), 8):
+            toy.toy_folder(tmp_path)
+            assert "does not match its checksum. It is written again." in capsys.readouterr().out
+            assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
