@@ -394,6 +394,7 @@ def test_the_line_for_the_page_names_the_store_and_a_program_that_is_there(
 
 def test_a_server_is_named_by_its_address(tmp_path: Path) -> None:
     assert ui_command("http://box:5000", tmp_path) == "http://box:5000"
+    assert ui_command("http://me:secret@box:5000/?token=secret", tmp_path) == "http://***@box:5000/?***"
 
 
 def test_the_line_for_the_dashboard_names_the_journal_and_what_is_missing(
