@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NoReturn, TypedDict
 
 from minbert_core.files import user_path
 from minbert_core.settings.models import NAME
 from minbert_core.words import did_you_mean
-from search.environment import own_version
+from search.environment import own_version, without_secrets
 from search.tracking.store import parse_tracking_uri
 
 
@@ -204,9 +204,16 @@ CHECKS: dict[str, Callable[[object], Any]] = {  # what a keyword passes through;
 # ------------------------------------------------------------------------------------------------------------ the parser
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors repeat no password of an address, such as that of a mistyped --tracking-uri."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(without_secrets(message))
+
+
 def parser() -> argparse.ArgumentParser:
     """Build the parser of `python -m search.run`."""
-    command = argparse.ArgumentParser(
+    command = _Parser(
         prog="python -m search.run",
         usage="python -m search.run --space FILE | --resume NAME [options]",
         description="Search for the best configuration of a space.",

@@ -35,4 +35,4 @@ def reason_of(error: BaseException) -> str:
         inner = cause
     text = inner.strerror if isinstance(inner, OSError) and inner.strerror else str(inner)
     line = (text.strip().splitlines() or [""])[0] or type(inner).__name__
-    return without_secrets(line)[:MAX_REASON]
+    return without_secrets(line)[:MAX_REASON].rstrip(".")

@@ -23,7 +23,7 @@ from search.tracking.writer import Writer
 
 PATIENCE_SECONDS, PATIENCE_SECONDS_KILLED = 60.0, 8.0  # of `close`; after an interrupt, someone waits for the prompt
 MAX_PATIENCES = 10  # for a slow store, which makes progress
-QUIET_SECONDS = 5.0  # the time that `close` waits before it says so
+QUIET_SECONDS = 10.0  # the time that `close` waits before it says so; a fresh database takes 4 s
 
 Arguments = ParamSpec("Arguments")
 

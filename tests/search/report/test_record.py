@@ -92,7 +92,8 @@ def test_many_reports_of_a_trial_are_one_source_of_measurements(
 def test_a_resumed_search_makes_the_same_runs(
     recorder: Recorder, runs: Runs, trial: Callable[..., TrialResult], tmp_path: Path
 ) -> None:
-    record = {"kind": "pretrain", "key": "3f2a", "pretrain/examples": 5, "examples": 0, "time_ms": 1, "pretrain/mlm_loss": 2.0}
+    record = {"kind": "pretrain", "key": "3f2a", "pretrain/examples": 5, "examples": 0, "time_ms": 1, "seconds": 1.0}
+    record |= {"pretrain/mlm_loss": 2.0}
     (tmp_path / "pretraining.jsonl").write_text(json.dumps(record) + "\n")
     recorder.replay([trial(0, 0.6), trial(1, 0.5, rung=1, status="running"), trial(2, None, status="failed")])
     assert {number: run.status for number, run in runs.trials.items()} == {0: "FINISHED", 1: "RUNNING", 2: "FAILED"}
