@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 from minbert_core.train.folder import read_records, state_file, write_records
 from minbert_core.train.trial import save_snapshot
 from search.space.space import make_space
+from search.study.repair import repair
 from search.study.searcher import (
     NO_TIME,
     WAITS,
@@ -99,11 +100,12 @@ class Driver:
         (folder / "trials").mkdir(exist_ok=True)
         space = make_space("quick", {"config": CONFIG, "trials": num_trials, **settings})
         self.workers, self.slots, self.heard, self.ids = workers, slots, Heard(), itertools.count()
+        repairs = repair(folder, space, 7)
         self.study = Study(folder, space, seed=7)
         scheduler = space.settings.trial_scheduler.build(RUNGS, num_trials)
         end = workers.seconds + hours_seconds
         self.seconds_left = lambda: end - workers.seconds
-        unfinished = self.study.restore(scheduler)
+        unfinished = self.study.restore(scheduler, repairs.records)
         self.searcher = StudySearcher(self.study, scheduler, num_trials, unfinished, self.heard, self.seconds_left)
         self.scheduler = TuneScheduler(scheduler, RUNGS, self.seconds_left)
         self.live: dict[str, dict[str, Any]] = {}  # Ray's id -> the order
@@ -152,6 +154,51 @@ def by_number(*scores: float) -> Callable[[int, int], float]:
 
 def statuses(trials: list[TrialResult]) -> dict[int, tuple[str, int]]:
     return {trial.number: (trial.status, trial.rung) for trial in trials}
+
+
+# --------------------------------------------------------------------------------------------- killed, beside one that was not
+
+
+@pytest.mark.parametrize("scheduler", ["asha", {"kind": "top_k", "k": 2}])
+def test_a_search_that_is_killed_again_and_again_is_the_search_that_was_not(tmp_path: Path, scheduler: Any) -> None:
+    """Same points, same decisions, same scores: the sampler suggests from the study's state, the rungs hold what arrived."""
+
+    def score(number: int, rung: int) -> float:
+        return float(np.random.default_rng(number).random()) + rung / 100
+
+    settings = {"sampler": {"kind": "tpe", "startup": 3}, "trial_scheduler": scheduler}
+    (tmp_path / "whole").mkdir()
+    whole = Driver(tmp_path / "whole", Workers(score), 8, slots=1, **settings).run()
+    (tmp_path / "killed").mkdir()
+    workers, random = Workers(score), np.random.default_rng(0)
+    while True:
+        driver = Driver(tmp_path / "killed", workers, 8, slots=1, **settings)
+        if not all(driver.step() for _ in range(random.integers(1, 5))):
+            break
+        if driver.live:
+            driver.step(dies_before_the_report=True)
+    killed = driver.study.results()
+
+    def facts(trials: list[TrialResult]) -> list[Any]:
+        return [(t.number, t.params, t.status, t.reason, {r: p["dev/score"] for r, p in t.points.items()}) for t in trials]
+
+    assert facts(killed) == facts(whole)
+    assert len({trial.params["optimizer/lr"] for trial in whole}) == 8
+
+
+def test_rungs_are_refilled_in_the_order_of_arrival_not_of_measurement(tmp_path: Path) -> None:
+    """The slow report: measured first, received second, so that it was compared with the other."""
+    driver = Driver(tmp_path, Workers(by_number(0.5, 0.9)), 2)
+    orders = [driver.searcher.suggest("a"), driver.searcher.suggest("b")]
+    early, late = (driver.workers.next_point(order) for order in orders)
+    assert driver.scheduler.on_trial_result(None, None, late) == "CONTINUE"
+    driver.searcher.on_trial_result("b", late)
+    assert driver.scheduler.on_trial_result(None, None, early) == "STOP"
+    driver.searcher.on_trial_complete("a", early)
+    again = Driver(tmp_path, driver.workers, 2)
+    assert again.study.study.get_trials()[1].user_attrs["point/1"]["arrival"] == 0
+    assert again.scheduler.scheduler.verdict(0) == "STOP"
+    assert again.scheduler.scheduler.verdict(1) == "CONTINUE"
 
 
 # ---------------------------------------------------------------------------------------------------------- a trial's way
