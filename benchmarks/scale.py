@@ -4,7 +4,7 @@
 
 Stand-in trials report at once, with records like a real trial's (90 of training, three evaluations); no Ray and no MLflow
 run. Everything else is real: study, journal, sampler, scheduler, searcher, terminal and folders. The figures are processor
-time of the driver, the mean of the 50 trials before. The time to suggest is mostly Optuna's: TPE models all trials so far, so it
+time of the driver, the mean of the 50 trials before. The time to suggest is mostly Optuna's: TPE models all trials so far and
 grows. The writing is that of the stand-in workers, and is not part of the driver's time.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import math
@@ -469,3 +470,41 @@ def test_trials_that_wait_for_others_wait_on_when_the_time_is_up(tmp_path: Path)
     assert second.heard.events[0].endswith(WAITS)
     assert statuses(second.run()) == CHOSEN
     assert set(workers.measured.values()) == {1}
+
+
+# ----------------------------------------------------------------------------------------------------------- a full disk
+
+
+@pytest.mark.parametrize("write", ["write_config", "write_entry"])
+def test_a_full_disk_pauses_the_search_and_no_trial_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str) -> None:
+    """In an ask, and in a report: nothing more is written, no trial is started, and all continue later."""
+    workers = Workers(by_number(0.5, 0.9, 0.7))
+    driver = Driver(tmp_path, workers, 3, slots=1)
+    driver.step()
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path))
+
+    while write == "write_config" and driver.live:
+        driver.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(f"search.study.study.{write}", full)
+        if write == "write_config":
+            assert driver.searcher.suggest("asked") is None
+        else:
+            driver.step()
+    assert driver.searcher.disk.fault is not None
+    assert driver.searcher.suggest("later") is None
+    assert "failed" not in {trial.status for trial in driver.study.results()}
+    trials = Driver(tmp_path, workers, 3, slots=1).run()
+    assert statuses(trials) == {0: ("completed", 9), 1: ("completed", 9), 2: ("stopped", 1)}
+
+
+def test_a_trial_that_could_not_write_for_a_full_disk_stays_running(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, Workers(by_number(0.5)), 1, slots=1)
+    driver.step()
+    (tmp_path / "trials" / "000" / "failure.txt").write_text("")  # created, but there was no room for its text
+    driver.searcher.on_trial_complete(next(iter(driver.live)), error=True)
+    assert driver.searcher.disk.fault is not None
+    assert driver.study.result(0).status == "running"
+    assert statuses(Driver(tmp_path, driver.workers, 1).run()) == {0: ("completed", 9)}
