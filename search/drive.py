@@ -17,10 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minbert_core.commands import DONE, FAILED, INTERRUPTED, NOT_RECORDED
+from minbert_core.commands import DONE, FAILED, INTERRUPTED, NOT_RECORDED, Refused
 from minbert_core.settings.paths import as_written
 from minbert_core.train.folder import read_records
 from minbert_core.words import counted
+from search.cost.estimate import full_disk
 from search.environment import git_commit, versions
 from search.plan.folder import PRETRAINING, read_plan
 from search.plan.plan import Plan
@@ -42,7 +43,7 @@ from search.tracking.tracker import Tracker
 
 def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[], float], resumed: bool) -> int:
     """Run or resume the search in `folder` until its end, Ctrl-C or the time limit. Return the exit code."""
-    record = read_plan(folder)
+    record, repairs = read_plan(folder), repair(folder, plan.space, plan.seed)
     uri = record.tracking_uri or store_uri(folder.parent)
     files = [folder / "space.yaml", folder / "plan.json"]
     note, digests, num_rows = _note(plan, folder, []), plan.fingerprints(), _num_rows(plan)
@@ -58,7 +59,6 @@ def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[]
     with contextlib.closing(narrator), _Interrupts(narrator.say) as interrupts:
         narrator.log.write("\n".join(plan_lines(plan, num_dropped=None)) + "\n")  # the terminal has shown them already
         narrator.show([f"folder    {folder}", _dashboard(folder), f"mlflow    {ui_command(uri, Path.cwd())}"])
-        repairs = repair(folder, plan.space, plan.seed)
         for sentence in repairs.sentences:
             narrator.say(sentence)
         study = Study(folder, plan.space, plan.seed)
@@ -73,6 +73,8 @@ def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[]
                 with narrator.screen:
                     tune_scheduler = TuneScheduler(scheduler, rungs, seconds_left)
                     _fit(plan, searcher, tune_scheduler, address, interrupts, listeners.pretrained)
+            if searcher.disk.fault is not None:
+                raise Refused(full_disk(plan, folder, searcher.disk.fault))
             if not interrupts.seen:
                 searcher.pause_the_rest()
         except BaseException:  # a fault of Ray's or ours; finished work is kept
@@ -113,7 +115,7 @@ def _fit(
             verbose=0,
             progress_reporter=tune.CLIReporter(),  # prints nothing; Tune's default in a notebook clears the cell's output
             failure_config=tune.FailureConfig(max_failures=0),
-            stop=StopOnRequest(lambda: interrupts.seen),
+            stop=StopOnRequest(lambda: interrupts.seen or searcher.disk.fault is not None),
         ),
     )
 

@@ -28,7 +28,6 @@ from typing import Any, Unpack
 import pyarrow as pa
 
 from minbert_core.commands import DONE, FAILED, INTERRUPTED, NOT_RECORDED, Refused, run_command
-from minbert_core.settings.yaml import dump_yaml
 from search.cost.estimate import check_disk, measured_lines
 from search.cost.packing import packed
 from search.drive import go_on, next_command, run_search
@@ -42,6 +41,7 @@ from search.plan.folder import (
     new_search_folder,
     wait_for_workers,
     write_plan,
+    write_space,
 )
 from search.plan.plan import Plan, make_plan
 from search.plan.resources import check_cluster, find_resources
@@ -160,9 +160,8 @@ def _start(options: SearchOptions, plan: Plan, runs: Path, clock: Callable[[], f
     with lock(folder):
         check_unused(folder)  # again: another process may have held the lock until now
         clear_failed_start(folder)
-        (folder / "space.yaml").write_text(dump_yaml(plan.space.document), encoding="utf-8")
-        search_id, digest = secrets.token_hex(8), asked_space(options)
-        write_plan(folder, plan_record(plan, options.arguments, search_id, options.tracking_uri, digest))
+        search_id, asked, written = secrets.token_hex(8), asked_space(options), write_space(folder, plan.space.document)
+        write_plan(folder, plan_record(plan, options.arguments, search_id, options.tracking_uri, asked, written))
         return folder, run_search(folder, plan, options.address, clock, resumed=False)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from minbert_core.clock import now_ms
 from minbert_core.config import OVERALL
+from minbert_core.files import NO_SPACE
 from minbert_core.terminal import Screen
 from minbert_core.train.folder import append_record
 from minbert_core.train.report import pretraining_told
@@ -66,13 +67,21 @@ class Narrator:
     def say(self, text: str) -> None:
         """Print one line on the terminal, with the time, and in log.txt, with the date too."""
         self.screen.print(f"[{time.strftime('%T')}] {text}")
-        self.log.write(f"{time.strftime('%F %T')} {text}\n")
+        self._log(f"{time.strftime('%F %T')} {text}")
+
+    def _log(self, line: str) -> None:
+        """Write a line to log.txt. On a full disk the terminal alone shows it, because the search still has to end well."""
+        try:
+            self.log.write(f"{line}\n")
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
 
     def show(self, lines: Iterable[str]) -> None:
         """Print lines unchanged on the terminal and in log.txt."""
         for line in lines:
             self.screen.print(line)
-            self.log.write(f"{line}\n")
+            self._log(line)
 
     def close(self) -> None:
         self.log.close()

@@ -24,7 +24,7 @@ def check_record(record: Any) -> Record:
     for name in (*FIGURES, *(("dev/score",) if is_dev else ())):
         if not _is_number(record[name]):
             raise ValueError(f"{name} is a finite number")
-    if any(not _is_number(value) for name, value in record.items() if name.startswith("dev/")):
+    if is_dev and not all(_is_number(value) for name, value in record.items() if name.startswith("dev/")):
         raise ValueError("a metric is a finite number")
     if not all(_is_number(record[name]) for name in ("passes", "step") if name in record):
         raise ValueError("passes and steps are counted")
@@ -51,6 +51,7 @@ def readable_records(path: Path) -> tuple[list[Record], int]:
 
 def _parsed(line: bytes) -> Record | None:
     try:
-        return check_record(in_current_names(json.loads(line)))
-    except (ValueError, KeyError, AttributeError, RecursionError):
+        record = json.loads(line)
+        return check_record(in_current_names(record) if "part" in record else record)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

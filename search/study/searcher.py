@@ -21,6 +21,7 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from search.methods.trial_schedulers import CONTINUE, PAUSE, STOP, Scheduler, peers
+from search.study.full_disk import DiskWatch
 from search.study.messages import Order, Report, as_dict
 from search.study.study import Status, Study, TrialResult, stopped_at
 
@@ -68,6 +69,7 @@ class StudySearcher(Searcher):
         super().__init__(metric="score", mode="max")
         self.study, self.scheduler, self.num_trials, self.listener = study, scheduler, num_trials, listener
         self.seconds_left, self.relocated = seconds_left, dict(relocated or {})
+        self.disk = DiskWatch()
         self.running: dict[str, TrialResult] = {}  # Ray's trial id -> our trial, as last reported
         self.to_continue: dict[int, TrialResult] = {}
         begun = study.results()
@@ -97,6 +99,12 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | Any:
         """Return the order of the next trial: one to resume, then a new one. None: ask again later. FINISHED: no more."""
+        if self.disk.fault is None:
+            with self.disk.noted():
+                return self._suggest(trial_id)
+        return None  # the search is about to be stopped
+
+    def _suggest(self, trial_id: str) -> dict[str, Any] | Any:
         if (number := self._next_to_continue()) is not None:
             trial, resumed = self.to_continue.pop(number), True
         elif self._may_begin():
@@ -138,7 +146,12 @@ class StudySearcher(Searcher):
     # ---- receiving their results
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Record a trial's new point: in the study, the link to the best, and the listener."""
+        """Record a trial's new point: in the study, the link to the best, and the listener. Nothing on a full disk."""
+        if self.disk.fault is None:
+            with self.disk.noted():
+                self._receive(trial_id, result)
+
+    def _receive(self, trial_id: str, result: dict[str, Any]) -> None:
         report, before = Report.received(result), self.running[trial_id]
         self.running[trial_id] = self.study.report(before.number, report.records)
         seconds = report.records[-1]["seconds"]
@@ -150,6 +163,12 @@ class StudySearcher(Searcher):
         self.listener.reported(self.running[trial_id], report.records)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Record how a trial ended. On a full disk it stays `running`, and resumes from its snapshot once there is room."""
+        if self.disk.fault is None and not (error and self.disk.is_full_for(self.running[trial_id].folder)):
+            with self.disk.noted():
+                self._complete(trial_id, result, error)
+
+    def _complete(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
         if error:
             number = self.running.pop(trial_id).number
             self.scheduler.lost(number)
@@ -162,7 +181,7 @@ class StudySearcher(Searcher):
         """Record that Ray ended a trial, because it was at its last point or TuneScheduler stopped it."""
         number, rung = self.running[trial_id].number, self.running[trial_id].rung
         if result and Report.received(result).rung > rung:  # the report at which a trial is stopped arrives only here
-            self.on_trial_result(trial_id, result)
+            self._receive(trial_id, result)
         trial = self.running.pop(trial_id)
         verdict = self.scheduler.verdict(number)
         if trial.rung == self.study.space.settings.rungs[-1]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator, Mapping
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +61,14 @@ class Study:
         self.storage = StudyStorage(folder / NAME)
         optuna.create_study(study_name=space.name, storage=self.storage, direction="maximize", load_if_exists=True)
         self._study_id = self.storage.get_study_id_from_name(space.name)
-        build = space.settings.sampler.build
-        self._sampler = partial(build, points=cache(space.combinations), num_baselines=len(space.baselines))
-        self.study = optuna.load_study(study_name=space.name, storage=self.storage, sampler=self._sampler_of(0))
+        sampler = space.settings.sampler.build(space.combinations, len(space.baselines))
+        self.study = optuna.load_study(study_name=space.name, storage=self.storage, sampler=sampler)
         self.waiting: dict[int, TrialResult] = {}  # trials paused at a rung until others have reached it
         self.storage.waiting = self.waiting.keys()
         self._known: dict[int, TrialResult] | None = None  # every trial that began, as last heard of; None: not yet read
         self._num_arrivals = 0
         self._with_weights: set[int] = set()  # ended trials that may have a folder best/
         self._enqueue_baselines()
-
-    def _sampler_of(self, number: int) -> optuna.samplers.BaseSampler:
-        return self._sampler(seed_of(self.seed, "sampler", number) % 2**32)
 
     def _enqueue_baselines(self) -> None:
         known = {trial.user_attrs.get("baseline") for trial in self._optuna_trials() if "void" not in trial.user_attrs}
@@ -120,7 +115,8 @@ class Study:
         Raises ValueError if a hundred points in a row are impossible.
         """
         for _ in range(100):
-            self.study.sampler = self._sampler_of(len(self._optuna_trials()))
+            seed = seed_of(self.seed, "sampler", len(self._optuna_trials())) % 2**32
+            self.space.settings.sampler.seed(self.study.sampler, seed)
             trial = self.study.ask()
             sample = self._sample(trial, trial.user_attrs.get("baseline"))
             try:

@@ -42,19 +42,19 @@ class TrialResult:
         """The dev record of the best evaluation, which has the trial's score."""
         return max(self.points.values(), key=lambda record: record["dev/score"])
 
-    @property
+    @cached_property
     def last(self) -> dict[str, Any]:
         return self.points[self.rung]
 
-    @property
+    @cached_property
     def score(self) -> float:
         return float(self.best["dev/score"]) if self.points else -math.inf
 
-    @property
+    @cached_property
     def seconds(self) -> float:
         return float(self.records[-1]["seconds"]) if self.records else 0.0
 
-    @property
+    @cached_property
     def examples(self) -> int:
         return int(self.records[-1]["examples"]) if self.records else 0
 

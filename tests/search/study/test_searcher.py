@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import math
@@ -20,6 +21,7 @@ from optuna.trial import TrialState
 from minbert_core.train.folder import read_records, state_file, write_records
 from minbert_core.train.trial import save_snapshot
 from search.space.space import make_space
+from search.study.repair import repair
 from search.study.searcher import (
     NO_TIME,
     WAITS,
@@ -99,11 +101,12 @@ class Driver:
         (folder / "trials").mkdir(exist_ok=True)
         space = make_space("quick", {"config": CONFIG, "trials": num_trials, **settings})
         self.workers, self.slots, self.heard, self.ids = workers, slots, Heard(), itertools.count()
+        repairs = repair(folder, space, 7)
         self.study = Study(folder, space, seed=7)
         scheduler = space.settings.trial_scheduler.build(RUNGS, num_trials)
         end = workers.seconds + hours_seconds
         self.seconds_left = lambda: end - workers.seconds
-        unfinished = self.study.restore(scheduler)
+        unfinished = self.study.restore(scheduler, repairs.records)
         self.searcher = StudySearcher(self.study, scheduler, num_trials, unfinished, self.heard, self.seconds_left)
         self.scheduler = TuneScheduler(scheduler, RUNGS, self.seconds_left)
         self.live: dict[str, dict[str, Any]] = {}  # Ray's id -> the order
@@ -152,6 +155,51 @@ def by_number(*scores: float) -> Callable[[int, int], float]:
 
 def statuses(trials: list[TrialResult]) -> dict[int, tuple[str, int]]:
     return {trial.number: (trial.status, trial.rung) for trial in trials}
+
+
+# --------------------------------------------------------------------------------------------- killed, beside one that was not
+
+
+@pytest.mark.parametrize("scheduler", ["asha", {"kind": "top_k", "k": 2}])
+def test_a_search_that_is_killed_again_and_again_is_the_search_that_was_not(tmp_path: Path, scheduler: Any) -> None:
+    """Same points, same decisions, same scores: the sampler suggests from the study's state, the rungs hold what arrived."""
+
+    def score(number: int, rung: int) -> float:
+        return float(np.random.default_rng(number).random()) + rung / 100
+
+    settings = {"sampler": {"kind": "tpe", "startup": 3}, "trial_scheduler": scheduler}
+    (tmp_path / "whole").mkdir()
+    whole = Driver(tmp_path / "whole", Workers(score), 8, slots=1, **settings).run()
+    (tmp_path / "killed").mkdir()
+    workers, random = Workers(score), np.random.default_rng(0)
+    while True:
+        driver = Driver(tmp_path / "killed", workers, 8, slots=1, **settings)
+        if not all(driver.step() for _ in range(random.integers(1, 5))):
+            break
+        if driver.live:
+            driver.step(dies_before_the_report=True)
+    killed = driver.study.results()
+
+    def facts(trials: list[TrialResult]) -> list[Any]:
+        return [(t.number, t.params, t.status, t.reason, {r: p["dev/score"] for r, p in t.points.items()}) for t in trials]
+
+    assert facts(killed) == facts(whole)
+    assert len({trial.params["optimizer/lr"] for trial in whole}) == 8
+
+
+def test_rungs_are_refilled_in_the_order_of_arrival_not_of_measurement(tmp_path: Path) -> None:
+    """The slow report: measured first, received second, so that it was compared with the other."""
+    driver = Driver(tmp_path, Workers(by_number(0.5, 0.9)), 2)
+    orders = [driver.searcher.suggest("a"), driver.searcher.suggest("b")]
+    early, late = (driver.workers.next_point(order) for order in orders)
+    assert driver.scheduler.on_trial_result(None, None, late) == "CONTINUE"
+    driver.searcher.on_trial_result("b", late)
+    assert driver.scheduler.on_trial_result(None, None, early) == "STOP"
+    driver.searcher.on_trial_complete("a", early)
+    again = Driver(tmp_path, driver.workers, 2)
+    assert again.study.study.get_trials()[1].user_attrs["point/1"]["arrival"] == 0
+    assert again.scheduler.scheduler.verdict(0) == "STOP"
+    assert again.scheduler.scheduler.verdict(1) == "CONTINUE"
 
 
 # ---------------------------------------------------------------------------------------------------------- a trial's way
@@ -422,3 +470,41 @@ def test_trials_that_wait_for_others_wait_on_when_the_time_is_up(tmp_path: Path)
     assert second.heard.events[0].endswith(WAITS)
     assert statuses(second.run()) == CHOSEN
     assert set(workers.measured.values()) == {1}
+
+
+# ----------------------------------------------------------------------------------------------------------- a full disk
+
+
+@pytest.mark.parametrize("write", ["write_config", "write_entry"])
+def test_a_full_disk_pauses_the_search_and_no_trial_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str) -> None:
+    """In an ask, and in a report: nothing more is written, no trial is started, and all continue later."""
+    workers = Workers(by_number(0.5, 0.9, 0.7))
+    driver = Driver(tmp_path, workers, 3, slots=1)
+    driver.step()
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path))
+
+    while write == "write_config" and driver.live:
+        driver.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(f"search.study.study.{write}", full)
+        if write == "write_config":
+            assert driver.searcher.suggest("asked") is None
+        else:
+            driver.step()
+    assert driver.searcher.disk.fault is not None
+    assert driver.searcher.suggest("later") is None
+    assert "failed" not in {trial.status for trial in driver.study.results()}
+    trials = Driver(tmp_path, workers, 3, slots=1).run()
+    assert statuses(trials) == {0: ("completed", 9), 1: ("completed", 9), 2: ("stopped", 1)}
+
+
+def test_a_trial_that_could_not_write_for_a_full_disk_stays_running(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, Workers(by_number(0.5)), 1, slots=1)
+    driver.step()
+    (tmp_path / "trials" / "000" / "failure.txt").write_text("")  # created, but there was no room for its text
+    driver.searcher.on_trial_complete(next(iter(driver.live)), error=True)
+    assert driver.searcher.disk.fault is not None
+    assert driver.study.result(0).status == "running"
+    assert statuses(Driver(tmp_path, driver.workers, 1).run()) == {0: ("completed", 9)}
