@@ -7,8 +7,10 @@ a pass fails -> is_out_of_memory -> release -> again in smaller passes (train/mi
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import gc
+import platform
 import re
 from collections.abc import Iterator
 
@@ -51,6 +53,8 @@ def release(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()  # its blocks have the sizes of the failed pass, and smaller ones may not fit into them
+    elif platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # machine.py lets it keep freed memory, which other trials may need
 
 
 @contextlib.contextmanager

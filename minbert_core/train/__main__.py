@@ -30,7 +30,7 @@ from minbert_core.config_checks import load_config, read_config
 from minbert_core.evaluate import NotFiniteError
 from minbert_core.files import lock, replaced
 from minbert_core.inputs import open_inputs
-from minbert_core.memory import DoesNotFitError, indivisible
+from minbert_core.memory import DoesNotFitError
 from minbert_core.overrides import Override, Sources, note_set, parse_set
 from minbert_core.settings.faults import Location, SettingsError, fault_at, path_of
 from minbert_core.settings.paths import as_written, flatten
@@ -58,8 +58,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace, again: str) -> int:
     try:
-        with indivisible("This configuration"):
-            return _train(options)
+        config = read(options.config, options.set, options.data, options.encoder)
+        if options.overfit is not None:
+            if options.to is not None:
+                raise ValueError("--overfit writes nothing, so it cannot be combined with --to. Remove one of them.")
+            return DONE if run_overfit(settle(config, None), options.overfit, str(options.config)) else FAILED
+        options.to = (options.to or Path("trained") / default_name(options.config)).absolute()
+        return run(config, options.to, str(options.config))
     except DoesNotFitError as error:
         raise Refused(f"This machine has too little memory. {error} {SMALLER}") from None
     except NotFiniteError as error:
@@ -68,17 +73,6 @@ def _main(options: argparse.Namespace, again: str) -> int:
     except KeyboardInterrupt:
         how = "Start again" if options.overfit else "Resume from the last snapshot, if there is one"
         raise KeyboardInterrupt(f"\nInterrupted. {how}:\n  {again}") from None
-
-
-def _train(options: argparse.Namespace) -> int:
-    """Train or check what the options name; return the exit code."""
-    config = read(options.config, options.set, options.data, options.encoder)
-    if options.overfit is not None:
-        if options.to is not None:
-            raise ValueError("--overfit writes nothing, so it cannot be combined with --to. Remove one of them.")
-        return DONE if run_overfit(settle(config, None), options.overfit, str(options.config)) else FAILED
-    options.to = (options.to or Path("trained") / default_name(options.config)).absolute()
-    return run(config, options.to, str(options.config))
 
 
 def _parser() -> argparse.ArgumentParser:

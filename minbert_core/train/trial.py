@@ -26,6 +26,7 @@ from minbert_core.data.tokens import Integers
 from minbert_core.evaluate import NotFiniteError, is_constant, metric, overall, score
 from minbert_core.inputs import Inputs
 from minbert_core.machine import resolve_precision, usage
+from minbert_core.memory import indivisible
 from minbert_core.methods.stages import StagePlan
 from minbert_core.methods.task_schedules import StepAt
 from minbert_core.model import MultitaskBert, predict_logits, predictions
@@ -87,12 +88,13 @@ def train(config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None =
     """
     config.check_turns(inputs.sizes)
     pretrainings = find(config, inputs)
-    for record in run_pretraining(pretrainings, config, inputs):
-        if not snapshot:  # else the trial's records already contain it
-            yield Progress(record, None, False, False, None, dict)
-    if pretrainings:
-        inputs = replace(inputs, encoder_folder=pretrainings[-1].folder)
-    yield from _Trial(config, inputs, snapshot or None).run()
+    with indivisible("The trial"):
+        for record in run_pretraining(pretrainings, config, inputs):
+            if not snapshot:  # else the trial's records already contain it
+                yield Progress(record, None, False, False, None, dict)
+        if pretrainings:
+            inputs = replace(inputs, encoder_folder=pretrainings[-1].folder)
+        yield from _Trial(config, inputs, snapshot or None).run()
 
 
 class _Trial:

@@ -2,6 +2,7 @@
 
 `build(seed, points, num_baselines)`: `points()` lists every combination of the space's choices, for a sampler that takes them
 all (`is_exhaustive`). The check of the space ensures that such a list exists. Baselines run first and do not use the sampler.
+One that `learns` avoids what did not fit into memory, and branches that fail again and again (study/failures.py).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Tpe(Variant):
     kind: Literal["tpe"] = "tpe"
     startup: PositiveInt = Field(8, description="random trials before the model is used, not counting baselines")
     is_exhaustive: ClassVar[bool] = False
+    learns: ClassVar[bool] = True
 
     def build(self, seed: int, points: Points, num_baselines: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.TPESampler(n_startup_trials=num_baselines + self.startup, seed=seed)
@@ -39,6 +41,7 @@ class Random(Variant):
 
     kind: Literal["random"] = "random"
     is_exhaustive: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
 
     def build(self, seed: int, points: Points, num_baselines: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.RandomSampler(seed=seed)
@@ -84,6 +87,7 @@ class Grid(Variant):
 
     kind: Literal["grid"] = "grid"
     is_exhaustive: ClassVar[bool] = True
+    learns: ClassVar[bool] = False
 
     def build(self, seed: int, points: Points, num_baselines: int) -> optuna.samplers.BaseSampler:
         return GridSampler(points())
