@@ -231,7 +231,7 @@ def test_an_update_that_fails_ends_the_trial(tiny: Tiny, monkeypatch: pytest.Mon
 
 
 def test_a_trial_keeps_the_passes_that_held_and_says_so(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
-    """It fails in its first step only, and its losses are those of a trial with memory to spare."""
+    """It fails in its first step only, and its losses are those of a trial with enough memory."""
     config = tiny(**NO_DROPOUT, train_on=["sst", "sts"], budget={"examples": 64})
     wanted = [progress.record for progress in run(config)]
     with memory(100):
