@@ -24,14 +24,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from minbert_core.commands import DONE, FAILED, Refused, run_command
 from minbert_core.config import TrialConfig
 from minbert_core.config_checks import load_config, read_config
 from minbert_core.evaluate import NotFiniteError
 from minbert_core.files import lock, replaced
 from minbert_core.inputs import open_inputs
+from minbert_core.memory import DoesNotFitError
 from minbert_core.overrides import Override, Sources, note_set, parse_set
 from minbert_core.settings.faults import Location, SettingsError, fault_at, path_of
 from minbert_core.settings.paths import as_written, flatten
@@ -48,6 +47,7 @@ from minbert_core.words import shown
 # the words of a search space, which this command refuses; a copy, because this package does not import search
 SPACE_WORDS = ("config", "about", "trials", "rungs", "sampler", "trial_scheduler", "baselines", "together", "extends")
 DOMAIN_WORDS = ("uniform", "log_uniform", "int", "choice")
+SMALLER = "Use a machine with more, a smaller encoder, a shorter `max_length`, or a cheaper `smoothness`."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,9 +65,8 @@ def _main(options: argparse.Namespace, again: str) -> int:
             return DONE if run_overfit(settle(config, None), options.overfit, str(options.config)) else FAILED
         options.to = (options.to or Path("trained") / default_name(options.config)).absolute()
         return run(config, options.to, str(options.config))
-    except torch.OutOfMemoryError:
-        remedy = "Split large batches: --set machine/micro_batch_tokens=4096"
-        raise Refused(f"This machine's GPU has too little memory for a step of this configuration. {remedy}") from None
+    except DoesNotFitError as error:
+        raise Refused(f"This machine has too little memory. {error} {SMALLER}") from None
     except NotFiniteError as error:
         print(error, file=sys.stderr)
         return FAILED

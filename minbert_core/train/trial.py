@@ -6,7 +6,8 @@
             about a hundred times per trial: yield losses, rate, speed;   at each rung: yield dev metrics
 
 Everything random is a pure function of (seed, purpose, step). So a snapshot holds counters instead of generators, and a resumed
-trial repeats, on the CPU bit for bit.
+trial repeats, on the CPU bit for bit. A step that runs out of memory is repeated in smaller passes (micro_batches.py); their
+size is one of the counters.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from typing import Any
 
 from minbert_core.clock import now_ms
 from minbert_core.config import FORMAT, TrialConfig
+from minbert_core.data.tokens import Integers
 from minbert_core.evaluate import NotFiniteError, is_constant, metric, overall, score
 from minbert_core.inputs import Inputs
 from minbert_core.machine import resolve_precision, usage
+from minbert_core.memory import indivisible
 from minbert_core.methods.stages import StagePlan
 from minbert_core.methods.task_schedules import StepAt
 from minbert_core.model import MultitaskBert, predict_logits, predictions
@@ -31,10 +34,11 @@ from minbert_core.seeds import seed_of
 from minbert_core.tensor_files import load_state, save_state
 from minbert_core.train.bench import Bench
 from minbert_core.train.loop import Meter, is_log_due, is_measure_due
+from minbert_core.train.micro_batches import Sizes, fitted, sizes_of
 from minbert_core.train.pretrained import find
 from minbert_core.train.pretraining import run_pretraining
 from minbert_core.train.step import Stepper
-from minbert_core.train.task_losses import Batch, StepReport
+from minbert_core.train.task_losses import StepReport
 
 Record = dict[str, Any]  # {"kind": "pretrain" | "train" | "dev", "step", "examples", "passes", "time_ms", "seconds", …}
 
@@ -53,6 +57,7 @@ class Counters:
     rung: int = 0  # the last rung reported
     best_score: float = -math.inf
     best_rung: int = 0
+    micro_batch_tokens: int | None = None  # the most tokens of a pass, once memory did not suffice for the config's
 
 
 @dataclass(frozen=True)
@@ -79,16 +84,17 @@ def train(config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None =
     is reported, because the model is the same. The last rung is always reached, and is the last yield.
     Stages on texts come first and yield their own records; only one each if the cache has their result.
     snapshot: resume from it; the first yield is what comes after it.
-    Raises NotFiniteError, and ValueError if the turns of a task schedule are too short for a batch.
+    Raises NotFiniteError, DoesNotFitError, and ValueError if the turns of a task schedule are too short for a batch.
     """
     config.check_turns(inputs.sizes)
     pretrainings = find(config, inputs)
-    for record in run_pretraining(pretrainings, config, inputs):
-        if not snapshot:  # else the trial's records already contain it
-            yield Progress(record, None, False, False, None, dict)
-    if pretrainings:
-        inputs = replace(inputs, encoder_folder=pretrainings[-1].folder)
-    yield from _Trial(config, inputs, snapshot or None).run()
+    with indivisible("The trial"):
+        for record in run_pretraining(pretrainings, config, inputs):
+            if not snapshot:  # else the trial's records already contain it
+                yield Progress(record, None, False, False, None, dict)
+        if pretrainings:
+            inputs = replace(inputs, encoder_folder=pretrainings[-1].folder)
+        yield from _Trial(config, inputs, snapshot or None).run()
 
 
 class _Trial:
@@ -134,7 +140,6 @@ class _Trial:
         while counters.examples < end:
             progress = (counters.examples - start) / (end - start)
             names = stage.task_schedule.tasks_of_step(StepAt(counters.stage_step, progress, sizes, batch_sizes, seed))
-            batches = {name: self._next_batch(name) for name in names}
             num_examples = sum(batch_sizes[name] for name in names)
             before = counters.examples
             # the rate belongs to the step's middle, so that neither the first nor the last step is wasted on a rate of 0
@@ -142,7 +147,7 @@ class _Trial:
             counters.examples += num_examples
             is_log = is_log_due(before, counters.examples, self.total)
             is_measure = is_measure_due(before, counters.examples, num_examples, self.total)
-            report = self.stepper.step(counters.step, batches, middle, measure=is_log, measure_penalty=is_measure)
+            report = self._step(names, middle, is_log, is_measure)
             counters.step += 1
             counters.stage_step += 1
             counters.passes += report.passes
@@ -158,11 +163,27 @@ class _Trial:
         reached = max((rung for rung, at in self.points.items() if at <= self.counters.examples), default=0)
         return reached if reached > self.counters.rung else None
 
-    def _next_batch(self, task: str) -> Batch:
+    def _step(self, names: tuple[str, ...], progress: float, measure: bool, measure_penalty: bool) -> StepReport:
+        """Train on the next examples of the tasks `names`, in smaller passes if memory does not suffice."""
+        counters = self.counters
+        rows = {name: self._next_rows(name) for name in names}
+
+        def attempt(limit: int | None, sizes: Sizes) -> StepReport:
+            batches = {name: self.bench.pack(name, rows[name], limit) for name in names}
+            sizes += sizes_of(part for batch in batches.values() for part in batch)
+            return self.stepper.step(counters.step, batches, progress, measure, measure_penalty)
+
+        limit = counters.micro_batch_tokens or self.config.machine.micro_batch_tokens
+        report, held = fitted(attempt, limit, self.bench.device, f"step {counters.step + 1}")
+        if held != limit:
+            counters.micro_batch_tokens = held
+        return report
+
+    def _next_rows(self, task: str) -> Integers:
         """Draw the task's next examples."""
         start = self.counters.drawn[task]
         self.counters.drawn[task] += self.model.plans[task].batch_size
-        return self.bench.draw(task, seed_of(self.config.seed, "rows", task), start)
+        return self.bench.rows(task, seed_of(self.config.seed, "rows", task), start)
 
     def _train_record(self, stage: StagePlan, progress: float, report: StepReport) -> Record:
         counters = self.counters
@@ -177,6 +198,8 @@ class _Trial:
                 )
         record = self._record("train") | {f"train/{name}_loss": loss for name, loss in losses.items()} | figures
         record |= {"train/lr": rate} | usage(self.bench.device)
+        if counters.micro_batch_tokens is not None:
+            record["train/micro_batch_tokens"] = counters.micro_batch_tokens
         return record | {f"train/{name}": value for name, value in report.figures.items()}
 
     def _evaluate(self, rung: int) -> Progress:

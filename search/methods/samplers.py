@@ -5,6 +5,7 @@ the sampler drew before: a resumed search draws the same. Optuna can only seed a
 parameters of all trials again (15 ms at 350 trials, 2026-11), so the generator that it holds is seeded.
 `build(points, num_baselines)`: `points()` lists every combination of the space's choices, for a sampler that takes them
 all (`is_exhaustive`). The check of the space ensures that such a list exists. Baselines run first and do not use the sampler.
+One that `learns` avoids what did not fit into memory, and branches that fail again and again (study/failures.py).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Tpe(Variant):
     kind: Literal["tpe"] = "tpe"
     startup: PositiveInt = Field(8, description="random trials before the model is used, not counting baselines")
     is_exhaustive: ClassVar[bool] = False
+    learns: ClassVar[bool] = True
 
     def build(self, points: Points, num_baselines: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.TPESampler(n_startup_trials=num_baselines + self.startup)
@@ -47,6 +49,7 @@ class Random(Variant):
 
     kind: Literal["random"] = "random"
     is_exhaustive: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
 
     def build(self, points: Points, num_baselines: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.RandomSampler()
@@ -96,6 +99,7 @@ class Grid(Variant):
 
     kind: Literal["grid"] = "grid"
     is_exhaustive: ClassVar[bool] = True
+    learns: ClassVar[bool] = False
 
     def build(self, points: Points, num_baselines: int) -> optuna.samplers.BaseSampler:
         return GridSampler(points())

@@ -21,6 +21,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
+from minbert_core.config import TrialConfig
 from minbert_core.config_checks import read_config
 from minbert_core.files import replaced
 from minbert_core.seeds import seed_of
@@ -34,6 +35,7 @@ from search.study.checked import checked_records
 from search.study.entry import identity_of, write_entry
 from search.study.gather import Gathered, began, gather
 from search.study.journal import keep_damaged, mend_journal, undo_last_ask, write_journal
+from search.study.limits import PASSES, with_passes
 from search.study.records import Record
 
 
@@ -51,12 +53,20 @@ class _Step:
     act: Callable[[], None]
 
 
-def config_text(sample: Sample, search_seed: int, number: int) -> tuple[str, dict[str, str]]:
-    """Return the content of a trial's config.yaml, with the trial's own seed, and the note about it for the study."""
+def config_text(
+    sample: Sample, search_seed: int, number: int, passes_of: Callable[[TrialConfig], int | None]
+) -> tuple[str, dict[str, Any]]:
+    """Return the content of a trial's config.yaml, with the trial's own seed, and the note about it for the study.
+
+    passes_of: the most tokens per pass, if those of the config are not expected to fit into memory (limits.py).
+    """
     document = {**sample.document, "seed": seed_of(search_seed, "trial", number) % 2**31}
     config = Sample(sample.params, document, sample.where).config()
+    passes = passes_of(config)
+    config = with_passes(config, passes)
     text = dump_yaml(as_written(config))
-    return text, {"identity": config.identity, "sha256": digest(text.encode()), "recipe": config.recipe}
+    note = {"identity": config.identity, "sha256": digest(text.encode()), "recipe": config.recipe}
+    return text, note if passes is None else note | {PASSES: passes}
 
 
 def digest(data: bytes) -> str:
@@ -133,11 +143,11 @@ def _config_steps(path: Path, trial: FrozenTrial, space: Space, seed: int) -> li
     return [_Step("" if begins else f"{path.name}/config.yaml was lost: restored from study.journal", act)]
 
 
-def _sampled_again(path: Path, trial: FrozenTrial, space: Space, seed: int) -> tuple[str, dict[str, str]]:
+def _sampled_again(path: Path, trial: FrozenTrial, space: Space, seed: int) -> tuple[str, dict[str, Any]]:
     baseline = trial.user_attrs.get("baseline")
     try:
         sample = space.sample(lambda name, _: trial.params[name]) if baseline is None else space.baseline(baseline)
-        return config_text(sample, seed, trial.number)
+        return config_text(sample, seed, trial.number, lambda _: trial.user_attrs["config"].get(PASSES))
     except (KeyError, IndexError, ValueError):  # a parameter, a branch or a baseline that the space does not have
         return "", {"identity": ""}
 

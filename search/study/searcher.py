@@ -21,6 +21,7 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from search.methods.trial_schedulers import CONTINUE, PAUSE, STOP, Scheduler, peers
+from search.study.failures import OUT_OF_MEMORY
 from search.study.full_disk import DiskWatch
 from search.study.messages import Order, Report, as_dict
 from search.study.study import Status, Study, TrialResult, stopped_at
@@ -260,6 +261,9 @@ class StopOnRequest(Stopper):
         return self.requested()
 
 
+KINDS = {"NotFiniteError": "not finite", "DoesNotFitError": OUT_OF_MEMORY}  # of errors that a sampler learns from
+
+
 def failure_reason(folder: Path) -> str:
     """Return the reason of a trial's failure in one line, from its failure.txt, and delete that file."""
     path = folder / "failure.txt"
@@ -268,4 +272,4 @@ def failure_reason(folder: Path) -> str:
     kind, _, message = path.read_text(encoding="utf-8").partition(": ")
     path.unlink()
     first_line = (message.strip().splitlines() or [""])[0]
-    return f"not finite: {first_line}" if kind == "NotFiniteError" else f"{kind}: {first_line}"
+    return f"{KINDS.get(kind, kind)}: {first_line}"

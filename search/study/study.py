@@ -22,11 +22,14 @@ from minbert_core.seeds import seed_of
 from minbert_core.settings.faults import SettingsError
 from minbert_core.train.folder import read_snapshot, state_file, write_records
 from search.methods.trial_schedulers import STOP, Scheduler, peers
+from search.space.domains import Choice
 from search.space.space import Sample, Space
 from search.study.checked import checked_records
 from search.study.entry import POINT, arrivals_of, identity_of, points_of, write_entry
+from search.study.failures import CONSTRAINT, is_avoided, lesson_of
 from search.study.gather import began, read_results, result_of
 from search.study.journal import NAME, mend_journal
+from search.study.limits import Limits, reported
 from search.study.records import Record, readable_records
 from search.study.repair import config_text, digest, write_config
 from search.study.storage import StudyStorage
@@ -67,6 +70,7 @@ class Study:
         self.storage.waiting = self.waiting.keys()
         self._known: dict[int, TrialResult] | None = None  # every trial that began, as last heard of; None: not yet read
         self._num_arrivals = 0
+        self.limits = Limits()
         self._with_weights: set[int] = set()  # ended trials that may have a folder best/
         self._enqueue_baselines()
 
@@ -120,7 +124,7 @@ class Study:
             trial = self.study.ask()
             sample = self._sample(trial, trial.user_attrs.get("baseline"))
             try:
-                text, note = config_text(sample, self.seed, trial.number)
+                text, note = config_text(sample, self.seed, trial.number, self.limits.proposed)
             except SettingsError as error:  # pairs of branches were checked before; here three exclude each other
                 self._void(trial.number, str(error))
                 continue
@@ -160,6 +164,7 @@ class Study:
         known, written = self._results[number], self._written(number)
         if any(record not in written for record in (*known.points.values(), dev)):  # damaged, or not yet here from elsewhere
             written = [*known.records, *(record for record in records if record not in known.records)]
+        self.limits.note(self._results[number], records)
         return self._keep_both(number, written)
 
     def _keep_both(self, number: int, records: list[Record]) -> TrialResult:
@@ -171,6 +176,7 @@ class Study:
     def tell(self, number: int, status: Status, reason: str) -> TrialResult:
         """End a trial. The sampler learns from stopped and non-finite trials (PRUNED), but not from crashed ones (FAIL).
 
+        From those that it should avoid (failures.py) it learns by a violated constraint.
         Optuna's state is written last. If the driver is killed before, the trial is still running and is ended again.
         """
         known, written = self._results[number], self._written(number)  # a failed trial may have more than it has reported
@@ -180,14 +186,24 @@ class Study:
         for record in trial.points.values() if status != "failed" else ():
             if record != noted.get(record["rung"]):
                 self.report(number, [record])
+        reason = self._with_lesson(number, reason) if status == "failed" else reason
         self._set(number, "status", status)
         self._set(number, "reason", reason)
         if status == "completed":
             self.study.tell(number, trial.score)
         else:
-            learns = status == "stopped" or reason.startswith("not finite")
+            if avoided := status == "failed" and is_avoided(reason):
+                self.storage.set_trial_system_attr(self._trial_id(number), CONSTRAINT, 1.0)
+            learns = avoided or status == "stopped" or reason.startswith("not finite")
             self.study.tell(number, state=TrialState.PRUNED if learns else TrialState.FAIL)
         return self._keep_both(number, written)
+
+    def _with_lesson(self, number: int, reason: str) -> str:
+        """Add to the reason of a failure the branches whose trials fail like this."""
+        trials = {trial.number: trial for trial in self._optuna_trials() if "void" not in trial.user_attrs}
+        params = trials.pop(number).params
+        choices = [name for name, (domain, _) in self.space.domains().items() if isinstance(domain, Choice)]
+        return lesson_of(params, reason, trials.values(), choices, self.space.settings.sampler.learns)
 
     def result(self, number: int) -> TrialResult:
         return self._results[number]
@@ -232,7 +248,8 @@ class Study:
             trusted = _trust_snapshot(folder)
         else:
             trusted = checked_records(folder, entry).records if records is None else records[entry.number]
-        self._keep(entry, trusted)
+        trial = self._keep(entry, trusted)
+        self.limits.note(trial, reported(trial.records))
         if not identity_of(entry) and not entry.state.is_finished():
             self._note_config(entry.number)
 

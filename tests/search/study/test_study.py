@@ -204,7 +204,8 @@ def test_a_completed_trials_value_is_its_best_evaluation(
     [
         ("stopped", "stopped at 1/9: below the best 1/3 of its rung", TrialState.PRUNED),
         ("failed", "not finite: The loss of sst became nan.", TrialState.PRUNED),
-        ("failed", "OutOfMemoryError: CUDA", TrialState.FAIL),
+        ("failed", "CorpusError: There is no file.", TrialState.FAIL),
+        ("failed", "out of memory: step 1 does not fit", TrialState.PRUNED),
     ],
 )
 def test_how_a_trial_ended_decides_whether_the_sampler_learns_of_it(
@@ -317,7 +318,7 @@ def test_a_trial_that_its_rung_would_have_stopped_is_told_so(
 def test_restore_tells_the_scheduler_who_failed(open_study: Callable[[Space], Study], plain: Space, clock: Clock) -> None:
     study = open_study(plain)
     write(study.ask(), [dev(1, 0.7, clock.tick())], snapshot=1)
-    study.tell(study.ask().number, "failed", "OutOfMemoryError: CUDA")
+    study.tell(study.ask().number, "failed", "CorpusError: There is no file.")
 
     scheduler = TopK(k=1).build(RUNGS, 2)
     assert [trial.number for trial in open_study(plain).restore(scheduler)] == [0]
