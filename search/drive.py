@@ -22,6 +22,7 @@ from minbert_core.settings.paths import as_written
 from minbert_core.train.folder import read_records
 from minbert_core.words import counted
 from search.environment import git_commit, versions
+from search.options import SearchOptions
 from search.plan.folder import PRETRAINING, read_plan
 from search.plan.plan import Plan
 from search.plan.pretraining import make_chains
@@ -32,6 +33,7 @@ from search.report.record import Recorder
 from search.study.engine import STOPS, start_ray
 from search.study.listeners import Listeners
 from search.study.repair import repair
+from search.study.retries import reopen_failed
 from search.study.searcher import StopOnRequest, StudySearcher, TuneScheduler
 from search.study.study import Study, TrialResult
 from search.study.trainable import run_trial
@@ -40,7 +42,7 @@ from search.tracking.store import dashboard_command, store_uri, ui_command
 from search.tracking.tracker import Tracker
 
 
-def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[], float], resumed: bool) -> int:
+def run_search(folder: Path, plan: Plan, options: SearchOptions, seconds_left: Callable[[], float], resumed: bool) -> int:
     """Run or resume the search in `folder` until its end, Ctrl-C or the time limit. Return the exit code."""
     record = read_plan(folder)
     uri = record.tracking_uri or store_uri(folder.parent)
@@ -61,18 +63,25 @@ def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[]
         repairs = repair(folder, plan.space, plan.seed)
         for sentence in repairs.sentences:
             narrator.say(sentence)
+        num_reopened = reopen_failed(folder) if options.retry_failed else 0
+        if num_reopened:
+            repairs = repair(folder, plan.space, plan.seed)  # it writes the entries of the reopened trials into their folders
         study = Study(folder, plan.space, plan.seed)
         scheduler = plan.space.settings.trial_scheduler.build(rungs, plan.num_trials)
         unfinished = study.restore(scheduler, repairs.records) if resumed else []
         listeners.replay(study.results())
         if resumed:
             narrator.say(f"resumed; {narrator.num_done()} of {plan.num_trials} trials have ended, {len(unfinished)} continue")
-        searcher = StudySearcher(study, scheduler, plan.num_trials, unfinished, listeners, seconds_left, plan.relocated)
+        if num_reopened:
+            narrator.say(f"{counted(num_reopened, 'failed trial')} of these run again")
+        searcher = StudySearcher(
+            study, scheduler, plan.num_trials, unfinished, listeners, seconds_left, plan.relocated, options.retries
+        )
         try:
             if searcher.has_more():
                 with narrator.screen:
                     tune_scheduler = TuneScheduler(scheduler, rungs, seconds_left)
-                    _fit(plan, searcher, tune_scheduler, address, interrupts, listeners.pretrained)
+                    _fit(plan, searcher, tune_scheduler, options.address, interrupts, listeners.pretrained)
             if not interrupts.seen:
                 searcher.pause_the_rest()
         except BaseException:  # a fault of Ray's or ours; finished work is kept
@@ -198,6 +207,8 @@ def close(
         narrator.show([f"next      {next_command(folder)}"])
     if counts["failed"] and not interrupted and not worked:
         narrator.show([f"reasons   {folder / 'trials'}/*/log.txt"])
+    if any(trial.status == "failed" and trial.deaths for trial in results) and not interrupted:
+        narrator.show([f"retry     {go_on(folder)} --retry-failed"])
     tracker.submit(Runs.note, _note(plan, folder, [*rows, "", cost]))
     recorded = tracker.close("KILLED" if interrupted else "FINISHED" if worked else "FAILED")
     if not recorded:

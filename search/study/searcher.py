@@ -3,6 +3,7 @@
     Ray asks for a trial -> StudySearcher.suggest: a trial to resume, or a new one; none for now; none any more
     a trial reports      -> TuneScheduler: stop or continue, by the space's scheduler and the time left
     a trial ends         -> StudySearcher: completed, stopped, failed, or paused
+    its process dies     -> StudySearcher: retried from its snapshot, and failed only once its attempts are used up
 
 A *paused* trial has ended only for Ray. It stays `running` in the study and keeps its snapshot and number. It resumes in this
 search once its scheduler permits, or after `--resume`.
@@ -25,6 +26,7 @@ from search.study.messages import Order, Report, as_dict
 from search.study.study import Status, Study, TrialResult, stopped_at
 
 NO_TIME = "no time left for its next point"
+DIED = "its process died without an error (killed, perhaps out of memory)"
 WAITS = "waits for the other trials of its rung"
 
 
@@ -34,7 +36,12 @@ class Listener(Protocol):
     def started(self, trial: TrialResult, resumed: bool) -> None: ...
     def reported(self, trial: TrialResult, new: list[dict[str, Any]]) -> None: ...
     def paused(self, trial: TrialResult, why: str) -> None: ...
+    def retried(self, trial: TrialResult, why: str) -> None: ...
     def ended(self, trial: TrialResult) -> None: ...
+
+
+def always() -> bool:
+    return True
 
 
 def unlimited() -> float:
@@ -64,10 +71,13 @@ class StudySearcher(Searcher):
         listener: Listener,
         seconds_left: Callable[[], float] = unlimited,
         relocated: Mapping[str, str] | None = None,
+        retries: int = 1,
+        is_ray_alive: Callable[[], bool] = always,
     ) -> None:
         super().__init__(metric="score", mode="max")
         self.study, self.scheduler, self.num_trials, self.listener = study, scheduler, num_trials, listener
         self.seconds_left, self.relocated = seconds_left, dict(relocated or {})
+        self.retries, self.is_ray_alive = retries, is_ray_alive
         self.running: dict[str, TrialResult] = {}  # Ray's trial id -> our trial, as last reported
         self.to_continue: dict[int, TrialResult] = {}
         begun = study.results()
@@ -97,6 +107,8 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | Any:
         """Return the order of the next trial: one to resume, then a new one. None: ask again later. FINISHED: no more."""
+        if not self.is_ray_alive():
+            return None
         if (number := self._next_to_continue()) is not None:
             trial, resumed = self.to_continue.pop(number), True
         elif self._may_begin():
@@ -150,10 +162,10 @@ class StudySearcher(Searcher):
         self.listener.reported(self.running[trial_id], report.records)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if not self.is_ray_alive():
+            return  # all workers end with Ray, which says nothing about their trials: they stay `running`
         if error:
-            number = self.running.pop(trial_id).number
-            self.scheduler.lost(number)
-            self._tell(number, "failed", failure_reason(self.study.trial_folder(number)))
+            self._fail(trial_id)
         else:
             self._end(trial_id, result or {})
         self._decide_waiting()
@@ -164,15 +176,51 @@ class StudySearcher(Searcher):
         if result and Report.received(result).rung > rung:  # the report at which a trial is stopped arrives only here
             self.on_trial_result(trial_id, result)
         trial = self.running.pop(trial_id)
-        verdict = self.scheduler.verdict(number)
+        if not self._is_decided(trial):
+            self.listener.paused(trial, NO_TIME)
+
+    def _is_decided(self, trial: TrialResult) -> bool:
+        """End a trial at its last point, or stop it or let it wait, as its scheduler decides. False: it may continue."""
+        verdict = self.scheduler.verdict(trial.number)
         if trial.rung == self.study.space.settings.rungs[-1]:
-            self._tell(number, "completed", "completed")
+            self._tell(trial.number, "completed", "completed")
         elif verdict == STOP:
             self._stop(trial)
         elif verdict == PAUSE:
             self._wait(trial)
         else:
-            self.listener.paused(trial, NO_TIME)
+            return False
+        return True
+
+    def _fail(self, trial_id: str) -> None:
+        """Record that a trial failed, unless its process died and it has an attempt left."""
+        number = self.running[trial_id].number
+        why = failure_reason(self.study.trial_folder(number))
+        if why == DIED and self._retry(trial_id, "died (killed, perhaps out of memory)"):
+            return
+        del self.running[trial_id]
+        self.scheduler.lost(number)
+        self._tell(number, "failed", why)
+
+    def _retry(self, trial_id: str, why: str) -> bool:
+        """Count a death of a trial's process. If an attempt is left, let the trial resume from its snapshot and return True."""
+        before = self.running[trial_id]
+        trial = self.study.died(before.number)
+        if trial.deaths > self.retries:
+            return False
+        self.listener.retried(trial, f"{why}; attempt {trial.deaths + 1} of {self.retries + 1}")
+        self.suggested_at.pop(trial_id, None)
+        for rung, record in trial.points.items():
+            if rung > before.rung:  # it was saved, but the process died before its report
+                group, is_exempt, score = peers(trial.recipe, record), trial.baseline is not None, record["dev/score"]
+                self.scheduler.decide(trial.number, group, is_exempt, rung, score)
+                new = trial.records[: trial.records.index(record) + 1]
+                report = Report(trial.number, trial.recipe, is_exempt, rung, score, new)
+                self.on_trial_result(trial_id, as_dict(report))
+        trial = self.running.pop(trial_id)
+        if not self._is_decided(trial):
+            self.to_continue[trial.number] = trial
+        return True
 
     def _decide_waiting(self) -> None:
         """Resume or stop the waiting trials whose verdict is now known."""
@@ -245,7 +293,7 @@ def failure_reason(folder: Path) -> str:
     """Return the reason of a trial's failure in one line, from its failure.txt, and delete that file."""
     path = folder / "failure.txt"
     if not path.exists():
-        return "its process died without an error (killed, perhaps out of memory)"
+        return DIED
     kind, _, message = path.read_text(encoding="utf-8").partition(": ")
     path.unlink()
     first_line = (message.strip().splitlines() or [""])[0]
