@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -286,10 +286,11 @@ def predict_logits(
     max_length: int,
     specials: tuple[int, int],
     precision: str = "float32",
+    poll: Callable[[], None] | None = None,
 ) -> NDArray[np.float32]:
     """Compute what the metric reads of every row, shape (rows, K), in the order of `texts`: the logits, or their readout.
 
-    K is the task's number of outputs; `precision` is that of the matrix products.
+    K is the task's number of outputs; `precision` is that of the matrix products. `poll` is called after each pass.
     """
     plan = model.plans[task]
     device = next(model.parameters()).device
@@ -301,6 +302,8 @@ def predict_logits(
             with in_precision(precision, device):
                 logits_BK = model(task, batch).logits_BK
             logits[rows] = model.readout(task, logits_BK).cpu().numpy()
+            if poll is not None:
+                poll()
     return logits
 
 

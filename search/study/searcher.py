@@ -21,9 +21,11 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
+from minbert_core.train.pretraining import never
 from search.methods.trial_schedulers import CONTINUE, PAUSE, STOP, Scheduler, peers
 from search.study.messages import Order, Report, as_dict
 from search.study.study import Status, Study, TrialResult, stopped_at
+from search.study.watchdog import Watchdog, end_process, silence
 
 NO_TIME = "no time left for its next point"
 DIED = "its process died without an error (killed, perhaps out of memory)"
@@ -38,10 +40,6 @@ class Listener(Protocol):
     def paused(self, trial: TrialResult, why: str) -> None: ...
     def retried(self, trial: TrialResult, why: str) -> None: ...
     def ended(self, trial: TrialResult) -> None: ...
-
-
-def always() -> bool:
-    return True
 
 
 def unlimited() -> float:
@@ -72,12 +70,14 @@ class StudySearcher(Searcher):
         seconds_left: Callable[[], float] = unlimited,
         relocated: Mapping[str, str] | None = None,
         retries: int = 1,
-        is_ray_alive: Callable[[], bool] = always,
+        patience_seconds: float = math.inf,
     ) -> None:
         super().__init__(metric="score", mode="max")
         self.study, self.scheduler, self.num_trials, self.listener = study, scheduler, num_trials, listener
         self.seconds_left, self.relocated = seconds_left, dict(relocated or {})
-        self.retries, self.is_ray_alive = retries, is_ray_alive
+        self.retries, self.watchdog = retries, Watchdog(patience_seconds)
+        self.hung: dict[int, str] = {}  # trials whose process the watchdog has ended -> the reason
+        self.is_halted: Callable[[], bool] = never  # an interrupt, or Ray itself has died
         self.running: dict[str, TrialResult] = {}  # Ray's trial id -> our trial, as last reported
         self.to_continue: dict[int, TrialResult] = {}
         begun = study.results()
@@ -107,8 +107,8 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | Any:
         """Return the order of the next trial: one to resume, then a new one. None: ask again later. FINISHED: no more."""
-        if not self.is_ray_alive():
-            return None
+        if self.is_halted():
+            return None if self.running else Searcher.FINISHED
         if (number := self._next_to_continue()) is not None:
             trial, resumed = self.to_continue.pop(number), True
         elif self._may_begin():
@@ -117,6 +117,8 @@ class StudySearcher(Searcher):
         else:
             return None if self.running else Searcher.FINISHED  # a running trial's end may let another resume
         self.running[trial_id], self.suggested_at[trial_id] = trial, time.monotonic()
+        self.watchdog.begin(trial.number, trial.folder)
+        self.hung.pop(trial.number, None)
         self.listener.started(trial, resumed)
         return as_dict(Order(trial.number, str(trial.folder), trial.baseline is not None, self.relocated))
 
@@ -162,9 +164,10 @@ class StudySearcher(Searcher):
         self.listener.reported(self.running[trial_id], report.records)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        if not self.is_ray_alive():
-            return  # all workers end with Ray, which says nothing about their trials: they stay `running`
-        if error:
+        self.watchdog.forget(self.running[trial_id].number)
+        if self.is_halted():  # the trial has saved its state, or died with Ray: it stays `running`
+            del self.running[trial_id]
+        elif error:
             self._fail(trial_id)
         else:
             self._end(trial_id, result or {})
@@ -196,11 +199,26 @@ class StudySearcher(Searcher):
         """Record that a trial failed, unless its process died and it has an attempt left."""
         number = self.running[trial_id].number
         why = failure_reason(self.study.trial_folder(number))
-        if why == DIED and self._retry(trial_id, "died (killed, perhaps out of memory)"):
+        if hung := self.hung.pop(number, None):
+            why, is_retried = hung, self._retry(trial_id, f"was ended: {hung}")
+        else:
+            is_retried = why == DIED and self._retry(trial_id, "died (killed, perhaps out of memory)")
+        if is_retried:
             return
         del self.running[trial_id]
         self.scheduler.lost(number)
         self._tell(number, "failed", why)
+
+    def num_training(self) -> int:
+        """Return how many running trials have begun to train and so have something to save."""
+        return sum(self.watchdog.is_training(trial.number) for trial in self.running.values())
+
+    def end_hanging(self) -> None:
+        """End the processes of the trials that have been silent for too long. Ray then reports their deaths."""
+        trials = [(trial.number, trial.folder) for trial in self.running.values()]
+        for number, seconds in self.watchdog.look(trials).items():
+            self.hung[number] = silence(seconds)
+            end_process(self.study.trial_folder(number))
 
     def _retry(self, trial_id: str, why: str) -> bool:
         """Count a death of a trial's process. If an attempt is left, let the trial resume from its snapshot and return True."""
@@ -274,10 +292,13 @@ class TuneScheduler(FIFOScheduler):
 
 
 class StopOnRequest(Stopper):
-    """Tune's question, ten times a second, whether to end now. Trials that it ends this way stay `running` in the study."""
+    """Tune's question, ten times per second, whether to end now. Trials that it ends this way stay `running` in the study.
 
-    def __init__(self, requested: Callable[[], bool]) -> None:
-        self.requested = requested
+    `meanwhile` is called each time.
+    """
+
+    def __init__(self, requested: Callable[[], bool], meanwhile: Callable[[], None]) -> None:
+        self.requested, self.meanwhile = requested, meanwhile
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # as in StudySearcher
@@ -286,6 +307,7 @@ class StopOnRequest(Stopper):
         return False
 
     def stop_all(self) -> bool:
+        self.meanwhile()
         return self.requested()
 
 

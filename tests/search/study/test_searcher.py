@@ -248,7 +248,7 @@ def test_a_failures_reason_is_one_line(tmp_path: Path, written: str | None, reas
 
 def test_an_interrupt_ends_all_and_stops_no_single_trial() -> None:
     asked = [False]
-    stopper = StopOnRequest(lambda: asked[0])
+    stopper = StopOnRequest(lambda: asked[0], lambda: None)
     assert not stopper.stop_all()
     asked[0] = True
     assert stopper.stop_all()
@@ -311,13 +311,13 @@ def test_a_point_that_was_saved_but_not_reported_is_not_measured_again(tmp_path:
     assert set(workers.measured.values()) == {1}
 
 
-def test_what_a_trials_process_says_once_ray_is_dead_is_not_believed(tmp_path: Path) -> None:
+def test_the_end_of_a_process_after_an_interrupt_or_the_death_of_ray_ends_no_trial(tmp_path: Path) -> None:
     workers = Workers(by_number(0.5))
     driver = Driver(tmp_path, workers, 1)
     driver.step()
-    driver.searcher.is_ray_alive = lambda: False
+    driver.searcher.is_halted = lambda: True
     driver.kill()
-    assert driver.searcher.suggest("after") is None
+    assert driver.searcher.suggest("after") == "FINISHED"
     [trial] = driver.study.results()
     assert (trial.status, trial.deaths) == ("running", 0)
     assert statuses(Driver(tmp_path, workers, 1).run()) == {0: ("completed", 9)}
@@ -342,6 +342,18 @@ def test_failed_trials_run_again_if_that_is_asked_for(tmp_path: Path, reason: st
     assert again.study.result(0).params == driver.study.result(0).params
     assert statuses(again.run()) == {0: ("completed", 9), 1: ("completed", 9)}
     assert workers.measured[0, 1] == (2 if reason else 1), "what died resumes from its snapshot, other failures start again"
+
+
+def test_a_trial_whose_process_was_ended_because_it_hung_is_retried_and_fails_with_that_reason(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, Workers(by_number(0.5)), 1)
+    driver.step()
+    for _ in range(2):
+        driver.searcher.hung[0] = "it reported nothing for 6 min"
+        driver.kill()
+        driver.step()
+    [trial] = driver.run()
+    assert (trial.status, trial.reason) == ("failed", "it reported nothing for 6 min")
+    assert driver.heard.events[1] == "retried 0 from 0: was ended: it reported nothing for 6 min; attempt 2 of 2"
 
 
 # ---------------------------------------------------------------------------------------------------------------- top_k
