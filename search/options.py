@@ -252,19 +252,17 @@ def parser() -> argparse.ArgumentParser:
     much.add_argument("--gpus-per-trial", type=share, metavar="X", help="share of a GPU per trial (default: a probe decides)")
     much.add_argument("--cpus-per-trial", type=positive, metavar="N", help="CPU cores and threads per trial (default 1)")
     much.add_argument("--seed", type=_count, metavar="N", help="seed of the sampler and the trials (default 0)")
+    much.add_argument(
+        "--retries", type=_count, default=1, metavar="N", help="retries of a trial whose process dies (default 1)"
+    )
+    much.add_argument(
+        "--patience", type=_amount, default=5.0, metavar="MINUTES", help="least silence that ends a hanging trial (default 5)"
+    )
     where = command.add_argument_group("where")
     where.add_argument("--name", type=_name, metavar="NAME", help="name of the search (default: the space's, then -2, -3 …)")
     where.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
     where.add_argument("--tracking-uri", type=_store, metavar="URI", help="MLflow store: http://…, sqlite:///…")
     where.add_argument("--address", type=_address, default="local", metavar="HOST:PORT", help="Ray cluster to join")
-    faults = command.add_argument_group("faults")
-    faults.add_argument(
-        "--retries", type=_count, default=1, metavar="N", help="times that a trial whose process dies is retried (default 1)"
-    )
-    faults.add_argument(
-        "--patience", type=_amount, default=5.0, metavar="MINUTES", help="least silence that ends a hanging trial (default 5)"
-    )
-    faults.add_argument("--retry-failed", action="store_true", help="with --resume: run the failed trials again")
     then = command.add_argument_group("before and after")
     then.add_argument("--dry-run", action="store_true", help="print the plan and the measured cost; start nothing")
     then.add_argument("--price", type=_amount, metavar="X", help="price per hour of a GPU (or of the CPU), for --dry-run")

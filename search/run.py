@@ -9,6 +9,11 @@ trial finished.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the other imports, which take seconds
+    from minbert_core.commands import end_when_interrupted
+
+    end_when_interrupted("Interrupted before anything started.")
+
 import argparse
 import json
 import os
@@ -216,5 +221,6 @@ def _print_samples(space: Space) -> None:
 
 if __name__ == "__main__":
     for number in STOPS:  # like Ctrl-C, from the start
-        signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) != signal.SIG_IGN:  # as SIGHUP is under nohup
+            signal.signal(number, signal.default_int_handler)
     sys.exit(main())

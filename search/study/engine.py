@@ -35,6 +35,7 @@ def start_ray(resources: Resources, address: str) -> Path | None:
 
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    ray._private.worker.print_to_stdstream = _discard  # when a process of Ray dies, it prints pages of its state
     local: dict[str, Any] = {}
     scratch = _session_folder() if address == "local" else None
     if scratch is not None:
@@ -47,6 +48,10 @@ def start_ray(resources: Resources, address: str) -> Path | None:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise Refused(f"Ray did not start. Is this machine overloaded, or its disk full? Ray's message: {reason}") from error
     return scratch
+
+
+def _discard(*_: Any, **__: Any) -> None:
+    """Print nothing."""
 
 
 # --------------------------------------------------------------------------------------------------------- its folder

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import threading
 from collections.abc import Callable
@@ -40,7 +41,7 @@ class RayWatch:
         """
         import ray
 
-        self.give_up = give_up
+        self.scratch, self.give_up = scratch, give_up
         self.address = None if scratch else ray.get_runtime_context().gcs_address
         self.helpers = [child for child in psutil.Process().children() if scratch and _mentions(child, scratch)]
         self.needed = {NAMES[name]: helper for helper in self.helpers if (name := helper.name()) in NAMES}
@@ -73,6 +74,8 @@ class RayWatch:
         for process in (*self.helpers, *self.workers):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        if self.scratch is not None:
+            shutil.rmtree(self.scratch, ignore_errors=True)
         thread = threading.Thread(target=ray.shutdown, daemon=True)
         thread.start()
         thread.join(LEAVE_SECONDS)
@@ -105,7 +108,7 @@ def _mentions(process: psutil.Process, folder: Path) -> bool:
 
 def _is_running(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

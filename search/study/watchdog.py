@@ -96,4 +96,4 @@ def _kill_on_its_node(process: Process) -> None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     strategy = NodeAffinitySchedulingStrategy(node_id=process.node, soft=False)
-    ray.remote(num_cpus=0)(_kill).options(scheduling_strategy=strategy).remote(process.pid)  # type: ignore[attr-defined]
+    ray.remote(num_cpus=0)(_kill).options(scheduling_strategy=strategy).remote(process.pid)
