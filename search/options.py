@@ -267,9 +267,8 @@ def parser() -> argparse.ArgumentParser:
     then.add_argument("--dry-run", action="store_true", help="print the plan and the measured cost; start nothing")
     then.add_argument("--price", type=_amount, metavar="X", help="price per hour of a GPU (or of the CPU), for --dry-run")
     then.add_argument("--status", metavar="NAME", help="show the state of a search, from another shell")
-    then.add_argument(
-        "--resume", type=_no_option, metavar="NAME", help="resume a search; with --space, start it if it does not exist"
-    )
+    then.add_argument("--resume", type=_no_option, metavar="NAME", help="resume a search; with --space, start it if need be")
+    then.add_argument("--retry-failed", action="store_true", help="with --resume: run the failed trials again")
     then.add_argument("--env", action="store_true", help="print versions, hardware and settings, for a bug report")
     then.add_argument("--version", action="version", version=f"minbert-search {own_version()}", help="print the version")
     then.add_argument("-h", "--help", action="help", help="print this help")

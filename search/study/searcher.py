@@ -175,7 +175,7 @@ class StudySearcher(Searcher):
 
     def _end(self, trial_id: str, result: dict[str, Any]) -> None:
         """Record that Ray ended a trial, because it was at its last point or TuneScheduler stopped it."""
-        number, rung = self.running[trial_id].number, self.running[trial_id].rung
+        rung = self.running[trial_id].rung
         if result and Report.received(result).rung > rung:  # the report at which a trial is stopped arrives only here
             self.on_trial_result(trial_id, result)
         trial = self.running.pop(trial_id)

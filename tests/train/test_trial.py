@@ -433,7 +433,7 @@ def saved(tiny: Tiny, tmp_path: Path) -> Path:
 def test_a_snapshot_is_one_file_with_counters_tensors_and_records(saved: Path) -> None:
     assert [path.name for path in saved.parent.iterdir()] == ["snapshot.pt"]
     snapshot, records = load_snapshot(saved)
-    assert set(snapshot) == {"counters", "model", "optimizer", "gradient", "loss_weights", "teacher"}
+    assert set(snapshot) == {"counters", "model", "log", "optimizer", "gradient", "loss_weights", "teacher"}
     assert snapshot["counters"]["examples"] == 24
     assert len(records) == 1
 
