@@ -69,8 +69,7 @@ class Recorder:
         self.tracker.submit(Runs.trial_ended, trial.number, "FINISHED", reason, _last_ms(trial))
 
     def retried(self, trial: TrialResult, why: str) -> None:
-        """Do nothing in MLflow: the trial's run stays RUNNING."""
-        self.trials[trial.number] = trial
+        """Do nothing: the trial's run stays RUNNING, and what it measures again is known."""
 
     def ended(self, trial: TrialResult) -> None:
         """End the run of a trial. The last records of a failed trial come without a report."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
 
+import psutil
 import pytest
 import ray
 import torch
@@ -28,6 +29,7 @@ from search.plan.folder import lock, read_plan, write_plan
 from search.plan.plan import Plan, make_plan
 from search.plan.resources import Resources
 from search.space.space import make_space, read_space
+from search.study.pulse import read_process
 from search.study.study import TrialResult, read_results
 from search.tracking.store import store_uri
 
@@ -651,6 +653,29 @@ def test_a_killed_search_goes_on_where_it_was(search: Callable[..., Search], tmp
     assert re.search(rf"{number} resumed from [13]/9", resumed.text)
     assert re.search(r"resumes after [1-9]\d+ examples", (folder / "trials" / number / "log.txt").read_text())
     assert "Traceback" not in resumed.text
+
+
+def test_a_dead_worker_is_retried_and_a_dead_raylet_fails_no_trial(search: Callable[..., Search], tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "quickstart"
+    died = search(*LONG, "--trials", "2")
+    number = died.wait_for(r" at 1/9 ").split()[1]
+    process = read_process(folder / "trials" / number)
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+    died.wait_for(rf"{number} died \(killed, perhaps out of memory\); attempt 2 of 2 resumes from [13]/9")
+    [raylet] = [child for child in psutil.Process(died.process.pid).children() if child.name() == "raylet"]
+    raylet.kill()
+    assert died.end() == 3, died.text
+    assert "Ray has died (its raylet)" in died.text
+    assert "Traceback" not in died.text
+    assert "failed" not in {trial.status for trial in read_results(folder, "quickstart")}
+    assert mlflow_runs(tmp_path, "quickstart")[0].info.status == "KILLED"
+
+    resumed = search("--resume", "quickstart")
+    assert resumed.end() == 0, resumed.text
+    trials = assert_whole(folder, 2)
+    assert trials[int(number)].deaths == 1
+    assert_healthy(tmp_path, "quickstart", trials)
 
 
 def test_ctrl_c_stops_cleanly_and_prints_the_line_that_goes_on(search: Callable[..., Search], tmp_path: Path) -> None:
