@@ -22,7 +22,17 @@ from minbert_core.config import FORMAT
 from minbert_core.words import did_you_mean
 
 PRETRAINING = "pretraining.jsonl"  # the records of pretrainings before the trials
-BEFORE_A_STEP = {"lock", "trials", "space.yaml", "plan.json.tmp", "plan.json", "study.journal", "study.journal.lock", "log.txt"}
+BEFORE_A_STEP = {
+    "lock",
+    "trials",
+    "space.yaml",
+    "plan.json.tmp",
+    "plan.json",
+    "study.journal",
+    "study.journal.lock",
+    "log.txt",
+    "stop",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

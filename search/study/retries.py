@@ -25,6 +25,8 @@ def reopen_failed(folder: Path) -> int:
     trials' own entries are removed first, because an entry that has ended is newer than a journal in which the trial runs.
     """
     journal = folder / NAME
+    if not journal.exists():  # no trial has begun
+        return 0
     lines = journal.read_text(encoding="utf-8").splitlines(keepends=True)
     operations = [json.loads(line) for line in lines]
     failed = _failed(operations)
