@@ -287,11 +287,12 @@ def predict_logits(
     max_length: int,
     specials: tuple[int, int],
     precision: str = "float32",
+    poll: Callable[[], None] | None = None,
 ) -> NDArray[np.float32]:
     """Compute what the metric reads of every row, shape (rows, K), in the order of `texts`: the logits, or their readout.
 
     K is the task's number of outputs; `precision` is that of the matrix products. A pass that does not fit into memory is
-    repeated with half as many tokens.  Raises DoesNotFitError if a single row does not fit.
+    repeated with half as many tokens. `poll` is called after each pass.  Raises DoesNotFitError if a single row does not fit.
     """
     plan = model.plans[task]
     device = next(model.parameters()).device
@@ -304,6 +305,8 @@ def predict_logits(
         with in_precision(precision, device):
             logits_BK = model(task, batch).logits_BK
         logits[rows] = model.readout(task, logits_BK).cpu().numpy()
+        if poll is not None:
+            poll()
 
     with torch.inference_mode():
         _in_passes(answer, np.argsort(lengths, kind="stable"), lengths, device)

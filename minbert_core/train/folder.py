@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from minbert_core.inputs import Inputs
 from minbert_core.model import save_model
 from minbert_core.settings.faults import SettingsError
 from minbert_core.train.loop import SaveTimer
+from minbert_core.train.pretraining import never
 from minbert_core.train.trial import (
     ForeignSnapshotError,
     Progress,
@@ -37,18 +38,27 @@ UNREADABLE = "unreadable.pt"  # a damaged snapshot, set aside in its folder
 
 
 def train_in(
-    folder: Path, config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None, records: list[Record]
+    folder: Path,
+    config: TrialConfig,
+    inputs: Inputs,
+    snapshot: dict[str, Any] | None,
+    records: list[Record],
+    stop: Callable[[], bool] = never,
 ) -> Iterator[Progress]:
     """Run `train` and keep its results in `folder`: metrics.jsonl, the model of the best evaluation, snapshots.
 
     A snapshot is saved at each evaluation, after each pretraining, and at least every SAVE_EVERY_SECONDS. `snapshot` and
     `records` are those to resume from (None and [] for a start). Each new record is appended to `records` before its progress
     is yielded. Once an evaluation is yielded, its record, its model and its snapshot are on the disk, and survive a power loss.
+    Once `stop()` returns True, a snapshot of that moment is saved, and training ends without a further yield.
     """
     metrics, save_timer = folder / "metrics.jsonl", SaveTimer()
     write_records(metrics, records)
     with metrics.open("a", buffering=1, encoding="utf-8") as file:
-        for progress in train(config, inputs, snapshot):
+        for progress in train(config, inputs, snapshot, stop):
+            if progress.record["kind"] == "stop":
+                save_snapshot(state_file(folder), progress.snapshot(), records, config.identity)
+                return
             records.append(progress.record)
             if progress.improved:
                 assert progress.model is not None, "an evaluation has a model"

@@ -54,6 +54,9 @@ HELD_OUT_ROWS = 2000  # evaluated at most: the loss to about 2 %; assumed, not m
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
+WAIT_SECONDS = 0.2  # between two tries for the lock of a pretraining
+
+
 def never() -> bool:
     return False
 
@@ -64,7 +67,8 @@ def run_pretraining(
     """Train the pretrainings that the cache lacks, one after the other, and yield records.
 
     The last record of each has its duration, its held-out figures, and whether this process trained it (`made`).
-    is_stopped is called after each step. Once it returns True, the state is saved and training ends.
+    is_stopped is called after each step, and while another process trains. Once it returns True, the state is saved and
+    training ends.
     Raises CorpusError, ValueError (unusable texts or tokenizer), NotFiniteError, DoesNotFitError.
     """
     count = 0
@@ -74,7 +78,10 @@ def run_pretraining(
         with path.open("w") as file:
             if not one.is_cached and not lock(file, path):
                 yield _record(one, count, {"waits": True})
-                lock(file, path, wait=True)
+                while not lock(file, path):
+                    if is_stopped():
+                        return
+                    time.sleep(WAIT_SECONDS)
             is_trained_here = not one.is_cached
             if is_trained_here:
                 yield from PretrainingRun(config, inputs, one, count).run(is_stopped)

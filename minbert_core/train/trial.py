@@ -36,7 +36,7 @@ from minbert_core.train.bench import Bench
 from minbert_core.train.loop import Meter, is_log_due, is_measure_due
 from minbert_core.train.micro_batches import Sizes, fitted, sizes_of
 from minbert_core.train.pretrained import find
-from minbert_core.train.pretraining import run_pretraining
+from minbert_core.train.pretraining import never, run_pretraining
 from minbert_core.train.step import Stepper
 from minbert_core.train.task_losses import StepReport
 
@@ -77,29 +77,39 @@ class Progress:
     snapshot: Callable[[], dict[str, Any]]
 
 
-def train(config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None = None) -> Iterator[Progress]:
+class _Stopped(Exception):
+    """Ends the training of a trial that is to stop now."""
+
+
+def train(
+    config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None = None, stop: Callable[[], bool] = never
+) -> Iterator[Progress]:
     """Train one trial, yielding Progress about a hundred times and at each rung.
 
     A rung falls after the first step that reaches it. If one step reaches several (a budget of a few steps), only the highest
     is reported, because the model is the same. The last rung is always reached, and is the last yield.
     Stages on texts come first and yield their own records; only one each if the cache has their result.
     snapshot: resume from it; the first yield is what comes after it.
+    stop: called at each step and each pass of an evaluation. Once it returns True, a last yield has a record of the kind "stop"
+    and the state of this moment. A pretraining saves its own state instead, and there is no such yield.
     Raises NotFiniteError, DoesNotFitError, and ValueError if the turns of a task schedule are too short for a batch.
     """
     config.check_turns(inputs.sizes)
     pretrainings = find(config, inputs)
     with indivisible("The trial"):
-        for record in run_pretraining(pretrainings, config, inputs):
+        for record in run_pretraining(pretrainings, config, inputs, stop):
             if not snapshot:  # else the trial's records already contain it
                 yield Progress(record, None, False, False, None, dict)
+        if pretrainings and stop():
+            return
         if pretrainings:
             inputs = replace(inputs, encoder_folder=pretrainings[-1].folder)
-        yield from _Trial(config, inputs, snapshot or None).run()
+        yield from _Trial(config, inputs, snapshot or None, stop).run()
 
 
 class _Trial:
-    def __init__(self, config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None) -> None:
-        self.config, self.inputs = config, inputs
+    def __init__(self, config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None, stop: Callable[[], bool]) -> None:
+        self.config, self.inputs, self.stop = config, inputs, stop
         self.bench = Bench.of(config, inputs)
         self.model = self.bench.model
         self.total = config.num_examples(inputs.sizes)
@@ -111,9 +121,18 @@ class _Trial:
         rungs = config.budget.points
         self.points = {rung: math.ceil(self.total * rung / rungs[-1]) for rung in rungs}
         self.log = _Log(self.counters.examples)
+        if snapshot is not None and "log" in snapshot:
+            self.log.restore(snapshot["log"])
         self.started = time.monotonic() - self.counters.seconds
 
     def run(self) -> Iterator[Progress]:
+        try:
+            yield from self._run_stages()
+        except _Stopped:
+            self.counters.seconds = time.monotonic() - self.started
+            yield self._progress(self._record("stop"), None, False)
+
+    def _run_stages(self) -> Iterator[Progress]:
         stages = self.config.stage_plans()
         ends = stage_ends(self.config.stage_examples(self.inputs.sizes), self.total)
         for index, (stage, start, end) in enumerate(zip(stages, [0, *ends[:-1]], ends, strict=True)):
@@ -138,6 +157,7 @@ class _Trial:
         sizes = {name: self.inputs.sizes[name] for name in stage.tasks}
         batch_sizes = {name: self.model.plans[name].batch_size for name in stage.tasks}
         while counters.examples < end:
+            self._poll()
             progress = (counters.examples - start) / (end - start)
             names = stage.task_schedule.tasks_of_step(StepAt(counters.stage_step, progress, sizes, batch_sizes, seed))
             num_examples = sum(batch_sizes[name] for name in names)
@@ -157,6 +177,10 @@ class _Trial:
                 yield self._progress(self._train_record(stage, middle, report), None, False)
             if due is not None:
                 yield self._evaluate(due)
+
+    def _poll(self) -> None:
+        if self.stop():
+            raise _Stopped
 
     def _due_rung(self) -> int | None:
         """Return the highest rung that is reached and not yet reported."""
@@ -204,7 +228,7 @@ class _Trial:
 
     def _evaluate(self, rung: int) -> Progress:
         counters = self.counters
-        metrics, notes = evaluate_dev(self.model, self.config, self.inputs)
+        metrics, notes = evaluate_dev(self.model, self.config, self.inputs, self._poll)
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
         if broken:
             raise NotFiniteError(
@@ -240,6 +264,7 @@ class _Trial:
         return {
             "counters": asdict(self.counters),
             "model": self.model.state_dict(),
+            "log": self.log.state(),
             **self.stepper.state(),
         }
 
@@ -255,6 +280,14 @@ class _Log:
         self.meter.add(report.losses)
         for pair, cosine in report.cosines.items():
             self.cosines.setdefault(pair, []).append(cosine)
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that the next record needs of the steps so far, but the speed."""
+        sums = {name: total.detach().cpu() for name, total in self.meter.sums.items()}
+        return {"sums": sums, "counts": self.meter.counts, "cosines": self.cosines}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.meter.sums, self.meter.counts, self.cosines = dict(state["sums"]), dict(state["counts"]), dict(state["cosines"])
 
     def flush(self, examples: int) -> tuple[dict[str, float], dict[str, float]]:
         """Return the mean losses by name, and as figures of a record the speed and each pair of tasks' mean cosine and share of
@@ -273,12 +306,17 @@ def stage_ends(examples: list[float], total: int) -> list[int]:
     return [math.ceil(round(end, 6)) for end in accumulate(examples[:-1])] + [total]
 
 
-def evaluate_dev(model: MultitaskBert, config: TrialConfig, inputs: Inputs) -> tuple[dict[str, float], dict[str, bool]]:
-    """Compute each task's dev metric, and a note `constant/<task>` if a regression's answers are all equal (its r is 0)."""
+def evaluate_dev(
+    model: MultitaskBert, config: TrialConfig, inputs: Inputs, poll: Callable[[], None] | None = None
+) -> tuple[dict[str, float], dict[str, bool]]:
+    """Compute each task's dev metric, and a note `constant/<task>` if a regression's answers are all equal (its r is 0).
+
+    `poll` is called after each pass.
+    """
     metrics, notes = {}, {}
     precision = resolve_precision(config.machine.precision, next(model.parameters()).device)
     logits = {
-        name: predict_logits(model, name, split, config.max_length, inputs.specials, precision)
+        name: predict_logits(model, name, split, config.max_length, inputs.specials, precision, poll)
         for name, split in inputs.dev.items()
     }
     for name, logits_BK in logits.items():

@@ -40,7 +40,7 @@ Factors = tuple[float, float]  # (training, one evaluation)
 
 
 def measured_lines(
-    plan: Plan, start_ray: Callable[[], None], price: float | None, hours: float | None, load: float
+    plan: Plan, start_ray: Callable[[], object], price: float | None, hours: float | None, load: float
 ) -> list[str]:
     """Measure and estimate the cost of `plan`, and return it as lines. This takes about a minute; a terminal shows progress.
 

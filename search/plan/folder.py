@@ -38,6 +38,7 @@ BEFORE_A_STEP = {
     "study.journal",
     "study.journal.lock",
     "log.txt",
+    "stop",
 }
 
 

@@ -117,6 +117,13 @@ class Narrator:
         self.running.pop(trial.number, None)
         self.say(f"{trial.number:03d} paused at {trial.rung}/{self.full}: {why}  {self._so_far()}")
 
+    def retried(self, trial: TrialResult, why: str) -> None:
+        """Report that a trial's process died and that the trial resumes. Its run stays RUNNING."""
+        self.trials[trial.number] = trial
+        self.running.pop(trial.number, None)
+        how = f"resumes from {trial.rung}/{self.full}" if trial.points else "starts again"
+        self.say(f"{trial.number:03d} {why} {how}")
+
     def ended(self, trial: TrialResult) -> None:
         self.trials[trial.number] = trial
         self.running.pop(trial.number, None)

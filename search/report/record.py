@@ -68,6 +68,9 @@ class Recorder:
         reason = f"paused at {trial.rung}/{self.full}: {why}"
         self.tracker.submit(Runs.trial_ended, trial.number, "FINISHED", reason, _last_ms(trial))
 
+    def retried(self, trial: TrialResult, why: str) -> None:
+        """Do nothing: the trial's run stays RUNNING, and what it measures again is known."""
+
     def ended(self, trial: TrialResult) -> None:
         """End the run of a trial. The last records of a failed trial come without a report."""
         self._measure(trial)

@@ -129,6 +129,7 @@ def result_of(folder: Path, trial: FrozenTrial, records: list[Record]) -> TrialR
         baseline=attributes.get("baseline"),
         folder=folder / "trials" / f"{trial.number:03d}",
         records=records,
+        deaths=attributes.get("deaths", 0),
         noted_recipe=attributes["config"]["recipe"] if identity_of(trial) else "",
     )
 

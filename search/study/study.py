@@ -205,6 +205,11 @@ class Study:
         choices = [name for name, (domain, _) in self.space.domains().items() if isinstance(domain, Choice)]
         return lesson_of(params, reason, trials.values(), choices, self.space.settings.sampler.learns)
 
+    def died(self, number: int) -> TrialResult:
+        """Count a death of a trial's process, and reset its records to those of its snapshot. It stays `running`."""
+        self._set(number, "deaths", self.result(number).deaths + 1)
+        return self._keep_both(number, _trust_snapshot(self.trial_folder(number)))
+
     def result(self, number: int) -> TrialResult:
         return self._results[number]
 
@@ -299,9 +304,11 @@ class Study:
             self._link(ranking[0])
         keep = {trial.number for trial in ranking[:KEEP_BEST]}
         for number in sorted(self._with_weights):
-            shutil.rmtree(self.trial_folder(number) / "state", ignore_errors=True)
+            trial = self._results[number]
+            if trial.status != "failed" or not trial.deaths:  # --retry-failed resumes a trial whose process died
+                shutil.rmtree(trial.folder / "state", ignore_errors=True)
             if number not in keep:
-                shutil.rmtree(self.trial_folder(number) / "best", ignore_errors=True)
+                shutil.rmtree(trial.folder / "best", ignore_errors=True)
         self._with_weights &= keep
         return ranking[0] if ranking else None
 

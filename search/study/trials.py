@@ -26,6 +26,7 @@ class TrialResult:
     baseline: int | None
     folder: Path
     records: list[dict[str, Any]] = field(repr=False)
+    deaths: int = 0  # processes of it that died or hung; --retry-failed begins to count again
     noted_recipe: str = ""  # as the study has it; "" for an older search
 
     @cached_property

@@ -22,7 +22,9 @@ from minbert_core.train.folder import read_records, state_file, write_records
 from minbert_core.train.trial import save_snapshot
 from search.space.space import make_space
 from search.study.repair import repair
+from search.study.retries import reopen_failed
 from search.study.searcher import (
+    DIED,
     NO_TIME,
     WAITS,
     StopOnRequest,
@@ -57,6 +59,10 @@ class Heard:
 
     def paused(self, trial: TrialResult, why: str) -> None:
         self.events.append(f"paused {trial.number} at {trial.rung}: {why}")
+        assert trial.status == "running"
+
+    def retried(self, trial: TrialResult, why: str) -> None:
+        self.events.append(f"retried {trial.number} from {trial.rung}: {why}")
         assert trial.status == "running"
 
     def ended(self, trial: TrialResult) -> None:
@@ -111,6 +117,12 @@ class Driver:
         self.scheduler = TuneScheduler(scheduler, RUNGS, self.seconds_left)
         self.live: dict[str, dict[str, Any]] = {}  # Ray's id -> the order
         self.is_finished = False
+
+    def kill(self) -> None:
+        """Let the process of the trial that has waited longest die without a word."""
+        ray_id = next(iter(self.live))
+        del self.live[ray_id]
+        self.searcher.on_trial_complete(ray_id, error=True)
 
     def step(self, dies_before_the_report: bool = False) -> bool:
         """Fill a free slot, else let the trial reach its next point that has waited longest.  False: the search is over."""
@@ -284,11 +296,112 @@ def test_a_failures_reason_is_one_line(tmp_path: Path, written: str | None, reas
 
 def test_an_interrupt_ends_all_and_stops_no_single_trial() -> None:
     asked = [False]
-    stopper = StopOnRequest(lambda: asked[0])
+    stopper = StopOnRequest(lambda: asked[0], lambda: None)
     assert not stopper.stop_all()
     asked[0] = True
     assert stopper.stop_all()
     assert not stopper("a", {})
+
+
+# -------------------------------------------------------------------------------------------------------------- retries
+
+
+def test_a_trial_whose_process_died_resumes_from_its_snapshot_under_its_number(tmp_path: Path) -> None:
+    workers = Workers(by_number(0.5))
+    driver = Driver(tmp_path, workers, 1, baselines=[{}])
+    for _ in range(3):
+        driver.step()
+    driver.kill()
+    [trial] = driver.run()
+    assert (trial.status, trial.rung, trial.deaths) == ("completed", 9, 1)
+    assert set(workers.measured.values()) == {1}, "nothing is measured twice"
+    died = "retried 0 from 3: died (killed, perhaps out of memory); attempt 2 of 2"
+    assert driver.heard.events[3:5] == [died, "started 0 again"]
+
+
+@pytest.mark.parametrize("retries", [0, 1, 2])
+def test_a_process_that_dies_once_too_often_fails_its_trial_and_keeps_its_snapshot(tmp_path: Path, retries: int) -> None:
+    driver = Driver(tmp_path, Workers(by_number(0.5)), 1)
+    driver.searcher.retries = retries
+    driver.step()
+    driver.step()
+    for _ in range(retries):
+        driver.kill()
+        driver.step()
+    driver.kill()
+    [trial] = driver.run()
+    assert (trial.status, trial.reason, trial.deaths) == ("failed", DIED, retries + 1)
+    assert state_file(trial.folder).exists()
+
+
+def test_the_deaths_of_a_trial_are_counted_over_a_crash_of_the_driver(tmp_path: Path) -> None:
+    workers = Workers(by_number(0.5))
+    driver = Driver(tmp_path, workers, 1)
+    driver.step()
+    driver.kill()
+    again = Driver(tmp_path, workers, 1)
+    again.step()
+    again.kill()
+    assert statuses(again.run()) == {0: ("failed", 0)}
+
+
+def test_a_point_that_was_saved_but_not_reported_is_not_measured_again(tmp_path: Path) -> None:
+    """The process died between its snapshot and its report: of 001, that point stops the trial; of 000, it is the last."""
+    workers = Workers(lambda number, rung: 0.9 - number / 2)
+    driver = Driver(tmp_path, workers, 2, slots=1)
+    for num_steps in (3, 1):  # 000 has reported 1 and 3, 001 nothing
+        for _ in range(num_steps):
+            driver.step()
+        workers.next_point(next(iter(driver.live.values())))
+        driver.kill()
+    assert statuses(driver.study.results()) == {0: ("completed", 9), 1: ("stopped", 1)}
+    assert driver.heard.events[-2:] == ["reported 1 at 1", "ended 1 stopped"]
+    assert set(workers.measured.values()) == {1}
+
+
+def test_the_end_of_a_process_after_an_interrupt_or_the_death_of_ray_ends_no_trial(tmp_path: Path) -> None:
+    workers = Workers(by_number(0.5))
+    driver = Driver(tmp_path, workers, 1)
+    driver.step()
+    driver.searcher.is_halted = lambda: True
+    driver.kill()
+    assert driver.searcher.suggest("after") == "FINISHED"
+    [trial] = driver.study.results()
+    assert (trial.status, trial.deaths) == ("running", 0)
+    assert statuses(Driver(tmp_path, workers, 1).run()) == {0: ("completed", 9)}
+
+
+@pytest.mark.parametrize("reason", ["", "NotFiniteError: The loss of sst became nan.", "ValueError: no"])
+def test_failed_trials_run_again_if_that_is_asked_for(tmp_path: Path, reason: str) -> None:
+    workers = Workers(by_number(0.5, 0.5))
+    driver = Driver(tmp_path, workers, 2, slots=1)
+    driver.searcher.retries = 0
+    driver.step()
+    driver.step()
+    if reason:
+        (tmp_path / "trials" / "000" / "failure.txt").write_text(reason)
+    driver.kill()
+    driver.run()
+    assert statuses(driver.study.results()) == {0: ("failed", 1), 1: ("completed", 9)}
+    assert reopen_failed(tmp_path) == 1
+    assert reopen_failed(tmp_path) == 0
+    again = Driver(tmp_path, workers, 2, slots=1)
+    assert (again.study.result(0).status, again.study.result(0).deaths) == ("running", 0)
+    assert again.study.result(0).params == driver.study.result(0).params
+    assert statuses(again.run()) == {0: ("completed", 9), 1: ("completed", 9)}
+    assert workers.measured[0, 1] == (2 if reason else 1), "what died resumes from its snapshot, other failures start again"
+
+
+def test_a_trial_whose_process_was_ended_because_it_hung_is_retried_and_fails_with_that_reason(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, Workers(by_number(0.5)), 1)
+    driver.step()
+    for _ in range(2):
+        driver.searcher.hung[0] = "it reported nothing for 6 min"
+        driver.kill()
+        driver.step()
+    [trial] = driver.run()
+    assert (trial.status, trial.reason) == ("failed", "it reported nothing for 6 min")
+    assert driver.heard.events[1] == "retried 0 from 0: was ended: it reported nothing for 6 min; attempt 2 of 2"
 
 
 # ---------------------------------------------------------------------------------------------------------------- top_k
