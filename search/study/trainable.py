@@ -41,7 +41,8 @@ def run_trial(order: dict[str, Any]) -> None:
 def _run(order: Order, folder: Path) -> None:
     import ray  # a worker has Ray already; torch and our modules are imported once there is a trial
 
-    pulse = Pulse(folder, ray.get_runtime_context().get_node_id())  # before the imports, which count as an interval
+    node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""  # asking starts Ray
+    pulse = Pulse(folder, node)  # before the imports, which count as an interval
     gc.disable()  # imports create 100,000s of objects and no garbage; collections would take a quarter of their time
     from ray import tune
 

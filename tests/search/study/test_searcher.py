@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from optuna.trial import TrialState
+from ray.tune.search import Searcher
 
 from minbert_core.train.folder import read_records, state_file, write_records
 from minbert_core.train.trial import save_snapshot
@@ -603,7 +604,7 @@ def test_a_full_disk_pauses_the_search_and_no_trial_fails(tmp_path: Path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(f"search.study.study.{write}", full)
         if write == "write_config":
-            assert driver.searcher.suggest("asked") is None
+            assert driver.searcher.suggest("asked") == Searcher.FINISHED
         else:
             driver.step()
     assert driver.searcher.disk.fault is not None
