@@ -19,7 +19,7 @@ import numpy as np
 
 from minbert_core.config_checks import read_config
 from minbert_core.data.tokens import TokenisedSplit
-from minbert_core.files import message
+from minbert_core.files import message, replaced
 from minbert_core.inputs import open_inputs
 from minbert_core.machine import prepare, resolve_precision
 from minbert_core.model import load_model, predict_logits
@@ -64,7 +64,8 @@ def make_ready(job: Job, config_text: str) -> None:
             shutil.rmtree(job.folder / name, ignore_errors=True)
         for name in ("metrics.jsonl", "done.yaml"):
             (job.folder / name).unlink(missing_ok=True)
-        path.write_text(config_text, encoding="utf-8")
+        with replaced(path, durable=True) as draft:
+            draft.write_text(config_text, encoding="utf-8")
 
 
 def retrain(job: Job, relocated: Mapping[str, str]) -> str:

@@ -119,7 +119,7 @@ class Selection:
         }
 
     def freeze(self) -> str:
-        """Write selection.json, unless an earlier run has written the same selection; return its sha256."""
+        """Write selection.json, durable, unless an earlier run has written the same selection; return its sha256."""
         path, document = self.folder / "selection.json", self.document()
         if path.exists():
             before = path.read_bytes()
@@ -127,7 +127,7 @@ class Selection:
                 return hashlib.sha256(before).hexdigest()
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(document, indent=1) + "\n"
-        with replaced(path) as draft:
+        with replaced(path, durable=True) as draft:
             draft.write_text(text, encoding="utf-8")
         return hashlib.sha256(text.encode()).hexdigest()
 

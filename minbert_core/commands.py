@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +66,17 @@ def run_command(
         return _end(str(error), WRONG)
     except KeyboardInterrupt as error:
         return _end(str(error) or interrupted, INTERRUPTED)
+
+
+def end_when_interrupted(sentence: str) -> None:
+    """Let Ctrl-C and SIGTERM end the process with a sentence at once, for the time of its imports, until a handler is set."""
+
+    def end(*_: object) -> None:
+        _end(sentence, INTERRUPTED)
+        os._exit(INTERRUPTED)  # raised inside an import, KeyboardInterrupt may be lost in C code or become an ImportError
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
 
 
 def expand_paths(options: argparse.Namespace) -> argparse.Namespace:

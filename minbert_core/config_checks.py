@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from minbert_core.config import LAYERS, OVERALL, TEXT_FILE, TINY, TOY, TrialConf
 from minbert_core.data.own_tasks import named_wrong
 from minbert_core.data.tasks import TASKS
 from minbert_core.methods.stages import Stage, StagePlan, in_epochs, shares
-from minbert_core.settings.faults import Fault, SettingsError, Where, fault_at, faults_of, path_of, subject
+from minbert_core.settings.faults import MAX_FAULTS, Fault, SettingsError, Where, fault_at, faults_of, path_of, subject
 from minbert_core.settings.yaml import read_yaml
 from minbert_core.words import did_you_mean, shown
 
@@ -112,11 +113,12 @@ def _adapter_faults(config: TrialConfig, plans: list[StagePlan]) -> Iterator[str
 
 
 def _pretraining_faults(config: TrialConfig) -> Iterator[str]:
-    for stage in config.pretraining:
-        i = config.stages.index(stage)
+    numbers = [i for i, stage in enumerate(config.stages) if not stage.learns_labels]
+    before = next(((i, stage.kind) for i, stage in enumerate(config.stages) if stage.learns_labels), None)
+    for i, stage in zip(numbers, config.pretraining, strict=True):
         path = f"stages/{i}/{stage.kind}"
-        if before := [other.kind for other in config.stages[:i] if other.learns_labels]:
-            law = f"learns from texts without labels, and must come before '{before[0]}', which learns labels"
+        if before is not None and before[0] < i:
+            law = f"learns from texts without labels, and must come before '{before[1]}', which learns labels"
             yield f"`stages/{i}` kind '{stage.kind}' {law}."
         for name in stage.texts:
             if name not in config.known_tasks and not name.endswith(TEXT_FILE):
@@ -207,12 +209,13 @@ def load_config(document: Any, where: Where | None = None) -> TrialConfig:
     if document is None:
         document = {}
     if not isinstance(document, dict):
-        raise SettingsError([Fault(1, f"A config is a map of settings. Got {shown(document)}.")])
+        source, line = (where or {}).get("", ("", 1))
+        raise SettingsError([Fault(line, f"A config is a map of settings. Got {shown(document)}.", source)])
     try:
         config = TrialConfig.model_validate(document)
     except ValidationError as error:
         raise SettingsError(faults_of(error, TrialConfig, document, where or {})) from None
-    if sentences := list(_cross_faults(config)):
+    if sentences := list(islice(_cross_faults(config), MAX_FAULTS)):
         raise SettingsError(fault_at(subject(sentence), sentence, where or {}) for sentence in sentences)
     return config
 

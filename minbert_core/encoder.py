@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minbert_core.words import shown
+
 if TYPE_CHECKING:  # a process that only reads a config does not load tokenizers
     from minbert_core.data.tokens import PackedBatch
 
@@ -36,6 +38,9 @@ def make_linear(inputs: int, outputs: int) -> nn.Linear:
     nn.init.normal_(layer.weight, std=INITIAL_DEVIATION)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+TOO_LARGE = 2**24  # for each size: with two of them, torch can still count the bytes of a matrix
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,9 @@ class EncoderShape:
         for field in fields(self):
             value = getattr(self, field.name)
             whole = field.name not in ("layer_norm_eps", "initializer_range")
-            if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or value <= 0:
-                raise ValueError(f"`{field.name}` of an encoder must be a {'whole ' * whole}number > 0. Got {value!r}.")
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not 0 < value < TOO_LARGE:
+                law = f"must be a {'whole ' * whole}number > 0 and < {TOO_LARGE:,}"
+                raise ValueError(f"`{field.name}` of an encoder {law}. Got {shown(value)}.")
         heads = self.num_attention_heads
         if self.hidden_size % heads:
             raise ValueError(f"`hidden_size` must be a multiple of `num_attention_heads`. Got {self.hidden_size} and {heads}.")

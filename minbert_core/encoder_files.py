@@ -70,7 +70,7 @@ def read_json(path: Path) -> dict[str, Any]:
     text = read_text(path)
     try:
         document = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: lists nested too deep
         raise ValueError(f"{path} must be a JSON object. It is not: {error}. Copy or download it again.") from None
     if not isinstance(document, dict):
         raise ValueError(f"{path} must be a JSON object. Got {text.strip()[:40]}.")

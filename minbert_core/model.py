@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from minbert_core.encoder import Encoder, Masks
 from minbert_core.encoder_fit import check_encoder
 from minbert_core.files import replaced, user_path
 from minbert_core.machine import in_precision, resolve_device, resolve_precision
+from minbert_core.memory import DoesNotFitError, is_out_of_memory, reason_of, release
 from minbert_core.methods.adapters import Adapter
 from minbert_core.methods.shared_layers import SharedLayer
 from minbert_core.seeds import seed_of
@@ -200,11 +201,11 @@ def _model_around(encoder: Encoder, config: TrialConfig) -> MultitaskBert:
 
 
 def save_model(model: MultitaskBert, config: TrialConfig, folder: Path, tokenizer_folder: Path) -> None:
-    """Write the model as a folder that `load_model` reads. A half-written model never has the final name.
+    """Write the model as a folder that `load_model` reads, durable. A half-written model never has the final name.
 
     There must be one writer per folder. Drafts that a killed writer left behind are removed.
     """
-    with replaced(folder) as draft:
+    with replaced(folder, durable=True) as draft:
         save_encoder(model.encoder, draft / "encoder")
         for name in TOKENIZER_FILES:
             if (tokenizer_folder / name).exists():
@@ -286,29 +287,61 @@ def predict_logits(
     max_length: int,
     specials: tuple[int, int],
     precision: str = "float32",
+    poll: Callable[[], None] | None = None,
 ) -> NDArray[np.float32]:
     """Compute what the metric reads of every row, shape (rows, K), in the order of `texts`: the logits, or their readout.
 
-    K is the task's number of outputs; `precision` is that of the matrix products.
+    K is the task's number of outputs; `precision` is that of the matrix products. A pass that does not fit into memory is
+    repeated with half as many tokens. `poll` is called after each pass.  Raises DoesNotFitError if a single row does not fit.
     """
     plan = model.plans[task]
     device = next(model.parameters()).device
-    lengths = texts.lengths(plan.pair_encoding.kind, max_length)
+    encoding = plan.pair_encoding.kind
+    lengths = texts.lengths(encoding, max_length)
     logits = np.zeros((len(texts), plan.task.outputs), dtype=np.float32)
+
+    def answer(rows: NDArray[np.int64]) -> None:
+        batch = pack(texts, rows, encoding, max_length, specials).to(device)
+        with in_precision(precision, device):
+            logits_BK = model(task, batch).logits_BK
+        logits[rows] = model.readout(task, logits_BK).cpu().numpy()
+        if poll is not None:
+            poll()
+
     with torch.inference_mode():
-        for rows in _token_budget(lengths):
-            batch = pack(texts, rows, plan.pair_encoding.kind, max_length, specials).to(device)
-            with in_precision(precision, device):
-                logits_BK = model(task, batch).logits_BK
-            logits[rows] = model.readout(task, logits_BK).cpu().numpy()
+        _in_passes(answer, np.argsort(lengths, kind="stable"), lengths, device)
     return logits
 
 
-def _token_budget(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Sort the rows by length and cut them into groups of about TOKENS_PER_PASS tokens, at most one row more, never empty."""
-    order = np.argsort(lengths, kind="stable")
-    group = np.cumsum(lengths[order]) // TOKENS_PER_PASS
-    return np.split(order, np.flatnonzero(np.diff(group)) + 1) if len(order) else []
+def _in_passes(
+    answer: Callable[[NDArray[np.int64]], None], rows: NDArray[np.int64], lengths: NDArray[np.int64], device: torch.device
+) -> None:
+    """Answer `rows` in passes of about TOKENS_PER_PASS tokens, or of half as many for as long as a pass does not fit."""
+    budget = TOKENS_PER_PASS
+    waiting = _token_budget(rows, lengths, budget)
+    while waiting:
+        try:
+            answer(waiting[0])
+            del waiting[0]
+            continue
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = reason_of(error)
+        release(device)
+        tokens = int(lengths[waiting[0]].sum())
+        if len(waiting[0]) == 1:
+            raise DoesNotFitError(
+                f"An evaluation does not fit, even with one example of {tokens:,} tokens per pass ({reason})."
+            )
+        budget = max(1, min(budget, tokens) // 2)
+        waiting = _token_budget(np.concatenate(waiting), lengths, budget)
+
+
+def _token_budget(rows: NDArray[np.int64], lengths: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
+    """Cut `rows`, in their order, into groups of about `budget` tokens, at most one row more, never empty."""
+    group = np.cumsum(lengths[rows]) // budget
+    return np.split(rows, np.flatnonzero(np.diff(group)) + 1) if len(rows) else []
 
 
 def predictions(task: Task, logits_BK: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -47,7 +47,7 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     others = {name: value for name, value in metadata.items() if name != CHECKSUM}
     whole = hashlib.sha256(json.dumps([about, others], sort_keys=True).encode())
     for name in about:
-        whole.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        whole.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return whole.hexdigest()
 
 
@@ -95,11 +95,24 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
         path.touch()  # with the permissions that the user's umask grants
         mode = path.stat().st_mode
         save_file(tensors, path, {**metadata, CHECKSUM: checksum(tensors, metadata)})
+        _sort_metadata(path)
         path.chmod(mode)
     except SafetensorError as error:
         if number := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
         raise
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file, whose order safetensors draws at random: equal content is then equal bytes."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        content = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        assert len(content) == size, "the same header in another order is as long"
+        file.seek(8)
+        file.write(content)
 
 
 def save_state(state: Mapping[str, Any], path: Path) -> None:

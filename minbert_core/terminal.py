@@ -5,9 +5,11 @@ A file, a pipe, a notebook and CI get only the lines. No other module uses escap
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -18,6 +20,7 @@ from rich.text import Text
 from minbert_core.commands import drop_output
 
 REFRESH_PER_SECOND = 1
+LOST = {errno.EPIPE, errno.EIO}  # a pipe without a reader, a terminal that was closed
 NOTEBOOKS = ("CI", "COLAB_RELEASE_TAG", "JPY_PARENT_PID")  # these may have a terminal, but keep every frame
 
 
@@ -71,14 +74,24 @@ class Screen:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         live, self.live = self.live, None
         if live is not None:
-            live.stop()
+            with _unless_lost():
+                live.stop()
 
     def print(self, line: str) -> None:
         """Print a line above the picture, without truncation or wrapping; callable from any thread."""
-        try:
+        with _unless_lost():
             if (live := self.live) is None:
                 print(line, flush=True)
             else:
                 live.console.print(Text(line), soft_wrap=True)
-        except BrokenPipeError:  # with `| tee log.txt`, Ctrl-C ends tee too
-            drop_output()
+
+
+@contextlib.contextmanager
+def _unless_lost() -> Iterator[None]:
+    """Discard all further output if nobody reads it any more: Ctrl-C ends `| tee log.txt` too, or the terminal was closed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in LOST:
+            raise
+        drop_output()

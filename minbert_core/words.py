@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -15,18 +15,31 @@ def counted(number: int, noun: str, plural: str = "") -> str:
 
 def shown(value: Any) -> str:
     """Format a value as YAML writes it, at most 100 characters: null, true, [1, 2], {kind: sum}; text is quoted."""
-    text = _shown(value)
-    return text if len(text) <= 100 else text[:99] + "…"
+    text = ""
+    for part in _parts(value):  # no more than needed: aliases can make a short document's value huge
+        text += part
+        if len(text) > 100:
+            return text[:99] + "…"
+    return text
 
 
-def _shown(value: Any) -> str:
+def _parts(value: Any) -> Iterator[str]:
     if value is None:
-        return "null"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_shown(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_shown, value)) + "]"
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+        yield "null"
+    elif isinstance(value, dict):
+        yield "{"
+        for i, (key, item) in enumerate(value.items()):
+            yield f"{', ' * (i > 0)}{key}: "
+            yield from _parts(item)
+        yield "}"
+    elif isinstance(value, list | tuple):
+        yield "["
+        for i, item in enumerate(value):
+            yield ", " * (i > 0)
+            yield from _parts(item)
+        yield "]"
+    else:
+        yield str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -9,19 +9,20 @@ import contextlib
 import os
 import shlex
 import shutil
-import signal
 import sys
 import tempfile
-import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minbert_core.commands import DONE, FAILED, INTERRUPTED, NOT_RECORDED
+from minbert_core.commands import DONE, FAILED, INTERRUPTED, NOT_RECORDED, Refused
 from minbert_core.settings.paths import as_written
 from minbert_core.train.folder import read_records
 from minbert_core.words import counted
+from search.cost.estimate import full_disk
 from search.environment import git_commit, versions
+from search.options import SearchOptions
 from search.plan.folder import PRETRAINING, read_plan
 from search.plan.plan import Plan
 from search.plan.pretraining import make_chains
@@ -29,19 +30,26 @@ from search.plan.summary import plan_lines
 from search.report.costs import branch_table, choices_of, total_cost
 from search.report.narrate import Narrator, table
 from search.report.record import Recorder
-from search.study.engine import STOPS, start_ray
+from search.study.engine import start_ray
+from search.study.interrupts import Interrupts
 from search.study.listeners import Listeners
+from search.study.repair import repair
+from search.study.retries import reopen_failed
 from search.study.searcher import StopOnRequest, StudySearcher, TuneScheduler
-from search.study.study import Study, TrialResult, mend_journal
+from search.study.study import Study, TrialResult
 from search.study.trainable import run_trial
+from search.study.watch import RayDied, RayWatch
 from search.tracking.runs import Runs, SearchRecord
+from search.tracking.runs import Status as MlflowStatus
 from search.tracking.store import dashboard_command, store_uri, ui_command
 from search.tracking.tracker import Tracker
 
+CLOSE_SECONDS = 5.0  # for MLflow to write the rest after a fault
 
-def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[], float], resumed: bool) -> int:
+
+def run_search(folder: Path, plan: Plan, options: SearchOptions, seconds_left: Callable[[], float], resumed: bool) -> int:
     """Run or resume the search in `folder` until its end, Ctrl-C or the time limit. Return the exit code."""
-    record = read_plan(folder)
+    record, repairs = read_plan(folder), repair(folder, plan.space, plan.seed)
     uri = record.tracking_uri or store_uri(folder.parent)
     files = [folder / "space.yaml", folder / "plan.json"]
     note, digests, num_rows = _note(plan, folder, []), plan.fingerprints(), _num_rows(plan)
@@ -51,30 +59,62 @@ def run_search(folder: Path, plan: Plan, address: str, seconds_left: Callable[[]
     rungs = plan.space.settings.rungs
     tasks, slots = list(plan.config.train_on), plan.resources.slots
     narrator = Narrator(folder, tasks, plan.num_trials, slots, rungs[-1], plan.examples)
-    recorder = Recorder(folder, tasks, rungs[-1], Tracker(search), narrator.say)
+    recorder = Recorder(folder, tasks, rungs[-1], Tracker(search, narrator.say))
     recorder.tracker.start()
     listeners = Listeners(narrator, recorder)
-    with contextlib.closing(narrator), _Interrupts(narrator.say) as interrupts:
+    with contextlib.closing(narrator), Interrupts(folder, narrator.say) as interrupts:
         narrator.log.write("\n".join(plan_lines(plan, num_dropped=None)) + "\n")  # the terminal has shown them already
         narrator.show([f"folder    {folder}", _dashboard(folder), f"mlflow    {ui_command(uri, Path.cwd())}"])
-        mend_journal(folder)
+        for sentence in repairs.sentences:
+            narrator.say(sentence)
+        num_reopened = reopen_failed(folder) if options.retry_failed else 0
+        if num_reopened:
+            repairs = repair(folder, plan.space, plan.seed)  # it writes the entries of the reopened trials into their folders
         study = Study(folder, plan.space, plan.seed)
         scheduler = plan.space.settings.trial_scheduler.build(rungs, plan.num_trials)
-        unfinished = study.restore(scheduler) if resumed else []
+        unfinished = study.restore(scheduler, repairs.records) if resumed else []
         listeners.replay(study.results())
         if resumed:
             narrator.say(f"resumed; {narrator.num_done()} of {plan.num_trials} trials have ended, {len(unfinished)} continue")
-        searcher = StudySearcher(study, scheduler, plan.num_trials, unfinished, listeners, seconds_left, plan.relocated)
+        if num_reopened:
+            narrator.say(f"{counted(num_reopened, 'failed trial')} of these run again")
+        patience_seconds = 60 * options.patience
+        searcher = StudySearcher(
+            study,
+            scheduler,
+            plan.num_trials,
+            unfinished,
+            listeners,
+            seconds_left,
+            plan.relocated,
+            options.retries,
+            patience_seconds,
+        )
+
+        def end_after_fault(status: MlflowStatus) -> None:
+            narrator.show([f"resume    {go_on(folder)}"])
+            recorder.tracker.close(status, timeout_seconds=CLOSE_SECONDS)
+
+        def give_up(sentence: str) -> None:
+            narrator.screen.__exit__(None, None, None)
+            narrator.say(sentence)
+            end_after_fault("KILLED")
+
         try:
             if searcher.has_more():
                 with narrator.screen:
                     tune_scheduler = TuneScheduler(scheduler, rungs, seconds_left)
-                    _fit(plan, searcher, tune_scheduler, address, interrupts, listeners.pretrained)
+                    _fit(plan, searcher, tune_scheduler, options.address, interrupts, listeners.pretrained, give_up)
+            if searcher.disk.fault is not None:
+                raise Refused(full_disk(plan, folder, searcher.disk.fault))
             if not interrupts.seen:
                 searcher.pause_the_rest()
+        except RayDied as error:  # the command prints its sentence
+            narrator.log.write(f"{time.strftime('%F %T')} {error}\n")
+            end_after_fault("KILLED")
+            raise
         except BaseException:  # a fault of Ray's or ours; finished work is kept
-            narrator.show([f"resume    {go_on(folder)}"])
-            recorder.tracker.close("FAILED")
+            end_after_fault("FAILED")
             raise
         return close(folder, plan, study.results(), narrator, recorder.tracker, interrupts.seen, uri)
 
@@ -84,18 +124,46 @@ def _fit(
     searcher: StudySearcher,
     scheduler: Any,
     address: str,
-    interrupts: _Interrupts,
+    interrupts: Interrupts,
     pretrained: Callable[[dict[str, Any]], None],
+    give_up: Callable[[str], None],
 ) -> None:
-    """Pretrain, pass everything to Ray Tune, and wait until the trials have ended or an interrupt was seen."""
-    import ray
-    from ray import tune
+    """Pretrain, pass everything to Ray Tune, and wait until the trials have ended or an interrupt was seen.
 
-    start_ray(plan.resources, address)
+    Raises RayDied. If Ray hangs after its death, `give_up` is called instead and the process is ended.
+    """
+    scratch = start_ray(plan.resources, address)
     interrupts.listen()  # again: Ray has installed its own handler, which exits at once
     storage = Path(tempfile.mkdtemp(prefix="minbert-tune-"))
+    with RayWatch(scratch, give_up) as watch:
+        searcher.is_halted = lambda: interrupts.seen or watch.has_died()
+        stopper = StopOnRequest(
+            lambda: interrupts.is_over(searcher.num_training()) or bool(watch.died) or searcher.disk.fault is not None,
+            meanwhile=searcher.end_hanging,
+        )
+        tuner = _tuner(plan, searcher, scheduler, storage, stopper)
+
+        def is_stopped() -> bool:
+            return searcher.is_halted() or searcher.seconds_left() <= 0
+
+        try:
+            if make_chains(plan.chains(), plan.resources, pretrained, is_stopped) and not interrupts.seen:
+                tuner.fit()
+        except Exception:  # whatever Ray's calls raise once its processes have died
+            if not watch.has_died():
+                raise
+        finally:
+            watch.shut_down()
+            shutil.rmtree(storage, ignore_errors=True)
+    if watch.died:
+        raise RayDied(watch.died)
+
+
+def _tuner(plan: Plan, searcher: StudySearcher, scheduler: Any, storage: Path, stopper: StopOnRequest) -> Any:
+    from ray import tune
+
     resources = {"cpu": plan.resources.cpus_per_trial, "gpu": plan.resources.gpus_per_trial}
-    tuner = tune.Tuner(
+    return tune.Tuner(
         tune.with_resources(run_trial, resources),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
@@ -110,59 +178,9 @@ def _fit(
             verbose=0,
             progress_reporter=tune.CLIReporter(),  # prints nothing; Tune's default in a notebook clears the cell's output
             failure_config=tune.FailureConfig(max_failures=0),
-            stop=StopOnRequest(lambda: interrupts.seen),
+            stop=stopper,
         ),
     )
-
-    def is_stopped() -> bool:
-        return interrupts.seen or searcher.seconds_left() <= 0
-
-    try:
-        if make_chains(plan.chains(), plan.resources, pretrained, is_stopped) and not interrupts.seen:
-            tuner.fit()
-    finally:
-        ray.shutdown()
-        shutil.rmtree(storage, ignore_errors=True)
-
-
-class _Interrupts:
-    """Ctrl-C, SIGTERM and SIGUSR1 while a search runs. A thread answers at once and sets `seen`; nothing is raised.
-
-    The main thread may be waiting inside Ray or writing a file. It ends in its own time, and a second Ctrl-C does no harm.
-    """
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say, self.seen = say, False
-
-    def __enter__(self) -> _Interrupts:
-        self.read, self.write = os.pipe()
-        os.set_blocking(self.write, False)
-        self.previous = signal.set_wakeup_fd(self.write, warn_on_full_buffer=False)
-        self.handlers = {number: signal.getsignal(number) for number in STOPS}
-        self.listen()
-        self.thread = threading.Thread(target=self._answer, daemon=True)
-        self.thread.start()
-        return self
-
-    def listen(self) -> None:
-        for number in self.handlers:
-            signal.signal(number, lambda *_: None)  # Python writes the signal's number to the pipe before it calls this
-
-    def _answer(self) -> None:
-        while received := os.read(self.read, 64):
-            if not STOPS.isdisjoint(received):
-                again, self.seen = self.seen, True
-                self.say(
-                    "already stopping, a few more seconds …" if again else "stopping; the trials' states are being saved …"
-                )
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self.previous)
-        os.close(self.write)
-        self.thread.join()
-        os.close(self.read)
 
 
 def close(
@@ -195,6 +213,8 @@ def close(
         narrator.show([f"next      {next_command(folder)}"])
     if counts["failed"] and not interrupted and not worked:
         narrator.show([f"reasons   {folder / 'trials'}/*/log.txt"])
+    if any(trial.status == "failed" and trial.deaths for trial in results) and not interrupted:
+        narrator.show([f"retry     {go_on(folder)} --retry-failed"])
     tracker.submit(Runs.note, _note(plan, folder, [*rows, "", cost]))
     recorded = tracker.close("KILLED" if interrupted else "FINISHED" if worked else "FAILED")
     if not recorded:

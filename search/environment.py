@@ -160,9 +160,19 @@ def masked(name: str, value: str) -> str:
         return value
     if re.search(r"TOKEN|PASS|SECRET|KEY|CREDENTIAL|AUTH", name, re.IGNORECASE):
         return "***"
-    value = re.sub(r"://\S*@", "://***@", value)  # scheme://user:password@host
+    value = without_login(value)
     value = re.sub(r"((?:token|pass\w*|pwd|secret|key)[\"']?\s*[=:]\s*)[^&;,\s]+", r"\1***", value, flags=re.IGNORECASE)
     return re.sub(r"(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[\w-]{20,}", "***", value)  # long, with letters and digits: probably a token
+
+
+def without_login(text: str) -> str:
+    """Return a text with `***` for user and password in an address, scheme://user:password@host. A file's path keeps its @."""
+    return re.sub(r"(?<!sqlite)://\S*@", "://***@", text)
+
+
+def without_secrets(text: str) -> str:
+    """Return a text with `***` for everything in an address that may be secret: user, password, and what follows a `?`."""
+    return re.sub(r"\?[^\s'\")]+", "?***", without_login(text))
 
 
 # ------------------------------------------------------------------------------------------------------- what is missing

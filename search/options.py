@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NoReturn, TypedDict
 
 from minbert_core.files import user_path
 from minbert_core.settings.models import NAME
 from minbert_core.words import did_you_mean
-from search.environment import own_version
+from search.environment import own_version, without_secrets
 from search.tracking.store import parse_tracking_uri
 
 
@@ -38,6 +38,9 @@ class SearchOptions:
     tracking_uri: str | None = None
     address: str = "local"
     resume: str | None = None
+    retries: int = 1
+    retry_failed: bool = False
+    patience: float = 5.0  # minutes
     dry_run: bool = False
     price: float | None = None
     typed: tuple[str, ...] = ()  # the command line, where there was one
@@ -69,6 +72,9 @@ class Keywords(TypedDict, total=False):
     tracking_uri: str
     address: str
     resume: str
+    retries: int
+    retry_failed: bool
+    patience: float
 
 
 def from_arguments(parsed: argparse.Namespace, arguments: Sequence[str]) -> SearchOptions:
@@ -146,15 +152,29 @@ def _number(value: object) -> float:
         return math.nan
 
 
-def _seed(value: object) -> int:
+def _count(value: object) -> int:
     text = str(value)
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"must be a whole number of 0 or more. Got '{text}'.")
     return int(text)
 
 
-def _name(value: object) -> str:
+def _flag_value(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise argparse.ArgumentTypeError(f"must be True or False. Got '{value}'.")
+    return value
+
+
+def _no_option(value: object) -> str:
+    """Return a name that no command line takes for an option."""
     text = str(value)
+    if text.startswith("-"):
+        raise argparse.ArgumentTypeError(f"must not begin with -, as options do. Got '{text}'.")
+    return text
+
+
+def _name(value: object) -> str:
+    text = _no_option(value)
     if not NAME.fullmatch(text):
         raise argparse.ArgumentTypeError(f"must be made of a-z, 0-9, _ and -. Got '{text}'.")
     return text
@@ -192,21 +212,31 @@ CHECKS: dict[str, Callable[[object], Any]] = {  # what a keyword passes through;
     "gpus": gpus,
     "gpus_per_trial": share,
     "cpus_per_trial": positive,
-    "seed": _seed,
+    "seed": _count,
     "name": _name,
     "runs": _folder,
     "tracking_uri": _store,
     "address": _address,
-    "resume": str,
+    "resume": _no_option,
+    "retries": _count,
+    "retry_failed": _flag_value,
+    "patience": _amount,
 }
 
 
 # ------------------------------------------------------------------------------------------------------------ the parser
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors repeat no password of an address, such as that of a mistyped --tracking-uri."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(without_secrets(message))
+
+
 def parser() -> argparse.ArgumentParser:
     """Build the parser of `python -m search.run`."""
-    command = argparse.ArgumentParser(
+    command = _Parser(
         prog="python -m search.run",
         usage="python -m search.run --space FILE | --resume NAME [options]",
         description="Search for the best configuration of a space.",
@@ -228,7 +258,13 @@ def parser() -> argparse.ArgumentParser:
     much.add_argument("--gpus", type=gpus, metavar="N|auto", help="GPUs to use; auto (default): all free GPUs here")
     much.add_argument("--gpus-per-trial", type=share, metavar="X", help="share of a GPU per trial (default: a probe decides)")
     much.add_argument("--cpus-per-trial", type=positive, metavar="N", help="CPU cores and threads per trial (default 1)")
-    much.add_argument("--seed", type=_seed, metavar="N", help="seed of the sampler and the trials (default 0)")
+    much.add_argument("--seed", type=_count, metavar="N", help="seed of the sampler and the trials (default 0)")
+    much.add_argument(
+        "--retries", type=_count, default=1, metavar="N", help="retries of a trial whose process dies (default 1)"
+    )
+    much.add_argument(
+        "--patience", type=_amount, default=5.0, metavar="MINUTES", help="least silence that ends a hanging trial (default 5)"
+    )
     where = command.add_argument_group("where")
     where.add_argument("--name", type=_name, metavar="NAME", help="name of the search (default: the space's, then -2, -3 …)")
     where.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
@@ -238,7 +274,8 @@ def parser() -> argparse.ArgumentParser:
     then.add_argument("--dry-run", action="store_true", help="print the plan and the measured cost; start nothing")
     then.add_argument("--price", type=_amount, metavar="X", help="price per hour of a GPU (or of the CPU), for --dry-run")
     then.add_argument("--status", metavar="NAME", help="show the state of a search, from another shell")
-    then.add_argument("--resume", metavar="NAME", help="resume a search; with --space, start it if it does not exist")
+    then.add_argument("--resume", type=_no_option, metavar="NAME", help="resume a search; with --space, start it if need be")
+    then.add_argument("--retry-failed", action="store_true", help="with --resume: run the failed trials again")
     then.add_argument("--env", action="store_true", help="print versions, hardware and settings, for a bug report")
     then.add_argument("--version", action="version", version=f"minbert-search {own_version()}", help="print the version")
     then.add_argument("-h", "--help", action="help", help="print this help")

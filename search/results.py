@@ -9,7 +9,6 @@ It only reads: it takes no lock and changes nothing.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -57,14 +56,9 @@ class Search:
 
 
 def open_search(folder: Path) -> Search:
-    """Open a search.  Raises ValueError: no search there, a newer format, or missing files."""
-    plan, journal = read_plan(folder), folder / "study.journal"
-    if not journal.exists() and any(folder.glob("trials/*")):
-        raise ValueError(f"{folder} is incomplete: it has trials, but no {journal.name}.")
-    try:
-        return Search(folder, plan, read_trials(folder, plan.space_name))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{journal} is broken ({error}). Without it the search cannot be read.") from None
+    """Open a search.  Raises ValueError: no search there, a newer format, or files that are damaged beyond repair."""
+    plan = read_plan(folder)
+    return Search(folder, plan, read_trials(folder, plan.space_name))
 
 
 def all_searches(runs: Path, passed_over: Callable[[str], None]) -> list[Search]:

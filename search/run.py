@@ -9,6 +9,11 @@ trial finished.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the other imports, which take seconds
+    from minbert_core.commands import end_when_interrupted
+
+    end_when_interrupted("Interrupted before anything started.")
+
 import argparse
 import json
 import os
@@ -28,7 +33,6 @@ from typing import Any, Unpack
 import pyarrow as pa
 
 from minbert_core.commands import DONE, FAILED, INTERRUPTED, NOT_RECORDED, Refused, run_command
-from minbert_core.settings.yaml import dump_yaml
 from search.cost.estimate import check_disk, measured_lines
 from search.cost.packing import packed
 from search.drive import go_on, next_command, run_search
@@ -42,6 +46,7 @@ from search.plan.folder import (
     new_search_folder,
     wait_for_workers,
     write_plan,
+    write_space,
 )
 from search.plan.plan import Plan, make_plan
 from search.plan.resources import check_cluster, find_resources
@@ -63,7 +68,7 @@ def run(space: str | Path | dict[str, Any] | None = None, **keywords: Unpack[Key
 
     space: a file, or its content as maps and lists, which `name` then names.  None: resume="NAME" resumes a search.
     keywords: the options of `python -m search.run --help`, with _ for -: set, data, encoder, trials, hours, gpus,
-    gpus_per_trial, cpus_per_trial, seed, name, runs, tracking_uri, address, resume.
+    gpus_per_trial, cpus_per_trial, seed, name, runs, tracking_uri, address, resume, retries, retry_failed, patience.
     Returns `search.results.read` of the search: one row per trial, best first; `.to_pandas()` makes it a data frame.
     Raises ValueError with the command's message (SettingsError for a fault of the space; Refused for something valid, but
     impossible here or now); KeyboardInterrupt after Ctrl-C or a notebook's stop, once the trials' states are saved;
@@ -117,6 +122,8 @@ def start_or_resume(options: SearchOptions) -> tuple[Path, int]:
     resumed = goes_on(options, runs)
     if options.price is not None and (options.resume is not None or not options.dry_run):
         raise ValueError("--price belongs to the estimate of a new search. Give it with --space and --dry-run.")
+    if options.retry_failed and options.resume is None:
+        raise ValueError("--retry-failed runs the failed trials of a search again. Give it with --resume NAME.")
     retry = shlex.join(["python", "-m", "search.run", *_without_gpus(options.arguments)])
     if resumed and options.resume is not None:
         return runs / options.resume, _resume(options, runs / options.resume, retry, clock)
@@ -160,10 +167,9 @@ def _start(options: SearchOptions, plan: Plan, runs: Path, clock: Callable[[], f
     with lock(folder):
         check_unused(folder)  # again: another process may have held the lock until now
         clear_failed_start(folder)
-        (folder / "space.yaml").write_text(dump_yaml(plan.space.document), encoding="utf-8")
-        search_id, digest = secrets.token_hex(8), asked_space(options)
-        write_plan(folder, plan_record(plan, options.arguments, search_id, options.tracking_uri, digest))
-        return folder, run_search(folder, plan, options.address, clock, resumed=False)
+        search_id, asked, written = secrets.token_hex(8), asked_space(options), write_space(folder, plan.space.document)
+        write_plan(folder, plan_record(plan, options.arguments, search_id, options.tracking_uri, asked, written))
+        return folder, run_search(folder, plan, options, clock, resumed=False)
 
 
 def _clock(hours: float | None) -> Callable[[], float]:
@@ -183,7 +189,7 @@ def _resume(options: SearchOptions, folder: Path, retry: str, seconds_left: Call
     with lock(folder):
         wait_for_workers(folder)
         write_plan(folder, record)
-        return run_search(folder, plan, options.address, seconds_left, resumed=True)
+        return run_search(folder, plan, options, seconds_left, resumed=True)
 
 
 def _without_gpus(arguments: Sequence[str]) -> list[str]:
@@ -214,5 +220,6 @@ def _print_samples(space: Space) -> None:
 
 if __name__ == "__main__":
     for number in STOPS:  # like Ctrl-C, from the start
-        signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) != signal.SIG_IGN:  # as SIGHUP is under nohup
+            signal.signal(number, signal.default_int_handler)
     sys.exit(main())

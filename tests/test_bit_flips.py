@@ -1,10 +1,11 @@
 """One flipped bit in a file of ours is noticed, or changes nothing that is read: snapshots, weights, token files, toy corpus.
 
-Each test flips 200 bits, one at a time, in a small file: half of them anywhere, half where the file describes itself.
+Each test flips FLIPS bits, one at a time, in a small file: half of them anywhere, half where the file describes itself.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from minbert_core.data.tasks import TASKS
 from minbert_core.data.tokens import TokenisedSplit, load_tokenizer, tokenise_split
 from minbert_core.tensor_files import load_state, load_tensors, save_state, save_tensors
 
-FLIPS = 200
+FLIPS = 60
 STATE = {"model": {"a": torch.arange(12.0), "b": torch.ones(3)}, "counters": {"step": 7}, "records": [{"dev/score": 0.5}]}
 
 
@@ -55,12 +56,12 @@ def count_noticed(path: Path, read: Callable[[Path], Any]) -> int:
 
 def test_a_flipped_bit_of_a_snapshot_is_noticed_or_harmless(tmp_path: Path) -> None:
     save_state(STATE, tmp_path / "snapshot.pt")
-    assert count_noticed(tmp_path / "snapshot.pt", load_state) > 50
+    assert count_noticed(tmp_path / "snapshot.pt", load_state) > 15
 
 
 def test_a_flipped_bit_of_weights_is_noticed_or_harmless(tmp_path: Path) -> None:
     save_tensors({"a": torch.arange(12.0), "b": torch.ones(3, 2).bfloat16(), "c": torch.tensor(1)}, tmp_path / "w.safetensors")
-    assert count_noticed(tmp_path / "w.safetensors", load_tensors) > 150
+    assert count_noticed(tmp_path / "w.safetensors", load_tensors) > 40
 
 
 @pytest.fixture
@@ -89,3 +90,16 @@ def test_a_token_file_with_a_flipped_bit_is_built_again_and_a_line_says_so(
         assert content(read()) == expected
         said += "is damaged" in capsys.readouterr().out
     assert said == FLIPS
+
+
+def test_a_flipped_bit_of_the_cached_toy_corpus_is_mended_and_a_line_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toy, "SIZES", {"train": 3, "dev": 2, "test": 1})
+    folder = toy.toy_folder(tmp_path)
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for path in (folder / "vocab.txt", folder / "sts-train.csv", tmp_path / f"{folder.name}.sha256.json"):
+        for _ in itertools.islice(flips(path), 8):
+            toy.toy_folder(tmp_path)
+            assert "does not match its checksum. It is written again." in capsys.readouterr().out
+            assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole

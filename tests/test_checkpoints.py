@@ -180,7 +180,15 @@ def test_a_config_without_the_optional_keys_takes_bert_s_defaults(rewrite: Calla
             {"num_attention_heads": 3},
             r"config\.json: `hidden_size` must be a multiple of `num_attention_heads`\. Got 16 and 3\.",
         ),
-        ({"hidden_size": 16.5}, r"config\.json: `hidden_size` of an encoder must be a whole number > 0\. Got 16\.5\."),
+        (
+            {"hidden_size": 16.5},
+            r"config\.json: `hidden_size` of an encoder must be a whole number > 0 and < 16,777,216\. Got 16\.5\.",
+        ),
+        (
+            {"vocab_size": 10**30},
+            r"config\.json: `vocab_size` of an encoder must be a whole number > 0 and < 16,777,216\. Got 1000",
+        ),
+        ({"layer_norm_eps": float("nan")}, r"`layer_norm_eps` of an encoder must be a number > 0 and < 16,777,216\. Got nan\."),
         (
             {"num_hidden_layers": 2},
             r"model\.safetensors does not fit its config\.json: it has 3 layers instead of 2 \(`num_hidden_layers`\)\.$",

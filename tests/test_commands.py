@@ -6,10 +6,12 @@ import argparse
 import errno
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -162,3 +164,14 @@ def test_an_output_that_takes_nothing_is_no_traceback(redirection: str, code: in
 def test_the_reader_of_a_long_list_may_leave() -> None:
     """As of `python -m search.space | head`; it is printed by rich, which has a way of its own to leave."""
     assert run_unread(["-m", "search.space"]) == (UNREAD, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_during_imports_is_a_sentence(number: signal.Signals) -> None:
+    code = "import time; from minbert_core.commands import end_when_interrupted as end; end('Interrupted.'); print(flush=True)"
+    with subprocess.Popen([sys.executable, "-c", f"{code}; time.sleep(60)"], stdout=PIPE, stderr=PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(number)
+        assert process.communicate(timeout=20)[1] == "Interrupted.\n"
+        assert process.returncode == INTERRUPTED

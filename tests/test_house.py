@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("minbert_core", "search", "analysis")
 LAYERS = (  # each may import those above it and its own, never in a circle; a name ending in a dot stands for a package
-    ("minbert_core.clock", "minbert_core.cores"),
+    ("minbert_core.clock", "minbert_core.cores", "minbert_core.memory"),
     ("minbert_core.files", "minbert_core.words", "minbert_core.seeds", "minbert_core.commands", "minbert_core.terminal"),
     ("minbert_core.settings.",),
     ("minbert_core.encoder_files",),

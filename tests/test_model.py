@@ -260,7 +260,7 @@ def test_predictions_keep_the_file_s_order_and_do_not_depend_on_the_batch(
 def test_token_budget_takes_each_row_once_and_short_ones_first(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
     monkeypatch.setattr("minbert_core.model.TOKENS_PER_PASS", budget)
     lengths = np.random.default_rng(0).integers(3, 60, 100)
-    groups = _token_budget(lengths)
+    groups = _token_budget(np.argsort(lengths, kind="stable"), lengths, budget)
     order = np.concatenate(groups)
     assert sorted(order.tolist()) == list(range(100))
     assert (np.diff(lengths[order]) >= 0).all()

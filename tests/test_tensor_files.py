@@ -27,6 +27,13 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"a.safetensors", "a.pt"}
 
 
+def test_equal_tensors_are_equal_bytes(tmp_path: Path) -> None:
+    for i in range(8):
+        save_tensors({"a": torch.arange(3), "ä": torch.ones(1)}, tmp_path / str(i), {"format": "pt", "by": 'a "name"'})
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    assert load_tensors(tmp_path / "0")["ä"].tolist() == [1.0]
+
+
 def test_others_may_read_tensors_where_they_may_read_files(tmp_path: Path) -> None:
     save_tensors({"a": torch.arange(3)}, tmp_path / "a.safetensors")
     (tmp_path / "plain").touch()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from minbert_core.terminal import NOTEBOOKS, console, is_watched, show_progress
+from minbert_core.terminal import NOTEBOOKS, Screen, console, is_watched, show_progress
 from minbert_core.words import duration
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -163,3 +163,14 @@ def test_lines_go_nowhere_once_the_reader_of_a_pipe_has_left() -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=theirs, stderr=theirs, check=False)
     os.close(theirs)
     assert done.returncode == 130
+
+
+def test_lines_go_nowhere_once_the_terminal_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    person, terminal = os.openpty()
+    with os.fdopen(terminal, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        monkeypatch.setenv("TERM", "dumb")
+        os.close(person)
+        with Screen(lambda height: "") as screen:
+            screen.print("an event")
+            screen.print("another")

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from minbert_core.files import check_is_file
 from minbert_core.words import counted
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")  # the suffixes of users' own files; CSV and TSV have a header
@@ -113,6 +114,7 @@ def bytes_of(path: Path, remedy: str) -> bytes:
     if path.is_dir():
         raise CorpusError(f"{path} is a folder, not a file.")
     try:
+        check_is_file(path)
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         reason = f"The folder {path.parent} has no file {path.name}"
@@ -121,6 +123,8 @@ def bytes_of(path: Path, remedy: str) -> bytes:
         raise CorpusError(f"{reason}. {remedy}") from None
     except OSError as error:
         raise CorpusError(f"Cannot read {path}: {error.strerror}.") from None
+    except ValueError as error:  # a pipe or a device
+        raise CorpusError(str(error)) from None
 
 
 def text_of(path: Path, remedy: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import string
 from collections.abc import Callable, Iterable
 from itertools import chain
@@ -71,10 +72,39 @@ SIMILARITY_NOISE = 0.5  # standard deviation; labels are in [0, 5]
 
 
 def toy_folder(cache: Path) -> Path:
-    """Return the folder of the embedded corpus inside `cache`; the first call writes it."""
+    """Return the folder of the embedded corpus inside `cache`; the first call writes it, with a checksum of each file.
+
+    A later call writes damaged files again, and a line says so.
+    """
     folder = cache / f"toy-{VERSION}"
+    checksums = folder.with_suffix(".sha256.json")  # file -> sha256
+    if checksums.exists():
+        _remove_damaged(folder, checksums)
     write_toy_corpus(folder)
+    if not checksums.exists():
+        with replaced(checksums, many_writers=True) as draft:
+            draft.write_text(json.dumps(_checksums(folder)), encoding="utf-8")
     return folder
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """Compute the sha256 of each file but those of the test split, which no search opens."""
+    names = [name for task in TASKS.values() for split, name in task.files.items() if split != "test"]
+    paths = [folder / name for name in (*names, "vocab.txt")]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.exists()}
+
+
+def _remove_damaged(folder: Path, checksums: Path) -> None:
+    """Remove the files of the corpus that do not match their checksums; every file can be generated again."""
+    try:
+        known = json.loads(checksums.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        known = None
+    for name, digest in _checksums(folder).items():
+        if not isinstance(known, dict) or known.get(name) != digest:
+            print(f"{folder / name} does not match its checksum. It is written again.")
+            (folder / name).unlink(missing_ok=True)
+            checksums.unlink(missing_ok=True)
 
 
 def write_toy_corpus(folder: Path, seed: int = 0) -> None:

@@ -86,6 +86,20 @@ class AdamW(torch.optim.AdamW):
     load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
     step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
+    def allocate(self) -> None:
+        """Create the moments of all parameters now, as torch does at each one's first update.
+
+        Then an update allocates nothing: memory runs out before it or not at all, and no update is left half done.
+        """
+        for parameter in (parameter for group in self.param_groups for parameter in group["params"]):
+            if not self.state[parameter]:
+                self.state[parameter] |= self._first_state(parameter)
+
+    def _first_state(self, parameter: Tensor) -> dict[str, Any]:
+        """Return the state before the first update; the count of steps is where torch's fused update reads it."""
+        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        return {"step": torch.zeros((), dtype=torch.float32, device=parameter.device), **moments}
+
 
 class CourseAdamW(AdamW):
     """The AdamW of the course's projects: Kingma & Ba 2015, end of section 2, with the decay after the step.
@@ -107,11 +121,13 @@ class CourseAdamW(AdamW):
 
     def _age(self, parameter: Tensor) -> int:
         """Count the step that a parameter is about to take, from 1, and return it; create its moments at the first."""
-        state = self.state[parameter]
-        if not state:
-            state |= {"step": 0, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
-        state["step"] += 1
-        return int(state["step"])
+        if not self.state[parameter]:
+            self.state[parameter] |= self._first_state(parameter)
+        self.state[parameter]["step"] += 1
+        return int(self.state[parameter]["step"])
+
+    def _first_state(self, parameter: Tensor) -> dict[str, Any]:
+        return super()._first_state(parameter) | {"step": 0}
 
     def _step_of(self, parameters: list[Tensor], age: int, group: dict[str, Any]) -> None:
         """Update parameters of one age."""

@@ -32,6 +32,14 @@ STEP_PER_RADIUS = 100.0  # eta / eps of Jiang et al. 2020, section 4.1: 1e-3 / 1
 
 
 @dataclass(frozen=True)
+class Place:
+    """The place of a part in its batch: the batch's number of tokens, and the rows of the part's N tokens among them."""
+
+    num_tokens: int
+    rows_N: Tensor
+
+
+@dataclass(frozen=True)
 class Clean:
     """The clean pass of one step over B examples, and the means to repeat it with noise.
 
@@ -45,6 +53,13 @@ class Clean:
     num_examples: int  # B
     hidden_size: int  # D
     generator: torch.Generator  # of the noise
+    place: Place | None = None  # None: the examples are the whole batch
+
+    def random_noise(self) -> Tensor:
+        """Draw standard normal noise, (N, D): for a part of a batch, its rows of the noise of the whole batch."""
+        num_tokens = self.place.num_tokens if self.place else len(self.example_N)
+        noise_ND = torch.randn((num_tokens, self.hidden_size), generator=self.generator, device=self.example_N.device)
+        return noise_ND[self.place.rows_N] if self.place else noise_ND
 
 
 def max_norms(values_ND: Tensor, example_N: Tensor, num_examples: int) -> Tensor:
@@ -169,8 +184,7 @@ class Smart(Variant):
     def _worst_noise(self, clean: Clean, target_BK: Tensor) -> Tensor:
         """Search for the noise, (N, D), that moves the prediction away from `target_BK`, from random noise on."""
         sigma = UNIT_SIGMA if self.projection == "unit" else self.radius
-        shape_ND = len(clean.example_N), clean.hidden_size
-        noise_ND = sigma * torch.randn(shape_ND, generator=clean.generator, device=target_BK.device)
+        noise_ND = sigma * clean.random_noise()
         for _ in range(self.steps):
             noise_ND.requires_grad_()
             divergence = clean.divergence(target_BK, clean.forward(noise_ND, self.ascends_in_float32))

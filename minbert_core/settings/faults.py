@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from minbert_core.settings.knobs import elsewhere, knob_at
 from minbert_core.words import did_you_mean, of_invisible, shown
 
+MAX_FAULTS = 50  # of one document that are reported; more of them take time, and nobody reads them
 Location = tuple[str | int, ...]  # the keys and list indices that lead to a value of a document
 Where = Mapping[str, tuple[str, int]]  # path -> (source, line)
 
@@ -66,7 +67,7 @@ def path_of(location: Location, document: Any) -> str:
 
 def faults_of(error: ValidationError, model: type[BaseModel], document: Any, where: Where) -> list[Fault]:
     """Convert pydantic's errors about a `model` to faults with path and, if `where` knows them, source and line."""
-    items = error.errors()
+    items = error.errors()[:MAX_FAULTS]
     faults = []
     for item in items:
         if item["type"] == "too_short" and any(_is_inside(other["loc"], item["loc"]) for other in items):

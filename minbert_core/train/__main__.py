@@ -24,30 +24,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from minbert_core.commands import DONE, FAILED, Refused, run_command
 from minbert_core.config import TrialConfig
 from minbert_core.config_checks import load_config, read_config
 from minbert_core.evaluate import NotFiniteError
-from minbert_core.files import lock
+from minbert_core.files import lock, replaced
 from minbert_core.inputs import open_inputs
+from minbert_core.memory import DoesNotFitError
 from minbert_core.overrides import Override, Sources, note_set, parse_set
 from minbert_core.settings.faults import Location, SettingsError, fault_at, path_of
 from minbert_core.settings.paths import as_written, flatten
 from minbert_core.settings.yaml import dump_yaml, read_yaml
 from minbert_core.settling import settle
 from minbert_core.terminal import Screen
-from minbert_core.train.folder import read_records, read_snapshot, snapshot_or_start, train_in
+from minbert_core.train.folder import read_snapshot, recorded_or_saved, snapshot_or_start, train_in
 from minbert_core.train.overfit import run_overfit
 from minbert_core.train.preview import plan_lines
 from minbert_core.train.report import Report, closing_lines, near
-from minbert_core.train.trial import Record
+from minbert_core.train.trial import ForeignSnapshotError, Record
 from minbert_core.words import shown
 
 # the words of a search space, which this command refuses; a copy, because this package does not import search
 SPACE_WORDS = ("config", "about", "trials", "rungs", "sampler", "trial_scheduler", "baselines", "together", "extends")
 DOMAIN_WORDS = ("uniform", "log_uniform", "int", "choice")
+SMALLER = "Use a machine with more, a smaller encoder, a shorter `max_length`, or a cheaper `smoothness`."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,9 +65,8 @@ def _main(options: argparse.Namespace, again: str) -> int:
             return DONE if run_overfit(settle(config, None), options.overfit, str(options.config)) else FAILED
         options.to = (options.to or Path("trained") / default_name(options.config)).absolute()
         return run(config, options.to, str(options.config))
-    except torch.OutOfMemoryError:
-        remedy = "Split large batches: --set machine/micro_batch_tokens=4096"
-        raise Refused(f"This machine's GPU has too little memory for a step of this configuration. {remedy}") from None
+    except DoesNotFitError as error:
+        raise Refused(f"This machine has too little memory. {error} {SMALLER}") from None
     except NotFiniteError as error:
         print(error, file=sys.stderr)
         return FAILED
@@ -175,6 +174,7 @@ def run(config: TrialConfig, folder: Path, source: str) -> int:
     config = settle(config, recorded)
     if recorded is not None:
         _refuse_another(folder, config, recorded)
+        config = recorded  # equal, but perhaps written with other defaults, which its identity would show
     inputs = open_inputs(config)
     config.check_turns(inputs.sizes)
     for line in plan_lines(config, inputs, source):
@@ -183,7 +183,7 @@ def run(config: TrialConfig, folder: Path, source: str) -> int:
     total = config.num_examples(inputs.sizes)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        records = read_records(folder / "metrics.jsonl")
+        records = recorded_or_saved(folder)
         if _is_done(folder, config, records):
             shutil.rmtree(folder / "state", ignore_errors=True)  # in case a kill prevented it
             print("\n".join(["It is trained already: nothing is left to do.", "", *closing_lines(config, records, folder)]))
@@ -191,7 +191,8 @@ def run(config: TrialConfig, folder: Path, source: str) -> int:
         if not _has_begun(folder):  # then a snapshot holds at most a pretraining, which is in the cache
             shutil.rmtree(folder / "state", ignore_errors=True)
         snapshot, records = snapshot_or_start(folder)
-        (folder / "config.yaml").write_text(dump_yaml(as_written(config)), encoding="utf-8")
+        with replaced(folder / "config.yaml", durable=True) as draft:
+            draft.write_text(dump_yaml(as_written(config)), encoding="utf-8")
         if records:
             print(f"resumes   after {records[-1]['examples']:,} of {total:,} examples, from the snapshot")
         report = Report(config, inputs, records)
@@ -221,14 +222,20 @@ def _recorded(folder: Path) -> TrialConfig | None:
 def _has_begun(folder: Path) -> bool:
     """Return whether a step was trained in `folder`: a start that failed earlier does not bind the folder to a config.
 
-    After a power cut only the snapshot may be left: it is flushed to the disk, the other files are not.
+    After a power cut only the snapshot may be left: it is flushed to the disk, the other files are not. A damaged one counts.
     """
-    if (folder / "best").exists() or any(record["step"] for record in read_records(folder / "metrics.jsonl")):
+    if (folder / "best").exists() or _has_steps(recorded_or_saved(folder)):
         return True
     try:
-        return any(record["step"] for record in read_snapshot(folder)[1])
+        return _has_steps(read_snapshot(folder)[1])
+    except ForeignSnapshotError:
+        raise
     except ValueError:
-        return False
+        return True
+
+
+def _has_steps(records: list[Record]) -> bool:
+    return any(record["kind"] != "pretrain" for record in records)
 
 
 def _refuse_another(folder: Path, config: TrialConfig, recorded: TrialConfig) -> None:

@@ -35,14 +35,18 @@ class Bench:
         precision = resolve_precision(config.machine.precision, device)
         return Bench(config, inputs, model_to_train(config, inputs).to(device), device, precision)
 
-    def draw(self, task: str, seed: int, start: int) -> Batch:
-        """Draw the batch that begins at example `start` of a task's endless stream of reshuffled passes."""
-        return self.pack(task, example_rows(seed, len(self.inputs.train[task]), start, self.model.plans[task].batch_size))
+    def rows(self, task: str, seed: int, start: int) -> Integers:
+        """Draw the rows of the batch that begins at example `start` of a task's endless stream of reshuffled passes."""
+        return example_rows(seed, len(self.inputs.train[task]), start, self.model.plans[task].batch_size)
 
-    def pack(self, task: str, rows: Integers) -> Batch:
-        """Pack rows of a task's train split as a batch, in parts if it has more tokens than one pass may hold."""
-        encoding, limit = self.model.plans[task].pair_encoding.kind, self.config.machine.micro_batch_tokens
-        split = self.inputs.train[task]
+    def draw(self, task: str, seed: int, start: int) -> Batch:
+        """Draw and pack the batch that begins at example `start`."""
+        return self.pack(task, self.rows(task, seed, start))
+
+    def pack(self, task: str, rows: Integers, limit: int | None = None) -> Batch:
+        """Pack rows of a task's train split as a batch, in parts if it has more than `limit` tokens (None: the config's)."""
+        encoding, split = self.model.plans[task].pair_encoding.kind, self.inputs.train[task]
+        limit = limit or self.config.machine.micro_batch_tokens
         parts = pack_parts(split, rows, encoding, self.config.max_length, self.inputs.specials, limit)
         return [part.to(self.device) for part in parts]
 

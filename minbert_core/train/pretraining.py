@@ -5,18 +5,22 @@
 
 A process that trains one holds KEY.lock, which a crash frees. Others wait, then load the result. KEY.state is the snapshot from
 which it resumes after a crash or a stop, and is removed at the end.
+
+A step that runs out of memory is repeated in smaller passes (micro_batches.py). Each pass draws its own masks, so the result is
+then another sample of the same distribution, under the same KEY; pretraining.json records the size of the passes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +39,7 @@ from minbert_core.evaluate import NotFiniteError
 from minbert_core.files import lock, replaced
 from minbert_core.inputs import Inputs, build_encoder
 from minbert_core.machine import in_precision, prepare, resolve_precision
+from minbert_core.memory import indivisible
 from minbert_core.methods.objectives import Integers, Vocabulary
 from minbert_core.methods.stages import Pretraining
 from minbert_core.methods.task_schedules import example_rows
@@ -42,10 +47,14 @@ from minbert_core.model import TOKENIZER_FILES
 from minbert_core.seeds import seed_of
 from minbert_core.tensor_files import load_state, save_state
 from minbert_core.train.loop import Meter, SaveTimer, is_log_due, step_at_rate
+from minbert_core.train.micro_batches import Sizes, fitted, sizes_of
 from minbert_core.train.pretrained import FIGURES, Pretrained, Record, optimizer_of, splits_of
 
 HELD_OUT_ROWS = 2000  # evaluated at most: the loss to about 2 %; assumed, not measured (2026-11)
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+WAIT_SECONDS = 0.2  # between two tries for the lock of a pretraining
 
 
 def never() -> bool:
@@ -58,8 +67,9 @@ def run_pretraining(
     """Train the pretrainings that the cache lacks, one after the other, and yield records.
 
     The last record of each has its duration, its held-out figures, and whether this process trained it (`made`).
-    is_stopped is called after each step. Once it returns True, the state is saved and training ends.
-    Raises CorpusError, ValueError (unusable texts or tokenizer), NotFiniteError.
+    is_stopped is called after each step, and while another process trains. Once it returns True, the state is saved and
+    training ends.
+    Raises CorpusError, ValueError (unusable texts or tokenizer), NotFiniteError, DoesNotFitError.
     """
     count = 0
     for one in pretrainings:
@@ -68,7 +78,10 @@ def run_pretraining(
         with path.open("w") as file:
             if not one.is_cached and not lock(file, path):
                 yield _record(one, count, {"waits": True})
-                lock(file, path, wait=True)
+                while not lock(file, path):
+                    if is_stopped():
+                        return
+                    time.sleep(WAIT_SECONDS)
             is_trained_here = not one.is_cached
             if is_trained_here:
                 yield from PretrainingRun(config, inputs, one, count).run(is_stopped)
@@ -155,6 +168,8 @@ class PretrainingRun:
         self.parameters = [*self.encoder.parameters(), *self.head.parameters()]
         self.settings = optimizer_of(stage)
         self.optimizer = self.settings.build(self.encoder.named_parameters(), self.head.named_parameters())
+        self.optimizer.allocate()
+        self.limit = config.machine.micro_batch_tokens  # the most tokens of a pass, lowered if memory does not suffice
         self.total = max(1, round(stage.epochs * len(self.texts)))
         self.shown = 0  # rows
         self.seconds = 0.0
@@ -194,13 +209,25 @@ class PretrainingRun:
 
     def step(self) -> Tensor:
         """Update on the next batch; return the mean loss over the predicted tokens, not yet waited for."""
-        stage, seed, number = self.stage, self.one.seed, self.shown // self.stage.batch_size
+        stage, number = self.stage, self.shown // self.stage.batch_size
         count = min(stage.batch_size, self.total - self.shown)
-        rows = example_rows(seed_of(seed, "rows"), len(self.texts), self.shown, count)
+        rows = example_rows(seed_of(self.one.seed, "rows"), len(self.texts), self.shown, count)
         # the rate is that of the step's middle, as in trial.py
         factor = self.settings.lr_factor((self.shown + count / 2) / self.total)
         self.shown += count
-        questions = self.questions(self.texts, rows, np.random.default_rng(seed_of(seed, "masks", number)))
+        what = f"step {number + 1} of {self.one.name}"
+        loss, self.limit = fitted(partial(self._backward, rows, number), self.limit, self.device, what)
+        with indivisible(f"The update of {what}"):
+            step_at_rate(self.optimizer, factor)
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def _backward(self, rows: Integers, number: int, limit: int | None, sizes: Sizes) -> Tensor:
+        """Compute the clipped gradient of a batch in passes of at most `limit` tokens; return the mean loss."""
+        self.optimizer.zero_grad(set_to_none=True)  # left by an attempt that did not fit
+        seed = self.one.seed
+        questions = self.questions(self.texts, rows, np.random.default_rng(seed_of(seed, "masks", number)), limit)
+        sizes += sizes_of(question.batch for question in questions)
         num_read = sum(len(question.at_M) for question in questions)
         loss = torch.zeros((), device=self.device)
         for part, question in enumerate(questions):
@@ -211,15 +238,13 @@ class PretrainingRun:
             loss += part_loss.detach()
         if self.settings.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
-        step_at_rate(self.optimizer, factor)
-        self.optimizer.zero_grad(set_to_none=True)
         return loss
 
-    def questions(self, texts: Texts, rows: Integers, random: np.random.Generator) -> list[Question]:
-        """Turn a batch into questions, in parts if it has more tokens than one pass may hold."""
+    def questions(self, texts: Texts, rows: Integers, random: np.random.Generator, limit: int | None = None) -> list[Question]:
+        """Turn a batch into questions, in parts if it has more than `limit` tokens."""
         seconds = self.stage.follow(rows, len(texts), random)
         batch = pack_texts(texts, rows, seconds, self.config.max_length, self.inputs.specials)
-        limit, parts = self.config.machine.micro_batch_tokens, [(rows, seconds)]
+        parts = [(rows, seconds)]
         if limit is not None and sum(batch.lengths) > limit:
             at = cuts(list(batch.lengths), limit)
             parts = list(zip(np.split(rows, at), np.split(seconds, at), strict=True))
@@ -246,12 +271,25 @@ class PretrainingRun:
         rows = example_rows(seed, len(held_out), 0, min(len(held_out), HELD_OUT_ROWS))
         random, loss, right, num_read = np.random.default_rng(seed), 0.0, 0, 0
         for start in range(0, len(rows), self.stage.batch_size):
-            for question in self.questions(held_out, rows[start : start + self.stage.batch_size], random):
-                logits_MK = self.forward(question, None)
-                loss += float(F.cross_entropy(logits_MK, question.answers_M, reduction="sum"))
-                right += int((logits_MK.argmax(1) == question.answers_M).sum())
-                num_read += len(question.at_M)
+            asked = partial(self._answers, rows[start : start + self.stage.batch_size], random)
+            what = f"the evaluation of {self.one.name}"
+            (answers, random), self.limit = fitted(asked, self.limit, self.device, what)
+            for losses, hits, count in answers:
+                loss, right, num_read = loss + losses, right + hits, num_read + count
         return {"loss": loss / max(1, num_read), "accuracy": right / max(1, num_read)}
+
+    def _answers(
+        self, rows: Integers, random: np.random.Generator, limit: int | None, sizes: Sizes
+    ) -> tuple[list[tuple[float, int, int]], np.random.Generator]:
+        """Return each pass's sum of losses, right answers and questions, over held-out rows; and the generator."""
+        random, answers = copy.deepcopy(random), []
+        questions = self.questions(self.held_out, rows, random, limit)
+        sizes += sizes_of(question.batch for question in questions)
+        for question in questions:
+            logits_MK = self.forward(question, None)
+            loss = float(F.cross_entropy(logits_MK, question.answers_M, reduction="sum"))
+            answers.append((loss, int((logits_MK.argmax(1) == question.answers_M).sum()), len(question.at_M)))
+        return answers, random
 
     def _progress(self, figures: Record, speed: float) -> Record:
         named = {f"pretrain/{self.stage.kind}_{name}": value for name, value in figures.items()}
@@ -262,7 +300,8 @@ class PretrainingRun:
     def _save(self, path: Path) -> None:
         """Write the state from which a killed pretraining resumes; replaced atomically."""
         state = {"encoder": self.encoder.state_dict(), "head": self.head.state_dict(), "optimizer": self.optimizer.state_dict()}
-        save_state({**state, "shown": self.shown, "seconds": self.seconds, "before": self.before}, path)
+        counters = {"shown": self.shown, "seconds": self.seconds, "before": self.before, "limit": self.limit}
+        save_state({**state, **counters}, path)
 
     def _restore(self, path: Path) -> None:
         state = load_state(path)
@@ -270,23 +309,23 @@ class PretrainingRun:
         self.head.load_state_dict(state["head"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.shown, self.seconds, self.before = state["shown"], state["seconds"], state["before"]
+        self.limit = state.get("limit", self.limit)  # an earlier version did not write it
 
     def _keep(self, after: Record) -> None:
-        """Write encoder, head, tokenizer and figures as a folder, renamed into place when it is complete."""
+        """Write encoder, head, tokenizer and figures as a folder, durable, renamed into place when it is complete."""
         figures = {f"held_out_{name}": value for name, value in after.items()}
         figures |= {f"held_out_{name}_before": value for name, value in self.before.items()}
         head = self.head.state_dict()
         about = {"stage": self.stage.model_dump(mode="json"), "texts": len(self.texts), "examples": self.total}
         about |= {"seconds": round(self.seconds, 3), "notes": self.notes, "held_out": figures}
-        with replaced(self.one.folder) as draft:
+        if self.limit != self.config.machine.micro_batch_tokens:
+            about |= {"micro_batch_tokens": self.limit}
+        with replaced(self.one.folder, durable=True) as draft:
             save_encoder(self.encoder, draft, {there: head[name] for name, there in self.stage.stored.items()})
             for name in TOKENIZER_FILES:
                 with contextlib.suppress(FileNotFoundError):
                     shutil.copyfile(self.one.before / name, draft / name)
-            with (draft / FIGURES).open("w", encoding="utf-8") as file:
-                json.dump(about, file, indent=2)
-                file.flush()
-                os.fsync(file.fileno())
+            (draft / FIGURES).write_text(json.dumps(about, indent=2), encoding="utf-8")
 
 
 def _head(stage: Pretraining, folder: Path, encoder: Encoder) -> tuple[nn.Module, list[str]]:

@@ -3,6 +3,9 @@
     batches -> task_losses.py, per task and part -> backward into row T of the buffer (shared_gradients.py)
             -> Gramian -> gradient method -> merged row 0 -> clip -> AdamW -> teacher and loss weights follow
 
+Until the update no state changes, so a step that runs out of memory can be repeated in smaller parts (micro_batches.py). The
+update itself is in place: the optimiser's moments are allocated when a stage starts. If it fails anyway, the trial ends.
+
 Only one graph exists at a time. The parameters that only one task trains (its head, pooling and adapter) keep that task's
 gradient. Loss weights that depend on the step's own losses come after the backward passes: they weight rows, Gramian and heads.
 
@@ -18,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from minbert_core.memory import indivisible
 from minbert_core.methods.gradients import merging_weights
 from minbert_core.methods.loss_weights import LossWeights
 from minbert_core.methods.optimizer import AdamW
@@ -70,7 +74,12 @@ class Stepper:
         shared_layer = [("shared_layer", parameter) for parameter in self.groups.get("shared_layer", [])]
         if not self.stage.optimizer.per_task:
             named = {TOGETHER: [parameter for parameters in named.values() for parameter in parameters]}
-        return {name: self.stage.optimizer.build(encoder, [*parameters, *shared_layer]) for name, parameters in named.items()}
+        optimizers = {
+            name: self.stage.optimizer.build(encoder, [*parameters, *shared_layer]) for name, parameters in named.items()
+        }
+        for optimizer in optimizers.values():
+            optimizer.allocate()
+        return optimizers
 
     def state(self) -> dict[str, Any]:
         """Return the state that a snapshot needs in addition to the model."""
@@ -96,6 +105,7 @@ class Stepper:
         """Train on one batch of each task in `batches`, the step's tasks in order. `progress` is the stage's, in [0, 1].
 
         `measure` also reports the gradient's norm and, with `measure_penalty`, |grad R_s|, which costs as much as a step.
+        An out-of-memory error has changed no state.  Raises DoesNotFitError: the update itself ran out of memory.
         """
         report = StepReport()
         early_weights = self._backward(number, batches, report, measure and measure_penalty)
@@ -105,12 +115,15 @@ class Stepper:
             report.figures |= {f"{task}_weight": early_weights[task] * late_weights[task] for task in batches}
         if self.weighs_gradients:
             self._weigh_heads(late_weights)
+        gradient_state = dict(self.gradient_state)
         if self.merges and self.shared.slices:
-            self._merge(number, late_weights, report)
+            self._merge(number, late_weights, gradient_state, report)
         self._drop_unread(tuple(batches))
         self._clip(report, measure)
-        self._update(tuple(batches), progress)
-        self._follow(number, batches, losses, progress, report)
+        with indivisible(f"The update of step {number}"):
+            self.gradient_state = gradient_state
+            self._update(tuple(batches), progress)
+            self._follow(number, batches, losses, progress, report)
         return report
 
     def _loss_weights(self, losses: dict[str, float]) -> dict[str, float]:
@@ -179,12 +192,12 @@ class Stepper:
                 if parameter.grad is not None:
                     parameter.grad.mul_(weight)
 
-    def _merge(self, number: int, weights: dict[str, float], report: StepReport) -> None:
-        """Merge the rows, each times its task's weight, into one gradient."""
+    def _merge(self, number: int, weights: dict[str, float], gradient_state: dict[str, Tensor], report: StepReport) -> None:
+        """Merge the rows, each times its task's weight, into one gradient; `gradient_state` moves."""
         tasks, task_weights_T = tuple(weights), torch.tensor(list(weights.values()), dtype=torch.float64)
         gramian_GTT = self.shared.gramian(len(tasks)).cpu() * task_weights_T[:, None] * task_weights_T
         generator = np.random.default_rng(seed_of(self.seed, "orders", number))
-        weights_GT = merging_weights(self.stage.gradient, gramian_GTT, tasks, generator, self.gradient_state)
+        weights_GT = merging_weights(self.stage.gradient, gramian_GTT, tasks, generator, gradient_state)
         self.shared.merge(weights_GT * task_weights_T)
         whole_TT = gramian_GTT.sum(0)
         norms_T = whole_TT.diagonal().sqrt()

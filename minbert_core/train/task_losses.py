@@ -3,7 +3,8 @@
     Part -> clean passes, one per view -> task_loss, proximal_term, smoothness_term -> step.py sums them and goes backward
 
 A batch that is too large for one pass comes in parts, whose gradients add up to that of the whole batch: exactly without
-dropout; with it each part draws its own masks, so it is another sample of the same distribution. A loss that is defined over
+dropout; with it each part draws its own masks, so it is another sample of the same distribution. The noise of a smoothness is
+drawn for the whole batch. A loss that is defined over
 the batch as a whole (a correlation) takes one more pass: its gradient at the logits or features is computed first.
 
 B examples of a part, N packed tokens, D hidden size, K outputs, V views.
@@ -23,7 +24,7 @@ from minbert_core.encoder import Masks
 from minbert_core.machine import in_precision
 from minbert_core.methods.losses import divergence
 from minbert_core.methods.proximal import Teacher
-from minbert_core.methods.smoothness import Clean, Divergence
+from minbert_core.methods.smoothness import Clean, Divergence, Place
 from minbert_core.methods.stages import StagePlan
 from minbert_core.model import MultitaskBert, Output
 from minbert_core.seeds import seed_of
@@ -41,12 +42,29 @@ class Part:
     packed: PackedBatch
     share: float  # of the batch's examples
     weight: float = 1.0  # of the task's loss in the step
+    place: Place | None = None  # of its tokens in the batch; None: the part is the batch
 
 
 def parts_of(task: str, step: int, batch: Batch, weight: float = 1.0) -> list[Part]:
     """Number the parts of a task's batch, each with its share of the examples."""
     total = sum(packed.num_examples for packed in batch)
-    return [Part(task, step, i, packed, packed.num_examples / total, weight) for i, packed in enumerate(batch)]
+    shares, places = [packed.num_examples / total for packed in batch], places_of(batch)
+    return [Part(task, step, i, packed, shares[i], weight, places[i]) for i, packed in enumerate(batch)]
+
+
+def places_of(batch: Batch) -> list[Place | None]:
+    """Find each part's tokens among those of the whole batch, in which all first sentences precede the second ones."""
+    if len(batch) == 1:
+        return [None]
+    num_tokens = sum(sum(packed.lengths) for packed in batch)
+    rows: list[list[Tensor]] = [[] for _ in batch]
+    end = 0
+    for half in range(max(len(packed.lengths) // packed.num_examples for packed in batch)):
+        for packed, of_part in zip(batch, rows, strict=True):
+            lengths = packed.lengths[half * packed.num_examples :][: packed.num_examples]
+            start, end = end, end + sum(lengths)
+            of_part.append(torch.arange(start, end, device=packed.token_ids_N.device))
+    return [Place(num_tokens, torch.cat(of_part)) for of_part in rows]
 
 
 @dataclass
@@ -124,7 +142,7 @@ class TaskLosses:
             return self._answer(part.task, self._forward(part, views.masks, report, noise_ND, precision=precision))
 
         packed = part.packed
-        noise_seed = seed_of(self.seed, "noise", part.step, part.task, part.index)
+        noise_seed = seed_of(self.seed, "noise", part.step, part.task, 0)
         clean = Clean(
             logits_VBK=views.answers_VBK,
             forward=noisy,
@@ -133,6 +151,7 @@ class TaskLosses:
             num_examples=packed.num_examples,
             hidden_size=self.model.encoder.shape.hidden_size,
             generator=torch.Generator(packed.token_ids_N.device).manual_seed(noise_seed),
+            place=part.place,
         )
         penalty = self.stage.smoothness.penalty(clean)
         if penalty is None:

@@ -6,7 +6,8 @@
             about a hundred times per trial: yield losses, rate, speed;   at each rung: yield dev metrics
 
 Everything random is a pure function of (seed, purpose, step). So a snapshot holds counters instead of generators, and a resumed
-trial repeats, on the CPU bit for bit.
+trial repeats, on the CPU bit for bit. A step that runs out of memory is repeated in smaller passes (micro_batches.py); their
+size is one of the counters.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from typing import Any
 
 from minbert_core.clock import now_ms
 from minbert_core.config import FORMAT, TrialConfig
+from minbert_core.data.tokens import Integers
 from minbert_core.evaluate import NotFiniteError, is_constant, metric, overall, score
 from minbert_core.inputs import Inputs
 from minbert_core.machine import resolve_precision, usage
+from minbert_core.memory import indivisible
 from minbert_core.methods.stages import StagePlan
 from minbert_core.methods.task_schedules import StepAt
 from minbert_core.model import MultitaskBert, predict_logits, predictions
@@ -31,10 +34,11 @@ from minbert_core.seeds import seed_of
 from minbert_core.tensor_files import load_state, save_state
 from minbert_core.train.bench import Bench
 from minbert_core.train.loop import Meter, is_log_due, is_measure_due
+from minbert_core.train.micro_batches import Sizes, fitted, sizes_of
 from minbert_core.train.pretrained import find
-from minbert_core.train.pretraining import run_pretraining
+from minbert_core.train.pretraining import never, run_pretraining
 from minbert_core.train.step import Stepper
-from minbert_core.train.task_losses import Batch, StepReport
+from minbert_core.train.task_losses import StepReport
 
 Record = dict[str, Any]  # {"kind": "pretrain" | "train" | "dev", "step", "examples", "passes", "time_ms", "seconds", …}
 
@@ -53,6 +57,7 @@ class Counters:
     rung: int = 0  # the last rung reported
     best_score: float = -math.inf
     best_rung: int = 0
+    micro_batch_tokens: int | None = None  # the most tokens of a pass, once memory did not suffice for the config's
 
 
 @dataclass(frozen=True)
@@ -72,28 +77,39 @@ class Progress:
     snapshot: Callable[[], dict[str, Any]]
 
 
-def train(config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None = None) -> Iterator[Progress]:
+class _Stopped(Exception):
+    """Ends the training of a trial that is to stop now."""
+
+
+def train(
+    config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None = None, stop: Callable[[], bool] = never
+) -> Iterator[Progress]:
     """Train one trial, yielding Progress about a hundred times and at each rung.
 
     A rung falls after the first step that reaches it. If one step reaches several (a budget of a few steps), only the highest
     is reported, because the model is the same. The last rung is always reached, and is the last yield.
     Stages on texts come first and yield their own records; only one each if the cache has their result.
     snapshot: resume from it; the first yield is what comes after it.
-    Raises NotFiniteError, and ValueError if the turns of a task schedule are too short for a batch.
+    stop: called at each step and each pass of an evaluation. Once it returns True, a last yield has a record of the kind "stop"
+    and the state of this moment. A pretraining saves its own state instead, and there is no such yield.
+    Raises NotFiniteError, DoesNotFitError, and ValueError if the turns of a task schedule are too short for a batch.
     """
     config.check_turns(inputs.sizes)
     pretrainings = find(config, inputs)
-    for record in run_pretraining(pretrainings, config, inputs):
-        if not snapshot:  # else the trial's records already contain it
-            yield Progress(record, None, False, False, None, dict)
-    if pretrainings:
-        inputs = replace(inputs, encoder_folder=pretrainings[-1].folder)
-    yield from _Trial(config, inputs, snapshot or None).run()
+    with indivisible("The trial"):
+        for record in run_pretraining(pretrainings, config, inputs, stop):
+            if not snapshot:  # else the trial's records already contain it
+                yield Progress(record, None, False, False, None, dict)
+        if pretrainings and stop():
+            return
+        if pretrainings:
+            inputs = replace(inputs, encoder_folder=pretrainings[-1].folder)
+        yield from _Trial(config, inputs, snapshot or None, stop).run()
 
 
 class _Trial:
-    def __init__(self, config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None) -> None:
-        self.config, self.inputs = config, inputs
+    def __init__(self, config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None, stop: Callable[[], bool]) -> None:
+        self.config, self.inputs, self.stop = config, inputs, stop
         self.bench = Bench.of(config, inputs)
         self.model = self.bench.model
         self.total = config.num_examples(inputs.sizes)
@@ -105,9 +121,18 @@ class _Trial:
         rungs = config.budget.points
         self.points = {rung: math.ceil(self.total * rung / rungs[-1]) for rung in rungs}
         self.log = _Log(self.counters.examples)
+        if snapshot is not None and "log" in snapshot:
+            self.log.restore(snapshot["log"])
         self.started = time.monotonic() - self.counters.seconds
 
     def run(self) -> Iterator[Progress]:
+        try:
+            yield from self._run_stages()
+        except _Stopped:
+            self.counters.seconds = time.monotonic() - self.started
+            yield self._progress(self._record("stop"), None, False)
+
+    def _run_stages(self) -> Iterator[Progress]:
         stages = self.config.stage_plans()
         ends = stage_ends(self.config.stage_examples(self.inputs.sizes), self.total)
         for index, (stage, start, end) in enumerate(zip(stages, [0, *ends[:-1]], ends, strict=True)):
@@ -132,9 +157,9 @@ class _Trial:
         sizes = {name: self.inputs.sizes[name] for name in stage.tasks}
         batch_sizes = {name: self.model.plans[name].batch_size for name in stage.tasks}
         while counters.examples < end:
+            self._poll()
             progress = (counters.examples - start) / (end - start)
             names = stage.task_schedule.tasks_of_step(StepAt(counters.stage_step, progress, sizes, batch_sizes, seed))
-            batches = {name: self._next_batch(name) for name in names}
             num_examples = sum(batch_sizes[name] for name in names)
             before = counters.examples
             # the rate belongs to the step's middle, so that neither the first nor the last step is wasted on a rate of 0
@@ -142,7 +167,7 @@ class _Trial:
             counters.examples += num_examples
             is_log = is_log_due(before, counters.examples, self.total)
             is_measure = is_measure_due(before, counters.examples, num_examples, self.total)
-            report = self.stepper.step(counters.step, batches, middle, measure=is_log, measure_penalty=is_measure)
+            report = self._step(names, middle, is_log, is_measure)
             counters.step += 1
             counters.stage_step += 1
             counters.passes += report.passes
@@ -153,16 +178,36 @@ class _Trial:
             if due is not None:
                 yield self._evaluate(due)
 
+    def _poll(self) -> None:
+        if self.stop():
+            raise _Stopped
+
     def _due_rung(self) -> int | None:
         """Return the highest rung that is reached and not yet reported."""
         reached = max((rung for rung, at in self.points.items() if at <= self.counters.examples), default=0)
         return reached if reached > self.counters.rung else None
 
-    def _next_batch(self, task: str) -> Batch:
+    def _step(self, names: tuple[str, ...], progress: float, measure: bool, measure_penalty: bool) -> StepReport:
+        """Train on the next examples of the tasks `names`, in smaller passes if memory does not suffice."""
+        counters = self.counters
+        rows = {name: self._next_rows(name) for name in names}
+
+        def attempt(limit: int | None, sizes: Sizes) -> StepReport:
+            batches = {name: self.bench.pack(name, rows[name], limit) for name in names}
+            sizes += sizes_of(part for batch in batches.values() for part in batch)
+            return self.stepper.step(counters.step, batches, progress, measure, measure_penalty)
+
+        limit = counters.micro_batch_tokens or self.config.machine.micro_batch_tokens
+        report, held = fitted(attempt, limit, self.bench.device, f"step {counters.step + 1}")
+        if held != limit:
+            counters.micro_batch_tokens = held
+        return report
+
+    def _next_rows(self, task: str) -> Integers:
         """Draw the task's next examples."""
         start = self.counters.drawn[task]
         self.counters.drawn[task] += self.model.plans[task].batch_size
-        return self.bench.draw(task, seed_of(self.config.seed, "rows", task), start)
+        return self.bench.rows(task, seed_of(self.config.seed, "rows", task), start)
 
     def _train_record(self, stage: StagePlan, progress: float, report: StepReport) -> Record:
         counters = self.counters
@@ -177,11 +222,13 @@ class _Trial:
                 )
         record = self._record("train") | {f"train/{name}_loss": loss for name, loss in losses.items()} | figures
         record |= {"train/lr": rate} | usage(self.bench.device)
+        if counters.micro_batch_tokens is not None:
+            record["train/micro_batch_tokens"] = counters.micro_batch_tokens
         return record | {f"train/{name}": value for name, value in report.figures.items()}
 
     def _evaluate(self, rung: int) -> Progress:
         counters = self.counters
-        metrics, notes = evaluate_dev(self.model, self.config, self.inputs)
+        metrics, notes = evaluate_dev(self.model, self.config, self.inputs, self._poll)
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
         if broken:
             raise NotFiniteError(
@@ -217,6 +264,7 @@ class _Trial:
         return {
             "counters": asdict(self.counters),
             "model": self.model.state_dict(),
+            "log": self.log.state(),
             **self.stepper.state(),
         }
 
@@ -232,6 +280,14 @@ class _Log:
         self.meter.add(report.losses)
         for pair, cosine in report.cosines.items():
             self.cosines.setdefault(pair, []).append(cosine)
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that the next record needs of the steps so far, but the speed."""
+        sums = {name: total.detach().cpu() for name, total in self.meter.sums.items()}
+        return {"sums": sums, "counts": self.meter.counts, "cosines": self.cosines}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.meter.sums, self.meter.counts, self.cosines = dict(state["sums"]), dict(state["counts"]), dict(state["cosines"])
 
     def flush(self, examples: int) -> tuple[dict[str, float], dict[str, float]]:
         """Return the mean losses by name, and as figures of a record the speed and each pair of tasks' mean cosine and share of
@@ -250,12 +306,17 @@ def stage_ends(examples: list[float], total: int) -> list[int]:
     return [math.ceil(round(end, 6)) for end in accumulate(examples[:-1])] + [total]
 
 
-def evaluate_dev(model: MultitaskBert, config: TrialConfig, inputs: Inputs) -> tuple[dict[str, float], dict[str, bool]]:
-    """Compute each task's dev metric, and a note `constant/<task>` if a regression's answers are all equal (its r is 0)."""
+def evaluate_dev(
+    model: MultitaskBert, config: TrialConfig, inputs: Inputs, poll: Callable[[], None] | None = None
+) -> tuple[dict[str, float], dict[str, bool]]:
+    """Compute each task's dev metric, and a note `constant/<task>` if a regression's answers are all equal (its r is 0).
+
+    `poll` is called after each pass.
+    """
     metrics, notes = {}, {}
     precision = resolve_precision(config.machine.precision, next(model.parameters()).device)
     logits = {
-        name: predict_logits(model, name, split, config.max_length, inputs.specials, precision)
+        name: predict_logits(model, name, split, config.max_length, inputs.specials, precision, poll)
         for name, split in inputs.dev.items()
     }
     for name, logits_BK in logits.items():
@@ -267,19 +328,35 @@ def evaluate_dev(model: MultitaskBert, config: TrialConfig, inputs: Inputs) -> t
     return metrics, notes
 
 
-def save_snapshot(path: Path, snapshot: dict[str, Any], records: list[Record]) -> None:
-    """Write one file, replaced atomically. It holds every record so far, so a kill between save and report loses none."""
+class ForeignSnapshotError(ValueError):
+    """A whole snapshot, but of another config than the one that would resume from it."""
+
+
+def save_snapshot(path: Path, snapshot: dict[str, Any], records: list[Record], identity: str = "") -> None:
+    """Write one file, durable, replaced atomically. It has all records so far: a kill between save and report loses none.
+
+    identity: that of the trial's config, which alone resumes from it; "" if any may.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_state({**snapshot, "format": FORMAT, "records": records}, path)
+    save_state({**snapshot, "format": FORMAT, "identity": identity, "records": records}, path)
 
 
-def load_snapshot(path: Path) -> tuple[dict[str, Any], list[Record]]:
-    """Read what `save_snapshot` wrote.  Raises ValueError: broken, or of another format; OSError: unreadable."""
+def load_snapshot(path: Path, identity: str = "") -> tuple[dict[str, Any], list[Record]]:
+    """Read what `save_snapshot` wrote; earlier versions saved no identity.
+
+    identity: that of the config which would resume from it; "" accepts a snapshot of any.
+    Raises ValueError: damaged, or of another format; ForeignSnapshotError: of another config; OSError: unreadable.
+    """
     snapshot = load_state(path)
-    if "records" not in snapshot:
+    if not isinstance(snapshot, dict) or "records" not in snapshot:
         raise ValueError(f"{path} is not a complete snapshot (it has no records).")
     if (saved_format := snapshot.pop("format", 1)) != FORMAT:
         raise ValueError(f"{path} is a snapshot of format {saved_format}. This version resumes format {FORMAT}.")
+    saved_identity = snapshot.pop("identity", "")
+    if identity and saved_identity and saved_identity != identity:
+        law = f"belongs to a trial with another config (identity {saved_identity}, not {identity})"
+        remedy = "Put back the config.yaml of that trial, or move the snapshot away to start from the beginning"
+        raise ForeignSnapshotError(f"{path} {law}. It was not read. {remedy}.")
     snapshot["counters"] = in_current_names(snapshot.get("counters", {}))
     return snapshot, [in_current_names(record) for record in snapshot.pop("records")]
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from minbert_core.commands import Refused
+from minbert_core.files import explain_fault
 from minbert_core.terminal import show_progress
 from minbert_core.words import counted, duration
 from search.cost.measure import Cost
@@ -39,7 +40,7 @@ Factors = tuple[float, float]  # (training, one evaluation)
 
 
 def measured_lines(
-    plan: Plan, start_ray: Callable[[], None], price: float | None, hours: float | None, load: float
+    plan: Plan, start_ray: Callable[[], object], price: float | None, hours: float | None, load: float
 ) -> list[str]:
     """Measure and estimate the cost of `plan`, and return it as lines. This takes about a minute; a terminal shows progress.
 
@@ -173,6 +174,15 @@ def check_disk(plan: Plan, runs: Path) -> None:
             f"{plan.resources} would need {_gigabytes(needed)} in {runs} for snapshots and the best weights, but its disk has "
             f"only {_gigabytes(free)} free. Give another folder with --runs, or run fewer trials at a time."
         )
+
+
+def full_disk(plan: Plan, folder: Path, fault: OSError) -> str:
+    """Describe a disk that became full during the search in `folder`: where, how much is needed, and what was kept."""
+    needed = disk_bytes(plan, plan.snapshot_bytes, plan.best_bytes, copies=1)
+    return (
+        f"{explain_fault(fault, '--runs', folder.parent)} The search is paused: its trials keep their snapshots. With "
+        f"{_gigabytes(needed)} free in {folder.parent}, --resume continues all of them."
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------- words

@@ -49,7 +49,7 @@ class Room:
         return f"for {number} on each GPU this machine has too few cores" if number > self.by_cores else ""
 
 
-def packed(plan: Plan, address: str, start_ray: Callable[[Resources], None]) -> Plan:
+def packed(plan: Plan, address: str, start_ray: Callable[[Resources], object]) -> Plan:
     """Return the plan with the best number of trials per GPU. This takes about a minute; a terminal shows progress.
 
     Without a GPU the plan is unchanged. If nothing can be gained, and on a cluster, each trial keeps a GPU, and the plan names
@@ -118,7 +118,7 @@ def heavy_choice(name: str, domain: Domain) -> Any:
 # --------------------------------------------------------------------------------------------------------------- probe
 
 
-def probe(plan: Plan, room: Room, start_ray: Callable[[Resources], None]) -> tuple[int, str]:
+def probe(plan: Plan, room: Room, start_ray: Callable[[Resources], object]) -> tuple[int, str]:
     """Train on the GPU with the least free memory (on the CPU if there is none) and return what `choose` decides.
 
     Raises Refused as `packed` does.

@@ -8,6 +8,7 @@ It can be moved. The only absolute paths in it are those of data and encoder, wh
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -16,13 +17,29 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from minbert_core import files
 from minbert_core.commands import Refused
 from minbert_core.config import FORMAT
-from minbert_core.words import did_you_mean
+from minbert_core.settings.faults import SettingsError
+from minbert_core.settings.yaml import dump_yaml
+from minbert_core.words import did_you_mean, shown
+from search.space.file import read_document, structure_faults
 
 PRETRAINING = "pretraining.jsonl"  # the records of pretrainings before the trials
-BEFORE_A_STEP = {"lock", "trials", "space.yaml", "plan.json.tmp", "plan.json", "study.journal", "study.journal.lock", "log.txt"}
+BEFORE_A_STEP = {
+    "lock",
+    "trials",
+    "space.yaml",
+    "space.yaml.tmp",
+    "plan.json.tmp",
+    "plan.json",
+    "study.journal",
+    "study.journal.lock",
+    "log.txt",
+    "stop",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +75,11 @@ class PlanRecord:
     id: str | None = None  # distinguishes searches of one name in MLflow
     tracking_uri: str | None = None
     space_sha256: str | None = None  # of the space as the user wrote it
+    space_file_sha256: str | None = None  # of space.yaml; an older search has none
 
 
+RECORD = TypeAdapter(PlanRecord)
+KEYS = {entry.name for entry in fields(PlanRecord)}
 NEEDED = [entry.name for entry in fields(PlanRecord) if entry.default is MISSING is entry.default_factory]
 
 
@@ -138,22 +158,55 @@ def wait_for_workers(folder: Path, timeout_seconds: float = 60) -> None:
 
 
 def read_plan(folder: Path) -> PlanRecord:
-    """Read a search's plan.json.  Raises ValueError: no search there, a broken file, or a newer format."""
+    """Read a search's plan.json.  Raises ValueError: no search there, a broken file, or a newer format; OSError: unreadable."""
     path = folder / "plan.json"
     if not path.exists():
         known = sorted(other.parent.name for other in folder.parent.glob("*/plan.json"))
         raise ValueError(f"There is no search '{folder.name}' in {folder.parent}{did_you_mean(folder.name, known)}")
+    files.check_is_file(path)
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is broken ({error}). Without it the search cannot be read.") from None
+    except (ValueError, RecursionError) as error:
+        raise _broken(path, str(error)) from None
     if not isinstance(plan, dict):
-        raise ValueError(f"{path} is broken (it must be a map). Without it the search cannot be read.")
-    if plan.get("format", 0) > FORMAT:
-        raise ValueError(f"{path} has format {plan['format']}. This version reads up to {FORMAT}.")
-    if absent := [name for name in NEEDED if name not in plan]:
-        raise ValueError(f"{path} is broken (it lacks {', '.join(absent)}). Without it the search cannot be read.")
-    return PlanRecord(**{entry.name: plan[entry.name] for entry in fields(PlanRecord) if entry.name in plan})
+        raise _broken(path, "it must be a map")
+    written = {name: plan[name] for name in KEYS if name in plan}
+    if "format" in written and isinstance(written["format"], int) and written["format"] > FORMAT:
+        raise ValueError(f"{path} has format {written['format']}. This version reads up to {FORMAT}.")
+    if absent := [name for name in NEEDED if name not in written]:
+        raise _broken(path, f"it lacks {', '.join(absent)}")
+    try:
+        return RECORD.validate_json(json.dumps(written), strict=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = "/".join(map(str, fault["loc"]))
+        raise _broken(path, f"`{place}`: {fault['msg']}. Got {shown(fault['input'])}") from None
+
+
+def _broken(path: Path, fault: str) -> ValueError:
+    return ValueError(f"{path} is broken ({fault}). Put back the original; without it the search cannot be read.")
+
+
+def write_space(folder: Path, document: dict[str, Any]) -> str:
+    """Write a search's space.yaml, durable, and return its sha256, for plan.json."""
+    text = dump_yaml(document)
+    with files.replaced(folder / "space.yaml", durable=True) as draft:
+        draft.write_text(text, encoding="utf-8")
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_own_space(folder: Path, plan: PlanRecord) -> dict[str, Any]:
+    """Read a search's space.yaml.  Raises ValueError: missing, not a space, or changed since the search began."""
+    path = folder / "space.yaml"
+    document, where = read_document(path)
+    if faults := [*structure_faults(document, where)]:
+        raise SettingsError(faults)
+    if plan.space_file_sha256 not in (None, hashlib.sha256(path.read_bytes()).hexdigest()):
+        raise ValueError(
+            f"{path} was changed since the search began, so its trials could not be compared. Put back the original. To search "
+            "another space, start it under another name: python -m search.run --space FILE --name NAME."
+        )
+    return document
 
 
 def is_earlier(plan: PlanRecord) -> bool:
@@ -172,6 +225,6 @@ def check_format(plan: PlanRecord) -> None:
 
 
 def write_plan(folder: Path, record: PlanRecord) -> None:
-    """Write a search's plan.json, whole or not at all."""
-    with files.replaced(folder / "plan.json") as draft:
+    """Write a search's plan.json, durable, whole or not at all."""
+    with files.replaced(folder / "plan.json", durable=True) as draft:
         draft.write_text(json.dumps(asdict(record), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from minbert_core.commands import Refused
 from minbert_core.settings.models import NAME
-from minbert_core.settings.yaml import dump_yaml, parse_yaml
+from minbert_core.settings.yaml import dump_yaml
 from search.options import SearchOptions
-from search.plan.folder import PlanRecord, check_format, has_begun, read_plan
+from search.plan.folder import PlanRecord, check_format, has_begun, read_own_space, read_plan
 from search.plan.plan import Plan, make_plan
 from search.plan.relocated import find_relocated, moved
 from search.plan.resources import find_resources
@@ -48,8 +48,7 @@ def resumed_plan(options: SearchOptions, folder: Path, retry: str) -> tuple[Plan
     record = read_plan(folder)
     check_format(record)
     _check_asked(options, record)
-    document, _ = parse_yaml((folder / "space.yaml").read_text(encoding="utf-8"), str(folder / "space.yaml"))
-    space = replace(make_space(record.space_name, document), encoders=record.encoders)
+    space = replace(make_space(record.space_name, read_own_space(folder, record)), encoders=record.encoders)
     gpus = options.gpus or str(int(record.gpus))
     _check_hardware(record, gpus)
     per_trial = options.gpus_per_trial if options.gpus_per_trial is not None else record.gpus_per_trial or None

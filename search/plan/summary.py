@@ -135,6 +135,7 @@ def plan_record(
     search_id: str | None = None,
     tracking_uri: str | None = None,
     space_sha256: str | None = None,
+    space_file_sha256: str | None = None,
 ) -> PlanRecord:
     """Return what plan.json keeps of a plan, and of the command that began the search."""
     space, resources, config = plan.space, plan.resources, plan.config
@@ -168,4 +169,5 @@ def plan_record(
         id=search_id,
         tracking_uri=tracking_uri,
         space_sha256=space_sha256,
+        space_file_sha256=space_file_sha256,
     )

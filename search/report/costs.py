@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minbert_core.settings.yaml import parse_yaml
+from minbert_core.settings.faults import SettingsError
 from minbert_core.words import counted, duration
 from search.report.words import markdown
 from search.space.domains import Choice, Domain
-from search.space.file import SpaceSettings
+from search.space.file import SpaceSettings, read_document, structure_faults
 from search.space.space import Space
 from search.study.study import TrialResult
 
@@ -39,8 +39,10 @@ def choices_of(space: Space) -> list[str]:
 
 
 def read_domains(folder: Path) -> dict[str, Domain]:
-    """Return every parameter of the space in a search's folder with its domain."""
-    document, _ = parse_yaml((folder / "space.yaml").read_text(encoding="utf-8"), str(folder / "space.yaml"))
+    """Return every parameter of the space in a search's folder with its domain.  Raises ValueError: missing, or broken."""
+    document, where = read_document(folder / "space.yaml")
+    if faults := [*structure_faults(document, where)]:
+        raise SettingsError(faults)
     return {name: domain for name, (domain, _) in Space(folder.name, SpaceSettings(), document).domains().items()}
 
 

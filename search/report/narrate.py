@@ -5,7 +5,6 @@ On a terminal a picture of the running trials is below the lines (screen.py); th
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import Any
 
 from minbert_core.clock import now_ms
 from minbert_core.config import OVERALL
+from minbert_core.files import NO_SPACE
 from minbert_core.terminal import Screen
+from minbert_core.train.folder import append_record
 from minbert_core.train.report import pretraining_told
 from minbert_core.words import duration
 from search.plan.folder import PRETRAINING
@@ -66,21 +67,28 @@ class Narrator:
     def say(self, text: str) -> None:
         """Print one line on the terminal, with the time, and in log.txt, with the date too."""
         self.screen.print(f"[{time.strftime('%T')}] {text}")
-        self.log.write(f"{time.strftime('%F %T')} {text}\n")
+        self._log(f"{time.strftime('%F %T')} {text}")
+
+    def _log(self, line: str) -> None:
+        """Write a line to log.txt. On a full disk the terminal alone shows it, because the search still has to end well."""
+        try:
+            self.log.write(f"{line}\n")
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
 
     def show(self, lines: Iterable[str]) -> None:
         """Print lines unchanged on the terminal and in log.txt."""
         for line in lines:
             self.screen.print(line)
-            self.log.write(f"{line}\n")
+            self._log(line)
 
     def close(self) -> None:
         self.log.close()
 
     def pretrained(self, record: dict[str, Any]) -> None:
         """Keep a record of pretraining before the trials, and print it at the start, at the end and after every tenth."""
-        with (self.folder / PRETRAINING).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_record(self.folder / PRETRAINING, record)
         before = self.pretraining.get(record["key"], {})
         tenths = [int(PRETRAINING_LINES * known.get("pretrain/share", 0)) for known in (before, record)]
         if not before or "made" in record or tenths[0] < tenths[1]:
@@ -108,6 +116,13 @@ class Narrator:
         self.trials[trial.number] = trial
         self.running.pop(trial.number, None)
         self.say(f"{trial.number:03d} paused at {trial.rung}/{self.full}: {why}  {self._so_far()}")
+
+    def retried(self, trial: TrialResult, why: str) -> None:
+        """Report that a trial's process died and that the trial resumes. Its run stays RUNNING."""
+        self.trials[trial.number] = trial
+        self.running.pop(trial.number, None)
+        how = f"resumes from {trial.rung}/{self.full}" if trial.points else "starts again"
+        self.say(f"{trial.number:03d} {why} {how}")
 
     def ended(self, trial: TrialResult) -> None:
         self.trials[trial.number] = trial

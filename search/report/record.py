@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,74 +12,94 @@ from minbert_core.config import OVERALL
 from minbert_core.train.folder import read_records
 from search.plan.folder import PRETRAINING
 from search.report.words import describe
-from search.study.study import TrialResult, ranked
-from search.tracking.runs import Runs
+from search.study.study import TrialResult
+from search.tracking.runs import Record, Runs
 from search.tracking.tracker import Tracker
+
+
+@dataclass(eq=False)
+class _Known:
+    """A trial, as last heard of. The tracker reads its records when it writes, so a queue that waits holds no copies."""
+
+    trial: TrialResult
+    standing: tuple[int, float, int] | None = field(init=False)  # rung, score, -number; the greatest is the best trial's
+
+    def __post_init__(self) -> None:
+        self.update(self.trial)
+
+    def update(self, trial: TrialResult) -> None:
+        self.trial = trial
+        is_ranked = trial.status != "failed" and trial.points
+        self.standing = (trial.rung, trial.score, -trial.number) if is_ranked else None
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.trial.records)
 
 
 class Recorder:
     """The listener of a search that records in MLflow."""
 
-    def __init__(self, folder: Path, tasks: list[str], full: int, tracker: Tracker, say: Callable[[str], None]) -> None:
-        self.folder, self.tasks, self.full, self.tracker, self.say = folder, tasks, full, tracker, say
-        self.warned = False
-        self.trials: dict[int, TrialResult] = {}
+    def __init__(self, folder: Path, tasks: list[str], full: int, tracker: Tracker) -> None:
+        self.folder, self.tasks, self.full, self.tracker = folder, tasks, full, tracker
+        self.trials: dict[int, _Known] = {}
 
     def pretrained(self, record: dict[str, Any]) -> None:
         """Record a measurement of pretraining before the trials."""
         self.tracker.submit(Runs.pretrained, [record])
 
     def replay(self, trials: list[TrialResult]) -> None:
-        """Record the trials of an interrupted search again; what MLflow has stays."""
+        """Take over the trials of an interrupted search. The tracker writes what MLflow lacks of them."""
         if pretrained := read_records(self.folder / PRETRAINING):
             self.tracker.submit(Runs.pretrained, pretrained)
-        for trial in trials:
-            self.trials[trial.number] = trial
-            started_ms = trial.records[0]["time_ms"] if trial.records else now_ms()
-            self.tracker.submit(Runs.trial_started, *_run(trial), time_ms=started_ms)
-            if trial.status == "running":
-                self.tracker.submit(Runs.records, trial.number, trial.records)
-            else:
+        for trial in sorted(trials, key=_last_ms):
+            self._begin(trial, trial.records[0]["time_ms"] if trial.records else now_ms())
+            if trial.status != "running":
                 self._end(trial)
 
     def started(self, trial: TrialResult, resumed: bool) -> None:
-        self.trials[trial.number] = trial
-        self.tracker.submit(Runs.trial_started, *_run(trial), time_ms=now_ms())
+        self._begin(trial, now_ms())
 
     def reported(self, trial: TrialResult, new: list[dict[str, Any]]) -> None:
-        self.trials[trial.number] = trial
-        self.tracker.submit(Runs.records, trial.number, new)
+        self._measure(trial)
 
     def paused(self, trial: TrialResult, why: str) -> None:
         """End the run of a paused trial as FINISHED, because KILLED would show a red cross. Later it is RUNNING again."""
-        self.trials[trial.number] = trial
+        self._measure(trial)
         reason = f"paused at {trial.rung}/{self.full}: {why}"
         self.tracker.submit(Runs.trial_ended, trial.number, "FINISHED", reason, _last_ms(trial))
 
+    def retried(self, trial: TrialResult, why: str) -> None:
+        """Do nothing: the trial's run stays RUNNING, and what it measures again is known."""
+
     def ended(self, trial: TrialResult) -> None:
-        """End a trial's run. When MLflow has failed, report that once."""
-        self.trials[trial.number] = trial
+        """End the run of a trial. The last records of a failed trial come without a report."""
+        self._measure(trial)
         self._end(trial)
-        if self.tracker.error and not self.warned:
-            self.warned = True
-            self.say(f"MLflow: {self.tracker.error} The search continues. metrics.jsonl keeps all, and --resume logs it again.")
+
+    def _begin(self, trial: TrialResult, time_ms: int) -> None:
+        self.tracker.submit(_start, trial, time_ms)
+        self._measure(trial)
+
+    def _measure(self, trial: TrialResult) -> None:
+        known = self.trials.setdefault(trial.number, _Known(trial))
+        known.update(trial)
+        self.tracker.submit(Runs.records, trial.number, known)
 
     def _end(self, trial: TrialResult) -> None:
-        # all records once more: the last ones of a failed trial came without a report
-        self.tracker.submit(Runs.records, trial.number, trial.records)
         ended_ms, is_failed = _last_ms(trial), trial.status == "failed"
         self.tracker.submit(Runs.trial_ended, trial.number, "FAILED" if is_failed else "FINISHED", trial.reason, ended_ms)
-        if best := ranked(self.trials.values()):
-            dev, num_done = best[0].best, sum(other.status != "running" for other in self.trials.values())
+        num_done = sum(known.trial.status != "running" for known in self.trials.values())
+        if standings := [known.standing for known in self.trials.values() if known.standing is not None]:
+            dev = self.trials[-max(standings)[2]].trial.best
             metrics = {f"best/{key}": dev[f"dev/{key}"] for key in ("score", *self.tasks, *OVERALL) if f"dev/{key}" in dev}
             self.tracker.submit(Runs.best, num_done, metrics | {"trials_done": num_done}, ended_ms)
 
 
-def _run(trial: TrialResult) -> tuple[int, str, dict[str, Any], Path, dict[str, str]]:
-    """Return a trial's number, and its run's name, params, config file and tags."""
+def _start(runs: Runs, trial: TrialResult, time_ms: int) -> None:
+    """Start the run of a trial; in the tracker's thread, because a trial's recipe is read from its config."""
     tags = {"recipe": trial.recipe} | ({"baseline": str(trial.baseline)} if trial.baseline is not None else {})
     name = f"{trial.number:03d} {describe(trial.params)}"[:100]
-    return trial.number, name, trial.params, trial.folder / "config.yaml", tags
+    runs.trial_started(trial.number, name, trial.params, trial.folder / "config.yaml", tags, time_ms)
 
 
 def _last_ms(trial: TrialResult) -> int:

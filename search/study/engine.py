@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import shutil
 import signal
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import psutil
 
 from minbert_core.commands import Refused
+from minbert_core.files import lock
 from search.plan.resources import Resources, only_these
 
-STOPS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})  # signals that end a search so that it can be resumed
+STOPS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1})  # they end a search so that it can be resumed
+UNHEARD = frozenset({signal.SIGHUP, signal.SIGUSR1})  # a lost terminal, or Slurm, sends them to all processes
 
 
-def start_ray(resources: Resources, address: str) -> None:
+def start_ray(resources: Resources, address: str) -> Path | None:
     """Start a private Ray instance (address `local`) with `resources`, or join the cluster at `address`, without output.
 
-    Raises Refused if Ray does not start.
+    Nothing of a private instance can be reached from another machine. Returns its folder, which is removed when this process
+    exits; None for a cluster.  Raises Refused if Ray does not start.
     """
     import logging
 
@@ -27,25 +35,99 @@ def start_ray(resources: Resources, address: str) -> None:
 
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    ray._private.worker.print_to_stdstream = _discard  # when a process of Ray dies, it prints pages of its state
     local: dict[str, Any] = {}
-    if address == "local":
-        temporary = tempfile.gettempdir()
-        # a socket's path adds 80 characters and may have 107 in all (103 on macOS)
-        scratch = Path(temporary if len(temporary) < 20 else "/tmp") / f"minbert-ray-{os.getuid()}"
+    scratch = _session_folder() if address == "local" else None
+    if scratch is not None:
         local = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "include_dashboard": False, "_temp_dir": str(scratch)}
-        local["object_store_memory"] = 100 * 1024**2  # for reports only; data is passed as paths
+        local |= {"object_store_memory": 100 * 1024**2, "_node_ip_address": "127.0.0.1"}  # for reports only; data is paths
     try:
-        with only_these(resources.taken), _unheard(signal.SIGUSR1):
+        with only_these(resources.taken), _unheard(), _loopback_allowed():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except Exception as error:  # Ray raises plain Exception if its processes are not ready within 30 s
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise Refused(f"Ray did not start. Is this machine overloaded, or its disk full? Ray's message: {reason}") from error
+    return scratch
+
+
+def _discard(*_: Any, **__: Any) -> None:
+    """Print nothing."""
+
+
+# --------------------------------------------------------------------------------------------------------- its folder
+
+
+def _session_folder() -> Path:
+    """Make a folder for a Ray instance of this process. It is removed at exit; those of dead processes are removed now."""
+    temporary = tempfile.gettempdir()
+    # a socket's path adds 76 characters and may have 107 in all (103 on macOS)
+    ours = _own_folder(Path(temporary if len(temporary) < 18 else "/tmp") / f"minbert-ray-{os.getuid()}")
+    for session in ours.iterdir():
+        _remove_if_dead(session)
+    session = Path(tempfile.mkdtemp(dir=ours, prefix=""))
+    held = (session / "lock").open("w")
+    lock(held, session / "lock")
+    atexit.register(_remove, session, held)
+    return session
+
+
+def _own_folder(folder: Path) -> Path:
+    """Make a folder that only this user can enter. If another user has put something there, make one with another name."""
+    folder.mkdir(mode=0o700, exist_ok=True) if not folder.is_symlink() else None
+    about = folder.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
+        return Path(tempfile.mkdtemp(prefix="minbert-", dir=folder.parent))
+    folder.chmod(0o700)  # earlier versions let Ray open it to all
+    return folder
+
+
+def _remove_if_dead(session: Path) -> None:
+    """Remove the folder of an instance whose driver holds no lock on it any more, and end what is left of the instance."""
+    path = session / "lock"
+    if not path.exists():
+        return
+    with path.open("a") as file:
+        if not lock(file, path):
+            return
+        for process in psutil.process_iter(["cmdline", "uids"]):
+            if (
+                process.info["uids"]
+                and process.info["uids"].real == os.getuid()
+                and str(session) in str(process.info["cmdline"])
+            ):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        shutil.rmtree(session, ignore_errors=True)
+
+
+def _remove(session: Path, held: IO[str]) -> None:
+    """End Ray, then remove its folder, whose lock is held until now."""
+    import ray
+
+    ray.shutdown()
+    shutil.rmtree(session, ignore_errors=True)
+    held.close()
+
+
+# ------------------------------------------------------------------------------------------------------------ its start
 
 
 @contextlib.contextmanager
-def _unheard(number: signal.Signals) -> Iterator[None]:
-    """Block a signal within the block. Processes started there never receive it, though Slurm sends it to a whole step."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+def _loopback_allowed() -> Iterator[None]:
+    """Let Ray take 127.0.0.1 as its address, which it otherwise replaces by an outer one, and then listens everywhere."""
+    from ray._private import ray_constants
+
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Block some signals within the block. Processes started there never receive them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, UNHEARD)
     try:
         yield
     finally:

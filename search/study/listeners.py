@@ -41,6 +41,10 @@ class Listeners:
         for listener in self.listeners:
             listener.paused(trial, why)
 
+    def retried(self, trial: TrialResult, why: str) -> None:
+        for listener in self.listeners:
+            listener.retried(trial, why)
+
     def ended(self, trial: TrialResult) -> None:
         for listener in self.listeners:
             listener.ended(trial)

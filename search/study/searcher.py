@@ -3,6 +3,7 @@
     Ray asks for a trial -> StudySearcher.suggest: a trial to resume, or a new one; none for now; none any more
     a trial reports      -> TuneScheduler: stop or continue, by the space's scheduler and the time left
     a trial ends         -> StudySearcher: completed, stopped, failed, or paused
+    its process dies     -> StudySearcher: retried from its snapshot, and failed only once its attempts are used up
 
 A *paused* trial has ended only for Ray. It stays `running` in the study and keeps its snapshot and number. It resumes in this
 search once its scheduler permits, or after `--resume`.
@@ -20,11 +21,16 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
+from minbert_core.train.pretraining import never
 from search.methods.trial_schedulers import CONTINUE, PAUSE, STOP, Scheduler, peers
+from search.study.failures import OUT_OF_MEMORY
+from search.study.full_disk import DiskWatch
 from search.study.messages import Order, Report, as_dict
 from search.study.study import Status, Study, TrialResult, stopped_at
+from search.study.watchdog import Watchdog, end_process, silence
 
 NO_TIME = "no time left for its next point"
+DIED = "its process died without an error (killed, perhaps out of memory)"
 WAITS = "waits for the other trials of its rung"
 
 
@@ -34,6 +40,7 @@ class Listener(Protocol):
     def started(self, trial: TrialResult, resumed: bool) -> None: ...
     def reported(self, trial: TrialResult, new: list[dict[str, Any]]) -> None: ...
     def paused(self, trial: TrialResult, why: str) -> None: ...
+    def retried(self, trial: TrialResult, why: str) -> None: ...
     def ended(self, trial: TrialResult) -> None: ...
 
 
@@ -64,10 +71,16 @@ class StudySearcher(Searcher):
         listener: Listener,
         seconds_left: Callable[[], float] = unlimited,
         relocated: Mapping[str, str] | None = None,
+        retries: int = 1,
+        patience_seconds: float = math.inf,
     ) -> None:
         super().__init__(metric="score", mode="max")
         self.study, self.scheduler, self.num_trials, self.listener = study, scheduler, num_trials, listener
         self.seconds_left, self.relocated = seconds_left, dict(relocated or {})
+        self.disk = DiskWatch()
+        self.retries, self.watchdog = retries, Watchdog(patience_seconds)
+        self.hung: dict[int, str] = {}  # trials whose process the watchdog has ended -> the reason
+        self.is_halted: Callable[[], bool] = never  # an interrupt, or Ray itself has died
         self.running: dict[str, TrialResult] = {}  # Ray's trial id -> our trial, as last reported
         self.to_continue: dict[int, TrialResult] = {}
         begun = study.results()
@@ -97,6 +110,12 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | Any:
         """Return the order of the next trial: one to resume, then a new one. None: ask again later. FINISHED: no more."""
+        if self.disk.fault is None and not self.is_halted():
+            with self.disk.noted():
+                return self._suggest(trial_id)
+        return None if self.running else Searcher.FINISHED  # the search is about to be stopped
+
+    def _suggest(self, trial_id: str) -> dict[str, Any] | Any:
         if (number := self._next_to_continue()) is not None:
             trial, resumed = self.to_continue.pop(number), True
         elif self._may_begin():
@@ -105,6 +124,8 @@ class StudySearcher(Searcher):
         else:
             return None if self.running else Searcher.FINISHED  # a running trial's end may let another resume
         self.running[trial_id], self.suggested_at[trial_id] = trial, time.monotonic()
+        self.watchdog.begin(trial.number, trial.folder)
+        self.hung.pop(trial.number, None)
         self.listener.started(trial, resumed)
         return as_dict(Order(trial.number, str(trial.folder), trial.baseline is not None, self.relocated))
 
@@ -138,10 +159,14 @@ class StudySearcher(Searcher):
     # ---- receiving their results
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Record a trial's new point: in the study, the link to the best, and the listener."""
+        """Record a trial's new point: in the study, the link to the best, and the listener. Nothing on a full disk."""
+        if self.disk.fault is None:
+            with self.disk.noted():
+                self._receive(trial_id, result)
+
+    def _receive(self, trial_id: str, result: dict[str, Any]) -> None:
         report, before = Report.received(result), self.running[trial_id]
-        self.study.report(before.number, report.rung, report.score)
-        self.running[trial_id] = self.study.result(before.number)
+        self.running[trial_id] = self.study.report(before.number, report.records)
         seconds = report.records[-1]["seconds"]
         if not before.points:
             self._note_first_point(report.recipe, seconds)
@@ -151,29 +176,87 @@ class StudySearcher(Searcher):
         self.listener.reported(self.running[trial_id], report.records)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        if error:
-            number = self.running.pop(trial_id).number
-            self.scheduler.lost(number)
-            self._tell(number, "failed", failure_reason(self.study.trial_folder(number)))
+        """Record how a trial ended. On a full disk it stays `running`, and resumes from its snapshot once there is room."""
+        self.watchdog.forget(self.running[trial_id].number)
+        if self.disk.fault is None and not (error and self.disk.is_full_for(self.running[trial_id].folder)):
+            with self.disk.noted():
+                self._complete(trial_id, result, error)
+
+    def _complete(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
+        if self.is_halted():  # the trial has saved its state, or died with Ray: it stays `running`
+            del self.running[trial_id]
+        elif error:
+            self._fail(trial_id)
         else:
             self._end(trial_id, result or {})
         self._decide_waiting()
 
     def _end(self, trial_id: str, result: dict[str, Any]) -> None:
         """Record that Ray ended a trial, because it was at its last point or TuneScheduler stopped it."""
-        number, rung = self.running[trial_id].number, self.running[trial_id].rung
-        if self.study.result(number).rung > rung:  # the report at which a trial is stopped arrives only here
-            self.on_trial_result(trial_id, result)
+        rung = self.running[trial_id].rung
+        if result and Report.received(result).rung > rung:  # the report at which a trial is stopped arrives only here
+            self._receive(trial_id, result)
         trial = self.running.pop(trial_id)
-        verdict = self.scheduler.verdict(number)
+        if not self._is_decided(trial):
+            self.listener.paused(trial, NO_TIME)
+
+    def _is_decided(self, trial: TrialResult) -> bool:
+        """End a trial at its last point, or stop it or let it wait, as its scheduler decides. False: it may continue."""
+        verdict = self.scheduler.verdict(trial.number)
         if trial.rung == self.study.space.settings.rungs[-1]:
-            self._tell(number, "completed", "completed")
+            self._tell(trial.number, "completed", "completed")
         elif verdict == STOP:
             self._stop(trial)
         elif verdict == PAUSE:
             self._wait(trial)
         else:
-            self.listener.paused(trial, NO_TIME)
+            return False
+        return True
+
+    def _fail(self, trial_id: str) -> None:
+        """Record that a trial failed, unless its process died and it has an attempt left."""
+        number = self.running[trial_id].number
+        why = failure_reason(self.study.trial_folder(number))
+        if hung := self.hung.pop(number, None):
+            why, is_retried = hung, self._retry(trial_id, f"was ended: {hung}")
+        else:
+            is_retried = why == DIED and self._retry(trial_id, "died (killed, perhaps out of memory)")
+        if is_retried:
+            return
+        del self.running[trial_id]
+        self.scheduler.lost(number)
+        self._tell(number, "failed", why)
+
+    def num_training(self) -> int:
+        """Return how many running trials have begun to train and so have something to save."""
+        return sum(self.watchdog.is_training(trial.number) for trial in self.running.values())
+
+    def end_hanging(self) -> None:
+        """End the processes of the trials that have been silent for too long. Ray then reports their deaths."""
+        trials = [(trial.number, trial.folder) for trial in self.running.values()]
+        for number, seconds in self.watchdog.look(trials).items():
+            self.hung[number] = silence(seconds)
+            end_process(self.study.trial_folder(number))
+
+    def _retry(self, trial_id: str, why: str) -> bool:
+        """Count a death of a trial's process. If an attempt is left, let the trial resume from its snapshot and return True."""
+        before = self.running[trial_id]
+        trial = self.study.died(before.number)
+        if trial.deaths > self.retries:
+            return False
+        self.listener.retried(trial, f"{why}; attempt {trial.deaths + 1} of {self.retries + 1}")
+        self.suggested_at.pop(trial_id, None)
+        for rung, record in trial.points.items():
+            if rung > before.rung:  # it was saved, but the process died before its report
+                group, is_exempt, score = peers(trial.recipe, record), trial.baseline is not None, record["dev/score"]
+                self.scheduler.decide(trial.number, group, is_exempt, rung, score)
+                new = trial.records[: trial.records.index(record) + 1]
+                report = Report(trial.number, trial.recipe, is_exempt, rung, score, new)
+                self.on_trial_result(trial_id, as_dict(report))
+        trial = self.running.pop(trial_id)
+        if not self._is_decided(trial):
+            self.to_continue[trial.number] = trial
+        return True
 
     def _decide_waiting(self) -> None:
         """Resume or stop the waiting trials whose verdict is now known."""
@@ -227,10 +310,13 @@ class TuneScheduler(FIFOScheduler):
 
 
 class StopOnRequest(Stopper):
-    """Tune's question, ten times a second, whether to end now. Trials that it ends this way stay `running` in the study."""
+    """Tune's question, ten times per second, whether to end now. Trials that it ends this way stay `running` in the study.
 
-    def __init__(self, requested: Callable[[], bool]) -> None:
-        self.requested = requested
+    `meanwhile` is called each time.
+    """
+
+    def __init__(self, requested: Callable[[], bool], meanwhile: Callable[[], None]) -> None:
+        self.requested, self.meanwhile = requested, meanwhile
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # as in StudySearcher
@@ -239,15 +325,19 @@ class StopOnRequest(Stopper):
         return False
 
     def stop_all(self) -> bool:
+        self.meanwhile()
         return self.requested()
+
+
+KINDS = {"NotFiniteError": "not finite", "DoesNotFitError": OUT_OF_MEMORY}  # of errors that a sampler learns from
 
 
 def failure_reason(folder: Path) -> str:
     """Return the reason of a trial's failure in one line, from its failure.txt, and delete that file."""
     path = folder / "failure.txt"
     if not path.exists():
-        return "its process died without an error (killed, perhaps out of memory)"
+        return DIED
     kind, _, message = path.read_text(encoding="utf-8").partition(": ")
     path.unlink()
     first_line = (message.strip().splitlines() or [""])[0]
-    return f"not finite: {first_line}" if kind == "NotFiniteError" else f"{kind}: {first_line}"
+    return f"{KINDS.get(kind, kind)}: {first_line}"

@@ -25,6 +25,8 @@ class StudyStorage(JournalStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
+        if not self.waiting:
+            return super().get_all_trials(study_id, deepcopy, states)
         recorded = super().get_all_trials(study_id, deepcopy)
         trials = [_as_pruned(trial) if trial.number in self.waiting else trial for trial in recorded]
         return [trial for trial in trials if states is None or trial.state in states]

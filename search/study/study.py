@@ -9,114 +9,69 @@ experiment is not used. After a crash it loses rungs and runs points twice.
 from __future__ import annotations
 
 import math
-import os
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from minbert_core.config import TrialConfig
-from minbert_core.config_checks import read_config
 from minbert_core.files import replaced
 from minbert_core.seeds import seed_of
 from minbert_core.settings.faults import SettingsError
-from minbert_core.settings.paths import as_written
-from minbert_core.settings.yaml import dump_yaml
-from minbert_core.train.folder import read_records, read_snapshot, state_file, write_records
+from minbert_core.train.folder import read_snapshot, state_file, write_records
 from search.methods.trial_schedulers import STOP, Scheduler, peers
+from search.space.domains import Choice
 from search.space.space import Sample, Space
+from search.study.checked import checked_records
+from search.study.entry import POINT, arrivals_of, identity_of, points_of, write_entry
+from search.study.failures import CONSTRAINT, is_avoided, lesson_of
+from search.study.gather import began, read_results, result_of
+from search.study.journal import NAME, mend_journal
+from search.study.limits import Limits, reported
+from search.study.records import Record, readable_records
+from search.study.repair import config_text, digest, write_config
 from search.study.storage import StudyStorage
+from search.study.trials import Status, TrialResult, best_first, ranked, stopped_at
 
-Status = Literal["running", "completed", "stopped", "failed"]
+__all__ = [
+    "KEEP_BEST",
+    "Status",
+    "Study",
+    "TrialResult",
+    "best_first",
+    "mend_journal",
+    "ranked",
+    "read_results",
+    "read_trials",
+    "stopped_at",
+]
 KEEP_BEST = 3  # ended trials whose weights a search keeps
 
 
-@dataclass(frozen=True)
-class TrialResult:
-    """One trial, as its records show it. `points` maps each evaluated rung to its dev record."""
-
-    number: int
-    status: Status
-    reason: str
-    params: dict[str, Any]
-    baseline: int | None
-    folder: Path
-    records: list[dict[str, Any]] = field(repr=False)
-
-    @property
-    def points(self) -> dict[int, dict[str, Any]]:
-        return {record["rung"]: record for record in self.records if record["kind"] == "dev"}
-
-    @property
-    def rung(self) -> int:
-        """The last rung evaluated; 0 before the first."""
-        return max(self.points, default=0)
-
-    @property
-    def best(self) -> dict[str, Any]:
-        """The dev record of the best evaluation, which has the trial's score."""
-        return max(self.points.values(), key=lambda record: record["dev/score"])
-
-    @property
-    def last(self) -> dict[str, Any]:
-        return self.points[self.rung]
-
-    @property
-    def score(self) -> float:
-        return float(self.best["dev/score"]) if self.points else -math.inf
-
-    @property
-    def seconds(self) -> float:
-        return float(self.records[-1]["seconds"]) if self.records else 0.0
-
-    @property
-    def examples(self) -> int:
-        return int(self.records[-1]["examples"]) if self.records else 0
-
-    def config(self) -> TrialConfig:
-        return read_config(self.folder / "config.yaml")
-
-    @cached_property
-    def recipe(self) -> str:
-        return self.config().recipe
-
-
-def ranked(trials: Iterable[TrialResult]) -> list[TrialResult]:
-    """Return the trials at the highest rung that any has reached, best score first. Failed trials are left out."""
-    sound = [trial for trial in trials if trial.status != "failed" and trial.points]
-    fullest = max((trial.rung for trial in sound), default=0)
-    return sorted((trial for trial in sound if trial.rung == fullest), key=lambda trial: (-trial.score, trial.number))
-
-
-def best_first(trials: Iterable[TrialResult]) -> list[TrialResult]:
-    """Return all trials: the ranked ones, then the others by rung, highest first, and the failed ones last."""
-    trials = list(trials)
-    first = ranked(trials)
-    numbers = {trial.number for trial in first}
-    rest = [trial for trial in trials if trial.number not in numbers]
-    return first + sorted(rest, key=lambda trial: (trial.status == "failed", -trial.rung, -trial.score, trial.number))
-
-
 class Study:
-    """The study in a search's folder. To open it twice is harmless, because each write concerns a trial that it already has."""
+    """The study in a search's folder. To open it twice is harmless, because each write concerns a trial that it already has.
+
+    Which point the sampler suggests depends only on the search's seed, the trial's number and the study's state at that moment.
+    So a search that was killed and resumed suggests what it would have suggested otherwise, as far as its trials reach their
+    points in the same order: always with one slot. With several slots two runs differ, killed or not.
+    """
 
     def __init__(self, folder: Path, space: Space, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder, self.space, self.seed = folder, space, seed
-        self.storage = StudyStorage(folder / "study.journal")
+        self.storage = StudyStorage(folder / NAME)
         optuna.create_study(study_name=space.name, storage=self.storage, direction="maximize", load_if_exists=True)
         self._study_id = self.storage.get_study_id_from_name(space.name)
-        # a resumed sampler gets another seed, or it would suggest its first points again
-        sampler_seed = seed_of(seed, "sampler", len(self._optuna_trials())) % 2**32
-        sampler = space.settings.sampler.build(sampler_seed, space.combinations, len(space.baselines))
+        sampler = space.settings.sampler.build(space.combinations, len(space.baselines))
         self.study = optuna.load_study(study_name=space.name, storage=self.storage, sampler=sampler)
         self.waiting: dict[int, TrialResult] = {}  # trials paused at a rung until others have reached it
         self.storage.waiting = self.waiting.keys()
+        self._known: dict[int, TrialResult] | None = None  # every trial that began, as last heard of; None: not yet read
+        self._num_arrivals = 0
+        self.limits = Limits()
+        self._with_weights: set[int] = set()  # ended trials that may have a folder best/
         self._enqueue_baselines()
 
     def _enqueue_baselines(self) -> None:
@@ -131,40 +86,63 @@ class Study:
     def trial_folder(self, number: int) -> Path:
         return self.folder / "trials" / f"{number:03d}"
 
+    def _entry(self, number: int) -> FrozenTrial:
+        return self.storage.get_trial(self._trial_id(number))
+
+    @property
+    def _results(self) -> dict[int, TrialResult]:
+        """Every trial that began, by number. They are read once, here or by `restore`."""
+        if self._known is None:
+            self._known = {}
+            for entry in self._optuna_trials():
+                if began(self.folder, entry):
+                    self._keep(entry, self._written(entry.number))
+        return self._known
+
+    def _written(self, number: int) -> list[Record]:
+        """Return what a trial's worker has written. It flushes each record before it reports."""
+        return readable_records(self.trial_folder(number) / "metrics.jsonl")[0]
+
+    def _keep(self, entry: FrozenTrial, records: list[Record]) -> TrialResult:
+        """Keep in memory what is known of a trial."""
+        self._results[entry.number] = result_of(self.folder, entry, records)
+        self._num_arrivals = max([self._num_arrivals, *(arrival + 1 for arrival in arrivals_of(entry).values())])
+        if entry.state.is_finished():
+            self._with_weights.add(entry.number)
+        return self._results[entry.number]
+
+    # ---- asking
+
     def ask(self) -> TrialResult:
         """Begin a trial: sample its point, give its config its own seed, and write config.yaml into its folder.
 
         Raises ValueError if a hundred points in a row are impossible.
         """
         for _ in range(100):
+            seed = seed_of(self.seed, "sampler", len(self._optuna_trials())) % 2**32
+            self.space.settings.sampler.seed(self.study.sampler, seed)
             trial = self.study.ask()
-            baseline = trial.user_attrs.get("baseline")
-            sample = self._sample(trial, baseline)
+            sample = self._sample(trial, trial.user_attrs.get("baseline"))
             try:
-                config = self.config(sample, trial.number)
+                text, note = config_text(sample, self.seed, trial.number, self.limits.proposed)
             except SettingsError as error:  # pairs of branches were checked before; here three exclude each other
                 self._void(trial.number, str(error))
                 continue
-            folder = self.trial_folder(trial.number)
-            folder.mkdir(parents=True, exist_ok=True)
-            with replaced(folder / "config.yaml") as draft:
-                draft.write_text(dump_yaml(as_written(config)), encoding="utf-8")
-            return self.result(trial.number)
+            self._set(trial.number, "config", note)
+            write_config(self.trial_folder(trial.number), text)
+            return self._keep_both(trial.number, [])
         raise ValueError("A hundred points in a row were impossible. Their reasons are in study.journal.")
 
     def _sample(self, trial: optuna.Trial, baseline: int | None) -> Sample:
         sample = self.space.sample(lambda name, domain: domain.suggest(trial, name))
         return sample if baseline is None else self.space.baseline(baseline)  # it may set values that are not searched
 
-    def config(self, sample: Sample, number: int) -> TrialConfig:
-        """Return the sampled config with the trial's own seed."""
-        document = {**sample.document, "seed": seed_of(self.seed, "trial", number) % 2**31}
-        return Sample(sample.params, document, sample.where).config()
-
     def _void(self, number: int, reason: str) -> None:
         """Mark a trial as never begun. It does not count, and if it is a baseline, the baseline is enqueued again."""
         self._set(number, "void", True)
-        self.tell(number, "failed", reason)
+        self._set(number, "status", "failed")
+        self._set(number, "reason", reason)
+        self.study.tell(number, state=TrialState.FAIL)
 
     def _trial_id(self, number: int) -> int:
         return self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
@@ -172,50 +150,93 @@ class Study:
     def _set(self, number: int, key: str, value: Any) -> None:
         self.storage.set_trial_user_attr(self._trial_id(number), key, value)
 
-    def report(self, number: int, rung: int, value: float) -> None:
-        """Record a point's value. To repeat it changes nothing."""
-        self.storage.set_trial_intermediate_value(self._trial_id(number), rung, value)
+    # ---- telling
+
+    def report(self, number: int, records: list[Record]) -> TrialResult:
+        """Record a point: all records since the point before, the dev record last. To repeat it changes nothing.
+
+        The study holds the dev record too, and its place in the order of arrival, in which the search decides.
+        """
+        dev = records[-1]
+        if points_of(self._entry(number)).get(dev["rung"]) != dev:
+            self._set(number, f"{POINT}{dev['rung']}", {"arrival": self._num_arrivals, "record": dev})
+            self.storage.set_trial_intermediate_value(self._trial_id(number), dev["rung"], dev["dev/score"])
+        known, written = self._results[number], self._written(number)
+        if any(record not in written for record in (*known.points.values(), dev)):  # damaged, or not yet here from elsewhere
+            written = [*known.records, *(record for record in records if record not in known.records)]
+        self.limits.note(self._results[number], records)
+        return self._keep_both(number, written)
+
+    def _keep_both(self, number: int, records: list[Record]) -> TrialResult:
+        """Keep in memory, and in the trial's folder, what the study has noted of a trial."""
+        entry = self._entry(number)
+        write_entry(self.trial_folder(number), entry)
+        return self._keep(entry, records)
 
     def tell(self, number: int, status: Status, reason: str) -> TrialResult:
         """End a trial. The sampler learns from stopped and non-finite trials (PRUNED), but not from crashed ones (FAIL).
 
+        From those that it should avoid (failures.py) it learns by a violated constraint.
         Optuna's state is written last. If the driver is killed before, the trial is still running and is ended again.
         """
+        known, written = self._results[number], self._written(number)  # a failed trial may have more than it has reported
+        if any(record not in written for record in known.points.values()):
+            written = known.records
+        trial, noted = self._keep(self._entry(number), written), points_of(self._entry(number))
+        for record in trial.points.values() if status != "failed" else ():
+            if record != noted.get(record["rung"]):
+                self.report(number, [record])
+        reason = self._with_lesson(number, reason) if status == "failed" else reason
         self._set(number, "status", status)
         self._set(number, "reason", reason)
         if status == "completed":
-            self.study.tell(number, self.result(number).score)
+            self.study.tell(number, trial.score)
         else:
-            learns = status == "stopped" or reason.startswith("not finite")
+            if avoided := status == "failed" and is_avoided(reason):
+                self.storage.set_trial_system_attr(self._trial_id(number), CONSTRAINT, 1.0)
+            learns = avoided or status == "stopped" or reason.startswith("not finite")
             self.study.tell(number, state=TrialState.PRUNED if learns else TrialState.FAIL)
-        return self.result(number)
+        return self._keep_both(number, written)
+
+    def _with_lesson(self, number: int, reason: str) -> str:
+        """Add to the reason of a failure the branches whose trials fail like this."""
+        trials = {trial.number: trial for trial in self._optuna_trials() if "void" not in trial.user_attrs}
+        params = trials.pop(number).params
+        choices = [name for name, (domain, _) in self.space.domains().items() if isinstance(domain, Choice)]
+        return lesson_of(params, reason, trials.values(), choices, self.space.settings.sampler.learns)
+
+    def died(self, number: int) -> TrialResult:
+        """Count a death of a trial's process, and reset its records to those of its snapshot. It stays `running`."""
+        self._set(number, "deaths", self.result(number).deaths + 1)
+        return self._keep_both(number, _trust_snapshot(self.trial_folder(number)))
 
     def result(self, number: int) -> TrialResult:
-        return _result(self.folder, self.storage.get_trial(self._trial_id(number)))
+        return self._results[number]
 
     def results(self) -> list[TrialResult]:
         """Return every trial that began, by number."""
-        return _results(self.folder, self._optuna_trials())
+        return [self._results[number] for number in sorted(self._results)]
 
-    def restore(self, scheduler: Scheduler) -> list[TrialResult]:
-        """Read the trials' records back into study and scheduler, in the order of measurement. Return the unfinished trials.
+    # ---- resuming
 
+    def restore(self, scheduler: Scheduler, records: Mapping[int, list[Record]] | None = None) -> list[TrialResult]:
+        """Read the trials' records back into study and scheduler, in the order of arrival. Return the unfinished trials.
+
+        records: those that `repair` has checked; without them, they are checked here.
         A trial whose snapshot has the last point is completed. One that the scheduler stops is stopped.
         """
-        for known in self._optuna_trials():
-            if known.state == TrialState.RUNNING and not _began(self.folder, known):
-                self._void(known.number, "the search ended before it began")
-            elif known.state == TrialState.RUNNING:
-                _trust_snapshot(self.trial_folder(known.number))
+        self._known = {}
+        for entry in self._optuna_trials():
+            if entry.state == TrialState.RUNNING and not began(self.folder, entry):
+                self._void(entry.number, "the search ended before it began")
+            elif began(self.folder, entry):
+                self._restore(entry, records)
         self._enqueue_baselines()
-        results = self.results()
-        _refill(scheduler, results)
+        self._refill(scheduler)
         unfinished = []
-        for trial in results:
+        for trial in self.results():
             if trial.status != "running":
                 continue
-            for rung, record in trial.points.items():
-                self.report(trial.number, rung, record["dev/score"])
             if trial.rung == self.space.settings.rungs[-1]:
                 self.tell(trial.number, "completed", "completed")
             elif scheduler.verdict(trial.number) == STOP:
@@ -225,92 +246,92 @@ class Study:
         self.keep_best()  # the driver may have been killed between the end of a trial and this
         return unfinished
 
+    def _restore(self, entry: FrozenTrial, records: Mapping[int, list[Record]] | None) -> None:
+        """Take over a trial with its checked records. An older search has not noted its config; it is noted now."""
+        folder = self.trial_folder(entry.number)
+        if entry.state == TrialState.RUNNING:
+            trusted = _trust_snapshot(folder)
+        else:
+            trusted = checked_records(folder, entry).records if records is None else records[entry.number]
+        trial = self._keep(entry, trusted)
+        self.limits.note(trial, reported(trial.records))
+        if not identity_of(entry) and not entry.state.is_finished():
+            self._note_config(entry.number)
+
+    def _note_config(self, number: int) -> None:
+        path = self.trial_folder(number) / "config.yaml"
+        config = self._results[number].config()
+        self._set(number, "config", {"identity": config.identity, "sha256": digest(path.read_bytes()), "recipe": config.recipe})
+        self._keep_both(number, self._results[number].records)
+
+    def _refill(self, scheduler: Scheduler) -> None:
+        """Give the scheduler every recorded point again, in order of arrival, then the failed trials.
+
+        The points of an older search, which has not noted the arrivals, come first, in order of time. Points that were saved
+        but had not arrived come last, in order of time, and arrive now.
+        """
+        points = [point for entry in self._optuna_trials() if entry.number in self._results for point in self._points(entry)]
+        for _, _, number, record in sorted(points, key=lambda point: point[:3]):
+            trial = self._results[number]
+            if trial.status == "running":
+                self.report(number, [record])
+            group = peers(trial.recipe, record)
+            scheduler.decide(number, group, trial.baseline is not None, record["rung"], record["dev/score"])
+        for trial in self.results():
+            if trial.status == "failed":
+                scheduler.lost(trial.number)
+
+    def _points(self, entry: FrozenTrial) -> Iterator[tuple[float, int, int, Record]]:
+        """Yield (arrival, time, number, record) of each point that the scheduler has received, or receives now."""
+        noted, arrivals, scores = points_of(entry), arrivals_of(entry), entry.intermediate_values
+        for rung, record in self._results[entry.number].points.items():
+            if noted.get(rung) == record:
+                yield arrivals[rung], record["time_ms"], entry.number, record
+            elif rung not in noted and scores.get(rung) == record["dev/score"]:
+                yield -1, record["time_ms"], entry.number, record
+            elif not entry.state.is_finished():
+                yield math.inf, record["time_ms"], entry.number, record
+
+    # ---- the best
+
     def keep_best(self) -> TrialResult | None:
-        """Link the best trial and return it. Delete snapshots of ended trials, and weights except those of the best few."""
-        results = self.results()
-        ranking = ranked(results)
+        """Link the best trial and return it. Delete snapshots of ended trials, and weights except those of the best few.
+
+        It decides by the records in memory, which were reported here or checked by `restore`, never by a file alone.
+        """
+        ranking = ranked(self.results())
         if ranking:
-            with replaced(self.folder / "best") as draft:  # a folder, if the search was copied by something that follows links
-                draft.symlink_to(Path("trials") / f"{ranking[0].number:03d}" / "best")  # relative: the folder may be moved
+            self._link(ranking[0])
         keep = {trial.number for trial in ranking[:KEEP_BEST]}
-        for trial in results:
-            if trial.status != "running":
+        for number in sorted(self._with_weights):
+            trial = self._results[number]
+            if trial.status != "failed" or not trial.deaths:  # --retry-failed resumes a trial whose process died
                 shutil.rmtree(trial.folder / "state", ignore_errors=True)
-                if trial.number not in keep:
-                    shutil.rmtree(trial.folder / "best", ignore_errors=True)
+            if number not in keep:
+                shutil.rmtree(trial.folder / "best", ignore_errors=True)
+        self._with_weights &= keep
         return ranking[0] if ranking else None
 
-
-def mend_journal(folder: Path) -> None:
-    """Repair a journal whose driver was killed while it wrote: remove Optuna's lock file and a truncated last line.
-
-    Otherwise Optuna waits 30 s for the lock, and permanently rejects the journal after a line follows the truncated one. Only
-    the process that holds the search's lock may call this.
-    """
-    journal = folder / "study.journal"
-    journal.with_name("study.journal.lock").unlink(missing_ok=True)
-    if journal.exists():
-        data = journal.read_bytes()
-        if not data.endswith(b"\n"):
-            os.truncate(journal, data.rfind(b"\n") + 1)
+    def _link(self, trial: TrialResult) -> None:
+        link, target = self.folder / "best", Path("trials") / trial.folder.name / "best"  # relative: the folder may be moved
+        if link.is_symlink() and link.readlink() == target:
+            return
+        with replaced(link) as draft:  # a folder, if the search was copied by something that follows links
+            draft.symlink_to(target)
 
 
-def _began(folder: Path, trial: FrozenTrial) -> bool:
-    """Return whether a trial counts: it was asked for, it has its config, and it is not void."""
-    config = folder / "trials" / f"{trial.number:03d}" / "config.yaml"
-    return trial.state != TrialState.WAITING and "void" not in trial.user_attrs and config.exists()
-
-
-def _result(folder: Path, trial: FrozenTrial) -> TrialResult:
-    trial_folder, attributes = folder / "trials" / f"{trial.number:03d}", trial.user_attrs
-    status: Status = attributes["status"] if trial.state.is_finished() else "running"
-    reason = attributes["reason"] if trial.state.is_finished() else ""
-    records = read_records(trial_folder / "metrics.jsonl")
-    return TrialResult(trial.number, status, reason, dict(trial.params), attributes.get("baseline"), trial_folder, records)
-
-
-def _results(folder: Path, trials: list[FrozenTrial]) -> list[TrialResult]:
-    return [_result(folder, trial) for trial in trials if _began(folder, trial)]
-
-
-def _refill(scheduler: Scheduler, results: list[TrialResult]) -> None:
-    """Give the scheduler every recorded point again, in order of time, then the failed trials."""
-    points = [(record["time_ms"], trial.number, trial, record) for trial in results for record in trial.points.values()]
-    for _, number, trial, record in sorted(points, key=lambda point: point[:2]):
-        group = peers(trial.recipe, record)
-        scheduler.decide(number, group, trial.baseline is not None, record["rung"], record["dev/score"])
-    for trial in results:
-        if trial.status == "failed":
-            scheduler.lost(trial.number)
-
-
-def _trust_snapshot(folder: Path) -> None:
+def _trust_snapshot(folder: Path) -> list[Record]:
     """Reset a trial's records to those of its snapshot. An unreadable snapshot is set aside, and the trial starts again."""
-    records: list[dict[str, Any]] = []
+    records: list[Record] = []
     try:
         _, records = read_snapshot(folder)
     except ValueError:
         path = state_file(folder)
         path.replace(path.with_name("unreadable.pt"))
     write_records(folder / "metrics.jsonl", records)
-
-
-def stopped_at(rung: int, rungs: tuple[int, ...]) -> str:
-    return f"stopped at {rung}/{rungs[-1]}"
-
-
-def read_results(folder: Path, study_name: str) -> list[TrialResult]:
-    """Read every trial of a search that began, without writing anything, as `analysis` needs it."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = StudyStorage(folder / "study.journal")
-    return _results(folder, optuna.load_study(study_name=study_name, storage=storage).get_trials(deepcopy=False))
+    return records
 
 
 def read_trials(folder: Path, study_name: str) -> list[TrialResult]:
-    """Read the trials so far; none before the driver has created the study."""
-    if not (folder / "study.journal").exists():  # Optuna would create it
-        return []
-    try:
-        return read_results(folder, study_name)
-    except KeyError:  # the journal has no study yet
-        return []
+    """Read the trials so far; none before the driver has created the study.  Raises as `read_results` does."""
+    return read_results(folder, study_name)

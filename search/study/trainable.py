@@ -3,7 +3,8 @@
     for progress in train_in(folder, ...): report
 
 It reads `config.yaml` in the trial's folder, trains there (minbert_core/train/folder.py), prints to `log.txt`, and reports to
-Ray only what the scheduler and the driver need. It never imports MLflow or Optuna.
+Ray only what the scheduler and the driver need. At each step its pulse (pulse.py) shows that it is alive and asks whether to
+stop. It never imports MLflow or Optuna.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, TextIO
 
 from minbert_core.files import lock, message
 from search.study.messages import Order, Report, as_dict
+from search.study.pulse import Pulse
 
 
 def run_trial(order: dict[str, Any]) -> None:
@@ -37,8 +39,12 @@ def run_trial(order: dict[str, Any]) -> None:
 
 
 def _run(order: Order, folder: Path) -> None:
+    import ray  # a worker has Ray already; torch and our modules are imported once there is a trial
+
+    node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""  # asking starts Ray
+    pulse = Pulse(folder, node)  # before the imports, which count as an interval
     gc.disable()  # imports create 100,000s of objects and no garbage; collections would take a quarter of their time
-    from ray import tune  # a worker has Ray already; torch and our modules are imported once there is a trial
+    from ray import tune
 
     from minbert_core.config_checks import read_config
     from minbert_core.inputs import open_inputs
@@ -53,12 +59,14 @@ def _run(order: Order, folder: Path) -> None:
     reported = len(records)
     how = f"resumes after {records[-1]['examples']} examples, {len(records)} records" if records else "starts"
     print(f"{time.strftime('%F %T')} trial {order.number:03d} {how}")
-    for progress in train_in(folder, config, inputs, snapshot, records):
+    for progress in train_in(folder, config, inputs, snapshot, records, pulse):
         print(json.dumps(progress.record))
         if progress.rung is not None:
             score, new = progress.record["dev/score"], records[reported:]
             tune.report(as_dict(Report(order.number, config.recipe, order.exempt, progress.rung, score, new)))
             reported = len(records)
+    if pulse.is_stopped:
+        print(f"{time.strftime('%F %T')} trial {order.number:03d} stops; its state is saved")
 
 
 @contextlib.contextmanager

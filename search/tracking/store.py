@@ -12,6 +12,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from minbert_core.files import user_path
+from search.environment import without_secrets
+from search.tracking.faults import reason_of
 
 SERVER, FILE = ("http://", "https://"), "sqlite:///"
 
@@ -38,12 +40,13 @@ def database_of(uri: str) -> Path:
 def parse_tracking_uri(text: str) -> str:
     """Make a store's address, as the user wrote it, absolute. Raises ValueError: neither a server nor an SQLite file."""
     if text.startswith(SERVER):
-        server = urlsplit(text)
+        server, shown = urlsplit(text), without_secrets(text.partition("#")[0])
         if not server.hostname:
-            raise ValueError(f"An MLflow server's address is http(s)://HOST:PORT. Got '{text}'.")
-        if server.username is not None:  # plan.json and every page would show it
+            raise ValueError(f"An MLflow server's address is http(s)://HOST:PORT. Got '{shown}'.")
+        if server.username is not None or server.query or server.fragment:  # plan.json and every page would show a secret there
             raise ValueError(
-                "An MLflow server's address holds no password. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+                f"An MLflow server's address holds no password and no token. Got '{shown}'. Set MLFLOW_TRACKING_TOKEN, or "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
             )
         return text.rstrip("/")
     if text.startswith(FILE) and (path := text.removeprefix(FILE)):
@@ -53,8 +56,10 @@ def parse_tracking_uri(text: str) -> str:
     scheme, _, rest = text.partition("://")
     if not rest or scheme == "file":
         database = f"{rest or text.removeprefix('file:')}/mlflow.db"
-        raise ValueError(f"MLflow 3 no longer logs to folders. Got '{text}'. In a file there: {_absolute(database)}")
-    raise ValueError(f"A search logs to an MLflow server, http(s)://…, or to a file, sqlite:///…. Got '{text}'.")
+        shown = without_secrets(text)
+        raise ValueError(f"MLflow 3 no longer logs to folders. Got '{shown}'. In a file there: {_absolute(database)}")
+    shown = without_secrets(text)
+    raise ValueError(f"A search logs to an MLflow server, http(s)://…, or to a file, sqlite:///…. Got '{shown}'.")
 
 
 def _absolute(database: str) -> str:
@@ -77,29 +82,19 @@ def store_fault(uri: str) -> str | None:
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
-    try:  # one short try, because the client itself would try for minutes
+    shown = without_secrets(uri)
+    try:  # one short try
         endpoint, server = "/api/2.0/mlflow/experiments/search", get_default_host_creds(uri)
         answer = http_request(
             server, endpoint, "GET", max_retries=0, timeout=10, raise_on_status=False, params={"max_results": 1}
         )
     except MlflowException as error:
-        return f"No MLflow server answers at {uri} ({_root_cause(error)}). Start it, or give another store with --tracking-uri."
+        return f"No MLflow server answers at {shown} ({reason_of(error)}). Start it, or give another store with --tracking-uri."
     if answer.status_code in (401, 403):
-        return f"The MLflow server at {uri} needs a login. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+        return f"The MLflow server at {shown} needs a login. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
     if answer.status_code != 200 or "json" not in answer.headers.get("Content-Type", ""):
-        return f"The server at {uri} is not an MLflow server (HTTP {answer.status_code} for {endpoint})."
+        return f"The server at {shown} is not an MLflow server (HTTP {answer.status_code} for {endpoint})."
     return None
-
-
-def _root_cause(error: BaseException) -> str:
-    """Return the system's message at the bottom of a chain of errors: `Connection refused`."""
-    cause = type(error).__name__
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, OSError) and inner.strerror:
-            cause = inner.strerror
-        inner = inner.__cause__ or inner.__context__
-    return cause
 
 
 def prepare_store(uri: str) -> None:
@@ -135,7 +130,7 @@ def ui_command(uri: str, folder: Path) -> str:
     It always contains the store's address, because a bare `mlflow ui` prefers an old `mlruns/`. A server is its own address.
     """
     if uri.startswith(SERVER):
-        return uri
+        return without_secrets(uri)
     port = 5001 if sys.platform == "darwin" else 5000
     return f"{_program('mlflow', folder)} ui --backend-store-uri {shlex.quote(uri)} --port {port}"
 
@@ -161,7 +156,14 @@ def artifacts_folder(uri: str) -> Path:
 
 
 def quieten_mlflow() -> None:
-    """Switch off MLflow's telemetry and progress bars before it is imported, and its and alembic's notes on the terminal."""
+    """Switch off MLflow's telemetry, progress bars and retries before it is imported, and notes of its parts on the terminal.
+
+    A client that retries would repeat each call for minutes and print a line per try. The Tracker repeats calls itself, and
+    each with a new connection to a database file, because an open one would write on into a file that was deleted.
+    """
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # one line per run, if the store is a server
@@ -170,4 +172,5 @@ def quieten_mlflow() -> None:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # else a line per connection that fails
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # else it prints tracebacks of errors that it raises

@@ -66,7 +66,7 @@ def _make_search(
                     save_model(progress.model, trial.config(), trial.folder / "best", plan.inputs.encoder_folder)
                 if progress.rung is None:
                     continue
-                study.report(trial.number, progress.rung, progress.record["dev/score"])
+                study.report(trial.number, records)
                 exempt = trial.baseline is not None or not stops
                 if scheduler.decide(trial.number, "multitask", exempt, progress.rung, progress.record["dev/score"]) == "STOP":
                     status, reason = "stopped", stopped_at(progress.rung, (1, 3))

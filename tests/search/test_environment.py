@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from search import environment, run
-from search.environment import masked, missing, missing_sentence, open_pins, own_version, report
+from search.environment import masked, missing, missing_sentence, open_pins, own_version, report, without_secrets
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -145,6 +145,20 @@ def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) 
 )
 def test_what_looks_like_a_password_or_a_token_is_masked(name: str, value: str, shown: str) -> None:
     assert masked(name, value) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no answer from postgresql://me:p@ss/w@box/db today", "no answer from postgresql://***@box/db today"),
+        ("http://box/?token=hunter2&x=1 (refused)", "http://box/?*** (refused)"),
+        ("Max retries exceeded with url: /api?token=hunter2", "Max retries exceeded with url: /api?***"),
+        ("sqlite:////home/me@work/R&D #1/mlflow.db", "sqlite:////home/me@work/R&D #1/mlflow.db"),
+        ("Is the disk full? See http://box:5000.", "Is the disk full? See http://box:5000."),
+    ],
+)
+def test_an_address_in_a_sentence_is_shown_without_its_secrets(text: str, shown: str) -> None:
+    assert without_secrets(text) == shown
 
 
 @pytest.mark.parametrize(

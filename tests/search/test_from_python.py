@@ -80,6 +80,7 @@ def test_typed_and_called_are_the_same_options() -> None:
         ("--space quick.yaml --trials 0", {"space": "quick.yaml", "trials": 0}, ValueError),
         ("--space quick.yaml --trials True", {"space": "quick.yaml", "trials": True}, ValueError),
         ("--space quick.yaml --seed=-1", {"space": "quick.yaml", "seed": -1}, ValueError),
+        ("--space quick.yaml --retries=-1", {"space": "quick.yaml", "retries": -1}, ValueError),
         ("--space quick.yaml --hours inf", {"space": "quick.yaml", "hours": float("inf")}, ValueError),
         ("--space quick.yaml --cpus-per-trial 5000", {"space": "quick.yaml", "cpus_per_trial": 5000}, Refused),
         ("--resume nobody", {"resume": "nobody"}, ValueError),

@@ -16,6 +16,8 @@ from search.study.study import TrialResult
 RADIUS = "smoothness/smart/radius"
 CONFIG = "data: toy\nencoder: tiny\n"
 
+BARE = dict.fromkeys(NEEDED, "") | {"trials": 1, "encoders": {}, "train_on": [], "fingerprints": {}}  # a plan.json
+
 
 def trial(
     folder: Path, number: int, status: Any, scores: list[float], params: dict[str, Any], baseline: int | None = None
@@ -114,7 +116,7 @@ def test_a_data_frame_has_numbers_where_the_table_has(search: Search) -> None:
 
 def test_a_search_without_a_trial_has_every_column_that_all_trials_have(tmp_path: Path) -> None:
     (tmp_path / "fresh").mkdir()
-    (tmp_path / "fresh" / "plan.json").write_text(json.dumps(dict.fromkeys(NEEDED, "")))
+    (tmp_path / "fresh" / "plan.json").write_text(json.dumps(BARE))
     rows = read("fresh", runs=tmp_path)
     assert (rows.num_rows, rows.column_names) == (0, list(COLUMNS))
     assert not (tmp_path / "fresh" / "study.journal").exists()  # looked at, nothing written
@@ -128,7 +130,7 @@ def test_what_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_search_whose_lock_is_held_runs(tmp_path: Path) -> None:
-    (tmp_path / "plan.json").write_text(json.dumps(dict.fromkeys(NEEDED, "")))
+    (tmp_path / "plan.json").write_text(json.dumps(BARE))
     assert not open_search(tmp_path).is_running()
     assert not (tmp_path / "lock").exists()  # to ask changes nothing: the folder may be read-only
     with lock(tmp_path):

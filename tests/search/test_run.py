@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
 
+import psutil
 import pytest
 import ray
 import torch
@@ -28,6 +29,7 @@ from search.plan.folder import lock, read_plan, write_plan
 from search.plan.plan import Plan, make_plan
 from search.plan.resources import Resources
 from search.space.space import make_space, read_space
+from search.study.pulse import read_process
 from search.study.study import TrialResult, read_results
 from search.tracking.store import store_uri
 
@@ -100,6 +102,11 @@ def begun(here: Path, typed: Callable[..., Typed], monkeypatch: pytest.MonkeyPat
         ("--space quick.yaml --gpus-per-trial 0", 2, r"--gpus-per-trial: must be above 0 and at most 1"),
         ("--space quick.yaml --seed -1", 2, r"--seed: must be a whole number of 0 or more\. Got '-1'\."),
         ("--space quick.yaml --name a/b", 2, r"--name: must be made of a-z, 0-9, _ and -\. Got 'a/b'\."),
+        ("--space quick.yaml --name=-x", 2, r"--name: must not begin with -, as options do\. Got '-x'\."),
+        ("--space quick.yaml --resume=--x", 2, r"--resume: must not begin with -, as options do\. Got '--x'\."),
+        ("--space quick.yaml --retries=-1", 2, r"--retries: must be a whole number of 0 or more\. Got '-1'\."),
+        ("--space quick.yaml --patience 0", 2, r"--patience: must be a number above 0, as in 1\.5\. Got '0'\."),
+        ("--space quick.yaml --retry-failed", 2, r"--retry-failed runs the failed trials of a search again\. Give it with --r"),
         ("--space quick.yaml --cpus-per-trial 5000", 3, r"--cpus-per-trial 5000 asks for more than this machine's \d+ cores\."),
         ("--space quick.yaml --address head:x", 2, r"--address: must be HOST:PORT\. Got 'head:x'\."),
         ("--space quick.yaml --address 127.0.0.1:9", 3, r"No Ray cluster answers at 127\.0\.0\.1:9 \(Connection refused\)\."),
@@ -109,6 +116,8 @@ def begun(here: Path, typed: Callable[..., Typed], monkeypatch: pytest.MonkeyPat
         ("--resume quick", 2, r"There is no search 'quick' in /.*/runs\."),
         ("--space quick.yaml --tracking-uri mlruns", 2, r"--tracking-uri: MLflow 3 no longer logs to folders\. Got 'mlruns'\."),
         ("--space quick.yaml --tracking-uri http://127.0.0.1:9", 3, r"No MLflow server answers at http://127\.0\.0\.1:9 \(Con"),
+        ("--space q.yaml --tracking_uri postgresql://me:pw@h", 2, r"unrecognized arguments: .* postgresql://\*\*\*@h\n"),
+        ("--space q.yaml --tracking-uri http://h/?token=pw", 2, r"no password and no token\. Got 'http://h/\?\*\*\*'\."),
         ("--status quick", 2, r"There is no search 'quick' in /.*/runs\."),
     ],
 )
@@ -344,7 +353,7 @@ def test_a_ray_that_does_not_start_is_refused_and_the_search_can_go_on(
     assert refused.code == 3
     assert refused.err.startswith("Ray did not start. Is this machine overloaded")
     assert refused.err.endswith("Ray's message: The current node timed out during startup.\n")
-    assert refused.out.splitlines()[-1] == "resume    python -m search.run --resume quick --runs elsewhere/runs"
+    assert "resume    python -m search.run --resume quick --runs elsewhere/runs" in refused.out.splitlines()
     assert mlflow_runs(here / "elsewhere", "quick")[0].info.status == "FAILED"
 
 
@@ -646,6 +655,29 @@ def test_a_killed_search_goes_on_where_it_was(search: Callable[..., Search], tmp
     assert re.search(rf"{number} resumed from [13]/9", resumed.text)
     assert re.search(r"resumes after [1-9]\d+ examples", (folder / "trials" / number / "log.txt").read_text())
     assert "Traceback" not in resumed.text
+
+
+def test_a_dead_worker_is_retried_and_a_dead_raylet_fails_no_trial(search: Callable[..., Search], tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "quickstart"
+    died = search(*LONG, "--trials", "2")
+    number = died.wait_for(r" at 1/9 ").split()[1]
+    process = read_process(folder / "trials" / number)
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+    died.wait_for(rf"{number} died \(killed, perhaps out of memory\); attempt 2 of 2 resumes from [13]/9")
+    [raylet] = [child for child in psutil.Process(died.process.pid).children() if child.name() == "raylet"]
+    raylet.kill()
+    assert died.end() == 3, died.text
+    assert "Ray has died (its raylet)" in died.text
+    assert "Traceback" not in died.text
+    assert "failed" not in {trial.status for trial in read_results(folder, "quickstart")}
+    assert mlflow_runs(tmp_path, "quickstart")[0].info.status == "KILLED"
+
+    resumed = search("--resume", "quickstart")
+    assert resumed.end() == 0, resumed.text
+    trials = assert_whole(folder, 2)
+    assert trials[int(number)].deaths == 1
+    assert_healthy(tmp_path, "quickstart", trials)
 
 
 def test_ctrl_c_stops_cleanly_and_prints_the_line_that_goes_on(search: Callable[..., Search], tmp_path: Path) -> None:

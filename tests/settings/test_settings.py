@@ -258,3 +258,40 @@ def test_an_invisible_character_in_an_unknown_name_is_named() -> None:
     said = did_you_mean("pcgrad\u200b", ["pcgrad", "sum"])
     law = "It holds an invisible character (U+200B ZERO WIDTH SPACE) after 'pcgrad'. Type it again."
     assert said == f"; did you mean 'pcgrad'? {law} Known: pcgrad, sum."
+
+
+# ------------------------------------------------------------------------------------------------ what would take for ever
+
+
+LAUGH = "a: &a [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefghi", "bcdefghij", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (LAUGH, r"A document must have at most 5,000 values\."),
+        ("a: [" + "1, " * 20_000 + "]", r"A document must have at most 5,000 values\."),
+        ("a: " + "x" * 200_000, r"A document must have at most 200,000 characters\."),
+        ("[" * 1000, r"Lists and maps must be inside each other at most 40 deep\."),
+        ("- " * 1000, r"Lists and maps must be inside each other at most 40 deep\."),
+        ("seed: " + "9" * 5000, r"A whole number must have at most 30 digits\. Got '9{50,}…\."),
+        (r'data: "\ud800"', r"A text must not have half a character \(a lone surrogate\)\."),
+        (r'data: "\UFFFFFFFF"', "This is not YAML: "),
+    ],
+)
+def test_a_text_that_would_exhaust_reader_or_machine_is_refused(text: str, sentence: str) -> None:
+    with pytest.raises(SettingsError, match=sentence):
+        parse_yaml(text)
+
+
+def test_two_halves_of_a_character_are_one_as_in_json() -> None:
+    assert parse_yaml(r'{"data": "\ud83d\ude00"}')[0] == {"data": "\U0001f600"}
+
+
+def test_a_huge_value_is_shown_without_being_written_out() -> None:
+    row: list[object] = ["x" * 1000]
+    for _ in range(60):
+        row = [row, row]
+    assert len(shown(row)) == 100

@@ -27,7 +27,7 @@ from minbert_core.model import load_model
 from minbert_core.overrides import Override, parse_set
 from minbert_core.settings.yaml import dump_yaml
 from minbert_core.train.__main__ import DOMAIN_WORDS, SPACE_WORDS, default_name, main, read
-from minbert_core.train.folder import read_records, state_file
+from minbert_core.train.folder import read_records, state_file, write_records
 from minbert_core.train.preview import plan_lines
 from minbert_core.train.report import MOST_LINES, seconds_left
 from minbert_core.train.trial import save_snapshot
@@ -265,7 +265,7 @@ def test_a_snapshot_that_is_broken_is_as_none(typed: Typed, here: Path) -> None:
     typed("mine.yaml")
     folder = here / "trained" / "mine"
     whole = numbers(folder)
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in whole[:3]))
+    write_records(folder / "metrics.jsonl", read_records(folder / "metrics.jsonl")[:3])
     state_file(folder).parent.mkdir()
     state_file(folder).write_bytes(b"cut short")
     code, out, _ = typed("mine.yaml")

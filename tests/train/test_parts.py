@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minbert_core.methods.smoothness import Clean
+from minbert_core.methods.smoothness import Clean, Place
 from minbert_core.seeds import seed_of
 from minbert_core.settings.paths import lay_over
 from tests.train.step_bench import (
@@ -121,7 +121,7 @@ def test_pearson_s_loss_of_parts_weighed_by_size_would_be_far_off(tiny: Tiny) ->
 
 
 def test_smart_and_bregman_of_a_batch_in_parts_are_weighed_by_size(tiny: Tiny) -> None:
-    """Against autograd through each part's own masks and noise, dropout on."""
+    """Against autograd through each part's own masks and its rows of the batch's noise, dropout on."""
     config = tiny(
         smoothness=smart(radius=0.05, weight=2.0),
         proximal=bregman(weight=3.0),
@@ -134,7 +134,8 @@ def test_smart_and_bregman_of_a_batch_in_parts_are_weighed_by_size(tiny: Tiny) -
     oracle, parts = bench.copy(), bench.parts(*SIZES)
     wanted: dict[str, Tensor] = {}
     for task, batches in parts.items():
-        for part, batch in enumerate(batches):
+        ends = torch.tensor([sum(batch.lengths) for batch in batches]).cumsum(0).tolist()
+        for part, (batch, end) in enumerate(zip(batches, ends, strict=True)):
             clean_BK = masked(oracle, task, batch, 0, part)
             with torch.no_grad():
                 taught_BK = masked(teacher, task, batch, 0, part)
@@ -145,7 +146,8 @@ def test_smart_and_bregman_of_a_batch_in_parts_are_weighed_by_size(tiny: Tiny) -
                 example_N=batch.example_N,
                 num_examples=batch.num_examples,
                 hidden_size=64,
-                generator=torch.Generator().manual_seed(seed_of(SEED, "noise", 0, task, part)),
+                generator=torch.Generator().manual_seed(seed_of(SEED, "noise", 0, task, 0)),
+                place=Place(ends[-1], torch.arange(end - sum(batch.lengths), end)),
             )
             penalty = bench.stepper.stage.smoothness.penalty(clean)
             assert penalty is not None

@@ -128,7 +128,9 @@ def test_loss_and_gradient_equal_those_of_transformers(
 def test_a_second_stage_of_the_same_seed_draws_its_own_order_and_masks(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[tuple[list[int], int]]] = []
 
-    def note(self: PretrainingRun, texts: Any, rows: np.ndarray, random: np.random.Generator) -> list[Any]:
+    def note(
+        self: PretrainingRun, texts: Any, rows: np.ndarray, random: np.random.Generator, limit: int | None = None
+    ) -> list[Any]:
         asked[-1].append((rows.tolist(), int(random.integers(2**32))))
         return []
 

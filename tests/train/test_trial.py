@@ -122,6 +122,27 @@ def test_a_trial_that_goes_on_from_any_snapshot_repeats_to_the_digit(
             assert i == len(records) - 1
 
 
+@pytest.mark.parametrize("name", ["gradvac and smart", "two stages", "micro-batches"])
+def test_a_trial_that_is_stopped_again_and_again_repeats_to_the_digit(tiny: Tiny, tmp_path: Path, name: str) -> None:
+    """Each attempt is stopped at its fourth step or pass of an evaluation, wherever that is, and no step is trained twice."""
+    config = tiny(**TRIALS[name])
+    whole, path, steps, num_stops = run(config), tmp_path / "snapshot.pt", [0], 0
+    snapshot, records = None, []
+    while steps[-1] < whole[-1].record["step"]:
+        calls = iter(range(1000))
+        for progress in train(config, open_inputs(config), snapshot, lambda calls=calls: next(calls) >= 3):
+            if progress.record["kind"] != "stop":
+                records.append(progress.record)
+        steps.append(progress.record["step"])
+        num_stops += progress.record["kind"] == "stop"
+        save_snapshot(path, progress.snapshot(), records)
+        snapshot, records = load_snapshot(path)
+        assert num_stops < 100
+    assert num_stops >= 3
+    records += [progress.record for progress in train(config, open_inputs(config), snapshot)]
+    assert without_clock(records) == without_clock([progress.record for progress in whole])
+
+
 def test_another_seed_is_another_trial(tiny: Tiny) -> None:
     assert without_clock(records_of(tiny())) != without_clock(records_of(tiny(seed=1)))
 
@@ -412,7 +433,7 @@ def saved(tiny: Tiny, tmp_path: Path) -> Path:
 def test_a_snapshot_is_one_file_with_counters_tensors_and_records(saved: Path) -> None:
     assert [path.name for path in saved.parent.iterdir()] == ["snapshot.pt"]
     snapshot, records = load_snapshot(saved)
-    assert set(snapshot) == {"counters", "model", "optimizer", "gradient", "loss_weights", "teacher"}
+    assert set(snapshot) == {"counters", "model", "log", "optimizer", "gradient", "loss_weights", "teacher"}
     assert snapshot["counters"]["examples"] == 24
     assert len(records) == 1
 

@@ -7,6 +7,7 @@ import fcntl
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,17 @@ import pytest
 from minbert_core.commands import Refused
 from minbert_core.config import FORMAT
 from search.plan import folder as folder_module
-from search.plan.folder import lock, make_search_folder, new_search_folder, read_plan, wait_for_workers
+from search.plan.folder import (
+    NEEDED,
+    PlanRecord,
+    lock,
+    make_search_folder,
+    new_search_folder,
+    read_own_space,
+    read_plan,
+    wait_for_workers,
+    write_space,
+)
 
 
 def test_default_names_count_up_and_a_used_explicit_name_is_refused(tmp_path: Path) -> None:
@@ -108,9 +119,36 @@ def test_an_unknown_search_names_the_known_ones(tmp_path: Path) -> None:
         ('{"format": ', "is broken"),
         ("[]", r"is broken \(it must be a map\)"),
         (json.dumps({"format": FORMAT, "name": "smart"}), r"is broken \(it lacks space_name, about, "),
+        (json.dumps(dict.fromkeys(NEEDED, "")), r"is broken \(`trials`: Input should be a valid integer. Got ''"),
+        ("[" * 100_000, "is broken"),
     ],
 )
 def test_a_plan_that_cannot_be_read_is_refused_in_words(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_plan(tmp_path)
+
+
+def own_space(tmp_path: Path) -> PlanRecord:
+    plain = {"trials": 3, "encoders": {}, "train_on": [], "fingerprints": {}}
+    digest = write_space(tmp_path, {"config": {"data": "toy"}})
+    return PlanRecord(**dict.fromkeys(NEEDED, "") | plain, space_file_sha256=digest)  # type: ignore[arg-type]
+
+
+def test_a_searchs_own_space_may_not_change_though_an_older_search_has_no_digest_of_it(tmp_path: Path) -> None:
+    plan = own_space(tmp_path)
+    assert read_own_space(tmp_path, plan) == {"config": {"data": "toy"}}
+    (tmp_path / "space.yaml").write_text("config: {data: mine}")
+    with pytest.raises(ValueError, match=r"space.yaml was changed since the search began, .* under another name: python -m"):
+        read_own_space(tmp_path, plan)
+    assert read_own_space(tmp_path, replace(plan, space_file_sha256=None)) == {"config": {"data": "mine"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "Cannot read .*space.yaml: No such file"), ("config: []", "must be a map")]
+)
+def test_a_space_that_cannot_be_read_is_refused_in_words(tmp_path: Path, text: str | None, message: str) -> None:
+    plan = own_space(tmp_path)
+    (tmp_path / "space.yaml").unlink() if text is None else (tmp_path / "space.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_own_space(tmp_path, plan)

@@ -21,7 +21,7 @@ from minbert_core.commands import REFUSED, WRONG, Refused
 from minbert_core.inputs import open_inputs
 from minbert_core.train.trial import train
 from search import run
-from search.options import parser
+from search.options import SearchOptions, parser
 from search.plan.folder import lock, read_plan
 from search.plan.plan import Plan
 from search.plan.relocated import relocated_config
@@ -56,7 +56,7 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Plan, bool]]:
     """The plans of the searches that would have run, none of which does, and whether each was resumed."""
     found: list[tuple[Plan, bool]] = []
 
-    def run_search(folder: Path, plan: Plan, address: str, clock: Callable[[], float], resumed: bool) -> int:
+    def run_search(folder: Path, plan: Plan, options: SearchOptions, clock: Callable[[], float], resumed: bool) -> int:
         found.append((plan, resumed))
         (folder / "trials" / "000").mkdir(exist_ok=True)
         return run.INTERRUPTED

@@ -63,6 +63,7 @@ def test_what_is_pretrained_before_the_trials_is_printed_every_tenth_kept_and_sh
 ) -> None:
     own = {"kind": "pretrain", "stage": "mlm", "key": "3f2a9c01ab", "pretrain/examples": 50, "pretrain/mlm_loss": 2.5}
     own |= {"pretrain/examples_per_second": 10.0, "seconds_left": 600.0}
+    own |= {"examples": 0, "seconds": 0.0, "time_ms": 1_750_000_000_000}
     for percent in range(1, 31):
         narrator.pretrained(own | {"pretrain/share": percent / 100})
     said = capsys.readouterr().out.splitlines()

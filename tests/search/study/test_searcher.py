@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import math
@@ -16,11 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 from optuna.trial import TrialState
+from ray.tune.search import Searcher
 
 from minbert_core.train.folder import read_records, state_file, write_records
 from minbert_core.train.trial import save_snapshot
 from search.space.space import make_space
+from search.study.repair import repair
+from search.study.retries import reopen_failed
 from search.study.searcher import (
+    DIED,
     NO_TIME,
     WAITS,
     StopOnRequest,
@@ -55,6 +60,10 @@ class Heard:
 
     def paused(self, trial: TrialResult, why: str) -> None:
         self.events.append(f"paused {trial.number} at {trial.rung}: {why}")
+        assert trial.status == "running"
+
+    def retried(self, trial: TrialResult, why: str) -> None:
+        self.events.append(f"retried {trial.number} from {trial.rung}: {why}")
         assert trial.status == "running"
 
     def ended(self, trial: TrialResult) -> None:
@@ -99,15 +108,22 @@ class Driver:
         (folder / "trials").mkdir(exist_ok=True)
         space = make_space("quick", {"config": CONFIG, "trials": num_trials, **settings})
         self.workers, self.slots, self.heard, self.ids = workers, slots, Heard(), itertools.count()
+        repairs = repair(folder, space, 7)
         self.study = Study(folder, space, seed=7)
         scheduler = space.settings.trial_scheduler.build(RUNGS, num_trials)
         end = workers.seconds + hours_seconds
         self.seconds_left = lambda: end - workers.seconds
-        unfinished = self.study.restore(scheduler)
+        unfinished = self.study.restore(scheduler, repairs.records)
         self.searcher = StudySearcher(self.study, scheduler, num_trials, unfinished, self.heard, self.seconds_left)
         self.scheduler = TuneScheduler(scheduler, RUNGS, self.seconds_left)
         self.live: dict[str, dict[str, Any]] = {}  # Ray's id -> the order
         self.is_finished = False
+
+    def kill(self) -> None:
+        """Let the process of the trial that has waited longest die without a word."""
+        ray_id = next(iter(self.live))
+        del self.live[ray_id]
+        self.searcher.on_trial_complete(ray_id, error=True)
 
     def step(self, dies_before_the_report: bool = False) -> bool:
         """Fill a free slot, else let the trial reach its next point that has waited longest.  False: the search is over."""
@@ -152,6 +168,51 @@ def by_number(*scores: float) -> Callable[[int, int], float]:
 
 def statuses(trials: list[TrialResult]) -> dict[int, tuple[str, int]]:
     return {trial.number: (trial.status, trial.rung) for trial in trials}
+
+
+# --------------------------------------------------------------------------------------------- killed, beside one that was not
+
+
+@pytest.mark.parametrize("scheduler", ["asha", {"kind": "top_k", "k": 2}])
+def test_a_search_that_is_killed_again_and_again_is_the_search_that_was_not(tmp_path: Path, scheduler: Any) -> None:
+    """Same points, same decisions, same scores: the sampler suggests from the study's state, the rungs hold what arrived."""
+
+    def score(number: int, rung: int) -> float:
+        return float(np.random.default_rng(number).random()) + rung / 100
+
+    settings = {"sampler": {"kind": "tpe", "startup": 3}, "trial_scheduler": scheduler}
+    (tmp_path / "whole").mkdir()
+    whole = Driver(tmp_path / "whole", Workers(score), 8, slots=1, **settings).run()
+    (tmp_path / "killed").mkdir()
+    workers, random = Workers(score), np.random.default_rng(0)
+    while True:
+        driver = Driver(tmp_path / "killed", workers, 8, slots=1, **settings)
+        if not all(driver.step() for _ in range(random.integers(1, 5))):
+            break
+        if driver.live:
+            driver.step(dies_before_the_report=True)
+    killed = driver.study.results()
+
+    def facts(trials: list[TrialResult]) -> list[Any]:
+        return [(t.number, t.params, t.status, t.reason, {r: p["dev/score"] for r, p in t.points.items()}) for t in trials]
+
+    assert facts(killed) == facts(whole)
+    assert len({trial.params["optimizer/lr"] for trial in whole}) == 8
+
+
+def test_rungs_are_refilled_in_the_order_of_arrival_not_of_measurement(tmp_path: Path) -> None:
+    """The slow report: measured first, received second, so that it was compared with the other."""
+    driver = Driver(tmp_path, Workers(by_number(0.5, 0.9)), 2)
+    orders = [driver.searcher.suggest("a"), driver.searcher.suggest("b")]
+    early, late = (driver.workers.next_point(order) for order in orders)
+    assert driver.scheduler.on_trial_result(None, None, late) == "CONTINUE"
+    driver.searcher.on_trial_result("b", late)
+    assert driver.scheduler.on_trial_result(None, None, early) == "STOP"
+    driver.searcher.on_trial_complete("a", early)
+    again = Driver(tmp_path, driver.workers, 2)
+    assert again.study.study.get_trials()[1].user_attrs["point/1"]["arrival"] == 0
+    assert again.scheduler.scheduler.verdict(0) == "STOP"
+    assert again.scheduler.scheduler.verdict(1) == "CONTINUE"
 
 
 # ---------------------------------------------------------------------------------------------------------- a trial's way
@@ -236,11 +297,112 @@ def test_a_failures_reason_is_one_line(tmp_path: Path, written: str | None, reas
 
 def test_an_interrupt_ends_all_and_stops_no_single_trial() -> None:
     asked = [False]
-    stopper = StopOnRequest(lambda: asked[0])
+    stopper = StopOnRequest(lambda: asked[0], lambda: None)
     assert not stopper.stop_all()
     asked[0] = True
     assert stopper.stop_all()
     assert not stopper("a", {})
+
+
+# -------------------------------------------------------------------------------------------------------------- retries
+
+
+def test_a_trial_whose_process_died_resumes_from_its_snapshot_under_its_number(tmp_path: Path) -> None:
+    workers = Workers(by_number(0.5))
+    driver = Driver(tmp_path, workers, 1, baselines=[{}])
+    for _ in range(3):
+        driver.step()
+    driver.kill()
+    [trial] = driver.run()
+    assert (trial.status, trial.rung, trial.deaths) == ("completed", 9, 1)
+    assert set(workers.measured.values()) == {1}, "nothing is measured twice"
+    died = "retried 0 from 3: died (killed, perhaps out of memory); attempt 2 of 2"
+    assert driver.heard.events[3:5] == [died, "started 0 again"]
+
+
+@pytest.mark.parametrize("retries", [0, 1, 2])
+def test_a_process_that_dies_once_too_often_fails_its_trial_and_keeps_its_snapshot(tmp_path: Path, retries: int) -> None:
+    driver = Driver(tmp_path, Workers(by_number(0.5)), 1)
+    driver.searcher.retries = retries
+    driver.step()
+    driver.step()
+    for _ in range(retries):
+        driver.kill()
+        driver.step()
+    driver.kill()
+    [trial] = driver.run()
+    assert (trial.status, trial.reason, trial.deaths) == ("failed", DIED, retries + 1)
+    assert state_file(trial.folder).exists()
+
+
+def test_the_deaths_of_a_trial_are_counted_over_a_crash_of_the_driver(tmp_path: Path) -> None:
+    workers = Workers(by_number(0.5))
+    driver = Driver(tmp_path, workers, 1)
+    driver.step()
+    driver.kill()
+    again = Driver(tmp_path, workers, 1)
+    again.step()
+    again.kill()
+    assert statuses(again.run()) == {0: ("failed", 0)}
+
+
+def test_a_point_that_was_saved_but_not_reported_is_not_measured_again(tmp_path: Path) -> None:
+    """The process died between its snapshot and its report: of 001, that point stops the trial; of 000, it is the last."""
+    workers = Workers(lambda number, rung: 0.9 - number / 2)
+    driver = Driver(tmp_path, workers, 2, slots=1)
+    for num_steps in (3, 1):  # 000 has reported 1 and 3, 001 nothing
+        for _ in range(num_steps):
+            driver.step()
+        workers.next_point(next(iter(driver.live.values())))
+        driver.kill()
+    assert statuses(driver.study.results()) == {0: ("completed", 9), 1: ("stopped", 1)}
+    assert driver.heard.events[-2:] == ["reported 1 at 1", "ended 1 stopped"]
+    assert set(workers.measured.values()) == {1}
+
+
+def test_the_end_of_a_process_after_an_interrupt_or_the_death_of_ray_ends_no_trial(tmp_path: Path) -> None:
+    workers = Workers(by_number(0.5))
+    driver = Driver(tmp_path, workers, 1)
+    driver.step()
+    driver.searcher.is_halted = lambda: True
+    driver.kill()
+    assert driver.searcher.suggest("after") == "FINISHED"
+    [trial] = driver.study.results()
+    assert (trial.status, trial.deaths) == ("running", 0)
+    assert statuses(Driver(tmp_path, workers, 1).run()) == {0: ("completed", 9)}
+
+
+@pytest.mark.parametrize("reason", ["", "NotFiniteError: The loss of sst became nan.", "ValueError: no"])
+def test_failed_trials_run_again_if_that_is_asked_for(tmp_path: Path, reason: str) -> None:
+    workers = Workers(by_number(0.5, 0.5))
+    driver = Driver(tmp_path, workers, 2, slots=1)
+    driver.searcher.retries = 0
+    driver.step()
+    driver.step()
+    if reason:
+        (tmp_path / "trials" / "000" / "failure.txt").write_text(reason)
+    driver.kill()
+    driver.run()
+    assert statuses(driver.study.results()) == {0: ("failed", 1), 1: ("completed", 9)}
+    assert reopen_failed(tmp_path) == 1
+    assert reopen_failed(tmp_path) == 0
+    again = Driver(tmp_path, workers, 2, slots=1)
+    assert (again.study.result(0).status, again.study.result(0).deaths) == ("running", 0)
+    assert again.study.result(0).params == driver.study.result(0).params
+    assert statuses(again.run()) == {0: ("completed", 9), 1: ("completed", 9)}
+    assert workers.measured[0, 1] == (2 if reason else 1), "what died resumes from its snapshot, other failures start again"
+
+
+def test_a_trial_whose_process_was_ended_because_it_hung_is_retried_and_fails_with_that_reason(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, Workers(by_number(0.5)), 1)
+    driver.step()
+    for _ in range(2):
+        driver.searcher.hung[0] = "it reported nothing for 6 min"
+        driver.kill()
+        driver.step()
+    [trial] = driver.run()
+    assert (trial.status, trial.reason) == ("failed", "it reported nothing for 6 min")
+    assert driver.heard.events[1] == "retried 0 from 0: was ended: it reported nothing for 6 min; attempt 2 of 2"
 
 
 # ---------------------------------------------------------------------------------------------------------------- top_k
@@ -422,3 +584,41 @@ def test_trials_that_wait_for_others_wait_on_when_the_time_is_up(tmp_path: Path)
     assert second.heard.events[0].endswith(WAITS)
     assert statuses(second.run()) == CHOSEN
     assert set(workers.measured.values()) == {1}
+
+
+# ----------------------------------------------------------------------------------------------------------- a full disk
+
+
+@pytest.mark.parametrize("write", ["write_config", "write_entry"])
+def test_a_full_disk_pauses_the_search_and_no_trial_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str) -> None:
+    """In an ask, and in a report: nothing more is written, no trial is started, and all continue later."""
+    workers = Workers(by_number(0.5, 0.9, 0.7))
+    driver = Driver(tmp_path, workers, 3, slots=1)
+    driver.step()
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path))
+
+    while write == "write_config" and driver.live:
+        driver.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(f"search.study.study.{write}", full)
+        if write == "write_config":
+            assert driver.searcher.suggest("asked") == Searcher.FINISHED
+        else:
+            driver.step()
+    assert driver.searcher.disk.fault is not None
+    assert driver.searcher.suggest("later") is None
+    assert "failed" not in {trial.status for trial in driver.study.results()}
+    trials = Driver(tmp_path, workers, 3, slots=1).run()
+    assert statuses(trials) == {0: ("completed", 9), 1: ("completed", 9), 2: ("stopped", 1)}
+
+
+def test_a_trial_that_could_not_write_for_a_full_disk_stays_running(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, Workers(by_number(0.5)), 1, slots=1)
+    driver.step()
+    (tmp_path / "trials" / "000" / "failure.txt").write_text("")  # created, but there was no room for its text
+    driver.searcher.on_trial_complete(next(iter(driver.live)), error=True)
+    assert driver.searcher.disk.fault is not None
+    assert driver.study.result(0).status == "running"
+    assert statuses(Driver(tmp_path, driver.workers, 1).run()) == {0: ("completed", 9)}

@@ -18,6 +18,7 @@ from minbert_core.train.folder import read_records, state_file
 from minbert_core.train.trial import save_snapshot
 from search.methods.trial_schedulers import RungScheduler, TopK, peers
 from search.space.space import Space, make_space
+from search.study.repair import repair
 from search.study.study import Study, TrialResult, mend_journal, ranked, read_results, stopped_at
 
 RUNGS = (1, 3, 9)
@@ -49,6 +50,7 @@ def plain() -> Space:
 def open_study(tmp_path: Path) -> Callable[[Space], Study]:
     def open_(space: Space) -> Study:
         (tmp_path / "trials").mkdir(exist_ok=True)
+        repair(tmp_path, space, seed=7)
         return Study(tmp_path, space, seed=7)
 
     return open_
@@ -175,7 +177,7 @@ def test_a_grid_gives_each_combination_once_after_a_resume_too(open_study: Calla
     space = make_space("quick", {"config": choices, "sampler": "grid"})
     first = open_study(space)
     given = [first.ask().params for _ in range(2)]
-    shutil.rmtree(first.ask().folder)
+    first.study.ask()
     again = open_study(space)
     again.restore(RungScheduler(RUNGS))
     given += [again.ask().params for _ in range(2)]
@@ -202,7 +204,8 @@ def test_a_completed_trials_value_is_its_best_evaluation(
     [
         ("stopped", "stopped at 1/9: below the best 1/3 of its rung", TrialState.PRUNED),
         ("failed", "not finite: The loss of sst became nan.", TrialState.PRUNED),
-        ("failed", "OutOfMemoryError: CUDA", TrialState.FAIL),
+        ("failed", "CorpusError: There is no file.", TrialState.FAIL),
+        ("failed", "out of memory: step 1 does not fit", TrialState.PRUNED),
     ],
 )
 def test_how_a_trial_ended_decides_whether_the_sampler_learns_of_it(
@@ -257,14 +260,13 @@ def test_restored_records_are_those_of_the_snapshot(
 def test_a_trial_that_never_began_does_not_count_and_its_baseline_comes_again(
     open_study: Callable[[Space], Study], space: Space
 ) -> None:
-    study = open_study(space)
-    (study.ask().folder / "config.yaml").unlink()  # killed between the study's word and the folder
+    open_study(space).study.ask()  # killed between the study's word and the folder
 
     study = open_study(space)
     assert study.restore(RungScheduler(RUNGS)) == []
     assert study.results() == []
-    assert [study.ask().baseline for _ in range(3)] == [1, 0, None]
-    assert [trial.number for trial in study.results()] == [1, 2, 3]
+    assert [study.ask().baseline for _ in range(3)] == [0, 1, None]
+    assert [trial.number for trial in study.results()] == [0, 1, 2]
 
 
 def test_an_unreadable_snapshot_is_put_aside_and_the_trial_begins_anew(
@@ -273,7 +275,7 @@ def test_an_unreadable_snapshot_is_put_aside_and_the_trial_begins_anew(
     study = open_study(plain)
     trial = study.ask()
     write(trial, [dev(1, 0.7, clock.tick())], snapshot=1)
-    study.report(trial.number, 1, 0.7)
+    study.report(trial.number, read_records(trial.folder / "metrics.jsonl"))
     path = state_file(trial.folder)
     path.write_bytes(path.read_bytes()[:100])
 
@@ -316,7 +318,7 @@ def test_a_trial_that_its_rung_would_have_stopped_is_told_so(
 def test_restore_tells_the_scheduler_who_failed(open_study: Callable[[Space], Study], plain: Space, clock: Clock) -> None:
     study = open_study(plain)
     write(study.ask(), [dev(1, 0.7, clock.tick())], snapshot=1)
-    study.tell(study.ask().number, "failed", "OutOfMemoryError: CUDA")
+    study.tell(study.ask().number, "failed", "CorpusError: There is no file.")
 
     scheduler = TopK(k=1).build(RUNGS, 2)
     assert [trial.number for trial in open_study(plain).restore(scheduler)] == [0]
@@ -342,7 +344,7 @@ def test_restoring_twice_is_restoring_once(open_study: Callable[[Space], Study],
     ended(study, 0.8, clock)
     write(study.ask(), [dev(rung, 0.7, clock.tick()) for rung in RUNGS], snapshot=3)
     write(study.ask(), [dev(1, 0.85, clock.tick())], snapshot=1)
-    (study.ask().folder / "config.yaml").unlink()
+    study.study.ask()
 
     def restored() -> tuple[list[int], list[TrialResult], list[str]]:
         study, scheduler = open_study(space), RungScheduler(RUNGS)

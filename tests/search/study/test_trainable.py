@@ -123,7 +123,8 @@ def test_the_log_is_locked_while_a_trial_runs(folder: Path, monkeypatch: pytest.
 def test_records_come_back_as_written_but_for_a_cut_last_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     assert read_records(path) == []
-    records = [{"kind": "train", "step": step} for step in range(3)]
+    own = {"examples": 8, "seconds": 1.0, "time_ms": 1_750_000_000_000}
+    records = [{"kind": "train", "step": step, **own} for step in range(3)]
     write_records(path, records)
     assert read_records(path) == records
     path.write_text(path.read_text()[:-5])

@@ -26,7 +26,7 @@ from typing import Any
 
 import pytest
 
-from search.tracking import tracker as tracking
+from search.tracking import outage
 from search.tracking.runs import Runs, SearchRecord
 from search.tracking.store import (
     dashboard_command,
@@ -39,76 +39,10 @@ from search.tracking.store import (
     ui_command,
 )
 from search.tracking.tracker import Tracker
+from tests.search.tracking.reading import START, begin, history, pages, record
 
 ROOT = Path(__file__).resolve().parents[3]
-START = 1_750_000_000_000  # some moment, in ms
 PREPARE = "import sys; from search.tracking.store import prepare_store; prepare_store(sys.argv[1])"
-
-
-@pytest.fixture(scope="session")
-def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database that MLflow has laid out: 4 s, so once for all tests."""
-    folder = tmp_path_factory.mktemp("store")
-    prepare_store(store_uri(folder / "runs"))
-    return folder / "mlflow.db"
-
-
-@pytest.fixture
-def uri(laid_out: Path, tmp_path: Path) -> str:
-    shutil.copy(laid_out, tmp_path / "mlflow.db")
-    return store_uri(tmp_path / "runs")
-
-
-@pytest.fixture
-def track(uri: str, tmp_path: Path) -> Callable[..., Tracker]:
-    (tmp_path / "plan.json").write_text("{}")
-    (tmp_path / "config.yaml").write_text("seed: 0\n")
-
-    def start(resume: bool = False, **changed: Any) -> Tracker:
-        settings: dict[str, Any] = {
-            "note": "Does it pay?",
-            "tags": {"version": "0.1.0"},
-            "params": {"trials": 3},
-            "datasets": {"sst-train": "ab12"},
-            "artifact_files": [tmp_path / "plan.json"],
-        }
-        settings |= {"uri": uri, "name": "smart", "resume": resume}
-        tracker = Tracker(SearchRecord(**settings | changed))
-        tracker.start()
-        return tracker
-
-    return start
-
-
-def record(examples: int, kind: str = "dev", **metrics: float) -> dict[str, Any]:
-    named = {key.replace("_", "/", 1): value for key, value in metrics.items()}
-    return {"kind": kind, "step": examples // 16, "examples": examples, "time_ms": START + examples, "seconds": 1.0} | named
-
-
-def begin(tracker: Tracker, number: int, folder: Path) -> None:
-    tracker.submit(
-        Runs.trial_started, number, f"{number:03d} smart", {"optimizer/lr": 2e-05}, folder / "config.yaml", {}, time_ms=START
-    )
-
-
-def pages(uri: str) -> tuple[Any, dict[int, Any], Any]:
-    """The parent run, the children by number, and a client."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=uri)
-    experiment = client.get_experiment_by_name("smart")
-    assert experiment is not None
-    runs = list(client.search_runs([experiment.experiment_id], max_results=1000))
-    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    children = {int(run.data.tags["trial_number"]): run for run in runs if "mlflow.parentRunId" in run.data.tags}
-    assert len(parents) == 1
-    assert len(children) == len(runs) - 1, "a trial has two runs"
-    return parents[0], children, client
-
-
-def history(uri: str, number: int, key: str) -> list[tuple[int, float]]:
-    _, children, client = pages(uri)
-    return [(point.step, point.value) for point in client.get_metric_history(children[number].info.run_id, key)]
 
 
 def test_a_search_of_three_trials_leaves_a_healthy_tree(
@@ -326,7 +260,7 @@ def test_a_store_that_is_busy_for_a_while_loses_nothing(
         return log_batch(self, *args, **kwargs)
 
     monkeypatch.setattr(_client_class(), "log_batch", busy_once)
-    monkeypatch.setattr(tracking, "RETRY_SECONDS", (0.01,))
+    monkeypatch.setattr(outage, "FIRST_PAUSE", 0.01)
     tracker.submit(Runs.records, 0, [record(16, dev_sst=0.1)])
     assert tracker.close("FINISHED"), tracker.error
     assert tried
@@ -460,6 +394,7 @@ def test_the_line_for_the_page_names_the_store_and_a_program_that_is_there(
 
 def test_a_server_is_named_by_its_address(tmp_path: Path) -> None:
     assert ui_command("http://box:5000", tmp_path) == "http://box:5000"
+    assert ui_command("http://me:secret@box:5000/?token=secret", tmp_path) == "http://***@box:5000/?***"
 
 
 def test_the_line_for_the_dashboard_names_the_journal_and_what_is_missing(
@@ -523,7 +458,10 @@ def test_a_store_is_a_server_or_a_file(text: str, uri: str, tmp_path: Path, monk
         ("sqlite:////a?b/m.db", r"A path in an address is percent-encoded\. Got .* For a file: sqlite:////a%3Fb/m\.db"),
         ("postgresql://box/mlflow", r"A search logs to an MLflow server, http\(s\)://…, or to a file, sqlite:///…\. Got"),
         ("http://", r"An MLflow server's address is http\(s\)://HOST:PORT\. Got 'http://'\."),
-        ("http://me:secret@box", r"holds no password\. Set MLFLOW_TRACKING_USERNAME"),
+        ("http://me:secret@box", r"holds no password and no token\. Got 'http://\*\*\*@box'\. Set MLFLOW_TRACKING_TOKEN, or"),
+        ("https://box/?token=secret", r"Got 'https://box/\?\*\*\*'\. Set MLFLOW_TRACKING_TOKEN"),
+        ("https://box/#secret", r"Got 'https://box/'\. Set MLFLOW_TRACKING_TOKEN"),
+        ("postgresql://me:secret@box/mlflow?password=secret", r"Got 'postgresql://\*\*\*@box/mlflow\?\*\*\*'\."),
     ],
 )
 def test_what_mlflow_does_not_log_to_is_refused(text: str, sentence: str) -> None:

@@ -1,0 +1,47 @@
+"""The experiment of a search in MLflow, which holds its runs: created, restored from the bin, or moved along with its store."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from typing import TYPE_CHECKING
+
+from search.tracking.runs import SearchRecord
+from search.tracking.store import database_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment
+
+
+def find_experiment(client: MlflowClient, search: SearchRecord) -> tuple[str, bool]:
+    """Return the id of the search's experiment, and whether its artifacts have a new folder, so that files must be sent again.
+
+    The experiment is created or restored from the bin if necessary.
+    """
+    experiment = client.get_experiment_by_name(search.name)
+    artifacts = search.artifacts and f"{search.artifacts}/{search.name}"
+    if experiment is None:
+        # without a kind, the experiment's page opens with the tools for language models
+        kind = {"mlflow.experimentKind": "custom_model_development"}
+        return str(client.create_experiment(search.name, artifact_location=artifacts, tags=kind)), False
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    has_moved = artifacts is not None and _follow_move(search.uri, experiment, artifacts)
+    return str(experiment.experiment_id), has_moved
+
+
+def _follow_move(uri: str, experiment: Experiment, new: str) -> bool:
+    """Correct the folder of artifacts in a database that was moved, and return whether it was; the old one may not exist here.
+
+    MLflow has no call for this.
+    """
+    number, old = experiment.experiment_id, str(experiment.artifact_location)
+    own_layout = "/".join(new.split("/")[-2:])  # any other layout was set up by the user and stays
+    if old == new or not old.endswith(own_layout):
+        return False
+    with contextlib.closing(sqlite3.connect(database_of(uri), timeout=20)) as database, database:
+        of = "WHERE experiment_id = ?"
+        database.execute(f"UPDATE experiments SET artifact_location = ? {of}", (new, number))
+        database.execute(f"UPDATE runs SET artifact_uri = replace(artifact_uri, ?, ?) {of}", (old, new, number))
+    return True
