@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import os
 import socket
 import sqlite3
 import subprocess
@@ -15,6 +14,8 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import psutil
 
 from benchmarks.faults.case import Case
 from benchmarks.faults.harness import NAME, ONE_SLOT, Lab, Omitted, Search, check_all, check_gone, require
@@ -152,8 +153,10 @@ def _server(search: Search, port: int) -> subprocess.Popen[bytes]:
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(server.pid, 9)
+    """Kill a server with all its processes, some of which have sessions of their own."""
+    for process in [*psutil.Process(server.pid).children(recursive=True), psutil.Process(server.pid)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     server.wait()
 
 
