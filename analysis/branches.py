@@ -14,7 +14,7 @@ from search.report.costs import read_domains
 from search.results import Search
 from search.space.domains import Choice, Scalar
 from search.space.space import default_choice
-from search.study.study import TrialResult, stopped_at
+from search.study.trials import TrialResult, stopped_at
 
 
 @dataclass(frozen=True)

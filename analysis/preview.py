@@ -5,7 +5,7 @@ from __future__ import annotations
 from analysis.selection import Selection
 from minbert_core.words import counted
 from search.report.words import describe
-from search.study.study import TrialResult
+from search.study.trials import TrialResult
 
 
 def preview_lines(selection: Selection, about_baseline: str) -> list[str]:

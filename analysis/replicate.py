@@ -43,7 +43,7 @@ from search.results import Search, open_search
 from search.run import start_or_resume
 from search.space.file import read_document
 from search.space.space import read_space
-from search.study.study import TrialResult
+from search.study.trials import TrialResult
 from search.tracking.runs import Runs, SearchRecord
 from search.tracking.store import ui_command
 from search.tracking.tracker import Tracker

@@ -19,7 +19,7 @@ from minbert_core.settings.paths import as_written
 from search.environment import git_commit
 from search.plan.folder import check_format, is_earlier
 from search.results import Search, all_searches, open_search
-from search.study.study import TrialResult, ranked
+from search.study.trials import TrialResult, ranked
 
 RULE = "best evaluation by dev score, among the trials of the fullest rung"
 RULE_PER_BRANCH = "best evaluation by dev score, per branch of {path}, among the trials of the branch's fullest rung"

@@ -21,7 +21,7 @@ if not __package__:  # run as a file: Python put benchmarks/ on the path, not th
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from search.report.record import Recorder
-from search.study.study import TrialResult
+from search.study.trials import TrialResult
 from search.tracking.runs import SearchRecord
 from search.tracking.store import store_uri
 from search.tracking.tracker import Tracker

@@ -36,8 +36,9 @@ from search.study.listeners import Listeners
 from search.study.repair import repair
 from search.study.retries import reopen_failed
 from search.study.searcher import StopOnRequest, StudySearcher, TuneScheduler
-from search.study.study import Study, TrialResult
+from search.study.study import Study
 from search.study.trainable import run_trial
+from search.study.trials import TrialResult
 from search.study.watch import RayDied, RayWatch
 from search.tracking.runs import Runs, SearchRecord
 from search.tracking.runs import Status as MlflowStatus
@@ -219,7 +220,8 @@ def close(
     recorded = tracker.close("KILLED" if interrupted else "FINISHED" if worked else "FAILED")
     if not recorded:
         print(f"MLflow: {tracker.error}", file=sys.stderr)
-        print(f"The search is complete, but MLflow lacks some records. This logs them again: {go_on(folder)}", file=sys.stderr)
+        state = "The trials' states are saved" if interrupted else "The search is complete"
+        print(f"{state}, but MLflow lacks some records. This logs them again: {go_on(folder)}", file=sys.stderr)
     if interrupted:
         return INTERRUPTED
     if not worked:

@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from minbert_core.files import lock, message, user_path
 from search.plan.folder import PlanRecord, read_plan
-from search.study.study import TrialResult, best_first, read_trials
+from search.study.gather import read_results
+from search.study.trials import TrialResult, best_first
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Search:
 def open_search(folder: Path) -> Search:
     """Open a search.  Raises ValueError: no search there, a newer format, or files that are damaged beyond repair."""
     plan = read_plan(folder)
-    return Search(folder, plan, read_trials(folder, plan.space_name))
+    return Search(folder, plan, read_results(folder, plan.space_name))
 
 
 def all_searches(runs: Path, passed_over: Callable[[str], None]) -> list[Search]:

@@ -18,7 +18,7 @@ from search.report.words import markdown
 from search.space.domains import Choice, Domain
 from search.space.file import SpaceSettings, read_document, structure_faults
 from search.space.space import Space
-from search.study.study import TrialResult
+from search.study.trials import TrialResult
 
 
 @dataclass(frozen=True)

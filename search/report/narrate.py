@@ -20,7 +20,7 @@ from minbert_core.words import duration
 from search.plan.folder import PRETRAINING
 from search.report.screen import Picture, look, read_tail, render
 from search.report.words import describe, markdown, scores
-from search.study.study import TrialResult, best_first, ranked
+from search.study.trials import TrialResult, best_first, ranked
 
 
 def table(

@@ -12,7 +12,7 @@ from minbert_core.config import OVERALL
 from minbert_core.train.folder import read_records
 from search.plan.folder import PRETRAINING
 from search.report.words import describe
-from search.study.study import TrialResult
+from search.study.trials import TrialResult
 from search.tracking.runs import Record, Runs
 from search.tracking.tracker import Tracker
 

@@ -21,7 +21,8 @@ from minbert_core.words import duration
 from search.plan.folder import PRETRAINING, read_plan
 from search.report.narrate import in_short, table, time_left
 from search.report.screen import Picture, look, render
-from search.study.study import TrialResult, read_trials
+from search.study.gather import read_results
+from search.study.trials import TrialResult
 from search.tracking.store import SERVER, dashboard_command, database_of, store_uri, ui_command
 
 WIDTH_ELSEWHERE = 160  # characters, if there is no terminal
@@ -34,7 +35,7 @@ def show_status(folder: Path, go_on: str, next_command: str) -> None:
     Raises ValueError: no such search, or one of a newer format.
     """
     plan = read_plan(folder)
-    trials = read_trials(folder, plan.space_name)
+    trials = read_results(folder, plan.space_name)
     driver, drives = find_driver(folder)
     planned, moment = plan.trials, now_ms()
     unfinished = [trial for trial in trials if trial.status == "running"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from search.study.searcher import Listener
-from search.study.study import TrialResult
+from search.study.trials import TrialResult
 
 
 class SearchListener(Listener, Protocol):

@@ -26,7 +26,8 @@ from search.methods.trial_schedulers import CONTINUE, PAUSE, STOP, Scheduler, pe
 from search.study.failures import OUT_OF_MEMORY
 from search.study.full_disk import DiskWatch
 from search.study.messages import Order, Report, as_dict
-from search.study.study import Status, Study, TrialResult, stopped_at
+from search.study.study import Study
+from search.study.trials import Status, TrialResult, stopped_at
 from search.study.watchdog import Watchdog, end_process, silence
 
 NO_TIME = "no time left for its next point"

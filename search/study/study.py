@@ -20,33 +20,21 @@ from optuna.trial import FrozenTrial, TrialState
 from minbert_core.files import replaced
 from minbert_core.seeds import seed_of
 from minbert_core.settings.faults import SettingsError
-from minbert_core.train.folder import read_snapshot, state_file, write_records
+from minbert_core.train.folder import UNREADABLE, read_snapshot, state_file, write_records
 from search.methods.trial_schedulers import STOP, Scheduler, peers
 from search.space.domains import Choice
 from search.space.space import Sample, Space
 from search.study.checked import checked_records
 from search.study.entry import POINT, arrivals_of, identity_of, points_of, write_entry
 from search.study.failures import CONSTRAINT, is_avoided, lesson_of
-from search.study.gather import began, read_results, result_of
-from search.study.journal import NAME, mend_journal
+from search.study.gather import began, result_of
+from search.study.journal import NAME
 from search.study.limits import Limits, reported
 from search.study.records import Record, readable_records
 from search.study.repair import config_text, digest, write_config
 from search.study.storage import StudyStorage
-from search.study.trials import Status, TrialResult, best_first, ranked, stopped_at
+from search.study.trials import Status, TrialResult, ranked, stopped_at
 
-__all__ = [
-    "KEEP_BEST",
-    "Status",
-    "Study",
-    "TrialResult",
-    "best_first",
-    "mend_journal",
-    "ranked",
-    "read_results",
-    "read_trials",
-    "stopped_at",
-]
 KEEP_BEST = 3  # ended trials whose weights a search keeps
 
 
@@ -321,17 +309,12 @@ class Study:
 
 
 def _trust_snapshot(folder: Path) -> list[Record]:
-    """Reset a trial's records to those of its snapshot. An unreadable snapshot is set aside, and the trial starts again."""
+    """Reset a trial's records to those of its snapshot. One that is damaged or foreign is set aside; the trial starts again."""
     records: list[Record] = []
     try:
         _, records = read_snapshot(folder)
     except ValueError:
         path = state_file(folder)
-        path.replace(path.with_name("unreadable.pt"))
+        path.replace(path.with_name(UNREADABLE))
     write_records(folder / "metrics.jsonl", records)
     return records
-
-
-def read_trials(folder: Path, study_name: str) -> list[TrialResult]:
-    """Read the trials so far; none before the driver has created the study.  Raises as `read_results` does."""
-    return read_results(folder, study_name)

@@ -37,7 +37,8 @@ from search.plan.summary import plan_record
 from search.results import Search
 from search.space.space import make_space
 from search.study.engine import start_ray
-from search.study.study import Study, TrialResult, stopped_at
+from search.study.study import Study
+from search.study.trials import TrialResult, stopped_at
 
 MakeSearch = Callable[..., Path]
 MakeUp = Callable[..., tuple[Selection, Results]]

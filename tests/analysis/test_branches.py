@@ -11,7 +11,7 @@ import pytest
 from analysis.branches import Question, ask
 from search.plan.folder import NEEDED, PlanRecord
 from search.results import Search
-from search.study.study import TrialResult
+from search.study.trials import TrialResult
 
 SPACE = """
 baselines: [{smoothness: none}]

@@ -28,7 +28,7 @@ from minbert_core.settings.paths import as_written
 from minbert_core.settings.yaml import dump_yaml
 from search.plan.folder import NEEDED, PlanRecord
 from search.results import Search
-from search.study.study import TrialResult
+from search.study.trials import TrialResult
 
 # how much of the noise in a model's answers is its own; the rest is the same for all models
 Models = dict[tuple[int, int], float]

@@ -17,7 +17,7 @@ import pytest
 from minbert_core.config import TrialConfig
 from minbert_core.data.tasks import TASKS
 from minbert_core.data.toy import toy_folder
-from search.study.study import read_results
+from search.study.gather import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
 TEST_FILES = [task.files["test"] for task in TASKS.values()]

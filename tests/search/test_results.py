@@ -11,7 +11,7 @@ import pytest
 from search.plan.folder import NEEDED, PlanRecord, lock
 from search.report.narrate import table
 from search.results import COLUMNS, Search, as_table, open_search, read
-from search.study.study import TrialResult
+from search.study.trials import TrialResult
 
 RADIUS = "smoothness/smart/radius"
 CONFIG = "data: toy\nencoder: tiny\n"

@@ -29,8 +29,9 @@ from search.plan.folder import lock, read_plan, write_plan
 from search.plan.plan import Plan, make_plan
 from search.plan.resources import Resources
 from search.space.space import make_space, read_space
+from search.study.gather import read_results
 from search.study.pulse import read_process
-from search.study.study import TrialResult, read_results
+from search.study.trials import TrialResult
 from search.tracking.store import store_uri
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -26,7 +26,7 @@ from search.plan.folder import lock, read_plan
 from search.plan.plan import Plan
 from search.plan.relocated import relocated_config
 from search.plan.summary import plan_lines
-from search.study.study import read_results
+from search.study.gather import read_results
 from search.tracking.store import store_uri
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from search.study.study import TrialResult
+from search.study.trials import TrialResult
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from search.report.costs import BranchCost, branch_costs, branch_table, read_choices, total_cost, training_seconds
-from search.study.study import TrialResult
+from search.study.trials import TrialResult
 
 START = 1_750_000_000_000  # some moment, in ms
 

@@ -12,7 +12,7 @@ import pytest
 
 from search.report.narrate import Narrator, in_short, table
 from search.report.words import describe, scores
-from search.study.study import TrialResult
+from search.study.trials import TrialResult
 
 TASKS = ["sst", "sts"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from search.report.record import Recorder
-from search.study.study import TrialResult
+from search.study.trials import TrialResult
 from search.tracking.runs import Runs, SearchRecord
 
 TASKS = ["sst", "sts"]

@@ -20,7 +20,8 @@ from search import run
 from search.plan.folder import lock
 from search.report.status import find_driver, rests
 from search.space.space import read_space
-from search.study.study import Study, TrialResult
+from search.study.study import Study
+from search.study.trials import TrialResult
 
 QUICK = """\
 about: Which rate?

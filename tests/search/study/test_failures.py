@@ -18,7 +18,8 @@ from search.study.failures import is_avoided
 from search.study.limits import footprint
 from search.study.repair import repair
 from search.study.searcher import failure_reason
-from search.study.study import Study, TrialResult, ranked
+from search.study.study import Study
+from search.study.trials import TrialResult, ranked
 
 RUNGS = (1, 3, 9)
 BASE = {"data": "toy", "encoder": "tiny", "budget": {"examples": 900}}

@@ -14,9 +14,11 @@ from minbert_core.train.folder import read_records, state_file
 from minbert_core.train.trial import save_snapshot
 from search.methods.trial_schedulers import RungScheduler
 from search.space.space import Space, make_space
+from search.study.gather import read_results
 from search.study.journal import read_journal
 from search.study.repair import repair
-from search.study.study import Study, TrialResult, read_results
+from search.study.study import Study
+from search.study.trials import TrialResult
 
 RUNGS = (1, 3, 9)
 DOCUMENT: dict[str, Any] = {

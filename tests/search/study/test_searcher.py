@@ -34,7 +34,8 @@ from search.study.searcher import (
     failure_reason,
     seconds_to_next_point,
 )
-from search.study.study import Study, TrialResult
+from search.study.study import Study
+from search.study.trials import TrialResult
 
 RUNGS = (1, 3, 9)
 CONFIG: dict[str, Any] = {

@@ -18,8 +18,11 @@ from minbert_core.train.folder import read_records, state_file
 from minbert_core.train.trial import save_snapshot
 from search.methods.trial_schedulers import RungScheduler, TopK, peers
 from search.space.space import Space, make_space
+from search.study.gather import read_results
+from search.study.journal import mend_journal
 from search.study.repair import repair
-from search.study.study import Study, TrialResult, mend_journal, ranked, read_results, stopped_at
+from search.study.study import Study
+from search.study.trials import TrialResult, ranked, stopped_at
 
 RUNGS = (1, 3, 9)
 PEERS = peers("multitask", {"stage": 0})
