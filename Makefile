@@ -1,6 +1,7 @@
 # demo   a whole search on the embedded toy corpus: search, comparison, test table (under 90 s once installed)
 # test   all tests            check   lint, types, tests            clean   remove the environment made here, keep runs/
 # papers each row of the papers' tables: its distance from our defaults, the published figures, a check of its config (seconds)
+# faults break small searches in every known way and check that nothing is lost (an hour; DATA=DIR ENCODER=DIR: on real data too)
 # bench  DATA=DIR ENCODER=DIR: the speed table against public peers, into runs/bench (an hour; ROWS="1 5": some rows)
 #
 # Each target first builds .venv from the pins, with uv if it is installed, else with pip; again if pyproject.toml or
@@ -29,7 +30,7 @@ endif
 # Two processes, whole files per process: half the time on two cores, no more memory on many. Plain `pytest` uses one.
 IN_TWO := -n 2 --dist loadfile
 
-.PHONY: demo test check papers bench clean current
+.PHONY: demo test check papers faults bench clean current
 
 demo: $(READY)
 	$(PY) -m search.run --space spaces/quickstart.yaml
@@ -49,6 +50,9 @@ check: $(READY)
 papers: $(READY)
 	@$(PY) -m search.papers
 
+faults: $(READY)
+	$(PY) -m benchmarks.faults $(if $(DATA),--data $(DATA)) $(if $(ENCODER),--encoder $(ENCODER)) $(if $(ONLY),--only $(ONLY))
+
 bench: $(READY)
 	@$(PY) -c "import accelerate, smart_pytorch" 2>/dev/null || \
 	  { $(INSTALL) -e '.[dev,bench]' -c $(PINS) && $(INSTALL) --no-deps smart-pytorch==0.0.4; }
@@ -63,7 +67,7 @@ define new_enough
   echo "minbert-search needs Python 3.11 or newer; '$(1)' says: $$($(1) --version 2>&1). $(2)" >&2; exit 1; }
 endef
 
-test check bench: EXTRA := dev
+test check faults bench: EXTRA := dev
 current:
 	$(call new_enough,$(PY),Name another: make ENV=current PYTHON=python3.12)
 	@$(PY) -m search.environment --missing $(EXTRA)
