@@ -147,7 +147,7 @@ def _resampled(study: optuna.Study, values: Floats, paths: list[str], generator:
     drawn = [trials[i] for i in generator.integers(len(trials), size=len(trials))]
     present = [path for path in paths if any(path in trial.params for trial in drawn)]
     sample = optuna.create_study()
-    sample.get_trials = lambda deepcopy=True, states=None: drawn  # adding each trial to a study takes 1 ms
+    sample.get_trials = lambda deepcopy=True, states=None: drawn  # type: ignore[method-assign]  # adding each trial takes 1 ms
     found = dict(zip(present, _good_part(sample, values, present), strict=True))
     return np.array([found.get(path, 0.0) for path in paths])
 

@@ -19,7 +19,7 @@ if not __package__:  # run as a file: Python put analysis/ on the path, where th
 from analysis.anova import ALL, LEVEL, MIN_TRIALS, Explained, Sample, branches, fanova, first_rung, ped_anova, sample
 from analysis.forest import Interaction, strongest_interaction
 from analysis.importance_plots import draw_marginals, draw_shares
-from analysis.sources import folded, read_sources, sources_parser, write_figures
+from analysis.sources import check_rung, folded, read_sources, sources_parser, write_figures
 from analysis.table import Facts, Table
 from minbert_core.commands import DONE, run_command
 from minbert_core.words import did_you_mean
@@ -91,7 +91,7 @@ def importances(table: Table, rung: int | None = None, targets: Sequence[str] = 
     """
     [facts] = table.searches.values()
     rung = first_rung(table.trials) if rung is None else rung
-    _check_rung(table, rung)
+    check_rung(table, rung)
     samples = [sample(table, ALL, table.trials, target, rung) for target in targets or table.targets]
     groups = branches(table)
     parts = [*samples, *(sample(table, name, groups[name], of.target, rung) for name in groups for of in samples)]
@@ -99,12 +99,6 @@ def importances(table: Table, rung: int | None = None, targets: Sequence[str] = 
     within = [fanova(of) for of in parts]
     interaction = None if within[0].doubt else strongest_interaction(samples[0].trials, shared, samples[0].values)
     return Importances(facts, [ped_anova(of) for of in samples], within, samples, interaction)
-
-
-def _check_rung(table: Table, rung: int) -> None:
-    known = sorted({entry["rung"] for trial in table.trials for entry in trial.evaluations})
-    if rung not in known:
-        raise ValueError(f"No trial was evaluated at rung {rung}. Known: {', '.join(map(str, known))}.")
 
 
 # ---------------------------------------------------------------------------------------------------------- the report

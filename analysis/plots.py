@@ -51,7 +51,7 @@ def panels(title: str, count: int, columns: int, height: float, width: float = W
 
     columns = min(columns, max(1, count))
     rows = math.ceil(max(1, count) / columns)
-    lines = textwrap.wrap(title, int(width * 11))
+    lines = textwrap.wrap(title, int(width * 12))
     figure = Figure(figsize=(width, rows * height + 0.2 + 0.2 * len(lines)), layout="constrained")
     figure.suptitle("\n".join(lines), fontsize=10, x=0.01, ha="left")
     axes = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
@@ -73,12 +73,12 @@ def label(axes: Axes, x: str, y: str, title: str = "") -> None:
 
 def legend(figure: Figure, axes: Iterable[Axes], columns: int = 4) -> None:
     """Put one legend for all panels below the figure, with each name once."""
-    shown = {}
+    shown: dict[str, Any] = {}
     for each in axes:
         handles, names = each.get_legend_handles_labels()
         shown |= dict(zip(names, handles, strict=True))
     if shown:
-        figure.legend(shown.values(), shown, loc="outside lower left", ncols=columns, fontsize=8, frameon=False)
+        figure.legend(list(shown.values()), list(shown), loc="outside lower left", ncols=columns, fontsize=8, frameon=False)
 
 
 def unit(target: str, objective: str, metrics: dict[str, str]) -> str:

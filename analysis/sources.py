@@ -55,6 +55,13 @@ def read_sources(options: argparse.Namespace) -> Table:
     return table
 
 
+def check_rung(table: Table, rung: int) -> None:
+    """Raise ValueError if no trial was evaluated at the rung."""
+    known = sorted({entry["rung"] for trial in table.trials for entry in trial.evaluations})
+    if rung not in known:
+        raise ValueError(f"No trial was evaluated at rung {rung}. Known: {', '.join(map(str, known))}.")
+
+
 def write_figures(plots: Sequence[Plot], options: argparse.Namespace) -> list[str]:
     """Write figures with their numbers; return the lines that say where."""
     folder = options.to or _default_folder(options.names, options.runs)
