@@ -64,17 +64,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     description = (
-        "Compare searches, branches of a choice, or trials, at equal examples and at equal cost:\n"
-        "distributions, paired differences with intervals, the Pareto front of the tasks, and the\n"
-        "choices on which the tasks disagree."
+        "Compare searches, branches of a choice, or trials, at equal examples and at equal cost: distributions, paired "
+        "differences with intervals, the Pareto front of the tasks, and the choices on which the tasks disagree."
     )
-    examples = "smart gradvac\nsmart --by smoothness\nbefore.parquet after.parquet --to figures"
+    examples = "smart gradvac\nsmart --by smoothness"
     parser = sources_parser("compare", description, examples, "[--by PATH] [--rung N] ")
-    parser.add_argument("--by", metavar="PATH", help="groups: the branches of this choice, or `recipe` (default: the searches)")
+    parser.add_argument("--by", metavar="PATH", help="groups: branches of this choice, or `recipe`")
     parser.add_argument("--trials", nargs="+", type=int, metavar="N", help="groups: these trials of one search")
-    parser.add_argument(
-        "--rung", type=int, metavar="N", help="compare at this rung (default: the first, which all trials reached)"
-    )
+    parser.add_argument("--rung", type=int, metavar="N", help="rung to compare at (default: the first)")
     return parser
 
 

@@ -44,9 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     description = (
-        "Learning curves of a search: which trials were stopped where, how well each rung predicts the end\n"
-        "(rank correlations per recipe and task), what a later first rung would have cost, and conflicts\n"
-        "between the tasks' gradients, over time and against the outcome."
+        "Learning curves of a search: which trials were stopped where, how well each rung predicts the end (rank correlations "
+        "per recipe and task), what a later first rung would have cost, and conflicts between the tasks' gradients, over "
+        "time and against the outcome."
     )
     return sources_parser("curves", description, "smart\nsmart.parquet --to figures --formats png")
 

@@ -44,16 +44,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     description = (
-        "Which choices mattered: PED-ANOVA over all trials and fANOVA within each branch, overall and per task,\n"
-        "with bootstrap intervals, marginal plots, and the two parameters that interact most.\n"
+        "Which choices mattered: PED-ANOVA over all trials and fANOVA within each branch, overall and per task, with bootstrap "
+        "intervals, marginal plots, and the two parameters that interact most. "
         f"Fewer than {MIN_TRIALS} trials, or shares that shuffled scores reach too, get no answer."
     )
-    examples = "smart\nsmart --target sts\nsmart.parquet --to figures"
-    parser = sources_parser("importance", description, examples, "[--rung N] [--target METRIC] ")
-    parser.add_argument(
-        "--rung", type=int, metavar="N", help="compare at this rung (default: the first, which all trials reached)"
-    )
-    parser.add_argument("--target", metavar="METRIC", help="score, a task, mean or norm (default: score and each task)")
+    examples = "smart --target sts\nsmart.parquet --to figures"
+    parser = sources_parser("importance", description, examples, "[--target METRIC] ")
+    parser.add_argument("--rung", type=int, metavar="N", help="rung to compare at (default: the first, which all reached)")
+    parser.add_argument("--target", metavar="METRIC", help="score, a task, mean, norm (default: score and tasks)")
     return parser
 
 

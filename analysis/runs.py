@@ -52,10 +52,10 @@ def _main(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python analysis/runs.py",
-        usage="python analysis/runs.py [NAME ...] [--runs DIR] [--out FILE] [--rows ROWS]",
+        usage="python analysis/runs.py [NAME ...] [--runs DIR] [--out FILE]",
         description="The trials of one or more searches, finished or running, best first.",
-        epilog="examples:\n  python analysis/runs.py smart\n  python analysis/runs.py smart gradvac --out trials.csv\n"
-        "  python analysis/runs.py smart --out smart.parquet      for importance.py, compare.py, curves.py and notebooks\n"
+        epilog="examples:\n"
+        "  python analysis/runs.py smart --out smart.parquet    # for the other analyses\n"
         "  python analysis/runs.py smart --rows evaluations --out evaluations.csv",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

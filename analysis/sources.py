@@ -24,18 +24,14 @@ def sources_parser(command: str, description: str, examples: str, usage: str = "
     lines = "\n".join(f"  python analysis/{command}.py {line}" for line in examples.splitlines())
     parser = argparse.ArgumentParser(
         prog=f"python analysis/{command}.py",
-        usage=f"python analysis/{command}.py NAME ... {usage}[--runs DIR] [--to DIR]",
-        description=description,
+        usage=f"python analysis/{command}.py NAME ... {usage}[--to DIR]",
+        description="\n".join(folded(description)),
         epilog=f"examples:\n{lines}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "names", nargs="+", metavar="NAME", help="a search, running or not, or a file of runs.py --out FILE.parquet"
-    )
+    parser.add_argument("names", nargs="+", metavar="NAME", help="a search, or a .parquet file of runs.py --out")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
-    parser.add_argument(
-        "--to", type=Path, metavar="DIR", help="folder of the figures (default figures/ in the search's folder)"
-    )
+    parser.add_argument("--to", type=Path, metavar="DIR", help="folder of the figures (default runs/NAME/figures)")
     parser.add_argument("--formats", type=_formats, default=FORMATS, metavar="LIST", help=f"of the figures (default {FORMATS})")
     return parser
 
