@@ -80,7 +80,7 @@ class Facts:
         ended, failed = sum(t.status != "running" for t in trials), sum(t.status == "failed" for t in trials)
         parts = [f"{ended} of {self.planned} trials have ended{', and it is still running' if self.is_running else ''}"]
         parts = parts if self.is_running or ended < self.planned else []
-        parts += [f"{failed} of {len(trials)} trials failed; they are left out after their last evaluation"] if failed else []
+        parts += [f"{failed} of {len(trials)} trials failed; they count up to their last evaluation"] if failed else []
         return f"{self.name}: {'; '.join(parts)}." if parts else ""
 
 

@@ -67,6 +67,6 @@ def test_a_search_that_has_not_ended_says_so() -> None:
         Trial("smart", i, status, None, "multitask", 1, 1, {}) for i, status in enumerate(["completed", "running", "failed"])
     ]
     assert facts.state(trials) == (
-        "smart: 2 of 4 trials have ended, and it is still running; 1 of 3 trials failed; they are left out after their last "
-        "evaluation."
+        "smart: 2 of 4 trials have ended, and it is still running; 1 of 3 trials failed; they count up to their "
+        "last evaluation."
     )
