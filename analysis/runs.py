@@ -1,8 +1,9 @@
 """Compare searches: print the ranking of each and the cost of each branch of a choice; write all trials to a file.
 
-    python analysis/runs.py [NAME …] [--runs DIR] [--out trials.parquet]
+    python analysis/runs.py [NAME …] [--runs DIR] [--out trials.parquet] [--rows trials]
 
-`search.results.read` gives the same table in Python.
+The Parquet file is what the other analyses read, without the searches: table.py has its columns and units. In Python,
+`search.results.read` gives the trials.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from analysis.table import NESTED, long_table, tabulate
 from minbert_core.commands import DONE, drop_output, run_command
 from search.report.costs import branch_table, read_choices
 from search.report.narrate import table
-from search.results import Search, as_table, find_searches
+from search.results import Search, find_searches
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,8 +42,9 @@ def _main(options: argparse.Namespace) -> int:
         drop_output()
     if options.out is None:
         return DONE
+    rows = _rows(searches, options.rows, options.out.suffix)
     with options.out.open("wb") as file:
-        WRITERS[options.out.suffix](as_table(searches), file)
+        WRITERS[options.out.suffix](rows, file)
     print(f"wrote {options.out}")
     return DONE
 
@@ -51,12 +54,18 @@ def _parser() -> argparse.ArgumentParser:
         prog="python analysis/runs.py",
         usage="python analysis/runs.py [NAME ...] [--runs DIR] [--out FILE]",
         description="The trials of one or more searches, finished or running, best first.",
-        epilog="examples:\n  python analysis/runs.py smart\n  python analysis/runs.py smart gradvac --out trials.csv",
+        epilog="examples:\n"
+        "  python analysis/runs.py smart --out smart.parquet    # for the other analyses\n"
+        "  python analysis/runs.py smart --rows evaluations --out evaluations.csv",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="searches (default: all)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
     parser.add_argument("--out", type=_out, metavar="FILE", help="also write all trials and columns: .parquet, .csv, .jsonl")
+    law = (
+        "one row per trial (default), per evaluation or per training record; .parquet files of trials hold the others as lists"
+    )
+    parser.add_argument("--rows", choices=["trials", *NESTED], default="trials", metavar="ROWS", help=f"of --out: {law}")
     return parser
 
 
@@ -65,6 +74,14 @@ def _out(text: str) -> Path:
     if path.suffix not in WRITERS:
         raise argparse.ArgumentTypeError(f"must end in {', '.join(WRITERS)}, which says the format. Got '{text}'.")
     return path
+
+
+def _rows(searches: list[Search], rows: str, suffix: str) -> pa.Table:
+    """Build the table of a file: trials with their lists where the format has lists, else one row per entry of a list."""
+    table = tabulate(searches)
+    if rows != "trials":
+        return long_table(table, rows)
+    return table.drop_columns(list(NESTED)) if suffix == ".csv" else table
 
 
 def _lines(search: Search) -> list[str]:

@@ -15,7 +15,7 @@ from subprocess import PIPE
 
 import pytest
 
-from analysis import best_to_test, replicate, runs
+from analysis import best_to_test, compare, curves, importance, replicate, runs
 from minbert_core import predict
 from minbert_core.commands import INTERRUPTED, REFUSED, UNREAD, WRONG, Refused, run_command
 from minbert_core.data import download
@@ -34,6 +34,9 @@ COMMANDS = [
     ("-m minbert_core.data.corpus download", download.main, "", HEIGHT),
     ("analysis/runs.py", runs.main, "", HEIGHT),
     ("analysis/best_to_test.py", best_to_test.main, "", HEIGHT),
+    ("analysis/importance.py", importance.main, "smart", HEIGHT),
+    ("analysis/compare.py", compare.main, "smart", HEIGHT),
+    ("analysis/curves.py", curves.main, "smart", HEIGHT),
     ("analysis/replicate.py", replicate.main, "--paper P1", HEIGHT),
 ]
 Main = Callable[[list[str]], int]

@@ -28,7 +28,8 @@ import psutil
 from minbert_core.data.toy import toy_folder
 from minbert_core.model import load_model
 from search.plan.folder import read_plan
-from search.study.study import TrialResult, read_results
+from search.study.gather import read_results
+from search.study.trials import TrialResult
 from search.tracking.runs import NOT_METRICS
 from search.tracking.store import prepare_store, sqlite_uri
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.faults.case import Case
 from benchmarks.faults.harness import NAME, ONE_SLOT, Lab, Search, check_all, check_mlflow, check_whole, require
 from minbert_core.model import load_model
-from search.study.study import ranked
+from search.study.trials import ranked
 
 START = ("--space", f"{NAME}.yaml", *ONE_SLOT)
 Damage = Callable[[Search, Lab], None]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from analysis import best_to_test
@@ -17,6 +18,7 @@ from analysis.intervals import Estimate
 from analysis.results import Comparison, Measured, Results
 from analysis.retrain import Job
 from analysis.selection import Selection
+from analysis.table import Facts, Parameter, Table, Trial
 from minbert_core.checkpoints import save_encoder
 from minbert_core.config import TrialConfig
 from minbert_core.data import toy
@@ -223,3 +225,48 @@ def _columns(columns: list[str], values: Sequence[float]) -> dict[str, Measured]
         shifted = [value - 0.01 * i for value in values]
         found[column] = Measured(shifted, min(shifted) - 0.02, max(shifted) + 0.02)
     return found
+
+
+PARAMETERS = {
+    "optimizer/lr": Parameter("optimizer/lr", "log_uniform", (), 1e-5, 1e-2),
+    "dropout": Parameter("dropout", "uniform", (), 0.0, 1.0),
+    "gradient": Parameter("gradient", "choice", ("sum", "pcgrad", "gradvac")),
+    "gradient/gradvac/beta": Parameter("gradient/gradvac/beta", "uniform", (), 0.0, 1.0),
+}
+TASK_METRICS = {"sst": "accuracy", "sts": "pearson"}
+Score = Callable[[dict[str, Any], np.random.Generator], float]
+
+
+def _made_up(
+    num_trials: int, score: Score, name: str = "made", sts: Score | None = None, rungs: tuple[int, ...] = (1,)
+) -> Table:
+    """A search whose trials' scores are a function of their parameters and of noise; sst is the score."""
+    generator = np.random.default_rng(0)
+    trials = []
+    for number in range(num_trials):
+        params: dict[str, Any] = {
+            "optimizer/lr": float(10 ** generator.uniform(-5, -2)),
+            "dropout": float(generator.random()),
+            "gradient": ("sum", "pcgrad", "gradvac")[number % 3],
+        }
+        if params["gradient"] == "gradvac":
+            params["gradient/gradvac/beta"] = float(generator.random())
+        evaluations = []
+        for rung in rungs:
+            value = score(params, generator)
+            of_sts = sts(params, generator) if sts else value
+            evaluations.append(
+                {"rung": rung, "stage": 0, "examples": 100 * rung, "seconds": 10.0 * rung,
+                 "dev/score": value, "dev/sst": value, "dev/sts": of_sts}
+            )  # fmt: skip
+        trials.append(
+            Trial(name, number, "completed", None, "multitask", 10.0 * rungs[-1], 100 * rungs[-1], params, evaluations)
+        )
+    facts = Facts(name, "Which?", num_trials, False, False, "norm", TASK_METRICS, PARAMETERS)
+    return Table(trials, {name: facts})
+
+
+@pytest.fixture(scope="session")
+def made_up() -> Callable[..., Table]:
+    """made_up(num_trials, score, name, sts, rungs): the table of a search without files."""
+    return _made_up

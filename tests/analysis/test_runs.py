@@ -12,7 +12,8 @@ import pyarrow.parquet
 import pytest
 
 from analysis.runs import main
-from search.results import read
+from analysis.table import NESTED
+from search.results import open_search, read
 
 Capture = pytest.CaptureFixture[str]
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,13 +36,29 @@ def test_a_file_holds_all_trials_and_columns_in_the_format_of_its_suffix(
     table = read("small", runs=toy_runs)
     with path.open(encoding="utf-8") as file:
         if suffix == "parquet":
-            assert pyarrow.parquet.read_table(path).equals(table)
+            assert pyarrow.parquet.read_table(path).drop_columns(list(NESTED)).equals(table)
         elif suffix == "jsonl":
-            assert [json.loads(line) for line in file] == table.to_pylist()
+            rows = [json.loads(line) for line in file]
+            assert [{key: row[key] for key in table.column_names} for row in rows] == table.to_pylist()
         else:
             rows = list(csv.DictReader(file))
             assert [float(row["optimizer/lr"]) for row in rows] == table["optimizer/lr"].to_pylist()
             assert list(rows[0]) == table.column_names
+
+
+@pytest.mark.parametrize("rows", ["evaluations", "training"])
+def test_a_file_may_hold_one_row_per_evaluation_or_training_record(toy_runs: Path, tmp_path: Path, rows: str) -> None:
+    path = tmp_path / "rows.csv"
+    assert main(["--runs", str(toy_runs), "--out", str(path), "--rows", rows]) == 0
+    with path.open(encoding="utf-8") as file:
+        written = list(csv.DictReader(file))
+    trials = open_search(toy_runs / "small").trials
+    kind, figure = ("dev", "dev/score") if rows == "evaluations" else ("train", "train/sst_loss")
+    of_trials = {trial.number: [record for record in trial.records if record["kind"] == kind] for trial in trials}
+    assert len(written) == sum(map(len, of_trials.values()))
+    first = next(row for row in written if row["trial"] == "2")
+    assert float(first[figure]) == of_trials[2][0][figure]
+    assert float(first["optimizer/lr"]) == trials[2].params["optimizer/lr"]
 
 
 def test_a_suffix_that_names_no_format_is_refused_before_anything_is_read(tmp_path: Path, capsys: Capture) -> None:

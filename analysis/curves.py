@@ -1,0 +1,171 @@
+"""Learning curves: who was stopped where, whether the first rung was right, and how much the tasks conflicted.
+
+python analysis/curves.py NAME
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # run as a file: Python put analysis/ on the path, where the packages are not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from analysis.anova import first_rung
+from analysis.conflicts import Conflict, conflicts
+from analysis.curve_plots import draw_conflicts, draw_correlations, draw_curves, draw_losses
+from analysis.rungs import MIN_TRIALS, RankCorrelation, Stop, rank_correlations, stops
+from analysis.sources import folded, read_sources, sources_parser, write_figures
+from analysis.table import Table
+from minbert_core.commands import DONE, run_command
+from minbert_core.words import counted, duration
+from search.report.words import markdown, short
+
+HALF = 0.5  # a rung whose rank correlation is certainly above it is called right, below it wrong: a convention of ours
+MOST = 6  # numbers of stopped trials in a cell
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The answer about one search."""
+
+    table: Table
+    stops: list[Stop]
+    correlations: list[RankCorrelation]
+    conflicts: list[Conflict]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    return run_command(_parser(), arguments, _main, writes="to")
+
+
+def _parser() -> argparse.ArgumentParser:
+    description = (
+        "Learning curves of a search: which trials were stopped where, how well each rung predicts the end (rank correlations "
+        "per recipe and task), what a later first rung would have cost, and conflicts between the tasks' gradients, over "
+        "time and against the outcome."
+    )
+    return sources_parser("curves", description, "smart\nsmart.parquet --to figures --formats png")
+
+
+def _main(options: argparse.Namespace) -> int:
+    table = read_sources(options)
+    if len(table.searches) > 1:
+        raise ValueError(f"curves.py takes one search, since rungs differ. Got {', '.join(table.searches)}.")
+    found = curves(table)
+    print("\n".join(report(found)))
+    plots = [draw_curves(table), draw_losses(table)]
+    plots += [draw_correlations(found.correlations, table)] if any(of.spearman is not None for of in found.correlations) else []
+    plots += [draw_conflicts(table)] if found.conflicts else []
+    print("\n".join(write_figures(plots, options)))
+    return DONE
+
+
+def curves(table: Table) -> Curves:
+    """Compute the answer about the table's only search."""
+    return Curves(table, stops(table.trials), rank_correlations(table), conflicts(table.trials, first_rung(table.trials)))
+
+
+# ---------------------------------------------------------------------------------------------------------- the report
+
+
+def report(found: Curves) -> list[str]:
+    """Build the printed answer, at most 80 columns wide for names of usual length."""
+    [facts] = found.table.searches.values()
+    head = [f"{facts.name}: {facts.about or '(no question given: `about`)'}", *found.table.notes()]
+    paragraphs = [
+        [row for line in head for row in folded(line)],
+        _stops(found),
+        _correlations(found),
+        _conflicts(found),
+        folded(RULES),
+    ]
+    return [line for paragraph in paragraphs if paragraph for line in [*paragraph, ""]]
+
+
+RULES = (
+    f"Rank correlations are Spearman's, with 95 % intervals, over the trials that reached both rungs; at least {MIN_TRIALS}. "
+    f"The later rung is the highest that {MIN_TRIALS} trials have reached. The search chose those trials by their early "
+    "scores, which lowers the correlations."
+)
+
+
+def _stops(found: Curves) -> list[str]:
+    rows = [["rung", "reached", "stopped here", "rank of the best", "cost as first rung"]]
+    spent = sum(trial.seconds for trial in found.table.trials)
+    for stop in found.stops:
+        rank = "" if stop.rank is None else f"{stop.rank} of {stop.reached}"
+        share = f" (+{100 * stop.extra_seconds / spent:.0f} %)" if spent and stop.extra_seconds else ""
+        cost = f"+{stop.extra_examples:,} ex, {duration(stop.extra_seconds)}{share}" if stop.extra_examples else ""
+        rows.append([str(stop.rung), str(stop.reached), _numbers(stop.stopped), rank, cost])
+    winner = next((stop.winner for stop in found.stops if stop.winner is not None), None)
+    about = "" if winner is None else f"; the best at the end is {winner:03d}"
+    return [*folded(f"Who was stopped where{about}. Cost as first rung: of stopping nobody before"), *markdown(rows)]
+
+
+def _numbers(numbers: list[int]) -> str:
+    shown = " ".join(f"{number:03d}" for number in numbers[:MOST])
+    return shown + (f" + {len(numbers) - MOST}" if len(numbers) > MOST else "")
+
+
+def _correlations(found: Curves) -> list[str]:
+    """Format a row per recipe, rung and target, and say whether the first rung was right."""
+    if not found.correlations:
+        return ["How well a rung predicts the end: cannot say, no trial has two evaluations."]
+    several = len({of.recipe for of in found.correlations}) > 1
+    rows = [[*(["recipe"] if several else []), "rungs", "target", "trials", "Spearman", "95 % interval", "Kendall"]]
+    for of in found.correlations:
+        where = [*([of.recipe] if several else []), f"{of.rung} to {of.last}", of.target, str(of.num_trials)]
+        rows.append([*where, *_figures(of)])
+    return ["How well each rung predicts the order at a later one", *markdown(rows), *folded(_verdict(found))]
+
+
+def _figures(of: RankCorrelation) -> list[str]:
+    if of.spearman is None or of.low is None or of.high is None or of.kendall is None:
+        return ["too few" if of.num_trials < MIN_TRIALS else "all equal", "", ""]
+    return [_short(of.spearman), f"{_short(of.low)} to {_short(of.high)}", _short(of.kendall)]
+
+
+def _short(value: float) -> str:
+    return short(value, digits=2)
+
+
+def _verdict(found: Curves) -> str:
+    """Answer whether the first rung was right."""
+    first = next(of for of in found.correlations if of.target == "score")
+    if first.spearman is None or first.low is None or first.high is None:
+        few = f"{counted(first.num_trials, 'trial')} reached rung {first.last}, {MIN_TRIALS} are needed"
+        return f"Was rung {first.rung} right? Cannot say: {few}."
+    if first.low > HALF:
+        return f"Was rung {first.rung} right? Yes: it orders the trials much as rung {first.last} does."
+    if first.high < HALF:
+        return f"Was rung {first.rung} right? No: it says little about rung {first.last}. Begin with a later rung."
+    return f"Was rung {first.rung} right? Cannot say: the interval holds both useful and useless correlations."
+
+
+def _conflicts(found: Curves) -> list[str]:
+    """Format a row per pair of tasks: cosine and share of conflicting steps in each quarter of the training."""
+    if not found.conflicts:
+        return folded("Conflicts between tasks: not recorded. Gradient methods that compare tasks record them, such as pcgrad.")
+    rows = [["tasks", "trials", "mean cosine", "conflicts, %", "with the score"]]
+    for of in found.conflicts:
+        cosines = " ".join("-" if value is None else short(value, "+", digits=2) for value in of.cosines)
+        shares = " ".join("-" if value is None else f"{100 * value:.0f}" for value in of.shares)
+        rows.append([of.pair, str(of.num_trials), cosines, shares, _outcome(of)])
+    rung = first_rung(found.table.trials)
+    about = (
+        "Conflicts between tasks in each quarter of the training: mean cosine of the gradients, share of steps with a negative "
+        f"one; last: rank correlation of that share up to rung {rung} with the score there"
+    )
+    return [*folded(about), *markdown(rows)]
+
+
+def _outcome(of: Conflict) -> str:
+    return "too few" if of.outcome is None else f"{_short(of.outcome[0])} ({_short(of.outcome[1])} to {_short(of.outcome[2])})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
