@@ -518,9 +518,9 @@ def test_a_new_encoder_follows_its_seed_and_range() -> None:
     ("change", "sentence"),
     [
         ({"hidden_size": 15}, r"`hidden_size` must be a multiple of `num_attention_heads`\. Got 15 and 4\."),
-        ({"num_hidden_layers": 0}, r"`num_hidden_layers` of an encoder must be a whole number > 0\. Got 0\."),
-        ({"vocab_size": "many"}, r"`vocab_size` of an encoder must be a whole number > 0\. Got 'many'\."),
-        ({"layer_norm_eps": None}, r"`layer_norm_eps` of an encoder must be a number > 0\. Got None\."),
+        ({"num_hidden_layers": 0}, r"`num_hidden_layers` of an encoder must be a whole number > 0 and < 16,777,216\. Got 0\."),
+        ({"vocab_size": "many"}, r"`vocab_size` of an encoder must be a whole number > 0 and < 16,777,216\. Got 'many'\."),
+        ({"layer_norm_eps": None}, r"`layer_norm_eps` of an encoder must be a number > 0 and < 16,777,216\. Got null\."),
     ],
 )
 def test_an_impossible_shape_is_refused(change: dict[str, Any], sentence: str) -> None:

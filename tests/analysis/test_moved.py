@@ -98,6 +98,8 @@ def test_damaged_folders_beside_a_search_do_not_stop_it(several: Path, capsys: C
     (half / "study.journal").unlink()
     other = shutil.copytree(several / "small", several / "other", symlinks=True)
     (other / "study.journal").write_text("no journal\n")
+    for folder in (half, other):  # else the trials' folders would know their entries
+        (folder / "trials" / "000" / "trial.json").unlink()
     (several / "notes.txt").touch()
     assert main(["--runs", str(several), "--gpus", "0", "--dry-run"]) == 0
     said = capsys.readouterr().out
@@ -107,4 +109,7 @@ def test_damaged_folders_beside_a_search_do_not_stop_it(several: Path, capsys: C
     assert not (half / "study.journal").exists()
     assert runs_main(["--runs", str(several)]) == 0
     assert main(["--search", "half", "--runs", str(several), "--dry-run"]) == 2
-    assert f"{half} is incomplete: it has trials, but no study.journal." in capsys.readouterr().err
+    assert (
+        f"{half}/trials/000 belongs to no trial that is known: study.journal is damaged (it is missing)"
+        in capsys.readouterr().err
+    )

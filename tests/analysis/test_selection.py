@@ -89,7 +89,7 @@ def test_a_baseline_whose_weights_are_gone_cannot_be_compared_without_retraining
 
 def test_trials_that_differ_in_their_seed_alone_are_one_finalist(small: Search) -> None:
     best = choose_trials(small, 1, False)[0]
-    twin = type(best)(**{**vars(best), "number": 9})  # the same config.yaml, ranked below it
+    twin = replace(best, number=9)  # the same config.yaml, ranked below it
     search = Search(small.folder, small.plan, [*small.trials, twin])
     chosen = [trial.number for trial in choose_trials(search, 9, False)]
     assert best.number in chosen
@@ -174,7 +174,7 @@ def test_micro_batches_are_those_of_the_trial(tmp_path: Path, small: Search) -> 
         .replace("machine:\n", "machine:\n  micro_batch_tokens: 512\n")
     )
     (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
-    own = type(trial)(**{**vars(trial), "folder": tmp_path})
+    own = replace(trial, folder=tmp_path)
     (job,) = make_jobs(Selection(Search(tmp_path, small.plan, [own]), [own], None, [11]), Resources(2, 0, 2, 0))
     assert read_config(job.folder / "config.yaml").machine.micro_batch_tokens == 512
 

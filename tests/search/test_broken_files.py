@@ -32,7 +32,7 @@ SPACE = make_space("quick", DOCUMENT)
 FILES = ("plan.json", "space.yaml", "study.journal", "trials/001/metrics.jsonl", "trials/001/trial.json", "lock")
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_subnormal=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )

@@ -609,7 +609,7 @@ def test_a_full_disk_pauses_the_search_and_no_trial_fails(tmp_path: Path, monkey
         else:
             driver.step()
     assert driver.searcher.disk.fault is not None
-    assert driver.searcher.suggest("later") is None
+    assert driver.searcher.suggest("later") == (None if driver.searcher.running else Searcher.FINISHED)
     assert "failed" not in {trial.status for trial in driver.study.results()}
     trials = Driver(tmp_path, workers, 3, slots=1).run()
     assert statuses(trials) == {0: ("completed", 9), 1: ("completed", 9), 2: ("stopped", 1)}
