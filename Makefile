@@ -27,8 +27,9 @@ else
   PY := .venv/bin/python
 endif
 
-# Two processes, whole files per process: half the time on two cores, no more memory on many. Plain `pytest` uses one.
-IN_TWO := -n 2 --dist loadfile
+# Two processes, whole files per process: half the time on two cores, no more memory on many. In the order of the tree: else files
+# of few but long tests come last, and one process waits for the other. Plain `pytest` uses one.
+IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check papers faults bench clean current
 

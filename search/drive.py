@@ -92,14 +92,14 @@ def run_search(folder: Path, plan: Plan, options: SearchOptions, seconds_left: C
             patience_seconds,
         )
 
-        def end_after_fault(status: MlflowStatus) -> None:
+        def end_after_fault(status: MlflowStatus, timeout_seconds: float | None = None) -> None:
             narrator.show([f"resume    {go_on(folder)}"])
-            recorder.tracker.close(status, timeout_seconds=CLOSE_SECONDS)
+            recorder.tracker.close(status, timeout_seconds)
 
         def give_up(sentence: str) -> None:
             narrator.screen.__exit__(None, None, None)
             narrator.say(sentence)
-            end_after_fault("KILLED")
+            end_after_fault("KILLED", CLOSE_SECONDS)
 
         try:
             if searcher.has_more():
@@ -112,7 +112,7 @@ def run_search(folder: Path, plan: Plan, options: SearchOptions, seconds_left: C
                 searcher.pause_the_rest()
         except RayDied as error:  # the command prints its sentence
             narrator.log.write(f"{time.strftime('%F %T')} {error}\n")
-            end_after_fault("KILLED")
+            end_after_fault("KILLED", CLOSE_SECONDS)
             raise
         except BaseException:  # a fault of Ray's or ours; finished work is kept
             end_after_fault("FAILED")

@@ -152,8 +152,9 @@ class Search:
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            self.text += line
+        with process.stdout:
+            for line in process.stdout:
+                self.text += line
 
     def until(self, holds: Callable[[], Any], what: str, timeout_seconds: float = 180) -> Any:
         """Wait until something holds, and return it."""

@@ -770,7 +770,7 @@ def test_a_search_out_of_time_pauses_its_trials_and_prints_the_line_that_goes_on
     search: Callable[..., Search], tmp_path: Path
 ) -> None:
     # from 1/81 to the end it is 80 times as far as to 1/81, and more than is left of these 40 seconds on any machine
-    budget = ["--set", "rungs=[1, 81]", "--set", "budget/examples=486_000"]
+    budget = ["--set", "rungs=[1, 81]", "--set", "budget/examples=486_000", "--set", "trial_scheduler=none"]
     one = search("--space", str(SPACES / "quickstart.yaml"), *TINY, "--trials", "2", *budget, "--hours", str(40 / 3600))
     assert one.end() == 0, one.text
     folder = tmp_path / "runs" / "quickstart"
