@@ -79,18 +79,8 @@ def run_search(folder: Path, plan: Plan, options: SearchOptions, seconds_left: C
             narrator.say(f"resumed; {narrator.num_done()} of {plan.num_trials} trials have ended, {len(unfinished)} continue")
         if num_reopened:
             narrator.say(f"{counted(num_reopened, 'failed trial')} of these run again")
-        patience_seconds = 60 * options.patience
-        searcher = StudySearcher(
-            study,
-            scheduler,
-            plan.num_trials,
-            unfinished,
-            listeners,
-            seconds_left,
-            plan.relocated,
-            options.retries,
-            patience_seconds,
-        )
+        limits = seconds_left, plan.relocated, options.retries, 60 * options.patience
+        searcher = StudySearcher(study, scheduler, plan.num_trials, unfinished, listeners, *limits)
 
         def end_after_fault(status: MlflowStatus, timeout_seconds: float | None = None) -> None:
             narrator.show([f"resume    {go_on(folder)}"])

@@ -26,7 +26,7 @@ from search.report.words import markdown
 
 @dataclass(frozen=True)
 class Row:
-    """What a fault's searches showed."""
+    """The outcome of a fault's searches."""
 
     case: Case
     seen: str

@@ -1,4 +1,4 @@
-"""What a fault is: its name, what is expected, and the function that injects it into a search and checks what came of it."""
+"""A fault as a row of the table: its name, what is expected, and the function that injects it and checks the outcome."""
 
 from __future__ import annotations
 

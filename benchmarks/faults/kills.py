@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 from benchmarks.faults.case import Case
 from benchmarks.faults.harness import NAME, ONE_SLOT, SPACE, Lab, Omitted, Search, check_all, check_mlflow, check_whole, require
 
+DIED = 137  # the exit code of an injected death
 START = ("--space", f"{NAME}.yaml", *ONE_SLOT)
 TOP_K = SPACE.replace("rungs: [1, 3, 9]", "rungs: [1, 3, 9]\ntrial_scheduler: {kind: top_k, k: 2}")
 REAL = (
@@ -19,11 +21,7 @@ PRETRAINED = SPACE.replace("  optimizer:", "  stages: [{kind: mlm, texts: [sst],
 
 def killed_in_training(search: Search, lab: Lab) -> str:
     """Kill the driver at a random moment of the training."""
-    lab.reference(search.space)
-    search.start(*START)
-    search.until(search.trains, "training")
-    _wait(search, lab.random.uniform(0, 0.9 * lab.seconds[search.space]))
-    search.kill()
+    _train_and_kill(search, lab, 0.9)
     return _resumed(search, lab)
 
 
@@ -31,25 +29,17 @@ def killed_at_the_start(search: Search, lab: Lab) -> str:
     """Kill the driver at a random moment of its first seconds."""
     search.start(*START)
     _wait(search, lab.random.uniform(0, 12))
-    search.kill()
-    search.end()
-    if not any(search.folder.glob("trials/*")):  # nothing has begun: the same command starts it
-        search.start(*START)
-        require(search.end() == 0, f"the command, repeated, ended with {search.code}:\n{search.text[-1500:]}")
+    _kill(search)
+    _repeat_if_nothing_began(search)
     return _resumed(search, lab)
 
 
 def killed_twice(search: Search, lab: Lab) -> str:
     """Kill the driver in training, and the resumed one again, at random moments."""
-    lab.reference(search.space)
-    search.start(*START)
-    search.until(search.trains, "training")
-    _wait(search, lab.random.uniform(0, 0.4 * lab.seconds[search.space]))
-    search.kill()
-    search.end()
+    _train_and_kill(search, lab, 0.4)
     search.start("--resume", NAME)
-    _wait(search, lab.random.uniform(0, 15))
-    search.kill()
+    _wait(search, lab.random.uniform(0, 0.4 * lab.seconds[search.space]))
+    _kill(search)
     return _resumed(search, lab)
 
 
@@ -60,20 +50,14 @@ def killed_before_a_write(search: Search, lab: Lab) -> str:
     search.start(*START, fault={"kind": "write", "write": number, "folder": str(search.folder)})
     if search.end() == 0:  # the number of writes differs a little
         return _checked(search, lab)
-    if not any(search.folder.glob("trials/*")):
-        search.start(*START)
-        require(search.end() == 0, f"the command, repeated, ended with {search.code}:\n{search.text[-1500:]}")
+    require(search.code == DIED, f"the driver ended with {search.code} at write {number}")
+    _repeat_if_nothing_began(search)
     return _resumed(search, lab)
 
 
 def killed_before_a_write_of_the_resume(search: Search, lab: Lab) -> str:
     """Kill the driver in training, and let the resumed one die before a random one of its first writes."""
-    lab.reference(search.space)
-    search.start(*START)
-    search.until(search.trains, "training")
-    _wait(search, lab.random.uniform(0, 0.4 * lab.seconds[search.space]))
-    search.kill()
-    search.end()
+    _train_and_kill(search, lab, 0.4)
     number = lab.random.randint(1, 40)
     search.start("--resume", NAME, fault={"kind": "write", "write": number, "folder": str(search.folder)})
     search.end()
@@ -85,8 +69,7 @@ def killed_with_two_slots(search: Search, lab: Lab) -> str:
     search.start("--space", f"{NAME}.yaml")
     search.until(lambda: len(search.workers()) == 2 and search.trains(), "training")
     _wait(search, lab.random.uniform(0, 8))
-    search.kill()
-    search.end()
+    _kill(search)
     search.resume()
     check_whole(search, 6)
     check_mlflow(search)
@@ -99,8 +82,7 @@ def killed_out_of_time(search: Search, lab: Lab) -> str:
     search.start(*START, "--hours", "1")
     search.until(search.trains, "training")
     _wait(search, lab.random.uniform(0, 5))
-    search.kill()
-    search.end()
+    _kill(search)
     search.resume("--hours", "0.002")
     return _resumed(search, lab)
 
@@ -116,11 +98,32 @@ def killed_three_times_on_real_data(search: Search, lab: Lab) -> str:
     for _ in range(3):
         search.until(search.trains, "training")
         _wait(search, pause)
-        search.kill()
-        search.end()
+        _kill(search)
         search.start("--resume", NAME)
     require(search.end(1800) == 0, f"the last --resume ended with {search.code}:\n{search.text[-1500:]}")
     return f"{_checked(search, lab)}; {len(reference)} trials, {search.retrained()} records made again"
+
+
+def _train_and_kill(search: Search, lab: Lab, share: float) -> None:
+    """Start the search, and kill its driver at a random moment of the first `share` of its training."""
+    lab.reference(search.space)
+    search.start(*START)
+    search.until(search.trains, "training")
+    _wait(search, lab.random.uniform(0, share * lab.seconds[search.space]))
+    _kill(search)
+
+
+def _kill(search: Search) -> None:
+    """Kill the driver, and require that it had not ended before, or nothing would be tested."""
+    search.kill()
+    require(search.end() == -signal.SIGKILL, f"the driver had ended with {search.code} before it was killed")
+
+
+def _repeat_if_nothing_began(search: Search) -> None:
+    """Type the command again if no trial has begun: there is nothing to resume then."""
+    if not any(search.folder.glob("trials/*")):
+        search.start(*START)
+        require(search.end() == 0, f"the command, repeated, ended with {search.code}:\n{search.text[-1500:]}")
 
 
 def _wait(search: Search, seconds: float) -> None:

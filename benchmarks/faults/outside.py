@@ -207,7 +207,7 @@ COMPLETE = "exit 0, and MLflow lacks nothing"
 OUTSIDE = [
     Case("disk full", "one sentence, exit 3; resumed, same figures", disk_full, times=2),
     Case("MLflow locked for 30 s", COMPLETE, store_locked),
-    Case("MLflow deleted", "the search goes on; complete after --resume", store_deleted),
+    Case("MLflow deleted", "the search continues; complete after --resume", store_deleted),
     Case("MLflow's server away for 20 s", COMPLETE, server_away),
     Case("MLflow's server answers 500 for 20 s", COMPLETE, partial(server_behind_proxy, fault="500")),
     Case("MLflow's server slow for 20 s", COMPLETE, partial(server_behind_proxy, fault="slow")),

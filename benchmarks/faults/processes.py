@@ -78,6 +78,7 @@ def worker_hangs(search: Search, lab: Lab) -> str:
     lab.reference()
     search.start(*START, *PATIENCE, fault={"kind": "hang", "trial": 1, "step": 30, "times": 1})
     require(search.end() == 0, f"the search ended with {search.code}:\n{search.text[-1500:]}")
+    require("reported nothing for" in search.text, f"the watchdog ended no trial:\n{search.text[-1500:]}")
     check_all(search, lab)
     return "ended and retried; same figures"
 
@@ -88,6 +89,7 @@ def worker_stopped(search: Search, lab: Lab) -> str:
     search.until(lambda: 1 in search.workers() and len(search.records(1)) >= 10, "training of 001")
     search.workers()[1].suspend()
     require(search.end() == 0, f"the search ended with {search.code}:\n{search.text[-1500:]}")
+    require("reported nothing for" in search.text, f"the watchdog ended no trial:\n{search.text[-1500:]}")
     check_all(search, lab)
     return "ended and retried; same figures"
 
@@ -98,7 +100,9 @@ def out_of_memory(search: Search, lab: Lab, memory: str) -> str:
     require(search.end() == 0, f"the search ended with {search.code}:\n{search.text[-1500:]}")
     check_whole(search, 6)
     check_mlflow(search)
-    return "all trials ended, in smaller passes"
+    held = {record.get("train/micro_batch_tokens") for number in range(6) for record in search.records(number)[-1:]}
+    require(all(tokens is not None and tokens <= 250 for tokens in held), f"passes of {held} tokens: the fault did not happen")
+    return f"all trials ended, in passes of {max(filter(None, held)):.0f} tokens"
 
 
 def one_example_too_large(search: Search, lab: Lab) -> str:

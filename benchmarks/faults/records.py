@@ -158,6 +158,7 @@ def plan_cut(search: Search, lab: Lab) -> None:
 
 
 def tokens_flipped(search: Search, lab: Lab) -> None:
+    require(any((search.cache / "minbert" / "tokens").iterdir()), "there are no token files")
     for file in (search.cache / "minbert" / "tokens").glob("*"):
         if file.is_file():
             _flip(file, lab)

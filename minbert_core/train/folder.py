@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,24 +167,38 @@ _COUNTS = ("step", "examples", "passes", "rung", "time_ms")
 def _record(line: bytes, path: Path, number: int) -> Record:
     """Parse a line of a file of records.  Raises RecordsError."""
     try:
+        return parse_record(line)
+    except ValueError as error:
+        law = f"{path}:{number}: the file is damaged: {error}. Restore the file from a copy."
+        raise RecordsError(law) from None
+
+
+def parse_record(line: bytes) -> Record:
+    """Parse one line of a file of records.  Raises ValueError: the law that it breaks, and its value."""
+    try:
         record = json.loads(line)
     except (ValueError, RecursionError):  # not UTF-8, not JSON, a number of thousands of digits, lists nested too deep
         record = None
     if not isinstance(record, dict):
-        raise _damaged(path, number, "a line must be a JSON object", line.decode(errors="replace"))
-    record = in_current_names(record)
+        raise _fault("a line must be a JSON object", line.decode(errors="replace"))
+    return check_record(in_current_names(record))
+
+
+def check_record(record: Record) -> Record:
+    """Return a record that has what its readers need.  Raises ValueError: the law that it breaks, and its value."""
     kind = record.get("kind")
     for name in _NEEDED_OF_DEV if kind == "dev" else _NEEDED:
         if name not in record:
-            raise _damaged(path, number, f"a record must have `{name}`", line.decode(errors="replace"))
+            raise _fault(f"a record must have `{name}`", json.dumps(record))
     if not isinstance(kind, str):
-        raise _damaged(path, number, "`kind` must be a name", kind)
+        raise _fault("`kind` must be a name", kind)
     for name in _COUNTS:
         if name in record and not _is_count(record[name]):
-            raise _damaged(path, number, f"`{name}` must be a whole number from 0 on", record[name])
-    for name in ("seconds", "dev/score"):
-        if name in record and not _is_finite(record[name]):
-            raise _damaged(path, number, f"`{name}` must be a finite number", record[name])
+            raise _fault(f"`{name}` must be a whole number from 0 on", record[name])
+    metrics = [name for name in record if name.startswith("dev/")] if kind == "dev" else []
+    for name in ("seconds", *metrics):
+        if not _is_finite(record[name]):
+            raise _fault(f"`{name}` must be a finite number", record[name])
     return record
 
 
@@ -194,8 +207,8 @@ def _is_count(value: object) -> bool:
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
 
 
-def _damaged(path: Path, number: int, law: str, value: object) -> RecordsError:
-    return RecordsError(f"{path}:{number}: the file is damaged: {law}. Got {shown(value)}. Restore the file from a copy.")
+def _fault(law: str, value: object) -> ValueError:
+    return ValueError(f"{law}. Got {shown(value)}")

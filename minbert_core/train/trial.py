@@ -364,4 +364,6 @@ def load_snapshot(path: Path, identity: str = "") -> tuple[dict[str, Any], list[
 def in_current_names(values: dict[str, Any]) -> dict[str, Any]:
     """Rename the keys of a record or of counters that an earlier version wrote: it called a rung `part`."""
     earlier = {"part": "rung", "best_part": "best_rung"}
+    if earlier.keys().isdisjoint(values):
+        return values
     return {earlier.get(name, name): value for name, value in values.items()}

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
+from minbert_core.train.trial import Record
 from search.study.entry import identity_of, points_of
-from search.study.records import Record, readable_records
+from search.study.records import readable_records
 
 
 @dataclass(frozen=True)

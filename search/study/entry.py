@@ -17,7 +17,7 @@ from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from minbert_core.files import replaced
-from search.study.records import check_record
+from minbert_core.train.folder import check_record
 
 UNSOUND = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)  # what odd values of an entry lead to
 POINT = "point/"  # the user attribute `point/3` is the evaluation at rung 3: {"arrival": 12, "record": …}

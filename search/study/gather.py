@@ -14,10 +14,10 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from minbert_core.train.trial import Record
 from search.study.checked import checked_records
 from search.study.entry import UNSOUND, check_entry, identity_of, read_entry
 from search.study.journal import Journal, read_journal
-from search.study.records import Record
 from search.study.trials import Status, TrialResult
 
 

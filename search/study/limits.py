@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 from minbert_core.config import TrialConfig
-from search.study.records import Record
+from minbert_core.train.trial import Record
 from search.study.trials import TrialResult
 
 HELD = "train/micro_batch_tokens"  # of a train record, once memory did not suffice for the config's passes

@@ -29,6 +29,7 @@ from minbert_core.settings.faults import SettingsError
 from minbert_core.settings.paths import as_written
 from minbert_core.settings.yaml import dump_yaml
 from minbert_core.train.folder import write_records
+from minbert_core.train.trial import Record
 from minbert_core.words import counted
 from search.space.space import Sample, Space
 from search.study.checked import checked_records
@@ -36,7 +37,6 @@ from search.study.entry import identity_of, write_entry
 from search.study.gather import Gathered, began, gather
 from search.study.journal import keep_damaged, mend_journal, undo_last_ask, write_journal
 from search.study.limits import PASSES, with_passes
-from search.study.records import Record
 
 
 @dataclass

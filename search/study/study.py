@@ -21,6 +21,7 @@ from minbert_core.files import replaced
 from minbert_core.seeds import seed_of
 from minbert_core.settings.faults import SettingsError
 from minbert_core.train.folder import UNREADABLE, read_snapshot, state_file, write_records
+from minbert_core.train.trial import Record
 from search.methods.trial_schedulers import STOP, Scheduler, peers
 from search.space.domains import Choice
 from search.space.space import Sample, Space
@@ -30,7 +31,7 @@ from search.study.failures import CONSTRAINT, is_avoided, lesson_of
 from search.study.gather import began, result_of
 from search.study.journal import NAME
 from search.study.limits import Limits, reported
-from search.study.records import Record, readable_records
+from search.study.records import readable_records
 from search.study.repair import config_text, digest, write_config
 from search.study.storage import StudyStorage
 from search.study.trials import Status, TrialResult, ranked, stopped_at
