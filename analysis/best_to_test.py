@@ -38,7 +38,6 @@ from analysis.figure import write_figure
 from analysis.jobs import Records, make_jobs, say, train_jobs
 from analysis.latex import table_tex
 from analysis.preview import preview_lines
-from analysis.report import report_lines, write_predictions
 from analysis.results import Logits, Splits, document, measure
 from analysis.retrain import Job, answer
 from analysis.selection import (
@@ -50,6 +49,7 @@ from analysis.selection import (
     fresh_seeds,
 )
 from analysis.test_split import open_test_splits
+from analysis.test_table import report_lines, write_predictions
 from analysis.tracking import new_tracker, run_number, track_job, track_results, tracking_uri
 from minbert_core.clock import now_ms
 from minbert_core.commands import DONE, FAILED, run_command

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.intervals import t_quantile
-from analysis.report import wrapped
 from analysis.results import SPLITS
+from analysis.test_table import wrapped
 from minbert_core.config import OVERALL
 from minbert_core.data.tasks import TASKS
 from minbert_core.words import counted

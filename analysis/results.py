@@ -1,6 +1,6 @@
 """The models' answers as numbers: metrics per model, means with intervals per configuration, differences between them.
 
-logits of every model on dev and test -> metrics -> the best by dev -> intervals, comparisons -> results.json, report.py
+logits of every model on dev and test -> metrics -> the best by dev -> intervals, comparisons -> results.json, test_table.py
 """
 
 from __future__ import annotations

@@ -14,11 +14,11 @@ import pytest
 from numpy.typing import NDArray
 
 from analysis.branches import Branch, Question
-from analysis.report import WIDTH, report_lines, write_predictions
 from analysis.results import Logits, Results, Splits, affine, document, measure
 from analysis.retrain import Job
 from analysis.selection import Selection
 from analysis.test_split import tokenise_test_split
+from analysis.test_table import WIDTH, report_lines, write_predictions
 from minbert_core.config import TrialConfig
 from minbert_core.data.tasks import TASKS
 from minbert_core.evaluate import check_submission, metric, overall, score

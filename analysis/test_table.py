@@ -1,4 +1,4 @@
-"""The report of best_to_test: a table of claimed and measured scores, the verdicts, and the prediction files."""
+"""The answer of best_to_test in words: a table of claimed and measured scores, the verdicts, and the prediction files."""
 
 from __future__ import annotations
 
