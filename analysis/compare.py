@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 if not __package__:  # run as a file: Python put analysis/ on the path, where the packages are not
@@ -53,8 +54,16 @@ class Comparison:
     pairs: list[Difference]  # per target and group
     corrected: list[float | None]  # p-values of the pairs, over all groups and targets
     budgets: dict[str, list[ExpectedBest]]  # examples, seconds
-    points: list[Point]
-    effects: list[Effect]
+
+    @cached_property
+    def points(self) -> list[Point]:
+        """The trials of all groups at their best evaluations, those on the Pareto front marked."""
+        return front([trial for group in self.groups for trial in group.trials], self.table.tasks)
+
+    @cached_property
+    def effects(self) -> list[Effect]:
+        """The effect of each parameter on each task, whatever the groups are."""
+        return effects(self.table, self.rung)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -98,8 +107,7 @@ def comparison(table: Table, groups: list[Group], rung: int | None = None, by: s
     reference, *rest = groups
     pairs = [matched(group, reference, rung, target, others) for target in table.targets for group in rest]
     budgets = {unit: equal_budget(groups, rung, "score", unit) for unit in ("examples", "seconds")}
-    points = front([trial for group in groups for trial in group.trials], table.tasks)
-    return Comparison(table, groups, rung, pairs, _corrected(pairs), budgets, points, effects(table, rung))
+    return Comparison(table, groups, rung, pairs, _corrected(pairs), budgets)
 
 
 def _corrected(pairs: Sequence[Difference]) -> list[float | None]:
@@ -117,11 +125,11 @@ def report(found: Comparison) -> list[str]:
     rung = f"at rung {found.rung}"
     paragraphs = [
         notes,
-        [*folded(_heading(found)), *_distributions(found)],
-        [f"Minus {reference} {rung}: pairs of trials that are alike in all else", *_differences(found)],
-        ["Best score to expect, each group with the same budget", *_budgets(found)],
-        _front(found),
-        _disagreements(found),
+        [*folded(heading(found)), *distribution_lines(found)],
+        [f"Minus {reference} {rung}: pairs of trials that are alike in all else", *difference_lines(found)],
+        ["Best score to expect, each group with the same budget", *budget_lines(found)],
+        front_lines(found),
+        effect_lines(found),
         folded(RULES),
     ]
     return [line for paragraph in paragraphs if paragraph for line in [*paragraph, ""]]
@@ -134,7 +142,7 @@ RULES = (
 )
 
 
-def _heading(found: Comparison) -> str:
+def heading(found: Comparison) -> str:
     """Name the rung and its examples, and warn where they differ between the groups."""
     shown = {group.name: examples_at(group, found.rung) for group in found.groups}
     least, most = min(shown.values()), max(shown.values())
@@ -147,7 +155,8 @@ def _heading(found: Comparison) -> str:
     )
 
 
-def _distributions(found: Comparison) -> list[str]:
+def distribution_lines(found: Comparison) -> list[str]:
+    """Format a row per group: its trials, their best, median, quartiles and seconds."""
     rows = [["group", "trials", "best", "median", "quartiles", "s/trial"]]
     for group in found.groups:
         known = group.evaluated(found.rung, "score")
@@ -162,12 +171,13 @@ def _distributions(found: Comparison) -> list[str]:
     return markdown(rows)
 
 
-def _differences(found: Comparison) -> list[str]:
+def difference_lines(found: Comparison) -> list[str]:
+    """Format a row per group and target: its difference from the first group."""
     rows = [["group", "target", "pairs", "difference", "95 %", "p", "verdict"]]
     for pair, p in zip(found.pairs, found.corrected, strict=True):
         interval = "" if pair.low is None or pair.high is None else f"{_signed(pair.low)} to {_signed(pair.high)}"
         figures = [str(pair.size), _signed(pair.mean), interval, "" if p is None else short(p, digits=3)]
-        rows.append([pair.group, pair.target, *figures, _verdict(pair, p)])
+        rows.append([pair.group, pair.target, *figures, verdict(pair, p)])
     return markdown(rows)
 
 
@@ -175,13 +185,15 @@ def _signed(value: float | None) -> str:
     return "" if value is None else short(value, "+", digits=3)
 
 
-def _verdict(pair: Difference, p: float | None) -> str:
+def verdict(pair: Difference, p: float | None) -> str:
+    """Return the conclusion that a corrected p-value allows: higher, lower, cannot say, too few."""
     if p is None or pair.mean is None:
         return "too few"
     return "cannot say" if p > 1 - CONFIDENCE else "higher" if pair.mean > 0 else "lower"
 
 
-def _budgets(found: Comparison) -> list[str]:
+def budget_lines(found: Comparison) -> list[str]:
+    """Format a row per group: the best score to expect at equal examples and at equal seconds."""
     if not found.budgets["examples"]:
         return []
     examples, seconds = (
@@ -198,7 +210,8 @@ def _best(of: ExpectedBest) -> str:
     return f"{short(of.best, digits=3)} ({short(of.low, digits=3)} to {short(of.high, digits=3)})"
 
 
-def _front(found: Comparison) -> list[str]:
+def front_lines(found: Comparison) -> list[str]:
+    """Format the trials of the Pareto front, best score first."""
     tasks = found.table.tasks
     best = sorted(
         (point for point in found.points if point.is_best), key=lambda point: -point.trial.evaluations[-1]["dev/score"]
@@ -214,7 +227,7 @@ def _front(found: Comparison) -> list[str]:
     return [heading, *markdown(rows)]
 
 
-def _disagreements(found: Comparison) -> list[str]:
+def effect_lines(found: Comparison) -> list[str]:
     """Format the effects on the tasks, those that disagree first."""
     if not found.effects:
         return ["On which choices the tasks disagree: cannot say, too few trials or a single task."]

@@ -28,21 +28,29 @@ def _title(table: Table) -> str:
 
 def draw_distributions(table: Table, groups: Sequence[Group], rung: int) -> Plot:
     """Draw a panel per target: the trials of each group as points, quartiles as a box."""
-    facts, rows = _facts(table), []
+    facts = _facts(table)
     title = f"{_title(table)}: how the groups' trials score at rung {rung}, after equal examples"
     figure, axes = panels(title, len(table.targets), 2, 0.8 + 0.34 * len(groups))
     for each, target in zip(axes, table.targets, strict=True):
         for y, group in enumerate(reversed(groups)):
-            known = group.evaluated(rung, target)
-            rows += [{"group": group.name, "trial": t.number, "rung": rung, "target": target, "value": v} for t, v in known]
-            _strip(each, y, np.array([value for _, value in known]))
+            _strip(each, y, np.array([value for _, value in group.evaluated(rung, target)]))
         names = [f"{group.name} ({len(group.evaluated(rung, target))})" for group in reversed(groups)]
         each.set_yticks(range(len(groups)), names, fontsize=7.5, parse_math=False)
         each.set_ylim(-0.6, len(groups) - 0.4)
         each.locator_params(axis="x", nbins=5)
         label(each, unit(target, facts.objective, facts.metrics), "", target)
     figure.supxlabel("points: trials; box: quartiles and median; in brackets: trials", fontsize=7.5, x=0.01, ha="left")
-    return Plot("distributions", figure, rows)
+    return Plot("distributions", figure, distribution_rows(table, groups, rung))
+
+
+def distribution_rows(table: Table, groups: Sequence[Group], rung: int) -> list[dict[str, Any]]:
+    """Return a row per target, group and trial."""
+    return [
+        {"group": group.name, "trial": trial.number, "rung": rung, "target": target, "value": value}
+        for target in table.targets
+        for group in reversed(groups)
+        for trial, value in group.evaluated(rung, target)
+    ]
 
 
 def _strip(axes: Axes, y: int, values: np.ndarray[Any, Any]) -> None:
@@ -56,30 +64,37 @@ def _strip(axes: Axes, y: int, values: np.ndarray[Any, Any]) -> None:
 
 def draw_budgets(table: Table, groups: Sequence[Group], rung: int) -> Plot:
     """Draw the best score to expect of each group over the examples and the seconds that its trials take up to the rung."""
-    facts, rows = _facts(table), []
+    facts, rows = _facts(table), budget_rows(groups, rung)
     title = f"{_title(table)}: the best score to expect of each group, by budget (trials up to rung {rung})"
     figure, axes = panels(title, 2, 2, 2.6)
     for each, measure in zip(axes, ("examples", "seconds"), strict=True):
         for i, group in enumerate(groups):
-            known = group.evaluated(rung, "score")
-            if not known:
-                continue
-            costs = [next(e[measure] for e in trial.evaluations if e["rung"] == rung) for trial, _ in known]
-            values = np.array([value for _, value in known])
-            numbers = np.linspace(1, len(known), 40)
-            curve = [expected_best(values, float(number)) for number in numbers]
-            budget = numbers * np.mean(costs)
-            each.plot(budget, curve, color=COLOURS[i % len(COLOURS)], linewidth=1.6, label=group.name)
-            each.plot(budget[-1], curve[-1], MARKS[i % len(MARKS)], color=COLOURS[i % len(COLOURS)], markersize=5)
-            rows += [
-                {"group": group.name, "unit": measure, "budget": float(b), "expected best": c}
-                for b, c in zip(budget, curve, strict=True)
-            ]
+            own = [row for row in rows if (row["group"], row["unit"]) == (group.name, measure)]
+            if own:
+                budget, curve = [row["budget"] for row in own], [row["expected best"] for row in own]
+                each.plot(budget, curve, color=COLOURS[i % len(COLOURS)], linewidth=1.6, label=group.name)
+                each.plot(budget[-1], curve[-1], MARKS[i % len(MARKS)], color=COLOURS[i % len(COLOURS)], markersize=5)
         label(
             each, f"{measure}, all trials together", f"best {unit('score', facts.objective, facts.metrics)}", f"equal {measure}"
         )
     legend(figure, axes)
     return Plot("budgets", figure, rows)
+
+
+def budget_rows(groups: Sequence[Group], rung: int) -> list[dict[str, Any]]:
+    """Return the best score to expect of each group, at 40 budgets up to what its trials have cost until the rung."""
+    rows = []
+    for measure in ("examples", "seconds"):
+        for group in groups:
+            known = group.evaluated(rung, "score")
+            costs = [next(e[measure] for e in trial.evaluations if e["rung"] == rung) for trial, _ in known]
+            values = np.array([value for _, value in known])
+            rows += [
+                {"group": group.name, "unit": measure, "budget": float(number * np.mean(costs)),
+                 "expected best": expected_best(values, float(number))}
+                for number in (np.linspace(1, len(known), 40) if known else [])
+            ]  # fmt: skip
+    return rows
 
 
 def draw_front(table: Table, groups: Sequence[Group], points: Sequence[Point]) -> Plot:

@@ -78,9 +78,9 @@ def report(found: Curves) -> list[str]:
     head = [f"{facts.name}: {facts.about or '(no question given: `about`)'}", *found.table.notes()]
     paragraphs = [
         [row for line in head for row in folded(line)],
-        _stops(found),
-        _correlations(found),
-        _conflicts(found),
+        stop_lines(found),
+        correlation_lines(found),
+        conflict_lines(found),
         folded(RULES),
     ]
     return [line for paragraph in paragraphs if paragraph for line in [*paragraph, ""]]
@@ -93,7 +93,8 @@ RULES = (
 )
 
 
-def _stops(found: Curves) -> list[str]:
+def stop_lines(found: Curves) -> list[str]:
+    """Format a row per rung: who ended there, the rank of the eventual best, and the cost of beginning with it."""
     rows = [["rung", "reached", "stopped here", "rank of the best", "cost as first rung"]]
     spent = sum(trial.seconds for trial in found.table.trials)
     for stop in found.stops:
@@ -111,7 +112,7 @@ def _numbers(numbers: list[int]) -> str:
     return shown + (f" + {len(numbers) - MOST}" if len(numbers) > MOST else "")
 
 
-def _correlations(found: Curves) -> list[str]:
+def correlation_lines(found: Curves) -> list[str]:
     """Format a row per recipe, rung and target, and say whether the first rung was right."""
     if not found.correlations:
         return ["How well a rung predicts the end: cannot say, no trial has two evaluations."]
@@ -146,7 +147,7 @@ def _verdict(found: Curves) -> str:
     return f"Was rung {first.rung} right? Cannot say: the interval holds both useful and useless correlations."
 
 
-def _conflicts(found: Curves) -> list[str]:
+def conflict_lines(found: Curves) -> list[str]:
     """Format a row per pair of tasks: cosine and share of conflicting steps in each quarter of the training."""
     if not found.conflicts:
         return folded("Conflicts between tasks: not recorded. Gradient methods that compare tasks record them, such as pcgrad.")

@@ -108,11 +108,15 @@ def report(found: Importances) -> list[str]:
     lines: list[str] = []
     for of in found.overall[:1]:
         good = "what separates the best from the others (PED-ANOVA)"
-        lines += [f"{of.target} at rung {of.rung}, {of.num_trials} trials: {good}", *_shares(of, names), ""]
+        lines += [f"{of.target} at rung {of.rung}, {of.num_trials} trials: {good}", *share_lines(of, names), ""]
     if len(found.overall) > 1:
-        lines += ["Per task: share of each parameter, * where it exceeds shuffled scores", *_matrix(found.overall, names), ""]
-    lines += ["Share of the variance within a group (fANOVA); the rest is interactions", *_within(found.within, names), ""]
-    return [*lines, *folded(_pair(found, names)), "", *folded(RULES), ""]
+        lines += [
+            "Per task: share of each parameter, * where it exceeds shuffled scores",
+            *task_lines(found.overall, names),
+            "",
+        ]
+    lines += ["Share of the variance within a group (fANOVA); the rest is interactions", *group_lines(found.within, names), ""]
+    return [*lines, *folded(pair_sentence(found, names)), "", *folded(RULES), ""]
 
 
 RULES = (
@@ -122,7 +126,8 @@ RULES = (
 )
 
 
-def _shares(of: Explained, names: dict[str, str]) -> list[str]:
+def share_lines(of: Explained, names: dict[str, str]) -> list[str]:
+    """Format a row per parameter: its share, interval, p-value and verdict; then the doubt about all of them."""
     rows = [["parameter", "share", "95 % interval", "p", "verdict"]]
     for share in of.shares:
         verdict = "matters" if share.matters else "cannot say"
@@ -135,7 +140,7 @@ def _interval(low: float, high: float) -> str:
     return f"{short(low, digits=2)} to {short(high, digits=2)}"
 
 
-def _matrix(overall: list[Explained], names: dict[str, str]) -> list[str]:
+def task_lines(overall: list[Explained], names: dict[str, str]) -> list[str]:
     """Format a row per parameter and a column per target."""
     paths = list(dict.fromkeys(share.path for of in overall for share in of.shares))
     if not paths:
@@ -148,7 +153,7 @@ def _matrix(overall: list[Explained], names: dict[str, str]) -> list[str]:
     return markdown(rows)
 
 
-def _within(within: list[Explained], names: dict[str, str]) -> list[str]:
+def group_lines(within: list[Explained], names: dict[str, str]) -> list[str]:
     """Format a row per group and target: its largest share, or the reason for none."""
     rows = [["group", "target", "trials", "largest share, 95 % interval"]]
     for of in _merged(within):
@@ -169,7 +174,8 @@ def _merged(within: list[Explained]) -> list[Explained]:
     return merged
 
 
-def _pair(found: Importances, names: dict[str, str]) -> str:
+def pair_sentence(found: Importances, names: dict[str, str]) -> str:
+    """Name the two parameters that interact most, or say why none can be named."""
     pair = found.interaction
     if pair is None:
         return "Interactions: cannot say; they need two parameters and a forest that predicts trials that it has not seen."
