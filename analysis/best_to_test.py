@@ -201,7 +201,7 @@ def _train_and_answer(
 ) -> tuple[dict[Job, str], dict[Job, Logits], Splits]:
     """Train the models that are not yet trained, then run all on dev and test; return failures, logits and splits."""
     for job in jobs:
-        track_job(tracker, job)
+        track_job(tracker, job, next(trial.params for trial in selection.trials if trial.number == job.number))
 
     def measured(job: Job, records: Records) -> None:
         tracker.submit(Runs.records, run_number(job), records)
@@ -231,7 +231,7 @@ def _report(
     figures = ", ".join(path.name for path in write_figure(selection, results, folder))
     lines += ["", f"For a report, in {folder}: table.tex (booktabs; holds a caption as a comment), {figures}"]
     (folder / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    track_results(tracker, results, lines, selection.num_openings)
+    track_results(tracker, results, lines, selection.num_openings, folder)
     return lines
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from analysis.results import Results
@@ -45,9 +47,10 @@ def new_tracker(selection: Selection) -> Tracker:
     return Tracker(record)
 
 
-def track_job(tracker: Tracker, job: Job) -> None:
-    """Start the run of a model."""
-    params = {"trial": job.number, "seed": "kept" if job.seed_index is None else job.seed_index}
+def track_job(tracker: Tracker, job: Job, searched: Mapping[str, Any]) -> None:
+    """Start the run of a model. searched: the searched parameters of its configuration."""
+    seed = "kept" if job.seed_index is None else job.seed_index
+    params = {"trial": job.number, "seed": seed, **searched}
     tracker.submit(Runs.trial_started, run_number(job), job.name, params, job.folder / "config.yaml", {}, now_ms())
 
 
@@ -57,8 +60,14 @@ def run_number(job: Job) -> int:
     return int.from_bytes(digest[:6], "big")
 
 
-def track_results(tracker: Tracker, results: Results, lines: list[str], opening: int) -> None:
-    """Log each model's metrics to its run, and those of the best configuration to the parent, with the opening as step."""
+RESULTS = ("results.json", "table.md", "table.tex", "figure.svg", "figure.png", "figure.pdf", "predictions")
+
+
+def track_results(tracker: Tracker, results: Results, lines: list[str], opening: int, folder: Path) -> None:
+    """Log each model's metrics to its run, and those of the best configuration to the parent, with the opening as step.
+
+    The files of the results in `folder` become artifacts of the parent.
+    """
     for job, splits in results.metrics.items():
         # one past the last evaluation: MLflow shows a metric's last value, which is then that of the tested weights
         examples = max((record["examples"] for record in job.records()), default=-1) + 1
@@ -72,4 +81,5 @@ def track_results(tracker: Tracker, results: Results, lines: list[str], opening:
         for column, measured in columns.items()
     }
     tracker.submit(Runs.best, opening, best, now_ms())
+    tracker.submit(Runs.add_results, [folder / name for name in RESULTS if (folder / name).exists()])
     tracker.submit(Runs.note, "\n".join(lines))

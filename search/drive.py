@@ -40,9 +40,10 @@ from search.study.study import Study
 from search.study.trainable import run_trial
 from search.study.trials import TrialResult
 from search.study.watch import RayDied, RayWatch
+from search.tracking.experiment import compare_lines
 from search.tracking.runs import Runs, SearchRecord
 from search.tracking.runs import Status as MlflowStatus
-from search.tracking.store import dashboard_command, store_uri, ui_command
+from search.tracking.store import dashboard_command, dashboard_note, store_uri, ui_command
 from search.tracking.tracker import Tracker
 
 CLOSE_SECONDS = 5.0  # for MLflow to write the rest after a fault
@@ -190,7 +191,8 @@ def close(
     narrator.show(["", f"{counted(len(results), 'trial')}: {summary or 'none has started'}.", *rows, "", cost])
     if (folder / "best").exists():
         narrator.show([f"best      {folder / 'best'}"])
-    narrator.show([f"compare   {ui_command(uri, Path.cwd())}", _dashboard(folder)])
+    narrator.show([*compare_lines(uri, plan.name), _dashboard(folder)])
+    narrator.show([f"          {dashboard_note(counts['completed'], len(results))}"])
     paused, not_begun = counts["running"], plan.num_trials - len(results)
     out_of_time = not interrupted and paused + not_begun > 0
     worked = counts["completed"] > 0 or (out_of_time and any(trial.points for trial in results))

@@ -23,7 +23,8 @@ from search.report.narrate import in_short, table, time_left
 from search.report.screen import Picture, look, render
 from search.study.gather import read_results
 from search.study.trials import TrialResult
-from search.tracking.store import SERVER, dashboard_command, database_of, store_uri, ui_command
+from search.tracking.experiment import compare_lines
+from search.tracking.store import SERVER, dashboard_command, dashboard_note, database_of, store_uri
 
 WIDTH_ELSEWHERE = 160  # characters, if there is no terminal
 QUIET_SECONDS = 3600  # after this time without writing, a search on another machine counts as ended
@@ -71,8 +72,10 @@ def show_status(folder: Path, go_on: str, next_command: str) -> None:
     if not uri.startswith(SERVER) and not (database := database_of(uri)).exists():  # the folder was copied without its store
         print(f"compare   there is no {database}. Copy it too, or log the search again: {go_on}")
     else:
-        print(f"compare   {ui_command(uri, Path.cwd())}")
+        print("\n".join(compare_lines(uri, plan.name)))
     print(f"dashboard {dashboard_command(folder / 'study.journal', Path.cwd())}")
+    if trials:
+        print(f"          {dashboard_note(sum(trial.status == 'completed' for trial in trials), len(trials))}")
     if drives:
         print(f"follow    tail -f {shlex.quote(os.path.relpath(folder / 'log.txt'))}")
     elif num_ended < planned:

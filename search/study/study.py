@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 
 from minbert_core.files import replaced
@@ -37,6 +39,7 @@ from search.study.storage import StudyStorage
 from search.study.trials import Status, TrialResult, ranked, stopped_at
 
 KEEP_BEST = 3  # ended trials whose weights a search keeps
+SCORE, DEV = "dev/score", "dev/"  # the value of a trial in the study; the user attributes that optuna-dashboard can plot
 
 
 class Study:
@@ -55,6 +58,9 @@ class Study:
         self._study_id = self.storage.get_study_id_from_name(space.name)
         sampler = space.settings.sampler.build(space.combinations, len(space.baselines))
         self.study = optuna.load_study(study_name=space.name, storage=self.storage, sampler=sampler)
+        if self.study.metric_names != [SCORE]:
+            with warnings.catch_warnings(category=ExperimentalWarning, action="ignore"):
+                self.study.set_metric_names([SCORE])
         self.waiting: dict[int, TrialResult] = {}  # trials paused at a rung until others have reached it
         self.storage.waiting = self.waiting.keys()
         self._known: dict[int, TrialResult] | None = None  # every trial that began, as last heard of; None: not yet read
@@ -176,6 +182,7 @@ class Study:
             if record != noted.get(record["rung"]):
                 self.report(number, [record])
         reason = self._with_lesson(number, reason) if status == "failed" else reason
+        self._note_scores(trial)
         self._set(number, "status", status)
         self._set(number, "reason", reason)
         if status == "completed":
@@ -186,6 +193,12 @@ class Study:
             learns = avoided or status == "stopped" or reason.startswith("not finite")
             self.study.tell(number, state=TrialState.PRUNED if learns else TrialState.FAIL)
         return self._keep_both(number, written)
+
+    def _note_scores(self, trial: TrialResult) -> None:
+        """Note the scores of the best evaluation, per task and overall, as attributes of their own, for optuna-dashboard."""
+        for key, value in trial.best.items() if trial.points else ():
+            if key.startswith(DEV) and key != SCORE and isinstance(value, float) and math.isfinite(value):
+                self._set(trial.number, key, value)
 
     def _with_lesson(self, number: int, reason: str) -> str:
         """Add to the reason of a failure the branches whose trials fail like this."""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.tracking.runs import SearchRecord
-from search.tracking.store import database_of
+from search.tracking.store import SERVER, database_of, ui_address, ui_command
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment
+
+
+BY_SCORE = "workflowType=machine_learning&orderByKey=metrics.%60dev%2Fscore%60&orderByAsc=false&compareRunsMode=CHART"
 
 
 def find_experiment(client: MlflowClient, search: SearchRecord) -> tuple[str, bool]:
@@ -29,6 +33,31 @@ def find_experiment(client: MlflowClient, search: SearchRecord) -> tuple[str, bo
         client.restore_experiment(experiment.experiment_id)
     has_moved = artifacts is not None and _follow_move(search.uri, experiment, artifacts)
     return str(experiment.experiment_id), has_moved
+
+
+def compare_lines(uri: str, name: str) -> list[str]:
+    """Return the lines that say where to compare the trials of a search: how to start MLflow's page, and its address.
+
+    The address shows all runs, best dev/score first, as charts, in the view for training.
+    """
+    lines = [f"compare   {ui_command(uri, Path.cwd())}"]
+    number = experiment_number(uri, name)
+    return lines if number is None else [*lines, f"          {ui_address(uri)}/#/experiments/{number}/runs?{BY_SCORE}"]
+
+
+def experiment_number(uri: str, name: str) -> str | None:
+    """Read the id of a search's experiment; None if there is no such experiment, or the store is a server.
+
+    MLflow's own client takes three seconds to import, which is too long for a line.
+    """
+    if uri.startswith(SERVER) or not (database := database_of(uri)).exists():
+        return None
+    with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, timeout=2)) as opened:
+        try:
+            found = opened.execute("SELECT experiment_id FROM experiments WHERE name = ?", (name,)).fetchone()
+        except sqlite3.Error:  # locked by a writer, or of a version without that table
+            return None
+    return None if found is None else str(found[0])
 
 
 def _follow_move(uri: str, experiment: Experiment, new: str) -> bool:

@@ -90,6 +90,7 @@ class Runs:
         self.changed: dict[int, None] = {}  # numbers of the trials that may differ from MLflow's, oldest change first
         self.parent_changed = True
         self.points: list[Point] = []  # of the parent
+        self.results: set[Path] = set()  # files and folders that become artifacts of the parent
         self.text = search.note
         self.status: Status | None = None  # None: the search is running
 
@@ -130,6 +131,11 @@ class Runs:
     def best(self, step: int, metrics: dict[str, float], time_ms: int) -> None:
         """Add the best scores so far to the parent; step is the number of trials that have ended."""
         self.points += [(key, value, step, time_ms) for key, value in metrics.items()]
+        self.parent_changed = True
+
+    def add_results(self, paths: Iterable[Path]) -> None:
+        """Add files and whole folders to the parent's artifacts."""
+        self.results |= set(paths)
         self.parent_changed = True
 
     def note(self, markdown: str) -> None:

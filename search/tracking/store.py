@@ -16,6 +16,7 @@ from search.environment import without_secrets
 from search.tracking.faults import reason_of
 
 SERVER, FILE = ("http://", "https://"), "sqlite:///"
+PORT = 5001 if sys.platform == "darwin" else 5000  # AirPlay uses 5000
 
 
 def store_uri(runs: Path) -> str:
@@ -125,14 +126,18 @@ def prepare_store(uri: str) -> None:
 
 
 def ui_command(uri: str, folder: Path) -> str:
-    """Return the command that, in `folder`, shows this store at http://127.0.0.1:5000 (5001 on macOS, where AirPlay uses 5000).
+    """Return the command that, in `folder`, shows this store at `ui_address`.
 
     It always contains the store's address, because a bare `mlflow ui` prefers an old `mlruns/`. A server is its own address.
     """
     if uri.startswith(SERVER):
         return without_secrets(uri)
-    port = 5001 if sys.platform == "darwin" else 5000
-    return f"{_program('mlflow', folder)} ui --backend-store-uri {shlex.quote(uri)} --port {port}"
+    return f"{_program('mlflow', folder)} ui --backend-store-uri {shlex.quote(uri)} --port {PORT}"
+
+
+def ui_address(uri: str) -> str:
+    """Return the address of the page that `ui_command` opens."""
+    return without_secrets(uri) if uri.startswith(SERVER) else f"http://127.0.0.1:{PORT}"
 
 
 def dashboard_command(journal: Path, folder: Path) -> str:
@@ -140,6 +145,11 @@ def dashboard_command(journal: Path, folder: Path) -> str:
     path = shlex.quote(str(journal.relative_to(folder) if journal.is_relative_to(folder) else journal))
     missing = importlib.util.find_spec("optuna_dashboard") is None
     return f"{_program('optuna-dashboard', folder)} {path}" + (" (pip install optuna-dashboard)" if missing else "")
+
+
+def dashboard_note(num_completed: int, num_trials: int) -> str:
+    """Return a sentence about the importance that Optuna's dashboard shows, which ignores trials that were stopped."""
+    return f"its importance counts {num_completed} of {num_trials} trials, the completed; analysis/importance.py all"
 
 
 def _program(name: str, folder: Path) -> str:

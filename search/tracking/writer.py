@@ -14,6 +14,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minbert_core.clock import now_ms
@@ -53,6 +54,7 @@ class Writer:
         self.is_open = False
         self.num_written = 0  # grows with every call that succeeded; shows that the store answers
         self.files_are_sent = False  # those of the parent
+        self.results_sent: set[Path] = set()
         self.database: tuple[int, int] | None = None
 
     @property
@@ -114,6 +116,7 @@ class Writer:
             tags = {"search": self.search.name, "role": "search"} | own_id
             self.parent = self._create(self.search.name, tags, self.runs.began_ms)
             self.files_are_sent = False
+            self.results_sent = set()
         self.is_open = True
 
     def _find_parent(self) -> Run | None:
@@ -166,11 +169,21 @@ class Writer:
             for file in self.search.artifact_files:
                 self.client.log_artifact(parent.id, str(file))
             self.files_are_sent = True
+        for path in runs.results - self.results_sent:
+            self._send(parent, path)
+            self.results_sent.add(path)
         self._measure(parent, runs.points)
         if runs.status is not None:
             self._end_unknown()
             if parent.status != runs.status:
                 self._end(parent, runs.status, now_ms())
+
+    def _send(self, run: _Held, path: Path) -> None:
+        """Log a file as an artifact, or a folder with its name."""
+        if path.is_dir():
+            self.client.log_artifacts(run.id, str(path), path.name)
+        else:
+            self.client.log_artifact(run.id, str(path))
 
     def _write_trial(self, number: int, wanted: TrialRun) -> None:
         """Write what the run of a trial lacks; its end comes last."""
@@ -259,7 +272,7 @@ class Writer:
 
         A resumed trial repeats its last minutes. MLflow would drop a repeated point only if value and time were equal too;
         otherwise the curve would run back and forth. Batches are written in order and whole, so a run holds all points of a key
-        up to its last one, which MLflow reports.
+        up to its last one, which MLflow reports. The scores come first, and so does dev/score in every list of MLflow's pages.
         """
         from mlflow.entities import Metric
 
@@ -268,6 +281,7 @@ class Writer:
             if step > last_steps.get(key, -1) and math.isfinite(value):
                 last_steps[key] = step
                 new.append(Metric(key, float(value), time_ms, step))
+        new.sort(key=lambda metric: not metric.key.endswith("/score"))  # MLflow colours charts by a run's first metric
         for chunk in _chunks(new, MAX_METRICS):
             self.client.log_batch(run.id, metrics=chunk)
             self.num_written += 1

@@ -1,0 +1,126 @@
+"""One page about a search: the answer, what it cost, the best, tests, importance, curves, conflicts, and how to run it again.
+
+    python analysis/report.py NAME
+
+    search ─► table ─► importance, compare, curves ─► sections ─► runs/NAME/report.html, and the search's run in MLflow
+
+The page is one HTML file that needs no network. It may be written while the search runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+if not __package__:  # run as a file: Python put analysis/ on the path, where the packages are not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from analysis import anova
+from analysis.compare import Comparison, comparison
+from analysis.curves import curves
+from analysis.groups import group_by
+from analysis.importance import Importances, importances
+from analysis.page import sections
+from analysis.page.again import again
+from analysis.page.answer import best_sentence, choice_sentence, main_choice, test_sentences
+from analysis.page.figures import Drawn
+from analysis.page.write import Page, html
+from analysis.table import Table, open_table
+from analysis.tracking import tracking_uri
+from minbert_core.commands import DONE, NOT_RECORDED, run_command
+from search.results import Search, open_search
+from search.tracking.artifacts import add_artifact
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    return run_command(_parser(), arguments, _main, writes="to")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python analysis/report.py",
+        usage="python analysis/report.py NAME [--to FILE]",
+        description="Write one page about a search, finished or running: a single HTML file that needs no network.",
+        epilog="examples:\n  python analysis/report.py smart\n  python analysis/report.py smart --to smart.html",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", metavar="NAME", help="a search")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
+    parser.add_argument("--to", type=Path, metavar="FILE", help="the page (default runs/NAME/report.html)")
+    return parser
+
+
+def _main(options: argparse.Namespace) -> int:
+    runs = options.runs.absolute()
+    search = open_search(runs / options.name)
+    table = open_table([options.name], runs)
+    if not any(trial.evaluations for trial in table.trials):
+        raise ValueError(f"No trial of {search.name} has been evaluated yet, so there is nothing to report.")
+    file = options.to or search.folder / "report.html"
+    file.write_text(html(make_page(search, table, lambda part: print(f"computing {part} …", flush=True))), encoding="utf-8")
+    print(f"report    {file}")
+    fault = add_artifact(tracking_uri(search), search.name, search.plan.id, file)
+    if fault is None:
+        print("mlflow    the report is an artifact of the search's run")
+        return DONE
+    print(f"mlflow    {fault}", file=sys.stderr)
+    return NOT_RECORDED
+
+
+def make_page(search: Search, table: Table, say: Callable[[str], None] = lambda _: None) -> Page:
+    """Build the page about a search with at least one evaluation. say: is called with the name of each slow part."""
+    say(f"importance of the parameters in {len(table.trials)} trials")
+    found = importances(table)
+    choice = main_choice(table, list(anova.branches(table)))
+    say("differences between branches")
+    comparisons = _comparisons(table, choice)
+    say("learning curves and figures")
+    over_time = curves(table)
+    drawn = Drawn(table, choice, [group.name for group in comparisons[choice].groups] if choice in comparisons else [])
+    main = comparisons.get(choice)
+    answer = [best_sentence(search, drawn.facts.objective), *_second(search, main, choice, found)]
+    parts = [
+        sections.cost(search, table),
+        sections.best(search, drawn, choice),
+        sections.tests(search),
+        sections.groups(drawn, comparisons),
+        sections.important(drawn, found),
+        sections.learning(drawn, over_time),
+        sections.conflicting(drawn, over_time),
+        sections.errors(search),
+        again(search, table),
+    ]
+    question = search.plan.about or "(no question given: `about` in the space)"
+    return Page(search.name, question, answer, table.notes(), _origin(search), parts)
+
+
+def _second(search: Search, main: Comparison | None, choice: str, found: Importances) -> list[str]:
+    """Return the sentences of the newest test, else one about the question's choice."""
+    tested = [sentence for folder in sections.test_folders(search)[-1:] for sentence in test_sentences(folder)]
+    return tested or [choice_sentence(main, choice, found)]
+
+
+def _comparisons(table: Table, first: str) -> dict[str, Comparison]:
+    """Compare the branches of each choice that trials took, the question's choice first."""
+    [facts] = table.searches.values()
+    paths = [path for path, of in facts.parameters.items() if of.labels]
+    rung = anova.first_rung(table.trials)
+    made = {}
+    for path in sorted(paths, key=lambda path: path != first):
+        labels = {trial.params[path] for trial in table.trials if path in trial.params and trial.at(rung) is not None}
+        if len(labels) > 1:
+            made[path] = comparison(table, group_by(table, path), rung, by=path)
+    return made
+
+
+def _origin(search: Search) -> str:
+    written = time.strftime("%F %R")
+    return f"{search.folder}, begun {search.plan.created or 'at an unknown time'}; this page was written {written}."
+
+
+if __name__ == "__main__":
+    sys.exit(main())
