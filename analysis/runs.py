@@ -24,6 +24,7 @@ import pyarrow.parquet
 from analysis.table import NESTED, long_table, tabulate
 from minbert_core.commands import DONE, drop_output, run_command
 from search.report.costs import branch_table, read_choices
+from search.report.draw import show
 from search.report.narrate import table
 from search.results import Search, find_searches
 
@@ -37,7 +38,7 @@ def _main(options: argparse.Namespace) -> int:
     searches = find_searches(options.names, options.runs.absolute())
     try:
         for search in searches:
-            print("\n".join(_lines(search)) + "\n", flush=True)
+            show([*_lines(search), ""])
     except BrokenPipeError:  # runs.py smart | head
         drop_output()
     if options.out is None:

@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -77,13 +77,29 @@ class Screen:
             with _unless_lost():
                 live.stop()
 
-    def print(self, line: str) -> None:
-        """Print a line above the picture, without truncation or wrapping; callable from any thread."""
+    def print(self, line: str, more: str | None = None) -> None:
+        """Print a line above the picture, without truncation or wrapping; callable from any thread.
+
+        more: what the picture shows anyhow; without a picture it is a part of the line. With it the line is cut to the width.
+        """
         with _unless_lost():
             if (live := self.live) is None:
-                print(line, flush=True)
-            else:
+                print(line + (more or ""), flush=True)
+            elif more is None:
                 live.console.print(Text(line), soft_wrap=True)
+            else:
+                live.console.print(Text(line), no_wrap=True, overflow="ellipsis")
+
+    def draw(self, drawing: Callable[[int], Iterable[RenderableType]], lines: Iterable[str]) -> None:
+        """Print what `drawing` makes for the terminal's width; elsewhere than on a terminal, the lines."""
+        with _unless_lost():
+            if knows_codes(sys.stdout, os.environ):
+                stdout = self.live.console if self.live else console()
+                for each in drawing(stdout.width):
+                    stdout.print(each, soft_wrap=isinstance(each, Text))
+            else:
+                for line in lines:
+                    print(line, flush=True)
 
 
 @contextlib.contextmanager

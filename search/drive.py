@@ -27,6 +27,7 @@ from search.plan.folder import PRETRAINING, read_plan
 from search.plan.plan import Plan
 from search.plan.pretraining import make_chains
 from search.plan.summary import plan_lines
+from search.report.answer import answer_lines
 from search.report.costs import branch_table, choices_of, total_cost
 from search.report.narrate import Narrator, table
 from search.report.record import Recorder
@@ -203,6 +204,8 @@ def close(
     if interrupted or out_of_time:
         narrator.show([f"resume    {go_on(folder)}"])
     if counts["completed"] and not interrupted:
+        answers = answer_lines(results, choices_of(plan.space), plan.space.settings.rungs[-1])
+        narrator.show([f"{'best of' if i == 0 else '':<10}{line}" for i, line in enumerate(answers)])
         narrator.show([f"next      {next_command(folder)}"])
     if counts["failed"] and not interrupted and not worked:
         narrator.show([f"reasons   {folder / 'trials'}/*/log.txt"])

@@ -39,7 +39,7 @@ def again(search: Search, table: Table) -> Section:
 
 
 def _commands(search: Search) -> list[str]:
-    space = _shown(search.folder / "space.yaml")
+    space = shown_path(search.folder / "space.yaml")
     plan = search.plan
     more = ["--trials", str(plan.trials), "--seed", str(plan.seed), "--name", f"{search.name}-again"]
     commands = [shlex.join(["python", "-m", "search.run", "--space", space, *more])]
@@ -55,13 +55,13 @@ def _trials(search: Search) -> Grid:
             f"{trial.number:03d}",
             trial.status,
             short(trial.score) if trial.points else "",
-            f"python -m minbert_core.train {shlex.quote(_shown(trial.folder / 'config.yaml'))}",
+            f"python -m minbert_core.train {shlex.quote(shown_path(trial.folder / 'config.yaml'))}",
         ]
         for trial in best_first(search.trials)
     ]
     return Grid(["trial", "status", "score", "repeats it"], rows, f"A command per trial ({len(rows)})")
 
 
-def _shown(path: Path) -> str:
+def shown_path(path: Path) -> str:
     """Return a path as one would type it: relative to the current folder if it is inside."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

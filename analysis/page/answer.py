@@ -57,7 +57,7 @@ def _of_importance(found: Importances | None) -> str:
     return f"What separates the best trials from the others: {', '.join(certain)}."
 
 
-def test_sentences(folder: Path) -> list[str]:
+def tested_sentences(folder: Path) -> list[str]:
     """Return a sentence per comparison of `best_to_test` in a folder of results, on test if it has labels, else on dev."""
     found: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     splits = [comparison["split"] for comparison in found["comparisons"]]

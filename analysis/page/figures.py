@@ -138,7 +138,7 @@ class Drawn:
                 panels.append(Panel(self._over_labels(rows, shown, names[parameter.path], up), names[parameter.path]))
                 continue
             is_log = parameter.kind == "log_uniform" and min(row["at"] for row in rows) > 0
-            scale: Spec = {"padding": 6} | ({"type": "log"} if is_log else {"zero": False})
+            scale: Spec = {"padding": 6} | ({"type": "log", "nice": False} if is_log else {"zero": False})
             kind = "log scale" if is_log else "value"
             across = x("at", f"{names[parameter.path]} ({kind})", scale=scale, axis={"format": "~g"})
             drawn = scatter(rows, across, up, self.names, self.title, "parameters", "at", "value")

@@ -8,6 +8,7 @@ from analysis import compare, curves, importance
 from analysis.compare import Comparison
 from analysis.curves import Curves
 from analysis.importance import Importances
+from analysis.page.again import shown_path
 from analysis.page.blocks import Block, Grid, Heading, Paragraph, Picture, Section, blocks
 from analysis.page.figures import Drawn
 from analysis.page.parallel import parallel
@@ -23,6 +24,7 @@ from search.results import Search
 from search.study.trials import best_first
 
 MOST = 10  # configurations in the table of the best
+NO_MODEL = "No model was kept, so nothing can be said about its errors."
 
 
 def cost(search: Search, table: Table) -> Section:
@@ -165,5 +167,5 @@ def conflicting(drawn: Drawn, found: Curves) -> Section:
 def errors(search: Search) -> Section:
     """What the best model gets wrong, once there is a model and an analysis of it."""
     model = search.folder / "best"
-    text = f"The best model's answers: python -m minbert_core.predict {model} TEXT" if model.exists() else "No model was kept."
-    return Section("errors", "Errors", [Paragraph(text)])
+    command = f"Ask the best model: `python -m minbert_core.predict {shown_path(model)} TEXT`."
+    return Section("errors", "Errors", [Paragraph(command if model.exists() else NO_MODEL)])

@@ -6,7 +6,7 @@ A branch that got further has had more training, so the best scores of two branc
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from minbert_core.words import counted
@@ -27,23 +27,30 @@ class BranchBest:
     score: float
 
 
-def bests(trials: Iterable[TrialResult], choice: str) -> list[BranchBest]:
-    """Return the branches of a choice, best first; a branch without an evaluated trial is left out.
+def bests(branches: Mapping[str, Sequence[TrialResult]]) -> list[BranchBest]:
+    """Return the branches that have an evaluated trial which did not fail, best first.
 
     Baselines run to the end whatever they score, so a branch earns the rungs that its other trials have reached; its baselines
     count if it has nothing else.
     """
-    branches: dict[str, list[TrialResult]] = {}
-    for trial in trials:
-        if trial.status != "failed" and trial.points and choice in trial.params:
-            branches.setdefault(str(trial.params[choice]), []).append(trial)
-    rung = min((_earned(branch) for branch in branches.values()), default=0)
+    sound = {label: [t for t in trials if t.status != "failed" and t.points] for label, trials in branches.items()}
+    known = {label: trials for label, trials in sound.items() if trials}
+    rung = min(map(_earned, known.values()), default=0)
     made = []
-    for label, branch in branches.items():
-        there = [trial for trial in branch if trial.rung >= rung]
+    for label, trials in known.items():
+        there = [trial for trial in trials if trial.rung >= rung]
         best = max(there, key=lambda trial: (_score_until(rung, trial), -trial.number))
         made.append(BranchBest(label, len(there), rung, best.number, _score_until(rung, best)))
     return sorted(made, key=lambda of: -of.score)
+
+
+def branches_of(trials: Iterable[TrialResult], choice: str) -> dict[str, list[TrialResult]]:
+    """Return the trials of each branch of a choice; those that lack it, because it is inside another branch, are left out."""
+    branches: dict[str, list[TrialResult]] = {}
+    for trial in trials:
+        if choice in trial.params:
+            branches.setdefault(str(trial.params[choice]), []).append(trial)
+    return branches
 
 
 def _earned(branch: Sequence[TrialResult]) -> int:
@@ -59,7 +66,7 @@ def answer_lines(trials: Sequence[TrialResult], choices: Sequence[str], full: in
     names = short_names(choices)
     lines: list[str] = []
     for choice in choices:
-        found = bests(trials, choice)
+        found = bests(branches_of(trials, choice))
         if len(found) > 1:
             each = [
                 f"{of.label} {short(of.score)} ({of.number:03d}, best of {counted(of.num_trials, 'trial')})" for of in found

@@ -14,6 +14,7 @@ from typing import Any
 
 from minbert_core.settings.faults import SettingsError
 from minbert_core.words import counted, duration
+from search.report.answer import BranchBest, bests
 from search.report.words import markdown
 from search.space.domains import Choice, Domain
 from search.space.file import SpaceSettings, read_document, structure_faults
@@ -28,7 +29,7 @@ class BranchCost:
     parameter: str
     branch: str
     num_trials: int
-    best: float | None  # their best score at any rung; None if none was evaluated
+    best: BranchBest | None  # their best trial at a rung that all branches of the choice have earned; None: none was evaluated
     ms_per_example: float
     passes_per_example: float
 
@@ -63,7 +64,10 @@ def branch_costs(trials: Iterable[TrialResult], choices: Sequence[str]) -> list[
     recipes = _partition(groups["recipe"])
     if len(recipes) == 1 or any(_partition(groups[name]) == recipes for name in choices):  # a choice equals the recipe
         del groups["recipe"]
-    costs = [_cost(name, str(branch), taken) for name, branches in groups.items() for branch, taken in branches.items()]
+    costs = []
+    for name, branches in groups.items():
+        best = {of.label: of for of in bests({str(branch): taken for branch, taken in branches.items()})}
+        costs += [_cost(name, str(branch), taken, best.get(str(branch))) for branch, taken in branches.items()]
     order = list(groups)
     return sorted(costs, key=lambda cost: (order.index(cost.parameter), cost.ms_per_example))
 
@@ -73,9 +77,8 @@ def _partition(groups: dict[Any, list[TrialResult]]) -> set[frozenset[int]]:
     return {frozenset(trial.number for trial in trials) for trials in groups.values()}
 
 
-def _cost(parameter: str, branch: str, trials: list[TrialResult]) -> BranchCost:
+def _cost(parameter: str, branch: str, trials: list[TrialResult], best: BranchBest | None) -> BranchCost:
     examples = sum(trial.examples for trial in trials)
-    best = max((trial.score for trial in trials if trial.points and trial.status != "failed"), default=None)
     ms = 1000 * sum(trial.seconds for trial in trials) / examples
     return BranchCost(parameter, branch, len(trials), best, ms, sum(map(_passes, trials)) / examples)
 
@@ -92,12 +95,12 @@ def branch_table(trials: Iterable[TrialResult], choices: Sequence[str]) -> list[
     cheapest: dict[str, float] = {}
     for cost in costs:
         cheapest.setdefault(cost.parameter, cost.ms_per_example)
-    rows = [["parameter", "branch", "trials", "best", "ms per example", "x cheapest", "passes per example"]]
+    rows = [["parameter", "branch", "trials", "best", "at", "ms per example", "x cheapest", "passes per example"]]
     for cost in costs:
-        best = "" if cost.best is None else f"{cost.best:.4f}"
+        best = ["", ""] if cost.best is None else [f"{cost.best.score:.4f}", str(cost.best.rung)]
         times = f"{cost.ms_per_example / cheapest[cost.parameter]:.2f}"
         figures = [f"{cost.ms_per_example:.3g}", times, f"{cost.passes_per_example:.2f}"]
-        rows.append([cost.parameter, cost.branch, str(cost.num_trials), best, *figures])
+        rows.append([cost.parameter, cost.branch, str(cost.num_trials), *best, *figures])
     return markdown(rows)
 
 

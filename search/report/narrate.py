@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from minbert_core.train.folder import append_record
 from minbert_core.train.report import pretraining_told
 from minbert_core.words import duration
 from search.plan.folder import PRETRAINING
+from search.report.draw import drawn
 from search.report.screen import Picture, look, read_tail, render
-from search.report.words import describe, markdown, scores
+from search.report.words import describe, differing_first, markdown, scores
 from search.study.trials import TrialResult, best_first, ranked
 
 
@@ -69,6 +71,11 @@ class Narrator:
         self.screen.print(f"[{time.strftime('%T')}] {text}")
         self._log(f"{time.strftime('%F %T')} {text}")
 
+    def _event(self, text: str, so_far: str = "") -> None:
+        """Print an event of a trial: one line. Below the picture, which shows what is known so far, it is cut to the width."""
+        self.screen.print(f"[{time.strftime('%T')}] {text}", more=so_far)
+        self._log(f"{time.strftime('%F %T')} {text}{so_far}")
+
     def _log(self, line: str) -> None:
         """Write a line to log.txt. On a full disk the terminal alone shows it, because the search still has to end well."""
         try:
@@ -78,9 +85,10 @@ class Narrator:
                 raise
 
     def show(self, lines: Iterable[str]) -> None:
-        """Print lines unchanged on the terminal and in log.txt."""
+        """Print lines without the time, also in log.txt. Markdown tables among them are drawn if stdout is a terminal."""
+        lines = list(lines)
+        self.screen.draw(lambda width: drawn(lines, width), lines)
         for line in lines:
-            self.screen.print(line)
             self._log(line)
 
     def close(self) -> None:
@@ -102,20 +110,22 @@ class Narrator:
         self.trials |= {trial.number: trial for trial in trials}
 
     def started(self, trial: TrialResult, resumed: bool) -> None:
+        others = [other.params for other in self.trials.values()]
         self.trials[trial.number] = trial
-        self.running[trial.number] = in_short(trial)
+        params = differing_first(trial.params, others)
+        self.running[trial.number] = in_short(replace(trial, params=params))
         kind = f" (baseline {trial.baseline})" if trial.baseline is not None else ""
         how = "started" if not resumed else f"resumed from {trial.rung}/{self.full}" if trial.points else "restarted"
-        self.say(f"{trial.number:03d} {how}{kind}  {describe(trial.params)}")
+        self._event(f"{trial.number:03d} {how}{kind}  {describe(params)}")
 
     def reported(self, trial: TrialResult, new: list[dict[str, Any]]) -> None:
         self.trials[trial.number] = trial
-        self.say(f"{trial.number:03d} at {trial.rung}/{self.full}  {scores(trial.last, self.tasks)}  {self._so_far()}")
+        self._event(f"{trial.number:03d} at {trial.rung}/{self.full}  {scores(trial.last, self.tasks)}", self._so_far())
 
     def paused(self, trial: TrialResult, why: str) -> None:
         self.trials[trial.number] = trial
         self.running.pop(trial.number, None)
-        self.say(f"{trial.number:03d} paused at {trial.rung}/{self.full}: {why}  {self._so_far()}")
+        self._event(f"{trial.number:03d} paused at {trial.rung}/{self.full}: {why}", self._so_far())
 
     def retried(self, trial: TrialResult, why: str) -> None:
         """Report that a trial's process died and that the trial resumes. Its run stays RUNNING."""
@@ -129,7 +139,11 @@ class Narrator:
         self.running.pop(trial.number, None)
         score = f"  {trial.score:.4f}" if trial.points else ""
         reason = f"  {trial.reason}" if trial.reason != trial.status else ""
-        self.say(f"{trial.number:03d} {trial.status}{score}{reason}  {self._so_far()}")
+        text = f"{trial.number:03d} {trial.status}{score}{reason}"
+        if trial.status == "failed":
+            self.say(text + self._so_far())  # whole: the reason is needed
+        else:
+            self._event(text, self._so_far())
 
     def picture(self) -> Picture:
         """Return the picture of the search now, from the records of the running trials. A thread of the screen calls this."""
@@ -154,7 +168,7 @@ class Narrator:
     def _so_far(self) -> str:
         best = self.best()
         text = f"best {best.number:03d} {scores(best.best, self.tasks)}" if best else "no score yet"
-        return f"| {text} | {self.num_done()}/{self.num_trials} done{self._time_left()}"
+        return f"  | {text} | {self.num_done()}/{self.num_trials} done{self._time_left()}"
 
     def _time_left(self) -> str:
         return time_left(list(self.trials.values()), self.num_trials, self.slots)

@@ -19,6 +19,7 @@ from minbert_core.train.folder import read_records
 from minbert_core.train.report import pretraining_told
 from minbert_core.words import duration
 from search.plan.folder import PRETRAINING, read_plan
+from search.report.draw import show
 from search.report.narrate import in_short, table, time_left
 from search.report.screen import Picture, look, render
 from search.study.gather import read_results
@@ -64,7 +65,7 @@ def show_status(folder: Path, go_on: str, next_command: str) -> None:
     if num_ended:
         print()
         unended = "running" if running else "paused"
-        print("\n".join(table(trials, plan.train_on, gpus_per_trial=plan.gpus_per_trial, unended=unended)))
+        show(table(trials, plan.train_on, gpus_per_trial=plan.gpus_per_trial, unended=unended))
     print()
     if (folder / "best").exists():
         print(f"best      {folder / 'best'}")

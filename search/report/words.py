@@ -21,6 +21,12 @@ def describe(params: dict[str, Any]) -> str:
     return " ".join(f"{names[name]}={value}" for name, value in values.items())
 
 
+def differing_first(params: dict[str, Any], others: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Order parameters: those first in which other trials have had another value, or which they lack."""
+    others = list(others)
+    return dict(sorted(params.items(), key=lambda item: all(other.get(item[0]) == item[1] for other in others)))
+
+
 def short(value: float, sign: str = "", digits: int = 4) -> str:
     """Format a score without the zero before the point: `.4750`; `+.0123` with the sign "+"."""
     text = f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # + 0.0: no -0

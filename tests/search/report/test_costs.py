@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from search.report.answer import BranchBest
 from search.report.costs import BranchCost, branch_costs, branch_table, read_choices, total_cost, training_seconds
 from search.study.trials import TrialResult
 
@@ -41,7 +42,7 @@ def trials(trial: Callable[..., TrialResult]) -> list[TrialResult]:
 
 def test_a_branch_costs_what_its_trials_cost_an_example(trials: list[TrialResult]) -> None:
     assert branch_costs(trials, ["smoothness", "smoothness/smart/norm"]) == [
-        BranchCost("smoothness", "none", 2, 0.6, 2.0, 1.0),
+        BranchCost("smoothness", "none", 2, BranchBest("none", 2, 9, 1, 0.6), 2.0, 1.0),
         BranchCost("smoothness", "smart", 1, None, 5.2, 3.0),  # its only trial failed: a cost, no score
         BranchCost("smoothness/smart/norm", "linf", 1, None, 5.2, 3.0),
     ]
@@ -50,9 +51,9 @@ def test_a_branch_costs_what_its_trials_cost_an_example(trials: list[TrialResult
 def test_the_table_names_how_many_times_the_cheapest(trials: list[TrialResult]) -> None:
     lines = branch_table(trials, ["smoothness"])
     heading, _, none, smart = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
-    assert heading == ["parameter", "branch", "trials", "best", "ms per example", "x cheapest", "passes per example"]
-    assert none == ["smoothness", "none", "2", "0.6000", "2", "1.00", "1.00"]
-    assert smart == ["smoothness", "smart", "1", "", "5.2", "2.60", "3.00"]
+    assert heading == ["parameter", "branch", "trials", "best", "at", "ms per example", "x cheapest", "passes per example"]
+    assert none == ["smoothness", "none", "2", "0.6000", "9", "2", "1.00", "1.00"]
+    assert smart == ["smoothness", "smart", "1", "", "", "5.2", "2.60", "3.00"]
 
 
 def test_recipes_are_compared_where_there_are_several(trial: Callable[..., TrialResult]) -> None:

@@ -1,0 +1,96 @@
+"""The page about a search: it needs no network, has the numbers of each figure, and says what cannot be said."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import vl_convert
+
+from analysis.page.answer import best_sentence, main_choice
+from analysis.page.blocks import Bullets, Grid, Paragraph, blocks
+from analysis.page.figures import Drawn
+from analysis.page.write import VEGA_LITE, Page, figures, full_spec, html
+from analysis.report import main, make_page
+from analysis.table import open_table
+from search.results import open_search
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def page(toy_runs: Path) -> Page:
+    return make_page(open_search(toy_runs / "small"), open_table(["small"], toy_runs))
+
+
+def test_printed_lines_become_sentences_items_and_tables() -> None:
+    width = 20
+    lines = ["one two three four", "five", "alone", "- an item", "| a | b |", "|---|---|", "| 1 | 2 |", "", "last"]
+    assert blocks(lines, width) == [
+        Paragraph("one two three four five"),
+        Paragraph("alone"),
+        Bullets(["an item"]),
+        Grid(["a", "b"], [["1", "2"]]),
+        Paragraph("last"),
+    ]
+
+
+def test_the_page_loads_nothing_and_closes_no_script_early(page: Page) -> None:
+    name = "</script><b>"
+    text = html(Page(name, name, page.answer, page.notes, page.origin, page.sections))
+    written = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"(?!data:)", written)
+    assert "@import" not in written
+    assert text.count("<script>") == text.count("</script>") == 2
+    assert name not in text
+
+
+def test_every_figure_can_be_drawn_and_has_its_numbers(page: Page) -> None:
+    found = figures(page)
+    assert len(found) >= 4
+    for figure in found:
+        assert figure.rows, figure.title
+        for panel in figure.panels:
+            svg = vl_convert.vegalite_to_svg(full_spec(panel.spec) | {"width": 300}, vl_version=VEGA_LITE)
+            assert "NaN" not in svg, figure.title
+
+
+def test_the_answer_names_the_best_trial_and_each_trial_has_its_command(page: Page) -> None:
+    assert re.match(r"Best on dev: trial 00\d, norm \.\d{4} after \d+ examples, with lr=", page.answer[0])
+    again = next(section for section in page.sections if section.name == "again")
+    commands = [row[-1] for block in again.blocks if isinstance(block, Grid) for row in block.rows if "train" in row[-1]]
+    assert len(commands) == 4
+    assert all(re.search(r"minbert_core\.train .*trials/00\d/config\.yaml$", command) for command in commands)
+    assert [section.name for section in page.sections] == [
+        "cost", "best", "test", "groups", "importance", "curves", "conflicts", "errors", "again",
+    ]  # fmt: skip
+
+
+def test_the_command_writes_the_page_and_says_where(toy_runs: Path, tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "page.html"
+    assert main(["small", "--runs", str(toy_runs), "--to", str(file)]) == 4  # there is no MLflow store
+    out, err = capsys.readouterr()
+    assert f"report    {file}" in out
+    assert "There is no" in err
+    assert file.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_a_search_without_an_evaluation_gets_a_sentence(toy_runs: Path, tmp_path: Path, capsys: Capture) -> None:
+    shutil.copytree(toy_runs / "small", tmp_path / "small", symlinks=True)
+    for records in tmp_path.glob("small/trials/*/metrics.jsonl"):
+        records.unlink()
+    for name in ("study.journal", "study.journal.lock"):
+        (tmp_path / "small" / name).unlink(missing_ok=True)
+    shutil.rmtree(tmp_path / "small" / "trials")
+    assert main(["small", "--runs", str(tmp_path)]) == 2
+    assert "No trial of small has been evaluated yet" in capsys.readouterr().err
+
+
+def test_colours_follow_the_choice_whose_branches_have_parameters(toy_runs: Path) -> None:
+    table = open_table(["small"], toy_runs)
+    assert main_choice(table, ["smoothness=smart"]) == ""  # no trial took a choice
+    drawn = Drawn(table, "", [])
+    assert set(drawn.groups.values()) == {"trials"}
+    assert best_sentence(open_search(toy_runs / "small"), "norm").startswith("Best on dev")
