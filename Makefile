@@ -1,4 +1,4 @@
-# demo   a whole search on the embedded toy corpus: search, comparison, test table (under 90 s once installed)
+# demo   a whole search on the embedded toy corpus: search, comparison, test table, report (under 2 minutes once installed)
 # test   all tests            check   lint, types, tests            clean   remove the environment made here, keep runs/
 # papers each row of the papers' tables: its distance from our defaults, the published figures, a check of its config (seconds)
 # faults break small searches in every known way and check that nothing is lost (an hour; DATA=DIR ENCODER=DIR: on real data too)
@@ -37,8 +37,10 @@ demo: $(READY)
 	$(PY) -m search.run --space spaces/quickstart.yaml
 	@name=$$(basename "$$(ls -td runs/quickstart* | head -n 1)"); \
 	  echo; $(PY) analysis/best_to_test.py --search $$name --top 2 --seeds 2 && \
+	  echo && $(PY) analysis/report.py $$name && \
 	  printf '%s\n' "" "Made: runs/$$name (the search), runs/$$name/best (its best model), runs/$$name/test (table.md, table.tex, figure.*, predictions/), mlflow.db" \
-	    "Next: your own data, $(PY) -m search.run --space spaces/smart.yaml --data DIR --dry-run (docs/data.md describes DIR)"
+	    "Next: your own data, $(PY) -m search.run --space spaces/smart.yaml --data DIR --dry-run (docs/data.md describes DIR)" \
+	    "Report: $$PWD/runs/$$name/report.html (one page about all of it; open it in a browser)"
 
 test: $(READY)
 	$(PY) -m pytest $(IN_TWO)

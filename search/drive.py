@@ -192,7 +192,7 @@ def close(
     narrator.show(["", f"{counted(len(results), 'trial')}: {summary or 'none has started'}.", *rows, "", cost])
     if (folder / "best").exists():
         narrator.show([f"best      {folder / 'best'}"])
-    narrator.show([*compare_lines(uri, plan.name), _dashboard(folder)])
+    narrator.show([*compare_lines(uri, plan.name, tracker.experiment), _dashboard(folder)])
     narrator.show([f"          {dashboard_note(counts['completed'], len(results))}"])
     paused, not_begun = counts["running"], plan.num_trials - len(results)
     out_of_time = not interrupted and paused + not_begun > 0

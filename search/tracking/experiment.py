@@ -35,13 +35,14 @@ def find_experiment(client: MlflowClient, search: SearchRecord) -> tuple[str, bo
     return str(experiment.experiment_id), has_moved
 
 
-def compare_lines(uri: str, name: str) -> list[str]:
+def compare_lines(uri: str, name: str, number: str | None = None) -> list[str]:
     """Return the lines that say where to compare the trials of a search: how to start MLflow's page, and its address.
 
     The address shows all runs, best dev/score first, as charts, in the view for training.
+    number: the id of the experiment, if it is known; that of a server cannot be looked up here.
     """
     lines = [f"compare   {ui_command(uri, Path.cwd())}"]
-    number = experiment_number(uri, name)
+    number = number or experiment_number(uri, name)
     return lines if number is None else [*lines, f"          {ui_address(uri)}/#/experiments/{number}/runs?{BY_SCORE}"]
 
 

@@ -52,6 +52,11 @@ class Tracker:
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Ray pickles the callbacks of a Tuner; thread and queue stay with the driver
 
+    @property
+    def experiment(self) -> str | None:
+        """The id of the search's experiment; None before the store has answered."""
+        return self._writer.experiment if self._writer.is_open else None
+
     def start(self) -> None:
         """Start the thread, which creates the store if there is none."""
         self._thread.start()

@@ -202,6 +202,21 @@ def test_a_completed_trials_value_is_its_best_evaluation(
     assert (told.score, told.last["dev/score"], told.rung) == (0.7, 0.6, 9)
 
 
+def test_optuna_dashboard_finds_the_name_of_the_score_and_the_scores_of_the_tasks(
+    open_study: Callable[[Space], Study], plain: Space, clock: Clock
+) -> None:
+    study = open_study(plain)
+    trial = study.ask()
+    scores = [(0.5, 0.2), (0.7, 0.4), (0.6, float("nan"))]
+    records = [dev(rung, score, clock.tick()) | {"dev/sst": sst} for rung, (score, sst) in zip(RUNGS, scores, strict=True)]
+    write(trial, records)
+    study.tell(trial.number, "completed", "completed")
+    [known] = open_study(plain).study.get_trials()
+    assert open_study(plain).study.metric_names == ["dev/score"]
+    assert known.user_attrs["dev/sst"] == 0.4  # of the best evaluation
+    assert "dev/score" not in known.user_attrs  # it is the value
+
+
 @pytest.mark.parametrize(
     ("status", "reason", "state"),
     [
