@@ -32,7 +32,7 @@ from analysis.table import Table, open_table
 from analysis.tracking import tracking_uri
 from minbert_core.commands import DONE, NOT_RECORDED, run_command
 from search.results import Search, open_search
-from search.tracking.artifacts import add_artifact
+from search.tracking.artifacts import add_artifact, has_store
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,12 +63,20 @@ def _main(options: argparse.Namespace) -> int:
     file = options.to or search.folder / "report.html"
     file.write_text(html(make_page(search, table, lambda part: print(f"computing {part} …", flush=True))), encoding="utf-8")
     print(f"report    {file}")
-    fault = add_artifact(tracking_uri(search), search.name, search.plan.id, file)
+    fault = _log(search, file)
     if fault is None:
-        print("mlflow    the report is an artifact of the search's run")
+        print("mlflow    the report is an artifact of the search's run, and of its tests'")
         return DONE
     print(f"mlflow    {fault}", file=sys.stderr)
-    return NOT_RECORDED
+    return NOT_RECORDED if has_store(tracking_uri(search)) else DONE  # a search that was copied without its store lacks nothing
+
+
+def _log(search: Search, file: Path) -> str | None:
+    """Add the page to the MLflow runs of the search and of its tests.  Return a sentence if that is impossible now."""
+    uri = tracking_uri(search)
+    tests = ["-".join([search.name, *folder.relative_to(search.folder).parts]) for folder in sections.test_folders(search)]
+    faults = [add_artifact(uri, search.name, search.plan.id, file), *(add_artifact(uri, name, None, file) for name in tests)]
+    return next(filter(None, faults), None)
 
 
 def make_page(search: Search, table: Table, say: Callable[[str], None] = lambda _: None) -> Page:

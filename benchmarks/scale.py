@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from analysis import report as analysis_report
 from analysis import runs as analysis_runs
 from minbert_core.settings.yaml import dump_yaml
 from minbert_core.train.folder import read_records, state_file
@@ -174,7 +175,9 @@ def main(arguments: list[str] | None = None) -> int:
         resume = _seconds(lambda: Driver(folder, space, options.trials))
         status = _seconds(lambda: show_status(folder, "", ""))
         compared = _seconds(lambda: analysis_runs.main(["scale", "--runs", place]))
-        print(f"seconds with {options.trials} trials: restore {resume:.2f}, --status {status:.2f}, runs.py {compared:.2f}")
+        reported = _seconds(lambda: analysis_report.main(["scale", "--runs", place]))
+        figures = f"restore {resume:.2f}, --status {status:.2f}, runs.py {compared:.2f}, report.py {reported:.2f}"
+        print(f"seconds with {options.trials} trials: {figures}")
     return 0
 
 

@@ -18,10 +18,10 @@ from search.study.trials import ranked
 
 
 def best_sentence(search: Search, objective: str) -> str:
-    """Name the best trial, its score and its parameters; "" before the first evaluation."""
+    """Name the best trial, its score and its parameters."""
     first = next(iter(ranked(search.trials)), None)
     if first is None:
-        return ""
+        return "No trial has a score: all that were evaluated have failed."
     examples = f"after {first.best['examples']:,} examples"
     return f"Best on dev: trial {first.number:03d}, {objective} {short(first.score)} {examples}, with {describe(first.params)}."
 

@@ -44,8 +44,21 @@ HOVER = {
 
 def chart(rows: Sequence[Mapping[str, Any]], layer: Sequence[Spec], height: int = HEIGHT, **more: Any) -> Spec:
     """Build a drawing as wide as its place on the page."""
+    for encoding in (of["encoding"] for of in layer if "data" not in of):
+        _widen(encoding, rows)
     size = {"width": "container", "height": height, "autosize": {"type": "fit-x", "contains": "padding"}}
     return {"data": {"values": list(rows)}, **size, "layer": list(layer), **more}
+
+
+def _widen(encoding: Spec, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Give an axis on which all values are equal a range around them; Vega would label it 0."""
+    for channel in ("x", "y"):
+        of = encoding.get(channel, {})
+        values = {row.get(of.get("field")) for row in rows}
+        if of.get("type") == "quantitative" and "domain" not in (of.get("scale") or {}) and len(values) == 1:
+            value = float(values.pop() or 0)
+            ends = [value / 2, value * 2] if of["scale"].get("type") == "log" else [value - 0.05, value + 0.05]
+            encoding[channel] = of | {"scale": of["scale"] | {"domain": sorted(ends), "nice": False}}
 
 
 def x(name: str, title: str, **more: Any) -> Spec:

@@ -58,8 +58,8 @@ def parallel(table: Table, groups: dict[int, str], names: Sequence[str], title: 
         *_labels(axes, across, up),
     ]  # fmt: skip
     return Figure(
-        f"Every trial as a line through its parameters and scores, coloured by {title}" if title else
-        "Every trial as a line through its parameters and scores",
+        f"Every trial as a line through its parameters and its score ({unit('score', facts.objective, facts.metrics)})"
+        + (f", coloured by {title}" if title else ""),
         [Panel(chart(rows, layer, HEIGHT))],
         _numbers(table, facts),
         "Lines that pass at “none” belong to branches without that parameter, or to trials that were stopped before that rung. "
@@ -73,12 +73,11 @@ def _axes(table: Table, facts: Facts) -> list[Axis]:
     differing = [of for of in facts.parameters.values() if len({t.params.get(of.path) for t in table.trials}) > 1]
     names = short_names(of.path for of in differing)
     made = [_of_parameter(of, names[of.path], table.trials) for of in sorted(differing, key=lambda of: not of.labels)]
-    score = unit("score", facts.objective, facts.metrics).removesuffix(" on dev")
     rungs = dict.fromkeys((min(t.evaluations[0]["rung"] for t in table.trials if t.evaluations), last_rung(table.trials)))
     for rung in rungs:
         known = {t.number: value for t in table.trials if (value := t.at(rung)) is not None and math.isfinite(value)}
         if known:
-            made.append(_of_numbers(f"{score}, rung {rung}", known, short, is_log=False))
+            made.append(_of_numbers(f"score, rung {rung}", known, short, is_log=False))
     return made
 
 

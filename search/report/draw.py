@@ -12,7 +12,8 @@ from rich.text import Text
 
 from minbert_core.terminal import Screen
 
-OPTIONAL = ("last", "ex/s", "mean", "norm", "passes per example", "GPU-min", "minutes")  # columns, the least needed first
+OPTIONAL = ("last", "ex/s", "mean", "norm", "passes per example", "GPU-min", "minutes", "status")  # the least needed first
+ORDINARY = {"completed", "stopped"}  # statuses that the rung tells too
 FOLDED = 24  # characters that the last column needs, whose text is folded
 GAP = 2  # characters between columns
 
@@ -34,7 +35,7 @@ def show(lines: list[str]) -> None:
 
 def _table(rows: list[list[str]], width: int) -> Table:
     rows = _fitting(rows, width)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, GAP, 0, 0), show_edge=False, header_style="dim")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, GAP - 1, 0, 0), show_edge=False, header_style="dim")
     for i, name in enumerate(rows[0]):
         is_last = i == len(rows[0]) - 1
         table.add_column(name, no_wrap=not is_last, overflow="fold")
@@ -48,8 +49,8 @@ def _fitting(rows: list[list[str]], width: int) -> list[list[str]]:
     for name in OPTIONAL:
         if _needed(rows) <= width:
             break
-        if name in rows[0][:-1]:
-            i = rows[0].index(name)
+        i = rows[0].index(name) if name in rows[0] else None
+        if i is not None and (name != "status" or {row[i] for row in rows[1:]} <= ORDINARY):
             rows = [[*row[:i], *row[i + 1 :]] for row in rows]
     return rows
 

@@ -9,9 +9,14 @@ from search.tracking.faults import reason_of
 from search.tracking.store import SERVER, database_of, quieten_mlflow
 
 
+def has_store(uri: str) -> bool:
+    """Return whether there is a store at an address; a server is taken for one."""
+    return uri.startswith(SERVER) or database_of(uri).exists()
+
+
 def add_artifact(uri: str, name: str, search_id: str | None, file: Path) -> str | None:
     """Log a file as an artifact of the newest run of the search `name`.  Return a sentence if that is impossible now."""
-    if not uri.startswith(SERVER) and not database_of(uri).exists():
+    if not has_store(uri):
         return f"There is no {database_of(uri)}, so the search's run has no {file.name}."
     quieten_mlflow()
     from mlflow import MlflowClient
