@@ -128,7 +128,7 @@ def cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def blocks(lines: Iterable[str], width: int = COLUMNS) -> list[Block]:
+def blocks(lines: Iterable[str], width: float = COLUMNS) -> list[Block]:
     """Turn printed lines into blocks: Markdown tables, lists of `- ` items, and paragraphs. width: that of folded lines."""
     made: list[Block] = []
     for kind, group in itertools.groupby(_unfolded(lines, width), _kind):
@@ -145,7 +145,7 @@ def _kind(line: str) -> str:
     return "row" if line.startswith("|") else "item" if line.startswith("- ") else "sentence"
 
 
-def _unfolded(lines: Iterable[str], width: int) -> Iterator[str]:
+def _unfolded(lines: Iterable[str], width: float) -> Iterator[str]:
     """Undo the folding of lines: one was folded if it is indented, or if its first word had no room on the line before."""
     whole, before = "", ""
     for line in lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from analysis import compare, curves, importance
@@ -14,7 +15,6 @@ from analysis.page.figures import Drawn
 from analysis.page.parallel import parallel
 from analysis.rungs import last_rung
 from analysis.table import Parameter, Table
-from analysis.test_table import WIDTH
 from minbert_core.train.folder import read_records
 from search.plan.folder import PRETRAINING
 from search.report.answer import answer_lines
@@ -90,7 +90,8 @@ def tests(search: Search) -> Section:
     made: list[Block] = []
     for folder in test_folders(search):
         text, _, _ = (folder / "table.md").read_text(encoding="utf-8").partition("\nPrediction files")
-        made += [Heading(f"{search.name}/{folder.relative_to(search.folder)}"), *blocks(text.splitlines(), WIDTH)]
+        made.append(Heading(f"{search.name}/{folder.relative_to(search.folder)}"))
+        made += blocks(text.splitlines(), math.inf)  # its folded lines are indented
         if (folder / "figure.svg").exists():
             made.append(
                 Picture((folder / "figure.svg").read_bytes(), "Claimed scores, and those of fresh seeds on dev and test")
