@@ -92,7 +92,7 @@ def _seeds(selection: Selection, results: Results) -> str:
     if not selection.seeds:
         return "One seed: the weights that the search kept."
     fewer = {number: len(of["dev"]["score"].values) for number, of in results.configurations.items()}
-    left_out = [f"{number:03d}: {found}" for number, found in fewer.items() if found < len(selection.seeds)]
+    left_out = [f"{selection.name(number)}: {found}" for number, found in fewer.items() if found < len(selection.seeds)]
     but = f" (the others failed; {', '.join(left_out)})" if left_out else ""
     if len(selection.seeds) == 1:
         return f"One fresh seed each{but}."
