@@ -37,8 +37,11 @@ def read_contenders(files: Sequence[Path], like: TrialConfig, relocated: Mapping
 
 
 def _read(file: Path, like: TrialConfig, relocated: Mapping[str, str], number: int) -> TrialResult:
-    config = read(file, _inherited(file, like))
-    _check(file, config, like, relocated)
+    document, _ = read_yaml(file)
+    given = document if isinstance(document, dict) else {}
+    _check_data(file, given.get("data", like.data), like, relocated)
+    config = read(file, _inherited(given, like))
+    _check_tasks(file, config, like)
     encoder = config.encoder.checkpoint
     if encoder != like.encoder.checkpoint:
         encoder = local_encoder(encoder)
@@ -49,10 +52,8 @@ def _read(file: Path, like: TrialConfig, relocated: Mapping[str, str], number: i
     )
 
 
-def _inherited(file: Path, like: TrialConfig) -> list[str]:
+def _inherited(given: Mapping[str, Any], like: TrialConfig) -> list[str]:
     """Return the settings that a file leaves to the search, as `--set` writes them."""
-    document, _ = read_yaml(file)
-    given: dict[str, Any] = document if isinstance(document, dict) else {}
     written = as_written(like)
     found = {key: written[key] for key in SHARED if key not in given and key in written}
     own = given.get("encoder")
@@ -61,13 +62,16 @@ def _inherited(file: Path, like: TrialConfig) -> list[str]:
     return [f"{path}={json.dumps(value)}" for path, value in found.items()]
 
 
-def _check(file: Path, config: TrialConfig, like: TrialConfig, relocated: Mapping[str, str]) -> None:
-    """Raise ValueError if a contender does not answer the rows that the search's configurations answer."""
-    if not {_place(config.data)} <= {_place(like.data), _place(relocated.get(like.data, like.data))}:
+def _check_data(file: Path, data: object, like: TrialConfig, relocated: Mapping[str, str]) -> None:
+    """Raise ValueError if a file names other data than the search's."""
+    if _place(str(data)) not in {_place(like.data), _place(relocated.get(like.data, like.data))}:
         raise ValueError(
-            f"{file}: all models must answer the same rows, so `data` must be the search's, {like.data}. Got {config.data}. "
-            "Omit it."
+            f"{file}: all models must answer the same rows, so `data` must be the search's, {like.data}. Got {data}. Omit it."
         )
+
+
+def _check_tasks(file: Path, config: TrialConfig, like: TrialConfig) -> None:
+    """Raise ValueError if a contender lacks a task of the search, or declares it otherwise."""
     other = [name for name in like.train_on if _task(config, name) != _task(like, name)]
     if other:
         raise ValueError(

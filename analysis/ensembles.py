@@ -110,7 +110,7 @@ def jackknife_logits(logits: Mapping[Job, Logits]) -> dict[int, Logits]:
 
 
 def _mean(logits: Sequence[Logits]) -> Logits:
-    return {key: np.mean([of[key] for of in logits], axis=0, dtype=np.float64).astype(np.float32) for key in logits[0]}
+    return {key: np.stack([of[key] for of in logits]).mean(axis=0, dtype=np.float64).astype(np.float32) for key in logits[0]}
 
 
 def jackknifed(scores: Scores) -> Scores:

@@ -175,7 +175,7 @@ def places(answers: Answers) -> Floats:
 def errors(answers: Answers) -> Floats:
     """Return the error of each row: 1 where a class is wrong, else 0; of a value, its place on the line minus the label."""
     if answers.is_regression:
-        return places(answers) - answers.labels_B
+        return np.asarray(places(answers) - answers.labels_B)
     return (answers.answers_B != answers.labels_B).astype(np.float64)
 
 
