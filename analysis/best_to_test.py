@@ -208,7 +208,7 @@ def _report(
     lines = report_lines(selection, results, failed)
     lines += ensemble_lines(selection, ensembled) + overlap_lines(selection, results, overlapping)
     lines += write_predictions(config, results, logits, splits, folder / "predictions", ensembled)
-    (folder / "table.tex").write_text(table_tex(selection, results), encoding="utf-8")
+    (folder / "table.tex").write_text(table_tex(selection, results, ensembled), encoding="utf-8")
     figures = ", ".join(path.name for path in write_figure(selection, results, folder))
     lines += ["", f"For a report, in {folder}: table.tex (booktabs; holds a caption as a comment), {figures}"]
     (folder / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -28,7 +28,8 @@ def ensemble_lines(selection: Selection, ensembles: Sequence[Ensemble]) -> list[
     several = len(selection.seeds) > 1
     covers = "rows and seeds (jackknife)" if several else "rows, not seeds"
     lines = [f"An ensemble averages the logits of its models. 95 % intervals over {covers}."]
-    lines += [_difference(selection, of, split) for of in ensembles for split in reversed(SPLITS) if split in of.differences]
+    split = next(split for split in reversed(SPLITS) if split in ensembles[0].measured)
+    lines += [_difference(selection, of, split) for of in ensembles if split in of.differences]
     return [*markdown(rows), "", *(row for line in lines for row in wrapped(line)), ""]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from analysis.ensembles import Ensemble
+from analysis.report import wrapped
 from analysis.results import Logits, Results, Splits
 from analysis.retrain import Job
 from minbert_core.config import TrialConfig
@@ -42,7 +43,7 @@ def write_predictions(
         "",
         *(f"- {path} ({size} rows)" for path, size in files),
         *(f"- none of {name} on test: it names no test file" for name in config.train_on if (name, "test") not in splits),
-        f"- the same of each model, in {counted(len(others), 'folder')} of {folder}{ensembled}",
+        *wrapped(f"- the same of each model, in {counted(len(others), 'folder')} of {folder}{ensembled}"),
     ]
 
 
