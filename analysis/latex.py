@@ -38,8 +38,8 @@ METRICS = {
 def table_tex(selection: Selection, results: Results, ensembles: Sequence[Ensemble] = ()) -> str:
     r"""Build the text of table.tex. To \input it, a document needs \usepackage{booktabs}, nothing else.
 
-    One block per split, test first if it has labels; ensembles follow the configurations. The best objective of a block is bold if its configuration beats the
-    reference there, by `Comparison.verdict`; else nothing is bold.
+    One block per split, test first if it has labels; ensembles follow the configurations. The best objective of a block is bold
+    if its configuration beats the reference there, by `Comparison.verdict`; else nothing is bold.
     """
     config = selection.config
     columns = columns_of(config)

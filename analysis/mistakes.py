@@ -176,7 +176,7 @@ def errors(answers: Answers) -> Floats:
     """Return the error of each row: 1 where a class is wrong, else 0; of a value, its place on the line minus the label."""
     if answers.is_regression:
         return np.asarray(places(answers) - answers.labels_B)
-    return (answers.answers_B != answers.labels_B).astype(np.float64)
+    return np.asarray(answers.answers_B != answers.labels_B, dtype=np.float64)
 
 
 def by_label(answers: Answers, num_bins: int = 5) -> list[Group]:
