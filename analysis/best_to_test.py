@@ -68,6 +68,7 @@ from minbert_core.words import counted
 from search.plan.folder import lock, read_plan, write_plan
 from search.plan.relocated import find_relocated, moved, relocated_config
 from search.plan.resources import Resources, find_resources
+from search.report.draw import show
 from search.results import Search
 from search.study.engine import start_ray
 from search.tracking.runs import Runs
@@ -158,7 +159,7 @@ def _run(selection: Selection, resources: Resources, shows_report: bool) -> int:
         tracker.close("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
         raise
     if shows_report:
-        print("\n".join(["", *lines]))
+        show(["", *lines])
     if not tracker.close("FINISHED"):
         print(f"MLflow: {tracker.error} The table is in {selection.folder / 'table.md'}.", file=sys.stderr)
     if shows_report:

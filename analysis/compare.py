@@ -36,10 +36,11 @@ from analysis.groups import (
 )
 from analysis.intervals import CONFIDENCE, holm
 from analysis.pareto import Effect, Point, effects, front
-from analysis.printing import folded, joined, show, span
+from analysis.printing import folded, joined, span
 from analysis.sources import check_rung, read_sources, sources_parser, write_figures
 from analysis.table import Table
 from minbert_core.commands import DONE, run_command
+from search.report.draw import show
 from search.report.words import markdown, short, short_names
 
 MOST = 12  # rows of the table of tasks' disagreements

@@ -16,12 +16,13 @@ if not __package__:  # run as a file: Python put analysis/ on the path, where th
 from analysis.anova import first_rung
 from analysis.conflicts import Conflict, conflicts
 from analysis.curve_plots import draw_conflicts, draw_correlations, draw_curves, draw_losses
-from analysis.printing import folded, joined, show, span
+from analysis.printing import folded, joined, span
 from analysis.rungs import MIN_TRIALS, RankCorrelation, Stop, rank_correlations, stops
 from analysis.sources import heading, read_one_search, sources_parser, write_figures
 from analysis.table import Table
 from minbert_core.commands import DONE, run_command
 from minbert_core.words import counted, duration
+from search.report.draw import show
 from search.report.words import markdown, short
 
 HALF = 0.5  # a rung whose rank correlation is certainly above it is called right, below it wrong: a convention of ours

@@ -26,11 +26,11 @@ from analysis.error_plots import draw_all, draw_disagreement
 from analysis.error_report import dispute_lines, task_lines
 from analysis.mistakes import BINS, example, severity
 from analysis.plots import Plot
-from analysis.printing import show
 from analysis.sources import add_figures, command_parser, write_figures
 from minbert_core.commands import DONE, run_command
 from minbert_core.terminal import show_progress
 from search.options import positive
+from search.report.draw import show
 
 WORST = 5
 ROWS = "answers.csv"

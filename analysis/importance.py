@@ -19,11 +19,12 @@ if not __package__:  # run as a file: Python put analysis/ on the path, where th
 from analysis.anova import ALL, LEVEL, MIN_TRIALS, Explained, Sample, branches, fanova, first_rung, ped_anova, sample
 from analysis.forest import Interaction, strongest_interaction
 from analysis.importance_plots import draw_marginals, draw_shares
-from analysis.printing import folded, joined, show, span
+from analysis.printing import folded, joined, span
 from analysis.sources import check_rung, heading, read_one_search, sources_parser, write_figures
 from analysis.table import Facts, Table
 from minbert_core.commands import DONE, run_command
 from minbert_core.words import did_you_mean
+from search.report.draw import show
 from search.report.words import markdown, short, short_names
 
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from analysis.ensembles import Ensemble
-from analysis.report import wrapped
 from analysis.results import Logits, Results, Splits
 from analysis.retrain import Job
+from analysis.test_table import wrapped
 from minbert_core.config import TrialConfig
 from minbert_core.evaluate import check_submission, prediction_text
 from minbert_core.model import predictions

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from analysis.printing import folded, show
+from analysis.printing import folded
 from analysis.sources import add_runs, command_parser
 from analysis.table import NESTED, long_table, tabulate
 from minbert_core.commands import DONE, drop_output, run_command
