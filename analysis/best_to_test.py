@@ -2,12 +2,13 @@
 
     python analysis/best_to_test.py --search smart --top 3 --seeds 5
     python analysis/best_to_test.py --search smart --per smoothness --seeds 5
+    python analysis/best_to_test.py --search smart --config mine.yaml
 
     rank within the fullest rung -> selection.json (frozen) -> retrain each over seeds -> ledger -> TEST -> table, files
 
 The first command tests the best configurations overall. The second answers the question of the space: it tests the best
-configuration of each branch of a choice, and compares it with the best of the plain branch. Models that both commands need are
-trained once.
+configuration of each branch of a choice, and compares it with the best of the plain branch. The third adds a configuration of
+your own. Models that several commands need are trained once.
 
 Models are chosen on dev; the test split only reports. The selection is on disk before a test file is opened, and each opening
 is a line in the ledger. The table shows how many configurations were tried and which scores the search had claimed for the
@@ -34,12 +35,18 @@ if not __package__:  # run as a file: Python put analysis/ on the path, where th
 import numpy as np
 
 from analysis.branches import ask
+from analysis.contenders import read_contenders
+from analysis.ensemble_report import ensemble_lines, overlap_lines
+from analysis.ensembles import ensembles
 from analysis.figure import write_figure
 from analysis.jobs import Records, make_jobs, say, train_jobs
 from analysis.latex import table_tex
+from analysis.overlap import Seen, overlaps, seen_rows
+from analysis.prediction_files import write_predictions
 from analysis.preview import preview_lines
 from analysis.results import Logits, Splits, document, measure
 from analysis.retrain import Job, answer
+from analysis.retrain_options import best_to_test_parser, check_together
 from analysis.selection import (
     Selection,
     choose_baseline,
@@ -49,18 +56,19 @@ from analysis.selection import (
     fresh_seeds,
 )
 from analysis.test_split import open_test_splits
-from analysis.test_table import report_lines, write_predictions
+from analysis.test_table import report_lines
 from analysis.tracking import new_tracker, run_number, track_job, track_results, tracking_uri
 from minbert_core.clock import now_ms
 from minbert_core.commands import DONE, FAILED, run_command
 from minbert_core.config import TrialConfig
 from minbert_core.data.corpus import missing_test_files
+from minbert_core.files import user_path
 from minbert_core.inputs import data_folder, open_inputs
 from minbert_core.words import counted
-from search.options import gpus, positive, share
 from search.plan.folder import lock, read_plan, write_plan
 from search.plan.relocated import find_relocated, moved, relocated_config
 from search.plan.resources import Resources, find_resources
+from search.report.draw import show
 from search.results import Search
 from search.study.engine import start_ray
 from search.tracking.runs import Runs
@@ -71,39 +79,11 @@ from search.tracking.tracker import Tracker
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     interrupted = "\nInterrupted. Rerun the same command to resume; trained models are kept."
-    return run_command(_parser(), arguments, _main, writes="runs", interrupted=interrupted)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python analysis/best_to_test.py",
-        usage="python analysis/best_to_test.py [--search NAME] [options]",
-        description="Retrain a search's best configurations over fresh seeds, then test them.",
-        epilog="examples:\n  python analysis/best_to_test.py --search smart --top 2 --gpus 4\n"
-        "  python analysis/best_to_test.py --search smart --per smoothness --seeds 5",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-    )
-    group = parser.add_argument_group("options")
-    group.add_argument("--search", metavar="NAME", help="default: the newest finished one that is not toy")
-    group.add_argument("--top", type=positive, metavar="K", help="best configurations to test (default 3)")
-    group.add_argument("--per", metavar="CHOICE", help="test the best of each branch of a choice instead: smoothness")
-    group.add_argument("--seeds", type=positive, default=3, metavar="N", help="fresh seeds per configuration (default 3)")
-    group.add_argument("--no-retrain", action="store_true", help="test the weights that the search kept, one seed each")
-    group.add_argument("--no-baseline", action="store_true", help="leave out the space's baseline")
-    group.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
-    group.add_argument("--data", metavar="DIR", help="the search's data folder, if it was moved")
-    group.add_argument("--encoder", metavar="NAME", help="its encoder's folder, if it was moved")
-    group.add_argument("--gpus", type=gpus, default="auto", metavar="N|auto", help="GPUs to use; auto (default): all free ones")
-    group.add_argument("--gpus-per-trial", type=share, metavar="X", help="share of a GPU that a model takes (default 1)")
-    group.add_argument("--cpus-per-trial", type=positive, metavar="N", help="CPU cores per model (default: as in the search)")
-    group.add_argument("--dry-run", action="store_true", help="print the plan; open and start nothing")
-    group.add_argument("-h", "--help", action="help", help="print this")
-    return parser
+    return run_command(best_to_test_parser(), arguments, _main, writes="runs", interrupted=interrupted)
 
 
 def _main(options: argparse.Namespace) -> int:
-    _check_options(options)
+    check_together(options)
     runs = options.runs.absolute()
     search = choose_search(options.search, runs, lambda sentence: print(f"search    {sentence}"))
     selection, about_baseline = _select(search, options)
@@ -121,17 +101,6 @@ def _main(options: argparse.Namespace) -> int:
     return run(selection, resources)
 
 
-def _check_options(options: argparse.Namespace) -> None:
-    """Raise ValueError if two options contradict each other."""
-    if options.per is not None and options.top is not None:
-        raise ValueError("--per tests one configuration per branch, so --top has no meaning with it. Omit one of the two.")
-    if options.per is not None and options.no_retrain:
-        raise ValueError(
-            "--per compares over fresh seeds, but --no-retrain has one seed and only the weights that the search kept. "
-            "Omit one of the two."
-        )
-
-
 def _select(search: Search, options: argparse.Namespace) -> tuple[Selection, str]:
     """Build the selection that the options ask for; return it with a sentence about its baseline."""
     question = ask(search, options.per.replace(".", "/")) if options.per is not None else None
@@ -142,8 +111,10 @@ def _select(search: Search, options: argparse.Namespace) -> tuple[Selection, str
     elif not options.no_baseline:
         baseline, about_baseline = choose_baseline(search, finalists, options.no_retrain)
     seeds = [] if options.no_retrain else fresh_seeds(options.seeds)
-    relocated = find_relocated(search.plan, finalists[0].config(), options.data, options.encoder)
-    return Selection(search, finalists, baseline, seeds, relocated, question), about_baseline
+    config = finalists[0].config()
+    relocated = find_relocated(search.plan, config, options.data, options.encoder)
+    contenders = read_contenders([user_path(file) for file in options.config], config, relocated)
+    return Selection(search, finalists, baseline, seeds, relocated, question, contenders), about_baseline
 
 
 def check_test_files(config: TrialConfig) -> None:
@@ -178,17 +149,17 @@ def _run(selection: Selection, resources: Resources, shows_report: bool) -> int:
     tracker = new_tracker(selection)
     tracker.start()
     try:
-        failures, logits, splits = _train_and_answer(selection, jobs, resources, sha, tracker)
+        failures, logits, splits, seen = _train_and_answer(selection, jobs, resources, sha, tracker)
         if not logits:
             print("No model could be trained; no test file was opened.", file=sys.stderr)
             tracker.close("FAILED")
             return FAILED
-        lines = _report(selection, sha, failures, logits, splits, tracker)
+        lines = _report(selection, sha, failures, logits, splits, seen, tracker)
     except BaseException as error:
         tracker.close("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
         raise
     if shows_report:
-        print("\n".join(["", *lines]))
+        show(["", *lines])
     if not tracker.close("FINISHED"):
         print(f"MLflow: {tracker.error} The table is in {selection.folder / 'table.md'}.", file=sys.stderr)
     if shows_report:
@@ -198,8 +169,11 @@ def _run(selection: Selection, resources: Resources, shows_report: bool) -> int:
 
 def _train_and_answer(
     selection: Selection, jobs: list[Job], resources: Resources, sha: str, tracker: Tracker
-) -> tuple[dict[Job, str], dict[Job, Logits], Splits]:
-    """Train the models that are not yet trained, then run all on dev and test; return failures, logits and splits."""
+) -> tuple[dict[Job, str], dict[Job, Logits], Splits, Seen]:
+    """Train the models that are not yet trained, then run all on dev and test.
+
+    Return failures, logits, splits, and the rows of the splits that occur in train.
+    """
     for job in jobs:
         track_job(tracker, job, next(trial.params for trial in selection.trials if trial.number == job.number))
 
@@ -211,23 +185,31 @@ def _train_and_answer(
         for job, reason in failures.items():
             tracker.submit(Runs.trial_ended, run_number(job), "FAILED", reason, now_ms())
         models = [job for job in jobs if job not in failures]
-        logits, splits = _open_test(selection, models, resources, sha) if models else ({}, {})
-    return failures, logits, splits
+        logits, splits, seen = _open_test(selection, models, resources, sha) if models else ({}, {}, {})
+    return failures, logits, splits, seen
 
 
 def _report(
-    selection: Selection, sha: str, failures: dict[Job, str], logits: dict[Job, Logits], splits: Splits, tracker: Tracker
+    selection: Selection,
+    sha: str,
+    failures: dict[Job, str],
+    logits: dict[Job, Logits],
+    splits: Splits,
+    seen: Seen,
+    tracker: Tracker,
 ) -> list[str]:
     """Write results.json, the prediction files, the table and the figure, and log to MLflow; return the lines of table.md."""
     folder, config = selection.folder, selection.config
     results = measure(selection, logits, splits)
+    ensembled, overlapping = ensembles(selection, results, logits, splits), overlaps(selection, logits, splits, seen)
     failed = {job.name: reason for job, reason in failures.items()}
-    (folder / "results.json").write_text(
-        json.dumps(document(selection, sha, results, failed), indent=1) + "\n", encoding="utf-8"
-    )
+    written = document(selection, sha, results, failed)
+    written |= {"ensembles": [of.document() for of in ensembled], "seen_in_train": [of.document() for of in overlapping]}
+    (folder / "results.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     lines = report_lines(selection, results, failed)
-    lines += write_predictions(config, results, logits[results.chosen], splits, folder / "predictions")
-    (folder / "table.tex").write_text(table_tex(selection, results), encoding="utf-8")
+    lines += ensemble_lines(selection, ensembled) + overlap_lines(selection, results, overlapping)
+    lines += write_predictions(config, results, logits, splits, folder / "predictions", ensembled)
+    (folder / "table.tex").write_text(table_tex(selection, results, ensembled), encoding="utf-8")
     figures = ", ".join(path.name for path in write_figure(selection, results, folder))
     lines += ["", f"For a report, in {folder}: table.tex (booktabs; holds a caption as a comment), {figures}"]
     (folder / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -250,8 +232,13 @@ def _ray(resources: Resources) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _open_test(selection: Selection, models: list[Job], resources: Resources, sha: str) -> tuple[dict[Job, Logits], Splits]:
-    """Open the test split, once, and run every model on dev and test; return their logits, and both splits."""
+def _open_test(
+    selection: Selection, models: list[Job], resources: Resources, sha: str
+) -> tuple[dict[Job, Logits], Splits, Seen]:
+    """Open the test split, once, and run every model on dev and test.
+
+    Return their logits, both splits, and the rows of the splits that occur in train.
+    """
     import ray
 
     config = selection.config
@@ -275,7 +262,7 @@ def _open_test(selection: Selection, models: list[Job], resources: Resources, sh
     logits: dict[Job, Logits] = {
         job: {key: np.load(out / f"{key[0]}-{key[1]}.npy") for key in splits} for job, out in outs.items()
     }
-    return logits, splits
+    return logits, splits, {key: seen_rows(split, inputs.train[key[0]]) for key, split in splits.items()}
 
 
 if __name__ == "__main__":

@@ -36,9 +36,11 @@ from analysis.groups import (
 )
 from analysis.intervals import CONFIDENCE, holm
 from analysis.pareto import Effect, Point, effects, front
-from analysis.sources import check_rung, folded, read_sources, sources_parser, write_figures
+from analysis.printing import folded, joined, span
+from analysis.sources import check_rung, read_sources, sources_parser, write_figures
 from analysis.table import Table
 from minbert_core.commands import DONE, run_command
+from search.report.draw import show
 from search.report.words import markdown, short, short_names
 
 MOST = 12  # rows of the table of tasks' disagreements
@@ -90,7 +92,7 @@ def _main(options: argparse.Namespace) -> int:
         raise ValueError("`--by` and `--trials` both say what the groups are. Give one of them.")
     groups = pick(table, options.trials) if options.trials else group_by(table, options.by)
     found = comparison(table, groups, options.rung, options.by)
-    print("\n".join(report(found)))
+    show(report(found))
     plots = [draw_distributions(table, groups, found.rung), draw_budgets(table, groups, found.rung)]
     plots += [draw_front(table, groups, found.points)] if len(table.tasks) > 1 and found.points else []
     print("\n".join(write_figures(plots, options)))
@@ -123,16 +125,17 @@ def report(found: Comparison) -> list[str]:
     notes = [row for note in found.table.notes() for row in folded(note)]
     reference = found.groups[0].name
     rung = f"at rung {found.rung}"
-    paragraphs = [
-        notes,
-        [*folded(heading(found)), *distribution_lines(found)],
-        [f"Minus {reference} {rung}: pairs of trials that are alike in all else", *difference_lines(found)],
-        ["Best score to expect, each group with the same budget", *budget_lines(found)],
-        front_lines(found),
-        effect_lines(found),
-        folded(RULES),
-    ]
-    return [line for paragraph in paragraphs if paragraph for line in [*paragraph, ""]]
+    return joined(
+        [
+            notes,
+            [*folded(heading(found)), *distribution_lines(found)],
+            [f"Minus {reference} {rung}: pairs of trials that are alike in all else", *difference_lines(found)],
+            ["Best score to expect, each group with the same budget", *budget_lines(found)],
+            front_lines(found),
+            effect_lines(found),
+            folded(RULES),
+        ]
+    )
 
 
 RULES = (
@@ -165,9 +168,9 @@ def distribution_lines(found: Comparison) -> list[str]:
         if not values.size:
             rows.append([group.name, "0", *[""] * 4])
             continue
-        low, middle, high = (short(float(q), digits=3) for q in np.quantile(values, [0.25, 0.5, 0.75]))
-        best = short(float(values.max()), digits=3)
-        rows.append([group.name, str(len(known)), best, middle, f"{low} to {high}", f"{np.mean(seconds):.3g}"])
+        low, middle, high = map(float, np.quantile(values, [0.25, 0.5, 0.75]))
+        best, median = (short(value, digits=3) for value in (float(values.max()), middle))
+        rows.append([group.name, str(len(known)), best, median, span(low, high), f"{np.mean(seconds):.3g}"])
     return markdown(rows)
 
 
@@ -175,7 +178,7 @@ def difference_lines(found: Comparison) -> list[str]:
     """Format a row per group and target: its difference from the first group."""
     rows = [["group", "target", "pairs", "difference", "95 %", "p", "verdict"]]
     for pair, p in zip(found.pairs, found.corrected, strict=True):
-        interval = "" if pair.low is None or pair.high is None else f"{_signed(pair.low)} to {_signed(pair.high)}"
+        interval = "" if pair.low is None or pair.high is None else span(pair.low, pair.high, "+")
         figures = [str(pair.size), _signed(pair.mean), interval, "" if p is None else short(p, digits=3)]
         rows.append([pair.group, pair.target, *figures, verdict(pair, p)])
     return markdown(rows)
@@ -207,7 +210,7 @@ def budget_lines(found: Comparison) -> list[str]:
 
 
 def _best(of: ExpectedBest) -> str:
-    return f"{short(of.best, digits=3)} ({short(of.low, digits=3)} to {short(of.high, digits=3)})"
+    return f"{short(of.best, digits=3)} ({span(of.low, of.high)})"
 
 
 def front_lines(found: Comparison) -> list[str]:

@@ -11,15 +11,12 @@ import numpy as np
 from analysis.groups import Group, expected_best
 from analysis.pareto import Point
 from analysis.plots import COLOURS, GREY, MARKS, Plot, label, legend, panels, unit
-from analysis.table import Facts, Table
+from analysis.sources import facts_of
+from analysis.table import Table
 from search.space.domains import GOLDEN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-def _facts(table: Table) -> Facts:
-    return next(iter(table.searches.values()))
 
 
 def _title(table: Table) -> str:
@@ -28,7 +25,7 @@ def _title(table: Table) -> str:
 
 def draw_distributions(table: Table, groups: Sequence[Group], rung: int) -> Plot:
     """Draw a panel per target: the trials of each group as points, quartiles as a box."""
-    facts = _facts(table)
+    facts = facts_of(table)
     title = f"{_title(table)}: how the groups' trials score at rung {rung}, after equal examples"
     figure, axes = panels(title, len(table.targets), 2, 0.8 + 0.34 * len(groups))
     for each, target in zip(axes, table.targets, strict=True):
@@ -64,7 +61,7 @@ def _strip(axes: Axes, y: int, values: np.ndarray[Any, Any]) -> None:
 
 def draw_budgets(table: Table, groups: Sequence[Group], rung: int) -> Plot:
     """Draw the best score to expect of each group over the examples and the seconds that its trials take up to the rung."""
-    facts, rows = _facts(table), budget_rows(groups, rung)
+    facts, rows = facts_of(table), budget_rows(groups, rung)
     title = f"{_title(table)}: the best score to expect of each group, by budget (trials up to rung {rung})"
     figure, axes = panels(title, 2, 2, 2.6)
     for each, measure in zip(axes, ("examples", "seconds"), strict=True):
@@ -99,7 +96,7 @@ def budget_rows(groups: Sequence[Group], rung: int) -> list[dict[str, Any]]:
 
 def draw_front(table: Table, groups: Sequence[Group], points: Sequence[Point]) -> Plot:
     """Draw a panel per pair of tasks: all trials at their best evaluation, filled where they are on the Pareto front."""
-    facts, tasks = _facts(table), table.tasks
+    facts, tasks = facts_of(table), table.tasks
     pairs = list(combinations(tasks, 2))
     title = f"{_title(table)}: where the tasks trade off; filled: on the Pareto front of {', '.join(tasks)}"
     figure, axes = panels(title, len(pairs), min(3, len(pairs)), 2.5)

@@ -10,17 +10,14 @@ import numpy as np
 from analysis.conflicts import COSINE, SHARE, pairs_of, series
 from analysis.plots import COLOURS, GREY, MARKS, Plot, label, legend, panels, unit
 from analysis.rungs import RankCorrelation, last_rung
-from analysis.table import Facts, Table, Trial
+from analysis.sources import facts_of
+from analysis.table import Table, Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NAMED = 5  # trials that reached the end, best first, which have colours and names of their own
 EXAMPLES = "examples shown"
-
-
-def _facts(table: Table) -> Facts:
-    return next(iter(table.searches.values()))
 
 
 def named_trials(table: Table) -> list[Trial]:
@@ -32,7 +29,7 @@ def named_trials(table: Table) -> list[Trial]:
 
 def draw_curves(table: Table) -> Plot:
     """Draw a panel per target: each trial's dev metric over the examples, with a cross where it was stopped."""
-    facts = _facts(table)
+    facts = facts_of(table)
     title = f"{facts.name}: learning curves on dev; grey trials were stopped or are not among the best {NAMED}"
     figure, axes = panels(title, len(table.targets), 2, 2.4)
     named = named_trials(table)
@@ -75,14 +72,14 @@ def curve_rows(table: Table) -> list[dict[str, Any]]:
 
 def draw_losses(table: Table) -> Plot:
     """Draw a panel per task: the mean training loss between two records, over the examples."""
-    facts = _facts(table)
+    facts = facts_of(table)
     title = f"{facts.name}: training losses per task, for the trials that the learning curves name"
     return _of_records(table, "losses", title, facts.tasks, lambda task: f"train/{task}_loss", "mean loss")
 
 
 def draw_conflicts(table: Table) -> Plot:
     """Draw for each pair of tasks the cosine of their gradients and the share of conflicting steps, over the examples."""
-    facts = _facts(table)
+    facts = facts_of(table)
     title = f"{facts.name}: how much the gradients of two tasks conflict; below 0 they point apart"
     prefixed = [prefix + pair for pair in pairs_of(table.trials) for prefix in (COSINE, SHARE)]
     plot = _of_records(table, "conflicts", title, prefixed, lambda key: key, "")
@@ -114,7 +111,7 @@ def _of_records(table: Table, name: str, title: str, panel_names: Sequence[str],
 
 def draw_correlations(correlations: Sequence[RankCorrelation], table: Table) -> Plot:
     """Draw a panel per recipe: Spearman's correlation of each rung with the end, per target, with intervals."""
-    facts, recipes = _facts(table), list(dict.fromkeys(of.recipe for of in correlations))
+    facts, recipes = facts_of(table), list(dict.fromkeys(of.recipe for of in correlations))
     title = f"{facts.name}: how well the order of the trials at a rung predicts that at a later one"
     figure, axes = panels(title, len(recipes), 2, 2.4)
     for each, recipe in zip(axes, recipes, strict=True):

@@ -16,11 +16,13 @@ if not __package__:  # run as a file: Python put analysis/ on the path, where th
 from analysis.anova import first_rung
 from analysis.conflicts import Conflict, conflicts
 from analysis.curve_plots import draw_conflicts, draw_correlations, draw_curves, draw_losses
+from analysis.printing import folded, joined, span
 from analysis.rungs import MIN_TRIALS, RankCorrelation, Stop, rank_correlations, stops
-from analysis.sources import folded, read_sources, sources_parser, write_figures
+from analysis.sources import heading, read_one_search, sources_parser, write_figures
 from analysis.table import Table
 from minbert_core.commands import DONE, run_command
 from minbert_core.words import counted, duration
+from search.report.draw import show
 from search.report.words import markdown, short
 
 HALF = 0.5  # a rung whose rank correlation is certainly above it is called right, below it wrong: a convention of ours
@@ -52,11 +54,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _main(options: argparse.Namespace) -> int:
-    table = read_sources(options)
-    if len(table.searches) > 1:
-        raise ValueError(f"curves.py takes one search, since rungs differ. Got {', '.join(table.searches)}.")
+    table = read_one_search(options, "curves", "rungs differ")
     found = curves(table)
-    print("\n".join(report(found)))
+    show(report(found))
     plots = [draw_curves(table), draw_losses(table)]
     plots += [draw_correlations(found.correlations, table)] if any(of.spearman is not None for of in found.correlations) else []
     plots += [draw_conflicts(table)] if found.conflicts else []
@@ -74,16 +74,7 @@ def curves(table: Table) -> Curves:
 
 def report(found: Curves) -> list[str]:
     """Build the printed answer, at most 80 columns wide for names of usual length."""
-    [facts] = found.table.searches.values()
-    head = [f"{facts.name}: {facts.about or '(no question given: `about`)'}", *found.table.notes()]
-    paragraphs = [
-        [row for line in head for row in folded(line)],
-        stop_lines(found),
-        correlation_lines(found),
-        conflict_lines(found),
-        folded(RULES),
-    ]
-    return [line for paragraph in paragraphs if paragraph for line in [*paragraph, ""]]
+    return joined([heading(found.table), stop_lines(found), correlation_lines(found), conflict_lines(found), folded(RULES)])
 
 
 RULES = (
@@ -127,7 +118,7 @@ def correlation_lines(found: Curves) -> list[str]:
 def _figures(of: RankCorrelation) -> list[str]:
     if of.spearman is None or of.low is None or of.high is None or of.kendall is None:
         return ["too few" if of.num_trials < MIN_TRIALS else "all equal", "", ""]
-    return [_short(of.spearman), f"{_short(of.low)} to {_short(of.high)}", _short(of.kendall)]
+    return [_short(of.spearman), span(of.low, of.high, digits=2), _short(of.kendall)]
 
 
 def _short(value: float) -> str:
@@ -165,7 +156,10 @@ def conflict_lines(found: Curves) -> list[str]:
 
 
 def _outcome(of: Conflict) -> str:
-    return "too few" if of.outcome is None else f"{_short(of.outcome[0])} ({_short(of.outcome[1])} to {_short(of.outcome[2])})"
+    if of.outcome is None:
+        return "too few"
+    r, low, high, _ = of.outcome
+    return f"{_short(r)} ({span(low, high, digits=2)})"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Colours of Okabe & Ito 2008, which colour-blind readers can distinguish; the sha
 
 from __future__ import annotations
 
+import math
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,6 +73,8 @@ def _mark(axes: Axes, selection: Selection, results: Results, number: int, what:
     colour, shape = COLOURS[what], SHAPES[what]
     if what == "claimed":
         (claim,) = (trial.score for trial in selection.trials if trial.number == number)
+        if not math.isfinite(claim):  # a contender
+            return
         axes.plot(claim, y, shape, color=colour, markersize=5, markerfacecolor="white", label="dev, claimed by the search")
         return
     found = results.configurations[number][what]["score"]

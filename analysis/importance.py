@@ -19,10 +19,12 @@ if not __package__:  # run as a file: Python put analysis/ on the path, where th
 from analysis.anova import ALL, LEVEL, MIN_TRIALS, Explained, Sample, branches, fanova, first_rung, ped_anova, sample
 from analysis.forest import Interaction, strongest_interaction
 from analysis.importance_plots import draw_marginals, draw_shares
-from analysis.sources import check_rung, folded, read_sources, sources_parser, write_figures
+from analysis.printing import folded, joined, span
+from analysis.sources import check_rung, heading, read_one_search, sources_parser, write_figures
 from analysis.table import Facts, Table
 from minbert_core.commands import DONE, run_command
 from minbert_core.words import did_you_mean
+from search.report.draw import show
 from search.report.words import markdown, short, short_names
 
 
@@ -56,21 +58,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _main(options: argparse.Namespace) -> int:
-    table = read_sources(options)
-    if len(table.searches) > 1:
-        raise ValueError(f"importance.py takes one search, since spaces differ. Got {', '.join(table.searches)}.")
-    print("\n".join(_head(table)), flush=True)
+    table = read_one_search(options, "importance", "spaces differ")
+    show([*heading(table), ""])  # before the shuffles, which take seconds
     found = importances(table, options.rung, _targets(table, options.target))
-    print("\n".join(report(found)))
+    show(report(found))
     plots = [draw_shares(found.overall, found.facts), draw_marginals(found.samples[0], found.facts)]
     print("\n".join(write_figures(plots, options)))
     return DONE
-
-
-def _head(table: Table) -> list[str]:
-    [facts] = table.searches.values()
-    lines = [f"{facts.name}: {facts.about or '(no question given: `about`)'}", *table.notes()]
-    return [*(row for line in lines for row in folded(line)), ""]
 
 
 def _targets(table: Table, target: str | None) -> list[str]:
@@ -104,19 +98,18 @@ def importances(table: Table, rung: int | None = None, targets: Sequence[str] = 
 
 def report(found: Importances) -> list[str]:
     """Build the printed answer, at most 80 columns wide for names of usual length."""
-    names = short_names(found.facts.parameters)
-    lines: list[str] = []
-    for of in found.overall[:1]:
-        good = "what separates the best from the others (PED-ANOVA)"
-        lines += [f"{of.target} at rung {of.rung}, {of.num_trials} trials: {good}", *share_lines(of, names), ""]
-    if len(found.overall) > 1:
-        lines += [
-            "Per task: share of each parameter, * where it exceeds shuffled scores",
-            *task_lines(found.overall, names),
-            "",
+    names, first = short_names(found.facts.parameters), found.overall[0]
+    good = "what separates the best from the others (PED-ANOVA)"
+    about_tasks = "Per task: share of each parameter, * where it exceeds shuffled scores"
+    return joined(
+        [
+            [f"{first.target} at rung {first.rung}, {first.num_trials} trials: {good}", *share_lines(first, names)],
+            [about_tasks, *task_lines(found.overall, names)] if len(found.overall) > 1 else [],
+            ["Share of the variance within a group (fANOVA); the rest is interactions", *group_lines(found.within, names)],
+            folded(pair_sentence(found, names)),
+            folded(RULES),
         ]
-    lines += ["Share of the variance within a group (fANOVA); the rest is interactions", *group_lines(found.within, names), ""]
-    return [*lines, *folded(pair_sentence(found, names)), "", *folded(RULES), ""]
+    )
 
 
 RULES = (
@@ -132,12 +125,8 @@ def share_lines(of: Explained, names: dict[str, str]) -> list[str]:
     for share in of.shares:
         verdict = "matters" if share.matters else "cannot say"
         p = "" if share.p is None else short(share.p, digits=3)
-        rows.append([names[share.path], short(share.share, digits=2), _interval(share.low, share.high), p, verdict])
+        rows.append([names[share.path], short(share.share, digits=2), span(share.low, share.high, digits=2), p, verdict])
     return [*(markdown(rows) if of.shares else []), *(folded(of.doubt.capitalize() + ".") if of.doubt else [])]
-
-
-def _interval(low: float, high: float) -> str:
-    return f"{short(low, digits=2)} to {short(high, digits=2)}"
 
 
 def task_lines(overall: list[Explained], names: dict[str, str]) -> list[str]:
@@ -157,7 +146,7 @@ def group_lines(within: list[Explained], names: dict[str, str]) -> list[str]:
     """Format a row per group and target: its largest share, or the reason for none."""
     rows = [["group", "target", "trials", "largest share, 95 % interval"]]
     for of in _merged(within):
-        largest = [f"{names[s.path]} {short(s.share, digits=2)} ({_interval(s.low, s.high)})" for s in of.shares[:1]]
+        largest = [f"{names[s.path]} {short(s.share, digits=2)} ({span(s.low, s.high, digits=2)})" for s in of.shares[:1]]
         said = of.doubt.partition(":")[0] if of.doubt else ", ".join(largest)
         group = of.group if of.group == ALL else f"{names[of.group.partition('=')[0]]}={of.group.partition('=')[2]}"
         rows.append([group, of.target, str(of.num_trials), said])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from analysis.retrain import Job, make_ready, retrain
-from analysis.selection import Selection
+from analysis.selection import Selection, contender_name
 from minbert_core.config import TrialConfig
 from minbert_core.config_checks import read_config
 from minbert_core.inputs import open_inputs
@@ -32,7 +32,8 @@ def make_jobs(selection: Selection, resources: Resources) -> list[Job]:
         config = trial.config()
         document = as_written(config) | {"machine": _machine(config, resources)}
         for i, seed in enumerate(selection.seeds):
-            job = Job(trial.number, i, selection.test_folder / "retrained" / f"{trial.number:03d}-seed{i}")
+            name = f"{selection.name(trial.number)}-seed{i}"
+            job = Job(trial.number, i, selection.test_folder / "retrained" / name, contender_name(trial))
             make_ready(job, dump_yaml(document | {"seed": seed}))
             jobs.append(job)
     return jobs

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
+from analysis.ensembles import Ensemble
 from analysis.results import Measured, Results, columns_of
 from analysis.selection import Selection
 from minbert_core.config import Objective, TrialConfig
@@ -33,11 +35,11 @@ METRICS = {
 }
 
 
-def table_tex(selection: Selection, results: Results) -> str:
+def table_tex(selection: Selection, results: Results, ensembles: Sequence[Ensemble] = ()) -> str:
     r"""Build the text of table.tex. To \input it, a document needs \usepackage{booktabs}, nothing else.
 
-    One block per split, test first if it has labels. The best objective of a block is bold if its configuration beats the
-    reference there, by `Comparison.verdict`; else nothing is bold.
+    One block per split, test first if it has labels; ensembles follow the configurations. The best objective of a block is bold
+    if its configuration beats the reference there, by `Comparison.verdict`; else nothing is bold.
     """
     config = selection.config
     columns = columns_of(config)
@@ -58,6 +60,9 @@ def table_tex(selection: Selection, results: Results) -> str:
             cells = [_cell(measured.get(column), (number, column) == bold) for column in columns]
             called = f"{name} {differs}".strip() if split == splits[0] else name  # only once
             lines.append(" & ".join([rf"\raggedright {_breakable(called)}", *cells]) + r" \\")
+        for of in ensembles:
+            cells = [_cell(of.measured.get(split, {}).get(column), False) for column in columns]
+            lines.append(" & ".join([rf"\raggedright {_breakable(of.about)}", *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\endgroup"]) + "\n"
 
 
@@ -92,7 +97,7 @@ def _seeds(selection: Selection, results: Results) -> str:
     if not selection.seeds:
         return "One seed: the weights that the search kept."
     fewer = {number: len(of["dev"]["score"].values) for number, of in results.configurations.items()}
-    left_out = [f"{number:03d}: {found}" for number, found in fewer.items() if found < len(selection.seeds)]
+    left_out = [f"{selection.name(number)}: {found}" for number, found in fewer.items() if found < len(selection.seeds)]
     but = f" (the others failed; {', '.join(left_out)})" if left_out else ""
     if len(selection.seeds) == 1:
         return f"One fresh seed each{but}."

@@ -21,6 +21,10 @@ def preview_lines(selection: Selection, about_baseline: str) -> list[str]:
         f"search    {search.name}: {search.plan.about or '(no question given: `about`)'}",
         f"tried     {len(search.trials)} configurations{unfinished}",
         *_chosen_lines(selection),
+        *(
+            f"given     {trial.params['config']}: not chosen on dev; tested next to the search's"
+            for trial in selection.contenders
+        ),
         f"baseline  {about_baseline}{described}",
         f"test      {counted(len(selection.trials), 'configuration')}, {each}; to {selection.folder}",
         *(["verdicts  none: one seed gives differences with intervals over rows; --seeds 2 or more gives verdicts"] * one_seed),

@@ -26,7 +26,9 @@ if not __package__:  # run as a file: Python put analysis/ on the path, where th
 from analysis import best_to_test
 from analysis.replication import Circumstances, Measurement, replication_lines
 from analysis.results import SPLITS
+from analysis.retrain_options import add_machine
 from analysis.selection import Selection, fresh_seeds
+from analysis.sources import command_parser
 from analysis.tracking import tracking_uri
 from minbert_core.clock import now_ms
 from minbert_core.commands import DONE, INTERRUPTED, NOT_RECORDED, run_command
@@ -35,7 +37,7 @@ from minbert_core.inputs import build_encoder, open_inputs
 from minbert_core.settings.yaml import dump_yaml
 from minbert_core.words import counted, did_you_mean
 from search.environment import git_commit
-from search.options import SearchOptions, gpus, positive, share
+from search.options import SearchOptions, positive
 from search.papers import ROW, Row, config_of, paper_file, rows_of
 from search.plan.relocated import find_relocated, relocated_config
 from search.plan.resources import find_resources
@@ -56,15 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python analysis/replicate.py",
-        usage="python analysis/replicate.py --paper P1 [options]",
-        description="Run the rows of a paper over fresh seeds, and compare them with its figures.",
-        epilog="examples:\n  python analysis/replicate.py --paper P3 --rows gs_con gv_rr --dry-run\n"
-        "  python analysis/replicate.py --paper P1 --part 0.05 --seeds 2 --gpus 4",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-    )
+    description = "Run the rows of a paper over fresh seeds, and compare them with its figures."
+    examples = "--paper P3 --rows gs_con gv_rr --dry-run\n--paper P1 --part 0.05 --seeds 2 --gpus 4"
+    parser = command_parser("replicate", "--paper P1 [options]", description, examples, add_help=False)
     group = parser.add_argument_group("options")
     group.add_argument("--paper", required=True, metavar="NAME", help="a file of spaces/papers: P1, P2, P2_YELP, P3 …")
     group.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows, and the first to compare with")
@@ -77,12 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     about_set = "a setting of the machine: precision, micro_batch_tokens …"
     group.add_argument("--set", action="append", default=[], type=of_the_machine, metavar="machine/X=V", help=about_set)
     group.add_argument("--name", metavar="NAME", help="the search's name (default: the paper's)")
-    group.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
-    group.add_argument("--gpus", type=gpus, default="auto", metavar="N|auto", help="GPUs to use; auto (default): all free ones")
-    group.add_argument("--gpus-per-trial", type=share, metavar="X", help="share of a GPU that a model takes (default 1)")
-    group.add_argument("--cpus-per-trial", type=positive, metavar="N", help="CPU cores per model (default 1)")
-    group.add_argument("--dry-run", action="store_true", help="print the plan and the search's cost; start nothing")
-    group.add_argument("-h", "--help", action="help", help="print this")
+    add_machine(group, "1", "print the plan and the search's cost; start nothing")
     return parser
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from analysis.influence import Floats, influences
 from analysis.intervals import CONFIDENCE, Estimate, Scores, compare, estimate, holm
 from analysis.retrain import Job
-from analysis.selection import Selection
+from analysis.selection import Selection, claimed
 from minbert_core.config import OVERALL, TrialConfig
 from minbert_core.data.tasks import Task
 from minbert_core.data.tokens import TokenisedSplit
@@ -102,7 +102,7 @@ def columns_of(config: TrialConfig) -> list[str]:
 def measure(selection: Selection, logits: Mapping[Job, Logits], splits: Splits) -> Results:
     """Compute all numbers of the report from the models' logits on both splits."""
     config = selection.config
-    metrics = {job: {split: _metrics(config, of, splits, split) for split in SPLITS} for job, of in logits.items()}
+    metrics = {job: {split: metrics_of(config, of, splits, split) for split in SPLITS} for job, of in logits.items()}
     groups: dict[int, dict[int, Job]] = {}  # trial -> seed -> model
     for job in logits:
         groups.setdefault(job.number, {})[job.seed_index or 0] = job
@@ -112,16 +112,16 @@ def measure(selection: Selection, logits: Mapping[Job, Logits], splits: Splits) 
     configurations: dict[int, dict[str, dict[str, Measured]]] = {number: {} for number in groups}
     comparisons = []
     for split in SPLITS:
-        scores = _scores(config, split, splits, logits, metrics, groups)
+        scores = scores_of(config, split, splits, logits, metrics, groups)
         for number, columns in scores.items():
             if columns:
-                limits = _limits(config, split, splits)
-                configurations[number][split] = {column: _measured(of, *limits[column]) for column, of in columns.items()}
+                limits = limits_of(config, split, splits)
+                configurations[number][split] = {column: measured(of, *limits[column]) for column, of in columns.items()}
         comparisons += _compared(split, scores, _pairs(selection, groups, winner))
     return Results(metrics, configurations, comparisons, winner, chosen)
 
 
-def _metrics(config: TrialConfig, logits: Logits, splits: Splits, split: str) -> dict[str, float]:
+def metrics_of(config: TrialConfig, logits: Logits, splits: Splits, split: str) -> dict[str, float]:
     """A model's columns on a split: its labelled tasks and, if all of them are labelled, what is computed from them."""
     values = {}
     for task in _labelled(config, splits, split):
@@ -152,18 +152,18 @@ def _pairs(selection: Selection, groups: Mapping[int, Any], winner: int) -> list
     reference = selection.reference
     references = [reference.number] if reference and reference.number in groups else []
     others = references if selection.question else [*references, winner]
-    finalists = [trial.number for trial in selection.finalists if trial.number in groups]
+    finalists = [trial.number for trial in [*selection.finalists, *selection.contenders] if trial.number in groups]
     pairs = [(number, other) for other in others for number in finalists if number not in (other, *references)]
     return list(dict.fromkeys(pairs))
 
 
-def _scores(
+def scores_of(
     config: TrialConfig,
     split: str,
     splits: Splits,
-    logits: Mapping[Job, Logits],
-    metrics: Mapping[Job, Mapping[str, Mapping[str, float]]],
-    groups: Mapping[int, Mapping[int, Job]],
+    logits: Mapping[Any, Logits],
+    metrics: Mapping[Any, Mapping[str, Mapping[str, float]]],
+    groups: Mapping[int, Mapping[int, Any]],
 ) -> dict[int, dict[str, Scores]]:
     """Compute the columns of each configuration on a split, with the influence of each row."""
     tasks = _labelled(config, splits, split)
@@ -195,14 +195,14 @@ def _columns(config: TrialConfig, labelled: list[str]) -> dict[str, Callable[[Ma
     return {**{task: itemgetter(task) for task in labelled}, **_overall(config, labelled)}
 
 
-def _limits(config: TrialConfig, split: str, splits: Splits) -> dict[str, tuple[float, float]]:
+def limits_of(config: TrialConfig, split: str, splits: Splits) -> dict[str, tuple[float, float]]:
     """Compute the least and the greatest value that each column can have."""
     tasks = _labelled(config, splits, split)
     least = {task: -1.0 if config.known_tasks[task].metric in ("pearson", "spearman") else 0.0 for task in tasks}
     return {name: (of(least), of(dict.fromkeys(tasks, 1.0))) for name, of in _columns(config, tasks).items()}
 
 
-def _measured(scores: Scores, least: float, greatest: float) -> Measured:
+def measured(scores: Scores, least: float, greatest: float) -> Measured:
     """Estimate a column of a configuration, its interval cut to the possible values."""
     estimated = estimate(scores)
     return Measured(scores.values_k.tolist(), max(estimated.low, least), min(estimated.high, greatest))
@@ -243,9 +243,9 @@ def document(selection: Selection, sha: str, results: Results, failures: Mapping
             {
                 "trial": trial.number,
                 "params": trial.params,
-                "claimed": {key.removeprefix("dev/"): value for key, value in trial.best.items() if key.startswith("dev/")},
+                "claimed": {key.removeprefix("dev/"): value for key, value in claimed(trial).items()},
                 **{
-                    split: {column: measured.document() for column, measured in columns.items()}
+                    split: {column: of.document() for column, of in columns.items()}
                     for split, columns in results.configurations[trial.number].items()
                 },
             }

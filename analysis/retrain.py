@@ -35,10 +35,16 @@ class Job:
     number: int
     seed_index: int | None  # None: the weights that the search kept
     folder: Path  # holds config.yaml; metrics.jsonl and best/ are written to it
+    contender: str = ""  # the name of a configuration of the user's own
+
+    @property
+    def label(self) -> str:
+        """The configuration's name: its number, or that of the user's file."""
+        return self.contender or f"{self.number:03d}"
 
     @property
     def name(self) -> str:
-        return f"{self.number:03d}-" + ("kept" if self.seed_index is None else f"seed{self.seed_index}")
+        return f"{self.label}-" + ("kept" if self.seed_index is None else f"seed{self.seed_index}")
 
     @property
     def is_done(self) -> bool:

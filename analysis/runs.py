@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from analysis.printing import folded
+from analysis.sources import add_runs, command_parser
 from analysis.table import NESTED, long_table, tabulate
 from minbert_core.commands import DONE, drop_output, run_command
 from search.report.costs import branch_table, read_choices
@@ -51,17 +53,11 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python analysis/runs.py",
-        usage="python analysis/runs.py [NAME ...] [--runs DIR] [--out FILE]",
-        description="The trials of one or more searches, finished or running, best first.",
-        epilog="examples:\n"
-        "  python analysis/runs.py smart --out smart.parquet    # for the other analyses\n"
-        "  python analysis/runs.py smart --rows evaluations --out evaluations.csv",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    examples = "smart --out smart.parquet    # for the other analyses\nsmart --rows evaluations --out evaluations.csv"
+    about = "The trials of one or more searches, finished or running, best first."
+    parser = command_parser("runs", "[NAME ...] [--runs DIR] [--out FILE]", about, examples)
     parser.add_argument("names", nargs="*", metavar="NAME", help="searches (default: all)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
+    add_runs(parser)
     parser.add_argument("--out", type=_out, metavar="FILE", help="also write all trials and columns: .parquet, .csv, .jsonl")
     law = (
         "one row per trial (default), per evaluation or per training record; .parquet files of trials hold the others as lists"
@@ -90,7 +86,7 @@ def _lines(search: Search) -> list[str]:
     branches = branch_table(search.trials, read_choices(search.folder))
     about = search.plan.about or "(no question given: `about`)"
     return [
-        f"{search.name}: {about} ({len(search.trials)} of {search.plan.trials} trials)",
+        *folded(f"{search.name}: {about} ({len(search.trials)} of {search.plan.trials} trials)"),
         *table(search.trials, search.tasks, most=len(search.trials), gpus_per_trial=gpus),
         *(["", *branches] if branches else []),
     ]

@@ -41,11 +41,15 @@ class Selection:
     seeds: list[int]  # empty: the search's own weights are tested
     relocated: Mapping[str, str] = field(default_factory=dict)  # a folder as the trials' configs name it -> where it is now
     question: Question | None = None  # the choice whose branches the finalists are the best of
+    contenders: list[TrialResult] = field(
+        default_factory=list
+    )  # configurations of the user's own: negative numbers, no records
 
     @property
     def trials(self) -> list[TrialResult]:
-        """The trials to test: the finalists, and the baseline if it is not among them."""
-        return self.finalists + ([self.baseline] if self.baseline and self.baseline not in self.finalists else [])
+        """The trials to test: the finalists, the contenders, and the baseline if it is not among them."""
+        baseline = [self.baseline] if self.baseline and self.baseline not in self.finalists else []
+        return [*self.finalists, *self.contenders, *baseline]
 
     @property
     def config(self) -> TrialConfig:
@@ -86,11 +90,17 @@ class Selection:
             return self.test_folder
         return self.test_folder / f"per-{self.question.path.replace('/', '.')}"  # no name within a path holds a dot
 
+    def name(self, number: int) -> str:
+        """Name a trial: `003`, or a contender by its file without its ending."""
+        given = {trial.number: contender_name(trial) for trial in self.contenders}
+        return given.get(number, f"{number:03d}")
+
     def called(self, trial: TrialResult) -> str:
-        """Name a trial as reports do: `003`, `003 (baseline)`, `003 (reference)`."""
+        """Name a trial as reports do: `003`, `003 (baseline)`, `003 (reference)`, `mine (given)`."""
         roles = {"reference": self.question and self.reference, "baseline": self.baseline}
         held = ", ".join(role for role, holder in roles.items() if holder == trial)
-        return f"{trial.number:03d}" + (f" ({held})" if held else "")
+        held = "given" if trial in self.contenders else held
+        return self.name(trial.number) + (f" ({held})" if held else "")
 
     def document(self) -> dict[str, Any]:
         """Build the content of selection.json: the rule, the number of trials, the chosen trials with claimed scores."""
@@ -105,13 +115,14 @@ class Selection:
             "seeds": self.seeds,
             "selected": [trial.number for trial in self.finalists],
             "baseline": self.baseline and self.baseline.number,
+            **({"contenders": [trial.params["config"] for trial in self.contenders]} if self.contenders else {}),
             **({"per": self.question.document()} if self.question else {}),
             "trials": [
                 {
                     "trial": trial.number,
                     "params": trial.params,
-                    "claimed": {key: value for key, value in trial.best.items() if key.startswith("dev/")},
-                    "at_rung": trial.best["rung"],
+                    "claimed": claimed(trial),
+                    "at_rung": trial.rung and trial.best["rung"],
                     "config": as_written(trial.config()),
                 }
                 for trial in self.trials
@@ -130,6 +141,16 @@ class Selection:
         with replaced(path, durable=True) as draft:
             draft.write_text(text, encoding="utf-8")
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def claimed(trial: TrialResult) -> dict[str, float]:
+    """Return the dev metrics that the search claims for a trial, `dev/score` and so on; none for a contender."""
+    return {key: value for key, value in trial.best.items() if key.startswith("dev/")} if trial.points else {}
+
+
+def contender_name(trial: TrialResult) -> str:
+    """Return the name of a contender's file without its ending; "" if the trial is one of the search."""
+    return Path(trial.params["config"]).stem if trial.number < 0 else ""
 
 
 def _without_circumstances(document: dict[str, Any]) -> dict[str, Any]:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 
 from analysis.branches import Branch
 from analysis.intervals import Estimate
-from analysis.results import SPLITS, Comparison, Logits, Measured, Results, Splits, columns_of
+from analysis.results import SPLITS, Comparison, Measured, Results, columns_of
 from analysis.selection import Selection
 from minbert_core.config import TrialConfig
-from minbert_core.evaluate import check_submission, prediction_text
-from minbert_core.model import predictions
 from minbert_core.words import counted
 from search.report.words import describe, markdown, short
 
@@ -21,7 +17,7 @@ WIDTH = 160  # of the terminal that the report is written for
 
 
 def report_lines(selection: Selection, results: Results, failures: Mapping[str, str]) -> list[str]:
-    """Build the report without its last paragraph, the prediction files."""
+    """Build the report without its last paragraphs: ensembles, rows that occur in train, prediction files."""
     config = selection.config
     paragraphs = [
         [f"{name} failed and is left out: {reason}" for name, reason in failures.items()],
@@ -60,7 +56,8 @@ def _table(selection: Selection, config: TrialConfig, results: Results) -> list[
     for trial in selection.trials:
         if trial.number not in results.configurations:
             continue
-        claimed = [short(trial.best[f"dev/{column}"]) for column in columns]
+        best = trial.best if trial.points else {}
+        claimed = [short(best[f"dev/{column}"]) if best else "-" for column in columns]
         rows.append([_name(selection, trial.number), "dev, claimed", *claimed])
         for split in SPLITS:
             measured = results.configurations[trial.number].get(split, {})
@@ -128,6 +125,8 @@ def _claim(selection: Selection, results: Results) -> str:
     found = results.configurations[number]["dev"]["score"]
     if not selection.seeds:
         return f"Best on dev: {_name(selection, number)}, {short(found.mean)}. Nothing was retrained."
+    if number in [trial.number for trial in selection.contenders]:
+        return f"Best by retrained dev: {_name(selection, number)}, {short(found.mean)} {_interval(found)}. It is yours."
     text = (
         f"Best by retrained dev: {_name(selection, number)}. The search had claimed {short(claimed)} for it; fresh seeds say "
     )
@@ -171,7 +170,9 @@ def _sides(selection: Selection, results: Results, comparison: Comparison) -> tu
     if question := selection.question:
         return _branch(question.branch_of(comparison.first), results, comparison.split), str(question.reference.label)
     is_baseline = selection.baseline is not None and comparison.second == selection.baseline.number
-    return f"{comparison.first:03d}", f"the {'baseline' if is_baseline else 'best'} ({comparison.second:03d})"
+    return selection.name(
+        comparison.first
+    ), f"the {'baseline' if is_baseline else 'best'} ({selection.name(comparison.second)})"
 
 
 def _branch(branch: Branch, results: Results, split: str) -> str:
@@ -204,31 +205,3 @@ def _unanswered(selection: Selection, results: Results) -> list[str]:
             others = ", so no branch could be compared with it" if branch is selection.question.reference else ""
             lines.append(f"- {branch.label}: no retraining of {branch.best.number:03d} succeeded{others}.")
     return ["No answer about:", *lines] if lines else []
-
-
-# ------------------------------------------------------------------------------------------------- the prediction files
-
-
-def write_predictions(config: TrialConfig, results: Results, logits: Logits, splits: Splits, folder: Path) -> list[str]:
-    """Write the prediction files of the chosen model, and check the course's; return a line per file.
-
-    Raises ValueError if a file is not what the course expects.
-    """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    lines = [
-        f"Prediction files of {results.chosen.name} (the model of the best configuration that is best on dev):",
-        "",
-    ]
-    faults = []
-    for (task, split_name), split in splits.items():
-        path = folder / f"{task}-{split_name}-output.csv"
-        text = prediction_text(split.task, split.ids, predictions(split.task, logits[task, split_name]))
-        path.write_bytes(text.encode())
-        if not split.task.is_own:
-            faults += check_submission(path, split.task, split.ids)
-        lines.append(f"- {path} ({len(split)} rows)")
-    lines += [f"- none of {name} on test: it names no test file" for name in config.train_on if (name, "test") not in splits]
-    if faults:
-        raise ValueError("The prediction files are not what the course expects:\n" + "\n".join(faults))
-    return lines

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from analysis.sources import COLUMNS
+from analysis.printing import COLUMNS
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -38,7 +38,7 @@ def find_relocated(record: PlanRecord, config: TrialConfig, data: str | None, en
     config: the config of any trial. data, encoder: the values of --data and --encoder, or None.
     Raises Refused if a folder is missing or has other content, ValueError if a given folder does not exist.
     """
-    return _data_place(record, config, data) | _encoder_places(record, encoder)
+    return data_place(record, config, data) | _encoder_places(record, encoder)
 
 
 def moved(relocated: Mapping[str, str]) -> dict[str, str]:
@@ -46,7 +46,8 @@ def moved(relocated: Mapping[str, str]) -> dict[str, str]:
     return {recorded: place for recorded, place in relocated.items() if recorded != place}
 
 
-def _data_place(record: PlanRecord, config: TrialConfig, given: str | None) -> dict[str, str]:
+def data_place(record: PlanRecord, config: TrialConfig, given: str | None) -> dict[str, str]:
+    """Map the recorded data folder to its place here; {} for the toy corpus. It raises as `find_relocated` does."""
     recorded = record.data
     if recorded == TOY:
         if given not in (None, TOY):

@@ -35,10 +35,11 @@ def show(lines: list[str]) -> None:
 
 def _table(rows: list[list[str]], width: int) -> Table:
     rows = _fitting(rows, width)
+    fits = _needed(rows) <= width
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, GAP - 1, 0, 0), show_edge=False, header_style="dim")
     for i, name in enumerate(rows[0]):
         is_last = i == len(rows[0]) - 1
-        table.add_column(name, no_wrap=not is_last, overflow="fold")
+        table.add_column(name, no_wrap=fits and not is_last, overflow="fold")  # what does not fit is folded, never cut
     for row in rows[1:]:
         table.add_row(*map(Text, row))
     return table

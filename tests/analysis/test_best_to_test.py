@@ -213,3 +213,71 @@ def test_bad_input_gets_a_sentence(toy_runs: Path, capsys: Capture) -> None:
     assert "--top: must be a whole number of 1 or more. Got '0'." in capsys.readouterr().err
     assert main(["--search", "small", "--runs", str(toy_runs), "--gpus", "64"]) == 3
     assert "This works here" in capsys.readouterr().err
+
+
+def test_ensembles_and_a_configuration_of_ones_own_are_tested_next_to_the_searchs(
+    one_ray: None, tmp_path: Path, make_search: Callable[..., Path], capsys: Capture
+) -> None:
+    config = {"data": "toy", "encoder": "tiny", "budget": {"examples": 60}}
+    runs = tmp_path / "runs"
+    folder = make_search(runs, "small", config, num_trials=3, stops=False) / "test"
+    (tmp_path / "mine.yaml").write_text("tasks: {all: {pooling: max}}\nsmoothness: r_drop\n", encoding="utf-8")
+    command = ["--search", "small", "--runs", str(runs), "--gpus", "0", "--seeds", "2", "--top", "2", "--no-baseline"]
+    assert main([*command, "--config", str(tmp_path / "mine.yaml")]) == 0
+    output = capsys.readouterr().out
+    assert "given     mine.yaml: not chosen on dev" in output
+    selection = json.loads((folder / "selection.json").read_bytes())
+    assert selection["contenders"] == ["mine.yaml"]
+    given = selection["trials"][-1]
+    assert (given["claimed"], given["config"]["budget"]["examples"]) == ({}, 60)
+    results = json.loads((folder / "results.json").read_bytes())
+    assert [entry["trial"] for entry in results["configurations"]] == [*selection["selected"], -1]
+    names = [f"{number:03d}" for number in selection["selected"]]
+    ensembles = {entry["name"]: entry for entry in results["ensembles"]}
+    assert set(ensembles) == {f"{name}-ensemble" for name in [*names, "mine", "finalists"]}
+    assert len(ensembles["finalists-ensemble"]["members"]) == 4
+    assert all("mine" not in member for member in ensembles["finalists-ensemble"]["members"])
+    # each has the course's files, and the ensemble's answers are those of the averaged logits
+    models = [f"{name}-seed{seed}" for name in [*names, "mine"] for seed in (0, 1)]
+    assert {path.name for path in (folder / "predictions").iterdir() if path.is_dir()} == {*models, *ensembles}
+    first = f"{names[0]}-ensemble"
+    logits = np.mean([np.load(folder / "logits" / f"{names[0]}-seed{seed}" / "sst-test.npy") for seed in (0, 1)], axis=0)
+    lines = (folder / "predictions" / first / "sst-test-output.csv").read_text(encoding="utf-8").splitlines()[1:]
+    assert [int(line.split(" , ")[1]) for line in lines] == logits.argmax(axis=1).tolist()
+    labels = open_inputs(open_search(runs / "small").trials[0].config()).dev["sst"].labels
+    assert labels is not None
+    logits = np.mean([np.load(folder / "logits" / f"{names[0]}-seed{seed}" / "sst-dev.npy") for seed in (0, 1)], axis=0)
+    assert ensembles[first]["dev"]["sst"]["mean"] == pytest.approx(metric(TASKS["sst"], logits, labels))
+    table = (folder / "table.md").read_text(encoding="utf-8")
+    assert f"{names[0]}, ensemble of 2 seeds" in table
+    assert "mine (given)" in table
+    assert len(ledger(runs)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "sentence"),
+    [
+        ("seed: 3", ["--no-retrain"], "--config adds a configuration to train, but --no-retrain trains nothing."),
+        ("data: elsewhere", [], "all models must answer the same rows, so `data` must be the search's, toy. Got elsewhere."),
+        ("train_on: [sst]", [], "`train_on` must hold the search's tasks, sst, para, sts, as the search declares them."),
+        ("smoothnes: smart", [], "mine.yaml:1: "),
+        ("trials: 3", [], "`trials` belongs to a search space"),
+    ],
+)
+def test_a_configuration_of_ones_own_that_cannot_be_compared_is_refused(
+    toy_runs: Path, tmp_path: Path, capsys: Capture, text: str, options: list[str], sentence: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text(text + "\n", encoding="utf-8")
+    command = [
+        "--search",
+        "small",
+        "--runs",
+        str(toy_runs),
+        "--gpus",
+        "0",
+        "--dry-run",
+        "--config",
+        str(tmp_path / "mine.yaml"),
+    ]
+    assert main([*command, *options]) == 2
+    assert sentence in capsys.readouterr().err

@@ -14,11 +14,12 @@ import pytest
 from numpy.typing import NDArray
 
 from analysis.branches import Branch, Question
+from analysis.prediction_files import write_predictions
 from analysis.results import Logits, Results, Splits, affine, document, measure
 from analysis.retrain import Job
 from analysis.selection import Selection
 from analysis.test_split import tokenise_test_split
-from analysis.test_table import WIDTH, report_lines, write_predictions
+from analysis.test_table import WIDTH, report_lines
 from minbert_core.config import TrialConfig
 from minbert_core.data.tasks import TASKS
 from minbert_core.evaluate import check_submission, metric, overall, score
@@ -310,7 +311,7 @@ def test_the_report_fits_160_columns(tmp_path: Path, tiny: Callable[..., TrialCo
     assert stored["configurations"][1]["test"]["cfimdb"]["mean"] == results.configurations[5]["test"]["cfimdb"].mean
     assert len(stored["comparisons"]) == len(results.comparisons)
     # the course's prediction files, of cfimdb too
-    write_predictions(config, results, logits[results.chosen], splits, tmp_path / "predictions")
+    write_predictions(config, results, logits, splits, tmp_path / "predictions")
     path = tmp_path / "predictions" / "cfimdb-test-output.csv"
     assert path.read_text(encoding="utf-8").startswith("id \t Predicted_Sentiment \n")
     assert check_submission(path, TASKS["cfimdb"], splits["cfimdb", "test"].ids) == []

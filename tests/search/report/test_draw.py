@@ -10,6 +10,7 @@ from rich.console import Console
 
 from search.report.draw import drawn
 from search.report.narrate import table
+from search.report.words import markdown
 from search.study.trials import TrialResult
 
 
@@ -30,3 +31,22 @@ def test_a_table_fits_the_terminal_and_keeps_every_trial_and_parameter(
     assert all(f"{i:03d}" in text for i in range(2, 12))
     assert all(f"{word} " in f"{text.replace(chr(10), ' ')} " for word in ("lr=3e-05", "smoothness=smart", "radius=0.0123"))
     assert text.rstrip().endswith("(2 more in the trials' folders and in MLflow)")
+
+
+def shown(row: dict[str, str]) -> str:
+    """The table of one row at 80 columns, without its white space."""
+    stream = io.StringIO()
+    for each in drawn(markdown([list(row), list(row.values())]), 80):
+        Console(file=stream, width=80).print(each)
+    return "".join(stream.getvalue().split())
+
+
+def test_an_optional_column_is_left_out_even_if_it_is_the_last() -> None:
+    text = shown({"parameter": "p" * 60, "x cheapest": "1.25", "passes per example": "3.75"})
+    assert "1.25" in text
+    assert "3.75" not in text
+
+
+def test_a_cell_that_does_not_fit_is_folded_and_not_cut() -> None:
+    text = shown({"group": "g" * 50, "target": "t" * 40, "verdict": "unsure"})
+    assert (text.count("g"), text.count("t"), "unsure" in text) == (50 + 2, 40 + 3, True)  # with the headings' letters

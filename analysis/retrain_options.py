@@ -1,0 +1,54 @@
+"""The options of the commands that retrain: best_to_test's, and those that replicate shares with it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from analysis.sources import add_runs, command_parser
+from search.options import gpus, positive, share
+
+
+def best_to_test_parser() -> argparse.ArgumentParser:
+    """Return the parser of best_to_test."""
+    description = "Retrain a search's best configurations over fresh seeds, then test them and their ensembles."
+    examples = "--search smart --top 2 --gpus 4\n--search smart --per smoothness --seeds 5\n--search smart --config mine.yaml"
+    parser = command_parser("best_to_test", "[--search NAME] [options]", description, examples, add_help=False)
+    group = parser.add_argument_group("options")
+    group.add_argument("--search", metavar="NAME", help="default: the newest finished one that is not toy")
+    group.add_argument("--top", type=positive, metavar="K", help="best configurations to test (default 3)")
+    group.add_argument("--per", metavar="CHOICE", help="test the best of each branch of a choice instead: smoothness")
+    of_yours = "test a configuration of yours too; data, encoder, tasks and budget that it leaves out are the search's"
+    group.add_argument("--config", type=Path, action="append", default=[], metavar="FILE", help=of_yours)
+    group.add_argument("--seeds", type=positive, default=3, metavar="N", help="fresh seeds per configuration (default 3)")
+    group.add_argument("--no-retrain", action="store_true", help="test the weights that the search kept, one seed each")
+    group.add_argument("--no-baseline", action="store_true", help="leave out the space's baseline")
+    group.add_argument("--data", metavar="DIR", help="the search's data folder, if it was moved")
+    group.add_argument("--encoder", metavar="NAME", help="its encoder's folder, if it was moved")
+    add_machine(group, "as in the search", "print the plan; open and start nothing")
+    return parser
+
+
+def add_machine(group: argparse._ArgumentGroup, cores: str, dry_run: str) -> None:
+    """Add --runs, the options of the machine, --dry-run and --help.  cores: the default number, in words."""
+    add_runs(group)
+    group.add_argument("--gpus", type=gpus, default="auto", metavar="N|auto", help="GPUs to use; auto (default): all free ones")
+    group.add_argument("--gpus-per-trial", type=share, metavar="X", help="share of a GPU that a model takes (default 1)")
+    group.add_argument("--cpus-per-trial", type=positive, metavar="N", help=f"CPU cores per model (default: {cores})")
+    group.add_argument("--dry-run", action="store_true", help=dry_run)
+    group.add_argument("-h", "--help", action="help", help="print this")
+
+
+def check_together(options: argparse.Namespace) -> None:
+    """Raise ValueError if two options of best_to_test contradict each other."""
+    if options.per is not None and options.top is not None:
+        raise ValueError("--per tests one configuration per branch, so --top has no meaning with it. Omit one of the two.")
+    if options.per is not None and options.no_retrain:
+        raise ValueError(
+            "--per compares over fresh seeds, but --no-retrain has one seed and only the weights that the search kept. "
+            "Omit one of the two."
+        )
+    if options.config and options.per is not None:
+        raise ValueError("--per compares branches of the search, and --config is of no branch. Omit one of the two.")
+    if options.config and options.no_retrain:
+        raise ValueError("--config adds a configuration to train, but --no-retrain trains nothing. Omit one of the two.")
