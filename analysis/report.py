@@ -27,6 +27,7 @@ from analysis.page import sections
 from analysis.page.again import again
 from analysis.page.answer import best_sentence, choice_sentence, main_choice, tested_sentences
 from analysis.page.figures import Drawn
+from analysis.page.mistakes import errors
 from analysis.page.write import Page, html
 from analysis.table import Table, open_table
 from analysis.tracking import tracking_uri
@@ -44,12 +45,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python analysis/report.py",
         usage="python analysis/report.py NAME [--to FILE]",
-        description="Write one page about a search, finished or running: a single HTML file that needs no network.",
+        description="Write one page about a search, as an HTML file that needs no network.",
         epilog="examples:\n  python analysis/report.py smart\n  python analysis/report.py smart --to smart.html",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", metavar="NAME", help="a search")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
+    parser.add_argument("--no-errors", action="store_true", help="do not run the best model on dev, which takes longest")
     parser.add_argument("--to", type=Path, metavar="FILE", help="the page (default runs/NAME/report.html)")
     return parser
 
@@ -61,7 +63,8 @@ def _main(options: argparse.Namespace) -> int:
     if not any(trial.evaluations for trial in table.trials):
         raise ValueError(f"No trial of {search.name} has been evaluated yet, so there is nothing to report.")
     file = options.to or search.folder / "report.html"
-    file.write_text(html(make_page(search, table, lambda part: print(f"computing {part} …", flush=True))), encoding="utf-8")
+    page = make_page(search, table, lambda part: print(f"computing {part} …", flush=True), options.no_errors)
+    file.write_text(html(page), encoding="utf-8")
     print(f"report    {file}")
     fault = _log(search, file)
     if fault is None:
@@ -79,8 +82,11 @@ def _log(search: Search, file: Path) -> str | None:
     return next(filter(None, faults), None)
 
 
-def make_page(search: Search, table: Table, say: Callable[[str], None] = lambda _: None) -> Page:
-    """Build the page about a search with at least one evaluation. say: is called with the name of each slow part."""
+def make_page(search: Search, table: Table, say: Callable[[str], None] = lambda _: None, skips_errors: bool = False) -> Page:
+    """Build the page about a search with at least one evaluation.
+
+    say: is called with the name of each slow part. skips_errors: do not ask the best model, which takes longest.
+    """
     say(f"importance of the parameters in {len(table.trials)} trials")
     found = importances(table)
     choice = main_choice(table, list(anova.branches(table)))
@@ -91,6 +97,8 @@ def make_page(search: Search, table: Table, say: Callable[[str], None] = lambda 
     drawn = Drawn(table, choice, [group.name for group in comparisons[choice].groups] if choice in comparisons else [])
     main = comparisons.get(choice)
     answer = [best_sentence(search, drawn.facts.objective), *_second(search, main, choice, found)]
+    if not skips_errors:
+        say("errors of the best model on dev")
     parts = [
         sections.cost(search, table),
         sections.best(search, drawn, choice),
@@ -99,7 +107,7 @@ def make_page(search: Search, table: Table, say: Callable[[str], None] = lambda 
         sections.important(drawn, found),
         sections.learning(drawn, over_time),
         sections.conflicting(drawn, over_time),
-        sections.errors(search),
+        errors(search, skips_errors),
         again(search, table),
     ]
     question = search.plan.about or "(no question given: `about` in the space)"

@@ -175,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
         resume = _seconds(lambda: Driver(folder, space, options.trials))
         status = _seconds(lambda: show_status(folder, "", ""))
         compared = _seconds(lambda: analysis_runs.main(["scale", "--runs", place]))
-        reported = _seconds(lambda: analysis_report.main(["scale", "--runs", place]))
+        reported = _seconds(lambda: analysis_report.main(["scale", "--runs", place, "--no-errors"]))
         figures = f"restore {resume:.2f}, --status {status:.2f}, runs.py {compared:.2f}, report.py {reported:.2f}"
         print(f"seconds with {options.trials} trials: {figures}")
     return 0

@@ -15,7 +15,7 @@ from subprocess import PIPE
 
 import pytest
 
-from analysis import best_to_test, compare, curves, importance, replicate, runs
+from analysis import best_to_test, compare, curves, importance, replicate, report, runs
 from minbert_core import predict
 from minbert_core.commands import INTERRUPTED, REFUSED, UNREAD, WRONG, Refused, run_command
 from minbert_core.data import download
@@ -37,6 +37,7 @@ COMMANDS = [
     ("analysis/importance.py", importance.main, "smart", HEIGHT),
     ("analysis/compare.py", compare.main, "smart", HEIGHT),
     ("analysis/curves.py", curves.main, "smart", HEIGHT),
+    ("analysis/report.py", report.main, "smart", HEIGHT),
     ("analysis/replicate.py", replicate.main, "--paper P1", HEIGHT),
 ]
 Main = Callable[[list[str]], int]

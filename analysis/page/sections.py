@@ -9,7 +9,6 @@ from analysis import compare, curves, importance
 from analysis.compare import Comparison
 from analysis.curves import Curves
 from analysis.importance import Importances
-from analysis.page.again import shown_path
 from analysis.page.blocks import Block, Grid, Heading, Paragraph, Picture, Section, blocks
 from analysis.page.figures import Drawn
 from analysis.page.parallel import parallel
@@ -24,7 +23,6 @@ from search.results import Search
 from search.study.trials import best_first
 
 MOST = 10  # configurations in the table of the best
-NO_MODEL = "No model was kept, so nothing can be said about its errors."
 
 
 def cost(search: Search, table: Table) -> Section:
@@ -163,10 +161,3 @@ def conflicting(drawn: Drawn, found: Curves) -> Section:
     """How much the gradients of the tasks conflicted."""
     made = blocks(curves.conflict_lines(found))
     return Section("conflicts", "Conflicts between tasks", [*made, drawn.conflicts()] if found.conflicts else made)
-
-
-def errors(search: Search) -> Section:
-    """What the best model gets wrong, once there is a model and an analysis of it."""
-    model = search.folder / "best"
-    command = f"Ask the best model: `python -m minbert_core.predict {shown_path(model)} TEXT`."
-    return Section("errors", "Errors", [Paragraph(command if model.exists() else NO_MODEL)])

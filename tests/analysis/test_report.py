@@ -10,7 +10,7 @@ import pytest
 import vl_convert
 
 from analysis.page.answer import best_sentence, main_choice
-from analysis.page.blocks import Bullets, Grid, Paragraph, blocks
+from analysis.page.blocks import Bullets, Grid, Heading, Paragraph, Picture, blocks
 from analysis.page.figures import Drawn
 from analysis.page.write import VEGA_LITE, Page, figures, full_spec, html
 from analysis.report import main, make_page
@@ -68,10 +68,20 @@ def test_the_answer_names_the_best_trial_and_each_trial_has_its_command(page: Pa
     ]  # fmt: skip
 
 
+def test_the_best_model_is_asked_and_its_worst_rows_are_shown(page: Page) -> None:
+    [section] = [section for section in page.sections if section.name == "errors"]
+    text = " ".join(block.text for block in section.blocks if isinstance(block, Paragraph))
+    assert [block.text for block in section.blocks if isinstance(block, Heading)] == ["sst", "para", "sts"]
+    assert "worst rows" in text
+    pictures = [block for block in section.blocks if isinstance(block, Picture)]
+    assert pictures
+    assert all(b"<svg" in picture.svg and picture.title for picture in pictures)
+
+
 def test_the_command_writes_the_page_and_says_where(toy_runs: Path, tmp_path: Path, capsys: Capture) -> None:
     file = tmp_path / "page.html"
     assert (
-        main(["small", "--runs", str(toy_runs), "--to", str(file)]) == 0
+        main(["small", "--runs", str(toy_runs), "--to", str(file), "--no-errors"]) == 0
     )  # it lacks nothing, although there is no MLflow store
     out, err = capsys.readouterr()
     assert f"report    {file}" in out
