@@ -68,6 +68,12 @@ def run_command(
         return _end(str(error) or interrupted, INTERRUPTED)
 
 
+def check_command_line(parser: argparse.ArgumentParser) -> None:
+    """Parse the command line once before the imports that take seconds, so that --help and mistyped options end at once."""
+    if code := run_command(parser, None, lambda _: DONE):
+        sys.exit(code)
+
+
 def end_when_interrupted(sentence: str) -> None:
     """Let Ctrl-C and SIGTERM end the process with a sentence at once, for the time of its imports, until a handler is set."""
 

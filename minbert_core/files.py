@@ -101,7 +101,7 @@ def replaced(path: Path, *, many_writers: bool = False, durable: bool = False) -
         yield draft
         if durable:
             flush(draft)
-        if os.path.isdir(path) and not os.path.islink(path):
+        if os.path.lexists(path) and (_is_folder(path) or _is_folder(draft)):
             os.replace(path, old)
         os.replace(draft, path)
         if durable:
@@ -138,9 +138,13 @@ def _flush_one(path: Path) -> None:
         os.close(descriptor)
 
 
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)
+
+
 def _remove(path: Path) -> None:
     """Remove a file, a link or a folder if it exists; files of a folder that cannot be removed remain."""
-    if os.path.isdir(path) and not os.path.islink(path):
+    if _is_folder(path):
         shutil.rmtree(path, ignore_errors=True)
     elif os.path.lexists(path):
         path.unlink()

@@ -224,7 +224,7 @@ def load_model(folder: Path) -> tuple[MultitaskBert, TrialConfig]:
     """
     if reason := _no_model(folder):
         raise ValueError(reason)
-    folder = folder.resolve()  # a search's `best` is a link that may lead to another model at any time: follow it once
+    folder = folder.resolve()  # `best` of an older search is a link that may lead to another model at any time: follow it once
     inode = folder.stat().st_ino
     _check_format(folder)
     config = read_config(folder / "config.yaml")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -77,7 +76,7 @@ def run(folder: Path, sentences: list[str], as_json: bool) -> int:
         rows = [{name: asdict(answer) for name, answer in answers.items()} for answers in predictions]
         print(json.dumps([{"input": item, "answers": row} for item, row in zip(inputs, rows, strict=True)], ensure_ascii=False))
         return DONE
-    print(f"model  {place}{f' -> {os.readlink(place)}' if place.is_symlink() else ''}")
+    print(f"model  {place}")
     for item, answers in zip(inputs, predictions, strict=True):
         print("", *([item] if isinstance(item, str) else item), sep="\n")
         print_answers(answers, tasks, predictor.config.max_length)

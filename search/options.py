@@ -176,7 +176,7 @@ def _no_option(value: object) -> str:
 def _name(value: object) -> str:
     text = _no_option(value)
     if not NAME.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"must be made of a-z, 0-9, _ and -. Got '{text}'.")
+        raise argparse.ArgumentTypeError(f"may consist of a-z, 0-9, _ and -. Got '{text}'.")
     return text
 
 

@@ -10,9 +10,11 @@ trial finished.
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the other imports, which take seconds
-    from minbert_core.commands import end_when_interrupted
+    from minbert_core.commands import check_command_line, end_when_interrupted
+    from search.options import parser
 
     end_when_interrupted("Interrupted before anything started.")
+    check_command_line(parser())
 
 import argparse
 import json

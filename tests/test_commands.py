@@ -179,3 +179,13 @@ def test_an_interrupt_during_imports_is_a_sentence(number: signal.Signals) -> No
         process.send_signal(number)
         assert process.communicate(timeout=20)[1] == "Interrupted.\n"
         assert process.returncode == INTERRUPTED
+
+
+@pytest.mark.parametrize("module", ["search.run", "minbert_core.train", "minbert_core.predict"])
+def test_help_is_printed_before_the_imports_that_take_seconds(module: str) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", module, "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"usage: python -m {module} ")
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in imported
+    assert imported.isdisjoint({"torch", "ray", "mlflow", "optuna", "numpy", "pyarrow"})

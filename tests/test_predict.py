@@ -233,7 +233,7 @@ def test_one_sentence_on_the_command_line(
     monkeypatch.chdir(tmp_path)
     assert main(["smart", "A moving film."]) == 0
     assert capsys.readouterr().out == (
-        "model  smart/best -> trials/007/best\n"
+        "model  smart/best\n"
         "\n"
         "A moving film.\n"
         "  sst  neutral        49.8 %  ##########\n"

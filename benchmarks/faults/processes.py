@@ -34,8 +34,8 @@ def worker_killed(search: Search, lab: Lab, trial: int) -> str:
 
 
 def worker_dies(search: Search, lab: Lab) -> str:
-    """Let a trial's process exit at step 30, every time."""
-    search.start(*START, fault={"kind": "die", "trial": 1, "step": 30, "times": 9})
+    """Let a trial's process exit at step 10, which is before its first rung, every time."""
+    search.start(*START, fault={"kind": "die", "trial": 1, "step": 10, "times": 9})
     require(search.end() == 0, f"the search ended with {search.code}:\n{search.text[-1500:]}")
     check_whole(search, 6, failed=(1,))
     check_mlflow(search)
@@ -46,7 +46,7 @@ def worker_dies(search: Search, lab: Lab) -> str:
 
 def failed_trial_offered_again(search: Search, lab: Lab) -> str:
     """Let a trial's process exit twice, and resume with --retry-failed."""
-    search.start(*START, fault={"kind": "die", "trial": 1, "step": 30, "times": 2})
+    search.start(*START, fault={"kind": "die", "trial": 1, "step": 10, "times": 2})
     require(search.end() == 0, f"the search ended with {search.code}:\n{search.text[-1500:]}")
     check_whole(search, 6, failed=(1,))
     search.resume("--retry-failed")
@@ -76,7 +76,7 @@ def ray_dies(search: Search, lab: Lab, program: str) -> str:
 def worker_hangs(search: Search, lab: Lab) -> str:
     """Let a trial hang in a step, once."""
     lab.reference()
-    search.start(*START, *PATIENCE, fault={"kind": "hang", "trial": 1, "step": 30, "times": 1})
+    search.start(*START, *PATIENCE, fault={"kind": "hang", "trial": 1, "step": 10, "times": 1})
     require(search.end() == 0, f"the search ended with {search.code}:\n{search.text[-1500:]}")
     require("reported nothing for" in search.text, f"the watchdog ended no trial:\n{search.text[-1500:]}")
     check_all(search, lab)
@@ -115,7 +115,7 @@ def one_example_too_large(search: Search, lab: Lab) -> str:
 
 def not_a_number(search: Search, lab: Lab) -> str:
     """Break a trial's weights in training."""
-    search.start(*START, fault={"kind": "nan", "trial": 2, "step": 30, "times": 9})
+    search.start(*START, fault={"kind": "nan", "trial": 2, "step": 10, "times": 9})
     require(search.end() == 0, f"the search ended with {search.code}:\n{search.text[-1500:]}")
     check_whole(search, 6, failed=(2,))
     check_mlflow(search)

@@ -12,6 +12,12 @@ Exit codes are those of minbert_core/commands.py: 1 if training failed (not fini
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the other imports, which take seconds
+    from minbert_core.commands import check_command_line
+    from minbert_core.train.options import parser
+
+    check_command_line(parser())
+
 import argparse
 import contextlib
 import os
@@ -38,6 +44,7 @@ from minbert_core.settings.yaml import dump_yaml, read_yaml
 from minbert_core.settling import settle
 from minbert_core.terminal import Screen
 from minbert_core.train.folder import read_snapshot, recorded_or_saved, snapshot_or_start, train_in
+from minbert_core.train.options import parser
 from minbert_core.train.overfit import run_overfit
 from minbert_core.train.preview import plan_lines
 from minbert_core.train.report import Report, closing_lines, near
@@ -53,7 +60,7 @@ SMALLER = "Use a machine with more, a smaller encoder, a shorter `max_length`, o
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     again = shlex.join(["python", "-m", "minbert_core.train", *(sys.argv[1:] if arguments is None else arguments)])
-    return run_command(_parser(), arguments, partial(_main, again=again), writes="to")
+    return run_command(parser(), arguments, partial(_main, again=again), writes="to")
 
 
 def _main(options: argparse.Namespace, again: str) -> int:
@@ -73,44 +80,6 @@ def _main(options: argparse.Namespace, again: str) -> int:
     except KeyboardInterrupt:
         how = "Start again" if options.overfit else "Resume from the last snapshot, if there is one"
         raise KeyboardInterrupt(f"\nInterrupted. {how}:\n  {again}") from None
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m minbert_core.train",
-        usage="%(prog)s CONFIG.yaml [options]",
-        description="Train one configuration, without a search.",
-        epilog="examples:\n  python -m minbert_core.train my.yaml --data data/ --set optimizer/lr=2e-5\n"
-        "  python -m minbert_core.train runs/smart/trials/007/config.yaml   (repeats it)",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    what = parser.add_argument_group("what")
-    what.add_argument(
-        "config", type=Path, metavar="CONFIG.yaml", help="a configuration, for example the config.yaml of a trial"
-    )
-    what.add_argument(
-        "--set", action="append", default=[], metavar="PATH=VALUE", help="override a value, for example gradient=pcgrad"
-    )
-    what.add_argument("--data", metavar="DIR", help="folder with the tasks' files, or toy")
-    what.add_argument("--encoder", metavar="NAME", help="hub name or folder of a BERT, or tiny")
-    where = parser.add_argument_group("where")
-    where.add_argument("--to", type=Path, metavar="DIR", help="folder to train in (default trained/CONFIG)")
-    check = parser.add_argument_group("instead")
-    check.add_argument(
-        "--overfit",
-        type=_few,
-        nargs="?",
-        const=16,
-        metavar="N",
-        help="check that each task can learn N examples by heart (default 16)",
-    )
-    return parser
-
-
-def _few(text: str) -> int:
-    if not text.isdigit() or not 2 <= int(text) <= 512:
-        raise argparse.ArgumentTypeError(f"must be a whole number of examples from 2 to 512. Got '{text}'.")
-    return int(text)
 
 
 # ---------------------------------------------------------------------------------------------------------- the config

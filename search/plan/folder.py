@@ -1,6 +1,6 @@
 """A search's folder: its name, its lock, its plan.json.
 
-    runs/NAME/    space.yaml  plan.json  study.journal  lock  log.txt  trials/  best -> trials/007/best
+    runs/NAME/    space.yaml  plan.json  study.journal  lock  log.txt  trials/  best/  (a copy of trials/007/best)
 
 It can be moved. The only absolute paths in it are those of data and encoder, which relocated.py resolves.
 """

@@ -57,7 +57,7 @@ def data_place(record: PlanRecord, config: TrialConfig, given: str | None) -> di
     if place is None:
         raise Refused(f"The data of the search {record.name} was in {recorded}, which is not here. Give its folder: --data DIR")
     if not place.is_dir():
-        raise ValueError(f"There is no data folder {place}.")
+        raise ValueError(f"The data folder {place} does not exist.")
     changed = [key for key, digest in record.fingerprints.items() if _digest(key, config, place) != digest]
     if changed:
         raise Refused(

@@ -19,7 +19,6 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 
-from minbert_core.files import replaced
 from minbert_core.seeds import seed_of
 from minbert_core.settings.faults import SettingsError
 from minbert_core.train.folder import UNREADABLE, read_snapshot, state_file, write_records
@@ -27,6 +26,7 @@ from minbert_core.train.trial import Record
 from search.methods.trial_schedulers import STOP, Scheduler, peers
 from search.space.domains import Choice
 from search.space.space import Sample, Space
+from search.study.best import publish
 from search.study.checked import checked_records
 from search.study.entry import POINT, arrivals_of, identity_of, points_of, write_entry
 from search.study.failures import CONSTRAINT, is_avoided, lesson_of
@@ -297,13 +297,14 @@ class Study:
     # ---- the best
 
     def keep_best(self) -> TrialResult | None:
-        """Link the best trial and return it. Delete snapshots of ended trials, and weights except those of the best few.
+        """Publish the best trial's model in best/, and return the trial.
 
-        It decides by the records in memory, which were reported here or checked by `restore`, never by a file alone.
+        Delete snapshots of ended trials, and weights except those of the best few. It decides by the records in memory, which
+        were reported here or checked by `restore`, never by a file alone.
         """
         ranking = ranked(self.results())
         if ranking:
-            self._link(ranking[0])
+            publish(ranking[0].folder / "best", self.folder / "best")
         keep = {trial.number for trial in ranking[:KEEP_BEST]}
         for number in sorted(self._with_weights):
             trial = self._results[number]
@@ -313,13 +314,6 @@ class Study:
                 shutil.rmtree(trial.folder / "best", ignore_errors=True)
         self._with_weights &= keep
         return ranking[0] if ranking else None
-
-    def _link(self, trial: TrialResult) -> None:
-        link, target = self.folder / "best", Path("trials") / trial.folder.name / "best"  # relative: the folder may be moved
-        if link.is_symlink() and link.readlink() == target:
-            return
-        with replaced(link) as draft:  # a folder, if the search was copied by something that follows links
-            draft.symlink_to(target)
 
 
 def _trust_snapshot(folder: Path) -> list[Record]:

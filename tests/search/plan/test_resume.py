@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from search.plan.relocated import relocated_config
 from search.plan.summary import plan_lines
 from search.study.gather import read_results
 from search.tracking.store import store_uri
+from tests.search.searching import Search, searches
 
 ROOT = Path(__file__).resolve().parents[3]
 QUICK = """\
@@ -234,63 +234,9 @@ def test_a_moved_search_is_the_same_search(typed: Type, typing_place: Path, plan
 # ------------------------------------------------------------------------------------------------------------- with Ray
 
 
-class Search:
-    """`python -m search.run` in a session of its own."""
-
-    def __init__(self, at: Path, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "search.run", *arguments],
-            cwd=at,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        self.text = ""
-
-    def wait_for(self, pattern: str) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.text += line
-            if re.search(pattern, line):
-                return
-        raise AssertionError(f"no line {pattern!r} in:\n{self.text}")
-
-    def end(self) -> int:
-        assert self.process.stdout is not None
-        self.text += self.process.stdout.read()
-        return self.process.wait(timeout=60)
-
-    def processes(self) -> Iterator[int]:
-        for status in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = status.read_text().rpartition(")")[2].split()  # state, parent, group, session, …
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if int(fields[3]) == self.process.pid and fields[0] != "Z":
-                yield int(status.parent.name)
-
-    def signal_all(self, number: signal.Signals) -> None:
-        """To each of its processes, as Slurm does with all of a step's."""
-        for process in self.processes():
-            os.kill(process, number)
-
-
 @pytest.fixture
 def started(typing_place: Path) -> Iterator[Callable[..., Search]]:
-    all_of_them: list[Search] = []
-
-    def start(*arguments: str) -> Search:
-        all_of_them.append(Search(typing_place, *arguments, "--gpus", "0"))
-        return all_of_them[-1]
-
-    yield start
-    for one in all_of_them:
-        one.signal_all(signal.SIGKILL)
-        one.process.wait()
-        assert one.process.stdout is not None
-        one.process.stdout.close()
+    yield from searches(typing_place)
 
 
 def numbers(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -305,7 +251,7 @@ def numbers(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_a_search_that_slurm_stops_and_somebody_moves_comes_out_as_if_it_had_run_through(
     started: Callable[..., Search], typing_place: Path
 ) -> None:
-    stopped = started(*START)
+    stopped = started(*START, "--gpus", "0")
     stopped.wait_for(r" 000 at 1/9 ")
     stopped.signal_all(signal.SIGUSR1)
     assert stopped.end() == 130, stopped.text
@@ -315,7 +261,7 @@ def test_a_search_that_slurm_stops_and_somebody_moves_comes_out_as_if_it_had_run
     target = move(typing_place)
     (target / "mlflow.db").unlink(missing_ok=True)
 
-    resumed = started(*START[:4], *MOVED)
+    resumed = started(*START[:4], *MOVED, "--gpus", "0")
     assert resumed.end() == 0, resumed.text
     assert "000 resumed from" in resumed.text
     folder = target / "searches" / "job"
@@ -324,7 +270,7 @@ def test_a_search_that_slurm_stops_and_somebody_moves_comes_out_as_if_it_had_run
     inputs = open_inputs(relocated_config(first.config(), read_plan(folder).moved))
     whole = [progress.record for progress in train(first.config(), inputs)]
     assert numbers(first.records) == numbers(json.loads(json.dumps(whole)))
-    assert os.readlink(folder / "best").startswith("trials/")
+    assert (folder / "best" / "heads.safetensors").samefile(first.folder / "best" / "heads.safetensors")
 
     from mlflow import MlflowClient
 
@@ -336,7 +282,7 @@ def test_a_search_that_slurm_stops_and_somebody_moves_comes_out_as_if_it_had_run
     points = client.get_metric_history(next(r for r in runs if r.data.tags.get("trial_number") == "0").info.run_id, "dev/score")
     assert len(points) == 3  # what the old place's store had is told anew
 
-    again = started(*START[:4], *MOVED)
+    again = started(*START[:4], *MOVED, "--gpus", "0")
     assert again.end() == 0, again.text
     assert "1 trial: 1 completed." in again.text
     assert " started " not in again.text

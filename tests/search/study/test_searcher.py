@@ -242,14 +242,21 @@ def test_a_point_that_stops_a_trial_is_told_once(tmp_path: Path) -> None:
     assert driver.study.results()[1].reason == "stopped at 1/9: below the best 1/3 of its rung"
 
 
-def test_the_link_to_the_best_follows_each_evaluation_of_trials_that_still_run(tmp_path: Path) -> None:
+def test_best_follows_each_evaluation_of_trials_that_still_run(tmp_path: Path) -> None:
     scores = {(0, 1): 0.5, (1, 1): 0.6, (0, 3): 0.4}
-    driver = Driver(tmp_path, Workers(lambda number, rung: scores[number, rung]), 2, baselines=[{}, {"seed": 1}])
-    linked = []
+
+    def evaluated(number: int, rung: int) -> float:
+        model = tmp_path / "trials" / f"{number:03d}" / "best"
+        model.mkdir(exist_ok=True)
+        (model / "heads.safetensors").write_text(f"{number} at {rung}")
+        return scores[number, rung]
+
+    driver = Driver(tmp_path, Workers(evaluated), 2, baselines=[{}, {"seed": 1}])
+    weights, published = tmp_path / "best" / "heads.safetensors", []
     for _ in range(5):
         driver.step()
-        linked.append(os.readlink(tmp_path / "best") if (tmp_path / "best").is_symlink() else "")
-    assert linked == ["", "", "trials/000/best", "trials/001/best", "trials/000/best"]  # 000 in the end: of a fuller rung
+        published.append(weights.read_text() if weights.exists() else "")
+    assert published == ["", "", "0 at 1", "1 at 1", "0 at 3"]  # 000 in the end: of a fuller rung
 
 
 def test_a_trial_that_ran_to_its_end_is_completed(tmp_path: Path) -> None:
