@@ -25,7 +25,7 @@ from analysis.groups import group_by
 from analysis.importance import Importances, importances
 from analysis.page import sections
 from analysis.page.again import again
-from analysis.page.answer import best_sentence, choice_sentence, main_choice, tested_sentences
+from analysis.page.answer import best_sentence, choice_sentence, main_choice, tested_sentence
 from analysis.page.figures import Drawn
 from analysis.page.mistakes import errors
 from analysis.page.write import Page, html
@@ -115,8 +115,8 @@ def make_page(search: Search, table: Table, say: Callable[[str], None] = lambda 
 
 
 def _second(search: Search, main: Comparison | None, choice: str, found: Importances) -> list[str]:
-    """Return the sentences of the newest test, else one about the question's choice."""
-    tested = [sentence for folder in sections.test_folders(search)[-1:] for sentence in tested_sentences(folder)]
+    """Return the sentence of the newest test, else one about the question's choice."""
+    tested = [sentence for folder in sections.test_folders(search)[-1:] if (sentence := tested_sentence(folder))]
     return tested or [choice_sentence(main, choice, found)]
 
 

@@ -57,19 +57,22 @@ def _of_importance(found: Importances | None) -> str:
     return f"What separates the best trials from the others: {', '.join(certain)}."
 
 
-def tested_sentences(folder: Path) -> list[str]:
-    """Return a sentence per comparison of `best_to_test` in a folder of results, on test if it has labels, else on dev."""
+def tested_sentence(folder: Path) -> str:
+    """Say what `best_to_test` found in a folder of results, against its reference: on test if it has labels, else on dev."""
     found: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    splits = [comparison["split"] for comparison in found["comparisons"]]
-    split = "test" if "test" in splits else "dev"
-    seeds = counted(len(found["seeds"]), "fresh seed") if found["seeds"] else "the kept weights"
+    split = "test" if any(of["split"] == "test" for of in found["comparisons"]) else "dev"
+    compared = [of for of in found["comparisons"] if of["split"] == split]
+    to_reference = [of for of in compared if of["second"] == found["baseline"] or "per" in found] or compared[:1]
     labels = {of["best"]: str(of["branch"]) for of in found.get("per", {}).get("branches", ())}
-    return [
-        f"Retrained over {seeds}, on {split}: {_named(of['first'], labels)} {_outcome(of)} {_named(of['second'], labels)}, "
-        f"by {short(of['score']['mean'], '+')} (95 %: {' to '.join(short(end, '+') for end in of['score']['interval'])})."
-        for of in found["comparisons"]
-        if of["split"] == split
-    ]
+    seeds = (
+        f"Retrained over {counted(len(found['seeds']), 'fresh seed')}" if found["seeds"] else "With the weights that were kept"
+    )
+    parts = []
+    for of in to_reference:
+        ends = " to ".join(short(end, "+") for end in of["score"]["interval"])
+        sides = f"{_named(of['first'], labels)} {_outcome(of)} {_named(of['second'], labels)}"
+        parts.append(f"{sides} ({short(of['score']['mean'], '+')}; 95 %: {ends})")
+    return f"{seeds}, on {split}: {', '.join(parts)}." if parts else ""
 
 
 def _named(number: int, labels: dict[int, str]) -> str:

@@ -38,11 +38,14 @@ def _of(answers: list[Answers]) -> list[Block]:
     for of in answers:
         made += [Heading(of.task.name), *blocks(task_lines(of, WORST))]
     for plot in draw_all(answers, BINS):
-        made += [Picture(_svg(plot), plot.figure.get_suptitle().replace("\n", " ")), numbers(plot.rows)]
+        made += [_picture(plot), numbers(plot.rows)]
     return made
 
 
-def _svg(plot: Plot) -> bytes:
+def _picture(plot: Plot) -> Picture:
+    """Return a drawing whose title is that of the page, without the name of the model."""
+    _, _, title = plot.figure.get_suptitle().replace("\n", " ").partition(": ")
+    plot.figure.suptitle("")
     stream = io.BytesIO()
     plot.figure.savefig(stream, format="svg")
-    return stream.getvalue()
+    return Picture(stream.getvalue(), title[:1].upper() + title[1:])
