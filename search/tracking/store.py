@@ -16,7 +16,6 @@ from search.environment import without_secrets
 from search.tracking.faults import reason_of
 
 SERVER, FILE = ("http://", "https://"), "sqlite:///"
-PORT = 5001 if sys.platform == "darwin" else 5000  # AirPlay uses 5000
 
 
 def store_uri(runs: Path) -> str:
@@ -132,12 +131,16 @@ def ui_command(uri: str, folder: Path) -> str:
     """
     if uri.startswith(SERVER):
         return without_secrets(uri)
-    return f"{_program('mlflow', folder)} ui --backend-store-uri {shlex.quote(uri)} --port {PORT}"
+    return f"{_program('mlflow', folder)} ui --backend-store-uri {shlex.quote(uri)} --port {_port()}"
 
 
 def ui_address(uri: str) -> str:
     """Return the address of the page that `ui_command` opens."""
-    return without_secrets(uri) if uri.startswith(SERVER) else f"http://127.0.0.1:{PORT}"
+    return without_secrets(uri) if uri.startswith(SERVER) else f"http://127.0.0.1:{_port()}"
+
+
+def _port() -> int:
+    return 5001 if sys.platform == "darwin" else 5000  # AirPlay uses 5000
 
 
 def dashboard_command(journal: Path, folder: Path) -> str:
