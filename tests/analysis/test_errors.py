@@ -115,6 +115,19 @@ def test_the_worst_row_gave_its_label_the_least_probability() -> None:
     assert worst(values, 1)[0].id == "2"
 
 
+def test_a_binary_task_of_ones_own_has_both_probabilities() -> None:
+    task = replace(
+        TASKS["para"], name="reviews", text_columns=("review",), course_text=None, classes=("no", "yes"), metric="f1"
+    )
+    answers = made(task, [0, 1, 1], [[-2.0], [3.0], [-1.0]])
+    assert answers.shares_BC.sum(axis=1) == pytest.approx([1, 1, 1])
+    assert answers.shares_BC[1, 1] == pytest.approx(1 / (1 + np.exp(-3)))
+    assert confusion(answers).tolist() == [[1, 0], [1, 1]]
+    lines = task_lines(answers, 1)
+    assert lines[0] == "reviews: F1 .6667 on 3 dev rows"
+    assert "- label yes, answer no with .73; the label has .27  (id 2)" in lines
+
+
 def test_of_many_classes_the_confused_pairs_are_listed() -> None:
     task = replace(TASKS["sst"], outputs=20, label_range=(0, 19), classes=tuple(f"class {i}" for i in range(20)))
     labels = [i % 20 for i in range(60)]
