@@ -28,6 +28,7 @@ from analysis.mistakes import BINS, example, severity
 from analysis.plots import Plot
 from analysis.sources import add_figures, command_parser, write_figures
 from minbert_core.commands import DONE, run_command
+from minbert_core.model import HEADS
 from minbert_core.terminal import show_progress
 from search.options import positive
 from search.report.draw import show
@@ -111,11 +112,12 @@ def write_rows(answers: Sequence[Answers], path: Path) -> None:
 
 
 def _whence(model: DevModel) -> str:
-    """Return where a model's folder is, seen from the path that was given: ` -> trials/007/best`."""
-    named = Path(model.name).absolute()
-    base = named.parent if named.is_symlink() else named
-    way = os.path.relpath(model.folder, base.resolve())
-    return "" if way == "." else f" -> {way}"
+    """Return where a model is, seen from the path that was given, and whose a search's best/ is: ` -> best (trial 007)`."""
+    way = os.path.relpath(model.folder, Path(model.name).resolve())
+    weights = model.folder / HEADS
+    trials = model.folder.parent.glob(f"trials/*/best/{HEADS}")  # best/ of a search holds hard links to a trial's
+    trial = next((f" (trial {path.parts[-3]})" for path in trials if path.samefile(weights)), "")
+    return f"{'' if way == '.' else f' -> {way}'}{trial}"
 
 
 def _folder(named: Path, model: DevModel) -> Path:

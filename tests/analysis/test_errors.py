@@ -168,7 +168,7 @@ def test_a_saved_model_answers_as_its_trial_did_and_every_figure_has_its_numbers
     assert main([str(toy_runs / "small"), "--to", str(tmp_path / "figures"), "--formats", "svg", "--worst", "2"]) == 0
     output = capsys.readouterr().out
     best = max(open_search(toy_runs / "small").trials, key=lambda trial: trial.score)
-    assert f"-> trials/{best.number:03d}/best" in output
+    assert f" -> best (trial {best.number:03d})\n" in output
     for task in ("sst", "para", "sts"):
         assert f"{best.best[f'dev/{task}']:.4f}".lstrip("0") in output.split(f"\n{task}: ")[1].splitlines()[0]
     assert "The 2 worst rows" in output
