@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from analysis.ensembles import Ensemble
 from analysis.intervals import CONFIDENCE, Estimate
 from analysis.overlap import Overlap
+from analysis.printing import p_value
 from analysis.results import SPLITS, Measured, Results, columns_of
 from analysis.selection import Selection
 from analysis.test_table import wrapped
@@ -40,8 +41,7 @@ def _cell(found: Measured) -> str:
 def _difference(selection: Selection, of: Ensemble, split: str) -> str:
     """Say by how much an ensemble differs from single models of a configuration."""
     found, p = of.differences[split], of.corrected_p.get(split)
-    exact = "" if p is None else "< .001" if p < 0.001 else f"= {short(p, digits=3)}"
-    verdict = "no verdict from one seed" if p is None else f"p {exact}, {_word(found, p)}"
+    verdict = "no verdict from one seed" if p is None else f"{p_value(p)}, {_word(found, p)}"
     singles = f"the mean of the single models of {selection.name(of.against)}"
     interval = f"[{short(found.low, '+')}, {short(found.high, '+')}]"
     return f"- {of.about}, on {split}: {short(found.mean, '+')} {interval} against {singles}; {verdict}."

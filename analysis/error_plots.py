@@ -66,7 +66,7 @@ def _confusion(axes: Axes, of: Answers) -> Rows:
         colour = "black" if share > 0.55 else "white"
         axes.text(j, i, f"{counts_CC[i, j]:,}", ha="center", va="center", fontsize=7, color=colour)
     accuracy = float((of.answers_B == of.labels_B).mean())
-    label(axes, "answer", "label", f"{of.task.name}: {accuracy:.3f} of {len(of):,} rows right")
+    label(axes, "answer", "label", f"{of.task.name}: {accuracy:.3f} of {len(of):,} right")
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.8)
     bar.set_label("share of the label's rows (fraction)", fontsize=7.5)
     bar.ax.tick_params(labelsize=7)

@@ -23,7 +23,8 @@ from analysis.mistakes import (
     worst,
 )
 from analysis.plots import UNITS
-from analysis.printing import COLUMNS, folded, joined, span
+from analysis.printing import COLUMNS, folded, joined, p_value, span
+from minbert_core.words import counted
 from search.report.words import markdown, short
 
 MOST_CLASSES = 12  # of a confusion table; of more, the pairs that are confused most are listed
@@ -111,7 +112,7 @@ def _group_rows(what: str, groups: Sequence[Group]) -> list[list[str]]:
 def _worst(answers: Answers, most: int) -> list[str]:
     found = worst(answers, most)
     what = "the values furthest off" if answers.is_regression else "the labels with the least probability"
-    return [f"The {len(found)} worst rows: {what}", *(row for each in found for row in _example(each))]
+    return [f"The {counted(len(found), 'worst row')}: {what}", *(row for each in found for row in _example(each))]
 
 
 def _example(of: Example) -> list[str]:
@@ -150,10 +151,14 @@ def dispute_lines(first: Answers, second: Answers, found: Disagreement, most: in
     same = f"Correlation of their answers {found.same:.3f}" if first.is_regression else f"The same answer: {found.same:.1%}"
     certain = "they differ beyond chance" if found.p <= 1 - CONFIDENCE else "that can be chance"
     alone = f"Only one of them {right}: {found.first} rows and {found.second}"
-    sentence = f"{same}. {alone}; {certain} (McNemar's exact test, p = {short(found.p, digits=3)})."
+    sentence = f"{same}. {alone}; {certain} (McNemar's exact test, {p_value(found.p)})."
     disputed = most_disputed(first, second, most)
     examples = [row for pair in disputed for row in _disputed(*pair)]
-    heading = f"The {len(disputed)} rows on which they differ most" if disputed else "They give the same answer to every row."
+    heading = (
+        f"The {counted(len(disputed), 'row')} on which they differ most"
+        if disputed
+        else "They give the same answer to every row."
+    )
     return joined([folded(about), markdown(rows), folded(sentence), [heading, *examples]])
 
 

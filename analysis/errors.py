@@ -28,6 +28,7 @@ from analysis.mistakes import BINS, example, severity
 from analysis.plots import Plot
 from analysis.sources import add_figures, command_parser, write_figures
 from minbert_core.commands import DONE, run_command
+from minbert_core.model import HEADS
 from minbert_core.terminal import show_progress
 from search.options import positive
 from search.report.draw import show
@@ -47,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         "labels, errors by length and by label, and the worst rows with their text. With a second MODEL: the rows on which "
         "the two disagree."
     )
-    examples = "runs/smart\nruns/smart/best runs/smart/test/retrained/003-seed0 --tasks sts"
+    examples = "runs/smart\nruns/smart runs/smart/test/retrained/003-seed0 --tasks sts"
     parser = command_parser("errors", "MODEL [MODEL] [--tasks TASK ...] [--to DIR]", description, examples)
     law = "runs/NAME (its best model), a trial's folder, a best/ folder, or one of runs/NAME/test/retrained/"
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help=law)
@@ -111,11 +112,12 @@ def write_rows(answers: Sequence[Answers], path: Path) -> None:
 
 
 def _whence(model: DevModel) -> str:
-    """Return where a model's folder is, seen from the path that was given: ` -> trials/007/best`."""
-    named = Path(model.name).absolute()
-    base = named.parent if named.is_symlink() else named
-    way = os.path.relpath(model.folder, base.resolve())
-    return "" if way == "." else f" -> {way}"
+    """Return where a model is, seen from the path that was given, and whose a search's best/ is: ` -> best (trial 007)`."""
+    way = os.path.relpath(model.folder, Path(model.name).resolve())
+    weights = model.folder / HEADS
+    trials = model.folder.parent.glob(f"trials/*/best/{HEADS}")  # best/ of a search holds hard links to a trial's
+    trial = next((f" (trial {path.parts[-3]})" for path in trials if path.samefile(weights)), "")
+    return f"{'' if way == '.' else f' -> {way}'}{trial}"
 
 
 def _folder(named: Path, model: DevModel) -> Path:

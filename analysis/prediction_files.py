@@ -35,6 +35,7 @@ def write_predictions(
     shutil.rmtree(folder, ignore_errors=True)
     files = _write(logits[results.chosen], splits, folder)
     others = {job.name: of for job, of in logits.items()} | {of.name: of.logits for of in ensembles}
+    others = others if len(others) > 1 else {}
     for name, of in others.items():
         _write(of, splits, folder / name)
     ensembled = f"; ensembles: {', '.join(of.name for of in ensembles)}" if ensembles else ""
@@ -43,7 +44,7 @@ def write_predictions(
         "",
         *(f"- {path} ({size} rows)" for path, size in files),
         *(f"- none of {name} on test: it names no test file" for name in config.train_on if (name, "test") not in splits),
-        *wrapped(f"- the same of each model, in {counted(len(others), 'folder')} of {folder}{ensembled}"),
+        *(wrapped(f"- the same of each model, in {counted(len(others), 'folder')} of {folder}{ensembled}") if others else []),
     ]
 
 

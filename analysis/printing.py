@@ -23,3 +23,8 @@ def joined(paragraphs: Iterable[Sequence[str]]) -> list[str]:
 def span(low: float, high: float, sign: str = "", digits: int = 3) -> str:
     """Format an interval: `.471 to .530`."""
     return f"{short(low, sign, digits)} to {short(high, sign, digits)}"
+
+
+def p_value(p: float) -> str:
+    """Format a p-value: `p = .021`, `p < .001`."""
+    return "p < .001" if p < 0.001 else f"p = {short(p, digits=3)}"

@@ -115,6 +115,19 @@ def test_the_worst_row_gave_its_label_the_least_probability() -> None:
     assert worst(values, 1)[0].id == "2"
 
 
+def test_a_binary_task_of_ones_own_has_both_probabilities() -> None:
+    task = replace(
+        TASKS["para"], name="reviews", text_columns=("review",), course_text=None, classes=("no", "yes"), metric="f1"
+    )
+    answers = made(task, [0, 1, 1], [[-2.0], [3.0], [-1.0]])
+    assert answers.shares_BC.sum(axis=1) == pytest.approx([1, 1, 1])
+    assert answers.shares_BC[1, 1] == pytest.approx(1 / (1 + np.exp(-3)))
+    assert confusion(answers).tolist() == [[1, 0], [1, 1]]
+    lines = task_lines(answers, 1)
+    assert lines[0] == "reviews: F1 .6667 on 3 dev rows"
+    assert "- label yes, answer no with .73; the label has .27  (id 2)" in lines
+
+
 def test_of_many_classes_the_confused_pairs_are_listed() -> None:
     task = replace(TASKS["sst"], outputs=20, label_range=(0, 19), classes=tuple(f"class {i}" for i in range(20)))
     labels = [i % 20 for i in range(60)]
@@ -155,7 +168,7 @@ def test_a_saved_model_answers_as_its_trial_did_and_every_figure_has_its_numbers
     assert main([str(toy_runs / "small"), "--to", str(tmp_path / "figures"), "--formats", "svg", "--worst", "2"]) == 0
     output = capsys.readouterr().out
     best = max(open_search(toy_runs / "small").trials, key=lambda trial: trial.score)
-    assert f"-> trials/{best.number:03d}/best" in output
+    assert f" -> best (trial {best.number:03d})\n" in output
     for task in ("sst", "para", "sts"):
         assert f"{best.best[f'dev/{task}']:.4f}".lstrip("0") in output.split(f"\n{task}: ")[1].splitlines()[0]
     assert "The 2 worst rows" in output

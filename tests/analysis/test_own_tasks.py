@@ -96,7 +96,7 @@ def test_an_auxiliary_task_is_measured_but_not_counted(
     results = best_to_test(folder, "--top", "1", "--no-baseline")
     output = capsys.readouterr().out
     assert "none of reviews on test: it names no test file" in output
-    made = {path.name for path in (folder / "test" / "predictions").iterdir()}
+    made = {path.name for path in (folder / "test" / "predictions").iterdir() if path.is_file()}
     assert made == {"sst-dev-output.csv", "sst-test-output.csv", "reviews-dev-output.csv"}
     assert "reviews" not in results["configurations"][0]["test"]
     assert {"sst", "norm", "score"} <= set(results["configurations"][0]["test"])
