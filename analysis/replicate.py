@@ -35,8 +35,9 @@ from minbert_core.inputs import build_encoder, open_inputs
 from minbert_core.settings.yaml import dump_yaml
 from minbert_core.words import counted, did_you_mean
 from search.environment import git_commit
-from search.options import SearchOptions, gpus, positive, share
+from search.options import SearchOptions, cluster_address, gpus, positive, share
 from search.papers import ROW, Row, config_of, paper_file, rows_of
+from search.plan.on_cluster import cluster_resources
 from search.plan.relocated import find_relocated, relocated_config
 from search.plan.resources import find_resources
 from search.results import Search, open_search
@@ -81,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--gpus", type=gpus, default="auto", metavar="N|auto", help="GPUs to use; auto (default): all free ones")
     group.add_argument("--gpus-per-trial", type=share, metavar="X", help="share of a GPU that a model takes (default 1)")
     group.add_argument("--cpus-per-trial", type=positive, metavar="N", help="CPU cores per model (default 1)")
+    group.add_argument(
+        "--address", type=cluster_address, default="local", metavar="HOST:PORT", help="Ray cluster to join, or auto"
+    )
     group.add_argument("--dry-run", action="store_true", help="print the plan and the search's cost; start nothing")
     group.add_argument("-h", "--help", action="help", help="print this")
     return parser
@@ -167,6 +171,7 @@ def _search_options(options: argparse.Namespace, space_file: Path, name: str) ->
         gpus=options.gpus,
         gpus_per_trial=options.gpus_per_trial,
         cpus_per_trial=options.cpus_per_trial,
+        address=options.address,
         runs=options.runs,
         resume=name,
         dry_run=options.dry_run,
@@ -185,7 +190,8 @@ def _test(options: argparse.Namespace, search: Search, rows: Sequence[Row], abou
     selection = Selection(search, finalists, done.get(rows[0].name), fresh_seeds(options.seeds), relocated)
     cpus = options.cpus_per_trial or search.plan.cpus_per_trial
     retry = f"python analysis/replicate.py --paper {options.paper}"
-    resources = find_resources(options.gpus, options.gpus_per_trial, cpus, retry)
+    asked = options.gpus, options.gpus_per_trial, cpus
+    resources = find_resources(*asked, retry) if options.address == "local" else cluster_resources(options.address, *asked)
     if code := best_to_test.run(selection, resources, shows_report=False):
         return code
     results = json.loads((selection.folder / "results.json").read_text(encoding="utf-8"))

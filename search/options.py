@@ -180,11 +180,12 @@ def _name(value: object) -> str:
     return text
 
 
-def _address(value: object) -> str:
+def cluster_address(value: object) -> str:
+    """Return `local`, `auto` or HOST:PORT."""
     text = str(value)
     host, _, port = text.rpartition(":")
-    if text != "local" and not (host and port.isdigit() and "/" not in host):
-        raise argparse.ArgumentTypeError(f"must be HOST:PORT. Got '{text}'.")
+    if text not in ("local", "auto") and not (host and port.isdigit() and "/" not in host):
+        raise argparse.ArgumentTypeError(f"must be HOST:PORT or auto. Got '{text}'.")
     return text
 
 
@@ -216,7 +217,7 @@ CHECKS: dict[str, Callable[[object], Any]] = {  # what a keyword passes through;
     "name": _name,
     "runs": _folder,
     "tracking_uri": _store,
-    "address": _address,
+    "address": cluster_address,
     "resume": _no_option,
     "retries": _count,
     "retry_failed": _flag_value,
@@ -269,7 +270,9 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--name", type=_name, metavar="NAME", help="name of the search (default: the space's, then -2, -3 …)")
     where.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
     where.add_argument("--tracking-uri", type=_store, metavar="URI", help="MLflow store: http://…, sqlite:///…")
-    where.add_argument("--address", type=_address, default="local", metavar="HOST:PORT", help="Ray cluster to join")
+    where.add_argument(
+        "--address", type=cluster_address, default="local", metavar="HOST:PORT", help="Ray cluster to join; auto: this node's"
+    )
     then = command.add_argument_group("before and after")
     then.add_argument("--dry-run", action="store_true", help="print the plan and the measured cost; start nothing")
     then.add_argument("--price", type=_amount, metavar="X", help="price per hour of a GPU (or of the CPU), for --dry-run")

@@ -50,8 +50,9 @@ from search.plan.folder import (
     write_plan,
     write_space,
 )
+from search.plan.on_cluster import cluster_resources
 from search.plan.plan import Plan, make_plan
-from search.plan.resources import check_cluster, find_resources
+from search.plan.resources import find_resources
 from search.plan.resume import asked_space, goes_on, resumed_plan
 from search.plan.summary import plan_lines, plan_record
 from search.report.status import show_status
@@ -120,7 +121,6 @@ def start_or_resume(options: SearchOptions) -> tuple[Path, int]:
     """
     clock, load = _clock(options.hours), os.getloadavg()[0]
     runs = options.runs.absolute()
-    check_cluster(options.address)
     resumed = goes_on(options, runs)
     if options.price is not None and (options.resume is not None or not options.dry_run):
         raise ValueError("--price belongs to the estimate of a new search. Give it with --space and --dry-run.")
@@ -148,9 +148,11 @@ def _new_plan(options: SearchOptions, runs: Path, retry: str) -> Plan:
     sets += [f"encoder/checkpoint={json.dumps(options.encoder)}"] if options.encoder else []
     name = options.resume or options.name
     space = read_space(options.space, sets, name or UNNAMED)
-    resources = find_resources(
-        options.gpus or "auto", options.gpus_per_trial, options.cpus_per_trial or 1, retry, estimate="--dry-run"
-    )
+    asked = options.gpus or "auto", options.gpus_per_trial, options.cpus_per_trial or 1
+    if options.address == "local":
+        resources = find_resources(*asked, retry, estimate="--dry-run")
+    else:
+        resources = cluster_resources(options.address, *asked)
     folder = new_search_folder(runs, name, space.name)
     if options.tracking_uri is not None and (fault := store_fault(options.tracking_uri)):
         raise Refused(fault)

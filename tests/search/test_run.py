@@ -414,9 +414,8 @@ def test_the_exit_code_says_how_a_search_ended(
     tracker: Any = SimpleNamespace(submit=lambda *_: None, close=close, error="The disk is full.")
     shown: list[str] = []
     narrator: Any = SimpleNamespace(tasks=["sst"], show=shown.extend)
-    assert (
-        drive.close(here / "runs" / "quick", plan, [result], narrator, tracker, interrupted, store_uri(here / "runs")) == code
-    )
+    uri, again = store_uri(here / "runs"), "python -m search.run --resume quick"
+    assert drive.close(here / "runs" / "quick", plan, [result], narrator, tracker, interrupted, uri, again) == code
     assert ends == [status]
     err = capsys.readouterr().err
     assert ("The disk is full." in err) == (not recorded)
