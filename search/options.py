@@ -42,6 +42,7 @@ class SearchOptions:
     retry_failed: bool = False
     patience: float = 5.0  # minutes
     dry_run: bool = False
+    prepare: bool = False
     price: float | None = None
     typed: tuple[str, ...] = ()  # the command line, where there was one
 
@@ -275,6 +276,7 @@ def parser() -> argparse.ArgumentParser:
     )
     then = command.add_argument_group("before and after")
     then.add_argument("--dry-run", action="store_true", help="print the plan and the measured cost; start nothing")
+    then.add_argument("--prepare", action="store_true", help="do what needs a network, as on a login node; start nothing")
     then.add_argument("--price", type=_amount, metavar="X", help="price per hour of a GPU (or of the CPU), for --dry-run")
     then.add_argument("--status", metavar="NAME", help="show the state of a search, from another shell")
     then.add_argument("--resume", type=_no_option, metavar="NAME", help="resume a search; with --space, start it if need be")

@@ -17,6 +17,7 @@ from minbert_core.commands import Refused
 NEEDED = ("torch", "ray", "pyarrow", "pydantic", "safetensors", "tokenizers", "numpy")  # what a trial imports
 SAME = ("torch",)  # of these another version changes the last digits of results; Ray itself refuses another Ray or Python
 VISIT_SECONDS = 120  # for a process to start on each node, with our code, and to look around
+ANSWER_SECONDS = 3.0  # for a node to accept a connection
 GB = 1e9
 
 
@@ -29,6 +30,15 @@ class Node:
     cpus: int
     gpus: float = 0
     memory_gb: float = 0
+    endpoint: tuple[str, int] = ("", 0)  # where its raylet listens
+
+    def answers(self) -> bool:
+        """Return whether the node's raylet still listens. Ray itself notices a lost node only after 15 s."""
+        try:
+            socket.create_connection(self.endpoint, timeout=ANSWER_SECONDS).close()
+        except OSError:
+            return False
+        return True
 
     def slots(self, cpus_per_trial: int, gpus_per_trial: float) -> int:
         """Return how many trials it has room for. Ray never splits a trial's share of a GPU over two of them."""
@@ -51,7 +61,8 @@ def alive_nodes() -> list[Node]:
 def _node(entry: Mapping[str, Any]) -> Node:
     has, host, address = entry["Resources"], entry["NodeManagerHostname"], entry["NodeManagerAddress"]
     name = host if host == address else f"{host} ({address})"
-    return Node(entry["NodeID"], name, int(has.get("CPU", 0)), has.get("GPU", 0.0), has.get("memory", 0.0) / GB)
+    cpus, gpus, memory_gb = int(has.get("CPU", 0)), has.get("GPU", 0.0), has.get("memory", 0.0) / GB
+    return Node(entry["NodeID"], name, cpus, gpus, memory_gb, (address, entry["NodeManagerPort"]))
 
 
 def total_slots(nodes: Iterable[Node], cpus_per_trial: int, gpus_per_trial: float, most_gpus: float | None) -> int:

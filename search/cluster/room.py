@@ -16,7 +16,7 @@ from search.cluster.sharing import Shared, Unseen, see
 
 LOOK_SECONDS = 5.0  # between two looks at the cluster, which take milliseconds
 REMEDY = "Or take the node out of the cluster: `ray stop` there."
-GONE_SECONDS = 30.0  # after a node has left, in which a process that died before its first sign of life was on it
+GONE_SECONDS = 30.0  # after the loss of a node: a process that died without a sign of life was on it; Ray has noticed it
 
 
 class Room:
@@ -31,6 +31,7 @@ class Room:
         self.known: dict[str, str] = {}  # the id of every node that was ever seen -> its name
         self.asked: dict[Any, Node] = {}  # visits that have not ended
         self.holders: list[Any] = []  # actors that hold what a node has, which no trial may use
+        self.silent: dict[str, float] = {}  # admitted nodes that do not answer, which Ray has not noticed yet -> since when
         self.looked, self.last_loss = 0.0, float("-inf")
 
     def begin(self) -> None:
@@ -45,14 +46,21 @@ class Room:
         """Return how many trials the cluster has room for now."""
         if time.monotonic() >= self.looked + LOOK_SECONDS:
             self._look()
-        return total_slots(self.admitted.values(), *self.each, self.most_gpus)
+        return self._num_slots()
 
     def lost(self, node_id: str | None) -> str:
         """Return the name of a trial's node if it has left the cluster, else "". None: no process of the trial is known."""
         self._look()
         if node_id is None:
             return "a node" if time.monotonic() < self.last_loss + GONE_SECONDS else ""
-        return "" if node_id in self.admitted else self.known.get(node_id, "")
+        node = self.admitted.get(node_id)
+        if node is None:
+            return self.known.get(node_id, "")
+        if node.answers():
+            return ""
+        self.silent.setdefault(node_id, time.monotonic())
+        self.last_loss = time.monotonic()
+        return node.name
 
     def _look(self) -> None:
         import ray
@@ -63,6 +71,8 @@ class Room:
             node = self.admitted.pop(node_id)
             self.last_loss = time.monotonic()
             self.say(f"node {node.name} has left the cluster; {self._room()}")
+        oldest = time.monotonic() - GONE_SECONDS
+        self.silent = {node_id: since for node_id, since in self.silent.items() if node_id in alive and since > oldest}
         for node in alive.values():
             if node.id not in self.known and node.slots(*self.each):
                 self.known[node.id] = node.name
@@ -91,7 +101,11 @@ class Room:
         self.known[node.id] = node.name
 
     def _room(self) -> str:
-        return f"{counted(total_slots(self.admitted.values(), *self.each, self.most_gpus), 'trial')} at a time"
+        return f"{counted(self._num_slots(), 'trial')} at a time"
+
+    def _num_slots(self) -> int:
+        nodes = [node for node_id, node in self.admitted.items() if node_id not in self.silent]
+        return total_slots(nodes, *self.each, self.most_gpus)
 
 
 class Holder:
