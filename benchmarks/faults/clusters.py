@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import secrets
+import signal
 import time
+from pathlib import Path
 
 from benchmarks.faults.case import Case
 from benchmarks.faults.harness import NAME, Lab, Search, check_whole, require
 from benchmarks.faults.nodes import Cluster, cluster
 
+BUSY = Path(__file__).parent / "busy"
 JOINED_SECONDS = 60  # in which a node that joins must be used
 SPACE = """\
 about: A small search on a cluster.
@@ -137,11 +140,26 @@ def folder_unseen(search: Search, lab: Lab) -> str:
     return f"exit 3: {sentence}"
 
 
+def busy_gpu(search: Search, lab: Lab) -> str:
+    """Give a node two GPUs, one of which somebody outside Ray uses, as a stand-in of the driver says."""
+    with cluster(0, path=str(BUSY)) as nodes:
+        nodes.start(cpus=2, gpus=2)
+        _start(search, nodes)
+        search.until(nodes.workers, "training")
+        gpus = {process.environ().get("CUDA_VISIBLE_DEVICES") for process in nodes.workers().values()}
+        require(gpus == {"1"} and "1 trial at a time" in search.text, f"trials on GPU {gpus}:\n{search.text[:1500]}")
+        [line] = [line for line in search.text.splitlines() if "left out" in line]
+        search.kill(signal.SIGINT)
+        _ends(search, 130)
+    return line.removeprefix("warning   ")
+
+
 CLUSTERS = [
     Case("cluster: started by hand", "a trial per node, the code travels", joined, space=SPACE),
     Case("cluster: with a token", "a sentence without it; joined with it", with_token, space=SPACE),
     Case("cluster: node killed", "its trial continues elsewhere, unblamed", node_killed, space=SPACE),
     Case("cluster: node joins", f"used within {JOINED_SECONDS} s", node_joins, space=SPACE),
     Case("cluster: head killed", "one sentence, exit 3; resumed on another", head_killed, space=SPACE),
+    Case("cluster: GPU busy", "left out, and told", busy_gpu, space=SPACE),
     Case("cluster: folder not seen", "one sentence names node and path", folder_unseen, space=SPACE),
 ]

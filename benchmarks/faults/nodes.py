@@ -26,7 +26,9 @@ START_SECONDS = 120
 class Cluster:
     """A head and its nodes. Each node's processes start in an empty folder, and without the project on their path."""
 
-    def __init__(self, token: str = "") -> None:
+    def __init__(self, token: str = "", path: str = "") -> None:
+        """token: the cluster's; "": none. path: the PYTHONPATH of its nodes."""
+        self.path = path
         self.place = Path(tempfile.mkdtemp(prefix="mrc-", dir="/tmp"))  # short, for Ray's sockets
         self.token, self.port, self.num_nodes = token, _free_port(), 0
         self.address = f"127.0.0.1:{self.port}"
@@ -56,7 +58,7 @@ class Cluster:
     def _of_a_node(self, name: str) -> Mapping[str, str]:
         without = ("PYTHONPATH", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS")
         kept = {key: value for key, value in os.environ.items() if key not in without}
-        own = {NODE: name, "HOME": str(self.place), "RAY_worker_niceness": "0"}
+        own = {NODE: name, "HOME": str(self.place), "RAY_worker_niceness": "0", "PYTHONPATH": self.path}
         return {**kept, **own, **({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token} if self.token else {})}
 
     def processes(self, name: str | None = None) -> Iterator[psutil.Process]:
@@ -100,9 +102,9 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def cluster(num_nodes: int = 3, token: str = "") -> Iterator[Cluster]:
+def cluster(num_nodes: int = 3, token: str = "", path: str = "") -> Iterator[Cluster]:
     """Run the block with a cluster of so many nodes, each with one CPU and two logical GPUs."""
-    nodes = Cluster(token)
+    nodes = Cluster(token, path)
     try:
         for _ in range(num_nodes):
             nodes.start()

@@ -6,11 +6,12 @@ Room, asked before each suggestion: ray.nodes() -> a new node is visited, and ad
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from minbert_core.commands import Refused
 from minbert_core.words import counted
+from search.cluster.gpus import guarded
 from search.cluster.nodes import Node, alive_nodes, answer_of, fault_of, pinned, total_slots, visit
 from search.cluster.sharing import Shared, Unseen, see
 
@@ -23,8 +24,16 @@ class Room:
     """The nodes that run trials of this search, and how many trials they have room for."""
 
     def __init__(
-        self, cpus_per_trial: int, gpus_per_trial: float, most_gpus: float | None, shared: Shared, say: Callable[[str], None]
+        self,
+        cpus_per_trial: int,
+        gpus_per_trial: float,
+        most_gpus: float | None,
+        shared: Shared,
+        say: Callable[[str], None],
+        planned: Iterable[Node],
     ) -> None:
+        """planned: the nodes without the GPUs that others use. say: called about nodes that come and go."""
+        self.planned = {node.id: node for node in planned}
         self.each, self.most_gpus = (cpus_per_trial, gpus_per_trial), most_gpus
         self.shared, self.say = shared, say
         self.admitted: dict[str, Node] = {}
@@ -40,7 +49,7 @@ class Room:
         for node, seen in visit(asked).items():
             if fault := self._fault_of(node, seen):
                 raise Refused(f"{fault} {'Choose one on a disk that all nodes see. ' * isinstance(seen, Unseen)}{REMEDY}")
-            self._admit(node)
+            self._admit(self.planned.get(node.id, node))
 
     def slots(self) -> int:
         """Return how many trials the cluster has room for now."""
@@ -90,7 +99,9 @@ class Room:
             self.say(f"{fault.rstrip('.')}; no trial runs there")
             self.holders.append(hold(node))
             return
-        self._admit(node)
+        found = guarded([node] if self.each[1] else [])  # some seconds; no other trial of ours is there yet
+        self.holders += found.guards
+        self._admit(found.nodes[0] if found.nodes else node)
         self.say(f"node {node.name} has joined; {self._room()}")
 
     def _fault_of(self, node: Node, seen: Any) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from minbert_core.commands import Refused
 from minbert_core.files import cache_folder
 from minbert_core.words import counted
+from search.cluster.gpus import Guarded, guarded
 from search.cluster.join import join
 from search.cluster.nodes import Node, alive_nodes, fault_of, look_around, pinned, visit, warning_of
 from search.cluster.room import Room
@@ -29,6 +30,8 @@ def cluster_resources(address: str, gpus: str, gpus_per_trial: float | None, cpu
     for node, seen in facts.items():
         if fault := fault_of(node, seen):
             raise Refused(f"{fault} Mend it, or take the node out of the cluster.")
+    found = guarded(nodes)
+    nodes = list(found.nodes)
     present = sum(node.gpus for node in nodes)
     wanted = None if gpus == "auto" else int(gpus)
     if wanted is not None and wanted > present:
@@ -42,7 +45,8 @@ def cluster_resources(address: str, gpus: str, gpus_per_trial: float | None, cpu
         cluster=address,
         nodes=tuple(nodes),
         most_gpus=wanted or None,
-        warnings=tuple(filter(None, (warning_of(node, seen) for node, seen in facts.items()))),
+        warnings=tuple(filter(None, (warning_of(node, seen) for node, seen in facts.items()))) + _left_out(found),
+        guards=found.guards,
     )
     if not resources.slots:
         each = f"{counted(cpus_per_trial, 'CPU')}" + (f" and {per_trial:g} GPU" if per_trial else "")
@@ -50,11 +54,15 @@ def cluster_resources(address: str, gpus: str, gpus_per_trial: float | None, cpu
     return resources
 
 
+def _left_out(found: Guarded) -> tuple[str, ...]:
+    return tuple(f"left out, because others use it: GPU {gpu} of node {node.name}" for node, gpu in found.busy)
+
+
 def check_folders(resources: Resources, runs: Path, data: Path, encoders: Iterable[str]) -> None:
     """Check once that every node of the cluster sees these folders, and the cache.  Raises Refused."""
     written, read = folders_of(runs, cache_folder(), data, map(Path, encoders))
     with shared(written, read) as folders:
-        Room(resources.cpus_per_trial, resources.gpus_per_trial, resources.most_gpus, folders, print).begin()
+        Room(resources.cpus_per_trial, resources.gpus_per_trial, resources.most_gpus, folders, print, resources.nodes).begin()
 
 
 def cluster_lines(resources: Resources) -> list[str]:

@@ -17,12 +17,9 @@ from minbert_core.commands import Refused
 from minbert_core.cores import usable_cores
 from minbert_core.files import message
 from minbert_core.words import counted
+from search.cluster.gpus import Gpu, memory_gb
 from search.cluster.nodes import Node, as_a_trial, machine_there, total_slots
 
-BUSY_GB, BUSY_SHARE = (
-    1.0,
-    0.05,
-)  # limits of a free GPU's memory in use, the larger counts; a desktop uses less (assumed, 2026-11)
 SMALLER = "Fewer trials at a time, smaller batches, or `machine/micro_batch_tokens` would need less."
 VISIBLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 
@@ -35,22 +32,6 @@ def cause_of(error: Exception) -> str:
         return f"its process was killed, perhaps out of memory ({reason}). {SMALLER}"
     short = "out of memory" in reason.lower() or isinstance(cause, MemoryError)
     return f"{type(cause).__name__}: {reason}.{' ' + SMALLER if short else ''}"
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU that CUDA sees, and its memory in use by others; 0 of 0 if the driver does not report it."""
-
-    name: str  # its number in nvidia-smi, or its name in CUDA_VISIBLE_DEVICES
-    used_gb: float = 0.0
-    total_gb: float = 0.0
-
-    @property
-    def is_busy(self) -> bool:
-        return self.used_gb > max(BUSY_GB, BUSY_SHARE * self.total_gb)
-
-    def __str__(self) -> str:
-        return self.name + (f" ({self.used_gb:.0f} of {self.total_gb:.0f} GB in use)" if self.is_busy else "")
 
 
 @dataclass(frozen=True)
@@ -68,6 +49,7 @@ class Resources:
     nodes: tuple[Node, ...] = ()
     most_gpus: float | None = None  # of the cluster, as it may grow; None: no limit
     warnings: tuple[str, ...] = ()  # about its nodes
+    guards: tuple[Any, ...] = ()  # actors that hold the GPUs of nodes that others use
 
     @property
     def slots(self) -> int:
@@ -153,20 +135,11 @@ def find_gpus() -> list[Gpu]:
                 not written and pynvml.nvmlDeviceGetCount() != num_present
             ):  # slices of a GPU, which the driver counts differently
                 return [Gpu(name) for name in names]
-            return [Gpu(name, *_memory_gb(name)) for name in names]
+            return [Gpu(name, *memory_gb(name)) for name in names]
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError:  # no driver, or one that gives no details: all count as free
         return [Gpu(name) for name in names]
-
-
-def _memory_gb(name: str) -> tuple[float, float]:
-    """Return (in use, total) of the GPU with that number or UUID, without the driver's own memory."""
-    import pynvml
-
-    handle = pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(name)
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
-    return memory.used / 1e9, memory.total / 1e9
 
 
 @contextlib.contextmanager

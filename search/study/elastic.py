@@ -32,7 +32,8 @@ def following(plan: Plan, searcher: StudySearcher, say: Callable[[str], None]) -
     encoders = [Path(plan.relocated.get(folder, folder)) for folder in plan.space.encoders.values()]
     written, read = folders_of(searcher.study.folder.parent, cache_folder(), plan.inputs.data_folder, encoders)
     with shared(written, read) as folders:
-        room = Room(resources.cpus_per_trial, resources.gpus_per_trial, resources.most_gpus, folders, say)
+        each = resources.cpus_per_trial, resources.gpus_per_trial
+        room = Room(*each, resources.most_gpus, folders, say, resources.nodes)
         room.begin()
         searcher.num_slots = room.slots
         searcher.lost_node = lambda folder: room.lost(process.node if (process := read_process(folder)) else None)
