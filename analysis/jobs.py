@@ -41,7 +41,8 @@ def make_jobs(selection: Selection, resources: Resources) -> list[Job]:
 def _machine(config: TrialConfig, resources: Resources) -> dict[str, Any]:
     """Return device and threads of this machine, and the settings of the trial that change its numbers."""
     kept = {key: value for key, value in as_written(config.machine).items() if key == "micro_batch_tokens"}
-    return machine_settings(resources, [config.encoder.checkpoint]) | {"precision": config.machine.precision} | kept
+    settings = machine_settings(resources, [config.encoder.checkpoint], config.machine.device)
+    return settings | {"precision": config.machine.precision} | kept
 
 
 def train_jobs(

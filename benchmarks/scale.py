@@ -136,7 +136,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.nodes:
         from benchmarks.scale_cluster import measure
 
-        print(*measure(space, options.nodes, options.gpus, options.trials, options.seconds), sep="\n")
+        with contextlib.redirect_stdout(io.StringIO()):
+            lines = measure(space, options.nodes, options.gpus, options.trials, options.seconds)
+        print(*lines, sep="\n")
         return 0
     table = sys.stdout
     with tempfile.TemporaryDirectory() as place:

@@ -62,7 +62,7 @@ def with_token(search: Search, lab: Lab) -> str:
         home = {"HOME": str(nodes.place)}
         _start(search, nodes, **home)
         _ends(search, 3)
-        require("ray get-auth-token" in search.text.splitlines()[-1], search.text[-500:])
+        require("none is known here" in search.text.splitlines()[-1], search.text[-500:])
         _start(search, nodes, RAY_AUTH_TOKEN="0" * 48, **home)
         _ends(search, 3)
         require("another token than RAY_AUTH_TOKEN" in search.text, search.text[-500:])

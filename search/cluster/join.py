@@ -122,8 +122,8 @@ def runtime_env() -> dict[str, Any]:
 
 def _credentials(address: str) -> dict[str, str | None]:
     """Return the settings with which the cluster accepts this process; None: not set.  Raises Refused."""
-    own = os.environ.get(TOKEN)
-    token = None if own == OWN_TOKEN else own  # the one of private instances is of no use here
+    token = os.environ.get(TOKEN)
+    token = None if token and token.startswith(OWN_TOKEN) else token
     for credentials in ({MODE: "disabled", TOKEN: None}, {MODE: "token", TOKEN: token}):
         seen = _look(address, credentials)
         if not seen.get("refused"):

@@ -163,7 +163,7 @@ def only_these(gpus: tuple[Gpu, ...]) -> Iterator[None]:
 def machine_settings(resources: Resources, checkpoints: Iterable[str], device: object = "auto") -> dict[str, Any]:
     """Return the `machine` of every trial of a search, which a node decides on a cluster.
 
-    checkpoints: the encoders to train. device: as the user has set it; auto: a GPU if trials have one.
+    checkpoints: the encoders to train. device: on a cluster, as the user has set it; auto: a GPU if trials have one.
     Raises Refused if torch cannot use the GPU of a node.
     """
     from minbert_core.settling import local_machine
