@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("options")
     group.add_argument("--search", metavar="NAME", help="default: the newest finished one that is not toy")
     group.add_argument("--top", type=positive, metavar="K", help="best configurations to test (default 3)")
-    group.add_argument("--per", metavar="CHOICE", help="test the best of each branch of a choice instead: smoothness")
+    group.add_argument("--per", metavar="CHOICE", help="test the best of each of its branches instead")
     group.add_argument("--seeds", type=positive, default=3, metavar="N", help="fresh seeds per configuration (default 3)")
     group.add_argument("--no-retrain", action="store_true", help="test the weights that the search kept, one seed each")
     group.add_argument("--no-baseline", action="store_true", help="leave out the space's baseline")

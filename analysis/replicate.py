@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--data", metavar="DIR", help="folder with the corpora, or toy")
     group.add_argument("--encoder", metavar="NAME", help="another encoder: hub name, folder, tiny")
-    about_set = "a setting of the machine: precision, micro_batch_tokens …"
+    about_set = "of the machine: precision, micro_batch_tokens …"
     group.add_argument("--set", action="append", default=[], type=of_the_machine, metavar="machine/X=V", help=about_set)
     group.add_argument("--name", metavar="NAME", help="the search's name (default: the paper's)")
     group.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")

@@ -268,7 +268,7 @@ def parser() -> argparse.ArgumentParser:
         "--patience", type=_amount, default=5.0, metavar="MINUTES", help="least silence that ends a hanging trial (default 5)"
     )
     where = command.add_argument_group("where")
-    where.add_argument("--name", type=_name, metavar="NAME", help="name of the search (default: the space's, then -2, -3 …)")
+    where.add_argument("--name", type=_name, metavar="NAME", help="its name (default: the space's, then -2, -3 …)")
     where.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
     where.add_argument("--tracking-uri", type=_store, metavar="URI", help="MLflow store: http://…, sqlite:///…")
     where.add_argument(
@@ -276,7 +276,7 @@ def parser() -> argparse.ArgumentParser:
     )
     then = command.add_argument_group("before and after")
     then.add_argument("--dry-run", action="store_true", help="print the plan and the measured cost; start nothing")
-    then.add_argument("--prepare", action="store_true", help="do what needs a network, as on a login node; start nothing")
+    then.add_argument("--prepare", action="store_true", help="do only what needs a network, on a login node")
     then.add_argument("--price", type=_amount, metavar="X", help="price per hour of a GPU (or of the CPU), for --dry-run")
     then.add_argument("--status", metavar="NAME", help="show the state of a search, from another shell")
     then.add_argument("--resume", type=_no_option, metavar="NAME", help="resume a search; with --space, start it if need be")
