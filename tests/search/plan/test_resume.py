@@ -201,6 +201,7 @@ def test_the_slurm_example_of_several_nodes_starts_ray_with_a_token_and_ends_it_
 ) -> None:
     """Run with stand-ins: `ray start` waits until it is ended, the search until it is told to, and the head's port answers."""
     run = 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"'  # srun, without its own options
+    both = f'until [ "$(cat {tmp_path}/ray.txt 2>/dev/null | wc -l)" = 2 ]; do sleep 0.05; done; sleep 0.2'  # the script waits
     tell = "kill -USR1 $PPID" if signalled else ":"
     stands_in = {
         "srun": run,
@@ -208,7 +209,7 @@ def test_the_slurm_example_of_several_nodes_starts_ray_with_a_token_and_ends_it_
         "squeue": "echo RUNNING",
         "timeout": "exit 0",
         "ray": f'echo "$@" "$RAY_AUTH_MODE" "$(stat -c %a "$RAY_AUTH_TOKEN_PATH")" >> {tmp_path}/ray.txt; exec sleep 60',
-        "python": f'printf "%s\\n" "$@" > {tmp_path}/python.txt; trap "exit 130" USR1; {tell}; sleep 1; exit {code}',
+        "python": f'printf "%s\\n" "$@" > {tmp_path}/python.txt; trap "exit 130" USR1; {both}; {tell}; sleep 1; exit {code}',
     }
     began = time.monotonic()
     ended = _in_a_job(
