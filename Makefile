@@ -2,6 +2,7 @@
 # test   all tests            check   lint, types, tests            clean   remove the environment made here, keep runs/
 # papers each row of the papers' tables: its distance from our defaults, the published figures, a check of its config (seconds)
 # faults break small searches in every known way and check that nothing is lost (an hour; DATA=DIR ENCODER=DIR: on real data too)
+# cluster those of a Ray cluster: nodes that join, leave, or see another disk; a token; a dead head (10 minutes)
 # bench  DATA=DIR ENCODER=DIR: the speed table against public peers, into runs/bench (an hour; ROWS="1 5": some rows)
 #
 # Each target first builds .venv from the pins, with uv if it is installed, else with pip; again if pyproject.toml or
@@ -31,7 +32,7 @@ endif
 # of few but long tests come last, and one process waits for the other. Plain `pytest` uses one.
 IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check papers faults bench clean current
+.PHONY: demo test check papers faults cluster bench clean current
 
 demo: $(READY)
 	$(PY) -m search.run --space spaces/quickstart.yaml
@@ -56,6 +57,9 @@ papers: $(READY)
 faults: $(READY)
 	$(PY) -m benchmarks.faults $(if $(DATA),--data $(DATA)) $(if $(ENCODER),--encoder $(ENCODER)) $(if $(ONLY),--only $(ONLY))
 
+cluster: $(READY)
+	$(PY) -m benchmarks.faults --only "cluster:"
+
 bench: $(READY)
 	@$(PY) -c "import accelerate, smart_pytorch" 2>/dev/null || \
 	  { $(INSTALL) -e '.[dev,bench]' -c $(PINS) && $(INSTALL) --no-deps smart-pytorch==0.0.4; }
@@ -70,7 +74,7 @@ define new_enough
   echo "minbert-search needs Python 3.11 or newer; '$(1)' says: $$($(1) --version 2>&1). $(2)" >&2; exit 1; }
 endef
 
-test check faults bench: EXTRA := dev
+test check faults cluster bench: EXTRA := dev
 current:
 	$(call new_enough,$(PY),Name another: make ENV=current PYTHON=python3.12)
 	@$(PY) -m search.environment --missing $(EXTRA)

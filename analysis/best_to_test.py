@@ -60,12 +60,13 @@ from analysis.test_table import report_lines
 from analysis.tracking import new_tracker, run_number, track_job, track_results, tracking_uri
 from minbert_core.clock import now_ms
 from minbert_core.commands import DONE, FAILED, run_command
-from minbert_core.config import TrialConfig
+from minbert_core.config import TINY, TrialConfig
 from minbert_core.data.corpus import missing_test_files
 from minbert_core.files import user_path
 from minbert_core.inputs import data_folder, open_inputs
 from minbert_core.words import counted
 from search.plan.folder import lock, read_plan, write_plan
+from search.plan.on_cluster import check_folders, cluster_lines, cluster_resources
 from search.plan.relocated import find_relocated, moved, relocated_config
 from search.plan.resources import Resources, find_resources
 from search.report.draw import show
@@ -89,11 +90,12 @@ def _main(options: argparse.Namespace) -> int:
     selection, about_baseline = _select(search, options)
     cpus = options.cpus_per_trial or search.plan.cpus_per_trial
     retry = f"python analysis/best_to_test.py --search {search.name}" + (f" --per {options.per}" if options.per else "")
-    resources = find_resources(options.gpus, options.gpus_per_trial, cpus, retry)
+    asked = options.gpus, options.gpus_per_trial, cpus
+    resources = find_resources(*asked, retry) if options.address == "local" else cluster_resources(options.address, *asked)
     print("\n".join(preview_lines(selection, about_baseline)))
     if times := selection.num_openings:
         print(f"opened    the test files, for this search: {counted(times, 'time')} before; ledger.jsonl")
-    print(f"machine   {resources}{resources.which_gpus}")
+    print("\n".join([f"machine   {resources}{resources.which_gpus}", *cluster_lines(resources)]))
     check_test_files(relocated_config(selection.config, selection.relocated))
     if options.dry_run:
         print("Nothing was started, no test file was opened.")
@@ -181,6 +183,9 @@ def _train_and_answer(
         tracker.submit(Runs.records, run_number(job), records)
 
     with _ray(resources):
+        if resources.cluster:
+            folders = {relocated_config(trial.config(), selection.relocated).encoder.checkpoint for trial in selection.trials}
+            check_folders(resources, selection.search.folder.parent, data_folder(selection.config), folders - {TINY})
         failures = train_jobs(jobs, selection.relocated, resources, measured) if selection.seeds else {}
         for job, reason in failures.items():
             tracker.submit(Runs.trial_ended, run_number(job), "FAILED", reason, now_ms())
@@ -219,11 +224,11 @@ def _report(
 
 @contextlib.contextmanager
 def _ray(resources: Resources) -> Iterator[None]:
-    """Run the block with a new, local Ray instance."""
+    """Run the block with a new, local Ray instance, or with the cluster of the resources."""
     import ray
 
     before = signal.getsignal(signal.SIGTERM)
-    start_ray(resources, "local")
+    start_ray(resources, resources.cluster or "local")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray installs a handler that prints its C++ stack
     try:
         yield

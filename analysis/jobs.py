@@ -42,7 +42,8 @@ def make_jobs(selection: Selection, resources: Resources) -> list[Job]:
 def _machine(config: TrialConfig, resources: Resources) -> dict[str, Any]:
     """Return device and threads of this machine, and the settings of the trial that change its numbers."""
     kept = {key: value for key, value in as_written(config.machine).items() if key == "micro_batch_tokens"}
-    return machine_settings(resources, [config.encoder.checkpoint]) | {"precision": config.machine.precision} | kept
+    settings = machine_settings(resources, [config.encoder.checkpoint], config.machine.device)
+    return settings | {"precision": config.machine.precision} | kept
 
 
 def train_jobs(
@@ -69,7 +70,11 @@ def train_jobs(
         return {}
     budgets = {job: _budget(job, relocated) for job in waiting}
     remote = ray.remote(num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, max_retries=0)(retrain)
-    return _watch({remote.remote(job, relocated): job for job in waiting}, budgets, resources.slots, measured)
+
+    def begin(job: Job) -> Any:
+        return remote.remote(job, relocated)
+
+    return _watch({begin(job): job for job in waiting}, budgets, resources.slots, measured, begin)
 
 
 def _budget(job: Job, relocated: Mapping[str, str]) -> int:
@@ -78,9 +83,13 @@ def _budget(job: Job, relocated: Mapping[str, str]) -> int:
 
 
 def _watch(
-    running: dict[Any, Job], budgets: dict[Job, int], slots: int, measured: Callable[[Job, Records], None]
+    running: dict[Any, Job],
+    budgets: dict[Job, int],
+    slots: int,
+    measured: Callable[[Job, Records], None],
+    begin: Callable[[Job], Any],
 ) -> dict[Job, str]:
-    """Wait for the jobs; return the failures with their reasons."""
+    """Wait for the jobs; return the failures with their reasons. A job whose node leaves the cluster continues on another."""
     import ray
 
     failures: dict[Job, str] = {}
@@ -99,6 +108,10 @@ def _watch(
             job = running.pop(reference)
             try:
                 reason = ray.get(reference)
+            except ray.exceptions.NodeDiedError:
+                say(f"{job.name} was on a node that has left the cluster; it continues")
+                running[begin(job)] = job
+                continue
             except ray.exceptions.RayError as error:  # a worker that was killed, or out of memory, gives no reason
                 reason = f"its process died ({type(error).__name__})"
             if reason:

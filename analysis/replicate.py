@@ -39,6 +39,7 @@ from minbert_core.words import counted, did_you_mean
 from search.environment import git_commit
 from search.options import SearchOptions, positive
 from search.papers import ROW, Row, config_of, paper_file, rows_of
+from search.plan.on_cluster import cluster_resources
 from search.plan.relocated import find_relocated, relocated_config
 from search.plan.resources import find_resources
 from search.results import Search, open_search
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--data", metavar="DIR", help="folder with the corpora, or toy")
     group.add_argument("--encoder", metavar="NAME", help="another encoder: hub name, folder, tiny")
-    about_set = "a setting of the machine: precision, micro_batch_tokens …"
+    about_set = "of the machine: precision, micro_batch_tokens …"
     group.add_argument("--set", action="append", default=[], type=of_the_machine, metavar="machine/X=V", help=about_set)
     group.add_argument("--name", metavar="NAME", help="the search's name (default: the paper's)")
     add_machine(group, "1", "print the plan and the search's cost; start nothing")
@@ -158,6 +159,7 @@ def _search_options(options: argparse.Namespace, space_file: Path, name: str) ->
         gpus=options.gpus,
         gpus_per_trial=options.gpus_per_trial,
         cpus_per_trial=options.cpus_per_trial,
+        address=options.address,
         runs=options.runs,
         resume=name,
         dry_run=options.dry_run,
@@ -176,7 +178,8 @@ def _test(options: argparse.Namespace, search: Search, rows: Sequence[Row], abou
     selection = Selection(search, finalists, done.get(rows[0].name), fresh_seeds(options.seeds), relocated)
     cpus = options.cpus_per_trial or search.plan.cpus_per_trial
     retry = f"python analysis/replicate.py --paper {options.paper}"
-    resources = find_resources(options.gpus, options.gpus_per_trial, cpus, retry)
+    asked = options.gpus, options.gpus_per_trial, cpus
+    resources = find_resources(*asked, retry) if options.address == "local" else cluster_resources(options.address, *asked)
     if code := best_to_test.run(selection, resources, shows_report=False):
         return code
     results = json.loads((selection.folder / "results.json").read_text(encoding="utf-8"))

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from analysis.sources import add_runs, command_parser
-from search.options import gpus, positive, share
+from search.options import cluster_address, gpus, positive, share
 
 
 def best_to_test_parser() -> argparse.ArgumentParser:
@@ -35,6 +35,8 @@ def add_machine(group: argparse._ArgumentGroup, cores: str, dry_run: str) -> Non
     group.add_argument("--gpus", type=gpus, default="auto", metavar="N|auto", help="GPUs to use; auto (default): all free ones")
     group.add_argument("--gpus-per-trial", type=share, metavar="X", help="share of a GPU that a model takes (default 1)")
     group.add_argument("--cpus-per-trial", type=positive, metavar="N", help=f"CPU cores per model (default: {cores})")
+    cluster = "Ray cluster to join, or auto"
+    group.add_argument("--address", type=cluster_address, default="local", metavar="HOST:PORT", help=cluster)
     group.add_argument("--dry-run", action="store_true", help=dry_run)
     group.add_argument("-h", "--help", action="help", help="print this")
 

@@ -1,6 +1,7 @@
 """Measure what a search of many trials costs its driver per trial, and how long it takes to resume and to read it.
 
     python -m benchmarks.scale [--trials 1000] [--sampler tpe]
+    python -m benchmarks.scale --nodes 8 --gpus 64               on a cluster, with Ray (scale_cluster.py)
 
 Stand-in trials report at once, with records like a real trial's (90 of training, three evaluations); no Ray and no MLflow
 run. Everything else is real: study, journal, sampler, scheduler, searcher, terminal and folders. The figures are processor
@@ -14,7 +15,6 @@ import argparse
 import contextlib
 import io
 import itertools
-import json
 import sys
 import tempfile
 import time
@@ -24,9 +24,8 @@ from typing import Any
 
 from analysis import report as analysis_report
 from analysis import runs as analysis_runs
+from benchmarks.standin import RUNGS, TASKS, next_report
 from minbert_core.settings.yaml import dump_yaml
-from minbert_core.train.folder import read_records, state_file
-from minbert_core.train.trial import save_snapshot
 from search.plan.folder import PlanRecord, write_plan
 from search.report.narrate import Narrator
 from search.report.status import show_status
@@ -35,9 +34,8 @@ from search.study.repair import repair
 from search.study.searcher import StudySearcher, TuneScheduler
 from search.study.study import Study
 
-RUNGS, SLOTS, WINDOW = (1, 3, 9), 2, 50
+SLOTS, WINDOW = 2, 50
 AT = (50, 100, 200, 300, 500, 1000)  # trials at which a figure is shown
-TASKS = ["sst", "para", "sts"]
 CONFIG: dict[str, Any] = {
     "data": "toy",
     "encoder": "tiny",
@@ -88,7 +86,7 @@ class Driver:
 
     def _reach_next_rung(self, ray_id: str, order: dict[str, Any]) -> bool:
         began = time.process_time()
-        report = _next_report(Path(order["folder"]), order["number"], order["exempt"])
+        report = next_report(Path(order["folder"]), order["number"], order["exempt"])
         self.writing += time.process_time() - began
         if self.scheduler.on_trial_result(None, None, report) == "STOP":
             self.searcher.on_trial_complete(ray_id, report)
@@ -97,30 +95,6 @@ class Driver:
         if report["rung"] == RUNGS[-1]:
             self.searcher.on_trial_complete(ray_id, report)
         return bool(report["rung"] == RUNGS[-1])
-
-
-def _next_report(folder: Path, number: int, exempt: bool) -> dict[str, Any]:
-    """Do what a worker does until its next report, but train."""
-    known = read_records(folder / "metrics.jsonl")
-    before = known[-1]["rung"] if known else 0
-    rung = next(other for other in RUNGS if other > before)
-    score = (number * 2654435761 % 1000) / 1000 + rung / 1000
-    new = [_record("train", examples, number) for examples in range(before * 1000, rung * 1000, 100)]
-    metrics = {f"dev/{name}": score for name in ("score", "norm", "mean", *TASKS)}
-    new.append(_record("dev", rung * 1000, number) | {"rung": rung, "stage": 0} | metrics)
-    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in new)
-    save_snapshot(state_file(folder), {"counters": {}}, [*known, *new])
-    (folder / "best").mkdir(exist_ok=True)
-    report = {"number": number, "recipe": "multitask", "exempt": exempt, "rung": rung, "score": score, "records": new}
-    return json.loads(json.dumps(report))  # type: ignore[no-any-return]
-
-
-def _record(kind: str, examples: int, number: int) -> dict[str, Any]:
-    facts = {"kind": kind, "step": examples // 48, "examples": examples, "passes": examples, "seconds": examples / 500}
-    facts["time_ms"] = 1_750_000_000_000 + 20_000 * number + 2 * examples
-    losses = {f"train/{name}_{what}": 0.123456789 for name in TASKS for what in ("loss", "weight", "cosine", "conflicts")}
-    return facts | (losses | {"train/lr": 1e-3, "train/examples_per_second": 512.3} if kind == "train" else {})
 
 
 def _written_plan(folder: Path, space: Space, num_trials: int) -> None:
@@ -155,8 +129,18 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--trials", type=int, default=1000, metavar="N", help="trials of the search (default 1000)")
     parser.add_argument("--sampler", default="tpe", choices=["tpe", "random"], help="the space's sampler (default tpe)")
+    parser.add_argument("--nodes", type=int, metavar="N", help="nodes of a cluster on this machine, with Ray")
+    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="with --nodes: logical GPUs in all (default 8)")
+    parser.add_argument("--seconds", type=float, default=20, metavar="X", help="with --nodes: of a full trial (default 20)")
     options = parser.parse_args(arguments)
     space = make_space("scale", {"config": CONFIG, "sampler": options.sampler, "baselines": [{}]})
+    if options.nodes:
+        from benchmarks.scale_cluster import measure
+
+        with contextlib.redirect_stdout(io.StringIO()):
+            lines = measure(space, options.nodes, options.gpus, options.trials, options.seconds)
+        print(*lines, sep="\n")
+        return 0
     table = sys.stdout
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "scale"

@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 _ROOT = str(Path(__file__).resolve().parents[1])
+OWN_TOKEN = "minbert-"  # the start of a token for private instances, by which a child process knows that it is not a user's
 
 _RAY_SETTINGS = {
     # the search's own Ray instance needs a secret of this process, so nobody else on the machine can join it
     "RAY_AUTH_MODE": "token",
-    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    "RAY_AUTH_TOKEN": OWN_TOKEN + secrets.token_hex(32),
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints boxes even with verbose=0

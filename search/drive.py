@@ -31,6 +31,7 @@ from search.report.answer import answer_lines
 from search.report.costs import branch_table, choices_of, total_cost
 from search.report.narrate import Narrator, table
 from search.report.record import Recorder
+from search.study.elastic import following
 from search.study.engine import start_ray
 from search.study.interrupts import Interrupts
 from search.study.listeners import Listeners
@@ -85,7 +86,7 @@ def run_search(folder: Path, plan: Plan, options: SearchOptions, seconds_left: C
         searcher = StudySearcher(study, scheduler, plan.num_trials, unfinished, listeners, *limits)
 
         def end_after_fault(status: MlflowStatus, timeout_seconds: float | None = None) -> None:
-            narrator.show([f"resume    {go_on(folder)}"])
+            narrator.show([f"resume    {go_on(folder, options.address)}"])
             recorder.tracker.close(status, timeout_seconds)
 
         def give_up(sentence: str) -> None:
@@ -109,7 +110,8 @@ def run_search(folder: Path, plan: Plan, options: SearchOptions, seconds_left: C
         except BaseException:  # a fault of Ray's or ours; finished work is kept
             end_after_fault("FAILED")
             raise
-        return close(folder, plan, study.results(), narrator, recorder.tracker, interrupts.seen, uri)
+        again = go_on(folder, options.address)
+        return close(folder, plan, study.results(), narrator, recorder.tracker, interrupts.seen, uri, again)
 
 
 def _fit(
@@ -128,7 +130,7 @@ def _fit(
     scratch = start_ray(plan.resources, address)
     interrupts.listen()  # again: Ray has installed its own handler, which exits at once
     storage = Path(tempfile.mkdtemp(prefix="minbert-tune-"))
-    with RayWatch(scratch, give_up) as watch:
+    with RayWatch(scratch, give_up) as watch, following(plan, searcher, interrupts.say):
         searcher.is_halted = lambda: interrupts.seen or watch.has_died()
         stopper = StopOnRequest(
             lambda: interrupts.is_over(searcher.num_training()) or bool(watch.died) or searcher.disk.fault is not None,
@@ -162,7 +164,7 @@ def _tuner(plan: Plan, searcher: StudySearcher, scheduler: Any, storage: Path, s
             search_alg=searcher,
             scheduler=scheduler,
             num_samples=-1,
-            max_concurrent_trials=plan.resources.slots,
+            max_concurrent_trials=plan.num_trials,  # the searcher limits them, as it knows a cluster's slots at any time
             reuse_actors=False,
         ),
         run_config=tune.RunConfig(
@@ -177,9 +179,19 @@ def _tuner(plan: Plan, searcher: StudySearcher, scheduler: Any, storage: Path, s
 
 
 def close(
-    folder: Path, plan: Plan, results: list[TrialResult], narrator: Narrator, tracker: Tracker, interrupted: bool, uri: str
+    folder: Path,
+    plan: Plan,
+    results: list[TrialResult],
+    narrator: Narrator,
+    tracker: Tracker,
+    interrupted: bool,
+    uri: str,
+    again: str,
 ) -> int:
-    """Show the table and the next command, and close the record in MLflow. Return the exit code."""
+    """Show the table and the next command, and close the record in MLflow. Return the exit code.
+
+    again: the command that resumes the search.
+    """
     resources = plan.resources
     rows = table(results, narrator.tasks, gpus_per_trial=resources.gpus_per_trial, unended="paused") if results else []
     if branches := branch_table(results, choices_of(plan.space)):
@@ -202,7 +214,7 @@ def close(
             [f"paused    {counted(paused, 'trial')}, and {not_begun} not started: no time was left for another evaluation"]
         )
     if interrupted or out_of_time:
-        narrator.show([f"resume    {go_on(folder)}"])
+        narrator.show([f"resume    {again}"])
     if counts["completed"] and not interrupted:
         answers = answer_lines(results, choices_of(plan.space), plan.space.settings.rungs[-1])
         narrator.show([f"{'best of' if i == 0 else '':<10}{line}" for i, line in enumerate(answers)])
@@ -210,13 +222,13 @@ def close(
     if counts["failed"] and not interrupted and not worked:
         narrator.show([f"reasons   {folder / 'trials'}/*/log.txt"])
     if any(trial.status == "failed" and trial.deaths for trial in results) and not interrupted:
-        narrator.show([f"retry     {go_on(folder)} --retry-failed"])
+        narrator.show([f"retry     {again} --retry-failed"])
     tracker.submit(Runs.note, _note(plan, folder, [*rows, "", cost]))
     recorded = tracker.close("KILLED" if interrupted else "FINISHED" if worked else "FAILED")
     if not recorded:
         print(f"MLflow: {tracker.error}", file=sys.stderr)
         state = "The trials' states are saved" if interrupted else "The search is complete"
-        print(f"{state}, but MLflow lacks some records. This logs them again: {go_on(folder)}", file=sys.stderr)
+        print(f"{state}, but MLflow lacks some records. This logs them again: {again}", file=sys.stderr)
     if interrupted:
         return INTERRUPTED
     if not worked:
@@ -227,8 +239,9 @@ def close(
 # -------------------------------------------------------------------------------------------------------------- words
 
 
-def go_on(folder: Path) -> str:
-    return shlex.join(["python", "-m", "search.run", "--resume", folder.name, *_runs_option(folder)])
+def go_on(folder: Path, address: str = "local") -> str:
+    where = [] if address == "local" else ["--address", address]
+    return shlex.join(["python", "-m", "search.run", "--resume", folder.name, *_runs_option(folder), *where])
 
 
 def next_command(folder: Path) -> str:

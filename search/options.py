@@ -42,6 +42,7 @@ class SearchOptions:
     retry_failed: bool = False
     patience: float = 5.0  # minutes
     dry_run: bool = False
+    prepare: bool = False
     price: float | None = None
     typed: tuple[str, ...] = ()  # the command line, where there was one
 
@@ -180,11 +181,12 @@ def _name(value: object) -> str:
     return text
 
 
-def _address(value: object) -> str:
+def cluster_address(value: object) -> str:
+    """Return `local`, `auto` or HOST:PORT."""
     text = str(value)
     host, _, port = text.rpartition(":")
-    if text != "local" and not (host and port.isdigit() and "/" not in host):
-        raise argparse.ArgumentTypeError(f"must be HOST:PORT. Got '{text}'.")
+    if text not in ("local", "auto") and not (host and port.isdigit() and "/" not in host):
+        raise argparse.ArgumentTypeError(f"must be HOST:PORT or auto. Got '{text}'.")
     return text
 
 
@@ -216,7 +218,7 @@ CHECKS: dict[str, Callable[[object], Any]] = {  # what a keyword passes through;
     "name": _name,
     "runs": _folder,
     "tracking_uri": _store,
-    "address": _address,
+    "address": cluster_address,
     "resume": _no_option,
     "retries": _count,
     "retry_failed": _flag_value,
@@ -266,12 +268,15 @@ def parser() -> argparse.ArgumentParser:
         "--patience", type=_amount, default=5.0, metavar="MINUTES", help="least silence that ends a hanging trial (default 5)"
     )
     where = command.add_argument_group("where")
-    where.add_argument("--name", type=_name, metavar="NAME", help="name of the search (default: the space's, then -2, -3 …)")
+    where.add_argument("--name", type=_name, metavar="NAME", help="its name (default: the space's, then -2, -3 …)")
     where.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
     where.add_argument("--tracking-uri", type=_store, metavar="URI", help="MLflow store: http://…, sqlite:///…")
-    where.add_argument("--address", type=_address, default="local", metavar="HOST:PORT", help="Ray cluster to join")
+    where.add_argument(
+        "--address", type=cluster_address, default="local", metavar="HOST:PORT", help="Ray cluster to join; auto: this node's"
+    )
     then = command.add_argument_group("before and after")
     then.add_argument("--dry-run", action="store_true", help="print the plan and the measured cost; start nothing")
+    then.add_argument("--prepare", action="store_true", help="do only what needs a network, on a login node")
     then.add_argument("--price", type=_amount, metavar="X", help="price per hour of a GPU (or of the CPU), for --dry-run")
     then.add_argument("--status", metavar="NAME", help="show the state of a search, from another shell")
     then.add_argument("--resume", type=_no_option, metavar="NAME", help="resume a search; with --space, start it if need be")

@@ -35,6 +35,8 @@ from typing import Any, Unpack
 import pyarrow as pa
 
 from minbert_core.commands import DONE, FAILED, INTERRUPTED, NOT_RECORDED, Refused, run_command
+from minbert_core.cores import usable_cores
+from minbert_core.files import cache_folder
 from search.cost.estimate import check_disk, measured_lines
 from search.cost.packing import packed
 from search.drive import go_on, next_command, run_search
@@ -50,8 +52,9 @@ from search.plan.folder import (
     write_plan,
     write_space,
 )
+from search.plan.on_cluster import cluster_resources
 from search.plan.plan import Plan, make_plan
-from search.plan.resources import check_cluster, find_resources
+from search.plan.resources import Resources, find_resources
 from search.plan.resume import asked_space, goes_on, resumed_plan
 from search.plan.summary import plan_lines, plan_record
 from search.report.status import show_status
@@ -120,7 +123,8 @@ def start_or_resume(options: SearchOptions) -> tuple[Path, int]:
     """
     clock, load = _clock(options.hours), os.getloadavg()[0]
     runs = options.runs.absolute()
-    check_cluster(options.address)
+    if options.prepare:
+        return _prepare(options, runs)
     resumed = goes_on(options, runs)
     if options.price is not None and (options.resume is not None or not options.dry_run):
         raise ValueError("--price belongs to the estimate of a new search. Give it with --space and --dry-run.")
@@ -140,17 +144,36 @@ def start_or_resume(options: SearchOptions) -> tuple[Path, int]:
     return _start(options, plan, runs, clock)
 
 
+def _prepare(options: SearchOptions, runs: Path) -> tuple[Path, int]:
+    """Do everything of a search that needs a network or writes to the cache, on this machine's CPU. Start nothing."""
+    if options.space is None:
+        raise ValueError("--prepare prepares a new search. Give it with --space FILE.")
+    space = read_space(options.space, _sets(options), options.name or UNNAMED)
+    plan = make_plan(space.name, space, options.seed or 0, options.trials, Resources(usable_cores(), 0, 1, 0))
+    print(f"data      {plan.inputs.data_folder}")
+    print("\n".join(f"encoder   {folder}" for folder in dict.fromkeys(plan.space.encoders.values())) or "encoder   tiny")
+    print(f"cache     {cache_folder()}")
+    print("Prepared: a search of this space needs no network, where it sees these folders. Set HF_HUB_OFFLINE=1 there.")
+    return runs / space.name, DONE
+
+
+def _sets(options: SearchOptions) -> list[str]:
+    """Return --set, --data and --encoder as overrides of the space."""
+    sets = [*options.set]
+    sets += [f"data={json.dumps(options.data)}"] if options.data else []
+    return sets + ([f"encoder/checkpoint={json.dumps(options.encoder)}"] if options.encoder else [])
+
+
 def _new_plan(options: SearchOptions, runs: Path, retry: str) -> Plan:
     """Plan a new search in `runs`, with a free name. Where nobody has said how many trials share a GPU, a probe decides."""
     assert options.space is not None, "goes_on has refused this"
-    sets = [*options.set]
-    sets += [f"data={json.dumps(options.data)}"] if options.data else []
-    sets += [f"encoder/checkpoint={json.dumps(options.encoder)}"] if options.encoder else []
     name = options.resume or options.name
-    space = read_space(options.space, sets, name or UNNAMED)
-    resources = find_resources(
-        options.gpus or "auto", options.gpus_per_trial, options.cpus_per_trial or 1, retry, estimate="--dry-run"
-    )
+    space = read_space(options.space, _sets(options), name or UNNAMED)
+    asked = options.gpus or "auto", options.gpus_per_trial, options.cpus_per_trial or 1
+    if options.address == "local":
+        resources = find_resources(*asked, retry, estimate="--dry-run")
+    else:
+        resources = cluster_resources(options.address, *asked)
     folder = new_search_folder(runs, name, space.name)
     if options.tracking_uri is not None and (fault := store_fault(options.tracking_uri)):
         raise Refused(fault)

@@ -1,8 +1,9 @@
 """All faults, in the order of the table."""
 
+from benchmarks.faults.clusters import CLUSTERS
 from benchmarks.faults.kills import KILLS
 from benchmarks.faults.outside import OUTSIDE
 from benchmarks.faults.processes import PROCESSES
 from benchmarks.faults.records import RECORDS
 
-CASES = [*KILLS, *PROCESSES, *RECORDS, *OUTSIDE]
+CASES = [*KILLS, *PROCESSES, *RECORDS, *OUTSIDE, *CLUSTERS]

@@ -138,7 +138,7 @@ class Search:
             own["FAULT"] = json.dumps({"marks": str(self.marks), **fault})
         self.text = ""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "search.run", *options, "--gpus", "0"],
+            [sys.executable, "-m", "search.run", *options, *(() if "--gpus" in options else ("--gpus", "0"))],
             cwd=self.here,
             env={**os.environ, **own, **(environment or {})},
             stdout=subprocess.PIPE,

@@ -39,8 +39,9 @@ def localise(space: Space, resources: Resources, configs: Iterable[TrialConfig],
     """
     document = dict(space.document)
     tree = document.get("config") or {}
+    own = tree.get("machine") or {}
     checkpoints = {config.encoder.checkpoint for config in configs}
-    local = {"machine": lay_over(machine_settings(resources, checkpoints), tree.get("machine") or {})}
+    local = {"machine": lay_over(machine_settings(resources, checkpoints, own.get("device")), own)}
     config = space.sample(default_choice).config()
     if config.data != TOY and config.data not in relocated:
         local["data"] = local_data(config)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +17,9 @@ from minbert_core.commands import Refused
 from minbert_core.cores import usable_cores
 from minbert_core.files import message
 from minbert_core.words import counted
+from search.cluster.gpus import Gpu, memory_gb
+from search.cluster.nodes import Node, as_a_trial, machine_there, total_slots
 
-BUSY_GB, BUSY_SHARE = (
-    1.0,
-    0.05,
-)  # limits of a free GPU's memory in use, the larger counts; a desktop uses less (assumed, 2026-11)
 SMALLER = "Fewer trials at a time, smaller batches, or `machine/micro_batch_tokens` would need less."
 VISIBLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 
@@ -38,22 +35,6 @@ def cause_of(error: Exception) -> str:
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """A GPU that CUDA sees, and its memory in use by others; 0 of 0 if the driver does not report it."""
-
-    name: str  # its number in nvidia-smi, or its name in CUDA_VISIBLE_DEVICES
-    used_gb: float = 0.0
-    total_gb: float = 0.0
-
-    @property
-    def is_busy(self) -> bool:
-        return self.used_gb > max(BUSY_GB, BUSY_SHARE * self.total_gb)
-
-    def __str__(self) -> str:
-        return self.name + (f" ({self.used_gb:.0f} of {self.total_gb:.0f} GB in use)" if self.is_busy else "")
-
-
-@dataclass(frozen=True)
 class Resources:
     """The resources of a search and of each of its trials."""
 
@@ -64,9 +45,16 @@ class Resources:
     taken: tuple[Gpu, ...] = ()  # the GPUs to use
     left_out: tuple[Gpu, ...] = ()  # GPUs that others use
     sharing: str = ""  # how many trials share a GPU and why, if packing.py chose it
+    cluster: str = ""  # HOST:PORT of the Ray cluster that was joined; the figures above are then those of its nodes
+    nodes: tuple[Node, ...] = ()
+    most_gpus: float | None = None  # of the cluster, as it may grow; None: no limit
+    warnings: tuple[str, ...] = ()  # about its nodes
+    guards: tuple[Any, ...] = ()  # actors that hold the GPUs of nodes that others use
 
     @property
     def slots(self) -> int:
+        if self.cluster:
+            return total_slots(self.nodes, self.cpus_per_trial, self.gpus_per_trial, self.most_gpus)
         by_cpu = self.cpus // self.cpus_per_trial
         return min(by_cpu, int(self.gpus / self.gpus_per_trial + 1e-9)) if self.gpus_per_trial else by_cpu
 
@@ -147,20 +135,11 @@ def find_gpus() -> list[Gpu]:
                 not written and pynvml.nvmlDeviceGetCount() != num_present
             ):  # slices of a GPU, which the driver counts differently
                 return [Gpu(name) for name in names]
-            return [Gpu(name, *_memory_gb(name)) for name in names]
+            return [Gpu(name, *memory_gb(name)) for name in names]
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError:  # no driver, or one that gives no details: all count as free
         return [Gpu(name) for name in names]
-
-
-def _memory_gb(name: str) -> tuple[float, float]:
-    """Return (in use, total) of the GPU with that number or UUID, without the driver's own memory."""
-    import pynvml
-
-    handle = pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(name)
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
-    return memory.used / 1e9, memory.total / 1e9
 
 
 @contextlib.contextmanager
@@ -181,21 +160,21 @@ def only_these(gpus: tuple[Gpu, ...]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def check_cluster(address: str) -> None:
-    """Raise Refused if nothing answers at `address`, as Ray itself would try for minutes. `local` needs no check."""
-    host, _, port = address.rpartition(":")
-    if host:
-        try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-        except OSError as error:
-            raise Refused(f"No Ray cluster answers at {address} ({error.strerror or error}).") from None
+def machine_settings(resources: Resources, checkpoints: Iterable[str], device: object = "auto") -> dict[str, Any]:
+    """Return the `machine` of every trial of a search, which a node decides on a cluster.
 
-
-def machine_settings(resources: Resources, checkpoints: Iterable[str]) -> dict[str, Any]:
-    """Return the `machine` of every trial of a search. checkpoints: the encoders to train."""
+    checkpoints: the encoders to train. device: on a cluster, as the user has set it; auto: a GPU if trials have one.
+    Raises Refused if torch cannot use the GPU of a node.
+    """
     from minbert_core.settling import local_machine
 
-    settings = local_machine("cuda" if resources.gpus_per_trial else "cpu", resources.cpus_per_trial, checkpoints)
+    found = "cuda" if resources.gpus_per_trial else "cpu"
+    if resources.cluster:
+        on = str(device) if device in ("cpu", "cuda") else found
+        each = resources.cpus_per_trial, resources.gpus_per_trial
+        settings: dict[str, Any] = as_a_trial(machine_there, *each, on, resources.cpus_per_trial, list(checkpoints))
+    else:
+        settings = local_machine(found, resources.cpus_per_trial, checkpoints)
     if 0 < resources.gpus_per_trial < 1:
         settings["gpu_share"] = resources.gpus_per_trial
     return settings

@@ -15,9 +15,10 @@ from minbert_core.settings.models import NAME
 from minbert_core.settings.yaml import dump_yaml
 from search.options import SearchOptions
 from search.plan.folder import PlanRecord, check_format, has_begun, read_own_space, read_plan
+from search.plan.on_cluster import cluster_resources
 from search.plan.plan import Plan, make_plan
 from search.plan.relocated import find_relocated, moved
-from search.plan.resources import find_resources
+from search.plan.resources import Resources, find_resources
 from search.space.file import read_document
 from search.space.space import default_choice, make_space
 from search.tracking.store import store_fault
@@ -49,10 +50,8 @@ def resumed_plan(options: SearchOptions, folder: Path, retry: str) -> tuple[Plan
     check_format(record)
     _check_asked(options, record)
     space = replace(make_space(record.space_name, read_own_space(folder, record)), encoders=record.encoders)
-    gpus = options.gpus or str(int(record.gpus))
-    _check_hardware(record, gpus)
     per_trial = options.gpus_per_trial if options.gpus_per_trial is not None else record.gpus_per_trial or None
-    resources = find_resources(gpus, per_trial, options.cpus_per_trial or record.cpus_per_trial, retry)
+    resources = _resources(options, record, per_trial, retry)
     uri = options.tracking_uri or record.tracking_uri
     if uri is not None and (fault := store_fault(uri)):
         raise Refused(fault)
@@ -86,11 +85,23 @@ def _check_asked(options: SearchOptions, record: PlanRecord) -> None:
         raise Refused(f"The search {record.name} keeps its seed {record.seed}. Got --seed {options.seed}. Omit it.")
 
 
-def _check_hardware(record: PlanRecord, gpus: str) -> None:
-    """Raise Refused if a search that began on GPUs would resume without, or the other way round."""
+def _resources(options: SearchOptions, record: PlanRecord, per_trial: float | None, retry: str) -> Resources:
+    """Return the resources for a search that is resumed: those that it had, or on a cluster those that this one has."""
     import torch
 
-    began_on_gpu, resumes_on_gpu = record.gpus_per_trial > 0, torch.cuda.is_available() and gpus != "0"
+    cpus = options.cpus_per_trial or record.cpus_per_trial
+    if options.address == "local":
+        gpus = options.gpus or str(int(record.gpus))
+        _check_hardware(record, torch.cuda.is_available() and gpus != "0")
+        return find_resources(gpus, per_trial, cpus, retry)
+    resources = cluster_resources(options.address, options.gpus or "auto", per_trial, cpus)
+    _check_hardware(record, resources.gpus_per_trial > 0)
+    return resources
+
+
+def _check_hardware(record: PlanRecord, resumes_on_gpu: bool) -> None:
+    """Raise Refused if a search that began on GPUs would resume without, or the other way round."""
+    began_on_gpu = record.gpus_per_trial > 0
     if began_on_gpu != resumes_on_gpu:
         began, now = ("GPUs", "the CPU") if began_on_gpu else ("the CPU", "GPUs")
         raise Refused(

@@ -19,6 +19,7 @@ from minbert_core.train.preview import data_sentence, dropped_rows, evaluation_p
 from minbert_core.words import counted
 from search.environment import git_commit, versions
 from search.plan.folder import PlanRecord
+from search.plan.on_cluster import cluster_lines
 from search.plan.plan import Plan
 from search.plan.relocated import encoder_fingerprint, moved
 
@@ -35,6 +36,7 @@ def plan_lines(plan: Plan, num_dropped: int | None = 5) -> list[str]:
         *(f"data      {text}" for text in (*_split_files(plan), *dropped, *inputs.notes())),
         f"encoder   {', '.join(plan.relocated.get(name, name) for name in encoders)}",
         f"machine   {plan.resources}; {_machine(plan)}",
+        *cluster_lines(plan.resources),
         *([f"sharing   {plan.resources.sharing}"] if plan.resources.sharing else []),
         f"objective {_objective(plan)} on dev, the best of a trial's evaluations at {_points(plan)}",
         f"budget    {_budget(plan)}",
@@ -49,7 +51,7 @@ def plan_lines(plan: Plan, num_dropped: int | None = 5) -> list[str]:
 def warnings(plan: Plan) -> list[str]:
     """Return a sentence for each probable mistake: constant labels, truncated rows, no test files, too few trials."""
     config, settings = plan.config, plan.space.settings
-    sentences = [*plan.inputs.constant_labels(), *truncated_rows(config, plan.inputs)]
+    sentences = [*plan.resources.warnings, *plan.inputs.constant_labels(), *truncated_rows(config, plan.inputs)]
     tasks = [config.known_tasks[name] for name in config.train_on]
     if missing := missing_test_files(plan.inputs.data_folder, tasks):
         names = " and no ".join(missing)
@@ -77,7 +79,7 @@ def _machine(plan: Plan) -> str:
 
 def _gpu_memory(plan: Plan) -> str:
     machine = plan.config.machine
-    if machine.device != "cuda" or machine.gpu_share == 1:
+    if machine.device != "cuda" or machine.gpu_share == 1 or plan.resources.cluster:
         return ""
     import torch
 

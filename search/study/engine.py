@@ -17,6 +17,7 @@ import psutil
 
 from minbert_core.commands import Refused
 from minbert_core.files import lock
+from search.cluster.join import PRIVATE, join, read_authentication
 from search.plan.resources import Resources, only_these
 
 STOPS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1})  # they end a search so that it can be resumed
@@ -33,17 +34,20 @@ def start_ray(resources: Resources, address: str) -> Path | None:
 
     import ray
 
+    ray._private.worker.print_to_stdstream = _discard  # when a process of Ray dies, it prints pages of its state
+    if address != "local":
+        join(address)
+        return None
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    ray._private.worker.print_to_stdstream = _discard  # when a process of Ray dies, it prints pages of its state
-    local: dict[str, Any] = {}
-    scratch = _session_folder() if address == "local" else None
-    if scratch is not None:
-        local = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "include_dashboard": False, "_temp_dir": str(scratch)}
-        local |= {"object_store_memory": 100 * 1024**2, "_node_ip_address": "127.0.0.1"}  # for reports only; data is paths
+    read_authentication()  # a cluster may have been joined before
+    scratch = _session_folder()
+    local: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "_temp_dir": str(scratch)}
+    local |= {"object_store_memory": 100 * 1024**2}  # for reports only; data is paths
+    local |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
         with only_these(resources.taken), _unheard(), _loopback_allowed():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+            ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **local)
     except Exception as error:  # Ray raises plain Exception if its processes are not ready within 30 s
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise Refused(f"Ray did not start. Is this machine overloaded, or its disk full? Ray's message: {reason}") from error
@@ -61,7 +65,7 @@ def _session_folder() -> Path:
     """Make a folder for a Ray instance of this process. It is removed at exit; those of dead processes are removed now."""
     temporary = tempfile.gettempdir()
     # a socket's path adds 76 characters and may have 107 in all (103 on macOS)
-    ours = _own_folder(Path(temporary if len(temporary) < 18 else "/tmp") / f"minbert-ray-{os.getuid()}")
+    ours = _own_folder(Path(temporary if len(temporary) < 18 else "/tmp") / f"{PRIVATE}{os.getuid()}")
     for session in ours.iterdir():
         _remove_if_dead(session)
     session = Path(tempfile.mkdtemp(dir=ours, prefix=""))

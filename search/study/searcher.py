@@ -46,8 +46,13 @@ class Listener(Protocol):
 
 
 def unlimited() -> float:
-    """Return the seconds left to a search without `--hours`."""
+    """Return the seconds left to a search without `--hours`, or the slots where Ray alone limits the trials at a time."""
     return math.inf
+
+
+def nowhere(_: Path) -> str:
+    """Return the name of the node that a trial's process was lost with: none, because this machine is the only one."""
+    return ""
 
 
 def seconds_to_next_point(rung: int, seconds: float, rungs: Sequence[int]) -> float:
@@ -81,6 +86,8 @@ class StudySearcher(Searcher):
         self.disk = DiskWatch()
         self.retries, self.watchdog = retries, Watchdog(patience_seconds)
         self.hung: dict[int, str] = {}  # trials whose process the watchdog has ended -> the reason
+        self.num_slots: Callable[[], float] = unlimited  # trials that have room now; on a cluster this changes
+        self.lost_node: Callable[[Path], str] = nowhere  # a trial's folder -> the name of its node, if it has left a cluster
         self.is_halted: Callable[[], bool] = never  # an interrupt, or Ray itself has died
         self.running: dict[str, TrialResult] = {}  # Ray's trial id -> our trial, as last reported
         self.to_continue: dict[int, TrialResult] = {}
@@ -117,6 +124,8 @@ class StudySearcher(Searcher):
         return None if self.running else Searcher.FINISHED  # the search is about to be stopped
 
     def _suggest(self, trial_id: str) -> dict[str, Any] | Any:
+        if self.running and len(self.running) >= self.num_slots():
+            return None
         if (number := self._next_to_continue()) is not None:
             trial, resumed = self.to_continue.pop(number), True
         elif self._may_begin():
@@ -220,6 +229,9 @@ class StudySearcher(Searcher):
         why = failure_reason(self.study.trial_folder(number))
         if hung := self.hung.pop(number, None):
             why, is_retried = hung, self._retry(trial_id, f"was ended: {hung}")
+        elif why == DIED and (node := self.lost_node(self.study.trial_folder(number))):
+            self._again(trial_id, self.study.died(number, counts=False), f"was on {node}, which has left the cluster;")
+            return
         else:
             is_retried = why == DIED and self._retry(trial_id, "died (killed, perhaps out of memory)")
         if is_retried:
@@ -245,7 +257,13 @@ class StudySearcher(Searcher):
         trial = self.study.died(before.number)
         if trial.deaths > self.retries:
             return False
-        self.listener.retried(trial, f"{why}; attempt {trial.deaths + 1} of {self.retries + 1}")
+        self._again(trial_id, trial, f"{why}; attempt {trial.deaths + 1} of {self.retries + 1}")
+        return True
+
+    def _again(self, trial_id: str, trial: TrialResult, why: str) -> None:
+        """Let a trial whose process has died resume from its snapshot, or end as its last point decides."""
+        before = self.running[trial_id]
+        self.listener.retried(trial, why)
         self.suggested_at.pop(trial_id, None)
         for rung, record in trial.points.items():
             if rung > before.rung:  # it was saved, but the process died before its report
@@ -257,7 +275,6 @@ class StudySearcher(Searcher):
         trial = self.running.pop(trial_id)
         if not self._is_decided(trial):
             self.to_continue[trial.number] = trial
-        return True
 
     def _decide_waiting(self) -> None:
         """Resume or stop the waiting trials whose verdict is now known."""

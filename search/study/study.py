@@ -207,9 +207,12 @@ class Study:
         choices = [name for name, (domain, _) in self.space.domains().items() if isinstance(domain, Choice)]
         return lesson_of(params, reason, trials.values(), choices, self.space.settings.sampler.learns)
 
-    def died(self, number: int) -> TrialResult:
-        """Count a death of a trial's process, and reset its records to those of its snapshot. It stays `running`."""
-        self._set(number, "deaths", self.result(number).deaths + 1)
+    def died(self, number: int, counts: bool = True) -> TrialResult:
+        """Count a death of a trial's process, and reset its records to those of its snapshot. It stays `running`.
+
+        counts: False if the trial had no part in it, as when its node was lost.
+        """
+        self._set(number, "deaths", self.result(number).deaths + counts)
         return self._keep_both(number, _trust_snapshot(self.trial_folder(number)))
 
     def result(self, number: int) -> TrialResult:

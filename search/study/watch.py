@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -44,7 +45,8 @@ class RayWatch:
         self.scratch, self.give_up = scratch, give_up
         self.address = None if scratch else ray.get_runtime_context().gcs_address
         self.helpers = [child for child in psutil.Process().children() if scratch and _mentions(child, scratch)]
-        self.needed = {NAMES[name]: helper for helper in self.helpers if (name := helper.name()) in NAMES}
+        needed = self.helpers if scratch else own_raylet()
+        self.needed = {NAMES[name]: process for process in needed if (name := process.name()) in NAMES}
         self.workers: list[psutil.Process] = []
         self.died = ""  # a sentence
         self.left = threading.Event()
@@ -83,7 +85,7 @@ class RayWatch:
     def _watch(self) -> None:
         num_failed = 0
         while not self.left.wait(LOOK_SECONDS):
-            if raylet := self.needed.get(NAMES["raylet"]):
+            if self.scratch and (raylet := self.needed.get(NAMES["raylet"])):  # the workers of a cluster are not ours alone
                 with contextlib.suppress(psutil.Error):  # it has just died
                     self.workers = raylet.children(recursive=True) or self.workers
             if self.address is not None:
@@ -96,6 +98,15 @@ class RayWatch:
             self.give_up(self.died)
             self.shut_down()
             os._exit(REFUSED)
+
+
+def own_raylet() -> list[psutil.Process]:
+    """Return the raylet of a joined cluster that this process is connected to. It is on this machine."""
+    import ray
+
+    node: Any = ray._private.worker._global_node
+    raylets = [process for process in psutil.process_iter(["name"]) if process.info["name"] == "raylet"]
+    return [process for process in raylets if _mentions(process, Path(node.raylet_socket_name))]
 
 
 def _mentions(process: psutil.Process, folder: Path) -> bool:

@@ -57,7 +57,7 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 def test_the_keywords_are_the_options_that_say_what_a_search_is() -> None:
     flags = {action.dest for action in parser()._actions}
-    assert flags - set(Keywords.__annotations__) == {"space", "dry_run", "price", "status", "env", "version", "help"}
+    assert flags - set(Keywords.__annotations__) == {"space", "dry_run", "prepare", "price", "status", "env", "version", "help"}
     assert set(Keywords.__annotations__) < flags
 
 

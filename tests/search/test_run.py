@@ -101,7 +101,7 @@ def begun(here: Path, typed: Callable[..., Typed], monkeypatch: pytest.MonkeyPat
         ("--space quick.yaml --patience 0", 2, r"--patience: must be a number above 0, as in 1\.5\. Got '0'\."),
         ("--space quick.yaml --retry-failed", 2, r"--retry-failed runs the failed trials of a search again\. Give it with --r"),
         ("--space quick.yaml --cpus-per-trial 5000", 3, r"--cpus-per-trial 5000 asks for more than this machine's \d+ cores\."),
-        ("--space quick.yaml --address head:x", 2, r"--address: must be HOST:PORT\. Got 'head:x'\."),
+        ("--space quick.yaml --address head:x", 2, r"--address: must be HOST:PORT or auto\. Got 'head:x'\."),
         ("--space quick.yaml --address 127.0.0.1:9", 3, r"No Ray cluster answers at 127\.0\.0\.1:9 \(Connection refused\)\."),
         ("", 2, r"Give --space FILE \(a new search\), --resume NAME \(resume one\), or both"),
         ("--space quick.yaml --resume a/b", 2, r"The search's name, given with --resume, may consist of a-z, .* Got 'a/b'\."),
@@ -414,9 +414,8 @@ def test_the_exit_code_says_how_a_search_ended(
     tracker: Any = SimpleNamespace(submit=lambda *_: None, close=close, error="The disk is full.")
     shown: list[str] = []
     narrator: Any = SimpleNamespace(tasks=["sst"], show=shown.extend)
-    assert (
-        drive.close(here / "runs" / "quick", plan, [result], narrator, tracker, interrupted, store_uri(here / "runs")) == code
-    )
+    uri, again = store_uri(here / "runs"), "python -m search.run --resume quick"
+    assert drive.close(here / "runs" / "quick", plan, [result], narrator, tracker, interrupted, uri, again) == code
     assert ends == [status]
     err = capsys.readouterr().err
     assert ("The disk is full." in err) == (not recorded)

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from search import run
+from search.cluster.gpus import Gpu
 from search.cost import packing
 from search.cost.measure import Memory
 from search.cost.packing import Room, choose, fit, heavy_choice, largest_memory, packed, room_of
 from search.cost.points import branch_points
 from search.plan import resources
 from search.plan.plan import Plan, make_plan
-from search.plan.resources import Gpu, Resources
+from search.plan.resources import Resources
 from search.plan.summary import plan_lines, plan_record
 from search.space.space import Space, make_space
 from search.study.engine import start_ray

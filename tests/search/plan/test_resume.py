@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -159,6 +160,21 @@ def test_a_search_keeps_its_space_and_seed(typed: Type, typing_place: Path, plan
     assert [resumed for _, resumed in plans] == [False]
 
 
+def _in_a_job(place: Path, script: str, stands_in: dict[str, str], **job: object) -> subprocess.CompletedProcess[str]:
+    """Run a Slurm script of the examples with stand-ins for Slurm's own commands, and for those that it starts."""
+    bin_folder = place / ".venv" / "bin"
+    bin_folder.mkdir(parents=True)
+    (bin_folder / "activate").write_text(f'PATH="{bin_folder}:$PATH"\n')
+    for name, text in stands_in.items():
+        (bin_folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (bin_folder / name).chmod(0o755)
+    job |= {"SLURM_SUBMIT_DIR": place, "SLURM_JOB_ID": 7, "SLURM_CPUS_PER_TASK": 8, "SLURM_GPUS_ON_NODE": 4}
+    environment = os.environ | {name: str(value) for name, value in job.items()} | {"USER": "me"}
+    return subprocess.run(
+        ["bash", ROOT / "examples" / "slurm" / script], env=environment, capture_output=True, text=True, check=False
+    )
+
+
 @pytest.mark.parametrize(
     ("code", "state", "requeued"),
     [(130, "RUNNING", True), (130, "COMPLETING", False), (0, "RUNNING", False), (3, "RUNNING", False)],
@@ -166,22 +182,10 @@ def test_a_search_keeps_its_space_and_seed(typed: Type, typing_place: Path, plan
 def test_the_slurm_example_starts_or_resumes_and_requeues_what_was_interrupted_but_not_cancelled(
     tmp_path: Path, code: int, state: str, requeued: bool
 ) -> None:
-    """Run with stand-ins for Slurm's own commands."""
-    bin_folder = tmp_path / ".venv" / "bin"
-    bin_folder.mkdir(parents=True)
-    (bin_folder / "activate").write_text(f'PATH="{bin_folder}:$PATH"\n')
     database = 'touch "${!###sqlite:///}"'  # of its last argument
     stands_in = {"srun": f'printf "%s\\n" "$@" > srun.txt; {database}; exit {code}', "scontrol": 'echo "$@" > requeued.txt'}
     stands_in["squeue"] = f"echo {state}"
-    for name, script in stands_in.items():
-        (bin_folder / name).write_text(f"#!/bin/bash\n{script}\n")
-        (bin_folder / name).chmod(0o755)
-    job = {"SLURM_SUBMIT_DIR": tmp_path, "SLURM_JOB_ID": 7, "SLURM_CPUS_PER_TASK": 8, "SLURM_GPUS_ON_NODE": 4}
-    job |= {"SLURM_TMPDIR": tmp_path / "local", "USER": "me"}
-    environment = os.environ | {name: str(value) for name, value in job.items()}
-    ended = subprocess.run(
-        ["bash", ROOT / "examples" / "slurm.sbatch"], env=environment, capture_output=True, text=True, check=False
-    )
+    ended = _in_a_job(tmp_path, "one_node.sbatch", stands_in, SLURM_TMPDIR=tmp_path / "local")
     assert (ended.returncode, ended.stderr) == (code, "")
     _, *command = (tmp_path / "srun.txt").read_text().splitlines()
     assert command[:3] == ["python", "-m", "search.run"]
@@ -189,6 +193,40 @@ def test_the_slurm_example_starts_or_resumes_and_requeues_what_was_interrupted_b
     assert (options.space, options.resume, options.gpus) == (Path("spaces/smart.yaml"), "smart", "4")
     assert (tmp_path / "requeued.txt").exists() == requeued
     assert (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(("signalled", "code", "requeued"), [(True, 130, True), (False, 0, False), (False, 3, False)])
+def test_the_slurm_example_of_several_nodes_starts_ray_with_a_token_and_ends_it_with_the_search(
+    tmp_path: Path, signalled: bool, code: int, requeued: bool
+) -> None:
+    """Run with stand-ins: `ray start` waits until it is ended, the search until it is told to, and the head's port answers."""
+    run = 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"'  # srun, without its own options
+    both = f'until [ "$(cat {tmp_path}/ray.txt 2>/dev/null | wc -l)" = 2 ]; do sleep 0.05; done; sleep 0.2'  # the script waits
+    tell = "kill -USR1 $PPID" if signalled else ":"
+    stands_in = {
+        "srun": run,
+        "scontrol": f'[ "$1" = show ] && printf "n1\\nn2\\n" || echo "$@" > {tmp_path}/requeued.txt',
+        "squeue": "echo RUNNING",
+        "timeout": "exit 0",
+        "ray": f'echo "$@" "$RAY_AUTH_MODE" "$(stat -c %a "$RAY_AUTH_TOKEN_PATH")" >> {tmp_path}/ray.txt; exec sleep 60',
+        "python": f'printf "%s\\n" "$@" > {tmp_path}/python.txt; trap "exit 130" USR1; {both}; {tell}; sleep 1; exit {code}',
+    }
+    began = time.monotonic()
+    ended = _in_a_job(
+        tmp_path, "several_nodes.sbatch", stands_in, SLURM_TMPDIR=tmp_path, SLURM_JOB_NODELIST="n[1-2]", SLURM_JOB_NUM_NODES=2
+    )
+    assert (ended.returncode, ended.stderr) == (code, "")
+    assert time.monotonic() - began < 30  # Ray was ended
+    head, node = sorted((tmp_path / "ray.txt").read_text().splitlines(), key=lambda line: "--head" not in line)
+    assert "--head --port=20140" in head
+    assert "--address=n1:20140" in node
+    ports = "--node-manager-port=20141 --object-manager-port=20142"
+    assert all(f"--block {ports} " in line and line.endswith(" token 600") for line in (head, node))
+    command = (tmp_path / "python.txt").read_text().splitlines()
+    options = parser().parse_args(command[2:])
+    assert (options.address, options.resume, options.gpus) == ("n1:20140", "smart", "auto")
+    assert not list(tmp_path.glob(".ray-token*"))
+    assert (tmp_path / "requeued.txt").exists() == requeued
 
 
 # ---------------------------------------------------------------------------------------------------------------- moved

@@ -354,6 +354,30 @@ def test_the_deaths_of_a_trial_are_counted_over_a_crash_of_the_driver(tmp_path: 
     assert statuses(again.run()) == {0: ("failed", 0)}
 
 
+def test_a_trial_that_is_lost_with_its_node_is_not_blamed_however_often(tmp_path: Path) -> None:
+    workers = Workers(by_number(0.5))
+    driver = Driver(tmp_path, workers, 1)
+    driver.searcher.lost_node = lambda folder: f"the node of {folder.name}"
+    for _ in range(4):
+        driver.step()
+        driver.kill()
+    driver.searcher.lost_node = lambda _: ""
+    driver.step()
+    driver.kill()  # its own fault, the first
+    [trial] = driver.run()
+    assert (trial.status, trial.deaths) == ("completed", 1)
+
+
+def test_no_more_trials_begin_than_there_is_room_for_now(tmp_path: Path) -> None:
+    driver, room = Driver(tmp_path, Workers(by_number(0.5, 0.5, 0.5)), 3), 1
+    driver.searcher.num_slots = lambda: room
+    assert isinstance(driver.searcher.suggest("a"), dict)
+    assert driver.searcher.suggest("b") is None
+    room = 2  # a node has joined
+    assert isinstance(driver.searcher.suggest("b"), dict)
+    assert driver.searcher.suggest("c") is None
+
+
 def test_a_point_that_was_saved_but_not_reported_is_not_measured_again(tmp_path: Path) -> None:
     """The process died between its snapshot and its report: of 001, that point stops the trial; of 000, it is the last."""
     workers = Workers(lambda number, rung: 0.9 - number / 2)
