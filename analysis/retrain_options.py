@@ -12,7 +12,7 @@ from search.options import cluster_address, gpus, positive, share
 def best_to_test_parser() -> argparse.ArgumentParser:
     """Return the parser of best_to_test."""
     description = "Retrain a search's best configurations over fresh seeds, then test them and their ensembles."
-    examples = "--search smart --top 2 --gpus 4\n--search smart --per smoothness --seeds 5\n--search smart --config mine.yaml"
+    examples = "--search smart --top 2 --config mine.yaml\n--search smart --per smoothness --seeds 5"
     parser = command_parser("best_to_test", "[--search NAME] [options]", description, examples, add_help=False)
     group = parser.add_argument_group("options")
     group.add_argument("--search", metavar="NAME", help="default: the newest finished one that is not toy")

@@ -33,7 +33,7 @@ COMMANDS = [
     ("-m minbert_core.data.corpus", download.main, "", HEIGHT),
     ("-m minbert_core.data.corpus download", download.main, "", HEIGHT),
     ("analysis/runs.py", runs.main, "", HEIGHT),
-    ("analysis/best_to_test.py", best_to_test.main, "", HEIGHT),
+    ("analysis/best_to_test.py", best_to_test.main, "", 32),
     ("analysis/importance.py", importance.main, "smart", HEIGHT),
     ("analysis/compare.py", compare.main, "smart", HEIGHT),
     ("analysis/curves.py", curves.main, "smart", HEIGHT),

@@ -411,7 +411,7 @@ def test_the_exit_code_says_how_a_search_ended(
         ends.append(status)
         return recorded
 
-    tracker: Any = SimpleNamespace(submit=lambda *_: None, close=close, error="The disk is full.")
+    tracker: Any = SimpleNamespace(submit=lambda *_: None, close=close, error="The disk is full.", experiment="1")
     shown: list[str] = []
     narrator: Any = SimpleNamespace(tasks=["sst"], show=shown.extend)
     uri, again = store_uri(here / "runs"), "python -m search.run --resume quick"
