@@ -164,7 +164,7 @@ def test_every_package_is_installed_and_says_that_it_is_typed() -> None:
              for path in (ROOT / name).rglob("*.py")}  # fmt: skip
     packages = PROJECT["tool"]["setuptools"]["packages"]
     assert {name.replace(".", "/") for name in packages} == found
-    assert PROJECT["tool"]["setuptools"]["package-data"] == {"*": ["py.typed"]}
+    assert PROJECT["tool"]["setuptools"]["package-data"]["*"] == ["py.typed"]
     assert all((ROOT / name / "py.typed").exists() for name in packages if "." not in name)
 
 
