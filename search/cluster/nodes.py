@@ -41,13 +41,15 @@ class Node:
         return True
 
     def slots(self, cpus_per_trial: int, gpus_per_trial: float) -> int:
-        """Return how many trials it has room for. Ray never splits a trial's share of a GPU over two of them."""
+        """Return how many trials it has room for."""
         by_cpu = self.cpus // cpus_per_trial
-        if not gpus_per_trial:
-            return by_cpu
-        per_gpu = int(1 / gpus_per_trial + 1e-9)
-        by_gpu = int(self.gpus) * per_gpu if per_gpu else int(self.gpus / gpus_per_trial + 1e-9)
-        return min(by_cpu, by_gpu)
+        return min(by_cpu, slots_of_gpus(self.gpus, gpus_per_trial)) if gpus_per_trial else by_cpu
+
+
+def slots_of_gpus(gpus: float, gpus_per_trial: float) -> int:
+    """Return how many trials fit on the GPUs of one machine. Ray never splits a trial's share of a GPU over two of them."""
+    per_gpu = int(1 / gpus_per_trial + 1e-9)
+    return int(gpus) * per_gpu if per_gpu else int(gpus / gpus_per_trial + 1e-9)
 
 
 def alive_nodes() -> list[Node]:
@@ -70,7 +72,7 @@ def total_slots(nodes: Iterable[Node], cpus_per_trial: int, gpus_per_trial: floa
     room = sum(node.slots(cpus_per_trial, gpus_per_trial) for node in nodes)
     if most_gpus is None or not gpus_per_trial:
         return room
-    return min(room, int(most_gpus / gpus_per_trial + 1e-9))
+    return min(room, slots_of_gpus(most_gpus, gpus_per_trial))
 
 
 # ------------------------------------------------------------------------------------------------------------------- visits

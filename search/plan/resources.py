@@ -18,7 +18,7 @@ from minbert_core.cores import usable_cores
 from minbert_core.files import message
 from minbert_core.words import counted
 from search.cluster.gpus import Gpu, memory_gb
-from search.cluster.nodes import Node, as_a_trial, machine_there, total_slots
+from search.cluster.nodes import Node, as_a_trial, machine_there, slots_of_gpus, total_slots
 
 SMALLER = "Fewer trials at a time, smaller batches, or `machine/micro_batch_tokens` would need less."
 VISIBLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
@@ -56,7 +56,7 @@ class Resources:
         if self.cluster:
             return total_slots(self.nodes, self.cpus_per_trial, self.gpus_per_trial, self.most_gpus)
         by_cpu = self.cpus // self.cpus_per_trial
-        return min(by_cpu, int(self.gpus / self.gpus_per_trial + 1e-9)) if self.gpus_per_trial else by_cpu
+        return min(by_cpu, slots_of_gpus(self.gpus, self.gpus_per_trial)) if self.gpus_per_trial else by_cpu
 
     def __str__(self) -> str:
         each = f"{self.cpus_per_trial} CPU" + (f" and {self.gpus_per_trial:g} GPU" if self.gpus_per_trial else "")

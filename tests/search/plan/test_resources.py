@@ -24,7 +24,8 @@ from search.plan.resources import ORDER, VISIBLE, Resources, find_resources, mac
         (5, 0, 2, 0, 2),
         (8, 2, 1, 0.5, 4),
         (16, 1, 1, 0.1, 10),
-        (128, 7, 1, 0.07, 100),  # in floats 7 / 0.07 is a little less
+        (128, 7, 1, 0.07, 98),  # 14 on each
+        (8, 2, 1, 0.4, 4),  # a fifth trial would need two halves of two GPUs
         (4, 4, 2, 1, 2),  # the cores are what is short
     ],
 )
