@@ -29,6 +29,7 @@ from analysis.page.answer import best_sentence, choice_sentence, main_choice, te
 from analysis.page.figures import Drawn
 from analysis.page.mistakes import errors
 from analysis.page.write import Page, html
+from analysis.sources import add_runs, command_parser
 from analysis.table import Table, open_table
 from analysis.tracking import tracking_uri
 from minbert_core.commands import DONE, NOT_RECORDED, run_command
@@ -42,15 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python analysis/report.py",
-        usage="python analysis/report.py NAME [--to FILE]",
-        description="Write one page about a search, as an HTML file that needs no network.",
-        epilog="examples:\n  python analysis/report.py smart\n  python analysis/report.py smart --to smart.html",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Write one page about a search, as an HTML file that needs no network."
+    parser = command_parser("report", "NAME [--to FILE]", description, "smart\nsmart --to smart.html")
     parser.add_argument("name", metavar="NAME", help="a search")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
+    add_runs(parser)
     parser.add_argument("--no-errors", action="store_true", help="do not run the best model on dev, which takes longest")
     parser.add_argument("--to", type=Path, metavar="FILE", help="the page (default runs/NAME/report.html)")
     return parser

@@ -102,7 +102,7 @@ def measure(space: Space, num_nodes: int, num_gpus: int, num_trials: int, second
         searcher = TimedSearcher(Study(folder, space, 0), scheduler, num_trials, [], narrator)
         searcher.free, searcher.chosen, searcher.seconds = [], [], 0.0
         searcher.num_slots = lambda: num_gpus
-        trainable = tune.with_resources(tune.with_parameters(_with_seconds, seconds=seconds), {"cpu": 1, "gpu": 1})
+        trainable = tune.with_resources(tune.with_parameters(stand_in, seconds=seconds), {"cpu": 1, "gpu": 1})
         began, worked = time.monotonic(), time.process_time()
         tune.Tuner(
             trainable,
@@ -123,10 +123,6 @@ def measure(space: Space, num_nodes: int, num_gpus: int, num_trials: int, second
         wall, worked = time.monotonic() - began, time.process_time() - worked
         waited = [float(file.read_text()) for file in folder.glob("trials/*/waited")]
     return _lines(num_trials, wall, worked, searcher, waited)
-
-
-def _with_seconds(order: dict[str, Any], seconds: float) -> None:
-    stand_in(order, seconds)
 
 
 def _lines(num_trials: int, wall: float, worked: float, searcher: TimedSearcher, waited: list[float]) -> list[str]:

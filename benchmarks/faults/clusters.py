@@ -9,24 +9,12 @@ from pathlib import Path
 
 from benchmarks.faults.case import Case
 from benchmarks.faults.harness import NAME, Lab, Search, check_whole, require
+from benchmarks.faults.harness import SPACE as SMALL
 from benchmarks.faults.nodes import Cluster, cluster
 
 BUSY = Path(__file__).parent / "busy"
 JOINED_SECONDS = 60  # in which a node that joins must be used
-SPACE = """\
-about: A small search on a cluster.
-trials: 6
-sampler: {kind: tpe, startup: 2}
-rungs: [1, 3, 9]
-baselines: [{}]
-config:
-  data: toy
-  encoder: tiny
-  budget: {examples: 12000}
-  tasks: {all: {pooling: {choice: [pooler, mean]}}}
-  optimizer: {lr: {log_uniform: [3e-4, 1e-2]}}
-  machine: {threads: 1, device: cpu}
-"""
+SPACE = SMALL.replace("examples: 6000", "examples: 12000").replace("threads: 1", "threads: 1, device: cpu")
 ON_GPUS = ("--gpus", "auto", "--gpus-per-trial", "1")  # logical ones, on which nothing runs
 
 

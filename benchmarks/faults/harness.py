@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -196,11 +196,8 @@ class Search:
     # ---------------------------------------------------------------------------------------------------- its processes
 
     def processes(self) -> Iterator[psutil.Process]:
-        """Yield every process of the search, those of a driver that is gone too."""
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    yield process
+        """Find every process of the search, those of a driver that is gone too."""
+        return marked(MARK, {self.mark})
 
     def named(self, word: str) -> list[psutil.Process]:
         """Return the processes whose program has this name."""
@@ -213,14 +210,7 @@ class Search:
 
     def workers(self) -> dict[int, psutil.Process]:
         """Return the processes that train, by the number of their trial."""
-        found = {}
-        for process in self.processes():
-            with contextlib.suppress(psutil.Error):
-                for file in process.open_files():
-                    path = Path(file.path)
-                    if path.name == "log.txt" and path.parent.parent.name == "trials":
-                        found[int(path.parent.name)] = process
-        return found
+        return training(self.processes())
 
     def left(self, timeout_seconds: float = 10) -> list[str]:
         """Return the processes that are left after a while; none, as soon as none is."""
@@ -272,6 +262,25 @@ class Search:
             steps = Counter(json.loads(line)["step"] for line in lines)
             again += sum(count - 1 for count in steps.values())
         return again
+
+
+def marked(variable: str, values: Collection[str]) -> Iterator[psutil.Process]:
+    """Yield the live processes in whose environment a variable has one of these values."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(variable) in values and process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+
+
+def training(processes: Iterable[psutil.Process]) -> dict[int, psutil.Process]:
+    """Return those of the processes that train, which hold a trial's log open, by the number of the trial."""
+    found = {}
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            for path in (Path(file.path) for file in process.open_files()):
+                if path.name == "log.txt" and path.parent.parent.name == "trials":
+                    found[int(path.parent.name)] = process
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------ what must hold

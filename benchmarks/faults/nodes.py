@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.faults.harness import Omitted, require
+from benchmarks.faults.harness import Omitted, marked, require, training
 
 NODE = "MINBERT_NODE"  # an environment variable by which all processes of a node are known
 RAY = Path(sys.executable).with_name("ray")
@@ -62,23 +62,12 @@ class Cluster:
         return {**kept, **own, **({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token} if self.token else {})}
 
     def processes(self, name: str | None = None) -> Iterator[psutil.Process]:
-        """Yield the processes of a node, or of all nodes."""
-        names = set(self.nodes) if name is None else {name}
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get(NODE) in names and process.status() != psutil.STATUS_ZOMBIE:
-                    yield process
+        """Find the processes of a node, or of all nodes."""
+        return marked(NODE, set(self.nodes) if name is None else {name})
 
     def workers(self, name: str | None = None) -> dict[int, psutil.Process]:
         """Return the processes that train, on a node or on all, by the number of their trial."""
-        found = {}
-        for process in self.processes(name):
-            with contextlib.suppress(psutil.Error):
-                for file in process.open_files():
-                    path = Path(file.path)
-                    if path.name == "log.txt" and path.parent.parent.name == "trials":
-                        found[int(path.parent.name)] = process
-        return found
+        return training(self.processes(name))
 
     def kill(self, name: str) -> None:
         """End a node as a power cut does: all its processes at the same moment, without a word."""
