@@ -159,11 +159,10 @@ def test_resume_goes_on_in_the_same_runs_and_a_replay_changes_nothing(
     again = record(480, dev_sst=0.51) | {"time_ms": START + 9000}  # trial 1 repeats what it did after its last saved state
     second.submit(Runs.records, 1, [again, record(1440, dev_sst=0.6)])
     deadline = time.monotonic() + 30
-    statuses: tuple[str, ...] = ()
-    while statuses != ("RUNNING", "FINISHED", "RUNNING") and time.monotonic() < deadline:  # the thread writes when it can
+    parent, children, client = pages(uri)
+    while "stop_reason" in children[1].data.tags and time.monotonic() < deadline:  # the thread writes it last, when it can
         parent, children, client = pages(uri)
-        statuses = (parent.info.status, children[0].info.status, children[1].info.status)
-    assert statuses == ("RUNNING", "FINISHED", "RUNNING")
+    assert [one.info.status for one in (parent, children[0], children[1])] == ["RUNNING", "FINISHED", "RUNNING"]
     assert "stop_reason" not in children[1].data.tags
     second.submit(Runs.trial_ended, 1, "FINISHED", "complete", START + 9999)
     second.submit(Runs.trial_ended, 2, "FINISHED", "complete", START + 9999)
