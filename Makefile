@@ -1,4 +1,4 @@
-# demo   a whole search on the embedded toy corpus: search, comparison, test table, report (under 2 minutes once installed)
+# demo   a whole search on the embedded toy corpus: search, comparison, test table, report (two minutes once installed)
 # test   all tests            check   lint, types, tests            clean   remove the environment made here, keep runs/
 # papers each row of the papers' tables: its distance from our defaults, the published figures, a check of its config (seconds)
 # faults break small searches in every known way and check that nothing is lost (an hour; DATA=DIR ENCODER=DIR: on real data too)
