@@ -10,6 +10,7 @@ from typing import Any
 from analysis.compare import Comparison, verdict
 from analysis.importance import Importances
 from analysis.intervals import CONFIDENCE
+from analysis.printing import p_value
 from analysis.table import Table
 from minbert_core.words import counted
 from search.report.words import describe, short
@@ -71,7 +72,9 @@ def tested_sentence(folder: Path) -> str:
     for of in to_reference:
         ends = " to ".join(short(end, "+") for end in of["score"]["interval"])
         sides = f"{_named(of['first'], labels)} {_outcome(of)} {_named(of['second'], labels)}"
-        parts.append(f"{sides} ({short(of['score']['mean'], '+')}; 95 %: {ends})")
+        p = of["corrected_p"]  # it decides: an interval is of one comparison only
+        decides = "" if p is None else f"; {p_value(p)}, corrected for all comparisons"
+        parts.append(f"{sides} ({short(of['score']['mean'], '+')}; 95 %: {ends}{decides})")
     return f"{seeds}, on {split}: {', '.join(parts)}." if parts else ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import vl_convert
 
-from analysis.page.answer import best_sentence, main_choice
+from analysis.page.answer import best_sentence, main_choice, tested_sentence
 from analysis.page.blocks import Bullets, Grid, Heading, Paragraph, Picture, blocks
 from analysis.page.figures import Drawn
 from analysis.page.write import VEGA_LITE, Page, figures, full_spec, html
@@ -105,3 +106,15 @@ def test_colours_follow_the_choice_whose_branches_have_parameters(toy_runs: Path
     drawn = Drawn(table, "", [])
     assert set(drawn.groups.values()) == {"trials"}
     assert best_sentence(open_search(toy_runs / "small"), "norm").startswith("Best on dev")
+
+
+def test_a_tested_answer_shows_the_p_value_that_decided_it(tmp_path: Path) -> None:
+    """An interval is of one comparison, and may leave out 0 where the verdict, corrected for all of them, is open."""
+    compared = {"split": "test", "first": 6, "second": 0, "best": 6, "verdict": "cannot be told from", "corrected_p": 0.147}
+    compared["score"] = {"mean": 0.0428, "interval": [0.0005, 0.085]}
+    results = {"comparisons": [compared], "baseline": 0, "seeds": [1, 2]}
+    (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    assert tested_sentence(tmp_path) == (
+        "Retrained over 2 fresh seeds, on test: 006 cannot be told from 000 (+.0428; 95 %: +.0005 to +.0850; p = .147, "
+        "corrected for all comparisons)."
+    )
