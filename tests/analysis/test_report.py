@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import vl_convert
 
-from analysis.page.answer import best_sentence, main_choice, tested_sentence
+from analysis.page import answer
+from analysis.page.answer import best_sentence, main_choice
 from analysis.page.blocks import Bullets, Grid, Heading, Paragraph, Picture, blocks
 from analysis.page.figures import Drawn
 from analysis.page.write import VEGA_LITE, Page, figures, full_spec, html
@@ -114,7 +115,7 @@ def test_a_tested_answer_shows_the_p_value_that_decided_it(tmp_path: Path) -> No
     compared["score"] = {"mean": 0.0428, "interval": [0.0005, 0.085]}
     results = {"comparisons": [compared], "baseline": 0, "seeds": [1, 2]}
     (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    assert tested_sentence(tmp_path) == (
+    assert answer.tested_sentence(tmp_path) == (
         "Retrained over 2 fresh seeds, on test: 006 cannot be told from 000 (+.0428; 95 %: +.0005 to +.0850; p = .147, "
         "corrected for all comparisons)."
     )
