@@ -12,20 +12,18 @@ Source: Devlin et al. 2019 (arXiv 1810.04805); post-LayerNorm blocks and exact (
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minbert_core.data.packed import PackedBatch, Span
+from minbert_core.data.packed import Query as Query  # adapters, which know nothing of data, import it from here
 from minbert_core.words import shown
-
-if TYPE_CHECKING:  # a process that only reads a config does not load tokenizers
-    from minbert_core.data.tokens import PackedBatch
 
 Dropout = Callable[[Tensor], Tensor]
 
@@ -115,74 +113,6 @@ class Masks:
 
 
 # ----------------------------------------------------------------------------------------------------------- attention
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The slots of the packed tokens inside attention, which needs rows of equal length; the same in every layer of a pass.
-
-    The sequences, sorted by length, form up to four groups. Each is padded to its own longest sequence: P slots in all.
-    """
-
-    slot_N: Tensor  # the slot of each packed token
-    rank_S: Tensor  # the rank of each sequence in the order of lengths
-    groups: tuple[tuple[int, int, Tensor], ...]  # (S, L, bias_S11L) per group; the bias is -inf on padding, else 0
-    num_slots: int  # P
-    is_packed: bool  # the slots are in packed order, as for a single sentence, so that nothing is copied
-
-    @staticmethod
-    def of(lengths: tuple[int, ...], device: torch.device) -> Layout:
-        """Compute the layout of sequences with these lengths (tokens, in the batch's order), on the host, without waiting."""
-        length_S = torch.tensor(lengths)
-        order_S = torch.argsort(length_S, stable=True)
-        first_slot_S, rank_S = torch.empty_like(length_S), torch.empty_like(length_S)
-        rank_S[order_S] = torch.arange(len(lengths))
-        groups, num_slots = [], 0
-        # with fewer than four sequences per group, the calls cost more than the padding that they avoid
-        for rows in order_S.tensor_split(min(4, max(1, len(lengths) // 4))):
-            longest = int(length_S[rows[-1]])
-            first_slot_S[rows] = num_slots + longest * torch.arange(len(rows))
-            padding_SL = torch.arange(longest) >= length_S[rows, None]
-            bias_SL = torch.zeros(padding_SL.shape).masked_fill(padding_SL, -math.inf)
-            groups.append((len(rows), longest, bias_SL[:, None, None, :].to(device)))
-            num_slots += len(rows) * longest
-        start_S = length_S.cumsum(0) - length_S
-        slot_N = torch.arange(int(length_S.sum())) + (first_slot_S - start_S).repeat_interleave(length_S)
-        return Layout(slot_N.to(device), rank_S.to(device), tuple(groups), num_slots, len(lengths) == 1)
-
-    def of_one_token_each(self) -> Layout:
-        """Return the layout of one token per sequence, in the same groups."""
-        groups = tuple((num_sequences, 1, bias_S11L[..., :1]) for num_sequences, _, bias_S11L in self.groups)
-        return Layout(self.rank_S, self.rank_S, groups, len(self.rank_S), self.is_packed)
-
-    def pad(self, x_ND: Tensor) -> Tensor:
-        """Put the rows of `x_ND` into their slots, (P, D); padding is zero."""
-        if self.is_packed:
-            return x_ND
-        return x_ND.new_zeros(self.num_slots, x_ND.shape[1]).index_copy_(0, self.slot_N, x_ND)
-
-
-@dataclass(frozen=True)
-class Query:
-    """The R tokens that attend, and the N tokens that they attend to, within their sequences."""
-
-    layout: Layout  # of the R tokens
-    keys_layout: Layout  # of the N tokens
-    rows_R: Tensor | None = None  # the R tokens' rows among the N; None if they are the same tokens
-
-    @staticmethod
-    def of_all(layout: Layout) -> Query:
-        """Let every token attend."""
-        return Query(layout, layout)
-
-    @staticmethod
-    def of_first(layout: Layout, first_S: Tensor) -> Query:
-        """Let only the first token of each sequence attend; `first_S` are their rows."""
-        return Query(layout.of_one_token_each(), layout, first_S)
-
-    def select(self, x_ND: Tensor) -> Tensor:
-        """Select the rows of the tokens that attend, (R, D)."""
-        return x_ND if self.rows_R is None else x_ND[self.rows_R]
 
 
 def attend(q_RD: Tensor, kv_N2D: Tensor, query: Query, num_heads: int, drop: Dropout) -> Tensor:
@@ -324,10 +254,12 @@ class Encoder(nn.Module):
         noise_ND: Tensor | None = None,
         only_first: bool = False,
         parallel: ParallelLayers | None = None,
+        spans: tuple[Span, ...] = (),
     ) -> Tensor:
         """Compute the last hidden states, (N, D), in the order of the batch's tokens; first tokens are at `starts_S1[:-1]`.
 
         only_first: return only the first tokens, (S, D). The last layer computes nothing else, with the same result.
+        spans: the same per span of sequences, (R, D), in place of `only_first`.
         Without `masks` there is no dropout. `noise_ND` is added to the word embeddings, before position and segment.
         `parallel` is the task's module parallel to every layer.
         """
@@ -345,11 +277,9 @@ class Encoder(nn.Module):
             hidden_ND = hidden_ND + noise_ND
         hidden_ND = hidden_ND + self.segment_embeddings(batch.segment_ids_N) + self.position_embeddings(batch.position_ids_N)
         hidden_ND = hidden_drop(self.embedding_norm(hidden_ND))
-        layout = Layout.of(batch.lengths, hidden_ND.device)
-        query_of_all = Query.of_all(layout)
-        query_of_last = Query.of_first(layout, batch.starts_S1[:-1]) if only_first else query_of_all
+        reading = batch.reading(spans or (Span(len(batch.lengths), only_first),))
         for index, layer in enumerate(self.layers):
-            query = query_of_last if index == len(self.layers) - 1 else query_of_all
+            query = reading.of_last if index == len(self.layers) - 1 else reading.of_all
             hidden_ND = layer(hidden_ND, query, hidden_drop, attention_drop, parallel and partial(parallel, index))
         return hidden_ND
 

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from minbert_core.checkpoints import load_encoder
+from minbert_core.data.packed import Layout, PackedBatch, Query
 from minbert_core.data.tasks import TASKS
-from minbert_core.data.tokens import PackedBatch, load_tokenizer, pack, tokenise_split
-from minbert_core.encoder import TINY, Encoder, EncoderShape, Layout, Masks, Query, attend, new_encoder
+from minbert_core.data.tokens import load_tokenizer, pack, tokenise_split
+from minbert_core.encoder import TINY, Encoder, EncoderShape, Masks, attend, new_encoder
 
 SHAPE = EncoderShape(
     vocab_size=40, hidden_size=16, num_hidden_layers=3, num_attention_heads=4, intermediate_size=24, max_position_embeddings=16
@@ -252,7 +253,7 @@ def test_a_sequence_beyond_the_positions_is_named(encoder: Encoder) -> None:
 
 def test_attention_of_one_token_is_its_value() -> None:
     q, kv = torch.tensor([[5.0, -3.0]]), torch.tensor([[0.5, 0.25, 7.0, 8.0]])  # two heads of one dimension
-    layout = Layout.of((1,), torch.device("cpu"))
+    layout = Layout.of((1,))
     assert attend(q, kv, Query.of_all(layout), 2, lambda x: x).tolist() == [[7.0, 8.0]]
 
 
@@ -260,7 +261,7 @@ def test_attention_by_hand() -> None:
     # one head of one dimension; keys 0 and ln 3 under a query of 1 weigh 1 : 3, under a query of 0 they weigh 1 : 1
     log3 = float(np.log(3))
     q, kv = torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0, 4.0], [log3, 8.0]])
-    layout = Layout.of((2,), torch.device("cpu"))
+    layout = Layout.of((2,))
     assert attend(q, kv, Query.of_all(layout), 1, lambda x: x).flatten().tolist() == pytest.approx([7.0, 6.0])
 
 
@@ -292,7 +293,7 @@ def test_of_the_last_layer_only_keys_and_values_see_more_than_the_first_tokens(e
 
 def test_length_groups_compute_little_padding() -> None:
     lengths = (3, 30, 4, 29, 5, 28, 6, 27, 10, 11, 12, 13, 20, 19, 18, 17)
-    layout = Layout.of(lengths, torch.device("cpu"))
+    layout = Layout.of(lengths)
     assert [(rows, longest) for rows, longest, _ in layout.groups] == [(4, 6), (4, 13), (4, 20), (4, 30)]
     assert layout.num_slots == 4 * (6 + 13 + 20 + 30)  # 276 for 252 tokens; one group would take 480
     assert len(layout.slot_N.unique()) == sum(lengths)

@@ -18,6 +18,7 @@ from minbert_core.seeds import seed_of
 from minbert_core.train.shared_gradients import SharedGradients
 from minbert_core.train.step import Stepper
 from tests.train.step_bench import (
+    APART,
     COSINE,
     HALF_RANGE,
     LOSSES,
@@ -59,7 +60,7 @@ def test_the_step_s_gradient_is_that_of_the_sum_of_the_losses(tiny: Tiny, pairs:
     """Summed, not averaged, on shared parameters and heads alike; under the same dropout masks."""
     bench = Bench(tiny(optimizer={"clip": None}, tasks={"pairs": pairs}))
     oracle, batches = bench.copy(), bench.batches()
-    report = bench.step(3, batches)
+    report = bench.step(3, batches, limit=APART)
     losses = {task: loss_of(oracle, task, batch, 3) for task, batch in batches.items()}
     sum(losses.values(), torch.tensor(0.0)).backward()
     for (name, parameter), (_, wanted) in zip(bench.model.named_parameters(), oracle.named_parameters(), strict=True):
@@ -75,7 +76,7 @@ def test_weights_of_one_equal_the_sum(tiny: Tiny, monkeypatch: pytest.MonkeyPatc
     ones = lambda self, gramian, tasks, orders, state: torch.ones_like(gramian[:, 0, :])  # noqa: E731
     monkeypatch.setattr(type(merging.stepper.stage.gradient), "weights", ones)
     for number in range(3):
-        plain.step(number)
+        plain.step(number, limit=APART)
         merging.step(number)
         assert close(merging.merged_P(), plain.merged_P())
     for one, other in zip(plain.model.parameters(), merging.model.parameters(), strict=True):
@@ -222,7 +223,7 @@ def test_clipping_is_by_the_global_norm_heads_included(tiny: Tiny) -> None:
     oracle, batches = bench.copy(), bench.batches()
     sum((loss_of(oracle, task, batch) for task, batch in batches.items()), torch.tensor(0.0)).backward()
     norm = nn.utils.clip_grad_norm_(oracle.parameters(), 0.05)
-    report = bench.step(0, batches, measure=True)
+    report = bench.step(0, batches, measure=True, limit=APART)
     assert report.figures["gradient_norm"] == pytest.approx(float(norm), rel=1e-4)
     assert float(norm) > 1
     for (name, parameter), (_, wanted) in zip(bench.model.named_parameters(), oracle.named_parameters(), strict=True):
@@ -303,7 +304,7 @@ def test_a_step_on_a_frozen_encoder_has_the_heads_gradients_and_builds_no_graph_
         output = oracle(task, batch, masks, encoder_drops=False)
         LOSSES[task](output.logits_BK, batch.labels_B).backward()
         assert not bench.model(task, batch).features_BF.requires_grad
-    report = bench.step(0, batches, measure=True)
+    report = bench.step(0, batches, measure=True, limit=APART)
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in bench.model.encoder.parameters())
     norms = []
     for one, other in zip(bench.model.heads.parameters(), oracle.heads.parameters(), strict=True):
