@@ -12,7 +12,7 @@ Source: Devlin et al. 2019 (arXiv 1810.04805); post-LayerNorm blocks and exact (
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Protocol
@@ -24,8 +24,6 @@ from torch.nn import functional as F
 from minbert_core.data.packed import PackedBatch, Span
 from minbert_core.data.packed import Query as Query  # adapters, which know nothing of data, import it from here
 from minbert_core.words import shown
-
-Dropout = Callable[[Tensor], Tensor]
 
 INITIAL_DEVIATION = 0.02  # of fresh weights, N(0, 0.02²): BERT's own (Devlin et al. 2019, `initializer_range`)
 
@@ -78,16 +76,27 @@ class Masks:
     rounded to a multiple of 1/65536. Kept elements are scaled by 1 / (1 - p) of that rounded p, so the mean is exact. A mask
     is float32, and so is its product with a bfloat16 input: rounded to bfloat16, the scale would be off by up to .4 %.
     Masks are stored, so that later passes over the same batch (`rewind`) neither draw them again nor hold a second copy.
+
+    That holds on the CPU. Elsewhere dropout is torch's fused operator, or part of a kernel of attention. Both draw from the
+    device's generator, which is seeded when masks are created and when they are rewound, so that a pass repeats its masks.
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self.seed, self.device = seed, torch.device(device)
         self._drawn: list[Tensor] = []
-        self._next = 0
+        self.rewind()
+        if self.is_stored:
+            self.generator = torch.Generator().manual_seed(seed)
+
+    @property
+    def is_stored(self) -> bool:
+        return self.device.type == "cpu"
 
     def rewind(self) -> Masks:
         """Return these masks, to be replayed from the first one."""
         self._next = 0
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(self.seed)
         return self
 
     def __call__(self, x: Tensor, p: float) -> Tensor:
@@ -97,6 +106,8 @@ class Masks:
         threshold = min(round(p * 65536), 65535)
         if threshold == 0:
             return x
+        if not self.is_stored:
+            return F.dropout(x, p)
         if self._next == len(self._drawn):
             self._drawn.append(self._draw(x, threshold))
         mask = self._drawn[self._next]
@@ -115,28 +126,70 @@ class Masks:
 # ----------------------------------------------------------------------------------------------------------- attention
 
 
+@dataclass(frozen=True)
+class Dropout:
+    """Dropout at one rate, from `masks`; without them, none."""
+
+    masks: Masks | None
+    rate: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x if self.masks is None else self.masks(x, self.rate)
+
+
 def attend(q_RD: Tensor, kv_N2D: Tensor, query: Query, num_heads: int, drop: Dropout) -> Tensor:
     """Compute softmax(q k^T / sqrt(Dh)) v within each sequence and head, shape (R, D).
 
     kv_N2D holds k and v side by side. `drop` acts on the probabilities. The softmax is at least in float32.
     Only this function knows how attention is computed: a kernel for variable lengths would replace it.
     """
+    if q_RD.device.type == "cpu":
+        return attend_by_products(q_RD, kv_N2D, query, num_heads, drop)
+    return attend_in_one_kernel(q_RD, kv_N2D, query, num_heads, drop)
+
+
+def attend_in_one_kernel(q_RD: Tensor, kv_N2D: Tensor, query: Query, num_heads: int, drop: Dropout) -> Tensor:
+    """Attend with one call of torch's kernel per group of sequences, of which there is one on a GPU."""
+    rate = 0.0 if drop.masks is None else drop.rate
+    contexts = []
+    for q_SHQDh, k_SHLDh, v_SHLDh, bias_S11L in _grouped(q_RD, kv_N2D, query, num_heads):
+        bias = bias_S11L.to(q_SHQDh.dtype)
+        context_SHQDh = F.scaled_dot_product_attention(q_SHQDh, k_SHLDh, v_SHLDh, bias, rate)
+        contexts.append(context_SHQDh.transpose(1, 2).flatten(2).flatten(0, 1))  # (S * Q, D)
+    return _packed(contexts, query)
+
+
+def attend_by_products(q_RD: Tensor, kv_N2D: Tensor, query: Query, num_heads: int, drop: Dropout) -> Tensor:
+    """Attend with two products per group: torch's kernel for the CPU has no dropout, and is slower next to oneDNN."""
+    # products as small as these are faster in float32 than in bfloat16
     precision = torch.promote_types(q_RD.dtype, torch.float32)
-    if q_RD.device.type == "cpu":  # there, products as small as these are faster in float32 than in bfloat16
-        q_RD, kv_N2D = q_RD.to(precision), kv_N2D.to(precision)
-    q_PD, kv_P2D = query.layout.pad(q_RD), query.keys_layout.pad(kv_N2D)
-    contexts, first_q, first_kv = [], 0, 0
-    groups = zip(query.layout.groups, query.keys_layout.groups, strict=True)
-    for (num_sequences, num_queries, _), (_, longest, bias_S11L) in groups:
-        end_q, end_kv = first_q + num_sequences * num_queries, first_kv + num_sequences * longest
-        q_SHQDh = q_PD[first_q:end_q].view(num_sequences, num_queries, num_heads, -1).transpose(1, 2)
-        k_SHLDh, v_SHLDh = kv_P2D[first_kv:end_kv].view(num_sequences, longest, 2, num_heads, -1).permute(2, 0, 3, 1, 4)
-        products_SHQL = (q_SHQDh @ k_SHLDh.transpose(-1, -2)).to(precision)
-        scores_SHQL = torch.add(bias_S11L, products_SHQL, alpha=q_SHQDh.shape[-1] ** -0.5)
-        probabilities_SHQL = drop(scores_SHQL.softmax(-1)).to(v_SHLDh.dtype)
-        contexts.append((probabilities_SHQL @ v_SHLDh).transpose(1, 2).flatten(2).flatten(0, 1))  # (S * Q, D)
-        first_q, first_kv = end_q, end_kv
-    return contexts[0] if query.layout.is_packed else torch.cat(contexts).index_select(0, query.layout.slot_N)
+    contexts = []
+    for q_SHQDh, k_SHLDh, v_SHLDh, bias_S11L in _grouped(q_RD.to(precision), kv_N2D.to(precision), query, num_heads):
+        scores_SHQL = torch.add(bias_S11L, q_SHQDh @ k_SHLDh.transpose(-1, -2), alpha=q_SHQDh.shape[-1] ** -0.5)
+        contexts.append((drop(scores_SHQL.softmax(-1)) @ v_SHLDh).transpose(1, 2).flatten(2).flatten(0, 1))  # (S * Q, D)
+    return _packed(contexts, query)
+
+
+def _grouped(q_RD: Tensor, kv_N2D: Tensor, query: Query, num_heads: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Yield (q_SHQDh, k_SHLDh, v_SHLDh, bias_S11L) of each group of sequences, padded."""
+    groups, keys_groups = query.layout.groups, query.keys_layout.groups
+    # split, not sliced: the gradients of slices are each as large as the whole
+    q_groups = query.layout.pad(q_RD).split([num_sequences * longest for num_sequences, longest, _ in groups])
+    kv_groups = query.keys_layout.pad(kv_N2D).split([num_sequences * longest for num_sequences, longest, _ in keys_groups])
+    for q_D, kv_2D, (num_sequences, num_queries, _), (_, longest, bias_S11L) in zip(
+        q_groups, kv_groups, groups, keys_groups, strict=True
+    ):
+        q_SHQDh = q_D.view(num_sequences, num_queries, num_heads, -1).transpose(1, 2)
+        k_SHLDh, v_SHLDh = kv_2D.view(num_sequences, longest, 2, num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
+        yield q_SHQDh, k_SHLDh, v_SHLDh, bias_S11L
+
+
+def _packed(contexts: list[Tensor], query: Query) -> Tensor:
+    """Return the rows of the R tokens, (R, D), from the slots of all groups, (S * Q, D) each."""
+    if query.layout.is_packed:
+        return contexts[0]
+    slots_PD = contexts[0] if len(contexts) == 1 else torch.cat(contexts)
+    return slots_PD.index_select(0, query.layout.slot_N)
 
 
 # ------------------------------------------------------------------------------------------------------------- encoder
@@ -244,8 +297,15 @@ class Encoder(nn.Module):
         if self.row_of_token_V is None:
             rows_ND: Tensor = self.word_embeddings(batch.token_ids_N)
             return rows_ND
-        # a sparse gradient, added to `.grad`: a batch uses a few hundred of tens of thousands of rows
-        return F.embedding(self.row_of_token_V[batch.token_ids_N], self.word_embeddings.weight, sparse=True)
+        rows_N = self.row_of_token_V.index_select(0, batch.token_ids_N)
+        # a sparse gradient, added to a dense `.grad`: a batch uses a few hundred of tens of thousands of rows
+        return F.embedding(rows_N, self.word_embeddings.weight, sparse=bool(self.sparsely_trained()))
+
+    def sparsely_trained(self) -> list[nn.Parameter]:
+        """Return the parameters whose gradient is sparse: they need a dense `.grad`, to which it is added."""
+        table: nn.Parameter = self.word_embeddings.weight  # type: ignore[assignment]  torch calls it a Tensor
+        is_sparse = self.row_of_token_V is not None and table.device.type == "cpu"  # elsewhere the addition costs more: assumed
+        return [table] if is_sparse else []
 
     def forward(
         self,
@@ -266,12 +326,7 @@ class Encoder(nn.Module):
         longest, positions = max(batch.lengths), self.shape.max_position_embeddings
         assert longest <= positions, f"a sequence of {longest} tokens, but the encoder has {positions} positions"
 
-        def hidden_drop(x: Tensor) -> Tensor:
-            return x if masks is None else masks(x, self.hidden_dropout)
-
-        def attention_drop(x: Tensor) -> Tensor:
-            return x if masks is None else masks(x, self.attention_dropout)
-
+        hidden_drop, attention_drop = Dropout(masks, self.hidden_dropout), Dropout(masks, self.attention_dropout)
         hidden_ND = self.embed_words(batch)
         if noise_ND is not None:
             hidden_ND = hidden_ND + noise_ND

@@ -336,7 +336,8 @@ def predict_logits(
     logits = np.zeros((len(texts), plan.task.outputs), dtype=np.float32)
 
     def answer(rows: NDArray[np.int64]) -> None:
-        batch = pack(texts, rows, encoding, max_length, specials).to(device)
+        packed = pack(texts, rows, encoding, max_length, specials)
+        batch = packed.prepared(model.spans({task: len(packed.lengths)}), device)
         with in_precision(precision, device):
             logits_BK = model(task, batch).logits_BK
         logits[rows] = model.readout(task, logits_BK).cpu().numpy()

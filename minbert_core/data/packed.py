@@ -23,6 +23,7 @@ from torch import Tensor
 
 Integers = NDArray[np.int64]
 ALIGNMENT = 16  # bytes: no element of a tensor is larger
+EIGHT = 8  # slots: torch would copy a mask whose rows are no multiple of 16 bytes in every layer
 
 
 # ------------------------------------------------------------------------------------------------------------ attention
@@ -41,10 +42,13 @@ class Layout:
     is_packed: bool  # the slots are in packed order, as for a single sentence, so that nothing is copied
 
     @staticmethod
-    def of(lengths: Sequence[int]) -> Layout:
-        """Compute the layout of sequences with these lengths (tokens, in the batch's order)."""
+    def of(lengths: Sequence[int], grouped: bool = True) -> Layout:
+        """Compute the layout of sequences with these lengths (tokens, in the batch's order).
+
+        grouped: False puts all sequences into one group, whose length is a multiple of EIGHT, for a kernel of a GPU.
+        """
         length_S = np.asarray(lengths)
-        return _layout(length_S, _by_length(length_S, np.arange(len(length_S))))
+        return _layout(length_S, _by_length(length_S, np.arange(len(length_S)), grouped), grouped)
 
     def pad(self, x_ND: Tensor) -> Tensor:
         """Put the rows of `x_ND` into their slots, (P, D); padding is zero."""
@@ -53,25 +57,29 @@ class Layout:
         return x_ND.new_zeros(self.num_slots, x_ND.shape[1]).index_copy_(0, self.slot_N, x_ND)
 
 
-def _by_length(length_S: Integers, rows: Integers) -> list[Integers]:
-    """Group sequences of similar length: up to four groups, in the order of their lengths."""
+def _by_length(length_S: Integers, rows: Integers, grouped: bool) -> list[Integers]:
+    """Group sequences of similar length: up to four groups, in the order of their lengths, or one."""
+    if not grouped:
+        return [rows]
     order = rows[np.argsort(length_S[rows], kind="stable")]
     # with fewer than four sequences per group, the calls cost more than the padding that they avoid
     return np.array_split(order, min(4, max(1, len(order) // 4)))
 
 
-def _layout(count_S: Integers, members: list[Integers]) -> Layout:
+def _layout(count_S: Integers, members: list[Integers], grouped: bool) -> Layout:
     """Compute the layout of `count_S` rows per sequence, given the sequences of each group."""
     first_slot_S, groups, num_slots = np.empty_like(count_S), [], 0
     for rows in members:
         longest = int(count_S[rows].max())
+        if not grouped and longest > 1:
+            longest = -(-longest // EIGHT) * EIGHT
         first_slot_S[rows] = num_slots + longest * np.arange(len(rows))
         bias_SL = np.where(np.arange(longest) >= count_S[rows, None], np.float32(-math.inf), np.float32(0))
         groups.append((len(rows), longest, torch.from_numpy(bias_SL[:, None, None, :])))
         num_slots += len(rows) * longest
     start_S = np.cumsum(count_S) - count_S
     slot_N = np.arange(count_S.sum()) + np.repeat(first_slot_S - start_S, count_S)
-    return Layout(torch.from_numpy(slot_N), tuple(groups), num_slots, len(count_S) == 1)
+    return Layout(torch.from_numpy(slot_N), tuple(groups), num_slots, len(count_S) == 1 and num_slots == count_S[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,24 +120,24 @@ class Reading:
     starts_S1: tuple[Tensor, ...]  # per span: the first of each sequence's rows among the span's, then their number
 
     @staticmethod
-    def of(lengths: Sequence[int], spans: Sequence[Span]) -> Reading:
-        """Compute the reading of sequences with these lengths."""
-        length_S, of_all = np.asarray(lengths), Query.of_all(Layout.of(lengths))
+    def of(lengths: Sequence[int], spans: Sequence[Span], grouped: bool = True) -> Reading:
+        """Compute the reading of sequences with these lengths; `grouped` as in Layout."""
+        length_S, of_all = np.asarray(lengths), Query.of_all(Layout.of(lengths, grouped))
         first_S = np.repeat([span.only_first for span in spans], [span.num_sequences for span in spans])
         count_S = np.where(first_S, 1, length_S)
         ends = np.cumsum([span.num_sequences for span in spans])[:-1]
         starts = [np.concatenate([[0], np.cumsum(counts)]) for counts in np.split(count_S, ends)]
-        of_last = _query(length_S, count_S, first_S) if first_S.any() else of_all
+        of_last = _query(length_S, count_S, first_S, grouped) if first_S.any() else of_all
         return Reading(of_all, of_last, tuple(int(start[-1]) for start in starts), tuple(map(torch.from_numpy, starts)))
 
 
-def _query(length_S: Integers, count_S: Integers, first_S: NDArray[np.bool_]) -> Query:
+def _query(length_S: Integers, count_S: Integers, first_S: NDArray[np.bool_], grouped: bool) -> Query:
     """Let the first `count_S` tokens of each sequence attend; no group has sequences of which one and of which all do."""
     kinds = [np.flatnonzero(first_S), np.flatnonzero(~first_S)]
-    members = [group for rows in kinds if len(rows) for group in _by_length(length_S, rows)]
+    members = [group for rows in kinds if len(rows) for group in _by_length(length_S, rows, grouped)]
     start_S = np.cumsum(length_S) - length_S
     row_R = np.arange(count_S.sum()) + np.repeat(start_S - (np.cumsum(count_S) - count_S), count_S)
-    return Query(_layout(count_S, members), _layout(length_S, members), torch.from_numpy(row_R))
+    return Query(_layout(count_S, members, grouped), _layout(length_S, members, grouped), torch.from_numpy(row_R))
 
 
 # -------------------------------------------------------------------------------------------------------------- a batch
@@ -157,11 +165,16 @@ class PackedBatch:
         return self.token_ids_N.device
 
     def reading(self, spans: tuple[Span, ...]) -> Reading:
-        """Return how the batch is read, computed at the first call: before `to`, so that it moves with the batch."""
+        """Return how the batch is read. Computed at the first call, unless `prepared` has done so."""
         if spans not in self.readings:
-            reading = Reading.of(self.lengths, spans)
+            reading = Reading.of(self.lengths, spans, self.device.type == "cpu")
             (self.readings[spans],) = moved([reading], self.device)
         return self.readings[spans]
+
+    def prepared(self, spans: tuple[Span, ...], device: torch.device) -> PackedBatch:
+        """Return the batch on a device, together with how it is read there."""
+        reading = Reading.of(self.lengths, spans, device.type == "cpu")
+        return replace(self, readings={spans: reading}).to(device)
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """Return the batch on a device, with the readings that it has; the host does not wait for the copy."""
@@ -198,11 +211,11 @@ def moved(values: Sequence[Any], device: torch.device) -> list[Any]:
     _mapped(values, lambda tensor: tensors.setdefault(id(tensor), tensor))
     if all(tensor.device == device for tensor in tensors.values()):
         return list(values)
-    copies = dict(zip(tensors, _copied(list(tensors.values()), device), strict=True))
+    copies = dict(zip(tensors, copied(list(tensors.values()), device), strict=True))
     return list(_mapped(tuple(values), lambda tensor: copies[id(tensor)]))
 
 
-def _copied(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
+def copied(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
     """Copy tensors of any types in one buffer of bytes, each at a multiple of ALIGNMENT."""
     ends = list(accumulate(-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors))
     buffer = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")

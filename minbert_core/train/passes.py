@@ -100,8 +100,7 @@ def _may_share(group: list[tuple[Part, PackedBatch]], model: MultitaskBert, limi
 
 
 def _pass_of(step: int, group: list[tuple[Part, PackedBatch]], model: MultitaskBert, device: torch.device) -> Pass:
-    """Join parts to a pass, whose reading is computed on the host, so that it goes to the device in the same copy."""
+    """Join parts to a pass, and copy it to the device."""
     parts, batches = zip(*group, strict=True)
     joined = Pass(step, parts, join(batches))
-    joined.packed.reading(model.spans(joined.sequences))
-    return replace(joined, packed=joined.packed.to(device))
+    return replace(joined, packed=joined.packed.prepared(model.spans(joined.sequences), device))

@@ -1,7 +1,7 @@
 """One optimisation step: forward and backward of each task into a flat buffer, the merge, the clip, the update.
 
-    batches -> passes.py -> task_losses.py, per pass -> backward into row T of the buffer (shared_gradients.py)
-            -> Gramian -> gradient method -> merged row 0 -> clip -> AdamW -> teacher and loss weights follow
+    batches -> passes.py -> task_losses.py, per pass -> backward -> clip -> AdamW -> teacher and loss weights follow
+        per task, into its row (shared_gradients.py) -> Gramian -> gradient method -> merged row 0 -> clip -> …
 
 Where the gradient is a plain sum, one pass serves all tasks of the step. A gradient method, or loss weights that depend on the
 step's own losses, need each task's gradient: then each task has its own passes and its own row. With adapters per task it has
@@ -20,12 +20,14 @@ T tasks in the step, G parameter groups.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from minbert_core.machine import Arriving
 from minbert_core.memory import indivisible
 from minbert_core.methods.gradients import merging_weights
 from minbert_core.methods.loss_weights import LossWeights
@@ -58,11 +60,13 @@ class Stepper:
         self.kinds = {task: model.plans[task].task.kind for task in stage.tasks}
         self.weighs_gradients = loss_weights.reads_losses and len(stage.tasks) > 1  # a stage's only task weighs 1
         self.merges = stage.gradient.needs_several_tasks or self.weighs_gradients
-        num_rows = stage.task_schedule.tasks_per_step(len(stage.tasks)) if self.merges else 1
-        self.shared = SharedGradients(self.groups, num_rows, next(model.parameters()).device)
+        num_rows = stage.task_schedule.tasks_per_step(len(stage.tasks)) if self.merges else 0
+        sparse = model.encoder.sparsely_trained()
+        self.shared = SharedGradients(self.groups, num_rows, next(model.parameters()).device, sparse)
         self.optimizers = self._build_optimizers(named)
         self.gradient_state: dict[str, Tensor] = {}
         self.loss_state: dict[str, Tensor] = {}
+        self.unread: Unread | None = None
         self.teacher = stage.proximal.start(model)
         self.losses = TaskLosses(model, stage, seed, precision)
 
@@ -93,7 +97,7 @@ class Stepper:
         return {
             "optimizer": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "gradient": self.gradient_state,
-            "loss_weights": self.loss_state,
+            "loss_weights": self.loss_state | (self.unread.state() if self.unread else {}),
             "teacher": teacher,
         }
 
@@ -102,6 +106,7 @@ class Stepper:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizer"][name])
         self.gradient_state, self.loss_state = dict(state["gradient"]), dict(state["loss_weights"])
+        self.unread = Unread.of_state(self.loss_state)
         if self.teacher:
             self.teacher.restore(state["teacher"])
 
@@ -121,7 +126,7 @@ class Stepper:
         report = StepReport()
         tasks = tuple(dict.fromkeys(part.task for one in passes for part in one.parts))
         early_weights = self._backward(passes, report, measure and measure_penalty)
-        losses = numbers_of(report.losses, tasks) if self.loss_weights.follows_losses else {}
+        losses = numbers_of(report.losses, tasks) if self.loss_weights.reads_losses else {}
         late_weights = self._loss_weights(losses) if self.weighs_gradients else dict.fromkeys(tasks, 1.0)
         if measure and self.loss_weights.follows_losses:
             report.figures |= {f"{task}_weight": early_weights[task] * late_weights[task] for task in tasks}
@@ -135,7 +140,7 @@ class Stepper:
         with indivisible(f"The update of step {number}"):
             self.gradient_state = gradient_state
             self._update(tasks, progress)
-            self._follow(passes, losses, progress, report)
+            self._follow(passes, tasks, losses, progress, report)
         return report
 
     def _loss_weights(self, losses: dict[str, float]) -> dict[str, float]:
@@ -150,8 +155,11 @@ class Stepper:
         tasks = list(dict.fromkeys(part.task for one in passes for part in one.parts))
         weights = dict.fromkeys(tasks, 1.0) if self.loss_weights.reads_losses else self._loss_weights({})
         rows = [[one for one in passes if task in one.sequences] for task in tasks] if self.merges else [passes]
+        if not self.merges:
+            self.shared.clear()
         for row, of_row in enumerate(rows):
-            self.shared.use_row(row)
+            if self.merges:
+                self.shared.use_row(row)
             gradients = self._gradients_of_whole(of_row, report)
             for one in of_row:
                 self._backward_pass(one, weights, gradients.get(id(one)), report, measure_penalty)
@@ -253,8 +261,7 @@ class Stepper:
         if limit is None and not measure:
             return
         parameters = [*self.shared.parameters, *self.head_parameters]
-        gradients = [self.shared.rows_TP[0], *(p.grad for p in self.head_parameters if p.grad is not None)]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         if limit is not None:
             nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         if measure:
@@ -265,11 +272,45 @@ class Stepper:
         optimizer = self.optimizers[tasks[0] if self.stage.optimizer.per_task else TOGETHER]
         step_at_rate(optimizer, self.stage.optimizer.lr_factor(progress))
 
-    def _follow(self, passes: list[Pass], losses: dict[str, float], progress: float, report: StepReport) -> None:
-        """Let the loss weights and the teacher follow the step just taken."""
+    def _follow(
+        self, passes: list[Pass], tasks: tuple[str, ...], losses: dict[str, float], progress: float, report: StepReport
+    ) -> None:
+        """Let the loss weights and the teacher follow the step just taken; `losses` are its losses if they were read."""
         if losses:
             looks_again = self.loss_weights.looks_again and self.weighs_gradients
             losses_after = self.losses.losses_again(passes, report) if looks_again else losses
             self.loss_weights.follow(self.kinds, losses, losses_after, progress, self.loss_state)
+        elif self.loss_weights.follows_losses:
+            if self.unread:
+                before = self.unread.losses()
+                self.loss_weights.follow(self.kinds, before, before, self.unread.progress, self.loss_state)
+            self.unread = Unread(tasks, Arriving(torch.stack([report.losses[task] for task in tasks])), progress)
         if self.teacher:
             self.teacher.follow(progress)
+
+
+@dataclass(frozen=True)
+class Unread:
+    """The losses of the last step, which the loss weights follow at the end of the next: the host waits for neither."""
+
+    tasks: tuple[str, ...]
+    arriving: Arriving
+    progress: float
+
+    def losses(self) -> dict[str, float]:
+        return dict(zip(self.tasks, self.arriving.read(), strict=True))
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the entries of a snapshot, next to those of the loss weights."""
+        losses = {f"/unread/{task}": torch.tensor([loss], dtype=torch.float64) for task, loss in self.losses().items()}
+        return losses | {"/unread": torch.tensor([self.progress], dtype=torch.float64)}
+
+    @staticmethod
+    def of_state(state: dict[str, Tensor]) -> Unread | None:
+        """Take these entries out of a state, if it has them: a state of an earlier version does not."""
+        if "/unread" not in state:
+            return None
+        progress = float(state.pop("/unread"))
+        losses = {name: state.pop(name) for name in [name for name in state if name.startswith("/unread/")]}
+        tasks = tuple(name.removeprefix("/unread/") for name in losses)
+        return Unread(tasks, Arriving(torch.cat(list(losses.values()))), progress)

@@ -68,8 +68,11 @@ class TaskLosses:
     """The losses and penalties of one stage's tasks. Keeps no state between steps."""
 
     def __init__(self, model: MultitaskBert, stage: StagePlan, seed: int, precision: str) -> None:
-        self.model, self.stage, self.seed, self.precision = model, stage, seed, precision
+        self.model, self.stage, self.seed = model, stage, seed
         self.clean_precision = "float32" if stage.smoothness.needs_float32 else precision
+        # masks that are not stored differ between precisions, by the kernels that draw them: then no pass may differ in it
+        is_stored = next(model.parameters()).device.type == "cpu"
+        self.noisy_precision = precision if is_stored else self.clean_precision
 
     # ------------------------------------------------------------------------------------------------ the terms of the loss
 
@@ -106,7 +109,7 @@ class TaskLosses:
         """Compute each part's share of the smoothness penalty, a scalar, without its weight; None if there is no penalty."""
 
         def noisy(noise_ND: Tensor, in_float32: bool) -> Tensor:
-            precision = "float32" if in_float32 else self.precision
+            precision = "float32" if in_float32 else self.noisy_precision
             return _in_one(self._answers(one, self._forward(one, views.masks, report, noise_ND, precision=precision)))
 
         shapes = [answers_BK.shape for answers_BK in views.answers_VT[0]]

@@ -82,8 +82,10 @@ class Bench:
         return self.stepper.step(number, self.stepper.passes(number, parts or whole, limit), progress, measure)
 
     def merged_P(self) -> Tensor:
-        """The shared gradient that the optimiser read, in the order of the groups."""
-        return self.stepper.shared.rows_TP[0].clone()
+        """The shared gradient that the optimiser read, in the order of the groups; 0 where there is none."""
+        parameters = self.stepper.shared.parameters
+        gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+        return torch.cat([torch.zeros(0), *gradients])
 
     def copy(self) -> MultitaskBert:
         return copy.deepcopy(self.model)
