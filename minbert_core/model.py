@@ -185,9 +185,9 @@ class MultitaskBert(nn.Module):
         parallel = self.adapters[tasks_with_adapters[0]] if tasks_with_adapters else None
         hidden_RD = self.encoder(batch, masks if encoder_drops else None, noise_ND, parallel=parallel, spans=spans)
         reading = batch.reading(spans)
-        of_tasks = [hidden_RD] if len(spans) == 1 else hidden_RD.split(reading.rows)
+        of_tasks = [hidden_RD] if len(reading.rows) == 1 else hidden_RD.split(reading.rows)
         drop = masks if masks is not None else _no_dropout
-        parts = zip(sequences, of_tasks, reading.starts_S1, strict=True)
+        parts = zip(sequences, of_tasks, reading.starts_S1, strict=False)  # padding, if any, comes last
         return {task: self._answer(task, hidden, starts_S1, drop) for task, hidden, starts_S1 in parts}
 
     def spans(self, sequences: Mapping[str, int]) -> tuple[Span, ...]:

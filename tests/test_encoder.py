@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minbert_core.checkpoints import load_encoder
-from minbert_core.data.packed import Layout, PackedBatch, Query, Reading, Span, copied
+from minbert_core.data.packed import EXACT, KERNEL, Layout, PackedBatch, Query, Reading, Span, copied
 from minbert_core.data.tasks import TASKS
 from minbert_core.data.tokens import load_tokenizer, pack, tokenise_split
 from minbert_core.encoder import (
@@ -287,9 +287,9 @@ def test_attention_in_one_kernel_is_that_by_products_with_its_gradients(spans: t
     """On a GPU one kernel attends over one padded group; here torch has another kernel, for the same layout."""
     batch, found = random_batch(), []
     inputs = torch.randn(len(batch.token_ids_N), 3 * SHAPE.hidden_size, dtype=torch.float64)
-    for attending, grouped in ((attend_by_products, True), (attend_in_one_kernel, False)):
+    for attending, grid in ((attend_by_products, EXACT), (attend_in_one_kernel, KERNEL)):
         x_N3D = inputs.clone().requires_grad_()
-        reading = Reading.of(batch.lengths, spans, grouped)
+        reading = Reading.of(batch.lengths, spans, grid)
         for query in (reading.of_all, reading.of_last):
             q_ND, kv_N2D = x_N3D.split([SHAPE.hidden_size, 2 * SHAPE.hidden_size], dim=1)
             context_RD = attending(query.select(q_ND), kv_N2D, query, 4, Dropout(None, 0.0))
@@ -301,7 +301,7 @@ def test_attention_in_one_kernel_is_that_by_products_with_its_gradients(spans: t
 
 def test_a_kernel_s_slots_are_one_group_of_a_multiple_of_eight() -> None:
     """torch would copy the mask of any other length in every layer."""
-    layout = Layout.of((3, 30, 4, 29), grouped=False)
+    layout = Layout.of((3, 30, 4, 29), KERNEL)
     assert [(rows, longest) for rows, longest, _ in layout.groups] == [(4, 32)]
     assert len(layout.slot_N.unique()) == 3 + 30 + 4 + 29
 

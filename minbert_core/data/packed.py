@@ -23,7 +23,26 @@ from torch import Tensor
 
 Integers = NDArray[np.int64]
 ALIGNMENT = 16  # bytes: no element of a tensor is larger
-EIGHT = 8  # slots: torch would copy a mask whose rows are no multiple of 16 bytes in every layer
+TOKENS = 32  # the number of tokens of a pass is rounded up to a multiple of it, for oneDNN; 2 % of three batches of 8
+
+
+class Grid(NamedTuple):
+    """How the sequences of a pass are padded inside attention: groups of similar length, at most, and what divides a length."""
+
+    groups: int
+    multiple: int
+
+
+EXACT = Grid(4, 1)
+ONEDNN = Grid(4, 4)  # it keeps a compiled product for each shape that it has seen, about a megabyte each
+KERNEL = Grid(1, 8)  # of a GPU: one call. torch would copy a mask whose rows are no multiple of 16 bytes in every layer
+
+
+def grid_for(device: torch.device) -> Grid:
+    """Return how sequences are padded on a device: on the CPU it depends on the route of its products (machine.prepare)."""
+    if device.type != "cpu":
+        return KERNEL
+    return EXACT if torch.get_float32_matmul_precision() == "highest" else ONEDNN
 
 
 # ------------------------------------------------------------------------------------------------------------ attention
@@ -33,7 +52,7 @@ EIGHT = 8  # slots: torch would copy a mask whose rows are no multiple of 16 byt
 class Layout:
     """The slots of rows inside attention, which needs sequences of equal length; the same in every layer of a pass.
 
-    The sequences, sorted by length, form up to four groups. Each is padded to its own longest sequence: P slots in all.
+    The sequences, sorted by length, form a few groups. Each is padded to its own longest sequence: P slots in all.
     """
 
     slot_N: Tensor  # the slot of each row
@@ -42,13 +61,10 @@ class Layout:
     is_packed: bool  # the slots are in packed order, as for a single sentence, so that nothing is copied
 
     @staticmethod
-    def of(lengths: Sequence[int], grouped: bool = True) -> Layout:
-        """Compute the layout of sequences with these lengths (tokens, in the batch's order).
-
-        grouped: False puts all sequences into one group, whose length is a multiple of EIGHT, for a kernel of a GPU.
-        """
+    def of(lengths: Sequence[int], grid: Grid = EXACT) -> Layout:
+        """Compute the layout of sequences with these lengths (tokens, in the batch's order)."""
         length_S = np.asarray(lengths)
-        return _layout(length_S, _by_length(length_S, np.arange(len(length_S)), grouped), grouped)
+        return _layout(length_S, _by_length(length_S, np.arange(len(length_S)), grid), grid)
 
     def pad(self, x_ND: Tensor) -> Tensor:
         """Put the rows of `x_ND` into their slots, (P, D); padding is zero."""
@@ -57,22 +73,20 @@ class Layout:
         return x_ND.new_zeros(self.num_slots, x_ND.shape[1]).index_copy_(0, self.slot_N, x_ND)
 
 
-def _by_length(length_S: Integers, rows: Integers, grouped: bool) -> list[Integers]:
-    """Group sequences of similar length: up to four groups, in the order of their lengths, or one."""
-    if not grouped:
-        return [rows]
+def _by_length(length_S: Integers, rows: Integers, grid: Grid) -> list[Integers]:
+    """Group sequences of similar length, in the order of their lengths."""
     order = rows[np.argsort(length_S[rows], kind="stable")]
     # with fewer than four sequences per group, the calls cost more than the padding that they avoid
-    return np.array_split(order, min(4, max(1, len(order) // 4)))
+    return np.array_split(order, min(grid.groups, max(1, len(order) // 4)))
 
 
-def _layout(count_S: Integers, members: list[Integers], grouped: bool) -> Layout:
+def _layout(count_S: Integers, members: list[Integers], grid: Grid) -> Layout:
     """Compute the layout of `count_S` rows per sequence, given the sequences of each group."""
     first_slot_S, groups, num_slots = np.empty_like(count_S), [], 0
     for rows in members:
         longest = int(count_S[rows].max())
-        if not grouped and longest > 1:
-            longest = -(-longest // EIGHT) * EIGHT
+        if longest > 1:
+            longest = -(-longest // grid.multiple) * grid.multiple
         first_slot_S[rows] = num_slots + longest * np.arange(len(rows))
         bias_SL = np.where(np.arange(longest) >= count_S[rows, None], np.float32(-math.inf), np.float32(0))
         groups.append((len(rows), longest, torch.from_numpy(bias_SL[:, None, None, :])))
@@ -120,24 +134,24 @@ class Reading:
     starts_S1: tuple[Tensor, ...]  # per span: the first of each sequence's rows among the span's, then their number
 
     @staticmethod
-    def of(lengths: Sequence[int], spans: Sequence[Span], grouped: bool = True) -> Reading:
-        """Compute the reading of sequences with these lengths; `grouped` as in Layout."""
-        length_S, of_all = np.asarray(lengths), Query.of_all(Layout.of(lengths, grouped))
+    def of(lengths: Sequence[int], spans: Sequence[Span], grid: Grid = EXACT) -> Reading:
+        """Compute the reading of sequences with these lengths."""
+        length_S, of_all = np.asarray(lengths), Query.of_all(Layout.of(lengths, grid))
         first_S = np.repeat([span.only_first for span in spans], [span.num_sequences for span in spans])
         count_S = np.where(first_S, 1, length_S)
         ends = np.cumsum([span.num_sequences for span in spans])[:-1]
         starts = [np.concatenate([[0], np.cumsum(counts)]) for counts in np.split(count_S, ends)]
-        of_last = _query(length_S, count_S, first_S, grouped) if first_S.any() else of_all
+        of_last = _query(length_S, count_S, first_S, grid) if first_S.any() else of_all
         return Reading(of_all, of_last, tuple(int(start[-1]) for start in starts), tuple(map(torch.from_numpy, starts)))
 
 
-def _query(length_S: Integers, count_S: Integers, first_S: NDArray[np.bool_], grouped: bool) -> Query:
+def _query(length_S: Integers, count_S: Integers, first_S: NDArray[np.bool_], grid: Grid) -> Query:
     """Let the first `count_S` tokens of each sequence attend; no group has sequences of which one and of which all do."""
     kinds = [np.flatnonzero(first_S), np.flatnonzero(~first_S)]
-    members = [group for rows in kinds if len(rows) for group in _by_length(length_S, rows, grouped)]
+    members = [group for rows in kinds if len(rows) for group in _by_length(length_S, rows, grid)]
     start_S = np.cumsum(length_S) - length_S
     row_R = np.arange(count_S.sum()) + np.repeat(start_S - (np.cumsum(count_S) - count_S), count_S)
-    return Query(_layout(count_S, members, grouped), _layout(length_S, members, grouped), torch.from_numpy(row_R))
+    return Query(_layout(count_S, members, grid), _layout(length_S, members, grid), torch.from_numpy(row_R))
 
 
 # -------------------------------------------------------------------------------------------------------------- a batch
@@ -158,6 +172,7 @@ class PackedBatch:
     example_N: Tensor  # int64, the example (0 to B - 1) of each token
     labels_B: Tensor  # float32; zeros if the split has no labels
     num_examples: int  # B
+    num_padding: int = 0  # tokens after the last sequence, among the N, that belong to none; attention sees them as one more
     readings: dict[tuple[Span, ...], Reading] = field(default_factory=dict, repr=False)  # those that were asked for
 
     @property
@@ -167,14 +182,33 @@ class PackedBatch:
     def reading(self, spans: tuple[Span, ...]) -> Reading:
         """Return how the batch is read. Computed at the first call, unless `prepared` has done so."""
         if spans not in self.readings:
-            reading = Reading.of(self.lengths, spans, self.device.type == "cpu")
-            (self.readings[spans],) = moved([reading], self.device)
+            (self.readings[spans],) = moved([self._reading(spans, self.device)], self.device)
         return self.readings[spans]
 
     def prepared(self, spans: tuple[Span, ...], device: torch.device) -> PackedBatch:
-        """Return the batch on a device, together with how it is read there."""
-        reading = Reading.of(self.lengths, spans, device.type == "cpu")
-        return replace(self, readings={spans: reading}).to(device)
+        """Return the batch on a device, together with how it is read there, its number of tokens rounded up for oneDNN."""
+        batch = self._rounded() if grid_for(device) == ONEDNN else self
+        return replace(batch, readings={spans: batch._reading(spans, device)}).to(device)
+
+    def _reading(self, spans: tuple[Span, ...], device: torch.device) -> Reading:
+        """Compute how the batch is read. Padding is read last: its first token, or all of it where all tokens are."""
+        if not self.num_padding:
+            return Reading.of(self.lengths, spans, grid_for(device))
+        padding = Span(1, all(span.only_first for span in spans))
+        return Reading.of((*self.lengths, self.num_padding), (*spans, padding), grid_for(device))
+
+    def _rounded(self) -> PackedBatch:
+        """Add padding, always some, so that the number of tokens is a multiple of TOKENS. Nothing reads it."""
+        number = TOKENS - len(self.token_ids_N) % TOKENS
+        zeros = torch.zeros(number, dtype=torch.int64)
+        return replace(
+            self,
+            token_ids_N=torch.cat([self.token_ids_N, self.token_ids_N[:1].expand(number)]),
+            position_ids_N=torch.cat([self.position_ids_N, zeros]),
+            segment_ids_N=torch.cat([self.segment_ids_N, zeros]),
+            example_N=torch.cat([self.example_N, zeros]),
+            num_padding=number,
+        )
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """Return the batch on a device, with the readings that it has; the host does not wait for the copy."""

@@ -139,7 +139,8 @@ class TaskLosses:
             shape = part.place.num_tokens, self.model.encoder.shape.hidden_size
             whole_ND = torch.randn(shape, generator=generator, device=device)
             noises += [whole_ND[start:end] for start, end in part.place.ranges]
-        return torch.cat(noises)
+        shape = one.packed.num_padding, self.model.encoder.shape.hidden_size
+        return torch.cat([*noises, torch.zeros(shape, device=device)])
 
     # ------------------------------------------------------------------------------------------- the loss of a whole batch
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from minbert_core.data.packed import join
+from minbert_core.data.packed import TOKENS, join
 from minbert_core.encoder import Encoder, Masks
 from minbert_core.seeds import seed_of
 from minbert_core.settings.paths import lay_over
@@ -180,3 +180,25 @@ def test_joined_batches_hold_the_sequences_examples_and_labels_of_each_in_turn(t
             assert torch.equal(getattr(joined, name)[tokens], getattr(batch, name)), name
         assert torch.equal(joined.example_N[tokens], batch.example_N + 3 * index)
         assert torch.equal(joined.labels_B[3 * index : 3 * index + 3], batch.labels_B)
+
+
+ROUNDED = ("pooler", "mean", "attention", "single sentences pooler, pairs mean in two", "smart, unit", "r_drop", "bregman")
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_padding_to_a_round_number_of_tokens_changes_no_loss_and_no_gradient(tiny: Tiny, name: str) -> None:
+    """oneDNN's route pads: it keeps a compiled product for each shape, and each step would have a new one."""
+    config = tiny(**lay_over({**NO_DROPOUT, "optimizer": {"clip": None}}, DOCUMENTS[name]))
+    exact, rounded = (moved(Bench(config), 0.05) for _ in range(2))
+    wanted = exact.step()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        passes = rounded.stepper.passes(0, {task: [batch] for task, batch in rounded.batches().items()})
+    finally:
+        torch.set_float32_matmul_precision(before)
+    report = rounded.stepper.step(0, passes, 0.1, measure=False)
+    assert all(len(one.packed.token_ids_N) % TOKENS == 0 < one.packed.num_padding for one in passes)
+    assert close(rounded.merged_P(), exact.merged_P(), 1e-3 if "smart" in name else 1e-5)
+    for task, loss in wanted.losses.items():
+        assert float(report.losses[task]) == pytest.approx(float(loss), rel=1e-3 if "smart" in name else 1e-5, abs=1e-8), task
