@@ -337,7 +337,7 @@ def predict_logits(
 
     def answer(rows: NDArray[np.int64]) -> None:
         packed = pack(texts, rows, encoding, max_length, specials)
-        batch = packed.prepared(model.spans({task: len(packed.lengths)}), device)
+        batch = packed.prepared(model.spans({task: len(packed.lengths)}), device, precision == "bfloat16")
         with in_precision(precision, device):
             logits_BK = model(task, batch).logits_BK
         logits[rows] = model.readout(task, logits_BK).cpu().numpy()

@@ -38,11 +38,14 @@ ONEDNN = Grid(4, 4)  # it keeps a compiled product for each shape that it has se
 KERNEL = Grid(1, 8)  # of a GPU: one call. torch would copy a mask whose rows are no multiple of 16 bytes in every layer
 
 
-def grid_for(device: torch.device) -> Grid:
-    """Return how sequences are padded on a device: on the CPU it depends on the route of its products (machine.prepare)."""
+def grid_for(device: torch.device, in_bfloat16: bool = False) -> Grid:
+    """Return how sequences are padded on a device: on the CPU it depends on the route of its products (machine.prepare).
+
+    in_bfloat16: the products are bfloat16, which takes the route of oneDNN in any case.
+    """
     if device.type != "cpu":
         return KERNEL
-    return EXACT if torch.get_float32_matmul_precision() == "highest" else ONEDNN
+    return EXACT if torch.get_float32_matmul_precision() == "highest" and not in_bfloat16 else ONEDNN
 
 
 # ------------------------------------------------------------------------------------------------------------ attention
@@ -182,20 +185,21 @@ class PackedBatch:
     def reading(self, spans: tuple[Span, ...]) -> Reading:
         """Return how the batch is read. Computed at the first call, unless `prepared` has done so."""
         if spans not in self.readings:
-            (self.readings[spans],) = moved([self._reading(spans, self.device)], self.device)
+            (self.readings[spans],) = moved([self._reading(spans, grid_for(self.device))], self.device)
         return self.readings[spans]
 
-    def prepared(self, spans: tuple[Span, ...], device: torch.device) -> PackedBatch:
+    def prepared(self, spans: tuple[Span, ...], device: torch.device, in_bfloat16: bool = False) -> PackedBatch:
         """Return the batch on a device, together with how it is read there, its number of tokens rounded up for oneDNN."""
-        batch = self._rounded() if grid_for(device) == ONEDNN else self
-        return replace(batch, readings={spans: batch._reading(spans, device)}).to(device)
+        grid = grid_for(device, in_bfloat16)
+        batch = self._rounded() if grid == ONEDNN else self
+        return replace(batch, readings={spans: batch._reading(spans, grid)}).to(device)
 
-    def _reading(self, spans: tuple[Span, ...], device: torch.device) -> Reading:
+    def _reading(self, spans: tuple[Span, ...], grid: Grid) -> Reading:
         """Compute how the batch is read. Padding is read last: its first token, or all of it where all tokens are."""
         if not self.num_padding:
-            return Reading.of(self.lengths, spans, grid_for(device))
+            return Reading.of(self.lengths, spans, grid)
         padding = Span(1, all(span.only_first for span in spans))
-        return Reading.of((*self.lengths, self.num_padding), (*spans, padding), grid_for(device))
+        return Reading.of((*self.lengths, self.num_padding), (*spans, padding), grid)
 
     def _rounded(self) -> PackedBatch:
         """Add padding, always some, so that the number of tokens is a multiple of TOKENS. Nothing reads it."""

@@ -11,8 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
-
 from minbert_core.data.packed import PackedBatch, join
 from minbert_core.model import MultitaskBert
 
@@ -75,11 +73,17 @@ def _places_of(batch: Batch) -> list[Place]:
 
 
 def passes_of(
-    step: int, batches: dict[str, Batch], model: MultitaskBert, together: bool, limit: int | None = None
+    step: int,
+    batches: dict[str, Batch],
+    model: MultitaskBert,
+    together: bool,
+    limit: int | None = None,
+    precision: str = "float32",
 ) -> list[Pass]:
     """Divide a step's batches into passes, in the order of the tasks, and copy them to the model's device.
 
     together: whether tasks may share a pass. It has at most `limit` tokens (None: any number), unless one part has more.
+    precision: that of the matrix products.
     """
     groups: list[list[tuple[Part, PackedBatch]]] = []
     for task, batch in batches.items():
@@ -87,8 +91,7 @@ def passes_of(
             if not (together and groups and _may_share([*groups[-1], item], model, limit)):
                 groups.append([])
             groups[-1].append(item)
-    device = next(model.parameters()).device
-    return [_pass_of(step, group, model, device) for group in groups]
+    return [_pass_of(step, group, model, precision) for group in groups]
 
 
 def _may_share(group: list[tuple[Part, PackedBatch]], model: MultitaskBert, limit: int | None) -> bool:
@@ -99,8 +102,9 @@ def _may_share(group: list[tuple[Part, PackedBatch]], model: MultitaskBert, limi
     return len(set(tasks)) == len(tasks) and not has_own and (limit is None or num_tokens <= limit)
 
 
-def _pass_of(step: int, group: list[tuple[Part, PackedBatch]], model: MultitaskBert, device: torch.device) -> Pass:
-    """Join parts to a pass, and copy it to the device."""
+def _pass_of(step: int, group: list[tuple[Part, PackedBatch]], model: MultitaskBert, precision: str) -> Pass:
+    """Join parts to a pass, and copy it to the model's device."""
     parts, batches = zip(*group, strict=True)
-    joined = Pass(step, parts, join(batches))
-    return replace(joined, packed=joined.packed.prepared(model.spans(joined.sequences), device))
+    joined, device = Pass(step, parts, join(batches)), next(model.parameters()).device
+    packed = joined.packed.prepared(model.spans(joined.sequences), device, precision == "bfloat16")
+    return replace(joined, packed=packed)

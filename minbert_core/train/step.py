@@ -68,7 +68,7 @@ class Stepper:
         self.loss_state: dict[str, Tensor] = {}
         self.unread: Unread | None = None
         self.teacher = stage.proximal.start(model)
-        self.losses = TaskLosses(model, stage, seed, precision)
+        self.precision, self.losses = precision, TaskLosses(model, stage, seed, precision)
 
     def _mark_trained(self) -> None:
         """Freeze all parameters but those that the stage trains, so that no graph is built for the others."""
@@ -115,7 +115,8 @@ class Stepper:
 
         limit: the most tokens of a pass, unless one part of a batch has more; None: any number.
         """
-        return passes_of(number, batches, self.model, self.model.shares_passes and not self.merges, limit)
+        together = self.model.shares_passes and not self.merges
+        return passes_of(number, batches, self.model, together, limit, self.precision)
 
     def step(self, number: int, passes: list[Pass], progress: float, measure: bool, measure_penalty: bool = True) -> StepReport:
         """Train on `passes`, those of step `number`. `progress` is the stage's, in [0, 1].

@@ -157,7 +157,8 @@ def test_a_small_radius_has_its_gradient_and_penalty_in_bfloat16_too(tiny: Tiny,
 
 
 def test_bfloat16_stays_near_float32(tiny: Tiny) -> None:
-    exact, mixed = Bench(tiny(), "float32"), Bench(tiny(), "bfloat16")
+    config = tiny(**NO_DROPOUT)  # padding for bfloat16 has its own masks
+    exact, mixed = Bench(config, "float32"), Bench(config, "bfloat16")
     exact.step()
     mixed.step()
     assert 0 < float((exact.merged_P() - mixed.merged_P()).norm() / exact.merged_P().norm()) < 0.05

@@ -19,8 +19,9 @@ from minbert_core.evaluate import NotFiniteError
 from minbert_core.inputs import build_encoder, open_inputs
 from minbert_core.model import MultitaskBert
 from minbert_core.train.bench import model_to_train
+from minbert_core.train.passes import Batch, Pass
 from minbert_core.train.step import Stepper
-from minbert_core.train.task_losses import Batch, StepReport
+from minbert_core.train.task_losses import StepReport
 from minbert_core.train.trial import (
     Progress,
     _Log,
@@ -324,8 +325,8 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tasks of each step, which trains nothing."""
     tasks: list[str] = []
 
-    def note(self: Stepper, number: int, batches: dict[str, Batch], *_: Any, **__: Any) -> StepReport:
-        tasks.extend(batches)
+    def note(self: Stepper, number: int, passes: list[Pass], *_: Any, **__: Any) -> StepReport:
+        tasks.extend(part.task for one in passes for part in one.parts)
         return StepReport()
 
     monkeypatch.setattr(Stepper, "step", note)
@@ -638,14 +639,14 @@ def test_cuts_fill_each_part_up_to_the_limit(tokens: list[int], limit: int, expe
 def watched(config: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict[str, Batch]], Records]:
     """The parts that each step of a trial is given, and the trial's records."""
     seen: list[dict[str, Batch]] = []
-    step = Stepper.step
+    passes = Stepper.passes
 
-    def watching(self: Stepper, number: int, batches: dict[str, Batch], *further: Any, **named: Any) -> StepReport:
+    def watching(self: Stepper, number: int, batches: dict[str, Batch], limit: int | None) -> list[Pass]:
         seen.append(batches)
-        return step(self, number, batches, *further, **named)
+        return passes(self, number, batches, limit)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Stepper, "step", watching)
+        patch.setattr(Stepper, "passes", watching)
         return seen, records_of(config)
 
 
