@@ -136,7 +136,8 @@ def trial(device: str, changes: dict[str, Any], snapshot: dict[str, Any] | None 
         "data": "toy",
         "encoder": "tiny",
         "tasks": {"all": {"batch_size": 8}},
-        "budget": {"examples": 120, "points": [1, 3]},
+        "budget": {"examples": 240, "points": [1, 3]},
+        "optimizer": {"lr": 1e-3},
         "machine": {"device": device},
     }
     machine = {**base["machine"], **changes.get("machine", {})}  # type: ignore[dict-item]

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -48,7 +50,8 @@ def main() -> int:
     options.add_argument("--out", type=Path, default=Path("runs/gpu"), metavar="DIR", help="for gpu.json and gpu.md")
     given = options.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    report: Report = {"machine": about(0.0), "checks": [], "rows": [], "searches": [], "notes": []}
+    machine = about(os.getloadavg()[0]) | {"command": shlex.join(["python", "-m", "benchmarks.gpu_run", *sys.argv[1:]])}
+    report: Report = {"machine": machine, "checks": [], "rows": [], "searches": [], "notes": []}
     if not torch.cuda.is_available():
         note = "There is no GPU here: nothing was checked or measured. Run `make gpu` on a machine that has one."
         print(note)
