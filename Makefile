@@ -3,6 +3,7 @@
 # papers each row of the papers' tables: its distance from our defaults, the published figures, a check of its config (seconds)
 # faults break small searches in every known way and check that nothing is lost (an hour; DATA=DIR ENCODER=DIR: on real data too)
 # cluster those of a Ray cluster: nodes that join, leave, or see another disk; a token; a dead head (10 minutes)
+# gpu    check and measure the GPU in some minutes, into runs/gpu (DATA=DIR ENCODER=DIR: against BertModel, too)
 # bench  DATA=DIR ENCODER=DIR: the speed table against public peers, into runs/bench (an hour; ROWS="1 5": some rows)
 #
 # Each target first builds .venv from the pins, with uv if it is installed, else with pip; again if pyproject.toml or
@@ -32,7 +33,7 @@ endif
 # of few but long tests come last, and one process waits for the other. Plain `pytest` uses one.
 IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check papers faults cluster bench clean current
+.PHONY: demo test check papers faults cluster bench gpu clean current
 
 demo: $(READY)
 	$(PY) -m search.run --space spaces/quickstart.yaml
@@ -65,6 +66,9 @@ bench: $(READY)
 	  { $(INSTALL) -e '.[dev,bench]' -c $(PINS) && $(INSTALL) --no-deps smart-pytorch==0.0.4; }
 	$(PY) -m benchmarks --data $(or $(DATA),data) --encoder $(or $(ENCODER),encoder) $(if $(ROWS),--rows $(ROWS))
 
+gpu: $(READY)
+	@$(PY) -m benchmarks.gpu_run $(if $(DATA),--data $(DATA)) $(if $(ENCODER),--encoder $(ENCODER)) $(if $(PARTS),--parts $(PARTS))
+
 clean:
 	$(if $(YOURS),@echo "The .venv here was there before make: it is kept.",rm -rf .venv)
 
@@ -74,7 +78,7 @@ define new_enough
   echo "minbert-search needs Python 3.11 or newer; '$(1)' says: $$($(1) --version 2>&1). $(2)" >&2; exit 1; }
 endef
 
-test check faults cluster bench: EXTRA := dev
+test check faults cluster bench gpu: EXTRA := dev
 current:
 	$(call new_enough,$(PY),Name another: make ENV=current PYTHON=python3.12)
 	@$(PY) -m search.environment --missing $(EXTRA)

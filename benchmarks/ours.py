@@ -68,7 +68,7 @@ def training_step(config: dict[str, Any]) -> Callable[[], object]:
     def step() -> None:
         number = next(numbers)
         batches = {task: bench.pack(task, batches_of_task[number % NUM_BATCHES]) for task, batches_of_task in rows.items()}
-        stepper.step(number, batches, 0.5, measure=False)
+        stepper.step(number, stepper.passes(number, batches), 0.5, measure=False)
         if bench.device.type == "cuda":
             torch.cuda.synchronize()
 

@@ -12,22 +12,18 @@ Source: Devlin et al. 2019 (arXiv 1810.04805); post-LayerNorm blocks and exact (
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minbert_core.data.packed import PackedBatch, Span
+from minbert_core.data.packed import Query as Query  # adapters, which know nothing of data, import it from here
 from minbert_core.words import shown
-
-if TYPE_CHECKING:  # a process that only reads a config does not load tokenizers
-    from minbert_core.data.tokens import PackedBatch
-
-Dropout = Callable[[Tensor], Tensor]
 
 INITIAL_DEVIATION = 0.02  # of fresh weights, N(0, 0.02²): BERT's own (Devlin et al. 2019, `initializer_range`)
 
@@ -80,16 +76,27 @@ class Masks:
     rounded to a multiple of 1/65536. Kept elements are scaled by 1 / (1 - p) of that rounded p, so the mean is exact. A mask
     is float32, and so is its product with a bfloat16 input: rounded to bfloat16, the scale would be off by up to .4 %.
     Masks are stored, so that later passes over the same batch (`rewind`) neither draw them again nor hold a second copy.
+
+    That holds on the CPU. Elsewhere dropout is torch's fused operator, or part of a kernel of attention. Both draw from the
+    device's generator, which is seeded when masks are created and when they are rewound, so that a pass repeats its masks.
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self.seed, self.device = seed, torch.device(device)
         self._drawn: list[Tensor] = []
-        self._next = 0
+        self.rewind()
+        if self.is_stored:
+            self.generator = torch.Generator().manual_seed(seed)
+
+    @property
+    def is_stored(self) -> bool:
+        return self.device.type == "cpu"
 
     def rewind(self) -> Masks:
         """Return these masks, to be replayed from the first one."""
         self._next = 0
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(self.seed)
         return self
 
     def __call__(self, x: Tensor, p: float) -> Tensor:
@@ -99,6 +106,8 @@ class Masks:
         threshold = min(round(p * 65536), 65535)
         if threshold == 0:
             return x
+        if not self.is_stored:
+            return F.dropout(x, p)
         if self._next == len(self._drawn):
             self._drawn.append(self._draw(x, threshold))
         mask = self._drawn[self._next]
@@ -118,71 +127,14 @@ class Masks:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The slots of the packed tokens inside attention, which needs rows of equal length; the same in every layer of a pass.
+class Dropout:
+    """Dropout at one rate, from `masks`; without them, none."""
 
-    The sequences, sorted by length, form up to four groups. Each is padded to its own longest sequence: P slots in all.
-    """
+    masks: Masks | None
+    rate: float
 
-    slot_N: Tensor  # the slot of each packed token
-    rank_S: Tensor  # the rank of each sequence in the order of lengths
-    groups: tuple[tuple[int, int, Tensor], ...]  # (S, L, bias_S11L) per group; the bias is -inf on padding, else 0
-    num_slots: int  # P
-    is_packed: bool  # the slots are in packed order, as for a single sentence, so that nothing is copied
-
-    @staticmethod
-    def of(lengths: tuple[int, ...], device: torch.device) -> Layout:
-        """Compute the layout of sequences with these lengths (tokens, in the batch's order), on the host, without waiting."""
-        length_S = torch.tensor(lengths)
-        order_S = torch.argsort(length_S, stable=True)
-        first_slot_S, rank_S = torch.empty_like(length_S), torch.empty_like(length_S)
-        rank_S[order_S] = torch.arange(len(lengths))
-        groups, num_slots = [], 0
-        # with fewer than four sequences per group, the calls cost more than the padding that they avoid
-        for rows in order_S.tensor_split(min(4, max(1, len(lengths) // 4))):
-            longest = int(length_S[rows[-1]])
-            first_slot_S[rows] = num_slots + longest * torch.arange(len(rows))
-            padding_SL = torch.arange(longest) >= length_S[rows, None]
-            bias_SL = torch.zeros(padding_SL.shape).masked_fill(padding_SL, -math.inf)
-            groups.append((len(rows), longest, bias_SL[:, None, None, :].to(device)))
-            num_slots += len(rows) * longest
-        start_S = length_S.cumsum(0) - length_S
-        slot_N = torch.arange(int(length_S.sum())) + (first_slot_S - start_S).repeat_interleave(length_S)
-        return Layout(slot_N.to(device), rank_S.to(device), tuple(groups), num_slots, len(lengths) == 1)
-
-    def of_one_token_each(self) -> Layout:
-        """Return the layout of one token per sequence, in the same groups."""
-        groups = tuple((num_sequences, 1, bias_S11L[..., :1]) for num_sequences, _, bias_S11L in self.groups)
-        return Layout(self.rank_S, self.rank_S, groups, len(self.rank_S), self.is_packed)
-
-    def pad(self, x_ND: Tensor) -> Tensor:
-        """Put the rows of `x_ND` into their slots, (P, D); padding is zero."""
-        if self.is_packed:
-            return x_ND
-        return x_ND.new_zeros(self.num_slots, x_ND.shape[1]).index_copy_(0, self.slot_N, x_ND)
-
-
-@dataclass(frozen=True)
-class Query:
-    """The R tokens that attend, and the N tokens that they attend to, within their sequences."""
-
-    layout: Layout  # of the R tokens
-    keys_layout: Layout  # of the N tokens
-    rows_R: Tensor | None = None  # the R tokens' rows among the N; None if they are the same tokens
-
-    @staticmethod
-    def of_all(layout: Layout) -> Query:
-        """Let every token attend."""
-        return Query(layout, layout)
-
-    @staticmethod
-    def of_first(layout: Layout, first_S: Tensor) -> Query:
-        """Let only the first token of each sequence attend; `first_S` are their rows."""
-        return Query(layout.of_one_token_each(), layout, first_S)
-
-    def select(self, x_ND: Tensor) -> Tensor:
-        """Select the rows of the tokens that attend, (R, D)."""
-        return x_ND if self.rows_R is None else x_ND[self.rows_R]
+    def __call__(self, x: Tensor) -> Tensor:
+        return x if self.masks is None else self.masks(x, self.rate)
 
 
 def attend(q_RD: Tensor, kv_N2D: Tensor, query: Query, num_heads: int, drop: Dropout) -> Tensor:
@@ -191,22 +143,53 @@ def attend(q_RD: Tensor, kv_N2D: Tensor, query: Query, num_heads: int, drop: Dro
     kv_N2D holds k and v side by side. `drop` acts on the probabilities. The softmax is at least in float32.
     Only this function knows how attention is computed: a kernel for variable lengths would replace it.
     """
+    if q_RD.device.type == "cpu":
+        return attend_by_products(q_RD, kv_N2D, query, num_heads, drop)
+    return attend_in_one_kernel(q_RD, kv_N2D, query, num_heads, drop)
+
+
+def attend_in_one_kernel(q_RD: Tensor, kv_N2D: Tensor, query: Query, num_heads: int, drop: Dropout) -> Tensor:
+    """Attend with one call of torch's kernel per group of sequences, of which there is one on a GPU."""
+    rate = 0.0 if drop.masks is None else drop.rate
+    contexts = []
+    for q_SHQDh, k_SHLDh, v_SHLDh, bias_S11L in _grouped(q_RD, kv_N2D, query, num_heads):
+        bias = bias_S11L.to(q_SHQDh.dtype)
+        context_SHQDh = F.scaled_dot_product_attention(q_SHQDh, k_SHLDh, v_SHLDh, bias, rate)
+        contexts.append(context_SHQDh.transpose(1, 2).flatten(2).flatten(0, 1))  # (S * Q, D)
+    return _packed(contexts, query)
+
+
+def attend_by_products(q_RD: Tensor, kv_N2D: Tensor, query: Query, num_heads: int, drop: Dropout) -> Tensor:
+    """Attend with two products per group: torch's kernel for the CPU has no dropout, and is slower next to oneDNN."""
+    # products as small as these are faster in float32 than in bfloat16
     precision = torch.promote_types(q_RD.dtype, torch.float32)
-    if q_RD.device.type == "cpu":  # there, products as small as these are faster in float32 than in bfloat16
-        q_RD, kv_N2D = q_RD.to(precision), kv_N2D.to(precision)
-    q_PD, kv_P2D = query.layout.pad(q_RD), query.keys_layout.pad(kv_N2D)
-    contexts, first_q, first_kv = [], 0, 0
-    groups = zip(query.layout.groups, query.keys_layout.groups, strict=True)
-    for (num_sequences, num_queries, _), (_, longest, bias_S11L) in groups:
-        end_q, end_kv = first_q + num_sequences * num_queries, first_kv + num_sequences * longest
-        q_SHQDh = q_PD[first_q:end_q].view(num_sequences, num_queries, num_heads, -1).transpose(1, 2)
-        k_SHLDh, v_SHLDh = kv_P2D[first_kv:end_kv].view(num_sequences, longest, 2, num_heads, -1).permute(2, 0, 3, 1, 4)
-        products_SHQL = (q_SHQDh @ k_SHLDh.transpose(-1, -2)).to(precision)
-        scores_SHQL = torch.add(bias_S11L, products_SHQL, alpha=q_SHQDh.shape[-1] ** -0.5)
-        probabilities_SHQL = drop(scores_SHQL.softmax(-1)).to(v_SHLDh.dtype)
-        contexts.append((probabilities_SHQL @ v_SHLDh).transpose(1, 2).flatten(2).flatten(0, 1))  # (S * Q, D)
-        first_q, first_kv = end_q, end_kv
-    return contexts[0] if query.layout.is_packed else torch.cat(contexts).index_select(0, query.layout.slot_N)
+    contexts = []
+    for q_SHQDh, k_SHLDh, v_SHLDh, bias_S11L in _grouped(q_RD.to(precision), kv_N2D.to(precision), query, num_heads):
+        scores_SHQL = torch.add(bias_S11L, q_SHQDh @ k_SHLDh.transpose(-1, -2), alpha=q_SHQDh.shape[-1] ** -0.5)
+        contexts.append((drop(scores_SHQL.softmax(-1)) @ v_SHLDh).transpose(1, 2).flatten(2).flatten(0, 1))  # (S * Q, D)
+    return _packed(contexts, query)
+
+
+def _grouped(q_RD: Tensor, kv_N2D: Tensor, query: Query, num_heads: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Yield (q_SHQDh, k_SHLDh, v_SHLDh, bias_S11L) of each group of sequences, padded."""
+    groups, keys_groups = query.layout.groups, query.keys_layout.groups
+    # split, not sliced: the gradients of slices are each as large as the whole
+    q_groups = query.layout.pad(q_RD).split([num_sequences * longest for num_sequences, longest, _ in groups])
+    kv_groups = query.keys_layout.pad(kv_N2D).split([num_sequences * longest for num_sequences, longest, _ in keys_groups])
+    for q_D, kv_2D, (num_sequences, num_queries, _), (_, longest, bias_S11L) in zip(
+        q_groups, kv_groups, groups, keys_groups, strict=True
+    ):
+        q_SHQDh = q_D.view(num_sequences, num_queries, num_heads, -1).transpose(1, 2)
+        k_SHLDh, v_SHLDh = kv_2D.view(num_sequences, longest, 2, num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
+        yield q_SHQDh, k_SHLDh, v_SHLDh, bias_S11L
+
+
+def _packed(contexts: list[Tensor], query: Query) -> Tensor:
+    """Return the rows of the R tokens, (R, D), from the slots of all groups, (S * Q, D) each."""
+    if query.layout.is_packed:
+        return contexts[0]
+    slots_PD = contexts[0] if len(contexts) == 1 else torch.cat(contexts)
+    return slots_PD.index_select(0, query.layout.slot_N)
 
 
 # ------------------------------------------------------------------------------------------------------------- encoder
@@ -314,8 +297,15 @@ class Encoder(nn.Module):
         if self.row_of_token_V is None:
             rows_ND: Tensor = self.word_embeddings(batch.token_ids_N)
             return rows_ND
-        # a sparse gradient, added to `.grad`: a batch uses a few hundred of tens of thousands of rows
-        return F.embedding(self.row_of_token_V[batch.token_ids_N], self.word_embeddings.weight, sparse=True)
+        rows_N = self.row_of_token_V.index_select(0, batch.token_ids_N)
+        # a sparse gradient, added to a dense `.grad`: a batch uses a few hundred of tens of thousands of rows
+        return F.embedding(rows_N, self.word_embeddings.weight, sparse=bool(self.sparsely_trained()))
+
+    def sparsely_trained(self) -> list[nn.Parameter]:
+        """Return the parameters whose gradient is sparse: they need a dense `.grad`, to which it is added."""
+        # elsewhere than on a CPU the addition costs more than a dense gradient: assumed, not measured (2026-11)
+        is_sparse = self.row_of_token_V is not None and self.row_of_token_V.device.type == "cpu"
+        return list(self.word_embeddings.parameters()) if is_sparse else []
 
     def forward(
         self,
@@ -324,32 +314,27 @@ class Encoder(nn.Module):
         noise_ND: Tensor | None = None,
         only_first: bool = False,
         parallel: ParallelLayers | None = None,
+        spans: tuple[Span, ...] = (),
     ) -> Tensor:
         """Compute the last hidden states, (N, D), in the order of the batch's tokens; first tokens are at `starts_S1[:-1]`.
 
         only_first: return only the first tokens, (S, D). The last layer computes nothing else, with the same result.
+        spans: the same per span of sequences, (R, D), in place of `only_first`.
         Without `masks` there is no dropout. `noise_ND` is added to the word embeddings, before position and segment.
         `parallel` is the task's module parallel to every layer.
         """
         longest, positions = max(batch.lengths), self.shape.max_position_embeddings
         assert longest <= positions, f"a sequence of {longest} tokens, but the encoder has {positions} positions"
 
-        def hidden_drop(x: Tensor) -> Tensor:
-            return x if masks is None else masks(x, self.hidden_dropout)
-
-        def attention_drop(x: Tensor) -> Tensor:
-            return x if masks is None else masks(x, self.attention_dropout)
-
+        hidden_drop, attention_drop = Dropout(masks, self.hidden_dropout), Dropout(masks, self.attention_dropout)
         hidden_ND = self.embed_words(batch)
         if noise_ND is not None:
             hidden_ND = hidden_ND + noise_ND
         hidden_ND = hidden_ND + self.segment_embeddings(batch.segment_ids_N) + self.position_embeddings(batch.position_ids_N)
         hidden_ND = hidden_drop(self.embedding_norm(hidden_ND))
-        layout = Layout.of(batch.lengths, hidden_ND.device)
-        query_of_all = Query.of_all(layout)
-        query_of_last = Query.of_first(layout, batch.starts_S1[:-1]) if only_first else query_of_all
+        reading = batch.reading(spans or (Span(len(batch.lengths), only_first),))
         for index, layer in enumerate(self.layers):
-            query = query_of_last if index == len(self.layers) - 1 else query_of_all
+            query = reading.of_last if index == len(self.layers) - 1 else reading.of_all
             hidden_ND = layer(hidden_ND, query, hidden_drop, attention_drop, parallel and partial(parallel, index))
         return hidden_ND
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from minbert_core.config import Machine
 
@@ -115,6 +116,23 @@ def in_precision(precision: str, device: torch.device) -> torch.autocast:
     Only the pass belongs inside. Readouts, losses and divergences follow outside, in the float32 of the logits.
     """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+class Arriving:
+    """Values on their way to the host, which does not wait for them until it reads them."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values.to("cpu", non_blocking=True)
+        self._event = torch.cuda.Event() if values.is_cuda else None
+        if self._event:
+            self._event.record()
+
+    def read(self) -> list[float]:
+        """Return the values of a vector. The host waits for what the device had to do when they were sent, not for more."""
+        if self._event:
+            self._event.synchronize()
+        values: list[float] = self._values.tolist()
+        return values
 
 
 def usage(device: torch.device) -> dict[str, float]:

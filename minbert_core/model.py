@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from minbert_core.checkpoints import load_encoder, save_encoder
 from minbert_core.config import FORMAT, TaskPlan, TrialConfig
 from minbert_core.config_checks import read_config
+from minbert_core.data.packed import PackedBatch, Span
 from minbert_core.data.tables import has_lone_surrogate
 from minbert_core.data.tasks import Task
-from minbert_core.data.tokens import PackedBatch, TokenisedTexts, Tokenizer, load_tokenizer, pack, tokenise_texts
+from minbert_core.data.tokens import TokenisedTexts, Tokenizer, load_tokenizer, pack, tokenise_texts
 from minbert_core.encoder import Encoder, Masks
 from minbert_core.encoder_fit import check_encoder
 from minbert_core.files import replaced, user_path
@@ -53,6 +54,9 @@ A multitask BERT: encoder/ (Hugging Face layout, tokenizer included), heads.safe
 
 FOLDER is the folder of this file. Its encoder/ loads in transformers' AutoModel, but without the heads it answers no task.
 """
+
+
+Drop = Callable[[Tensor, float], Tensor]  # (x, rate) -> x with dropout
 
 
 class Output(NamedTuple):
@@ -105,6 +109,11 @@ class MultitaskBert(nn.Module):
         groups = self.adapter.groups(self.encoder) if with_encoder else {}
         return groups | ({"shared_layer": list(self.shared_layer.parameters())} if self.shared_layer else {})
 
+    @property
+    def shares_passes(self) -> bool:
+        """Whether several tasks may go through the encoder together: none has its own module in there."""
+        return not self.adapters
+
     def reads(self, task: str, group: str) -> bool:
         """Return whether `task` has a gradient in a group of `shared_groups`: some do not read the pooler or shared layer."""
         plan = self.plans[task]
@@ -156,14 +165,40 @@ class MultitaskBert(nn.Module):
         `masks` draws the dropout (None: no dropout), with encoder_drops False only in the head. noise_ND is added to the
         word embeddings, before position and LayerNorm.
         """
-        plan = self.plans[task]
-        only_first = plan.pooling.reads_only_first
-        parallel = self.adapters[task] if task in self.adapters else None  # noqa: SIM401  a ModuleDict has no `get`
-        hidden_ND = self.encoder(batch, masks if encoder_drops else None, noise_ND, only_first, parallel)
-        starts_S1 = torch.arange(len(batch.lengths) + 1, device=hidden_ND.device) if only_first else batch.starts_S1
-        pooling = self.poolings[task] if task in self.poolings else self.encoder.pooler  # noqa: SIM401
-        pooled_SD = plan.pooling.pool(hidden_ND, starts_S1, pooling)
+        return self.together({task: len(batch.lengths)}, batch, masks, noise_ND, encoder_drops)[task]
+
+    def together(
+        self,
+        sequences: Mapping[str, int],
+        batch: PackedBatch,
+        masks: Masks | None = None,
+        noise_ND: Tensor | None = None,
+        encoder_drops: bool = True,
+    ) -> dict[str, Output]:
+        """Run one pass over a batch whose sequences belong to several tasks: task -> their number, in the batch's order.
+
+        A task with its own module parallel to the encoder's layers must be the only one.
+        """
+        spans = self.spans(sequences)
+        tasks_with_adapters = [task for task in sequences if task in self.adapters]
+        assert not tasks_with_adapters or len(sequences) == 1, "tasks that have their own adapters cannot share a pass"
+        parallel = self.adapters[tasks_with_adapters[0]] if tasks_with_adapters else None
+        hidden_RD = self.encoder(batch, masks if encoder_drops else None, noise_ND, parallel=parallel, spans=spans)
+        reading = batch.reading(spans)
+        of_tasks = [hidden_RD] if len(reading.rows) == 1 else hidden_RD.split(reading.rows)
         drop = masks if masks is not None else _no_dropout
+        parts = zip(sequences, of_tasks, reading.starts_S1, strict=False)  # padding, if any, comes last
+        return {task: self._answer(task, hidden, starts_S1, drop) for task, hidden, starts_S1 in parts}
+
+    def spans(self, sequences: Mapping[str, int]) -> tuple[Span, ...]:
+        """Return how the sequences of tasks are read: task -> their number."""
+        return tuple(Span(number, self.plans[task].pooling.reads_only_first) for task, number in sequences.items())
+
+    def _answer(self, task: str, hidden_RD: Tensor, starts_S1: Tensor, drop: Drop) -> Output:
+        """Answer a task from the last hidden states that its pooling reads."""
+        plan = self.plans[task]
+        pooling = self.poolings[task] if task in self.poolings else self.encoder.pooler  # noqa: SIM401  a ModuleDict has no `get`
+        pooled_SD = plan.pooling.pool(hidden_RD, starts_S1, pooling)
         # heads are small, so they stay in float32 under autocast: bfloat16 would round a similarity of 4.5 to steps of 1/32
         with torch.autocast(pooled_SD.device.type, enabled=False):
             pooled_SD = pooled_SD.float()
@@ -301,7 +336,8 @@ def predict_logits(
     logits = np.zeros((len(texts), plan.task.outputs), dtype=np.float32)
 
     def answer(rows: NDArray[np.int64]) -> None:
-        batch = pack(texts, rows, encoding, max_length, specials).to(device)
+        packed = pack(texts, rows, encoding, max_length, specials)
+        batch = packed.prepared(model.spans({task: len(packed.lengths)}), device, precision == "bfloat16")
         with in_precision(precision, device):
             logits_BK = model(task, batch).logits_BK
         logits[rows] = model.readout(task, logits_BK).cpu().numpy()

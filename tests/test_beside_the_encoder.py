@@ -280,7 +280,7 @@ def test_a_step_without_pairs_leaves_their_layer_alone(tiny: Tiny) -> None:
     weights = []
     for number, task in enumerate(("sts", "sst")):
         weights.append(model.shared_layer.linear.weight.detach().clone())
-        stepper.step(number, {task: [batch_of(model, inputs, task)]}, 0.5, measure=False)
+        stepper.step(number, stepper.passes(number, {task: [batch_of(model, inputs, task)]}), 0.5, measure=False)
     assert not torch.equal(*weights)
     assert torch.equal(weights[1], model.shared_layer.linear.weight)
 

@@ -17,9 +17,20 @@ import torch
 from torch import Tensor
 
 from minbert_core.checkpoints import load_encoder
+from minbert_core.data.packed import EXACT, KERNEL, Layout, PackedBatch, Query, Reading, Span, copied
 from minbert_core.data.tasks import TASKS
-from minbert_core.data.tokens import PackedBatch, load_tokenizer, pack, tokenise_split
-from minbert_core.encoder import TINY, Encoder, EncoderShape, Layout, Masks, Query, attend, new_encoder
+from minbert_core.data.tokens import load_tokenizer, pack, tokenise_split
+from minbert_core.encoder import (
+    TINY,
+    Dropout,
+    Encoder,
+    EncoderShape,
+    Masks,
+    attend,
+    attend_by_products,
+    attend_in_one_kernel,
+    new_encoder,
+)
 
 SHAPE = EncoderShape(
     vocab_size=40, hidden_size=16, num_hidden_layers=3, num_attention_heads=4, intermediate_size=24, max_position_embeddings=16
@@ -252,16 +263,79 @@ def test_a_sequence_beyond_the_positions_is_named(encoder: Encoder) -> None:
 
 def test_attention_of_one_token_is_its_value() -> None:
     q, kv = torch.tensor([[5.0, -3.0]]), torch.tensor([[0.5, 0.25, 7.0, 8.0]])  # two heads of one dimension
-    layout = Layout.of((1,), torch.device("cpu"))
-    assert attend(q, kv, Query.of_all(layout), 2, lambda x: x).tolist() == [[7.0, 8.0]]
+    layout = Layout.of((1,))
+    assert attend(q, kv, Query.of_all(layout), 2, Dropout(None, 0.0)).tolist() == [[7.0, 8.0]]
 
 
 def test_attention_by_hand() -> None:
     # one head of one dimension; keys 0 and ln 3 under a query of 1 weigh 1 : 3, under a query of 0 they weigh 1 : 1
     log3 = float(np.log(3))
     q, kv = torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0, 4.0], [log3, 8.0]])
-    layout = Layout.of((2,), torch.device("cpu"))
-    assert attend(q, kv, Query.of_all(layout), 1, lambda x: x).flatten().tolist() == pytest.approx([7.0, 6.0])
+    layout = Layout.of((2,))
+    assert attend(q, kv, Query.of_all(layout), 1, Dropout(None, 0.0)).flatten().tolist() == pytest.approx([7.0, 6.0])
+
+
+SPANS = {
+    "all": (Span(9, False),),
+    "first": (Span(9, True),),
+    "some": (Span(4, True), Span(5, False)),
+}
+
+
+@pytest.mark.parametrize("spans", SPANS.values(), ids=SPANS.keys())
+def test_attention_in_one_kernel_is_that_by_products_with_its_gradients(spans: tuple[Span, ...]) -> None:
+    """On a GPU one kernel attends over one padded group; here torch has another kernel, for the same layout."""
+    batch, found = random_batch(), []
+    inputs = torch.randn(len(batch.token_ids_N), 3 * SHAPE.hidden_size, dtype=torch.float64)
+    for attending, grid in ((attend_by_products, EXACT), (attend_in_one_kernel, KERNEL)):
+        x_N3D = inputs.clone().requires_grad_()
+        reading = Reading.of(batch.lengths, spans, grid)
+        for query in (reading.of_all, reading.of_last):
+            q_ND, kv_N2D = x_N3D.split([SHAPE.hidden_size, 2 * SHAPE.hidden_size], dim=1)
+            context_RD = attending(query.select(q_ND), kv_N2D, query, 4, Dropout(None, 0.0))
+            (gradient,) = torch.autograd.grad(context_RD.square().sum(), [x_N3D])
+            found.append((context_RD, gradient))
+    for products, kernel in zip(found[:2], found[2:], strict=True):
+        assert all(torch.allclose(one, other, rtol=0, atol=1e-6) for one, other in zip(products, kernel, strict=True))
+
+
+def test_a_kernel_s_slots_are_one_group_of_a_multiple_of_eight() -> None:
+    """torch would copy the mask of any other length in every layer."""
+    layout = Layout.of((3, 30, 4, 29), KERNEL)
+    assert [(rows, longest) for rows, longest, _ in layout.groups] == [(4, 32)]
+    assert len(layout.slot_N.unique()) == 3 + 30 + 4 + 29
+
+
+def test_the_rows_of_each_span_are_its_first_tokens_or_all_of_them(encoder: Encoder) -> None:
+    batch = random_batch()
+    whole_ND, some_RD = encoder(batch), encoder(batch, spans=SPANS["some"])
+    reading = batch.reading(SPANS["some"])
+    first = batch.starts_S1[:4]
+    rows_R = torch.cat([first, torch.arange(int(batch.starts_S1[4]), int(batch.starts_S1[-1]))])
+    assert torch.allclose(some_RD, whole_ND[rows_R], rtol=0, atol=1e-5)
+    assert reading.rows == (4, sum(batch.lengths[4:]))
+    assert reading.starts_S1[0].tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(reading.starts_S1[1], batch.starts_S1[4:] - batch.starts_S1[4])
+
+
+def test_a_batch_goes_to_a_device_in_one_copy_with_all_that_attention_needs() -> None:
+    batch = random_batch()
+    there = batch.prepared(SPANS["some"], torch.device("meta"))
+    reading = there.reading(SPANS["some"])
+    tensors = [there.token_ids_N, there.labels_B, reading.of_all.layout.slot_N, *reading.starts_S1]
+    tensors += [bias for _, _, bias in (*reading.of_all.layout.groups, *reading.of_last.keys_layout.groups)]
+    assert len({tensor.untyped_storage()._cdata for tensor in tensors}) == 1
+    assert there.lengths == batch.lengths
+    same = batch.prepared(SPANS["some"], torch.device("cpu"))
+    assert same.token_ids_N is batch.token_ids_N, "on the CPU nothing is copied"
+
+
+def test_a_batch_copied_in_one_buffer_is_the_same() -> None:
+    """Types and shapes included: int64, float32, an empty tensor."""
+    values = [torch.arange(3), torch.randn(2, 1, 1, 5), torch.zeros(0), torch.tensor([True, False])]
+    for one, other in zip(values, copied(values, torch.device("cpu")), strict=True):
+        assert torch.equal(one, other)
+        assert one.dtype == other.dtype
 
 
 def test_the_first_tokens_alone_are_those_of_the_whole_pass(encoder: Encoder) -> None:
@@ -292,7 +366,7 @@ def test_of_the_last_layer_only_keys_and_values_see_more_than_the_first_tokens(e
 
 def test_length_groups_compute_little_padding() -> None:
     lengths = (3, 30, 4, 29, 5, 28, 6, 27, 10, 11, 12, 13, 20, 19, 18, 17)
-    layout = Layout.of(lengths, torch.device("cpu"))
+    layout = Layout.of(lengths)
     assert [(rows, longest) for rows, longest, _ in layout.groups] == [(4, 6), (4, 13), (4, 20), (4, 30)]
     assert layout.num_slots == 4 * (6 + 13 + 20 + 30)  # 276 for 252 tokens; one group would take 480
     assert len(layout.slot_N.unique()) == sum(lengths)

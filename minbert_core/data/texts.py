@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from minbert_core.data.corpus import lowest_hashes
+from minbert_core.data.packed import PackedBatch
 from minbert_core.data.tables import CorpusError, text_of
-from minbert_core.data.tokens import Encoding, Integers, PackedBatch, TokenisedTexts, Tokenizer, longest_first
+from minbert_core.data.tokens import Encoding, Integers, TokenisedTexts, Tokenizer, longest_first
 
 HELD_OUT = 0.05  # share of a text file's rows: those whose texts have the lowest hashes, for every seed
 REMEDY = "`texts` of a stage names it. A relative file name is looked up in the folder `data` (`--data DIR`)."

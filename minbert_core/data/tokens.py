@@ -14,7 +14,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import cached_property
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
@@ -26,9 +26,9 @@ import tokenizers
 import torch
 from numpy.typing import NDArray
 from tokenizers import models, normalizers, pre_tokenizers
-from torch import Tensor
 
 from minbert_core.data.corpus import Dropped, Split, fingerprint, prepare, read_split
+from minbert_core.data.packed import PackedBatch
 from minbert_core.data.tasks import SplitName, Task
 from minbert_core.encoder_files import check_content, read_json, read_text
 from minbert_core.files import check_is_file, replaced
@@ -326,27 +326,6 @@ def _write(split: Split, tokenizer: Tokenizer, path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- a batch
-
-
-@dataclass(frozen=True, eq=False)
-class PackedBatch:
-    """B examples as S concatenated sequences: N tokens, without padding.
-
-    bi: S = 2B, first the first sentences of all examples, then the second ones, all with segment 0. Otherwise S = B.
-    """
-
-    token_ids_N: Tensor  # int64
-    position_ids_N: Tensor  # int64, from 0 in each sequence
-    segment_ids_N: Tensor  # int64, 1 on the second sentence of a cross pair and its [SEP]
-    starts_S1: Tensor  # int64, (S + 1,), first 0, last N
-    lengths: tuple[int, ...]  # tokens of each of the S sequences, on the host
-    example_N: Tensor  # int64, the example (0 to B - 1) of each token
-    labels_B: Tensor  # float32; zeros if the split has no labels
-    num_examples: int  # B
-
-    def to(self, device: torch.device | str) -> PackedBatch:
-        moved: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
 
 
 def pack(

@@ -2,6 +2,9 @@
 
     state, this step's losses -> weights -> backward, merge, update -> follow: the state moves, for the steps to come
 
+A variant that reads the losses of a step for its weights follows them in this step. Any other follows the losses of the step
+before, which are there by then, so that the host does not wait for a GPU.
+
 `kinds` maps the tasks of the stage, in order, to their kinds; `losses` maps those of the step to their losses, without
 penalties. A variant keeps what it remembers in `state`, by task, float64 on the CPU. A snapshot holds it; a stage starts with
 an empty one.

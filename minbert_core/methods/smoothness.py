@@ -24,7 +24,7 @@ from torch import Tensor
 from minbert_core.settings.models import BARE_NAME, Variant
 
 Forward = Callable[[Tensor, bool], Tensor]  # (noise_ND, whether in float32 rather than the trial's precision) -> logits_BK
-Divergence = Callable[[Tensor, Tensor], Tensor]  # (logits_p_BK, logits_q_BK) -> scalar
+Divergence = Callable[[Tensor, Tensor], Tensor]  # (logits_p_BK, logits_q_BK) -> scalar, or (T,), one per task
 
 UNIT_SIGMA, UNIT_STEP, UNIT_EPS = 1e-5, 1e-3, 1e-6  # from smart-pytorch's SMARTLoss and mt-dnn's SmartPerturbation
 SMALLEST_IN_BFLOAT16 = 1e-2  # radius, in embedding units: from here on bfloat16 computes the change of the logits to 1 %
@@ -32,18 +32,11 @@ STEP_PER_RADIUS = 100.0  # eta / eps of Jiang et al. 2020, section 4.1: 1e-3 / 1
 
 
 @dataclass(frozen=True)
-class Place:
-    """The place of a part in its batch: the batch's number of tokens, and the rows of the part's N tokens among them."""
-
-    num_tokens: int
-    rows_N: Tensor
-
-
-@dataclass(frozen=True)
 class Clean:
     """The clean pass of one step over B examples, and the means to repeat it with noise.
 
-    Each example is perturbed on its own: `example_N` maps the N tokens to their examples.
+    Each example is perturbed on its own: `example_N` maps the N tokens to their examples. These may belong to T tasks: then a
+    prediction is the logits of all tasks in one vector, which `divergence` knows to divide.
     """
 
     logits_VBK: Sequence[Tensor]  # one prediction per view
@@ -51,15 +44,7 @@ class Clean:
     divergence: Divergence
     example_N: Tensor
     num_examples: int  # B
-    hidden_size: int  # D
-    generator: torch.Generator  # of the noise
-    place: Place | None = None  # None: the examples are the whole batch
-
-    def random_noise(self) -> Tensor:
-        """Draw standard normal noise, (N, D): for a part of a batch, its rows of the noise of the whole batch."""
-        num_tokens = self.place.num_tokens if self.place else len(self.example_N)
-        noise_ND = torch.randn((num_tokens, self.hidden_size), generator=self.generator, device=self.example_N.device)
-        return noise_ND[self.place.rows_N] if self.place else noise_ND
+    random_noise: Callable[[], Tensor]  # standard normal, (N, D): the same at each call
 
 
 def max_norms(values_ND: Tensor, example_N: Tensor, num_examples: int) -> Tensor:
@@ -171,7 +156,7 @@ class Smart(Variant):
         return self.projection == "unit"
 
     def penalty(self, clean: Clean) -> Tensor | None:
-        """Compute R_s without `weight`, a scalar: the divergence from the prediction under the worst noise found.
+        """Compute R_s without `weight`, per task: the divergence from the prediction under the worst noise found.
 
         Costs `steps` forward-backward passes to find the noise, whose backward reaches only the noise, and one forward pass,
         through which the caller trains.
@@ -188,7 +173,8 @@ class Smart(Variant):
         for _ in range(self.steps):
             noise_ND.requires_grad_()
             divergence = clean.divergence(target_BK, clean.forward(noise_ND, self.ascends_in_float32))
-            (gradient_ND,) = torch.autograd.grad(divergence, [noise_ND])  # of the noise only: parameters keep their gradients
+            # of the noise only: parameters keep their gradients; no task's noise has a part in another's divergence
+            (gradient_ND,) = torch.autograd.grad(divergence.sum(), [noise_ND])
             noise_ND = self._moved(noise_ND.detach(), gradient_ND, clean)
         return noise_ND
 
@@ -226,7 +212,7 @@ class RDrop(Variant):
         return False
 
     def penalty(self, clean: Clean) -> Tensor | None:
-        """Compute the divergence between the two views without `weight`, a scalar. There is no extra pass."""
+        """Compute the divergence between the two views without `weight`, per task. There is no extra pass."""
         first_BK, second_BK = clean.logits_VBK
         return clean.divergence(first_BK, second_BK)
 

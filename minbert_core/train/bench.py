@@ -15,7 +15,7 @@ from minbert_core.inputs import Inputs, build_encoder
 from minbert_core.machine import prepare, resolve_precision
 from minbert_core.methods.task_schedules import example_rows
 from minbert_core.model import MultitaskBert, build_model
-from minbert_core.train.task_losses import Batch
+from minbert_core.train.passes import Batch
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,13 @@ class Bench:
         return self.pack(task, self.rows(task, seed, start))
 
     def pack(self, task: str, rows: Integers, limit: int | None = None) -> Batch:
-        """Pack rows of a task's train split as a batch, in parts if it has more than `limit` tokens (None: the config's)."""
+        """Pack rows of a task's train split as a batch on the host, in parts if it has more than `limit` tokens.
+
+        limit None: the config's.
+        """
         encoding, split = self.model.plans[task].pair_encoding.kind, self.inputs.train[task]
         limit = limit or self.config.machine.micro_batch_tokens
-        parts = pack_parts(split, rows, encoding, self.config.max_length, self.inputs.specials, limit)
-        return [part.to(self.device) for part in parts]
+        return pack_parts(split, rows, encoding, self.config.max_length, self.inputs.specials, limit)
 
 
 def model_to_train(config: TrialConfig, inputs: Inputs) -> MultitaskBert:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 NUM_LOGS = 100  # records per trial or pretraining, about
-STEPS_PER_MEASURE = 10  # at least: measured at each step, SMART's |grad R_s| added two thirds of its time
+STEPS_PER_MEASURE = 30  # at least, but once per trial: SMART's |grad R_s| of three tasks takes almost two steps (2026-11)
 SAVE_EVERY_SECONDS = 300
 
 
@@ -29,7 +29,7 @@ def is_log_due(before: int, now: int, total: int) -> bool:
 
 def is_measure_due(before: int, now: int, examples_per_step: int, total: int) -> bool:
     """Return whether a log became due that has figures which cost a step: every log of a long trial, fewer of a short one."""
-    logs_per_measure = math.ceil(STEPS_PER_MEASURE * examples_per_step * NUM_LOGS / total)
+    logs_per_measure = min(NUM_LOGS, math.ceil(STEPS_PER_MEASURE * examples_per_step * NUM_LOGS / total))
     return log_number(before, total) // logs_per_measure < log_number(now, total) // logs_per_measure
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import torch
 
-from minbert_core.data.tokens import PackedBatch
+from minbert_core.data.packed import PackedBatch
 from minbert_core.memory import DoesNotFitError, is_out_of_memory, reason_of, release
 
 Result = TypeVar("Result")

@@ -31,8 +31,9 @@ from torch.nn import functional as F
 from minbert_core.checkpoints import load_head, save_encoder
 from minbert_core.clock import now_ms
 from minbert_core.config import TrialConfig, pretraining_texts
+from minbert_core.data.packed import PackedBatch
 from minbert_core.data.texts import Texts, joined, pack_texts, read_text_file, texts_of
-from minbert_core.data.tokens import PackedBatch, Tokenizer, cuts
+from minbert_core.data.tokens import Tokenizer, cuts
 from minbert_core.encoder import Encoder, Masks
 from minbert_core.encoder_files import weight_files
 from minbert_core.evaluate import NotFiniteError

@@ -1,13 +1,18 @@
 """One optimisation step: forward and backward of each task into a flat buffer, the merge, the clip, the update.
 
-    batches -> task_losses.py, per task and part -> backward into row T of the buffer (shared_gradients.py)
-            -> Gramian -> gradient method -> merged row 0 -> clip -> AdamW -> teacher and loss weights follow
+    batches -> passes.py -> task_losses.py, per pass -> backward -> clip -> AdamW -> teacher and loss weights follow
+        per task, into its row (shared_gradients.py) -> Gramian -> gradient method -> merged row 0 -> clip -> …
+
+Where the gradient is a plain sum, one pass serves all tasks of the step. A gradient method, or loss weights that depend on the
+step's own losses, need each task's gradient: then each task has its own passes and its own row. With adapters per task it has
+its own passes.
 
 Until the update no state changes, so a step that runs out of memory can be repeated in smaller parts (micro_batches.py). The
 update itself is in place: the optimiser's moments are allocated when a stage starts. If it fails anyway, the trial ends.
 
-Only one graph exists at a time. The parameters that only one task trains (its head, pooling and adapter) keep that task's
-gradient. Loss weights that depend on the step's own losses come after the backward passes: they weight rows, Gramian and heads.
+Only one pass's graph exists at a time. The parameters that only one task trains (its head, pooling and adapter) keep that
+task's gradient. Loss weights that depend on the step's own losses come after the backward passes: they weight rows, Gramian
+and heads.
 
 T tasks in the step, G parameter groups.
 """
@@ -15,12 +20,14 @@ T tasks in the step, G parameter groups.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from minbert_core.machine import Arriving
 from minbert_core.memory import indivisible
 from minbert_core.methods.gradients import merging_weights
 from minbert_core.methods.loss_weights import LossWeights
@@ -29,8 +36,9 @@ from minbert_core.methods.stages import StagePlan
 from minbert_core.model import MultitaskBert
 from minbert_core.seeds import seed_of
 from minbert_core.train.loop import step_at_rate
+from minbert_core.train.passes import Batch, Pass, passes_of
 from minbert_core.train.shared_gradients import SharedGradients
-from minbert_core.train.task_losses import Batch, Part, StepReport, TaskLosses, numbers_of, parts_of
+from minbert_core.train.task_losses import StepReport, TaskLosses, Views, numbers_of
 
 TOGETHER = "all"  # the name of the one optimiser of all tasks; no task is called so
 
@@ -52,13 +60,15 @@ class Stepper:
         self.kinds = {task: model.plans[task].task.kind for task in stage.tasks}
         self.weighs_gradients = loss_weights.reads_losses and len(stage.tasks) > 1  # a stage's only task weighs 1
         self.merges = stage.gradient.needs_several_tasks or self.weighs_gradients
-        num_rows = stage.task_schedule.tasks_per_step(len(stage.tasks)) if self.merges else 1
-        self.shared = SharedGradients(self.groups, num_rows, next(model.parameters()).device)
+        num_rows = stage.task_schedule.tasks_per_step(len(stage.tasks)) if self.merges else 0
+        sparse = model.encoder.sparsely_trained()
+        self.shared = SharedGradients(self.groups, num_rows, next(model.parameters()).device, sparse)
         self.optimizers = self._build_optimizers(named)
         self.gradient_state: dict[str, Tensor] = {}
         self.loss_state: dict[str, Tensor] = {}
+        self.unread: Unread | None = None
         self.teacher = stage.proximal.start(model)
-        self.losses = TaskLosses(model, stage, seed, precision)
+        self.precision, self.losses = precision, TaskLosses(model, stage, seed, precision)
 
     def _mark_trained(self) -> None:
         """Freeze all parameters but those that the stage trains, so that no graph is built for the others."""
@@ -87,7 +97,7 @@ class Stepper:
         return {
             "optimizer": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "gradient": self.gradient_state,
-            "loss_weights": self.loss_state,
+            "loss_weights": self.loss_state | (self.unread.state() if self.unread else {}),
             "teacher": teacher,
         }
 
@@ -96,34 +106,42 @@ class Stepper:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizer"][name])
         self.gradient_state, self.loss_state = dict(state["gradient"]), dict(state["loss_weights"])
+        self.unread = Unread.of_state(self.loss_state)
         if self.teacher:
             self.teacher.restore(state["teacher"])
 
-    def step(
-        self, number: int, batches: dict[str, Batch], progress: float, measure: bool, measure_penalty: bool = True
-    ) -> StepReport:
-        """Train on one batch of each task in `batches`, the step's tasks in order. `progress` is the stage's, in [0, 1].
+    def passes(self, number: int, batches: dict[str, Batch], limit: int | None = None) -> list[Pass]:
+        """Divide one batch of each task, the step's tasks in order, into the passes of step `number`, ready on the device.
+
+        limit: the most tokens of a pass, unless one part of a batch has more; None: any number.
+        """
+        together = self.model.shares_passes and not self.merges
+        return passes_of(number, batches, self.model, together, limit, self.precision)
+
+    def step(self, number: int, passes: list[Pass], progress: float, measure: bool, measure_penalty: bool = True) -> StepReport:
+        """Train on `passes`, those of step `number`. `progress` is the stage's, in [0, 1].
 
         `measure` also reports the gradient's norm and, with `measure_penalty`, |grad R_s|, which costs as much as a step.
         An out-of-memory error has changed no state.  Raises DoesNotFitError: the update itself ran out of memory.
         """
         report = StepReport()
-        early_weights = self._backward(number, batches, report, measure and measure_penalty)
-        losses = numbers_of(report.losses, batches) if self.loss_weights.follows_losses else {}
-        late_weights = self._loss_weights(losses) if self.weighs_gradients else dict.fromkeys(batches, 1.0)
+        tasks = tuple(dict.fromkeys(part.task for one in passes for part in one.parts))
+        early_weights = self._backward(passes, report, measure and measure_penalty)
+        losses = numbers_of(report.losses, tasks) if self.loss_weights.reads_losses else {}
+        late_weights = self._loss_weights(losses) if self.weighs_gradients else dict.fromkeys(tasks, 1.0)
         if measure and self.loss_weights.follows_losses:
-            report.figures |= {f"{task}_weight": early_weights[task] * late_weights[task] for task in batches}
+            report.figures |= {f"{task}_weight": early_weights[task] * late_weights[task] for task in tasks}
         if self.weighs_gradients:
             self._weigh_heads(late_weights)
         gradient_state = dict(self.gradient_state)
         if self.merges and self.shared.slices:
             self._merge(number, late_weights, gradient_state, report)
-        self._drop_unread(tuple(batches))
+        self._drop_unread(tasks)
         self._clip(report, measure)
         with indivisible(f"The update of step {number}"):
             self.gradient_state = gradient_state
-            self._update(tuple(batches), progress)
-            self._follow(number, batches, losses, progress, report)
+            self._update(tasks, progress)
+            self._follow(passes, tasks, losses, progress, report)
         return report
 
     def _loss_weights(self, losses: dict[str, float]) -> dict[str, float]:
@@ -131,47 +149,71 @@ class Stepper:
 
     # ------------------------------------------------------------------------------------------------------- backward
 
-    def _backward(self, number: int, batches: dict[str, Batch], report: StepReport, measure_penalty: bool) -> dict[str, float]:
+    def _backward(self, passes: list[Pass], report: StepReport, measure_penalty: bool) -> dict[str, float]:
         """Go backward through every task's losses, each into its row; return the weights that the losses had."""
         for parameter in self.head_parameters:
             parameter.grad = None
-        weights = dict.fromkeys(batches, 1.0) if self.loss_weights.reads_losses else self._loss_weights({})
+        tasks = list(dict.fromkeys(part.task for one in passes for part in one.parts))
+        weights = dict.fromkeys(tasks, 1.0) if self.loss_weights.reads_losses else self._loss_weights({})
+        rows = [[one for one in passes if task in one.sequences] for task in tasks] if self.merges else [passes]
         if not self.merges:
-            self.shared.use_row(0)  # which all tasks add to
-        for row, (task, batch) in enumerate(batches.items()):
+            self.shared.clear()
+        for row, of_row in enumerate(rows):
             if self.merges:
                 self.shared.use_row(row)
-            self._backward_task(parts_of(task, number, batch, weights[task]), report, measure_penalty)
+            gradients = self._gradients_of_whole(of_row, report)
+            for one in of_row:
+                self._backward_pass(one, weights, gradients.get(id(one)), report, measure_penalty)
         return weights
 
-    def _backward_task(self, parts: list[Part], report: StepReport, measure_penalty: bool) -> None:
-        """Go backward through one task's losses, one graph per part."""
-        is_separable = len(parts) == 1 or self.model.plans[parts[0].task].loss.is_mean
-        gradients = [None] * len(parts) if is_separable else self.losses.gradients_of_whole(parts, report)
-        for part, gradient_V in zip(parts, gradients, strict=True):
-            self._backward_part(part, gradient_V, report, measure_penalty and part.index == 0)
+    def _gradients_of_whole(self, passes: list[Pass], report: StepReport) -> dict[int, list[Tensor]]:
+        """Compute the gradients at what a loss reads, per view, where it is of a cut batch as a whole; by the id of a pass."""
+        by_task: dict[str, list[Pass]] = {}
+        for one in passes:
+            part = one.parts[0]
+            if part.count > 1 and not self.model.plans[part.task].loss.is_mean:
+                by_task.setdefault(part.task, []).append(one)
+        whole = [(of_task, self.losses.gradients_of_whole(of_task, report)) for of_task in by_task.values()]
+        return {id(one): of_pass for of_task, grads in whole for one, of_pass in zip(of_task, grads, strict=True)}
 
-    def _backward_part(self, part: Part, gradient_V: list[Tensor] | None, report: StepReport, measure_penalty: bool) -> None:
-        """Build the graph of the part's task loss, proximal term and smoothness term, and go backward through their sum.
+    def _backward_pass(
+        self,
+        one: Pass,
+        weights: dict[str, float],
+        gradient_V: list[Tensor] | None,
+        report: StepReport,
+        measure_penalty: bool,
+    ) -> None:
+        """Build the graph of the task losses, proximal and smoothness terms of a pass, and go backward through their sum.
 
-        gradient_V is the gradient of the task loss at what it reads, per view, if it was computed over the whole batch.
+        gradient_V is the gradient of the pass's only loss at what it reads, per view, if it was computed over the whole batch.
         """
-        views = self.losses.clean(part, report)
-        if gradient_V is None:
-            loss = self.losses.task_loss(part, views, report)
-        else:
-            loss = self.losses.loss_with_gradient(views, gradient_V)
+        views = self.losses.clean(one, report)
+        losses = self._task_losses(one, views, gradient_V, report)
         if self.teacher:
-            loss = loss + self.stage.proximal.weight * self.losses.proximal_term(part, views, self.teacher, report)
-        smoothness = self.losses.smoothness_term(part, views, report)
-        loss = part.weight * loss
+            proximal = self.losses.proximal_terms(one, views, self.teacher, report)
+            losses = [loss + self.stage.proximal.weight * term for loss, term in zip(losses, proximal, strict=True)]
+        losses = [weights[part.task] * loss for part, loss in zip(one.parts, losses, strict=True)]
+        smoothness = self.losses.smoothness_terms(one, views, report)
         if smoothness is not None:
-            penalty = part.weight * self.stage.smoothness.weight * smoothness
-            if measure_penalty:
-                self._measure_penalty(part.task, loss, penalty, report)
-            loss = loss + penalty
-        if loss.requires_grad:  # not if the encoder is frozen and the loss reads features
-            loss.backward()
+            factor = self.stage.smoothness.weight
+            penalties = [weights[part.task] * factor * term for part, term in zip(one.parts, smoothness, strict=True)]
+            for part, loss, penalty in zip(one.parts, losses, penalties, strict=True):
+                if measure_penalty and part.index == 0:
+                    self._measure_penalty(part.task, loss, penalty, report)
+            losses += penalties
+        total = sum(losses[1:], losses[0])
+        if total.requires_grad:  # not if the encoder is frozen and the losses read features
+            total.backward()
+
+    def _task_losses(self, one: Pass, views: Views, gradient_V: list[Tensor] | None, report: StepReport) -> list[Tensor]:
+        """Compute the task loss of each part."""
+        values_TV = [list(values_V) for values_V in zip(*views.values_VT, strict=True)]
+        if gradient_V is not None:
+            return [self.losses.loss_with_gradient(values_TV[0], gradient_V)]
+        labels_T = one.packed.labels_B.split([part.num_examples for part in one.parts])
+        parts = zip(one.parts, labels_T, values_TV, strict=True)
+        return [self.losses.task_loss(part, labels_B, values_V, report) for part, labels_B, values_V in parts]
 
     def _measure_penalty(self, task: str, loss: Tensor, penalty: Tensor, report: StepReport) -> None:
         """Report |grad R_s| / |grad task|, so that a smoothness without effect is seen."""
@@ -220,8 +262,7 @@ class Stepper:
         if limit is None and not measure:
             return
         parameters = [*self.shared.parameters, *self.head_parameters]
-        gradients = [self.shared.rows_TP[0], *(p.grad for p in self.head_parameters if p.grad is not None)]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         if limit is not None:
             nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         if measure:
@@ -233,12 +274,44 @@ class Stepper:
         step_at_rate(optimizer, self.stage.optimizer.lr_factor(progress))
 
     def _follow(
-        self, number: int, batches: dict[str, Batch], losses: dict[str, float], progress: float, report: StepReport
+        self, passes: list[Pass], tasks: tuple[str, ...], losses: dict[str, float], progress: float, report: StepReport
     ) -> None:
-        """Let the loss weights and the teacher follow the step just taken."""
+        """Let the loss weights and the teacher follow the step just taken; `losses` are its losses if they were read."""
         if losses:
             looks_again = self.loss_weights.looks_again and self.weighs_gradients
-            losses_after = self.losses.losses_again(number, batches, report) if looks_again else losses
+            losses_after = self.losses.losses_again(passes, report) if looks_again else losses
             self.loss_weights.follow(self.kinds, losses, losses_after, progress, self.loss_state)
+        elif self.loss_weights.follows_losses:
+            if self.unread:
+                before = self.unread.losses()
+                self.loss_weights.follow(self.kinds, before, before, self.unread.progress, self.loss_state)
+            self.unread = Unread(tasks, Arriving(torch.stack([report.losses[task] for task in tasks])), progress)
         if self.teacher:
             self.teacher.follow(progress)
+
+
+@dataclass(frozen=True)
+class Unread:
+    """The losses of the last step, which the loss weights follow at the end of the next: the host waits for neither."""
+
+    tasks: tuple[str, ...]
+    arriving: Arriving
+    progress: float
+
+    def losses(self) -> dict[str, float]:
+        return dict(zip(self.tasks, self.arriving.read(), strict=True))
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the entries of a snapshot, next to those of the loss weights."""
+        losses = {f"/unread/{task}": torch.tensor([loss], dtype=torch.float64) for task, loss in self.losses().items()}
+        return losses | {"/unread": torch.tensor([self.progress], dtype=torch.float64)}
+
+    @staticmethod
+    def of_state(state: dict[str, Tensor]) -> Unread | None:
+        """Take these entries out of a state, if it has them: a state of an earlier version does not."""
+        if "/unread" not in state:
+            return None
+        progress = float(state.pop("/unread"))
+        losses = {name: state.pop(name) for name in [name for name in state if name.startswith("/unread/")]}
+        tasks = tuple(name.removeprefix("/unread/") for name in losses)
+        return Unread(tasks, Arriving(torch.cat(list(losses.values()))), progress)

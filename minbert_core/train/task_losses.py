@@ -1,70 +1,37 @@
-"""The losses of a stage's tasks: the forward passes over a part of a batch, and the terms computed from them.
+"""The losses of a stage's tasks: the forward passes over parts of their batches, and the terms computed from them.
 
-    Part -> clean passes, one per view -> task_loss, proximal_term, smoothness_term -> step.py sums them and goes backward
+    Pass -> clean passes, one per view -> task_loss, proximal_terms, smoothness_terms -> step.py sums them and goes backward
 
 A batch that is too large for one pass comes in parts, whose gradients add up to that of the whole batch: exactly without
-dropout; with it each part draws its own masks, so it is another sample of the same distribution. The noise of a smoothness is
-drawn for the whole batch. A loss that is defined over
-the batch as a whole (a correlation) takes one more pass: its gradient at the logits or features is computed first.
+dropout; with it each pass draws its own masks, so it is another sample of the same distribution. The noise of a smoothness is
+drawn for the whole batch of a task. A loss that is defined over the batch as a whole (a correlation) takes one more pass: its
+gradient at the logits or features is computed first.
 
-B examples of a part, N packed tokens, D hidden size, K outputs, V views.
+B examples of a part, N packed tokens of a pass, D hidden size, K outputs, V views, T parts of a pass, one per task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from minbert_core.data.tokens import PackedBatch
 from minbert_core.encoder import Masks
 from minbert_core.machine import in_precision
 from minbert_core.methods.losses import divergence
 from minbert_core.methods.proximal import Teacher
-from minbert_core.methods.smoothness import Clean, Divergence, Place
+from minbert_core.methods.smoothness import Clean
 from minbert_core.methods.stages import StagePlan
 from minbert_core.model import MultitaskBert, Output
 from minbert_core.seeds import seed_of
+from minbert_core.train.passes import Part, Pass
 
-Batch = list[PackedBatch]  # of one task, whole or in parts
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of a task's batch in a step: all of it, or as much as one pass may hold."""
-
-    task: str
-    step: int
-    index: int
-    packed: PackedBatch
-    share: float  # of the batch's examples
-    weight: float = 1.0  # of the task's loss in the step
-    place: Place | None = None  # of its tokens in the batch; None: the part is the batch
-
-
-def parts_of(task: str, step: int, batch: Batch, weight: float = 1.0) -> list[Part]:
-    """Number the parts of a task's batch, each with its share of the examples."""
-    total = sum(packed.num_examples for packed in batch)
-    shares, places = [packed.num_examples / total for packed in batch], places_of(batch)
-    return [Part(task, step, i, packed, shares[i], weight, places[i]) for i, packed in enumerate(batch)]
-
-
-def places_of(batch: Batch) -> list[Place | None]:
-    """Find each part's tokens among those of the whole batch, in which all first sentences precede the second ones."""
-    if len(batch) == 1:
-        return [None]
-    num_tokens = sum(sum(packed.lengths) for packed in batch)
-    rows: list[list[Tensor]] = [[] for _ in batch]
-    end = 0
-    for half in range(max(len(packed.lengths) // packed.num_examples for packed in batch)):
-        for packed, of_part in zip(batch, rows, strict=True):
-            lengths = packed.lengths[half * packed.num_examples :][: packed.num_examples]
-            start, end = end, end + sum(lengths)
-            of_part.append(torch.arange(start, end, device=packed.token_ids_N.device))
-    return [Place(num_tokens, torch.cat(of_part)) for of_part in rows]
+Divergence = Callable[[Tensor, Tensor], Tensor]  # of two predictions (B, K) of a task -> scalar
+Outputs = list[Output]  # one per part of a pass
 
 
 @dataclass
@@ -90,10 +57,10 @@ def numbers_of(losses: dict[str, Tensor], tasks: Iterable[str]) -> dict[str, flo
 
 
 class Views(NamedTuple):
-    """The clean passes over a part, one per view, and the masks of the first view, which later passes replay."""
+    """The clean passes over the parts of a pass, one per view, and the masks of the first view, which later passes replay."""
 
-    values_V: list[Tensor]  # what the loss reads: logits (B, K) or features
-    answers_VBK: list[Tensor]  # what the metric reads, and the penalties compare
+    values_VT: list[list[Tensor]]  # what the losses read: logits (B, K) or features
+    answers_VT: list[list[Tensor]]  # what the metrics read, and the penalties compare, (B, K)
     masks: Masks
 
 
@@ -101,138 +68,170 @@ class TaskLosses:
     """The losses and penalties of one stage's tasks. Keeps no state between steps."""
 
     def __init__(self, model: MultitaskBert, stage: StagePlan, seed: int, precision: str) -> None:
-        self.model, self.stage, self.seed, self.precision = model, stage, seed, precision
+        self.model, self.stage, self.seed = model, stage, seed
         self.clean_precision = "float32" if stage.smoothness.needs_float32 else precision
+        # masks that are not stored differ between precisions, by the kernels that draw them: then no pass may differ in it
+        is_stored = next(model.parameters()).device.type == "cpu"
+        self.noisy_precision = precision if is_stored else self.clean_precision
 
     # ------------------------------------------------------------------------------------------------ the terms of the loss
 
-    def clean(self, part: Part, report: StepReport) -> Views:
-        """Run the clean passes over a part, one per view."""
-        masks_V = [self._masks(part, view) for view in range(self.stage.smoothness.views)]
-        outputs = [self._forward(part, masks, report) for masks in masks_V]
-        values_V = [self._read(part.task, output) for output in outputs]
-        return Views(values_V, [self._answer(part.task, output) for output in outputs], masks_V[0])
+    def clean(self, one: Pass, report: StepReport) -> Views:
+        """Run the clean passes, one per view."""
+        masks_V = [self._masks(one, view) for view in range(self.stage.smoothness.views)]
+        outputs_V = [self._forward(one, masks, report) for masks in masks_V]
+        values_VT = [self._read(one, outputs) for outputs in outputs_V]
+        return Views(values_VT, [self._answers(one, outputs) for outputs in outputs_V], masks_V[0])
 
-    def task_loss(self, part: Part, views: Views, report: StepReport) -> Tensor:
+    def task_loss(self, part: Part, labels_B: Tensor, values_V: list[Tensor], report: StepReport) -> Tensor:
         """Compute the part's share of the task's loss, a scalar: the mean over the views."""
         plan = self.model.plans[part.task]
-        losses_V = [plan.loss(values, part.packed.labels_B, plan.task.label_range) for values in views.values_V]
+        losses_V = [plan.loss(values, labels_B, plan.task.label_range) for values in values_V]
         loss: Tensor = part.share * sum(losses_V[1:], losses_V[0]) / len(losses_V)
         report.add_loss(part.task, loss)
         return loss
 
-    def loss_with_gradient(self, views: Views, gradient_V: list[Tensor]) -> Tensor:
+    def loss_with_gradient(self, values_V: list[Tensor], gradient_V: list[Tensor]) -> Tensor:
         """Compute a scalar whose gradient at what the loss reads, per view, is the one given."""
-        pairs = zip(views.values_V, gradient_V, strict=True)
+        pairs = zip(values_V, gradient_V, strict=True)
         return torch.stack([(values * gradient).sum() for values, gradient in pairs]).sum()
 
-    def proximal_term(self, part: Part, views: Views, teacher: Teacher, report: StepReport) -> Tensor:
-        """Compute the part's share of the divergence from the teacher, a scalar, without its weight."""
+    def proximal_terms(self, one: Pass, views: Views, teacher: Teacher, report: StepReport) -> list[Tensor]:
+        """Compute each part's share of the divergence from the teacher, a scalar, without its weight."""
+        assert isinstance(teacher.model, MultitaskBert), "a teacher is a copy of the student"
         with torch.no_grad():
-            taught = self._forward(part, views.masks, report, model=teacher.model)
-        proximal = part.share * self._divergence(part.task)(views.answers_VBK[0], self._answer(part.task, taught))
-        report.add_loss(f"{part.task}_proximal", proximal)
-        return proximal
+            taught = self._answers(one, self._forward(one, views.masks, report, model=teacher.model))
+        pairs = zip(one.parts, views.answers_VT[0], taught, strict=True)
+        divergences = [self._divergence(part.task)(answers_BK, taught_BK) for part, answers_BK, taught_BK in pairs]
+        return self._shares(one, divergences, "proximal", report)
 
-    def smoothness_term(self, part: Part, views: Views, report: StepReport) -> Tensor | None:
-        """Compute the part's share of the smoothness penalty, a scalar, without its weight; None if there is no penalty."""
+    def smoothness_terms(self, one: Pass, views: Views, report: StepReport) -> list[Tensor] | None:
+        """Compute each part's share of the smoothness penalty, a scalar, without its weight; None if there is no penalty."""
 
         def noisy(noise_ND: Tensor, in_float32: bool) -> Tensor:
-            precision = "float32" if in_float32 else self.precision
-            return self._answer(part.task, self._forward(part, views.masks, report, noise_ND, precision=precision))
+            precision = "float32" if in_float32 else self.noisy_precision
+            return _in_one(self._answers(one, self._forward(one, views.masks, report, noise_ND, precision=precision)))
 
-        packed = part.packed
-        noise_seed = seed_of(self.seed, "noise", part.step, part.task, 0)
+        shapes = [answers_BK.shape for answers_BK in views.answers_VT[0]]
         clean = Clean(
-            logits_VBK=views.answers_VBK,
+            logits_VBK=[_in_one(answers) for answers in views.answers_VT],
             forward=noisy,
-            divergence=self._divergence(part.task),
-            example_N=packed.example_N,
-            num_examples=packed.num_examples,
-            hidden_size=self.model.encoder.shape.hidden_size,
-            generator=torch.Generator(packed.token_ids_N.device).manual_seed(noise_seed),
-            place=part.place,
+            divergence=partial(_divergences, [self._divergence(part.task) for part in one.parts], shapes),
+            example_N=one.packed.example_N,
+            num_examples=one.packed.num_examples,
+            random_noise=partial(self._noise, one),
         )
-        penalty = self.stage.smoothness.penalty(clean)
-        if penalty is None:
-            return None
-        smoothness = part.share * penalty
-        report.add_loss(f"{part.task}_smoothness", smoothness)
-        return smoothness
+        penalty_T = self.stage.smoothness.penalty(clean)
+        return None if penalty_T is None else self._shares(one, list(penalty_T.unbind()), "smoothness", report)
+
+    def _shares(self, one: Pass, terms: list[Tensor], name: str, report: StepReport) -> list[Tensor]:
+        """Weigh each part's term by its share of the batch, and report it."""
+        shares = [part.share * term for part, term in zip(one.parts, terms, strict=True)]
+        for part, share in zip(one.parts, shares, strict=True):
+            report.add_loss(f"{part.task}_{name}", share)
+        return shares
+
+    def _noise(self, one: Pass) -> Tensor:
+        """Draw standard normal noise, (N, D): for each part its rows of the noise of its task's whole batch."""
+        noises, device = [], one.packed.device
+        for part in one.parts:
+            generator = torch.Generator(device).manual_seed(seed_of(self.seed, "noise", one.step, part.task, 0))
+            shape = part.place.num_tokens, self.model.encoder.shape.hidden_size
+            whole_ND = torch.randn(shape, generator=generator, device=device)
+            noises += [whole_ND[start:end] for start, end in part.place.ranges]
+        shape = one.packed.num_padding, self.model.encoder.shape.hidden_size
+        return torch.cat([*noises, torch.zeros(shape, device=device)])
 
     # ------------------------------------------------------------------------------------------- the loss of a whole batch
 
-    def gradients_of_whole(self, parts: list[Part], report: StepReport) -> list[list[Tensor]]:
-        """Compute the gradient of a loss of the whole batch at what it reads: one list per part, one tensor per view.
+    def gradients_of_whole(self, passes: list[Pass], report: StepReport) -> list[list[Tensor]]:
+        """Compute the gradient of a loss of a whole batch at what it reads: one list per pass, one tensor per view.
 
-        Takes one more pass over the batch, without a graph.
+        `passes` are those of one task, which share none with another. Takes one more pass over the batch, without a graph.
         """
         gradients = []
         for view in range(self.stage.smoothness.views):
-            values = self._values(parts, view, report)
+            values = self._values(passes, view, report)
             whole = torch.cat(values).requires_grad_()
-            loss = self._whole_loss(parts, whole) / self.stage.smoothness.views
-            report.add_loss(parts[0].task, loss)
+            loss = self._whole_loss(passes, whole) / self.stage.smoothness.views
+            report.add_loss(passes[0].parts[0].task, loss)
             (gradient,) = torch.autograd.grad(loss, [whole])
             gradients.append(gradient.split([len(value) for value in values]))
-        return [list(of_part) for of_part in zip(*gradients, strict=True)]
+        return [list(of_pass) for of_pass in zip(*gradients, strict=True)]
 
     @torch.no_grad()
-    def losses_again(self, step: int, batches: dict[str, Batch], report: StepReport) -> dict[str, float]:
-        """Compute the tasks' losses on the step's own batches, under its masks, with the parameters as they are now."""
+    def losses_again(self, passes: list[Pass], report: StepReport) -> dict[str, float]:
+        """Compute the tasks' losses on the step's own batches, under its masks, with the parameters as they are now.
+
+        No two tasks may share a pass.
+        """
+        by_task: dict[str, list[Pass]] = {}
+        for one in passes:
+            by_task.setdefault(one.parts[0].task, []).append(one)
         losses = {}
-        for task, batch in batches.items():
-            parts = parts_of(task, step, batch)
-            values_V = [torch.cat(self._values(parts, view, report)) for view in range(self.stage.smoothness.views)]
-            losses[task] = torch.stack([self._whole_loss(parts, values) for values in values_V]).mean()
-        return numbers_of(losses, batches)
+        for task, of_task in by_task.items():
+            values_V = [torch.cat(self._values(of_task, view, report)) for view in range(self.stage.smoothness.views)]
+            losses[task] = torch.stack([self._whole_loss(of_task, values) for values in values_V]).mean()
+        return numbers_of(losses, by_task)
 
     @torch.no_grad()
-    def _values(self, parts: list[Part], view: int, report: StepReport) -> list[Tensor]:
-        """Compute what the task's loss reads of each part, without a graph."""
-        return [self._read(part.task, self._forward(part, self._masks(part, view), report)) for part in parts]
+    def _values(self, passes: list[Pass], view: int, report: StepReport) -> list[Tensor]:
+        """Compute what a task's loss reads of each of its passes, without a graph."""
+        return [self._read(one, self._forward(one, self._masks(one, view), report))[0] for one in passes]
 
-    def _whole_loss(self, parts: list[Part], values: Tensor) -> Tensor:
-        """Compute the task's loss of a whole batch, given what it reads of all parts."""
-        plan = self.model.plans[parts[0].task]
-        return plan.loss(values, torch.cat([part.packed.labels_B for part in parts]), plan.task.label_range)
+    def _whole_loss(self, passes: list[Pass], values: Tensor) -> Tensor:
+        """Compute the loss of a task's whole batch, given what it reads of all passes."""
+        plan = self.model.plans[passes[0].parts[0].task]
+        return plan.loss(values, torch.cat([one.packed.labels_B for one in passes]), plan.task.label_range)
 
     # ------------------------------------------------------------------------------------------------------------ one pass
 
     def _forward(
         self,
-        part: Part,
+        one: Pass,
         masks: Masks,
         report: StepReport,
         noise_ND: Tensor | None = None,
-        model: nn.Module | None = None,
+        model: MultitaskBert | None = None,
         precision: str = "",
-    ) -> Output:
-        """Run one pass over a part, by the student or by `model` (the teacher).
+    ) -> Outputs:
+        """Run one pass, by the student or by `model` (the teacher).
 
         `precision` is that of a noisy pass. All others have that of the clean pass, so that they do not differ by rounding.
         """
-        packed = part.packed
+        packed = one.packed
         report.passes += packed.num_examples
-        with in_precision(precision or self.clean_precision, packed.token_ids_N.device):
-            output: Output = (model or self.model)(part.task, packed, masks.rewind(), noise_ND, self.stage.trains_encoder)
-        return output
+        with in_precision(precision or self.clean_precision, packed.device):
+            outputs = (model or self.model).together(one.sequences, packed, masks.rewind(), noise_ND, self.stage.trains_encoder)
+        return list(outputs.values())
 
-    def _masks(self, part: Part, view: int) -> Masks:
-        """Create the masks of a part under a view, which all its passes in a step replay."""
-        of_view = (view,) if view else ()
-        seed = seed_of(self.seed, "masks", part.step, part.task, part.index, *of_view)
-        return Masks(seed, part.packed.token_ids_N.device)
+    def _masks(self, one: Pass, view: int) -> Masks:
+        """Create the masks of a pass under a view, which all repetitions of it in a step replay."""
+        tasks, of_view = "+".join(one.sequences), (view,) if view else ()
+        return Masks(seed_of(self.seed, "masks", one.step, tasks, one.parts[0].index, *of_view), one.packed.device)
 
-    def _read(self, task: str, output: Output) -> Tensor:
-        """Return what the task's loss reads of a pass: logits or features."""
-        return output.features_BF if self.model.plans[task].loss.reads_features else output.logits_BK
+    def _read(self, one: Pass, outputs: Outputs) -> list[Tensor]:
+        """Return what each task's loss reads of a pass: logits or features."""
+        pairs = zip(one.parts, outputs, strict=True)
+        return [o.features_BF if self.model.plans[part.task].loss.reads_features else o.logits_BK for part, o in pairs]
 
-    def _answer(self, task: str, output: Output) -> Tensor:
-        """Return what the task's metric reads of a pass, which the penalties compare."""
-        return self.model.readout(task, output.logits_BK)
+    def _answers(self, one: Pass, outputs: Outputs) -> list[Tensor]:
+        """Return what each task's metric reads of a pass, which the penalties compare."""
+        return [self.model.readout(part.task, output.logits_BK) for part, output in zip(one.parts, outputs, strict=True)]
 
     def _divergence(self, task: str) -> Divergence:
         """Return the divergence of two predictions of a task."""
         plan = self.model.plans[task]
         return divergence(plan.task.kind, plan.loss.error_unit(plan.task.label_range))
+
+
+def _in_one(answers_T: list[Tensor]) -> Tensor:
+    """Put the answers of all parts, (B, K) each, into one vector."""
+    return torch.cat([answers_BK.flatten() for answers_BK in answers_T])
+
+
+def _divergences(divergences: list[Divergence], shapes: list[torch.Size], p: Tensor, q: Tensor) -> Tensor:
+    """Compute the divergence of each part, (T,), from two vectors of all parts' answers, whose shapes are given."""
+    sizes = [shape.numel() for shape in shapes]
+    parts = zip(divergences, shapes, p.split(sizes), q.split(sizes), strict=True)
+    return torch.stack([diverge(of_p.view(shape), of_q.view(shape)) for diverge, shape, of_p, of_q in parts])

@@ -194,8 +194,9 @@ class _Trial:
 
         def attempt(limit: int | None, sizes: Sizes) -> StepReport:
             batches = {name: self.bench.pack(name, rows[name], limit) for name in names}
-            sizes += sizes_of(part for batch in batches.values() for part in batch)
-            return self.stepper.step(counters.step, batches, progress, measure, measure_penalty)
+            passes = self.stepper.passes(counters.step, batches, limit)
+            sizes += sizes_of(one.packed for one in passes)
+            return self.stepper.step(counters.step, passes, progress, measure, measure_penalty)
 
         limit = counters.micro_batch_tokens or self.config.machine.micro_batch_tokens
         report, held = fitted(attempt, limit, self.bench.device, f"step {counters.step + 1}")

@@ -206,7 +206,8 @@ class _Run:
         is_due = int(self.steps * self.measures_per_step) < int((self.steps + 1) * self.measures_per_step)
         is_measured = tasks not in self.known or is_due
         self.known.add(tasks)
-        self.stepper.step(self.steps, batches, progress=0.5, measure=is_measured)
+        passes = self.stepper.passes(self.steps, batches, self.bench.config.machine.micro_batch_tokens)
+        self.stepper.step(self.steps, passes, progress=0.5, measure=is_measured)
         self.steps += 1
 
 

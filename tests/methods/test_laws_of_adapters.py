@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from battery import law
 
-from minbert_core.encoder import EncoderShape, Layout, Query, new_encoder
+from minbert_core.data.packed import Layout, Query
+from minbert_core.encoder import Dropout, EncoderShape, new_encoder
 from minbert_core.methods.adapters import Adapter
 
 SHAPE = EncoderShape(vocab_size=20, hidden_size=12, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
@@ -19,8 +20,8 @@ SHAPE = EncoderShape(vocab_size=20, hidden_size=12, num_hidden_layers=2, num_att
 
 @law(Adapter)
 def test_an_adapter_leaves_what_the_encoder_answers_as_it_was(variant: Any) -> None:
-    encoder, hidden_ND, layout = new_encoder(SHAPE, 0, 0.1, 0.1), torch.randn(5, 12), Layout.of((2, 3), torch.device("cpu"))
-    arguments = (Query.of_all(layout), lambda x: x, lambda x: x)
+    encoder, hidden_ND, layout = new_encoder(SHAPE, 0, 0.1, 0.1), torch.randn(5, 12), Layout.of((2, 3))
+    arguments = (Query.of_all(layout), Dropout(None, 0.0), Dropout(None, 0.0))
     expected = encoder.layers[1](hidden_ND, *arguments)
     variant.adapt(encoder, len)
     own = variant.build(SHAPE)

@@ -6,6 +6,7 @@ Legend: B examples, N tokens, D hidden size, K outputs.
 from __future__ import annotations
 
 import typing
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,6 +20,10 @@ from minbert_core.methods.proximal import Proximal
 from minbert_core.methods.smoothness import Clean, Smoothness
 
 EXAMPLE_N = torch.tensor([0, 0, 1, 1, 1])
+
+
+def noise_of(generator: torch.Generator) -> Callable[[], Tensor]:
+    return lambda: torch.randn((5, 4), generator=generator)
 
 
 @law(Smoothness)
@@ -36,7 +41,7 @@ def test_a_penalty_is_a_positive_scalar_that_trains_and_costs_what_it_announces(
     views = [forward(0.1 * view * torch.ones(5, 4)) for view in range(variant.views)]  # as if masks had made them differ
     del passes[:1]
     state = torch.get_rng_state()
-    penalty = variant.penalty(Clean(views, forward, divergence(kind), EXAMPLE_N, 2, 4, torch.Generator().manual_seed(0)))
+    penalty = variant.penalty(Clean(views, forward, divergence(kind), EXAMPLE_N, 2, noise_of(torch.Generator())))
     announced = variant.extra_passes
     assert len(passes) == announced, f"it takes {len(passes)} passes, but extra_passes announces {announced}, which is charged"
     assert torch.equal(torch.get_rng_state(), state), "it draws from torch's global generator, not from the one handed in"
@@ -64,7 +69,7 @@ def test_a_penalty_repeats_from_the_same_generator(variant: Any) -> None:
     for _ in range(2):
         generator = torch.Generator().manual_seed(3)
         views = [forward(0.1 * view * torch.ones(5, 4)) for view in range(variant.views)]
-        found.append(variant.penalty(Clean(views, forward, divergence("regression"), EXAMPLE_N, 2, 4, generator)))
+        found.append(variant.penalty(Clean(views, forward, divergence("regression"), EXAMPLE_N, 2, noise_of(generator))))
     same = found[0] is found[1] is None or torch.equal(*found)
     assert same, f"from one seed its penalty is {found[0]}, then {found[1]}: a trial could not be repeated"
 

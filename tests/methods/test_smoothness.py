@@ -20,6 +20,10 @@ EXAMPLE_N = torch.tensor([0, 0, 1, 1, 1, 0])  # the last token is the v of examp
 B, N, D, K = 2, 6, 4, 3
 
 
+def noise_of(generator: torch.Generator, shape: tuple[int, int] = (N, D)) -> Callable[[], Tensor]:
+    return lambda: torch.randn(shape, generator=generator)
+
+
 class Model:
     """Embeddings, a weight, and the noises that `forward` was called with."""
 
@@ -41,7 +45,7 @@ class Model:
 def penalty(model: Model, smart: Smart, clean: Tensor | None = None, seed: int = 0, kind: str = "classification") -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     clean = model.clean() if clean is None else clean
-    found = smart.penalty(Clean([clean], model.forward, divergence(kind), EXAMPLE_N, B, D, generator))
+    found = smart.penalty(Clean([clean], model.forward, divergence(kind), EXAMPLE_N, B, noise_of(generator)))
     assert found is not None
     return found
 
@@ -167,7 +171,9 @@ def test_the_starting_noise_has_the_radius_as_its_deviation() -> None:
 
     example_N = torch.zeros(2000, dtype=torch.long)
     generator = torch.Generator().manual_seed(0)
-    Smart(radius=0.3).penalty(Clean([torch.zeros(2000, 1)], forward, divergence("regression"), example_N, 1, 8, generator))
+    Smart(radius=0.3).penalty(
+        Clean([torch.zeros(2000, 1)], forward, divergence("regression"), example_N, 1, noise_of(generator, (2000, 8)))
+    )
     assert noises[0].std().item() == pytest.approx(0.3, rel=0.02)
 
 
@@ -200,7 +206,7 @@ def test_the_clean_side_is_a_constant_in_the_ascent_only() -> None:
         return divergence("classification")(p, q)
 
     model, generator = Model(), torch.Generator().manual_seed(0)
-    Smart(steps=3).penalty(Clean([model.clean()], model.forward, recorded, EXAMPLE_N, B, D, generator))
+    Smart(steps=3).penalty(Clean([model.clean()], model.forward, recorded, EXAMPLE_N, B, noise_of(generator)))
     assert trained == [False, False, False, True]
 
 
@@ -247,7 +253,7 @@ def r_drop(*views_VBK: Tensor, kind: str = "classification") -> Tensor:
     def forward(noise_ND: Tensor, in_float32: bool) -> Tensor:
         raise AssertionError("no noisy pass is needed")
 
-    found = RDrop().penalty(Clean(views_VBK, forward, divergence(kind), EXAMPLE_N, B, D, torch.Generator()))
+    found = RDrop().penalty(Clean(views_VBK, forward, divergence(kind), EXAMPLE_N, B, noise_of(torch.Generator())))
     assert found is not None
     return found
 
@@ -296,5 +302,5 @@ def test_none_costs_nothing_and_adds_nothing() -> None:
 
     none = NoSmoothness()
     unused: Callable[[Tensor, Tensor], Tensor] = divergence("binary")
-    assert none.penalty(Clean([torch.zeros(B, 1)], forward, unused, EXAMPLE_N, B, D, torch.Generator())) is None
+    assert none.penalty(Clean([torch.zeros(B, 1)], forward, unused, EXAMPLE_N, B, noise_of(torch.Generator()))) is None
     assert (none.extra_passes, none.needs_float32, none.weight) == (0, False, 0.0)

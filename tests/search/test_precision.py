@@ -83,7 +83,7 @@ def check_step(model: MultitaskBert, config: TrialConfig, inputs: Inputs) -> Non
     [task] = config.train_on
     batch = pack(inputs.train[task], np.arange(8), "bi", 64, inputs.specials)
     stepper = Stepper(model, config.stage_plans()[0], config.loss_weights, 0, config.machine.precision)
-    report = stepper.step(0, {task: [batch]}, progress=0.5, measure=True)
+    report = stepper.step(0, stepper.passes(0, {task: [batch]}), progress=0.5, measure=True)
     assert report.losses.keys() == {task, f"{task}_smoothness", f"{task}_proximal"}
     assert {loss.dtype for loss in report.losses.values()} == {torch.float32}
     assert all(torch.isfinite(loss) for loss in report.losses.values())

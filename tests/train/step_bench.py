@@ -20,8 +20,9 @@ from minbert_core.encoder import Masks
 from minbert_core.inputs import Inputs, build_encoder, open_inputs
 from minbert_core.model import MultitaskBert, build_model
 from minbert_core.seeds import seed_of
+from minbert_core.train.passes import Batch
 from minbert_core.train.step import Stepper
-from minbert_core.train.task_losses import Batch, StepReport
+from minbert_core.train.task_losses import StepReport
 
 Tiny = Callable[..., TrialConfig]
 
@@ -30,6 +31,7 @@ Batches = dict[str, PackedBatch]
 
 
 SEED = 11
+APART = 1  # tokens of a pass: fewer than any example has
 
 
 NO_DROPOUT = {
@@ -70,14 +72,20 @@ class Bench:
         progress: float = 0.1,
         measure: bool = False,
         parts: dict[str, Batch] | None = None,
+        limit: int | None = None,
     ) -> StepReport:
-        """A step over whole batches or `parts`, at the peak of the rate unless `progress` says otherwise."""
+        """A step over whole batches or `parts`, at the peak of the rate unless `progress` says otherwise.
+
+        limit: the most tokens of a pass; APART gives every part a pass of its own, with its own dropout masks.
+        """
         whole = {task: [batch] for task, batch in (batches or self.batches()).items()}
-        return self.stepper.step(number, parts or whole, progress, measure)
+        return self.stepper.step(number, self.stepper.passes(number, parts or whole, limit), progress, measure)
 
     def merged_P(self) -> Tensor:
-        """The shared gradient that the optimiser read, in the order of the groups."""
-        return self.stepper.shared.rows_TP[0].clone()
+        """The shared gradient that the optimiser read, in the order of the groups; 0 where there is none."""
+        parameters = self.stepper.shared.parameters
+        gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+        return torch.cat([torch.zeros(0), *gradients])
 
     def copy(self) -> MultitaskBert:
         return copy.deepcopy(self.model)

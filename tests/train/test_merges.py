@@ -15,6 +15,7 @@ from minbert_core.methods.gradients import cagrad_weights, random_orders
 from minbert_core.seeds import seed_of
 from minbert_core.train.shared_gradients import SharedGradients
 from tests.train.step_bench import (
+    APART,
     SEED,
     Bench,
     Tiny,
@@ -200,8 +201,9 @@ def weights_after(bench: Bench, losses: dict[str, float]) -> dict[str, float]:
 
 
 def test_learned_variances_weigh_as_static_weights_would_and_move_with_the_losses(tiny: Tiny) -> None:
+    """From the third step on: the losses of a step are read at the end of the next, when they are there."""
     learned = Bench(tiny(loss_weights={"kind": "uncertainty", "lr": 0.3}))
-    for number in range(2):
+    for number in range(3):
         weights = weights_after(learned, {})
         static = Bench(tiny(loss_weights={"kind": "static", "weights": weights}))
         static.model.load_state_dict(learned.model.state_dict())
@@ -209,6 +211,7 @@ def test_learned_variances_weigh_as_static_weights_would_and_move_with_the_losse
         report = learned.step(number, measure=True)
         assert close(learned.merged_P(), static.merged_P())
         assert {task: report.figures[f"{task}_weight"] for task in weights} == weights
+        assert number > 1 or weights == {"sst": 1.0, "para": 1.0, "sts": 0.5}
     assert abs(weights["sst"] - 1) > 0.2
 
 
@@ -255,7 +258,7 @@ def test_famo_on_a_single_task_s_stage_is_the_plain_step(tiny: Tiny) -> None:
 
 def test_famo_weighs_heads_on_a_frozen_encoder(tiny: Tiny) -> None:
     plain, famo = (Bench(tiny(stages=["linear_probe"], optimizer={"clip": None}, loss_weights=w)) for w in ("static", "famo"))
-    losses = {task: float(loss) for task, loss in plain.step().losses.items()}
+    losses = {task: float(loss) for task, loss in plain.step(limit=APART).losses.items()}
     weights = weights_after(famo, losses)
     famo.step()
     for task, weight in weights.items():

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from minbert_core.methods.smoothness import Clean, Place
+from minbert_core.methods.smoothness import Clean
 from minbert_core.seeds import seed_of
 from minbert_core.settings.paths import lay_over
 from tests.train.step_bench import (
+    APART,
     COSINE,
     DIVERGENCES,
     LOSSES,
@@ -120,6 +121,11 @@ def test_pearson_s_loss_of_parts_weighed_by_size_would_be_far_off(tiny: Tiny) ->
     assert not close(naive_P, bench.merged_P(), 0.3)
 
 
+def noise_of(task: str, num_tokens: int) -> Tensor:
+    """The noise of a task's whole batch, (N, D)."""
+    return torch.randn((num_tokens, 64), generator=torch.Generator().manual_seed(seed_of(SEED, "noise", 0, task, 0)))
+
+
 def test_smart_and_bregman_of_a_batch_in_parts_are_weighed_by_size(tiny: Tiny) -> None:
     """Against autograd through each part's own masks and its rows of the batch's noise, dropout on."""
     config = tiny(
@@ -145,9 +151,7 @@ def test_smart_and_bregman_of_a_batch_in_parts_are_weighed_by_size(tiny: Tiny) -
                 divergence=DIVERGENCES[task],
                 example_N=batch.example_N,
                 num_examples=batch.num_examples,
-                hidden_size=64,
-                generator=torch.Generator().manual_seed(seed_of(SEED, "noise", 0, task, 0)),
-                place=Place(ends[-1], torch.arange(end - sum(batch.lengths), end)),
+                random_noise=lambda t=task, n=ends[-1], b=batch, e=end: noise_of(t, n)[e - sum(b.lengths) : e],
             )
             penalty = bench.stepper.stage.smoothness.penalty(clean)
             assert penalty is not None
@@ -158,7 +162,7 @@ def test_smart_and_bregman_of_a_batch_in_parts_are_weighed_by_size(tiny: Tiny) -
     factors = {"": 1.0, "_smoothness": 2.0, "_proximal": 3.0}
     for task, weight in (("sst", 1.0), ("para", 1.0), ("sts", 0.5)):
         (weight * sum(factor * wanted[task + suffix] for suffix, factor in factors.items())).backward()
-    report = bench.step(parts=parts)
+    report = bench.step(parts=parts, limit=APART)
     for name, term in wanted.items():
         assert float(report.losses[name]) == pytest.approx(float(term.detach()), rel=1e-3), name
     assert close(bench.merged_P(), torch.cat([parameter.grad.flatten() for parameter in shared_P(oracle)]), 1e-3)

@@ -19,8 +19,9 @@ from minbert_core.evaluate import NotFiniteError
 from minbert_core.inputs import build_encoder, open_inputs
 from minbert_core.model import MultitaskBert
 from minbert_core.train.bench import model_to_train
+from minbert_core.train.passes import Batch, Pass
 from minbert_core.train.step import Stepper
-from minbert_core.train.task_losses import Batch, StepReport
+from minbert_core.train.task_losses import StepReport
 from minbert_core.train.trial import (
     Progress,
     _Log,
@@ -224,10 +225,13 @@ def test_a_record_holds_what_a_reader_needs(tiny: Tiny) -> None:
     assert {type(value) for record in records for value in record.values()} <= {int, float, str, bool}
 
 
-def test_what_costs_a_step_is_measured_ten_steps_apart(tiny: Tiny) -> None:
-    records = records_of(tiny(smoothness="smart", budget={"examples": 30 * 24}))
-    steps = [record["step"] for record in records if "train/sts_smoothness_gradient_ratio" in record]
-    assert steps == [11, 21]
+def test_what_costs_a_step_is_measured_thirty_steps_apart_and_at_the_end_of_a_shorter_trial(tiny: Tiny) -> None:
+    def measured(steps: int) -> list[int]:
+        records = records_of(tiny(train_on=["sts"], smoothness="smart", budget={"examples": steps * 8, "points": [1]}))
+        return [record["step"] for record in records if "train/sts_smoothness_gradient_ratio" in record]
+
+    assert measured(70) == [31, 61]
+    assert measured(5) == [5]
 
 
 def test_the_score_is_the_objective_and_improvement_follows_it(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,8 +328,8 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tasks of each step, which trains nothing."""
     tasks: list[str] = []
 
-    def note(self: Stepper, number: int, batches: dict[str, Batch], *_: Any, **__: Any) -> StepReport:
-        tasks.extend(batches)
+    def note(self: Stepper, number: int, passes: list[Pass], *_: Any, **__: Any) -> StepReport:
+        tasks.extend(part.task for one in passes for part in one.parts)
         return StepReport()
 
     monkeypatch.setattr(Stepper, "step", note)
@@ -638,14 +642,14 @@ def test_cuts_fill_each_part_up_to_the_limit(tokens: list[int], limit: int, expe
 def watched(config: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict[str, Batch]], Records]:
     """The parts that each step of a trial is given, and the trial's records."""
     seen: list[dict[str, Batch]] = []
-    step = Stepper.step
+    passes = Stepper.passes
 
-    def watching(self: Stepper, number: int, batches: dict[str, Batch], *further: Any, **named: Any) -> StepReport:
+    def watching(self: Stepper, number: int, batches: dict[str, Batch], limit: int | None) -> list[Pass]:
         seen.append(batches)
-        return step(self, number, batches, *further, **named)
+        return passes(self, number, batches, limit)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Stepper, "step", watching)
+        patch.setattr(Stepper, "passes", watching)
         return seen, records_of(config)
 
 

@@ -1,0 +1,134 @@
+"""Check and measure a GPU, in one command of some minutes: is a trial right on it, and how fast is it?
+
+    python -m benchmarks.gpu_run [--data DIR] [--encoder DIR] [--parts checks rows search] [--rounds 3] [--out runs/gpu]
+    make gpu [DATA=DIR] [ENCODER=DIR]
+
+checks: gpu_checks.py.  rows: gpu.py, BERT-base with random weights against `BertModel`; it needs DATA, and ENCODER for its
+tokenizer.  search: 12 trials, as many at a time as the probe decides, and one at a time; on the toy corpus, and on DATA.
+gpu.json and gpu.md are written after each part. Without a GPU it says so, and returns 0. Not yet run on a GPU (2026-11).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.__main__ import about, line
+
+PARTS = ("checks", "rows", "search")
+NUM_TRIALS = 12
+SPACE = """\
+about: Twelve trials of one kind.
+trials: {trials}
+config:
+  optimizer: {{lr: {{log_uniform: [1.0e-5, 1.0e-4]}}}}
+  budget: {{examples: {examples}}}
+"""
+Report = dict[str, Any]
+
+
+def main() -> int:
+    """Run the parts that were asked for; return 1 if a check does not hold."""
+    options = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--data", type=Path, metavar="DIR", help="folder with the course's files")
+    options.add_argument("--encoder", type=Path, metavar="DIR", help="encoder in Hugging Face layout, such as MiniLM")
+    options.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
+    options.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds of turns of the rows (default 3)")
+    options.add_argument("--out", type=Path, default=Path("runs/gpu"), metavar="DIR", help="for gpu.json and gpu.md")
+    given = options.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    machine = about(os.getloadavg()[0]) | {"command": shlex.join(["python", "-m", "benchmarks.gpu_run", *sys.argv[1:]])}
+    report: Report = {"machine": machine, "checks": [], "rows": [], "searches": [], "notes": []}
+    if not torch.cuda.is_available():
+        note = "There is no GPU here: nothing was checked or measured. Run `make gpu` on a machine that has one."
+        print(note)
+        report["notes"].append(note)
+        write(given.out, report)
+        return 0
+    for part in given.parts:
+        {"checks": add_checks, "rows": add_rows, "search": add_searches}[part](given, report)
+        write(given.out, report)
+    print(f"Written: {given.out / 'gpu.md'}, {given.out / 'gpu.json'}")
+    return 0 if all(check["holds"] for check in report["checks"]) else 1
+
+
+def add_checks(given: argparse.Namespace, report: Report) -> None:
+    """Run the checks."""
+    from benchmarks.gpu_checks import run_checks
+
+    for check in run_checks("cuda"):
+        report["checks"].append(asdict(check))
+        print(f"{'holds' if check.holds else 'FAILS'}  {check.name} ({check.seconds} s): {check.note}", flush=True)
+
+
+def add_rows(given: argparse.Namespace, report: Report) -> None:
+    """Measure the rows of gpu.py."""
+    from benchmarks import gpu
+
+    if given.data is None or given.encoder is None:
+        report["notes"].append("The rows were not measured: they need --data and --encoder.")
+        return
+    for row in gpu.rows(given.data.resolve(), given.encoder.resolve(), given.rounds):
+        report["rows"].append(asdict(row) | {"line": line(row)})
+        print(line(row), flush=True)
+
+
+def add_searches(given: argparse.Namespace, report: Report) -> None:
+    """Search with and without sharing the GPU, on the toy corpus and, if given, on the data."""
+    corpora = {"toy": ["--data", "toy", "--encoder", str(given.encoder.resolve()) if given.encoder else "tiny"]}
+    if given.data and given.encoder:
+        corpora["data"] = ["--data", str(given.data.resolve()), "--encoder", str(given.encoder.resolve())]
+    for name, source in corpora.items():
+        for label, sharing in (("as probed", []), ("one at a time", ["--gpus-per-trial", "1"])):
+            seconds, code = _search([*source, "--gpus", "1", *sharing], 2_000 if name == "toy" else 8_000)
+            hourly = NUM_TRIALS * 3600 / seconds
+            found = {"corpus": name, "trials": label, "seconds": seconds, "trials_per_hour": hourly, "exit_code": code}
+            report["searches"].append(found)
+            print(f"search  {name}, {label}: {seconds:.0f} s, {hourly:,.0f} trials per hour (exit code {code})", flush=True)
+
+
+def _search(options: list[str], examples: int) -> tuple[float, int]:
+    """Run a search of NUM_TRIALS trials in a temporary folder; return its seconds, probe included, and its exit code."""
+    with tempfile.TemporaryDirectory() as folder:
+        space = Path(folder) / "twelve.yaml"
+        space.write_text(SPACE.format(trials=NUM_TRIALS, examples=examples), encoding="utf-8")
+        began = time.monotonic()
+        command = [sys.executable, "-m", "search.run", "--space", str(space), "--runs", str(Path(folder) / "runs"), *options]
+        done = subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=False)
+        return time.monotonic() - began, done.returncode
+
+
+def write(folder: Path, report: Report) -> None:
+    """Write gpu.json, and gpu.md with a table per part."""
+    (folder / "gpu.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    lines = ["# One GPU, checked and measured", "", ", ".join(f"{key} {value}" for key, value in report["machine"].items())]
+    lines += ["", *report["notes"]]
+    if report["checks"]:
+        lines += ["", "| check | holds | seconds | |", "|---|---|---|---|"]
+        lines += [f"| {c['name']} | {'yes' if c['holds'] else 'no'} | {c['seconds']} | {c['note']} |" for c in report["checks"]]
+    if report["rows"]:
+        lines += ["", "| # | what | setting | goal | median | range | met |", "|---|---|---|---|---|---|---|"]
+        lines += [row["line"] for row in report["rows"]]
+    if report["searches"]:
+        lines += ["", "| corpus | trials | seconds | trials per hour |", "|---|---|---|---|"]
+        for found in report["searches"]:
+            hourly = f"{found['trials_per_hour']:,.0f}" if found["exit_code"] == 0 else f"failed, code {found['exit_code']}"
+            lines.append(f"| {found['corpus']} | {found['trials']} | {found['seconds']:.0f} | {hourly} |")
+    (folder / "gpu.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
