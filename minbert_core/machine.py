@@ -110,6 +110,18 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
 
 
+def without_bfloat16(machine: Machine) -> list[str]:
+    """Return a sentence if trials train on a GPU in float32 because it has no bfloat16 (T4, V100), or else nothing."""
+    if (machine.device, machine.precision) != ("cuda", "float32") or not torch.cuda.is_available():
+        return []
+    if resolve_precision("auto", torch.device("cuda")) == "bfloat16":
+        return []
+    return [
+        f"{torch.cuda.get_device_name()} has no bfloat16, and float16 is not supported: products are float32. Its tensor cores "
+        "stay idle, and activations take twice the memory."
+    ]
+
+
 def in_precision(precision: str, device: torch.device) -> torch.autocast:
     """Return the context for a pass through the encoder. With `bfloat16`, matrix products are bfloat16 and weights float32.
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from minbert_core.config import TrialConfig
 from minbert_core.data.corpus import Dropped
 from minbert_core.inputs import Inputs
+from minbert_core.machine import without_bfloat16
 from minbert_core.methods.task_schedules import examples_per_step
 from minbert_core.settings.paths import as_written, flatten
 from minbert_core.train.pretrained import find
@@ -38,7 +39,7 @@ def plan_lines(config: TrialConfig, inputs: Inputs, source: str) -> list[str]:
         f"machine   {machine.device}, {machine.precision}{threads}",
         f"budget    {total:,} examples, about {num_steps(config, inputs.sizes):,} steps",
         f"dev       at {evaluation_points(total, points)} examples: {metrics}; {best}",
-        *(f"warning   {line}" for line in (*inputs.constant_labels(), *truncated_rows(config, inputs))),
+        *(f"warning   {line}" for line in (*inputs.constant_labels(), *truncated_rows(config, inputs), *without_bfloat16(machine))),
     ]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from minbert_core.config import FORMAT
 from minbert_core.data.corpus import missing_test_files
+from minbert_core.machine import without_bfloat16
 from minbert_core.methods.task_schedules import examples_per_step
 from minbert_core.settings.paths import as_written, flatten
 from minbert_core.train.preview import data_sentence, dropped_rows, evaluation_points, truncated_rows
@@ -52,6 +53,8 @@ def warnings(plan: Plan) -> list[str]:
     """Return a sentence for each probable mistake: constant labels, truncated rows, no test files, too few trials."""
     config, settings = plan.config, plan.space.settings
     sentences = [*plan.resources.warnings, *plan.inputs.constant_labels(), *truncated_rows(config, plan.inputs)]
+    if not plan.resources.cluster:  # a cluster's GPUs are not this machine's
+        sentences += without_bfloat16(config.machine)
     tasks = [config.known_tasks[name] for name in config.train_on]
     if missing := missing_test_files(plan.inputs.data_folder, tasks):
         names = " and no ".join(missing)

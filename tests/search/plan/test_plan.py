@@ -419,3 +419,15 @@ def test_the_plan_says_what_a_share_of_a_gpu_holds(monkeypatch: pytest.MonkeyPat
     assert line(planned(machine={**on_gpu, "gpu_share": 0.25}), "machine").endswith("; at most 20.0 GB of GPU memory each")
     assert line(planned(machine=on_gpu), "machine").endswith("cuda, bfloat16")
     assert line(planned(), "machine").endswith("cpu, float32")
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(("has_bfloat16", "precision", "is_told"), [(False, "float32", True), (True, "float32", False)])
+def test_the_plan_warns_of_a_gpu_without_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool, precision: str, is_told: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bfloat16)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    plan = planned(machine={"device": "cuda", "precision": precision})
+    assert any(text.startswith("Tesla T4 has no bfloat16") for text in warnings(plan)) is is_told
