@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,34 +13,6 @@ from search.space.table import methods_table
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
-
-
-@pytest.fixture
-def block() -> str:
-    found = re.search(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    assert found, "README.md has no ```python block"
-    return found[1]
-
-
-def test_the_python_block_runs_as_a_script_and_prints_a_table(block: str, tmp_path: Path) -> None:
-    assert "3_000" in block
-    (tmp_path / "script.py").write_text(block.replace("3_000", "300"), encoding="utf-8")  # a shorter budget
-    own = {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, "script.py"],
-        cwd=tmp_path,
-        env=os.environ | own,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    heading, *rows = done.stdout[done.stdout.rindex("\nnext ") :].strip().splitlines()[1:]
-    assert heading.split() == ["trial", "score", "status", "optimizer/lr"]
-    assert len(rows) == 3
-    assert {row.split()[3] for row in rows} <= {"completed", "stopped"}
-    assert (tmp_path / "runs" / "rates" / "best").exists()
 
 
 @pytest.mark.parametrize("page", PAGES)

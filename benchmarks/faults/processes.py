@@ -18,6 +18,7 @@ from benchmarks.faults.harness import (
     check_whole,
     require,
 )
+from search.study.limits import HELD
 
 START = ("--space", f"{NAME}.yaml", *ONE_SLOT)
 PATIENCE = ("--patience", "0.1")  # minutes
@@ -100,9 +101,12 @@ def out_of_memory(search: Search, lab: Lab, memory: str) -> str:
     require(search.end() == 0, f"the search ended with {search.code}:\n{search.text[-1500:]}")
     check_whole(search, 6)
     check_mlflow(search)
-    held = {record.get("train/micro_batch_tokens") for number in range(6) for record in search.records(number)[-1:]}
-    require(all(tokens is not None and tokens <= 250 for tokens in held), f"passes of {held} tokens: the fault did not happen")
-    return f"all trials ended, in passes of {max(filter(None, held)):.0f} tokens"
+    failed = {record[HELD] for number in range(6) for record in search.records(number) if HELD in record}
+    require(bool(failed) and max(failed) <= 250, f"passes of {failed} tokens: the fault did not happen")
+    proposed = {trial.config().machine.micro_batch_tokens for trial in search.trials()} - {None}
+    require(proposed <= failed, f"later trials were given passes of {proposed} tokens; {failed} held")
+    also = ", which later trials began with" if proposed else ""
+    return f"all trials ended, in passes of {max(failed):.0f} tokens{also}"
 
 
 def one_example_too_large(search: Search, lab: Lab) -> str:

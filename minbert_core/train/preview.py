@@ -39,7 +39,10 @@ def plan_lines(config: TrialConfig, inputs: Inputs, source: str) -> list[str]:
         f"machine   {machine.device}, {machine.precision}{threads}",
         f"budget    {total:,} examples, about {num_steps(config, inputs.sizes):,} steps",
         f"dev       at {evaluation_points(total, points)} examples: {metrics}; {best}",
-        *(f"warning   {line}" for line in (*inputs.constant_labels(), *truncated_rows(config, inputs), *without_bfloat16(machine))),
+        *(
+            f"warning   {line}"
+            for line in (*inputs.constant_labels(), *truncated_rows(config, inputs), *without_bfloat16(machine))
+        ),
     ]
 
 

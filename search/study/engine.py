@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
-
 from minbert_core.commands import Refused
 from minbert_core.files import lock
 from search.cluster.join import PRIVATE, join, read_authentication
 from search.plan.resources import Resources, only_these
+from search.study.watch import kill_all
 
 STOPS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1})  # they end a search so that it can be resumed
 UNHEARD = frozenset({signal.SIGHUP, signal.SIGUSR1})  # a lost terminal, or Slurm, sends them to all processes
@@ -93,14 +92,7 @@ def _remove_if_dead(session: Path) -> None:
     with path.open("a") as file:
         if not lock(file, path):
             return
-        for process in psutil.process_iter(["cmdline", "uids"]):
-            if (
-                process.info["uids"]
-                and process.info["uids"].real == os.getuid()
-                and str(session) in str(process.info["cmdline"])
-            ):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+        kill_all(session)
         shutil.rmtree(session, ignore_errors=True)
 
 

@@ -77,6 +77,7 @@ class RayWatch:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         if self.scratch is not None:
+            kill_all(self.scratch)  # and what has started since the last look
             shutil.rmtree(self.scratch, ignore_errors=True)
         thread = threading.Thread(target=ray.shutdown, daemon=True)
         thread.start()
@@ -107,6 +108,15 @@ def own_raylet() -> list[psutil.Process]:
     node: Any = ray._private.worker._global_node
     raylets = [process for process in psutil.process_iter(["name"]) if process.info["name"] == "raylet"]
     return [process for process in raylets if _mentions(process, Path(node.raylet_socket_name))]
+
+
+def kill_all(session: Path) -> None:
+    """Kill this user's processes of a private instance of Ray, which its folder tells apart."""
+    for process in psutil.process_iter(["uids"]):
+        uids = process.info["uids"]
+        if uids and uids.real == os.getuid() and process.pid != os.getpid() and _mentions(process, session):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def _mentions(process: psutil.Process, folder: Path) -> bool:

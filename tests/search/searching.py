@@ -12,6 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import pytest
+
+from minbert_core.model import load_model
+from search.plan.folder import read_plan
+from search.study.gather import read_results
+from search.study.trials import TrialResult
 from search.tracking.store import store_uri
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,3 +111,48 @@ def mlflow_runs(here: Path, name: str) -> tuple[Any, dict[int, Any]]:
     assert len(numbers) == len(children)
     assert all(found.data.tags["mlflow.parentRunId"] == parent.info.run_id for found in children)
     return parent, numbers
+
+
+def rungs(trial: TrialResult) -> list[int]:
+    return [record["rung"] for record in trial.records if record["kind"] == "dev"]
+
+
+def assert_whole(folder: Path, num_trials: int) -> list[TrialResult]:
+    """A finished search's folder: numbers without a gap, records without a hole or a repeat, weights that load."""
+    trials = read_results(folder, read_plan(folder).space_name)
+    assert [trial.number for trial in trials] == list(range(num_trials))
+    assert sorted(path.name for path in (folder / "trials").iterdir()) == [f"{number:03d}" for number in range(num_trials)]
+    for trial in trials:
+        assert (trial.folder / "config.yaml").exists()
+        assert (trial.folder / "log.txt").exists()
+        assert not (trial.folder / "state").exists()
+        if trial.status != "failed":
+            assert rungs(trial) == [1, 3, 9][: len(rungs(trial))]
+            assert trial.status == ("completed" if rungs(trial)[-1] == 9 else "stopped")
+            for kind in ("train", "dev"):
+                examples = [record["examples"] for record in trial.records if record["kind"] == kind]
+                assert examples == sorted(set(examples))
+            assert trial.config().seed != 0
+    assert load_model(folder / "best")[1] in [trial.config() for trial in trials]
+    assert len(list(folder.glob("trials/*/best"))) <= 3
+    log = (folder / "log.txt").read_text()
+    assert f"\n{num_trials} trials: " in log
+    assert "\n| trial " in log
+    return trials
+
+
+def assert_healthy(here: Path, name: str, trials: list[TrialResult]) -> None:
+    """MLflow's pages of a search that is done."""
+    parent, children = mlflow_runs(here, name)
+    assert parent.info.status == "FINISHED"
+    assert sorted(children) == [trial.number for trial in trials]
+    for trial in trials:
+        child = children[trial.number]
+        assert child.info.status == ("FAILED" if trial.status == "failed" else "FINISHED")
+        assert child.data.tags["stop_reason"] == trial.reason
+        assert child.data.params == {path: str(value) for path, value in trial.params.items()}
+        if trial.points:
+            assert child.data.metrics["dev/score"] == pytest.approx(trial.last["dev/score"])
+    best = max(trial.score for trial in trials if trial.status == "completed")
+    assert parent.data.metrics["best/score"] <= best + 1e-9
+    assert parent.data.metrics["trials_done"] == len(trials)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +19,8 @@ import pytest
 from minbert_core.config import TrialConfig
 from minbert_core.data.tasks import TASKS
 from minbert_core.data.toy import toy_folder
-from search.study.gather import read_results
+from tests.search.searching import ROOT, assert_healthy, assert_whole, rungs
 
-ROOT = Path(__file__).resolve().parents[2]
 TEST_FILES = [task.files["test"] for task in TASKS.values()]
 HOOK = """\
 import os, sys
@@ -55,8 +56,10 @@ def test_the_hook_notices_who_opens_a_test_file(tmp_path: Path, cache: Path, wat
     assert opened(tmp_path) == {f"driver {name}" for name in TEST_FILES}
 
 
-def test_a_search_opens_no_test_file(tmp_path: Path, data: Path, encoder: Path, watched: dict[str, str]) -> None:
-    """Neither the course's nor that of a task of one's own."""
+def test_a_search_opens_no_test_file_runs_its_baselines_to_the_end_and_prints_its_own_lines_only(
+    tmp_path: Path, data: Path, encoder: Path, watched: dict[str, str], store: Path
+) -> None:
+    """Neither the course's test files nor that of a task of one's own."""
     own_test = "mine-test-student.jsonl"
     for name in (*TEST_FILES, own_test):
         (data / name).mkdir()
@@ -64,14 +67,27 @@ def test_a_search_opens_no_test_file(tmp_path: Path, data: Path, encoder: Path, 
     (data / "mine.jsonl").write_text(
         "".join(json.dumps(row | {"text": f"{row['text']} {i}"}) + "\n" for i, row in enumerate(rows))
     )
+    shutil.copy(store, tmp_path / "mlflow.db")
     own = {"mine": {"kind": "binary", "files": {"train": "mine.jsonl", "test": own_test}, "text": "text"}}
-    space = ["--space", str(ROOT / "spaces" / "quickstart.yaml"), "--data", str(data), "--encoder", str(encoder)]
-    command = [sys.executable, "-m", "search.run", *space, "--gpus", "0", "--trials", "2", "--set", "budget/examples=600"]
+    space = ["--space", str(ROOT / "spaces" / "full.yaml"), "--data", str(data), "--encoder", str(encoder)]
+    command = [sys.executable, "-m", "search.run", *space, "--gpus", "0", "--trials", "4", "--set", "budget/examples=600"]
     command += ["--set", f"own_tasks={json.dumps(own)}", "--set", "train_on=[sst, para, sts, mine]"]
     done = subprocess.run(command, cwd=tmp_path, env=watched, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {trial.status for trial in read_results(tmp_path / "runs" / "quickstart", "quickstart")} <= {"completed", "stopped"}
     seen = opened(tmp_path)
     assert {line for line in seen if "test" in line} == set()
     dev_files = [TASKS[name].files["dev"] for name in TrialConfig().train_on]
     assert seen == {f"{who} {name}" for who in ("driver", "worker") for name in dev_files}  # the hook was there, in both
+
+    trials = assert_whole(tmp_path / "runs" / "full", 4)
+    assert_healthy(tmp_path, "full", trials)
+    assert [trial.baseline for trial in trials] == [0, 1, 2, None]
+    for trial in trials[:3]:
+        assert (trial.status, rungs(trial)) == ("completed", [1, 3, 9])  # a baseline runs to the end
+    # quiet: the plan, then our own lines, then the table; no box, progress bar or warning of anybody else's
+    events = done.stdout[done.stdout.index("\nmlflow ") :].strip().splitlines()[1:]
+    closing = next(i for i, line in enumerate(events) if not line)
+    event = re.compile(r"\[\d\d:\d\d:\d\d\] 00[0-3] (started|at|completed|stopped)")
+    assert all(event.match(line) for line in events[:closing]), done.stdout
+    assert events[closing + 1].startswith("4 trials: ")
+    assert events[-1] == "next      python analysis/best_to_test.py --search full"

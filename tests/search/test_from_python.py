@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -185,6 +186,10 @@ def test_another_thread_is_refused(here: Path) -> None:
     assert not (here / "runs").exists()
 
 
+[BLOCK] = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+assert "3_000" in BLOCK
+BLOCK = BLOCK.replace("3_000", "300")  # a shorter budget
+
 NOTEBOOK = f"""\
 import asyncio, sys, types
 from unittest.mock import Mock
@@ -200,18 +205,19 @@ display.HTML = display.clear_output = display.display = shown
 sys.modules |= {{"IPython": types.ModuleType("IPython"), "IPython.display": display}}
 sys.modules["IPython"].get_ipython = ZMQInteractiveShell
 
-from search.run import run
-
 async def cell():
-    first = run({SPACE!r}, name="cell", trials=1, gpus=0)
-    again = run(resume="cell", trials=2)
-    print(first.num_rows, again.num_rows, again.schema.field("optimizer/lr").type)
+    exec({BLOCK!r})
+    again = run(resume="rates", trials=4)
+    print(again.num_rows, again.schema.field("optimizer/lr").type)
 
+from search.run import run
 asyncio.run(cell())  # a notebook's cell runs in its event loop
 """
 
 
-def test_it_runs_twice_in_a_notebooks_event_loop_without_a_main_guard(tmp_path: Path, cache: Path) -> None:
+def test_the_readmes_block_runs_in_a_notebooks_event_loop_without_a_main_guard_and_can_be_resumed(
+    tmp_path: Path, cache: Path
+) -> None:
     (tmp_path / "cell.py").write_text(NOTEBOOK)
     own = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
@@ -224,7 +230,12 @@ def test_it_runs_twice_in_a_notebooks_event_loop_without_a_main_guard(tmp_path: 
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "1 2 double"
-    assert done.stdout.startswith("search    cell: ")
+    assert done.stdout.splitlines()[-1] == "4 double"
+    assert done.stdout.startswith("search    rates: ")
+    heading = done.stdout.index("\ntrial")
+    names, *rows = done.stdout[heading:].strip().splitlines()[:4]
+    assert names.split() == ["trial", "score", "status", "optimizer/lr"]
+    assert {row.split()[3] for row in rows} <= {"completed", "stopped"}
+    assert (tmp_path / "runs" / "rates" / "best").exists()
     assert "OUTPUT CLEARED" not in done.stdout
     assert "Traceback" not in done.stderr
