@@ -63,6 +63,7 @@ from search.results import read
 from search.space.space import Space, read_space
 from search.study.engine import STOPS, start_ray
 from search.study.searcher import unlimited
+from search.study.watch import RayDied, leave
 from search.tracking.store import store_fault
 
 UNNAMED = "search"  # the default name of a space that is not a file
@@ -112,7 +113,10 @@ def _main(parsed: argparse.Namespace, arguments: list[str]) -> int:
         folder = parsed.runs.absolute() / parsed.status
         show_status(folder, go_on(folder), next_command(folder))
         return DONE
-    _, code = start_or_resume(from_arguments(parsed, arguments))
+    try:
+        _, code = start_or_resume(from_arguments(parsed, arguments))
+    except RayDied as error:
+        leave(error)
     return code
 
 

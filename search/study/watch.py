@@ -9,10 +9,11 @@ import contextlib
 import os
 import shutil
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
@@ -27,6 +28,13 @@ NUM_TRIES = 3  # of them in a row
 
 class RayDied(Refused):
     """Ray's own processes have died, so the search ended. It can be resumed."""
+
+
+def leave(death: RayDied) -> NoReturn:
+    """Print the sentence and end the process at once: in an ordinary exit Ray's threads would end it, with their own code."""
+    print(death, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(REFUSED)
 
 
 class RayWatch:
@@ -69,6 +77,7 @@ class RayWatch:
         """End Ray. What is left of one that has died is killed, and it is not waited for."""
         import ray
 
+        self.left.set()  # the main thread no longer waits for Ray's answers, only, below, a bounded time for its end
         if not self.has_died():
             self.needed = {}  # they end now
             ray.shutdown()

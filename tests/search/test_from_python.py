@@ -232,7 +232,7 @@ def test_the_readmes_block_runs_in_a_notebooks_event_loop_without_a_main_guard_a
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "4 double"
     assert done.stdout.startswith("search    rates: ")
-    heading = done.stdout.index("\ntrial")
+    heading = done.stdout.index("trial  ")
     names, *rows = done.stdout[heading:].strip().splitlines()[:4]
     assert names.split() == ["trial", "score", "status", "optimizer/lr"]
     assert {row.split()[3] for row in rows} <= {"completed", "stopped"}

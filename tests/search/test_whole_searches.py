@@ -37,6 +37,7 @@ rungs: [1, 3, 9]
 baselines: [{}, {optimizer/head_lr_factor: 1e30}]
 config:
   budget: {examples: 6000}
+  machine: {threads: 1}
   optimizer: {lr: 1e-3, head_lr_factor: {choice: [1, 1e30]}}
 """
 
