@@ -43,10 +43,9 @@ from search.drive import go_on, next_command, run_search
 from search.environment import report
 from search.options import Keywords, SearchOptions, from_arguments, from_keywords, parser
 from search.plan.folder import (
-    check_unused,
+    claim_search_folder,
     clear_failed_start,
     lock,
-    make_search_folder,
     new_search_folder,
     wait_for_workers,
     write_plan,
@@ -191,10 +190,9 @@ def _new_plan(options: SearchOptions, runs: Path, retry: str) -> Plan:
 
 def _start(options: SearchOptions, plan: Plan, runs: Path, clock: Callable[[], float]) -> tuple[Path, int]:
     """Make the search's folder, with its space and its plan, and run the search. Return the folder and the exit code."""
-    folder = make_search_folder(runs, options.resume or options.name, plan.space.name)
+    folder, held = claim_search_folder(runs, options.resume or options.name, plan.space.name)
     plan = replace(plan, name=folder.name)
-    with lock(folder):
-        check_unused(folder)  # again: another process may have held the lock until now
+    with held:
         clear_failed_start(folder)
         search_id, asked, written = secrets.token_hex(8), asked_space(options), write_space(folder, plan.space.document)
         write_plan(folder, plan_record(plan, options.arguments, search_id, options.tracking_uri, asked, written))

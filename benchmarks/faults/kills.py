@@ -105,11 +105,11 @@ def killed_three_times_on_real_data(search: Search, lab: Lab) -> str:
 
 
 def _train_and_kill(search: Search, lab: Lab, share: float) -> None:
-    """Start the search, and kill its driver at a random moment of the first `share` of its training."""
-    lab.reference(search.space)
+    """Start the search, and kill its driver at a random moment of the first `share` of its training, counted in records."""
+    moment = lab.random.uniform(0, share) * sum(len(trial.records) for trial in lab.reference(search.space))
     search.start(*START)
-    search.until(search.trains, "training")
-    _wait(search, lab.random.uniform(0, share * lab.seconds[search.space]))
+    search.until(lambda: search.trains() is not None and search.num_records() >= moment, "training")
+    _wait(search, lab.random.uniform(0, 0.2))
     _kill(search)
 
 

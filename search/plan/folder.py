@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
@@ -85,13 +87,30 @@ NEEDED = [entry.name for entry in fields(PlanRecord) if entry.default is MISSING
 
 def new_search_folder(runs: Path, name: str | None, default: str) -> Path:
     """Choose the folder of a new search: `name`, else the space's name, then -2, -3 …  Raises Refused: a used name."""
+    for folder in _names(runs, name, default):
+        with _refused_if_named(name):
+            check_unused(folder)
+            return folder
+    raise AssertionError("numbers do not end")
+
+
+def _names(runs: Path, name: str | None, default: str) -> Iterator[Path]:
+    """Yield the folders that a new search may have, the best first."""
     if name is not None:
-        check_unused(runs / name)
-        return runs / name
-    number = 1
-    while (folder := runs / (default if number == 1 else f"{default}-{number}")).exists():
-        number += 1
-    return folder
+        yield runs / name
+        return
+    yield runs / default
+    yield from (runs / f"{default}-{number}" for number in itertools.count(2))
+
+
+@contextlib.contextmanager
+def _refused_if_named(name: str | None) -> Iterator[None]:
+    """Let Refused out of the block only if the user has given a name, so that there is no other to try."""
+    try:
+        yield
+    except Refused:
+        if name is not None:
+            raise
 
 
 def check_unused(folder: Path) -> None:
@@ -114,16 +133,26 @@ def clear_failed_start(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def make_search_folder(runs: Path, name: str | None, default: str) -> Path:
-    """Create the folder that `new_search_folder` chooses; the next name if another search takes it at the same moment."""
-    while True:
-        folder = new_search_folder(runs, name, default)
-        try:
-            folder.mkdir(parents=True, exist_ok=name is not None)
-        except FileExistsError:
-            continue
+def claim_search_folder(runs: Path, name: str | None, default: str) -> tuple[Path, IO[str]]:
+    """Create the folder that `new_search_folder` chooses, and lock it. Return it, and the lock, which is to be closed.
+
+    A folder that another search takes at the same moment counts as used.
+    """
+    for folder in _names(runs, name, default):
+        with _refused_if_named(name):
+            return folder, _claimed(folder)
+    raise AssertionError("numbers do not end")
+
+
+def _claimed(folder: Path) -> IO[str]:
+    check_unused(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as at_fault:
+        held = at_fault.enter_context(lock(folder))
+        check_unused(folder)  # again: another process may have held the lock until now
         (folder / "trials").mkdir(exist_ok=True)
-        return folder
+        at_fault.pop_all()
+    return held
 
 
 def lock(folder: Path) -> IO[str]:

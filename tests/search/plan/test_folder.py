@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +16,11 @@ import pytest
 
 from minbert_core.commands import Refused
 from minbert_core.config import FORMAT
-from search.plan import folder as folder_module
 from search.plan.folder import (
     NEEDED,
     PlanRecord,
+    claim_search_folder,
     lock,
-    make_search_folder,
     new_search_folder,
     read_own_space,
     read_plan,
@@ -27,31 +28,57 @@ from search.plan.folder import (
     write_space,
 )
 
+Claim = Callable[..., Path]
 
-def test_default_names_count_up_and_a_used_explicit_name_is_refused(tmp_path: Path) -> None:
-    assert [make_search_folder(tmp_path, None, "smart").name for _ in range(3)] == ["smart", "smart-2", "smart-3"]
-    assert make_search_folder(tmp_path, "mine", "smart").name == "mine"
-    (tmp_path / "mine" / "trials" / "000").mkdir()
+
+@pytest.fixture
+def claim(tmp_path: Path) -> Iterator[Claim]:
+    """claim(name): a folder for a new search of the space smart, as if a process held it until the test ends."""
+    with contextlib.ExitStack() as held:
+
+        def claim(name: str | None = None) -> Path:
+            folder, lock = claim_search_folder(tmp_path, name, "smart")
+            held.enter_context(lock)
+            return folder
+
+        yield claim
+
+
+def begin(folder: Path) -> None:
+    (folder / "trials" / "000").mkdir(parents=True)
+
+
+def test_default_names_count_up_and_a_used_explicit_name_is_refused(claim: Claim, tmp_path: Path) -> None:
+    for expected in ("smart", "smart-2", "smart-3"):
+        assert claim().name == expected
+        begin(tmp_path / expected)
+    assert claim("mine").name == "mine"
+    begin(tmp_path / "mine")
     with pytest.raises(Refused, match=r"The name 'mine' is used .* --resume mine, or give another --name"):
         new_search_folder(tmp_path, "mine", "smart")
+    assert new_search_folder(tmp_path, None, "smart").name == "smart-4"
 
 
-def test_two_searches_that_start_at_once_get_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "smart").mkdir()
-    answers = iter([tmp_path / "smart", tmp_path / "smart-2"])  # the first was free when it was looked for
-    monkeypatch.setattr(folder_module, "new_search_folder", lambda *_: next(answers))
-    assert make_search_folder(tmp_path, None, "smart").name == "smart-2"
+def test_two_searches_that_start_at_once_get_two_names(claim: Claim) -> None:
+    """The first holds its folder, in which no trial has begun yet."""
+    assert [claim().name, claim().name] == ["smart", "smart-2"]
+    with pytest.raises(Refused, match=r"The search in .*smart is running already \(pid \d+ on "):
+        claim("smart")
 
 
-def test_a_name_is_free_that_was_left_before_there_was_a_trial(tmp_path: Path) -> None:
-    folder = make_search_folder(tmp_path, "mine", "smart")
-    lock(folder).close()
-    for name in ("space.yaml", "plan.json", "study.journal", "log.txt"):
-        (folder / name).touch()
-    assert make_search_folder(tmp_path, "mine", "smart") == folder
-    (folder / "trials" / "000").mkdir()
-    with pytest.raises(Refused, match="The name 'mine' is used"):
-        make_search_folder(tmp_path, "mine", "smart")
+@pytest.mark.parametrize("name", ["smart", None])
+def test_a_name_is_free_that_was_left_before_there_was_a_trial(tmp_path: Path, name: str | None) -> None:
+    folder, held = claim_search_folder(tmp_path, name, "smart")
+    held.close()
+    for file in ("space.yaml", "plan.json", "study.journal", "log.txt"):
+        (folder / file).touch()
+    assert new_search_folder(tmp_path, name, "smart") == folder
+    again, held = claim_search_folder(tmp_path, name, "smart")
+    held.close()
+    assert again == folder
+    begin(folder)
+    with pytest.raises(Refused, match="The name 'smart' is used"):
+        claim_search_folder(tmp_path, "smart", "smart")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").touch()
     with pytest.raises(Refused, match="The name 'notes' is used"):
