@@ -1,12 +1,15 @@
 """The study's journal as a file: its operations, what Optuna makes of them, and a new one written from entries.
 
-A journal that was damaged is read up to its first damaged line, because each operation builds on those before it.
+A journal that was damaged is read up to its first damaged line, because each operation builds on those before it. Each line
+ends with a checksum under a key that Optuna ignores: a flipped bit within a text or a number leaves a line readable. Journals
+of earlier versions have none.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import BaseJournalBackend
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -22,6 +25,7 @@ from minbert_core.files import replaced
 
 NAME = "study.journal"
 NEW_TRIAL, NEW_STATE = 4, 6  # Optuna's codes of the operations
+CHECK = "crc32"  # of the line without it
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,27 @@ class Journal:
     operations: list[dict[str, Any]]
     trials: list[FrozenTrial]  # by number
     fault: str = ""  # why the rest is not readable; "" if the journal is whole, apart from a last line that a crash cut short
+
+
+class CheckedFile(JournalFileBackend):
+    """A journal file whose lines carry checksums."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        super().append_logs([_checked(one) for one in logs])
+
+
+def _checked(operation: dict[str, Any]) -> dict[str, Any]:
+    return {**operation, CHECK: zlib.crc32(_text(operation).encode())}
+
+
+def _text(operation: dict[str, Any]) -> str:
+    return json.dumps(operation, separators=(",", ":"))  # as Optuna writes it
+
+
+def _is_sound(line: bytes) -> bool:
+    """Return whether a line has its checksum, or none."""
+    content, mark, checksum = line.rpartition(f',"{CHECK}":'.encode())
+    return not mark or checksum == b"%d}" % zlib.crc32(content + b"}")
 
 
 class _Operations(BaseJournalBackend):
@@ -74,6 +99,8 @@ def _parse(data: bytes) -> tuple[list[dict[str, Any]], str]:
             operation = None
         if not isinstance(operation, dict):
             return operations, f"line {number} is not JSON"
+        if not _is_sound(line):
+            return operations, f"line {number} has changed since it was written"
         operations.append(operation)
     return operations, "" if operations else "it is empty"
 
@@ -97,7 +124,7 @@ def write_journal(folder: Path, study_name: str, trials: Iterable[FrozenTrial]) 
         storage.create_new_trial(study, template_trial=trial)
     keep_damaged(folder / NAME)
     with replaced(folder / NAME, durable=True) as draft:
-        draft.write_text("".join(f"{json.dumps(one)}\n" for one in backend.operations), encoding="utf-8")
+        draft.write_text("".join(f"{_text(_checked(one))}\n" for one in backend.operations), encoding="utf-8")
 
 
 def keep_damaged(path: Path) -> None:

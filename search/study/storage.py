@@ -11,15 +11,16 @@ from collections.abc import Collection, Container
 from pathlib import Path
 
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+
+from search.study.journal import CheckedFile
 
 
 class StudyStorage(JournalStorage):
     """A journal file whose `get_all_trials`, through which Optuna and its samplers see the study, shows that view."""
 
     def __init__(self, journal: Path) -> None:
-        super().__init__(JournalFileBackend(str(journal)))
+        super().__init__(CheckedFile(str(journal)))
         self.waiting: Collection[int] = ()  # the numbers of the trials that wait
 
     def get_all_trials(

@@ -281,3 +281,27 @@ def test_a_cut_ask_is_repeated_with_the_same_point(tmp_path: Path, space: Space)
         repair(tmp_path, space, 7)
         assert (again := Study(tmp_path, space, 7).ask()).number == 1
         assert again.config() == config
+
+
+def test_no_flipped_bit_of_the_journal_changes_a_trial(folder: Path) -> None:
+    """Also within a text or a number, where the line stays JSON: what is read is sound up to the line."""
+    journal, num_noticed = folder / "study.journal", 0
+    whole, sound = read_journal(folder, "quick"), journal.read_bytes()
+    for number in range(0, len(sound), 23):
+        flipped = bytearray(sound)
+        flipped[number] ^= 1 << (number % 8)
+        journal.write_bytes(flipped)
+        found = read_journal(folder, "quick")
+        num_noticed += bool(found.fault)
+        assert found.fault or found.trials == whole.trials, f"byte {number}: {flipped[number - 40 : number + 40]!r}"
+    assert num_noticed > 100
+
+
+def test_a_changed_reason_is_restored_from_the_trials_folder(folder: Path, space: Space) -> None:
+    journal = folder / "study.journal"
+    known = [trial.reason for trial in read_results(folder, "quick")]
+    journal.write_bytes(journal.read_bytes().replace(b'"completed"', b'"complated"', 1))
+    [sentence], trials = resumed(folder, space)
+    assert "study.journal was damaged (line" in sentence
+    assert "has changed since it was written): " in sentence
+    assert [trial.reason for trial in trials][:4] == known[:4]  # the last one still ran
