@@ -75,7 +75,7 @@ def _main(options: argparse.Namespace) -> int:
     formats = _chosen(options.formats)
     folder = find_model(options.model)
     quieten()
-    source, origin = open_source(options.model, folder), find_origin(folder)
+    source, origin = open_source(folder), find_origin(folder)
     to = options.to or _default_folder(options.model, source)
     print(f"model     {options.model}{f' ({origin.name})' if origin.name else ''}: {', '.join(source.tasks)}")
     print(f"to        {to}")

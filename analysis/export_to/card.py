@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from typing import TYPE_CHECKING
 
 from analysis.export_to.card_facts import CORPORA, TOY, Corpus, encoder_licence
 from analysis.export_to.formats import Format
@@ -25,6 +24,9 @@ from minbert_core.settings.paths import as_written
 from minbert_core.settings.yaml import dump_yaml
 from minbert_core.words import counted
 from search.report.words import describe
+
+if TYPE_CHECKING:  # imported where it is used, after `quieten` has told it to stay off the network
+    from huggingface_hub import EvalResult, ModelCardData
 
 METRICS = {"pearson": "pearsonr", "spearman": "spearmanr", "macro_f1": "f1"}  # our names -> the hub's
 
@@ -72,11 +74,15 @@ class Card:
 
 def write_card(card: Card, folder: Path) -> None:
     """Write README.md into a folder."""
+    from huggingface_hub import ModelCard
+
     text = "\n".join([f"---\n{_front_matter(card).to_yaml()}\n---\n", *_sections(card)])
     ModelCard(text).save(folder / "README.md")
 
 
 def _front_matter(card: Card) -> ModelCardData:
+    from huggingface_hub import ModelCardData
+
     has_corpus = any(card.corpus(name) for name in card.tasks)
     own_terms = (
         {} if card.wishes.licence else {"license_name": "that-of-its-data-and-encoder", "license_link": "README.md#licences"}
@@ -98,6 +104,8 @@ def _front_matter(card: Card) -> ModelCardData:
 
 def _evaluations(card: Card) -> Iterator[EvalResult]:
     """Yield an entry of model-index per task and split."""
+    from huggingface_hub import EvalResult
+
     configuration = {name: found["mean"] for name, found in card.origin.test_of_configuration.items()}
     scores = {"dev": card.origin.dev, "test": card.origin.test or configuration}
     for name in card.tasks:

@@ -48,8 +48,8 @@ def find_origin(folder: Path) -> Origin:
         return Origin(dev=dev)
     search = open_search(place)
     retrained = folder.parent.name if folder.parent.parent.name == "retrained" else ""
-    digits = re.match(r"\d+", retrained or trial_of(folder))
-    trial = next((of for of in search.trials if digits and of.number == int(digits[0])), None)
+    number = re.fullmatch(r"(\d+)(-seed\d+|-kept)?", retrained or trial_of(folder))  # a contender has the name of its file
+    trial = next((of for of in search.trials if number and of.number == int(number[1])), None)
     if not retrained and trial is not None and trial.points:
         dev = _of_dev(trial.best)
     test, configuration = _tested(place, retrained, trial)

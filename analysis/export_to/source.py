@@ -46,7 +46,6 @@ PAIRS: Examples = [
 class Source:
     """A loaded model and its folder."""
 
-    named: Path  # as the user wrote it
     folder: Path
     predictor: Predictor
 
@@ -91,9 +90,9 @@ class Source:
             return self.model.readout(task, output.logits_BK), output.features_BF
 
 
-def open_source(named: Path, folder: Path) -> Source:
+def open_source(folder: Path) -> Source:
     """Load a saved model on the CPU.  Raises ValueError: not a model."""
-    return Source(named, folder.resolve(), load(folder, "cpu"))
+    return Source(folder.resolve(), load(folder, "cpu"))
 
 
 def largest(ours: Tensor, theirs: Tensor) -> float:

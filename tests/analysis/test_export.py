@@ -52,7 +52,7 @@ def make(tiny: Tiny, tmp_path: Path) -> Make:
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
         save_model(model, config, tmp_path / "model" / "best", inputs.encoder_folder)
-        return open_source(tmp_path / "model", tmp_path / "model" / "best")
+        return open_source(tmp_path / "model" / "best")
 
     return made
 
@@ -287,7 +287,7 @@ def test_a_card_is_valid_and_has_the_scores_of_dev_and_of_test_with_their_interv
     (runs / "small" / "test").mkdir()
     (runs / "small" / "test" / "results.json").write_text(json.dumps(results))
     origin = find_origin(best)
-    source = open_source(runs / "small", best)
+    source = open_source(best)
     card = Card(source, origin, as_mlflow.FORMAT, list(source.tasks), "exported/mlflow", Wishes(language="en"))
     write_card(card, tmp_path)
     loaded = ModelCard.load(tmp_path / "README.md")
