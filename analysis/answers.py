@@ -8,6 +8,7 @@ Legend: B rows of a task, K outputs, C classes.
 
 from __future__ import annotations
 
+import filecmp
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -128,9 +129,9 @@ def find_model(named: Path) -> Path:
 
 def trial_of(folder: Path) -> str:
     """Return the trial whose model a folder holds, as `007`, also that of a search's best/; "" if it is of no search."""
-    weights = folder / HEADS  # best/ of a search holds hard links to a trial's
+    weights = folder / HEADS  # best/ of a search is a copy of a trial's, as hard links where the disk has them
     trials = folder.parent.glob(f"trials/*/best/{HEADS}")
-    of_best = next((path.parts[-3] for path in trials if path.samefile(weights)), "")
+    of_best = next((path.parts[-3] for path in trials if filecmp.cmp(path, weights, shallow=False)), "")
     return of_best or (folder.parts[-2] if folder.parts[-3:-2] == ("trials",) else "")
 
 

@@ -29,11 +29,13 @@ def register(folder: Path, uri: str, origin: Origin, tasks: list[str], name: str
     quieten_mlflow()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 
     try:
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         model_id = _log(client, folder, origin, tasks)
-        number = _version(client, model_id, name, _tags(origin))
+        with _use_tracking_uri(uri):  # a database's registry looks for the model through MLflow's global address
+            number = _version(client, model_id, name, _tags(origin))
         if alias:
             client.set_registered_model_alias(name, alias, number)
     except (MlflowException, OSError) as error:
