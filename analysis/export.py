@@ -49,24 +49,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    description = (
-        "Export a model to other libraries, each folder with a model card: one folder per task for transformers and "
-        "sentence-transformers, one for all tasks for MLflow and ONNX. Each export is loaded again and compared."
-    )
-    examples = "runs/smart\nruns/smart/test/retrained/003-seed0 --to exported --as transformers onnx"
-    parser = command_parser("export", "MODEL [--to DIR] [--as FORMAT ...] [--register NAME]", description, examples)
-    law = "runs/NAME (its best model), a trial's folder, a best/ folder, or one of runs/NAME/test/retrained/"
+    description = "Export a model to other libraries, with model cards. Each export is loaded again and compared."
+    examples = "runs/smart\nruns/smart --to exported --as transformers onnx"
+    parser = command_parser("export", "MODEL [--to DIR] [--as FORMAT ...] [options]", description, examples)
+    law = "runs/NAME (its best model), a best/ folder, or one of runs/NAME/test/retrained/"
     parser.add_argument("model", type=Path, metavar="MODEL", help=law)
     parser.add_argument("--to", type=Path, metavar="DIR", help="default: exported/ in the folder of the search or model")
     names = [each.name for each in FORMATS]
-    formats = f"{', '.join(names)}; default: all that the model can be"
+    formats = f"{', '.join(names)} (default: all that fit)"
     parser.add_argument("--as", nargs="+", choices=names, dest="formats", metavar="FORMAT", help=formats)
-    parser.add_argument("--license", default="", metavar="ID", help="of the weights, for the model card: apache-2.0, mit, …")
-    parser.add_argument("--base-model", default="", metavar="NAME", help="the encoder's name on the hub, if it was a folder")
-    parser.add_argument("--language", default="", metavar="CODE", help="of the texts, for the card (the course's: en)")
+    parser.add_argument("--license", default="", metavar="ID", help="of the weights, for the card: apache-2.0, mit, …")
+    parser.add_argument("--base-model", default="", metavar="NAME", help="the encoder on the hub, if it was a folder")
+    parser.add_argument("--language", default="", metavar="CODE", help="of the texts (the course's: en)")
     parser.add_argument("--register", metavar="NAME", help="register the MLflow export under this name")
-    parser.add_argument("--alias", default="", metavar="ALIAS", help="move this alias to the registered version: champion")
-    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow's store for --register (default: the search's)")
+    parser.add_argument("--alias", default="", metavar="ALIAS", help="move this alias to that version: champion")
+    parser.add_argument("--tracking-uri", metavar="URI", help="store for --register (default: the search's)")
     return parser
 
 

@@ -62,6 +62,8 @@ def write(source: Source, tasks: Sequence[str], folder: Path) -> None:
     else:
         found = CrossEncoder(modules=modules, device="cpu", activation_fn=_activation(plan.task.kind))
     found.save_pretrained(str(folder), create_model_card=False)
+    for path in folder.rglob("*.safetensors"):  # which safetensors writes for the owner only
+        path.chmod((folder / "modules.json").stat().st_mode)
 
 
 def _modules(source: Source, name: str) -> Iterator[nn.Module]:

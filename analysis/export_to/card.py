@@ -174,6 +174,8 @@ def _reading(card: Card) -> Iterator[str]:
             yield f"- {name}: the value is in label units, {low:g} to {high:g}; it is not clipped, so it may lie outside."
         if card.format.library == "sentence-transformers" and plan.vectors == 2:
             yield f"- {name}: {_from_cosine(card, name)}"
+        elif card.format.library == "sentence-transformers" and task.kind == "binary":
+            yield f"- {name}: the score is the probability of “{task.classes[1]}”."
         if card.format.library == "onnx" and task.kind == "binary":
             yield f"- {name}: the sigmoid of the logit is the probability of “{task.classes[1]}”."
 

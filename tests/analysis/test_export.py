@@ -173,7 +173,6 @@ def test_mlflow_serves_one_or_two_sentences_refuses_bad_rows_and_registers_under
     lines = register(folder, uri, Origin(dev={"sst": 0.5}), list(source.tasks), "sentiment", "champion")
     assert lines[0] == "sentiment, version 1: models:/sentiment@champion"
     import mlflow
-
     from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 
     assert mlflow.MlflowClient(uri, uri).get_model_version_by_alias("sentiment", "champion").tags["dev/sst"] == "0.500000"
