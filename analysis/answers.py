@@ -8,6 +8,7 @@ Legend: B rows of a task, K outputs, C classes.
 
 from __future__ import annotations
 
+import filecmp
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from minbert_core.evaluate import metric
 from minbert_core.files import cache_folder
 from minbert_core.inputs import data_folder
 from minbert_core.machine import resolve_precision
-from minbert_core.model import TOKENS_PER_PASS, Predictor, load, predict_logits, predictions
+from minbert_core.model import HEADS, TOKENS_PER_PASS, Predictor, load, predict_logits, predictions
 from minbert_core.predict import model_folder
 from minbert_core.words import did_you_mean, duration
 from search.plan.folder import read_plan
@@ -107,14 +108,31 @@ def open_model(named: Path, data: str | None = None) -> DevModel:
     Raises ValueError: no such folder, not a model.  Raises Refused: a search without a model yet, or data that was moved or
     changed.
     """
+    folder = find_model(named)
+    predictor = load(folder)
+    return DevModel(str(named), folder.resolve(), predictor, _data(folder.resolve(), predictor.config, data))
+
+
+def find_model(named: Path) -> Path:
+    """Return the folder of the model that a path means.
+
+    Raises ValueError: no such folder.  Raises Refused: a search without a model yet.
+    """
     if not named.is_dir():
         law = "A model is runs/NAME, a best/ folder, or a folder in runs/NAME/test/retrained/"
         raise ValueError(f"There is no folder {named}. {law}.")
     folder = model_folder(named)
     if folder is None:
         raise Refused(f"{named} has no model yet. A trial saves one at its first evaluation; a search keeps its best trials'.")
-    predictor = load(folder)
-    return DevModel(str(named), folder.resolve(), predictor, _data(folder.resolve(), predictor.config, data))
+    return folder
+
+
+def trial_of(folder: Path) -> str:
+    """Return the trial whose model a folder holds, as `007`, also that of a search's best/; "" if it is of no search."""
+    weights = folder / HEADS  # best/ of a search is a copy of a trial's, as hard links where the disk has them
+    trials = folder.parent.glob(f"trials/*/best/{HEADS}")
+    of_best = next((path.parts[-3] for path in trials if filecmp.cmp(path, weights, shallow=False)), "")
+    return of_best or (folder.parts[-2] if folder.parts[-3:-2] == ("trials",) else "")
 
 
 def _data(folder: Path, config: TrialConfig, given: str | None) -> Path:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shlex
 import signal
 import sys
 import time
@@ -217,6 +218,7 @@ def _report(
     (folder / "table.tex").write_text(table_tex(selection, results, ensembled), encoding="utf-8")
     figures = ", ".join(path.name for path in write_figure(selection, results, folder))
     lines += ["", f"For a report, in {folder}: table.tex (booktabs; holds a caption as a comment), {figures}"]
+    lines += [f"To use {results.chosen.name} elsewhere: python analysis/export.py {shlex.quote(str(results.chosen.folder))}"]
     (folder / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     track_results(tracker, results, lines, selection.num_openings, folder)
     return lines

@@ -20,7 +20,7 @@ from pathlib import Path
 if not __package__:  # run as a file: Python put analysis/ on the path, where the packages are not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from analysis.answers import Answers, DevModel, choose_tasks, dev_answers, open_model
+from analysis.answers import Answers, DevModel, choose_tasks, dev_answers, open_model, trial_of
 from analysis.disagreements import disagreement
 from analysis.error_plots import draw_all, draw_disagreement
 from analysis.error_report import dispute_lines, task_lines
@@ -28,7 +28,6 @@ from analysis.mistakes import BINS, example, severity
 from analysis.plots import Plot
 from analysis.sources import add_figures, command_parser, write_figures
 from minbert_core.commands import DONE, run_command
-from minbert_core.model import HEADS
 from minbert_core.terminal import show_progress
 from search.options import positive
 from search.report.draw import show
@@ -114,10 +113,8 @@ def write_rows(answers: Sequence[Answers], path: Path) -> None:
 def _whence(model: DevModel) -> str:
     """Return where a model is, seen from the path that was given, and whose a search's best/ is: ` -> best (trial 007)`."""
     way = os.path.relpath(model.folder, Path(model.name).resolve())
-    weights = model.folder / HEADS
-    trials = model.folder.parent.glob(f"trials/*/best/{HEADS}")  # best/ of a search holds hard links to a trial's
-    trial = next((f" (trial {path.parts[-3]})" for path in trials if path.samefile(weights)), "")
-    return f"{'' if way == '.' else f' -> {way}'}{trial}"
+    trial = trial_of(model.folder) if model.folder.parts[-3:-2] != ("trials",) else ""
+    return (f" -> {way}" if way != "." else "") + (f" (trial {trial})" if trial else "")
 
 
 def _folder(named: Path, model: DevModel) -> Path:

@@ -27,6 +27,9 @@ from minbert_core.words import counted
 _TOKENIZERS = ["tokenizer.json", "vocab.txt"]
 _FILES = ["config.json", WEIGHTS, INDEX, SHARDS, *_TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json"]
 _BERT = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
+IDENTITY_POOLER = (
+    "identity_pooler"  # key of a config.json whose pooler only hands [CLS] on (analysis/export_to/as_transformers.py)
+)
 T = TypeVar("T")
 _STORED_MODULES = {
     "word_embeddings": ["embeddings.word_embeddings"],
@@ -71,6 +74,8 @@ def load_encoder(folder: Path, hidden_dropout: float, attention_dropout: float) 
     stored = _read_weights(folder)
     weights: dict[str, Tensor] = {}
     notes: list[str] = []
+    if read_json(folder / "config.json").get(IDENTITY_POOLER):
+        stored = {name: tensor for name, tensor in stored.items() if not name.startswith("pooler.")}
     if not _has_pooler(stored):
         notes.append("The checkpoint has no pooler: a new one was initialised.")
     for name in _expected(shape, _has_pooler(stored)):

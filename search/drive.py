@@ -218,7 +218,7 @@ def close(
     if counts["completed"] and not interrupted:
         answers = answer_lines(results, choices_of(plan.space), plan.space.settings.rungs[-1])
         narrator.show([f"{'best of' if i == 0 else '':<10}{line}" for i, line in enumerate(answers)])
-        narrator.show([f"next      {next_command(folder)}"])
+        narrator.show([f"use       {export_command(folder)}", f"next      {next_command(folder)}"])
     if counts["failed"] and not interrupted and not worked:
         narrator.show([f"reasons   {folder / 'trials'}/*/log.txt"])
     if any(trial.status == "failed" and trial.deaths for trial in results) and not interrupted:
@@ -246,6 +246,13 @@ def go_on(folder: Path, address: str = "local") -> str:
 
 def next_command(folder: Path) -> str:
     return shlex.join(["python", "analysis/best_to_test.py", "--search", folder.name, *_runs_option(folder)])
+
+
+def export_command(folder: Path) -> str:
+    """Return the command that exports the best model to other libraries."""
+    here = Path.cwd()
+    place = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    return shlex.join(["python", "analysis/export.py", str(place)])
 
 
 def _dashboard(folder: Path) -> str:

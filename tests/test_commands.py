@@ -15,7 +15,7 @@ from subprocess import PIPE
 
 import pytest
 
-from analysis import best_to_test, compare, curves, importance, replicate, report, runs
+from analysis import best_to_test, compare, curves, export, importance, replicate, report, runs
 from minbert_core import predict
 from minbert_core.commands import INTERRUPTED, REFUSED, UNREAD, WRONG, Refused, run_command
 from minbert_core.data import download
@@ -39,6 +39,7 @@ COMMANDS = [
     ("analysis/curves.py", curves.main, "smart", HEIGHT),
     ("analysis/report.py", report.main, "smart", HEIGHT),
     ("analysis/replicate.py", replicate.main, "--paper P1", HEIGHT),
+    ("analysis/export.py", export.main, "runs/smart", 32),
 ]
 Main = Callable[[list[str]], int]
 ROOT = Path(__file__).resolve().parents[1]

@@ -431,13 +431,16 @@ def test_truncated_or_foreign_heads_are_refused(tiny: Tiny, tmp_path: Path) -> N
         load_model(tmp_path / "best")
 
 
-def test_a_model_of_an_earlier_format_is_refused_and_not_read_with_other_defaults(tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("written", "version"), [({}, 1), ({"format": "3"}, 3)])
+def test_a_model_of_an_earlier_or_a_newer_format_is_refused_and_not_read_with_other_defaults(
+    written: dict[str, str], version: int, tiny: Tiny, tmp_path: Path
+) -> None:
     config = tiny()
     model, inputs = built(config)
     save_model(model, config, tmp_path / "best", inputs.encoder_folder)
     heads = tmp_path / "best" / "heads.safetensors"
-    save_tensors(load_tensors(heads), heads)
-    with pytest.raises(ValueError, match=r"best is a model of format 1, whose config has other defaults\."):
+    save_tensors(load_tensors(heads), heads, metadata=written)
+    with pytest.raises(ValueError, match=rf"best is a model of format {version}, whose config has other defaults\."):
         load_model(tmp_path / "best")
 
 

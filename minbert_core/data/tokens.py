@@ -65,6 +65,10 @@ class Tokenizer:
         """Return the piece ids of each text, without special tokens, truncation or padding."""
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def backend(self) -> Any:
+        """Return a copy of the library's tokenizer, to be changed and saved elsewhere."""
+        return tokenizers.Tokenizer.from_str(self._backend.to_str())
+
     def vocabulary(self) -> list[str]:
         """List the pieces in the order of their ids."""
         return [self._backend.id_to_token(i) or "" for i in range(self.vocab_size)]
