@@ -7,17 +7,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from minbert_core.commands import Refused
 from minbert_core.words import counted
 from search.cluster.gpus import guarded
-from search.cluster.nodes import Node, alive_nodes, answer_of, fault_of, pinned, total_slots, visit
-from search.cluster.sharing import Shared, Unseen, see
+from search.cluster.nodes import Facts, Node, alive_nodes, answer_of, fault_of, total_slots, visit
+from search.cluster.sharing import Unseen
 
 LOOK_SECONDS = 5.0  # between two looks at the cluster, which take milliseconds
 REMEDY = "Or take the node out of the cluster: `ray stop` there."
 GONE_SECONDS = 30.0  # after the loss of a node: a process that died without a sign of life was on it; Ray has noticed it
+
+
+class Check(Protocol):
+    """What is asked of a node before trials run there: sharing.py, or with a storage reach.py."""
+
+    remedy: str
+
+    def ask(self, node: Node) -> Any: ...
+    def fault_of(self, node: Node, seen: Facts | Unseen) -> str: ...
 
 
 class Room:
@@ -28,14 +37,14 @@ class Room:
         cpus_per_trial: int,
         gpus_per_trial: float,
         most_gpus: float | None,
-        shared: Shared,
+        check: Check,
         say: Callable[[str], None],
         planned: Iterable[Node],
     ) -> None:
         """planned: the nodes without the GPUs that others use. say: called about nodes that come and go."""
         self.planned = {node.id: node for node in planned}
         self.each, self.most_gpus = (cpus_per_trial, gpus_per_trial), most_gpus
-        self.shared, self.say = shared, say
+        self.check, self.say = check, say
         self.admitted: dict[str, Node] = {}
         self.known: dict[str, str] = {}  # the id of every node that was ever seen -> its name
         self.asked: dict[Any, Node] = {}  # visits that have not ended
@@ -45,10 +54,10 @@ class Room:
 
     def begin(self) -> None:
         """Visit all nodes.  Raises Refused with the sentence about the first that cannot run trials of this search."""
-        asked = {self._ask(node): node for node in alive_nodes() if node.slots(*self.each)}
+        asked = {self.check.ask(node): node for node in alive_nodes() if node.slots(*self.each)}
         for node, seen in visit(asked).items():
             if fault := self._fault_of(node, seen):
-                raise Refused(f"{fault} {'Choose one on a disk that all nodes see. ' * isinstance(seen, Unseen)}{REMEDY}")
+                raise Refused(f"{fault} {f'{self.check.remedy} ' * isinstance(seen, Unseen)}{REMEDY}")
             self._admit(self.planned.get(node.id, node))
 
     def slots(self) -> int:
@@ -85,14 +94,11 @@ class Room:
         for node in alive.values():
             if node.id not in self.known and node.slots(*self.each):
                 self.known[node.id] = node.name
-                self.asked[self._ask(node)] = node
+                self.asked[self.check.ask(node)] = node
         for reference in ray.wait(list(self.asked), num_returns=len(self.asked), timeout=0)[0] if self.asked else ():
             node = self.asked.pop(reference)
             if node.id in alive:
                 self._receive(node, answer_of(reference))
-
-    def _ask(self, node: Node) -> Any:
-        return pinned(see, node)(self.shared.question, node.id)
 
     def _receive(self, node: Node, seen: Any) -> None:
         if fault := self._fault_of(node, seen):
@@ -105,7 +111,7 @@ class Room:
         self.say(f"node {node.name} has joined; {self._room()}")
 
     def _fault_of(self, node: Node, seen: Any) -> str:
-        return ("" if isinstance(seen, Unseen) else fault_of(node, seen)) or self.shared.fault_of(node, seen)
+        return ("" if isinstance(seen, Unseen) else fault_of(node, seen)) or self.check.fault_of(node, seen)
 
     def _admit(self, node: Node) -> None:
         self.admitted[node.id] = node

@@ -20,6 +20,7 @@ class Order:
     folder: str
     exempt: bool  # from being stopped
     relocated: dict[str, str]  # a folder that its config names -> its place here
+    route: dict[str, Any] | None = None  # of a Route (place.py): the process does not see the driver's folders
 
 
 @dataclass(frozen=True)

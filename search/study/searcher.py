@@ -137,7 +137,8 @@ class StudySearcher(Searcher):
         self.watchdog.begin(trial.number, trial.folder)
         self.hung.pop(trial.number, None)
         self.listener.started(trial, resumed)
-        return as_dict(Order(trial.number, str(trial.folder), trial.baseline is not None, self.relocated))
+        route = self.study.files.route(trial.folder)
+        return as_dict(Order(trial.number, str(trial.folder), trial.baseline is not None, self.relocated, route))
 
     def has_more(self) -> bool:
         """Return whether there is a trial left, and the time for it."""
@@ -176,6 +177,7 @@ class StudySearcher(Searcher):
 
     def _receive(self, trial_id: str, result: dict[str, Any]) -> None:
         report, before = Report.received(result), self.running[trial_id]
+        self.study.files.arrive(before.folder)
         self.running[trial_id] = self.study.report(before.number, report.records)
         seconds = report.records[-1]["seconds"]
         if not before.points:
@@ -188,9 +190,11 @@ class StudySearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record how a trial ended. On a full disk it stays `running`, and resumes from its snapshot once there is room."""
         self.watchdog.forget(self.running[trial_id].number)
-        if self.disk.fault is None and not (error and self.disk.is_full_for(self.running[trial_id].folder)):
+        if self.disk.fault is None:
             with self.disk.noted():
-                self._complete(trial_id, result, error)
+                self.study.files.arrive(self.running[trial_id].folder)
+                if not (error and self.disk.is_full_for(self.running[trial_id].folder)):
+                    self._complete(trial_id, result, error)
 
     def _complete(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
         if self.is_halted():  # the trial has saved its state, or died with Ray: it stays `running`

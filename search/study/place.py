@@ -1,0 +1,85 @@
+"""The place where a trial's process works: the trial's own folder, or, without a shared disk, a scratch folder on its node.
+
+Order -> place_of -> Here: runs/NAME/trials/007, on a disk that the driver sees
+                  -> Away: a scratch folder; files come from the storage and go there, news go to the board (away.py)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from search.cluster.board import Poster
+from search.cluster.storage import Storage
+from search.study.messages import Order
+from search.study.pulse import Pulse
+
+if TYPE_CHECKING:  # a worker imports torch only after its first sign of life
+    from minbert_core.train.trial import Progress, Record
+
+
+@dataclass(frozen=True)
+class Route:
+    """The way of a trial's files between its process and a driver whose disk the process does not see."""
+
+    uri: str
+    search: str  # the folder of the search in the storage
+    trial: str  # the folder of the trial in that: trials/007
+    attempt: int  # the number of the trial's processes, this one included
+    snapshot: str  # to resume from; "": start
+    board: str
+    inputs: dict[str, str]  # a folder that the trial's config names -> its place in the storage
+
+    @property
+    def storage(self) -> Storage:
+        return Storage(self.uri).patient() / self.search / self.trial
+
+
+class Place(Protocol):
+    """The folder in which a trial's process trains, and what it owes to the driver."""
+
+    folder: Path
+
+    def relocated(self, given: dict[str, str]) -> dict[str, str]: ...
+    def pulse(self, node: str) -> Pulse | Poster: ...
+    def keep(self, progress: Progress, records: list[Record]) -> None: ...
+    def end(self, records: list[Record]) -> None: ...
+    def fail(self, reason: str) -> None: ...
+
+
+class Here:
+    """The trial's own folder, on a disk that the driver sees."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def relocated(self, given: dict[str, str]) -> dict[str, str]:
+        return given
+
+    def pulse(self, node: str) -> Pulse | Poster:
+        return Pulse(self.folder, node)
+
+    def keep(self, progress: Progress, records: list[Record]) -> None:
+        pass
+
+    def end(self, records: list[Record]) -> None:
+        pass
+
+    def fail(self, reason: str) -> None:
+        (self.folder / "failure.txt").write_text(reason, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def place_of(order: Order) -> Iterator[Place]:
+    """Prepare the place of a trial. A scratch folder is removed afterwards.  Raises StorageFault."""
+    if order.route is None:
+        yield Here(Path(order.folder))
+        return
+    from search.study.away import Away, scratch
+
+    route = Route(**order.route)
+    with scratch(f"{route.search}-{route.attempt}/{route.trial}") as folder:
+        yield Away(route, folder)
