@@ -6,6 +6,7 @@ plan -> run_search -> further pretraining -> Ray Tune asks StudySearcher for tri
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shlex
 import shutil
@@ -87,6 +88,8 @@ def run_search(folder: Path, plan: Plan, options: SearchOptions, seconds_left: C
             narrator.say(f"{counted(num_reopened, 'failed trial')} of these run again")
         limits = seconds_left, plan.relocated, options.retries, 60 * options.patience
         searcher = StudySearcher(study, scheduler, plan.num_trials, unfinished, listeners, *limits)
+
+        narrator.slots = lambda: slots if math.isinf(searcher.room) else searcher.room
 
         def end_after_fault(status: MlflowStatus, timeout_seconds: float | None = None) -> None:
             narrator.show([f"resume    {go_on(folder, options.address)}"])

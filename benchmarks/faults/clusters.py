@@ -198,6 +198,25 @@ def examples_again(logs: Iterable[str]) -> int:
     return again
 
 
+def joins_unseen(search: Search, lab: Lab) -> str:
+    """Let a node join a search that sees another folder where the runs are, and one that sees them."""
+    runs = search.here / "runs"
+    runs.mkdir()
+    with cluster(1) as nodes:
+        _start(search, nodes)
+        search.until(nodes.workers, "training")
+        blind = nodes.start(before=f"mount -t tmpfs none {runs}")
+        search.until(lambda: "no trial runs there" in search.text, "the sentence about the node")
+        sound = nodes.start()
+        search.until(lambda: nodes.workers(sound), "a trial on the sound node")
+        require(not nodes.workers(blind), "a trial runs on the node that does not see the folder")
+        _ends(search)
+        check_whole(search, 6)
+        require(not any(trial.deaths for trial in search.trials()), "a trial was blamed")
+    [sentence] = [line for line in search.text.splitlines() if "no trial runs there" in line]
+    return sentence.partition("] ")[2]
+
+
 def busy_gpu(search: Search, lab: Lab) -> str:
     """Give a node two GPUs, one of which somebody outside Ray uses, as a stand-in of the driver says."""
     with cluster(0, path=str(BUSY)) as nodes:
@@ -218,6 +237,7 @@ CLUSTERS = [
     Case("cluster: node joins", f"used within {JOINED_SECONDS} s", node_joins, space=SPACE),
     Case("cluster: head killed", "one sentence, exit 3; resumed on another", head_killed, space=SPACE),
     Case("cluster: no shared disk", "a storage carries all; node killed, continued", without_disk, space=SPACE),
+    Case("cluster: joins unseen", "left out, and told; the trials run elsewhere", joins_unseen, space=SPACE),
     Case("cluster: GPU busy", "left out, and told", busy_gpu, space=SPACE),
     Case("cluster: folder not seen", "one sentence names node and path", folder_unseen, space=SPACE),
 ]

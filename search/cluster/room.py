@@ -18,6 +18,7 @@ from search.cluster.sharing import Unseen
 LOOK_SECONDS = 5.0  # between two looks at the cluster, which take milliseconds
 REMEDY = "Or take the node out of the cluster: `ray stop` there."
 GONE_SECONDS = 30.0  # after the loss of a node: a process that died without a sign of life was on it; Ray has noticed it
+GONE = "has left the cluster"
 
 
 class Check(Protocol):
@@ -51,6 +52,7 @@ class Room:
         self.holders: list[Any] = []  # actors that hold what a node has, which no trial may use
         self.silent: dict[str, float] = {}  # admitted nodes that do not answer, which Ray has not noticed yet -> since when
         self.looked, self.last_loss = 0.0, float("-inf")
+        self.last_refused, self.last_refusal = "", float("-inf")
 
     def begin(self) -> None:
         """Visit all nodes.  Raises Refused with the sentence about the first that cannot run trials of this search."""
@@ -67,18 +69,30 @@ class Room:
         return self._num_slots()
 
     def lost(self, node_id: str | None) -> str:
-        """Return the name of a trial's node if it has left the cluster, else "". None: no process of the trial is known."""
+        """Return the node that a trial was lost with, in words: it has left, or cannot run trials. "" if the node is sound.
+
+        None: no process of the trial is known.
+        """
         self._look()
         if node_id is None:
-            return "a node" if time.monotonic() < self.last_loss + GONE_SECONDS else ""
+            return self._lost_at_start()
         node = self.admitted.get(node_id)
         if node is None:
-            return self.known.get(node_id, "")
+            return f"{self.known[node_id]}, which {GONE}" if node_id in self.known else ""
         if node.answers():
             return ""
         self.silent.setdefault(node_id, time.monotonic())
         self.last_loss = time.monotonic()
-        return node.name
+        return f"{node.name}, which {GONE}"
+
+    def _lost_at_start(self) -> str:
+        """Return where a trial was lost that gave no sign of life. Ray may start one on a node that is not checked yet."""
+        recently = time.monotonic() - GONE_SECONDS
+        if self.last_loss > recently:
+            return f"a node that {GONE}"
+        if unchecked := next(iter(self.asked.values()), None):
+            return f"{unchecked.name}, which is not checked yet"
+        return f"{self.last_refused}, which cannot run trials" if self.last_refusal > recently else ""
 
     def _look(self) -> None:
         import ray
@@ -88,7 +102,7 @@ class Room:
         for node_id in [node_id for node_id in self.admitted if node_id not in alive]:
             node = self.admitted.pop(node_id)
             self.last_loss = time.monotonic()
-            self.say(f"node {node.name} has left the cluster; {self._room()}")
+            self.say(f"node {node.name} {GONE}; {self._room()}")
         oldest = time.monotonic() - GONE_SECONDS
         self.silent = {node_id: since for node_id, since in self.silent.items() if node_id in alive and since > oldest}
         for node in alive.values():
@@ -104,6 +118,7 @@ class Room:
         if fault := self._fault_of(node, seen):
             self.say(f"{fault.rstrip('.')}; no trial runs there")
             self.holders.append(hold(node))
+            self.last_refused, self.last_refusal = node.name, time.monotonic()
             return
         found = guarded([node] if self.each[1] else [])  # some seconds; no other trial of ours is there yet
         self.holders += found.guards

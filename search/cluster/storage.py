@@ -160,8 +160,10 @@ def _upload(source: Path, system: Any, path: str) -> None:
 
 
 def _download(system: Any, path: str, target: Path) -> None:
-    from pyarrow.fs import LocalFileSystem, copy_files
+    from pyarrow.fs import FileType, LocalFileSystem, copy_files
 
+    if system.get_file_info(path).type == FileType.Directory:
+        target.mkdir()
     copy_files(path, str(target), source_filesystem=system, destination_filesystem=LocalFileSystem())
 
 

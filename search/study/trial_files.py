@@ -30,6 +30,7 @@ class OneDisk:
         yield
 
     def route(self, folder: Path) -> dict[str, Any] | None:
+        (folder / "alive").unlink(missing_ok=True)  # of its last process, whose node is not that of the next
         return None
 
     def arrive(self, folder: Path) -> None:
