@@ -160,8 +160,8 @@ def _fit(
         )
         tuner = _tuner(plan, searcher, scheduler, storage, stopper)
         try:
-            with following(plan, searcher, interrupts.say):
-                if make_chains(plan.chains(), plan.resources, pretrained, is_stopped) and not interrupts.seen:
+            with following(plan, searcher, interrupts.say) as supplies:
+                if make_chains(plan.chains(), plan.resources, pretrained, is_stopped, supplies) and not interrupts.seen:
                     tuner.fit()
         except Exception:  # whatever Ray's calls raise once its processes have died
             if not watch.has_died():

@@ -13,25 +13,27 @@ from minbert_core.commands import Refused
 from minbert_core.config import TOY, TrialConfig, pretraining_texts
 from minbert_core.data.tasks import SPLITS
 from minbert_core.encoder_files import weight_files
-from search.cluster.inputs import offer
+from search.cluster.inputs import Supplies, offer
 from search.cluster.storage import Storage
 from search.plan.plan import Plan, branch_configs
 
 
-def offered(plan: Plan) -> dict[str, str]:
-    """Put the plan's data and encoders into its storage, unless they are there.
+def offered(plan: Plan) -> Supplies:
+    """Put the plan's data and encoders into its storage, unless they are there. Return them under both of a folder's paths.
 
-    Return for each folder that the trials' configs name its place in the storage.
     Raises StorageFault; Refused: a text that is not in the data folder.
     """
-    storage, places = Storage(plan.resources.storage).patient(), {}
+    uri, places = plan.resources.storage, dict[str, str]()
+    if not uri:
+        return Supplies()
+    storage = Storage(uri).patient()
     if plan.config.data != TOY:
         folder = plan.inputs.data_folder
-        places[plan.config.data] = offer(storage, folder, files_of(branch_configs(plan.space), folder))
+        places[plan.config.data] = places[str(folder)] = offer(storage, folder, files_of(branch_configs(plan.space), folder))
     for recorded in dict.fromkeys(plan.space.encoders.values()):
         folder = Path(plan.relocated.get(recorded, recorded))
-        places[recorded] = offer(storage, folder, encoder_files(folder))
-    return places
+        places[recorded] = places[str(folder)] = offer(storage, folder, encoder_files(folder))
+    return Supplies(uri, places)
 
 
 def files_of(configs: Iterable[TrialConfig], folder: Path) -> list[str]:

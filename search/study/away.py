@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING
 
 from minbert_core.files import cache_folder
 from search.cluster.board import Poster
-from search.cluster.inputs import fetched_all
-from search.cluster.storage import Storage
+from search.cluster.inputs import Supplies, bring_pretrained, send_pretrained
 from search.study.place import Route
 from search.study.snapshots import fetch_snapshot, send_snapshot
 
 if TYPE_CHECKING:  # a worker imports torch only after its first sign of life
+    from minbert_core.config import TrialConfig
+    from minbert_core.inputs import Inputs
+    from minbert_core.train.pretrained import Pretrained
     from minbert_core.train.trial import Progress, Record
 
 ABANDONED_SECONDS = 60.0  # after which a scratch folder that no process holds belongs to one that was killed
@@ -38,13 +40,22 @@ class Away:
     def __init__(self, route: Route, folder: Path) -> None:
         self.route, self.folder, self.storage = route, folder, route.storage
         self.snapshot = folder / "state" / "snapshot.pt"  # state_file in train/folder.py, which imports torch
+        self.supplies = Supplies(route.uri, route.inputs)
+        self.pretrained: list[Pretrained] = []
         self.poster: Poster | None = None
         self.sender = ThreadPoolExecutor(1, "sender")
         self.sending: Future[None] | None = None
         self.sent = 0  # the inode of the last snapshot that was sent, as each is a new file
 
     def relocated(self, given: dict[str, str]) -> dict[str, str]:
-        return given | fetched_all(Storage(self.route.uri).patient(), self.route.inputs)
+        return given | self.supplies.fetched()
+
+    def bring_pretrained(self, config: TrialConfig, inputs: Inputs) -> None:
+        """Fetch the further pretrainings that the trial begins with, as far as another node has made them."""
+        from minbert_core.train.pretrained import find
+
+        self.pretrained = find(config, inputs)
+        bring_pretrained(self.supplies.storage, self.pretrained)
 
     def pulse(self, node: str) -> Poster:
         """Fetch the trial's config and its snapshot, and return the poster. The log must be open."""
@@ -60,6 +71,8 @@ class Away:
         """Send what is new after a step: its record, a snapshot, the best model. After an evaluation, wait for it."""
         assert self.poster is not None, "the pulse comes first"
         self.poster.news.records.append(progress.record)
+        if progress.record.get("made"):
+            send_pretrained(self.supplies.storage, self.pretrained)
         if progress.improved:
             self._send_best(str(progress.rung))
         self._send_snapshot(records, waits=progress.rung is not None)

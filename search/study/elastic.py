@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from minbert_core.files import cache_folder
+from search.cluster.inputs import Supplies
 from search.cluster.reach import reached
 from search.cluster.room import Room
 from search.cluster.sharing import folders_of, shared
@@ -20,8 +21,10 @@ from search.study.searcher import StudySearcher
 
 
 @contextlib.contextmanager
-def following(plan: Plan, searcher: StudySearcher, say: Callable[[str], None]) -> Iterator[None]:
+def following(plan: Plan, searcher: StudySearcher, say: Callable[[str], None]) -> Iterator[Supplies]:
     """Within the block the searcher starts as many trials as the plan's resources have room for, on a cluster at any time.
+
+    It yields what processes need that do not see this machine's folders.
 
     say: called with a sentence for each node that joins or leaves.
     Raises Refused if a node of the cluster does not see the folders of the search, or its storage, before any trial.
@@ -29,8 +32,8 @@ def following(plan: Plan, searcher: StudySearcher, say: Callable[[str], None]) -
     resources, files, storage = plan.resources, searcher.study.files, plan.resources.storage
     if not resources.cluster:
         searcher.num_slots = lambda: resources.slots
-        with files.at_work(offered(plan) if storage else {}):
-            yield
+        with files.at_work(supplies := offered(plan)):
+            yield supplies
         return
     encoders = [Path(plan.relocated.get(folder, folder)) for folder in plan.space.encoders.values()]
     written, read = folders_of(searcher.study.folder.parent, cache_folder(), plan.inputs.data_folder, encoders)
@@ -40,5 +43,5 @@ def following(plan: Plan, searcher: StudySearcher, say: Callable[[str], None]) -
         room.begin()
         searcher.num_slots = room.slots
         searcher.lost_node = lambda folder: room.lost(process.node if (process := read_process(folder)) else None)
-        with files.at_work(offered(plan) if storage else {}):
-            yield
+        with files.at_work(supplies := offered(plan)):
+            yield supplies

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 from minbert_core.train.folder import write_records
 from minbert_core.train.trial import Record
 from search.cluster.board import ANSWER_SECONDS, POST_SECONDS, News, put_up
+from search.cluster.inputs import Supplies
 from search.cluster.storage import Storage
 from search.study.place import Route
 from search.study.pulse import stop_file
@@ -61,12 +62,12 @@ class Mirror:
     # ---- while processes work
 
     @contextlib.contextmanager
-    def at_work(self, inputs: Mapping[str, str]) -> Iterator[None]:
+    def at_work(self, supplies: Supplies) -> Iterator[None]:
         """Within the block the processes' news arrive here twice per second. Ray must run.
 
-        inputs: a folder that the trials' configs name -> its place in the storage.
+        supplies: what the trials read.
         """
-        self.inputs = dict(inputs)
+        self.inputs = dict(supplies.places)
         self.board_name, self.board = put_up()
         ended = threading.Event()
         thread = threading.Thread(target=self._look, args=(ended,), name="mirror", daemon=True)

@@ -18,6 +18,8 @@ from search.study.messages import Order
 from search.study.pulse import Pulse
 
 if TYPE_CHECKING:  # a worker imports torch only after its first sign of life
+    from minbert_core.config import TrialConfig
+    from minbert_core.inputs import Inputs
     from minbert_core.train.trial import Progress, Record
 
 
@@ -44,6 +46,7 @@ class Place(Protocol):
     folder: Path
 
     def relocated(self, given: dict[str, str]) -> dict[str, str]: ...
+    def bring_pretrained(self, config: TrialConfig, inputs: Inputs) -> None: ...
     def pulse(self, node: str) -> Pulse | Poster: ...
     def keep(self, progress: Progress, records: list[Record]) -> None: ...
     def end(self, records: list[Record]) -> None: ...
@@ -58,6 +61,9 @@ class Here:
 
     def relocated(self, given: dict[str, str]) -> dict[str, str]:
         return given
+
+    def bring_pretrained(self, config: TrialConfig, inputs: Inputs) -> None:
+        pass
 
     def pulse(self, node: str) -> Pulse | Poster:
         return Pulse(self.folder, node)

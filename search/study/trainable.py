@@ -60,7 +60,9 @@ def _run(order: Order, place: Place) -> None:
     folder = place.folder
     (folder / "failure.txt").unlink(missing_ok=True)  # left over from an attempt whose driver had died
     config = read_config(folder / "config.yaml")
-    inputs = open_inputs(relocated_config(config, place.relocated(order.relocated)))
+    local = relocated_config(config, place.relocated(order.relocated))
+    inputs = open_inputs(local)
+    place.bring_pretrained(local, inputs)
     snapshot, records = read_snapshot(folder)
     reported = len(records)
     how = f"resumes after {records[-1]['examples']} examples, {len(records)} records" if records else "starts"

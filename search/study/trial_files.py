@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from minbert_core.train.folder import UNREADABLE, read_snapshot, state_file, write_records
 from minbert_core.train.trial import Record
+from search.cluster.inputs import Supplies
 
 
 class TrialFiles(Protocol):
     """The files of the trials of a search. `folder` is a trial's in runs/NAME."""
 
-    def at_work(self, inputs: Mapping[str, str]) -> contextlib.AbstractContextManager[None]: ...
+    def at_work(self, supplies: Supplies) -> contextlib.AbstractContextManager[None]: ...
     def route(self, folder: Path) -> dict[str, Any] | None: ...
     def arrive(self, folder: Path) -> None: ...
     def trusted_records(self, folder: Path) -> list[Record]: ...
@@ -26,7 +27,7 @@ class OneDisk:
     """Folders on a disk that the trials' processes see too: there is nothing to bring."""
 
     @contextlib.contextmanager
-    def at_work(self, inputs: Mapping[str, str]) -> Iterator[None]:
+    def at_work(self, supplies: Supplies) -> Iterator[None]:
         yield
 
     def route(self, folder: Path) -> dict[str, Any] | None:
