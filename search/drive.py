@@ -52,6 +52,7 @@ from search.tracking.runs import Status as MlflowStatus
 from search.tracking.store import dashboard_command, dashboard_note, store_uri, ui_command
 from search.tracking.tracker import Tracker
 
+SENT_PER_SECOND = 50e6  # bytes of a snapshot to a storage, at least; assumed, not measured (2026-11)
 CLOSE_SECONDS = 5.0  # for MLflow to write the rest after a fault
 
 
@@ -147,6 +148,7 @@ def _fit(
     """
     scratch = start_ray(plan.resources, address)
     interrupts.listen()  # again: Ray has installed its own handler, which exits at once
+    interrupts.save_seconds += plan.snapshot_bytes / SENT_PER_SECOND if plan.resources.storage else 0
     storage = Path(tempfile.mkdtemp(prefix="minbert-tune-"))
     with RayWatch(scratch, give_up) as watch:
 

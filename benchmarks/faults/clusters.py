@@ -52,6 +52,19 @@ def joined(search: Search, lab: Lab) -> str:
     return "three trials at a time, with the code of the driver"
 
 
+def found(search: Search, lab: Lab) -> str:
+    """Join by `--address auto`; and from a machine that is none of the nodes, as one that sees none of their processes."""
+    with cluster(1) as nodes:
+        search.start("--space", f"{NAME}.yaml", "--address", "auto", *ON_GPUS, environment={"RAY_ADDRESS": nodes.address})
+        search.until(nodes.workers, "a trial")
+        search.kill(signal.SIGINT)
+        _ends(search, 130)
+        search.start("--resume", NAME, *_options(nodes), before=("unshare", "--pid", "--fork", "--mount-proc"))
+        _ends(search, 3)
+        [sentence] = [line for line in search.text.splitlines() if "is not a node of the Ray cluster" in line]
+    return f"auto joined; elsewhere, exit 3: {sentence}"
+
+
 def with_token(search: Search, lab: Lab) -> str:
     """Join a cluster that wants a token: without, with another, and with its own, which must not be shown anywhere."""
     token = secrets.token_hex(24)
@@ -232,6 +245,7 @@ def busy_gpu(search: Search, lab: Lab) -> str:
 
 CLUSTERS = [
     Case("cluster: started by hand", "a trial per node, the code travels", joined, space=SPACE),
+    Case("cluster: found", "auto joins; a sentence where no node is", found, space=SPACE),
     Case("cluster: with a token", "a sentence without it; joined with it", with_token, space=SPACE),
     Case("cluster: node killed", "its trial continues elsewhere, unblamed", node_killed, space=SPACE),
     Case("cluster: node joins", f"used within {JOINED_SECONDS} s", node_joins, space=SPACE),

@@ -64,7 +64,7 @@ class Storage:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file, whole or not at all."""
-        self._do(lambda system, path: _replace(system, path, lambda draft: _write(system, draft, content)), name)
+        self._do(lambda system, path: _replace(system, path, lambda draft: _write(system, draft, content)), name, writes=True)
 
     def read(self, name: str) -> bytes:
         return self._do(lambda system, path: _read(system, path), name)
@@ -76,7 +76,8 @@ class Storage:
                 if path.is_file():
                     self.put(path, f"{name}/{path.relative_to(source)}")
             return
-        self._do(lambda system, path: _replace(system, path, lambda draft: _upload(source, system, draft)), name)
+        source.stat()
+        self._do(lambda system, path: _replace(system, path, lambda draft: _upload(source, system, draft)), name, writes=True)
 
     def get(self, name: str, target: Path) -> None:
         """Replace `target` by a copy of a file, or of a folder and all that is in it."""
@@ -92,22 +93,22 @@ class Storage:
         """Delete a file, or a folder ("": this one) and all that is in it, if it is there."""
         self._do(_delete, name)
 
-    def _do(self, act: Callable[[Any, str], T], name: str) -> T:
+    def _do(self, act: Callable[[Any, str], T], name: str, writes: bool = False) -> T:
         for seconds in self.waits:
             with contextlib.suppress(StorageFault):
-                return self._try(act, name)
+                return self._try(act, name, writes)
             time.sleep(seconds)
-        return self._try(act, name)
+        return self._try(act, name, writes)
 
-    def _try(self, act: Callable[[Any, str], T], name: str) -> T:
+    def _try(self, act: Callable[[Any, str], T], name: str, writes: bool) -> T:
         import pyarrow as pa
 
         try:
             system, base = _opened(self.uri)
             return act(system, "/".join(filter(None, (base, self.folder, name))))
-        except FileNotFoundError:
-            raise
         except (OSError, pa.ArrowException) as error:
+            if isinstance(error, FileNotFoundError) and not writes:
+                raise
             raise StorageFault(f"The storage at {self.uri} is at fault: {reason_of(error)}.") from error
 
 

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 from minbert_core.files import cache_folder
 from search.cluster.board import Poster
 from search.cluster.inputs import Supplies, bring_pretrained, send_pretrained
-from search.study.place import Route
+from search.cluster.storage import Storage
+from search.study.messages import Route
 from search.study.snapshots import fetch_snapshot, send_snapshot
 
 if TYPE_CHECKING:  # a worker imports torch only after its first sign of life
@@ -38,7 +39,8 @@ class Away:
     """A scratch folder on a node that does not see the driver's disk."""
 
     def __init__(self, route: Route, folder: Path) -> None:
-        self.route, self.folder, self.storage = route, folder, route.storage
+        self.route, self.folder = route, folder
+        self.storage = Storage(route.uri).patient() / route.search / route.trial
         self.snapshot = folder / "state" / "snapshot.pt"  # state_file in train/folder.py, which imports torch
         self.supplies = Supplies(route.uri, route.inputs)
         self.pretrained: list[Pretrained] = []

@@ -13,7 +13,6 @@ import contextlib
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from minbert_core.train.trial import Record
 from search.cluster.board import ANSWER_SECONDS, POST_SECONDS, News, put_up
 from search.cluster.inputs import Supplies
 from search.cluster.storage import Storage
-from search.study.place import Route
+from search.study.messages import Route, as_dict
 from search.study.pulse import stop_file
 from search.study.snapshots import STATE, newest_snapshot, num_attempts, read_records_of
 
@@ -97,7 +96,7 @@ class Mirror:
             self.heard.add(name)
             (folder / "alive").unlink(missing_ok=True)
         snapshot = newest_snapshot(trial)
-        return asdict(Route(self.uri, self.search, name, self.attempts[name], snapshot, self.board_name, self.inputs))
+        return as_dict(Route(self.uri, self.search, name, self.attempts[name], snapshot, self.board_name, self.inputs))
 
     def arrive(self, folder: Path) -> None:
         """Let all news that processes have sent so far arrive in the trials' folders.  Raises OSError."""

@@ -8,36 +8,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from search.cluster.board import Poster
-from search.cluster.storage import Storage
-from search.study.messages import Order
+from search.study.messages import Order, Route
 from search.study.pulse import Pulse
 
 if TYPE_CHECKING:  # a worker imports torch only after its first sign of life
     from minbert_core.config import TrialConfig
     from minbert_core.inputs import Inputs
     from minbert_core.train.trial import Progress, Record
-
-
-@dataclass(frozen=True)
-class Route:
-    """The way of a trial's files between its process and a driver whose disk the process does not see."""
-
-    uri: str
-    search: str  # the folder of the search in the storage
-    trial: str  # the folder of the trial in that: trials/007
-    attempt: int  # the number of the trial's processes, this one included
-    snapshot: str  # to resume from; "": start
-    board: str
-    inputs: dict[str, str]  # a folder that the trial's config names -> its place in the storage
-
-    @property
-    def storage(self) -> Storage:
-        return Storage(self.uri).patient() / self.search / self.trial
 
 
 class Place(Protocol):
