@@ -9,6 +9,7 @@ What must not be lost is in the storage before it is reported.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -71,7 +72,7 @@ def put_up() -> tuple[str, Any]:
 
     name = f"minbert-board-{secrets.token_hex(8)}"
     here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
-    actor: Any = ray.remote(num_cpus=0)(Board)
+    actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(Board)  # as Ray may kill it for its memory; its news are lost then
     return name, actor.options(name=name, scheduling_strategy=here).remote()
 
 
@@ -120,5 +121,6 @@ class Poster:
         import ray
 
         if self.sent is not None and ray.wait([self.sent], timeout=timeout_seconds)[0]:
-            self.is_stopped = bool(ray.get(self.sent)) or self.is_stopped
+            with contextlib.suppress(ray.exceptions.RayError):  # the board has died; it starts again
+                self.is_stopped = bool(ray.get(self.sent)) or self.is_stopped
             self.sent = None

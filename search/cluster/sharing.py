@@ -19,6 +19,7 @@ from typing import Any
 from search.cluster.nodes import Facts, Node, look_around, pinned
 
 ANSWER_SECONDS = 10.0  # for a file written on a node to be seen here; NFS clients keep what they know of a folder for seconds
+REMEDY = "Choose one on a disk that all nodes see."
 Sizes = Mapping[str, int]  # a file's name -> its bytes
 
 
@@ -66,10 +67,9 @@ def sizes(folder: Path) -> dict[str, int]:
 class Shared:
     """The folders that all nodes of a search have to see, with a word in each that is written to."""
 
-    remedy = "Choose one on a disk that all nodes see, or --storage URI for nodes that share none."
-
-    def __init__(self, written: Mapping[Path, str], read: Mapping[Path, str]) -> None:
-        """written, read: a folder -> what it is, in words."""
+    def __init__(self, written: Mapping[Path, str], read: Mapping[Path, str], remedy: str) -> None:
+        """written, read: a folder -> what it is, in words. remedy: for a folder that a node does not see."""
+        self.remedy = remedy
         self.word = secrets.token_hex(8)
         self.places = {Path(tempfile.mkdtemp(prefix=".nodes-", dir=folder)): what for folder, what in written.items()}
         for place in self.places:
@@ -99,11 +99,11 @@ class Shared:
 
 
 @contextlib.contextmanager
-def shared(written: Mapping[Path, str], read: Mapping[Path, str]) -> Iterator[Shared]:
+def shared(written: Mapping[Path, str], read: Mapping[Path, str], remedy: str = REMEDY) -> Iterator[Shared]:
     """Prepare the check of these folders, for nodes that are there and for those that join within the block."""
     for folder in written:
         folder.mkdir(parents=True, exist_ok=True)
-    folders = Shared(written, read)
+    folders = Shared(written, read, remedy)
     try:
         yield folders
     finally:

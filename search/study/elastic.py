@@ -19,6 +19,8 @@ from search.plan.plan import Plan
 from search.study.pulse import read_process
 from search.study.searcher import StudySearcher
 
+REMEDY = "Choose one on a disk that all nodes see, or give --storage URI, for nodes that share none."
+
 
 @contextlib.contextmanager
 def following(plan: Plan, searcher: StudySearcher, say: Callable[[str], None]) -> Iterator[Supplies]:
@@ -37,7 +39,7 @@ def following(plan: Plan, searcher: StudySearcher, say: Callable[[str], None]) -
         return
     encoders = [Path(plan.relocated.get(folder, folder)) for folder in plan.space.encoders.values()]
     written, read = folders_of(searcher.study.folder.parent, cache_folder(), plan.inputs.data_folder, encoders)
-    with reached(storage) if storage else shared(written, read) as check:
+    with reached(storage) if storage else shared(written, read, REMEDY) as check:
         each = resources.cpus_per_trial, resources.gpus_per_trial
         room = Room(*each, resources.most_gpus, check, say, resources.nodes)
         room.begin()

@@ -78,11 +78,9 @@ class Mirror:
             thread.join(LEAVE_SECONDS)
 
     def _look(self, ended: threading.Event) -> None:
-        is_told = False
         while not ended.wait(POST_SECONDS) and self.fault is None:
             self._take()
-            if not is_told and stop_file(self.folder).exists():
-                is_told = True
+            if stop_file(self.folder).exists():
                 self.board.stop.remote()
 
     def route(self, folder: Path) -> dict[str, Any]:
@@ -108,6 +106,8 @@ class Mirror:
         import ray
 
         with self.lock:
+            if not ray.is_initialized():  # it has been shut down; a call would start another
+                return
             try:
                 taken: list[News] = ray.get(self.board.take.remote(), timeout=ANSWER_SECONDS)
             except ray.exceptions.RayError:  # the board, or Ray, has died: what is lost is in the storage, or trained again

@@ -41,8 +41,9 @@ def figures(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_a_search_through_a_storage_is_resumed_as_if_it_had_run_through(
-    started: Callable[..., Search], tmp_path: Path, data: Path, encoder: Path
+    started: Callable[..., Search], tmp_path: Path, store: Path, data: Path, encoder: Path
 ) -> None:
+    shutil.copy(store, tmp_path / "mlflow.db")
     (tmp_path / "rate.yaml").write_text(SPACE)
     own = "--data", str(data), "--encoder", str(encoder), "--gpus", "0", "--storage", f"file://{tmp_path}/bucket"
     stopped = started("--space", "rate.yaml", *own)
