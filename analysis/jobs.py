@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from analysis.retrain import Job, make_ready, retrain
@@ -17,6 +18,7 @@ from minbert_core.inputs import open_inputs
 from minbert_core.settings.paths import as_written
 from minbert_core.settings.yaml import dump_yaml
 from minbert_core.words import duration
+from search.cluster.nodes import alive_nodes, total_slots
 from search.plan.relocated import relocated_config
 from search.plan.resources import Resources, machine_settings
 
@@ -74,7 +76,7 @@ def train_jobs(
     def begin(job: Job) -> Any:
         return remote.remote(job, relocated)
 
-    return _watch({begin(job): job for job in waiting}, budgets, resources.slots, measured, begin)
+    return _watch({begin(job): job for job in waiting}, budgets, partial(slots_now, resources), measured, begin)
 
 
 def _budget(job: Job, relocated: Mapping[str, str]) -> int:
@@ -85,7 +87,7 @@ def _budget(job: Job, relocated: Mapping[str, str]) -> int:
 def _watch(
     running: dict[Any, Job],
     budgets: dict[Job, int],
-    slots: int,
+    slots: Callable[[], int],
     measured: Callable[[Job, Records], None],
     begin: Callable[[Job], Any],
 ) -> dict[Job, str]:
@@ -103,7 +105,7 @@ def _watch(
                 measured(job, new)
             for record in new:
                 if record["kind"] == "dev":
-                    say(f"{job.name} at {record['rung']}  dev {record['dev/score']:.4f}{_time_left(budgets, slots)}")
+                    say(f"{job.name} at {record['rung']}  dev {record['dev/score']:.4f}{_time_left(budgets, slots())}")
         for reference in ready:
             job = running.pop(reference)
             try:
@@ -118,6 +120,15 @@ def _watch(
                 failures[job] = reason
             say(f"{job.name} " + (f"failed: {reason}" if reason else "trained"))
     return failures
+
+
+def slots_now(resources: Resources) -> int:
+    """Return how many models train at a time: on a cluster those that its nodes have room for now, at least one."""
+    if not resources.cluster:
+        return resources.slots
+    present = {node.id: node for node in resources.nodes}  # without the GPUs that others use
+    nodes = [present.get(node.id, node) for node in alive_nodes()]
+    return max(1, total_slots(nodes, resources.cpus_per_trial, resources.gpus_per_trial, resources.most_gpus))
 
 
 def _time_left(budgets: dict[Job, int], slots: int) -> str:

@@ -25,7 +25,7 @@ from minbert_core.tensor_files import load_shapes, load_tensors, save_tensors
 from minbert_core.words import counted
 
 _TOKENIZERS = ["tokenizer.json", "vocab.txt"]
-_FILES = ["config.json", WEIGHTS, INDEX, SHARDS, *_TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json"]
+FILES = ["config.json", WEIGHTS, INDEX, SHARDS, *_TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json"]
 _BERT = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
 IDENTITY_POOLER = (
     "identity_pooler"  # key of a config.json whose pooler only hands [CLS] on (analysis/export_to/as_transformers.py)
@@ -186,7 +186,7 @@ def fetch_encoder(name_or_folder: str) -> Path:
     import huggingface_hub  # here, because an encoder in a folder does not need it
 
     def snapshot(**options: Any) -> Path:
-        return Path(huggingface_hub.snapshot_download(name_or_folder, allow_patterns=_FILES, etag_timeout=5, **options))
+        return Path(huggingface_hub.snapshot_download(name_or_folder, allow_patterns=FILES, etag_timeout=5, **options))
 
     try:
         try:

@@ -6,6 +6,7 @@ plan -> run_search -> further pretraining -> Ray Tune asks StudySearcher for tri
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shlex
 import shutil
@@ -20,10 +21,11 @@ from minbert_core.commands import DONE, FAILED, INTERRUPTED, NOT_RECORDED, Refus
 from minbert_core.settings.paths import as_written
 from minbert_core.train.folder import read_records
 from minbert_core.words import counted
+from search.cluster.storage import StorageFault
 from search.cost.estimate import full_disk
 from search.environment import git_commit, versions
 from search.options import SearchOptions
-from search.plan.folder import PRETRAINING, read_plan
+from search.plan.folder import PRETRAINING, PlanRecord, read_plan
 from search.plan.plan import Plan
 from search.plan.pretraining import make_chains
 from search.plan.summary import plan_lines
@@ -35,11 +37,13 @@ from search.study.elastic import following
 from search.study.engine import start_ray
 from search.study.interrupts import Interrupts
 from search.study.listeners import Listeners
+from search.study.mirror import Mirror
 from search.study.repair import repair
 from search.study.retries import reopen_failed
 from search.study.searcher import StopOnRequest, StudySearcher, TuneScheduler
 from search.study.study import Study
 from search.study.trainable import run_trial
+from search.study.trial_files import OneDisk, TrialFiles
 from search.study.trials import TrialResult
 from search.study.watch import RayDied, RayWatch
 from search.tracking.experiment import compare_lines
@@ -48,6 +52,7 @@ from search.tracking.runs import Status as MlflowStatus
 from search.tracking.store import dashboard_command, dashboard_note, store_uri, ui_command
 from search.tracking.tracker import Tracker
 
+SENT_PER_SECOND = 50e6  # bytes of a snapshot to a storage, at least; assumed, not measured (2026-11)
 CLOSE_SECONDS = 5.0  # for MLflow to write the rest after a fault
 
 
@@ -74,7 +79,7 @@ def run_search(folder: Path, plan: Plan, options: SearchOptions, seconds_left: C
         num_reopened = reopen_failed(folder) if options.retry_failed else 0
         if num_reopened:
             repairs = repair(folder, plan.space, plan.seed)  # it writes the entries of the reopened trials into their folders
-        study = Study(folder, plan.space, plan.seed)
+        study = Study(folder, plan.space, plan.seed, _files(folder, record))
         scheduler = plan.space.settings.trial_scheduler.build(rungs, plan.num_trials)
         unfinished = study.restore(scheduler, repairs.records) if resumed else []
         listeners.replay(study.results())
@@ -84,6 +89,8 @@ def run_search(folder: Path, plan: Plan, options: SearchOptions, seconds_left: C
             narrator.say(f"{counted(num_reopened, 'failed trial')} of these run again")
         limits = seconds_left, plan.relocated, options.retries, 60 * options.patience
         searcher = StudySearcher(study, scheduler, plan.num_trials, unfinished, listeners, *limits)
+
+        narrator.slots = lambda: slots if math.isinf(searcher.room) else searcher.room
 
         def end_after_fault(status: MlflowStatus, timeout_seconds: float | None = None) -> None:
             narrator.show([f"resume    {go_on(folder, options.address)}"])
@@ -100,7 +107,7 @@ def run_search(folder: Path, plan: Plan, options: SearchOptions, seconds_left: C
                     tune_scheduler = TuneScheduler(scheduler, rungs, seconds_left)
                     _fit(plan, searcher, tune_scheduler, options.address, interrupts, listeners.pretrained, give_up)
             if searcher.disk.fault is not None:
-                raise Refused(full_disk(plan, folder, searcher.disk.fault))
+                raise Refused(_paused(plan, folder, searcher.disk.fault))
             if not interrupts.seen:
                 searcher.pause_the_rest()
         except RayDied as error:  # the command prints its sentence
@@ -112,6 +119,18 @@ def run_search(folder: Path, plan: Plan, options: SearchOptions, seconds_left: C
             raise
         again = go_on(folder, options.address)
         return close(folder, plan, study.results(), narrator, recorder.tracker, interrupts.seen, uri, again)
+
+
+def _files(folder: Path, record: PlanRecord) -> TrialFiles:
+    """Return the trials' files of the search in `folder`."""
+    return Mirror(folder, record.storage, f"{record.name}-{(record.id or '')[:8]}") if record.storage else OneDisk()
+
+
+def _paused(plan: Plan, folder: Path, fault: OSError) -> str:
+    """Return the sentence about a disk that is full, or a storage at fault, which has paused a search."""
+    if isinstance(fault, StorageFault):
+        return f"{fault} The search is paused: its trials keep their snapshots there. Once it works, --resume continues them."
+    return full_disk(plan, folder, fault)
 
 
 def _fit(
@@ -129,21 +148,23 @@ def _fit(
     """
     scratch = start_ray(plan.resources, address)
     interrupts.listen()  # again: Ray has installed its own handler, which exits at once
+    interrupts.save_seconds += plan.snapshot_bytes / SENT_PER_SECOND if plan.resources.storage else 0
     storage = Path(tempfile.mkdtemp(prefix="minbert-tune-"))
-    with RayWatch(scratch, give_up) as watch, following(plan, searcher, interrupts.say):
+    with RayWatch(scratch, give_up) as watch:
+
+        def is_stopped() -> bool:
+            return searcher.is_halted() or searcher.seconds_left() <= 0
+
         searcher.is_halted = lambda: interrupts.seen or watch.has_died()
         stopper = StopOnRequest(
             lambda: interrupts.is_over(searcher.num_training()) or bool(watch.died) or searcher.disk.fault is not None,
             meanwhile=searcher.end_hanging,
         )
         tuner = _tuner(plan, searcher, scheduler, storage, stopper)
-
-        def is_stopped() -> bool:
-            return searcher.is_halted() or searcher.seconds_left() <= 0
-
         try:
-            if make_chains(plan.chains(), plan.resources, pretrained, is_stopped) and not interrupts.seen:
-                tuner.fit()
+            with following(plan, searcher, interrupts.say) as supplies:
+                if make_chains(plan.chains(), plan.resources, pretrained, is_stopped, supplies) and not interrupts.seen:
+                    tuner.fit()
         except Exception:  # whatever Ray's calls raise once its processes have died
             if not watch.has_died():
                 raise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,6 +18,8 @@ from minbert_core.settings.models import NAME
 from minbert_core.words import did_you_mean
 from search.environment import own_version, without_secrets
 from search.tracking.store import parse_tracking_uri
+
+STORAGES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")  # what pyarrow reads and writes
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class SearchOptions:
     runs: Path = Path("runs")
     tracking_uri: str | None = None
     address: str = "local"
+    storage: str | None = None
     resume: str | None = None
     retries: int = 1
     retry_failed: bool = False
@@ -72,6 +76,7 @@ class Keywords(TypedDict, total=False):
     runs: str | Path
     tracking_uri: str
     address: str
+    storage: str
     resume: str
     retries: int
     retry_failed: bool
@@ -190,6 +195,21 @@ def cluster_address(value: object) -> str:
     return text
 
 
+def storage_uri(value: object) -> str:
+    """Return the URI of a storage, without secrets, because plan.json and messages have it."""
+    text = str(value)
+    scheme, _, rest = text.partition("://")
+    if scheme not in STORAGES or not rest.strip("/"):
+        known = ", ".join(f"{name}://" for name in STORAGES)
+        raise argparse.ArgumentTypeError(f"must be a URI that begins with one of {known}. Got '{without_secrets(text)}'.")
+    has_login = "@" in rest and not scheme.startswith("abfs")
+    if has_login or re.search(r"(token|secret|key|sig|pass\w*)=", rest, re.IGNORECASE):
+        raise argparse.ArgumentTypeError(
+            f"must hold no password and no token, which every node takes from its environment. Got '{without_secrets(text)}'."
+        )
+    return text
+
+
 def _store(value: object) -> str:
     try:
         return parse_tracking_uri(str(value))
@@ -219,6 +239,7 @@ CHECKS: dict[str, Callable[[object], Any]] = {  # what a keyword passes through;
     "runs": _folder,
     "tracking_uri": _store,
     "address": cluster_address,
+    "storage": storage_uri,
     "resume": _no_option,
     "retries": _count,
     "retry_failed": _flag_value,
@@ -274,6 +295,7 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--address", type=cluster_address, default="local", metavar="HOST:PORT", help="Ray cluster to join; auto: this node's"
     )
+    where.add_argument("--storage", type=storage_uri, metavar="URI", help="s3://…, gs://… for nodes that share no disk")
     then = command.add_argument_group("before and after")
     then.add_argument("--dry-run", action="store_true", help="print the plan and the measured cost; start nothing")
     then.add_argument("--prepare", action="store_true", help="do only what needs a network, on a login node")

@@ -37,6 +37,7 @@ import pyarrow as pa
 from minbert_core.commands import DONE, FAILED, INTERRUPTED, NOT_RECORDED, Refused, run_command
 from minbert_core.cores import usable_cores
 from minbert_core.files import cache_folder
+from search.cluster.reach import check_storage
 from search.cost.estimate import check_disk, measured_lines
 from search.cost.packing import packed
 from search.drive import go_on, next_command, run_search
@@ -73,7 +74,7 @@ def run(space: str | Path | dict[str, Any] | None = None, **keywords: Unpack[Key
 
     space: a file, or its content as maps and lists, which `name` then names.  None: resume="NAME" resumes a search.
     keywords: the options of `python -m search.run --help`, with _ for -: set, data, encoder, trials, hours, gpus,
-    gpus_per_trial, cpus_per_trial, seed, name, runs, tracking_uri, address, resume, retries, retry_failed, patience.
+    gpus_per_trial, cpus_per_trial, seed, name, runs, tracking_uri, address, storage, resume, retries, retry_failed, patience.
     Returns `search.results.read` of the search: one row per trial, best first; `.to_pandas()` makes it a data frame.
     Raises ValueError with the command's message (SettingsError for a fault of the space; Refused for something valid, but
     impossible here or now); KeyboardInterrupt after Ctrl-C or a notebook's stop, once the trials' states are saved;
@@ -173,10 +174,12 @@ def _new_plan(options: SearchOptions, runs: Path, retry: str) -> Plan:
     name = options.resume or options.name
     space = read_space(options.space, _sets(options), name or UNNAMED)
     asked = options.gpus or "auto", options.gpus_per_trial, options.cpus_per_trial or 1
+    if options.storage is not None:
+        check_storage(options.storage)
     if options.address == "local":
-        resources = find_resources(*asked, retry, estimate="--dry-run")
+        resources = replace(find_resources(*asked, retry, estimate="--dry-run"), storage=options.storage or "")
     else:
-        resources = cluster_resources(options.address, *asked)
+        resources = cluster_resources(options.address, *asked, options.storage or "")
     folder = new_search_folder(runs, name, space.name)
     if options.tracking_uri is not None and (fault := store_fault(options.tracking_uri)):
         raise Refused(fault)

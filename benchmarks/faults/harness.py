@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,9 +128,13 @@ class Search:
     # ---------------------------------------------------------------------------------------------------- the command
 
     def start(
-        self, *options: str, fault: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
+        self,
+        *options: str,
+        fault: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
+        before: Sequence[str] = (),
     ) -> None:
-        """Type the command. fault: what its processes suffer (injected/sitecustomize.py)."""
+        """Type the command. fault: what its processes suffer (injected/sitecustomize.py). before: a command that runs it."""
         path = [str(INJECTED)] * bool(fault) + [str(ROOT)]
         own = {MARK: self.mark, "XDG_CACHE_HOME": str(self.cache), "PYTHONPATH": os.pathsep.join(path), "COLUMNS": "200"}
         own["RAY_worker_niceness"] = "0"  # Ray's own is 15: what else runs here would be served first
@@ -138,7 +142,7 @@ class Search:
             own["FAULT"] = json.dumps({"marks": str(self.marks), **fault})
         self.text = ""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "search.run", *options, *(() if "--gpus" in options else ("--gpus", "0"))],
+            [*before, sys.executable, "-m", "search.run", *options, *(() if "--gpus" in options else ("--gpus", "0"))],
             cwd=self.here,
             env={**os.environ, **own, **(environment or {})},
             stdout=subprocess.PIPE,

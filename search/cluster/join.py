@@ -84,9 +84,10 @@ def _running() -> list[str]:
 # ------------------------------------------------------------------------------------------------------------------ joining
 
 
-def join(address: str) -> str:
+def join(address: str, shares_disk: bool = True) -> str:
     """Connect this process to the cluster at `address` (HOST:PORT or auto), unless it is connected. Return HOST:PORT.
 
+    shares_disk: workers use this machine's cache; otherwise each node has its own.
     Raises Refused, with what to type, if the cluster wants a token that is not known here, or this is none of its nodes.
     """
     import ray
@@ -100,7 +101,7 @@ def join(address: str) -> str:
     try:
         with _environment(credentials):
             read_authentication()
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env())
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env(shares_disk))
     except Exception as error:  # Ray raises plain exceptions
         raise Refused(_reason(address, error)) from error
     return address
@@ -114,9 +115,10 @@ def read_authentication() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
-def runtime_env() -> dict[str, Any]:
+def runtime_env(shares_disk: bool) -> dict[str, Any]:
     """Return what a worker needs to run our code: the packages, and a few settings of this process."""
-    settings = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TOKENIZERS_PARALLELISM": "false", "XDG_CACHE_HOME": str(cache_folder().parent)}
+    settings = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TOKENIZERS_PARALLELISM": "false"}
+    settings |= {"XDG_CACHE_HOME": str(cache_folder().parent)} if shares_disk else {}
     return {"py_modules": [str(ROOT / name) for name in PACKAGES], "env_vars": settings}
 
 

@@ -7,17 +7,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from minbert_core.commands import Refused
 from minbert_core.words import counted
 from search.cluster.gpus import guarded
-from search.cluster.nodes import Node, alive_nodes, answer_of, fault_of, pinned, total_slots, visit
-from search.cluster.sharing import Shared, Unseen, see
+from search.cluster.nodes import Facts, Node, alive_nodes, answer_of, fault_of, total_slots, visit
+from search.cluster.sharing import Unseen
 
 LOOK_SECONDS = 5.0  # between two looks at the cluster, which take milliseconds
 REMEDY = "Or take the node out of the cluster: `ray stop` there."
 GONE_SECONDS = 30.0  # after the loss of a node: a process that died without a sign of life was on it; Ray has noticed it
+GONE = "has left the cluster"
+
+
+class Check(Protocol):
+    """What is asked of a node before trials run there: sharing.py, or with a storage reach.py."""
+
+    remedy: str
+
+    def ask(self, node: Node) -> Any: ...
+    def fault_of(self, node: Node, seen: Facts | Unseen) -> str: ...
 
 
 class Room:
@@ -28,27 +38,28 @@ class Room:
         cpus_per_trial: int,
         gpus_per_trial: float,
         most_gpus: float | None,
-        shared: Shared,
+        check: Check,
         say: Callable[[str], None],
         planned: Iterable[Node],
     ) -> None:
         """planned: the nodes without the GPUs that others use. say: called about nodes that come and go."""
         self.planned = {node.id: node for node in planned}
         self.each, self.most_gpus = (cpus_per_trial, gpus_per_trial), most_gpus
-        self.shared, self.say = shared, say
+        self.check, self.say = check, say
         self.admitted: dict[str, Node] = {}
         self.known: dict[str, str] = {}  # the id of every node that was ever seen -> its name
         self.asked: dict[Any, Node] = {}  # visits that have not ended
         self.holders: list[Any] = []  # actors that hold what a node has, which no trial may use
         self.silent: dict[str, float] = {}  # admitted nodes that do not answer, which Ray has not noticed yet -> since when
         self.looked, self.last_loss = 0.0, float("-inf")
+        self.last_refused, self.last_refusal = "", float("-inf")
 
     def begin(self) -> None:
         """Visit all nodes.  Raises Refused with the sentence about the first that cannot run trials of this search."""
-        asked = {self._ask(node): node for node in alive_nodes() if node.slots(*self.each)}
+        asked = {self.check.ask(node): node for node in alive_nodes() if node.slots(*self.each)}
         for node, seen in visit(asked).items():
             if fault := self._fault_of(node, seen):
-                raise Refused(f"{fault} {'Choose one on a disk that all nodes see. ' * isinstance(seen, Unseen)}{REMEDY}")
+                raise Refused(f"{fault} {f'{self.check.remedy} ' * isinstance(seen, Unseen)}{REMEDY}")
             self._admit(self.planned.get(node.id, node))
 
     def slots(self) -> int:
@@ -58,18 +69,30 @@ class Room:
         return self._num_slots()
 
     def lost(self, node_id: str | None) -> str:
-        """Return the name of a trial's node if it has left the cluster, else "". None: no process of the trial is known."""
+        """Return the node that a trial was lost with, in words: it has left, or cannot run trials. "" if the node is sound.
+
+        None: no process of the trial is known.
+        """
         self._look()
         if node_id is None:
-            return "a node" if time.monotonic() < self.last_loss + GONE_SECONDS else ""
+            return self._lost_at_start()
         node = self.admitted.get(node_id)
         if node is None:
-            return self.known.get(node_id, "")
+            return f"{self.known[node_id]}, which {GONE}" if node_id in self.known else ""
         if node.answers():
             return ""
         self.silent.setdefault(node_id, time.monotonic())
         self.last_loss = time.monotonic()
-        return node.name
+        return f"{node.name}, which {GONE}"
+
+    def _lost_at_start(self) -> str:
+        """Return where a trial was lost that gave no sign of life. Ray may start one on a node that is not checked yet."""
+        recently = time.monotonic() - GONE_SECONDS
+        if self.last_loss > recently:
+            return f"a node that {GONE}"
+        if unchecked := next(iter(self.asked.values()), None):
+            return f"{unchecked.name}, which is not checked yet"
+        return f"{self.last_refused}, which cannot run trials" if self.last_refusal > recently else ""
 
     def _look(self) -> None:
         import ray
@@ -79,25 +102,23 @@ class Room:
         for node_id in [node_id for node_id in self.admitted if node_id not in alive]:
             node = self.admitted.pop(node_id)
             self.last_loss = time.monotonic()
-            self.say(f"node {node.name} has left the cluster; {self._room()}")
+            self.say(f"node {node.name} {GONE}; {self._room()}")
         oldest = time.monotonic() - GONE_SECONDS
         self.silent = {node_id: since for node_id, since in self.silent.items() if node_id in alive and since > oldest}
         for node in alive.values():
             if node.id not in self.known and node.slots(*self.each):
                 self.known[node.id] = node.name
-                self.asked[self._ask(node)] = node
+                self.asked[self.check.ask(node)] = node
         for reference in ray.wait(list(self.asked), num_returns=len(self.asked), timeout=0)[0] if self.asked else ():
             node = self.asked.pop(reference)
             if node.id in alive:
                 self._receive(node, answer_of(reference))
 
-    def _ask(self, node: Node) -> Any:
-        return pinned(see, node)(self.shared.question, node.id)
-
     def _receive(self, node: Node, seen: Any) -> None:
         if fault := self._fault_of(node, seen):
             self.say(f"{fault.rstrip('.')}; no trial runs there")
             self.holders.append(hold(node))
+            self.last_refused, self.last_refusal = node.name, time.monotonic()
             return
         found = guarded([node] if self.each[1] else [])  # some seconds; no other trial of ours is there yet
         self.holders += found.guards
@@ -105,7 +126,7 @@ class Room:
         self.say(f"node {node.name} has joined; {self._room()}")
 
     def _fault_of(self, node: Node, seen: Any) -> str:
-        return ("" if isinstance(seen, Unseen) else fault_of(node, seen)) or self.shared.fault_of(node, seen)
+        return ("" if isinstance(seen, Unseen) else fault_of(node, seen)) or self.check.fault_of(node, seen)
 
     def _admit(self, node: Node) -> None:
         self.admitted[node.id] = node

@@ -14,10 +14,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from search.cluster.nodes import Facts, Node, look_around
+from search.cluster.nodes import Facts, Node, look_around, pinned
 
 ANSWER_SECONDS = 10.0  # for a file written on a node to be seen here; NFS clients keep what they know of a folder for seconds
+REMEDY = "Choose one on a disk that all nodes see."
 Sizes = Mapping[str, int]  # a file's name -> its bytes
 
 
@@ -65,14 +67,19 @@ def sizes(folder: Path) -> dict[str, int]:
 class Shared:
     """The folders that all nodes of a search have to see, with a word in each that is written to."""
 
-    def __init__(self, written: Mapping[Path, str], read: Mapping[Path, str]) -> None:
-        """written, read: a folder -> what it is, in words."""
+    def __init__(self, written: Mapping[Path, str], read: Mapping[Path, str], remedy: str) -> None:
+        """written, read: a folder -> what it is, in words. remedy: for a folder that a node does not see."""
+        self.remedy = remedy
         self.word = secrets.token_hex(8)
         self.places = {Path(tempfile.mkdtemp(prefix=".nodes-", dir=folder)): what for folder, what in written.items()}
         for place in self.places:
             (place / "word").write_text(self.word, encoding="utf-8")
         read_here = {str(folder): (what, sizes(folder)) for folder, what in read.items()}
         self.question = Question(self.word, {str(place): what for place, what in self.places.items()}, read_here)
+
+    def ask(self, node: Node) -> Any:
+        """Start the look of a node, and return Ray's reference to what it sees."""
+        return pinned(see, node)(self.question, node.id)
 
     def fault_of(self, node: Node, seen: Facts | Unseen) -> str:
         """Return the sentence about a node that does not see a folder; empty if it sees all, and its answers are seen here."""
@@ -92,11 +99,11 @@ class Shared:
 
 
 @contextlib.contextmanager
-def shared(written: Mapping[Path, str], read: Mapping[Path, str]) -> Iterator[Shared]:
+def shared(written: Mapping[Path, str], read: Mapping[Path, str], remedy: str = REMEDY) -> Iterator[Shared]:
     """Prepare the check of these folders, for nodes that are there and for those that join within the block."""
     for folder in written:
         folder.mkdir(parents=True, exist_ok=True)
-    folders = Shared(written, read)
+    folders = Shared(written, read, remedy)
     try:
         yield folders
     finally:

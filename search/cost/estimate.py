@@ -27,6 +27,7 @@ from minbert_core.words import counted, duration
 from search.cost.measure import Cost
 from search.cost.points import Branch, ProbePoints, branch_points, measure_points
 from search.methods.halving import expected_ends
+from search.plan.offered import offered
 from search.plan.plan import Plan
 from search.plan.resources import Resources
 from search.report.words import describe
@@ -55,7 +56,7 @@ def measured_lines(
     with tempfile.TemporaryDirectory(prefix="minbert-measure-") as scratch:
         try:
             points = branch_points(plan.space)
-            costs = measure_points(points, plan.resources, Path(scratch), show_progress)
+            costs = measure_points(points, plan.resources, Path(scratch), show_progress, offered(plan))
         finally:
             show_progress("")
             ray.shutdown()

@@ -36,6 +36,8 @@ from minbert_core.train.pretrained import Pretrained, find
 from minbert_core.train.pretraining import PretrainingRun
 from minbert_core.train.step import Stepper
 from minbert_core.train.trial import evaluate_dev, save_snapshot
+from search.cluster.inputs import Supplies
+from search.plan.relocated import relocated_config
 
 STAGE_SECONDS = 3  # of timed steps per stage, shared by its kinds of step; each kind is timed at least once
 MOST_STEPS = 30  # timed per kind of step; a small encoder takes many per second
@@ -58,15 +60,15 @@ class Cost:
     pretraining: dict[str, float] = field(default_factory=dict)  # seconds per pretraining that is not cached, by its name
 
 
-def measure(document: dict[str, Any], asked_at: float, scratch: Path) -> Cost:
+def measure(document: dict[str, Any], asked_at: float, scratch: Path, supplies: Supplies | None = None) -> Cost:
     """Measure the cost of the trial whose config is `document`; its process was requested at asked_at (`time.time()`).
 
-    scratch: the driver's folder for files, used if this process sees it (in a cluster it may not).
+    scratch: the driver's folder for files, used if this process sees it (in a cluster it may not). supplies: what it then reads
     Raises the exceptions of a trial: no such folder, out of memory.
     """
     from ray import tune  # noqa: F401 — a trial's process imports it, which takes a second
 
-    bench = _built(document)
+    bench = _built(document, supplies or Supplies())
     config, inputs = bench.config, bench.inputs
     start_seconds = max(0.0, time.time() - asked_at)
     train_seconds, saves = 0.0, []
@@ -103,9 +105,9 @@ def _pretraining_seconds(one: Pretrained, config: TrialConfig, inputs: Inputs) -
     return step_seconds * run.total / one.stage.batch_size + 2 * evaluation_seconds
 
 
-def _built(document: dict[str, Any]) -> Bench:
+def _built(document: dict[str, Any], supplies: Supplies) -> Bench:
     """Build a trial from its config as plain values."""
-    config = load_config(document)
+    config = relocated_config(load_config(document), supplies.fetched())
     return Bench.of(config, open_inputs(config))
 
 
@@ -140,7 +142,7 @@ class Sharer:
 
     def begin(self) -> Memory:
         """Build the trial and warm it up with some steps of every stage and some of the evaluation."""
-        self.bench = _built(self.document)
+        self.bench = _built(self.document, Supplies())
         self._seconds_per_example(PEAK_SECONDS, MOST_STEPS)
         for task in self.bench.inputs.dev:
             _dev_seconds(self.bench, task)

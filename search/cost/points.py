@@ -11,6 +11,7 @@ from typing import Any
 from minbert_core.commands import Refused
 from minbert_core.settings.paths import as_written
 from minbert_core.words import counted
+from search.cluster.inputs import Supplies
 from search.cost.measure import Cost, measure
 from search.plan.resources import Resources, cause_of
 from search.report.words import describe
@@ -63,7 +64,7 @@ def branch_points(space: Space, at_most: int = MOST_POINTS, choose: Choose = def
 
 
 def measure_points(
-    points: ProbePoints, resources: Resources, scratch: Path, show: Callable[[str], None]
+    points: ProbePoints, resources: Resources, scratch: Path, show: Callable[[str], None], supplies: Supplies | None = None
 ) -> dict[int, list[Cost]]:
     """Measure the costs of the points, as many at a time as the search runs trials, until BEGIN_SECONDS. Ray must run.
 
@@ -80,7 +81,7 @@ def measure_points(
     while True:
         while order and len(running) < resources.slots and (not costs or time.monotonic() - began < BEGIN_SECONDS):
             index = order.pop(0)
-            running[remote.remote(as_written(points.samples[index].config()), time.time(), scratch)] = index
+            running[remote.remote(as_written(points.samples[index].config()), time.time(), scratch, supplies)] = index
         if not running:
             return costs
         show(f"measuring {counted(len(points.samples), 'point')} of the space, {len(costs)} done")

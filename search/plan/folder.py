@@ -76,6 +76,7 @@ class PlanRecord:
     baselines: list[dict[str, Any]] = field(default_factory=list)  # path -> value
     id: str | None = None  # distinguishes searches of one name in MLflow
     tracking_uri: str | None = None
+    storage: str | None = None  # the URI of the storage that has the snapshots; None: they are here
     space_sha256: str | None = None  # of the space as the user wrote it
     space_file_sha256: str | None = None  # of space.yaml; an older search has none
 

@@ -19,12 +19,15 @@ from search.cluster.sharing import folders_of, shared
 from search.plan.resources import Resources
 
 
-def cluster_resources(address: str, gpus: str, gpus_per_trial: float | None, cpus_per_trial: int) -> Resources:
+def cluster_resources(
+    address: str, gpus: str, gpus_per_trial: float | None, cpus_per_trial: int, storage: str = ""
+) -> Resources:
     """Join the cluster and return what its nodes have. `gpus` limits the search to so many; auto: to none.
 
+    storage: the URI of one that this machine can write to; "": the nodes share a disk.
     Raises Refused if it cannot be joined, a node cannot run a trial, or there is too little for one trial.
     """
-    address = join(address)
+    address = join(address, shares_disk=not storage)
     nodes = alive_nodes()
     facts = visit({pinned(look_around, node)(): node for node in nodes if node.cpus})
     for node, seen in facts.items():
@@ -46,6 +49,7 @@ def cluster_resources(address: str, gpus: str, gpus_per_trial: float | None, cpu
         nodes=tuple(nodes),
         most_gpus=wanted or None,
         warnings=tuple(filter(None, (warning_of(node, seen) for node, seen in facts.items()))) + _left_out(found),
+        storage=storage,
         guards=found.guards,
     )
     if not resources.slots:

@@ -23,6 +23,7 @@ from minbert_core.methods.stages import Pretraining
 from minbert_core.settings.paths import as_written
 from minbert_core.train.pretrained import Pretrained, Record, find
 from minbert_core.train.pretraining import run_pretraining
+from search.cluster.inputs import Supplies, bring_pretrained, send_pretrained
 from search.plan.relocated import relocated_config
 from search.plan.resources import Resources, cause_of
 from search.space.domains import Domain, Range
@@ -82,29 +83,39 @@ def _decides(name: str, domain: Domain) -> bool:
 class Pretrainer:
     """A chain in its own process, record by record. `stop` works during `next`, as it runs in another thread."""
 
-    def __init__(self, document: dict[str, Any]) -> None:
-        self.document = document
+    def __init__(self, document: dict[str, Any], supplies: Supplies) -> None:
+        self.document, self.supplies = document, supplies
         self.stopped = threading.Event()
         self.records: Iterator[Record] | None = None
 
     def next(self) -> Record | None:
         """Return the next record; None at the end, or once it is stopped and its state saved."""
         if self.records is None:
-            config = load_config(self.document)
+            config = relocated_config(load_config(self.document), self.supplies.fetched())
             inputs = open_inputs(config)
-            self.records = run_pretraining(find(config, inputs), config, inputs, self.stopped.is_set)
-        return next(self.records, None)
+            self.ones = find(config, inputs)
+            if self.supplies.uri:
+                bring_pretrained(self.supplies.storage, self.ones)
+            self.records = run_pretraining(self.ones, config, inputs, self.stopped.is_set)
+        record = next(self.records, None)
+        if record is None and self.supplies.uri:
+            send_pretrained(self.supplies.storage, self.ones)
+        return record
 
     def stop(self) -> None:
         self.stopped.set()
 
 
 def make_chains(
-    known: Iterable[Chain], resources: Resources, listen: Callable[[Record], None], is_stopped: Callable[[], bool]
+    known: Iterable[Chain],
+    resources: Resources,
+    listen: Callable[[Record], None],
+    is_stopped: Callable[[], bool],
+    supplies: Supplies | None = None,
 ) -> bool:
     """Run the chains that are not cached yet, as many at a time as trials. Return whether all are done. Ray must run.
 
-    listen: receives each record. is_stopped: called twice per second.
+    listen: receives each record. is_stopped: called twice per second. supplies: for nodes that do not see this one's folders.
     Raises Refused if a chain fails.
     """
     import ray
@@ -112,7 +123,7 @@ def make_chains(
     actor: Any = ray.remote(concurrency_groups={"stop": 1})(Pretrainer)  # type: ignore[call-overload]  # unknown to its stubs
     remote = actor.options(num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial)
     missing = [chain for chain in known if not all(one.is_cached for one in chain.ones)]
-    makers = {remote.remote(as_written(chain.config)): chain for chain in missing}
+    makers = {remote.remote(as_written(chain.config), supplies or Supplies()): chain for chain in missing}
     asked = {maker.next.remote(): maker for maker in makers}
     try:
         while asked and not is_stopped():

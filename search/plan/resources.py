@@ -49,6 +49,7 @@ class Resources:
     nodes: tuple[Node, ...] = ()
     most_gpus: float | None = None  # of the cluster, as it may grow; None: no limit
     warnings: tuple[str, ...] = ()  # about its nodes
+    storage: str = ""  # its URI, for processes that do not see this machine's disk
     guards: tuple[Any, ...] = ()  # actors that hold the GPUs of nodes that others use
 
     @property

@@ -13,6 +13,7 @@ from pathlib import Path
 from minbert_core.commands import Refused
 from minbert_core.settings.models import NAME
 from minbert_core.settings.yaml import dump_yaml
+from search.cluster.reach import check_storage
 from search.options import SearchOptions
 from search.plan.folder import PlanRecord, check_format, has_begun, read_own_space, read_plan
 from search.plan.on_cluster import cluster_resources
@@ -89,14 +90,24 @@ def _resources(options: SearchOptions, record: PlanRecord, per_trial: float | No
     """Return the resources for a search that is resumed: those that it had, or on a cluster those that this one has."""
     import torch
 
-    cpus = options.cpus_per_trial or record.cpus_per_trial
+    cpus, storage = options.cpus_per_trial or record.cpus_per_trial, _storage(options, record)
     if options.address == "local":
         gpus = options.gpus or str(int(record.gpus))
         _check_hardware(record, torch.cuda.is_available() and gpus != "0")
-        return find_resources(gpus, per_trial, cpus, retry)
-    resources = cluster_resources(options.address, options.gpus or "auto", per_trial, cpus)
+        return replace(find_resources(gpus, per_trial, cpus, retry), storage=storage)
+    resources = cluster_resources(options.address, options.gpus or "auto", per_trial, cpus, storage)
     _check_hardware(record, resources.gpus_per_trial > 0)
     return resources
+
+
+def _storage(options: SearchOptions, record: PlanRecord) -> str:
+    """Return the storage of a search, or "".  Raises Refused: it cannot be used now, or another is given."""
+    if options.storage not in (None, record.storage):
+        where = f"the storage {record.storage}" if record.storage else "its own folder"
+        raise Refused(f"The search {record.name} has its snapshots in {where}. Got --storage {options.storage}. Omit it.")
+    if record.storage:
+        check_storage(record.storage)
+    return record.storage or ""
 
 
 def _check_hardware(record: PlanRecord, resumes_on_gpu: bool) -> None:

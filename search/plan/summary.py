@@ -38,6 +38,11 @@ def plan_lines(plan: Plan, num_dropped: int | None = 5) -> list[str]:
         f"encoder   {', '.join(plan.relocated.get(name, name) for name in encoders)}",
         f"machine   {plan.resources}; {_machine(plan)}",
         *cluster_lines(plan.resources),
+        *(
+            [f"storage   {plan.resources.storage}: snapshots, best models; data and encoder, once per node"]
+            if plan.resources.storage
+            else []
+        ),
         *([f"sharing   {plan.resources.sharing}"] if plan.resources.sharing else []),
         f"objective {_objective(plan)} on dev, the best of a trial's evaluations at {_points(plan)}",
         f"budget    {_budget(plan)}",
@@ -173,6 +178,7 @@ def plan_record(
         baselines=[flatten(space.baseline(i).document) for i in range(len(space.baselines))],
         id=search_id,
         tracking_uri=tracking_uri,
+        storage=resources.storage or None,
         space_sha256=space_sha256,
         space_file_sha256=space_file_sha256,
     )

@@ -6,7 +6,7 @@ On a terminal a picture of the running trials is below the lines (screen.py); th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,8 @@ class Narrator:
     """The listener of a search that prints and logs. It estimates the time left from the ended trials."""
 
     def __init__(self, folder: Path, tasks: list[str], num_trials: int, slots: int, full: int, budget: int = 0) -> None:
-        self.tasks, self.num_trials, self.slots, self.full = tasks, num_trials, slots, full
+        self.tasks, self.num_trials, self.full = tasks, num_trials, full
+        self.slots: Callable[[], float] = lambda: slots  # trials that have room now; on a cluster this changes
         self.budget = budget  # examples of a full trial
         self.log = (folder / "log.txt").open("a", buffering=1, encoding="utf-8")
         self.trials: dict[int, TrialResult] = {}
@@ -171,13 +172,16 @@ class Narrator:
         return f"  | {text} | {self.num_done()}/{self.num_trials} done{self._time_left()}"
 
     def _time_left(self) -> str:
-        return time_left(list(self.trials.values()), self.num_trials, self.slots)
+        return time_left(list(self.trials.values()), self.num_trials, self.slots())
 
 
-def time_left(trials: list[TrialResult], num_trials: int, slots: int) -> str:
-    """Format `, about 12 min left` from the mean time of ended trials with all slots busy; empty if none ended or all did."""
+def time_left(trials: list[TrialResult], num_trials: int, slots: float) -> str:
+    """Format `, about 12 min left` from the mean time of ended trials with all slots busy.
+
+    Empty if no trial has ended, if all have, and while there is no slot.
+    """
     ended = [trial.seconds for trial in trials if trial.status != "running" and trial.seconds]
-    if not ended:
+    if not ended or not slots:
         return ""
     mean = sum(ended) / len(ended)
     running = [trial.seconds for trial in trials if trial.status == "running"]

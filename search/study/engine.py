@@ -35,7 +35,7 @@ def start_ray(resources: Resources, address: str) -> Path | None:
 
     ray._private.worker.print_to_stdstream = _discard  # when a process of Ray dies, it prints pages of its state
     if address != "local":
-        join(address)
+        join(address, shares_disk=not resources.storage)
         return None
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -27,6 +27,7 @@ class Interrupts:
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self.order, self.say, self.seen, self.since = stop_file(folder), say, False, 0.0
+        self.save_seconds = float(SAVE_SECONDS)
 
     def __enter__(self) -> Interrupts:
         self.order.unlink(missing_ok=True)  # left over from a driver that was killed while it stopped
@@ -48,7 +49,7 @@ class Interrupts:
 
     def is_over(self, num_running: int) -> bool:
         """Return whether to end now: interrupted, and no running trial is still saving its state."""
-        return self.seen and (num_running == 0 or time.monotonic() - self.since > SAVE_SECONDS)
+        return self.seen and (num_running == 0 or time.monotonic() - self.since > self.save_seconds)
 
     def _answer(self) -> None:
         while received := os.read(self.read, 64):

@@ -13,6 +13,19 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Route:
+    """The way of a trial's files between its process and a driver whose disk the process does not see (cluster/storage.py)."""
+
+    uri: str
+    search: str  # the folder of the search in the storage
+    trial: str  # the folder of the trial in that: trials/007
+    attempt: int  # the number of the trial's processes, this one included
+    snapshot: str  # to resume from; "": start
+    board: str
+    inputs: dict[str, str]  # a folder that the trial's config names -> its place in the storage
+
+
+@dataclass(frozen=True)
 class Order:
     """The trial that a process is to start or resume."""
 
@@ -20,6 +33,7 @@ class Order:
     folder: str
     exempt: bool  # from being stopped
     relocated: dict[str, str]  # a folder that its config names -> its place here
+    route: dict[str, Any] | None = None  # of a Route, for a process that does not see the driver's folders
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,6 @@ class Report:
         return cls(**{field.name: result[field.name] for field in fields(cls)})
 
 
-def as_dict(message: Order | Report) -> dict[str, Any]:
+def as_dict(message: Order | Report | Route) -> dict[str, Any]:
     """Return the dictionary that Ray carries."""
     return {field.name: getattr(message, field.name) for field in fields(message)}

@@ -51,7 +51,7 @@ def unlimited() -> float:
 
 
 def nowhere(_: Path) -> str:
-    """Return the name of the node that a trial's process was lost with: none, because this machine is the only one."""
+    """Return the node that a trial's process was lost with: none, because this machine is the only one."""
     return ""
 
 
@@ -87,7 +87,8 @@ class StudySearcher(Searcher):
         self.retries, self.watchdog = retries, Watchdog(patience_seconds)
         self.hung: dict[int, str] = {}  # trials whose process the watchdog has ended -> the reason
         self.num_slots: Callable[[], float] = unlimited  # trials that have room now; on a cluster this changes
-        self.lost_node: Callable[[Path], str] = nowhere  # a trial's folder -> the name of its node, if it has left a cluster
+        self.room = math.inf  # the slots when they were last asked for
+        self.lost_node: Callable[[Path], str] = nowhere  # a trial's folder -> the node that it was lost with, in words
         self.is_halted: Callable[[], bool] = never  # an interrupt, or Ray itself has died
         self.running: dict[str, TrialResult] = {}  # Ray's trial id -> our trial, as last reported
         self.to_continue: dict[int, TrialResult] = {}
@@ -124,7 +125,8 @@ class StudySearcher(Searcher):
         return None if self.running else Searcher.FINISHED  # the search is about to be stopped
 
     def _suggest(self, trial_id: str) -> dict[str, Any] | Any:
-        if self.running and len(self.running) >= self.num_slots():
+        self.room = self.num_slots()
+        if self.running and len(self.running) >= self.room:
             return None
         if (number := self._next_to_continue()) is not None:
             trial, resumed = self.to_continue.pop(number), True
@@ -133,11 +135,12 @@ class StudySearcher(Searcher):
             self.num_begun += 1
         else:
             return None if self.running else Searcher.FINISHED  # a running trial's end may let another resume
+        route = self.study.files.route(trial.folder)
         self.running[trial_id], self.suggested_at[trial_id] = trial, time.monotonic()
         self.watchdog.begin(trial.number, trial.folder)
         self.hung.pop(trial.number, None)
         self.listener.started(trial, resumed)
-        return as_dict(Order(trial.number, str(trial.folder), trial.baseline is not None, self.relocated))
+        return as_dict(Order(trial.number, str(trial.folder), trial.baseline is not None, self.relocated, route))
 
     def has_more(self) -> bool:
         """Return whether there is a trial left, and the time for it."""
@@ -176,6 +179,7 @@ class StudySearcher(Searcher):
 
     def _receive(self, trial_id: str, result: dict[str, Any]) -> None:
         report, before = Report.received(result), self.running[trial_id]
+        self.study.files.arrive(before.folder)
         self.running[trial_id] = self.study.report(before.number, report.records)
         seconds = report.records[-1]["seconds"]
         if not before.points:
@@ -188,9 +192,11 @@ class StudySearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record how a trial ended. On a full disk it stays `running`, and resumes from its snapshot once there is room."""
         self.watchdog.forget(self.running[trial_id].number)
-        if self.disk.fault is None and not (error and self.disk.is_full_for(self.running[trial_id].folder)):
+        if self.disk.fault is None:
             with self.disk.noted():
-                self._complete(trial_id, result, error)
+                self.study.files.arrive(self.running[trial_id].folder)
+                if not (error and self.disk.is_full_for(self.running[trial_id].folder)):
+                    self._complete(trial_id, result, error)
 
     def _complete(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
         if self.is_halted():  # the trial has saved its state, or died with Ray: it stays `running`
@@ -230,7 +236,7 @@ class StudySearcher(Searcher):
         if hung := self.hung.pop(number, None):
             why, is_retried = hung, self._retry(trial_id, f"was ended: {hung}")
         elif why == DIED and (node := self.lost_node(self.study.trial_folder(number))):
-            self._again(trial_id, self.study.died(number, counts=False), f"was on {node}, which has left the cluster;")
+            self._again(trial_id, self.study.died(number, counts=False), f"was on {node};")
             return
         else:
             is_retried = why == DIED and self._retry(trial_id, "died (killed, perhaps out of memory)")

@@ -21,7 +21,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from minbert_core.seeds import seed_of
 from minbert_core.settings.faults import SettingsError
-from minbert_core.train.folder import UNREADABLE, read_snapshot, state_file, write_records
 from minbert_core.train.trial import Record
 from search.methods.trial_schedulers import STOP, Scheduler, peers
 from search.space.domains import Choice
@@ -36,6 +35,7 @@ from search.study.limits import Limits, reported
 from search.study.records import readable_records
 from search.study.repair import config_text, digest, write_config
 from search.study.storage import StudyStorage
+from search.study.trial_files import OneDisk, TrialFiles
 from search.study.trials import Status, TrialResult, ranked, stopped_at
 
 KEEP_BEST = 3  # ended trials whose weights a search keeps
@@ -50,9 +50,11 @@ class Study:
     points in the same order: always with one slot. With several slots two runs differ, killed or not.
     """
 
-    def __init__(self, folder: Path, space: Space, seed: int) -> None:
+    def __init__(self, folder: Path, space: Space, seed: int, files: TrialFiles | None = None) -> None:
+        """files: of the trials, where their processes do not see the folder."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder, self.space, self.seed = folder, space, seed
+        self.files: TrialFiles = files or OneDisk()
         self.storage = StudyStorage(folder / NAME)
         optuna.create_study(study_name=space.name, storage=self.storage, direction="maximize", load_if_exists=True)
         self._study_id = self.storage.get_study_id_from_name(space.name)
@@ -213,7 +215,7 @@ class Study:
         counts: False if the trial had no part in it, as when its node was lost.
         """
         self._set(number, "deaths", self.result(number).deaths + counts)
-        return self._keep_both(number, _trust_snapshot(self.trial_folder(number)))
+        return self._keep_both(number, self.files.trusted_records(self.trial_folder(number)))
 
     def result(self, number: int) -> TrialResult:
         return self._results[number]
@@ -255,7 +257,7 @@ class Study:
         """Take over a trial with its checked records. An older search has not noted its config; it is noted now."""
         folder = self.trial_folder(entry.number)
         if entry.state == TrialState.RUNNING:
-            trusted = _trust_snapshot(folder)
+            trusted = self.files.trusted_records(folder)
         else:
             trusted = checked_records(folder, entry).records if records is None else records[entry.number]
         trial = self._keep(entry, trusted)
@@ -307,25 +309,17 @@ class Study:
         """
         ranking = ranked(self.results())
         if ranking:
+            self.files.bring_best(ranking[0].folder)
             publish(ranking[0].folder / "best", self.folder / "best")
         keep = {trial.number for trial in ranking[:KEEP_BEST]}
         for number in sorted(self._with_weights):
             trial = self._results[number]
+            if number in keep:
+                self.files.bring_best(trial.folder)
             if trial.status != "failed" or not trial.deaths:  # --retry-failed resumes a trial whose process died
                 shutil.rmtree(trial.folder / "state", ignore_errors=True)
+                self.files.clear(trial.folder)
             if number not in keep:
                 shutil.rmtree(trial.folder / "best", ignore_errors=True)
         self._with_weights &= keep
         return ranking[0] if ranking else None
-
-
-def _trust_snapshot(folder: Path) -> list[Record]:
-    """Reset a trial's records to those of its snapshot. One that is damaged or foreign is set aside; the trial starts again."""
-    records: list[Record] = []
-    try:
-        _, records = read_snapshot(folder)
-    except ValueError:
-        path = state_file(folder)
-        path.replace(path.with_name(UNREADABLE))
-    write_records(folder / "metrics.jsonl", records)
-    return records
