@@ -84,7 +84,7 @@ def _front_matter(card: Card) -> ModelCardData:
     from huggingface_hub import ModelCardData
 
     has_corpus = any(card.corpus(name) for name in card.tasks)
-    own_terms = (
+    own_terms: dict[str, Any] = (
         {} if card.wishes.licence else {"license_name": "that-of-its-data-and-encoder", "license_link": "README.md#licences"}
     )
     is_similarity = card.format.is_per_task and card.source.plan(card.tasks[0]).vectors == 2
