@@ -178,8 +178,8 @@ def _export(each: Format, tasks: list[str], source: Source, origin: Origin, wish
         if worse:
             raise _Different(_refusal(each, worse))
         _record(each, source, checked, draft)
-    for part in checked:
-        print(_line(each, part, target / part.place))
+    for found in checked:
+        print(_line(each, found, target / found.place))
 
 
 def _refusal(each: Format, worse: dict[str, float]) -> str:

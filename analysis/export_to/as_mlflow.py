@@ -66,10 +66,10 @@ def _signature(source: Source) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, Schema
 
-    inputs = [ColSpec("string", "sentence")]
+    inputs: list[Any] = [ColSpec("string", "sentence")]
     if any(task.is_pair for task in source.tasks.values()):
         inputs.append(ColSpec("string", "sentence2", required=all(task.is_pair for task in source.tasks.values())))
-    outputs = [ColSpec(_answer_type(task), name, required=False) for name, task in source.tasks.items()]
+    outputs: list[Any] = [ColSpec(_answer_type(task), name, required=False) for name, task in source.tasks.items()]
     return ModelSignature(Schema(inputs), Schema(outputs))
 
 

@@ -75,9 +75,10 @@ def _modules(source: Source, name: str) -> Iterator[nn.Module]:
     if plan.pooling.uses_pooler:
         yield _dense(model.encoder.pooler[0], nn.Tanh())
     if source.config.shared_layer.serves(plan.task.is_pair):
-        yield _dense(model.shared_layer.linear, nn.LeakyReLU())
+        shared: Any = model.shared_layer
+        yield _dense(shared.linear, nn.LeakyReLU())
     if plan.vectors == 1:
-        head = model.heads[name]
+        head: Any = model.heads[name]
         *hidden, last = head.layers
         yield from (_dense(layer, ACTIVATIONS[head.activation]()) for layer in hidden)
         yield _dense(last, nn.Identity(), "scores")
@@ -108,7 +109,7 @@ def compare(source: Source, tasks: Sequence[str], folder: Path) -> dict[str, flo
         u_BD, v_BD = source.features(name, examples).chunk(2, dim=1)
         encode = SentenceTransformer(str(folder), device="cpu").encode
         theirs = [encode([texts[i] for texts in examples], convert_to_tensor=True) for i in (0, 1)]
-        return {name: largest(functional.cosine_similarity(u_BD, v_BD), functional.cosine_similarity(*theirs))}
+        return {name: largest(functional.cosine_similarity(u_BD, v_BD), functional.cosine_similarity(theirs[0], theirs[1]))}
     scores: Tensor = CrossEncoder(str(folder), device="cpu").predict(list(examples), convert_to_tensor=True)
     ours_BK = source.readout(name, examples)
     if plan.task.kind == "binary":

@@ -59,7 +59,8 @@ def write(source: Source, tasks: Sequence[str], folder: Path) -> None:
     task = source.tasks[name]
     save_tokenizer(source.predictor.tokenizer, task, source.config.max_length, folder)
     weights = {f"bert.{key}": tensor for key, tensor in source.encoder_weights().items()}
-    [(_, layer)] = source.model.heads[name].layers.named_children()  # type: ignore[union-attr]
+    head: Any = source.model.heads[name]
+    [layer] = head.layers
     weight_KD, bias_K = layer.weight.detach(), layer.bias.detach()
     is_direct = isinstance(source.plan(name).pooling, Cls)
     if is_direct:
@@ -77,7 +78,7 @@ def write(source: Source, tasks: Sequence[str], folder: Path) -> None:
 
 def _config(source: Source, task: Task) -> dict[str, Any]:
     """Build the config.json of a task: the encoder's own, and what the class reads."""
-    encoder = json.loads((source.folder / "encoder" / "config.json").read_text(encoding="utf-8"))
+    encoder: dict[str, Any] = json.loads((source.folder / "encoder" / "config.json").read_text(encoding="utf-8"))
     names = list(task.classes) or [task.label_column]
     about: dict[str, Any] = {
         "architectures": ["BertForSequenceClassification"],
@@ -112,7 +113,7 @@ def _ask(folder: Path, examples: Examples, apply: str | None = None) -> Tensor:
     from transformers import pipeline
 
     ask = pipeline("text-classification", model=str(folder), device="cpu", function_to_apply=apply)
-    order = ask.model.config.label2id
+    order = list(ask.model.config.label2id or ())
     inputs: list[Any] = [texts[0] if len(texts) == 1 else {"text": texts[0], "text_pair": texts[1]} for texts in examples]
     rows = []
     for item in inputs:

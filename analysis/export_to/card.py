@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analysis.export_to.card_facts import CORPORA, TOY, Corpus, encoder_licence
 from analysis.export_to.formats import Format
@@ -84,7 +84,7 @@ def _front_matter(card: Card) -> ModelCardData:
     from huggingface_hub import ModelCardData
 
     has_corpus = any(card.corpus(name) for name in card.tasks)
-    own_terms = (
+    own_terms: dict[str, Any] = (
         {} if card.wishes.licence else {"license_name": "that-of-its-data-and-encoder", "license_link": "README.md#licences"}
     )
     is_similarity = card.format.is_per_task and card.source.plan(card.tasks[0]).vectors == 2
@@ -181,11 +181,11 @@ def _reading(card: Card) -> Iterator[str]:
 
 
 def _from_cosine(card: Card, name: str) -> str:
-    head = card.source.model.heads[name]
+    head: Any = card.source.model.heads[name]
     if not isinstance(card.source.plan(name).head, Cosine):
         kind = card.source.plan(name).head.kind
         return f"only the vectors are exported; the original answers through a head ({kind}) over both."
-    a, b = head.a.item(), head.b.item()  # type: ignore[operator, union-attr]
+    a, b = head.a.item(), head.b.item()
     value = f"{a:.6g} * cosine {'+' if b >= 0 else '-'} {abs(b):.6g}"
     return f"the {'value' if card.task(name).kind == 'regression' else 'logit'} is {value}."
 

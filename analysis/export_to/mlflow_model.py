@@ -9,14 +9,15 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import mlflow
 import pandas
 from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
 
 from minbert_core.model import Predictor, load
 
 
-class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class ServedModel(PythonModel):
     """A saved model behind MLflow's interface."""
 
     def load_context(self, context: Any) -> None:
@@ -48,4 +49,4 @@ def _answers(predictor: Predictor, rows: list[tuple[Any, Any]]) -> list[dict[str
     return answers
 
 
-mlflow.models.set_model(ServedModel())
+set_model(ServedModel())
