@@ -169,7 +169,8 @@ def disk_bytes(plan: Plan, snapshot: int, best: int, copies: int) -> int:
 def check_disk(plan: Plan, runs: Path) -> None:
     """Raise Refused if the disk under `runs` is too small for the search, judged by the size of its models."""
     place = next(path for path in (runs, *runs.parents) if path.exists())
-    free, needed = shutil.disk_usage(place).free, disk_bytes(plan, plan.snapshot_bytes, plan.best_bytes, copies=1)
+    snapshot = 0 if plan.resources.storage else plan.snapshot_bytes
+    free, needed = shutil.disk_usage(place).free, disk_bytes(plan, snapshot, plan.best_bytes, copies=1)
     if free < needed:
         raise Refused(
             f"{plan.resources} would need {_gigabytes(needed)} in {runs} for snapshots and the best weights, but its disk has "

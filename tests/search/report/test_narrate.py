@@ -132,6 +132,17 @@ def test_a_trial_that_goes_on_says_from_where(
     assert "001 restarted" in second
 
 
+def test_the_time_left_follows_the_slots_of_now(
+    narrator: Narrator, trial: Callable[..., TrialResult], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+    for slots in (3, 1, 0):  # of the four trials three wait, a minute each; the nodes leave one after the other
+        narrator.slots = lambda slots=slots: slots
+        narrator.ended(trial(0, 0.6))
+        said.append(capsys.readouterr().out.strip().rpartition("done")[2])
+    assert said == [", about 60 s left", ", about 3 min left", ""]
+
+
 def test_no_time_left_is_never_said(
     narrator: Narrator, trial: Callable[..., TrialResult], capsys: pytest.CaptureFixture[str]
 ) -> None:
