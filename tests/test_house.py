@@ -25,7 +25,7 @@ LAYERS = (  # each may import those above it and its own, never in a circle; a n
     ("minbert_core.evaluate",),
     ("minbert_core.train.",),
     ("minbert_core.predict",),
-    ("search", "search.environment", "search.tracking.", "search.methods.", "search.options"),
+    ("search", "search.environment", "search.tracking.", "search.methods.", "search.options", "search.shipped"),
     ("search.cluster.",),
     ("search.space.",),
     ("search.plan.",),

@@ -10,6 +10,12 @@ The exit codes are those of minbert_core/commands.py.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the other imports, which take seconds
+    from minbert_core.commands import check_command_line
+    from search.space.options import parser
+
+    check_command_line(parser())
+
 import argparse
 import difflib
 import inspect
@@ -46,7 +52,8 @@ from search.space.listing import (
     show_rows,
     space_places,
 )
-from search.space.schema import SCHEMA, schema_line, write_schema
+from search.space.options import parser
+from search.space.schema import schema_line, write_schema
 from search.space.table import README, write_table
 
 NEEDS = {  # attribute of a variant -> what it requires; `fits` and `least_rungs` have values and are not here
@@ -80,7 +87,7 @@ class Found:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    return run_command(_parser(), arguments, _main, writes="schema")
+    return run_command(parser(), arguments, _main, writes="schema")
 
 
 def _main(options: argparse.Namespace) -> int:
@@ -103,27 +110,6 @@ def _main(options: argparse.Namespace) -> int:
     stdout.print(f"{options.path} matches {len(found)} knobs. Give the full path to see one explained:\n", soft_wrap=True)
     show_rows([row for row in all_rows() if row.path in {match.path for match in found}], stdout)
     return DONE
-
-
-def _parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m search.space",
-        description="List the knobs of a search space, with range, default, unit and paper.",
-        epilog="examples:\n  python -m search.space | grep lr\n  python -m search.space gradient/gradvac",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument("path", nargs="?", metavar="PATH", help="explain one: optimizer/lr, smart, tasks.all.head, trials, int")
-    made.add_argument(
-        "--schema",
-        nargs="?",
-        type=Path,
-        const=SCHEMA,
-        metavar="FILE",
-        help="write the JSON schema with which an editor completes and checks a space. Default FILE: spaces/schema.json, which "
-        "the shipped spaces name. - is the screen",
-    )
-    made.add_argument("--table", action="store_true", help="write the table of methods in README.md, after a variant was added")
-    return made
 
 
 def _schema(file: Path) -> int:

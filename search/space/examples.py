@@ -11,20 +11,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from minbert_core.config import TrialConfig, default_at
 from minbert_core.settings.faults import SettingsError
 from minbert_core.settings.knobs import Knob, knob_at, schema_of, walk_knobs
 from minbert_core.settings.paths import as_written, flatten, unflatten
+from search.shipped import SPACES
 from search.space.domains import Domain
 from search.space.file import SpaceSettings, read_document
 from search.space.space import FIXED, Space, cover, default_choice, make_space
 
 Point = frozenset[tuple[str, str]]  # a trial as (canonical path, value as text) pairs
 
-SPACES = Path(__file__).resolve().parents[2] / "spaces"
 SHARED = (*FIXED, "budget", "seed", "machine")  # the same for all trials, necessarily or usually
 RECIPES = [["multitask"], ["linear_probe", "multitask"]]
 EXAMPLES: dict[str, Any] = {  # by name, for knobs without a default (or with null) whose range is not informative
