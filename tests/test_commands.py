@@ -16,7 +16,7 @@ from subprocess import PIPE
 import pytest
 
 from analysis import best_to_test, compare, curves, importance, replicate, report, runs
-from minbert_core import predict
+from minbert_core import convert, predict
 from minbert_core.commands import INTERRUPTED, REFUSED, UNREAD, WRONG, Refused, run_command
 from minbert_core.data import download
 from minbert_core.train import __main__ as train_command
@@ -31,6 +31,7 @@ COMMANDS = [
     ("-m search.papers", papers.main, "", HEIGHT),
     ("-m minbert_core.train", train_command.main, "my.yaml", HEIGHT),
     ("-m minbert_core.predict", predict.main, "best sentence", HEIGHT),
+    ("-m minbert_core.checkpoints", convert.main, "convert f.pt --to mine", HEIGHT),
     ("-m minbert_core.data.corpus", download.main, "", HEIGHT),
     ("-m minbert_core.data.corpus download", download.main, "", HEIGHT),
     ("analysis/runs.py", runs.main, "", HEIGHT),
