@@ -4,6 +4,7 @@
     python -m search.space gradient/gradvac     one of them
     python -m search.space --schema             spaces/schema.json
     python -m search.space --table              README.md's table of methods
+    python -m search.space --check my_head.py   a plugin, by short trials
 
 The exit codes are those of minbert_core/commands.py.
 """
@@ -28,7 +29,7 @@ from typing import Any
 from rich.console import Console
 from rich.padding import Padding
 
-from minbert_core.commands import DONE, run_command
+from minbert_core.commands import DONE, FAILED, run_command
 from minbert_core.config import TrialConfig
 from minbert_core.settings.knobs import ENTRIES, Knob, knob_at, walk_knobs
 from minbert_core.terminal import console
@@ -96,6 +97,8 @@ def _main(options: argparse.Namespace) -> int:
         if options.path is not None:
             raise ValueError("--schema describes all knobs. Omit PATH.")
         return _schema(options.schema)
+    if options.check is not None:
+        return _check(options.check)
     if options.table:
         write_table()
         stdout.print(f"Wrote the table of methods in {README}.", soft_wrap=True)
@@ -110,6 +113,17 @@ def _main(options: argparse.Namespace) -> int:
     stdout.print(f"{options.path} matches {len(found)} knobs. Give the full path to see one explained:\n", soft_wrap=True)
     show_rows([row for row in all_rows() if row.path in {match.path for match in found}], stdout)
     return DONE
+
+
+def _check(file: Path) -> int:
+    from search.space.check_plugin import check_plugin  # here, because training takes seconds to import
+
+    broken = 0
+    for variant, sentences in check_plugin(file):
+        laws = "builds, trains, repeats, moves its parameters, is saved and loaded, answers each row alone"
+        print("\n".join([f"{variant}: {'fails' if sentences else laws}", *(f"    {sentence}" for sentence in sentences)]))
+        broken += bool(sentences)
+    return FAILED if broken else DONE
 
 
 def _schema(file: Path) -> int:

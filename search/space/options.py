@@ -26,6 +26,8 @@ def parser() -> argparse.ArgumentParser:
         help="write the JSON schema with which an editor completes and checks a space. Default FILE: spaces/schema.json, which "
         "the shipped spaces name. - is the screen",
     )
+    about = "check a plugin's variants by short trials on the toy corpus"
+    made.add_argument("--check", type=Path, metavar="FILE.py", help=about)
     made.add_argument("--table", action="store_true", help="write the table of methods in README.md, after a variant was added")
     return made
 
