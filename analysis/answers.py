@@ -114,6 +114,9 @@ def open_model(named: Path, data: str | None = None) -> DevModel:
     if folder is None:
         raise Refused(f"{named} has no model yet. A trial saves one at its first evaluation; a search keeps its best trials'.")
     predictor = load(folder)
+    if predictor.config.rows != "train":
+        law = "was trained on its dev rows, too (`rows: train+dev`), so its answers to them say nothing"
+        raise Refused(f"{named} {law}. Give the model of the same configuration that was trained on train alone.")
     return DevModel(str(named), folder.resolve(), predictor, _data(folder.resolve(), predictor.config, data))
 
 

@@ -74,6 +74,12 @@ def check_command_line(parser: argparse.ArgumentParser) -> None:
         sys.exit(code)
 
 
+def analysis_command(name: str) -> list[str]:
+    """Return the words that start a command of analysis/: its file where the current folder has it, else its module."""
+    file = Path("analysis") / f"{name}.py"
+    return ["python", str(file)] if file.exists() else ["python", "-m", f"analysis.{name}"]
+
+
 def end_when_interrupted(sentence: str) -> None:
     """Let Ctrl-C and SIGTERM end the process with a sentence at once, for the time of its imports, until a handler is set."""
 
