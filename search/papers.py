@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minbert_core.commands import DONE, WRONG, run_command
+from minbert_core.commands import DONE, WRONG, analysis_command, run_command
 from minbert_core.config import TrialConfig, default_at
 from minbert_core.settings.faults import SettingsError
 from minbert_core.settings.paths import as_written, flatten
@@ -108,9 +108,8 @@ def _main(options: argparse.Namespace) -> int:
     for line, faults in lines():
         print("\n".join([line, *(f"    {fault}" for fault in faults)]))
         num_rows, num_wrong = num_rows + 1, num_wrong + bool(faults)
-    print(
-        f"{num_rows} rows, {num_rows - num_wrong} of them valid. To run a paper's rows: python analysis/replicate.py --paper P1"
-    )
+    again = " ".join([*analysis_command("replicate"), "--paper P1"])
+    print(f"{num_rows} rows, {num_rows - num_wrong} of them valid. To run a paper's rows: {again}")
     return WRONG if num_wrong else DONE
 
 
