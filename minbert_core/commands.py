@@ -22,6 +22,8 @@ from minbert_core.files import explain_fault, user_path
 
 DONE, FAILED, WRONG, REFUSED, NOT_RECORDED, INTERRUPTED, UNREAD = 0, 1, 2, 3, 4, 130, 141  # the last two: 128 + the signal
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 class Refused(ValueError):
     """A valid request that is impossible here or now: too few GPUs, a used name, a locked folder. Exit code 3."""
@@ -75,9 +77,9 @@ def check_command_line(parser: argparse.ArgumentParser) -> None:
 
 
 def analysis_command(name: str) -> list[str]:
-    """Return the words that start a command of analysis/: its file where the current folder has it, else its module."""
-    file = Path("analysis") / f"{name}.py"
-    return ["python", str(file)] if file.exists() else ["python", "-m", f"analysis.{name}"]
+    """Return the words that start a command of analysis/: its file in a checkout, its module where the project is installed."""
+    is_checkout = (ROOT / "pyproject.toml").exists()
+    return ["python", f"analysis/{name}.py"] if is_checkout else ["python", "-m", f"analysis.{name}"]
 
 
 def end_when_interrupted(sentence: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from analysis import minbert
+from minbert_core import commands
 from minbert_core.commands import analysis_command
 from search.options import from_keywords
 from search.shipped import SPACES, shipped
@@ -79,7 +80,6 @@ def test_a_shipped_space_is_found_from_any_folder_and_a_file_of_that_name_wins(
 
 
 def test_a_printed_command_of_an_analysis_works_where_it_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
     assert analysis_command("report") == ["python", "analysis/report.py"]
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(commands, "ROOT", tmp_path)  # as in site-packages, which has no pyproject.toml
     assert analysis_command("report") == ["python", "-m", "analysis.report"]
