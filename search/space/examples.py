@@ -85,8 +85,8 @@ def _candidates(path: str, knob: Knob, as_domain: bool) -> Iterator[dict[str, An
         for place in sorted(inner, key=lambda place: place.path == f"{path}/{_default_kind(path)}"):
             yield from _candidates(place.path, place.knob, as_domain)
     else:
-        value = _domain(path, knob) if as_domain else _constant(path, knob)
-        yield from () if value is None else _configs(path, value)
+        values = [_domain(path, knob)] if as_domain else _constants(path, knob)
+        yield from (config for value in values if value is not None for config in _configs(path, value))
 
 
 def _variant_values(family: str, kind: str, knob: Knob, as_domain: bool) -> Iterator[Any]:
@@ -153,11 +153,17 @@ def _default(path: str, knob: Knob) -> Any:
     return default_at(path) if path.startswith("tasks/") else as_written(knob.default)
 
 
-def _constant(path: str, knob: Knob) -> Any:
-    """Return a possible value of a knob, different from its default if the others are known."""
-    (schema, _), default, name = schema_of(knob), _default(path, knob), path.rpartition("/")[2]
+def _constants(path: str, knob: Knob) -> list[Any]:
+    """Return possible values of a knob; if all are known, the default last: the others may not fit a space."""
+    (schema, _), default = schema_of(knob), _default(path, knob)
     if "enum" in schema:
-        return next(value for value in schema["enum"] if value != default)
+        return sorted(schema["enum"], key=lambda value: bool(value == default))
+    return [_constant(schema, default, path, knob)]
+
+
+def _constant(schema: dict[str, Any], default: Any, path: str, knob: Knob) -> Any:
+    """Return a possible value of a knob whose values are not a list of names."""
+    name = path.rpartition("/")[2]
     if schema.get("type") == "boolean":
         return not default
     if name in EXAMPLES and (not default or _is_required(knob)):

@@ -304,7 +304,7 @@ def _budget_faults(document: dict[str, Any], where: Where) -> Iterator[Fault]:
         budget = tree.get("budget")
         if "objective" in tree:
             yield fault_at("objective", f"`objective` is a key of the space, not of its `config`{inside}.", here)
-        if "rows" in tree:
+        if tree.get("rows", "train") != "train":
             law = "is for `python -m minbert_core.train` alone: a search needs the dev rows to choose by"
             yield fault_at("rows", f"`rows` {law}{inside}. Omit it.", here)
         if isinstance(budget, dict) and "points" in budget:
