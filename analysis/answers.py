@@ -110,6 +110,9 @@ def open_model(named: Path, data: str | None = None) -> DevModel:
     """
     folder = find_model(named)
     predictor = load(folder)
+    if predictor.config.rows != "train":
+        law = "was trained on its dev rows, too (`rows: train+dev`), so its answers to them say nothing"
+        raise Refused(f"{named} {law}. Give the model of the same configuration that was trained on train alone.")
     return DevModel(str(named), folder.resolve(), predictor, _data(folder.resolve(), predictor.config, data))
 
 

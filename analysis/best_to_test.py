@@ -33,6 +33,12 @@ from pathlib import Path
 if not __package__:  # run as a file: Python put analysis/ on the path, where the packages are not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+if __name__ == "__main__":  # before the other imports, which take seconds
+    from analysis.retrain_options import best_to_test_parser
+    from minbert_core.commands import check_command_line
+
+    check_command_line(best_to_test_parser())
+
 import numpy as np
 
 from analysis.branches import ask

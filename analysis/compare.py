@@ -19,6 +19,12 @@ from pathlib import Path
 if not __package__:  # run as a file: Python put analysis/ on the path, where the packages are not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+if __name__ == "__main__":  # before the other imports, which take seconds
+    from analysis.options import compare_parser
+    from minbert_core.commands import check_command_line
+
+    check_command_line(compare_parser())
+
 import numpy as np
 
 from analysis.anova import first_rung
@@ -35,9 +41,10 @@ from analysis.groups import (
     pick,
 )
 from analysis.intervals import CONFIDENCE, holm
+from analysis.options import compare_parser
 from analysis.pareto import Effect, Point, effects, front
 from analysis.printing import folded, joined, span
-from analysis.sources import check_rung, read_sources, sources_parser, write_figures
+from analysis.sources import check_rung, read_sources, write_figures
 from analysis.table import Table
 from minbert_core.commands import DONE, run_command
 from search.report.draw import show
@@ -70,20 +77,7 @@ class Comparison:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    return run_command(_parser(), arguments, _main, writes="to")
-
-
-def _parser() -> argparse.ArgumentParser:
-    description = (
-        "Compare searches, branches of a choice, or trials, at equal examples and at equal cost: distributions, paired "
-        "differences with intervals, the Pareto front of the tasks, and the choices on which the tasks disagree."
-    )
-    examples = "smart gradvac\nsmart --by smoothness"
-    parser = sources_parser("compare", description, examples, "[--by PATH] [--rung N] ")
-    parser.add_argument("--by", metavar="PATH", help="groups: branches of this choice, or `recipe`")
-    parser.add_argument("--trials", nargs="+", type=int, metavar="N", help="groups: these trials of one search")
-    parser.add_argument("--rung", type=int, metavar="N", help="rung to compare at (default: the first)")
-    return parser
+    return run_command(compare_parser(), arguments, _main, writes="to")
 
 
 def _main(options: argparse.Namespace) -> int:

@@ -42,6 +42,10 @@ def _read(file: Path, like: TrialConfig, relocated: Mapping[str, str], number: i
     _check_data(file, given.get("data", like.data), like, relocated)
     config = read(file, _inherited(given, like))
     _check_tasks(file, config, like)
+    if config.rows != "train":
+        raise ValueError(
+            f"{file}: `rows` must be train, because dev decides which evaluation is kept. Got {config.rows}. Omit it."
+        )
     encoder = config.encoder.checkpoint
     if encoder != like.encoder.checkpoint:
         encoder = local_encoder(encoder)

@@ -13,12 +13,19 @@ from pathlib import Path
 if not __package__:  # run as a file: Python put analysis/ on the path, where the packages are not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+if __name__ == "__main__":  # before the other imports, which take seconds
+    from analysis.options import curves_parser
+    from minbert_core.commands import check_command_line
+
+    check_command_line(curves_parser())
+
 from analysis.anova import first_rung
 from analysis.conflicts import Conflict, conflicts
 from analysis.curve_plots import draw_conflicts, draw_correlations, draw_curves, draw_losses
+from analysis.options import curves_parser
 from analysis.printing import folded, joined, span
 from analysis.rungs import MIN_TRIALS, RankCorrelation, Stop, rank_correlations, stops
-from analysis.sources import heading, read_one_search, sources_parser, write_figures
+from analysis.sources import heading, read_one_search, write_figures
 from analysis.table import Table
 from minbert_core.commands import DONE, run_command
 from minbert_core.words import counted, duration
@@ -41,16 +48,7 @@ class Curves:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    return run_command(_parser(), arguments, _main, writes="to")
-
-
-def _parser() -> argparse.ArgumentParser:
-    description = (
-        "Learning curves of a search: which trials were stopped where, how well each rung predicts the end (rank correlations "
-        "per recipe and task), what a later first rung would have cost, and conflicts between the tasks' gradients, over "
-        "time and against the outcome."
-    )
-    return sources_parser("curves", description, "smart\nsmart.parquet --to figures --formats png")
+    return run_command(curves_parser(), arguments, _main, writes="to")
 
 
 def _main(options: argparse.Namespace) -> int:

@@ -15,7 +15,8 @@ import numpy as np
 from analysis.answers import Answers
 from analysis.disagreements import Disagreement
 from analysis.forest import Floats
-from analysis.mistakes import BINS, Bin, Group, by_label, by_length, calibration, confusion, line, places
+from analysis.mistakes import Bin, Group, by_label, by_length, calibration, confusion, line, places
+from analysis.options import BINS
 from analysis.plots import COLOURS, FAINT, GREY, UNITS, Plot, label, legend, panels
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from analysis.answers import Answers
 from analysis.disagreements import Disagreement, most_disputed
 from analysis.intervals import CONFIDENCE
 from analysis.mistakes import (
-    BINS,
     Calibration,
     Example,
     Group,
@@ -22,6 +21,7 @@ from analysis.mistakes import (
     line,
     worst,
 )
+from analysis.options import BINS
 from analysis.plots import UNITS
 from analysis.printing import COLUMNS, folded, joined, p_value, span
 from minbert_core.words import counted

@@ -20,43 +20,30 @@ from pathlib import Path
 if not __package__:  # run as a file: Python put analysis/ on the path, where the packages are not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+if __name__ == "__main__":  # before the other imports, which take seconds
+    from analysis.options import errors_parser
+    from minbert_core.commands import check_command_line
+
+    check_command_line(errors_parser())
+
 from analysis.answers import Answers, DevModel, choose_tasks, dev_answers, open_model, trial_of
 from analysis.disagreements import disagreement
 from analysis.error_plots import draw_all, draw_disagreement
 from analysis.error_report import dispute_lines, task_lines
-from analysis.mistakes import BINS, example, severity
+from analysis.mistakes import example, severity
+from analysis.options import errors_parser
 from analysis.plots import Plot
-from analysis.sources import add_figures, command_parser, write_figures
+from analysis.sources import write_figures
 from minbert_core.commands import DONE, run_command
 from minbert_core.terminal import show_progress
-from search.options import positive
 from search.report.draw import show
 
-WORST = 5
 ROWS = "answers.csv"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    return run_command(_parser(), arguments, _main, writes="to")
-
-
-def _parser() -> argparse.ArgumentParser:
-    description = (
-        "What a model gets wrong on dev: confusion matrices, precision and recall per class, calibration, values against "
-        "labels, errors by length and by label, and the worst rows with their text. With a second MODEL: the rows on which "
-        "the two disagree."
-    )
-    examples = "runs/smart\nruns/smart runs/smart/test/retrained/003-seed0 --tasks sts"
-    parser = command_parser("errors", "MODEL [MODEL] [--tasks TASK ...] [--to DIR]", description, examples)
-    law = "runs/NAME (its best model), a trial's folder, a best/ folder, or one of runs/NAME/test/retrained/"
-    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help=law)
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks (default: all of the model)")
-    parser.add_argument("--worst", type=positive, default=WORST, metavar="N", help=f"rows to show per task (default {WORST})")
-    parser.add_argument("--bins", type=positive, default=BINS, metavar="N", help=f"bins of calibration (default {BINS})")
-    parser.add_argument("--data", metavar="DIR", help="the model's data folder, if it was moved")
-    add_figures(parser, "figures/ in the folder of the search or model")
-    return parser
+    return run_command(errors_parser(), arguments, _main, writes="to")
 
 
 def _main(options: argparse.Namespace) -> int:

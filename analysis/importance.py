@@ -16,11 +16,18 @@ from pathlib import Path
 if not __package__:  # run as a file: Python put analysis/ on the path, where the packages are not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+if __name__ == "__main__":  # before the other imports, which take seconds
+    from analysis.options import importance_parser
+    from minbert_core.commands import check_command_line
+
+    check_command_line(importance_parser())
+
 from analysis.anova import ALL, LEVEL, MIN_TRIALS, Explained, Sample, branches, fanova, first_rung, ped_anova, sample
 from analysis.forest import Interaction, strongest_interaction
 from analysis.importance_plots import draw_marginals, draw_shares
+from analysis.options import importance_parser
 from analysis.printing import folded, joined, span
-from analysis.sources import check_rung, heading, read_one_search, sources_parser, write_figures
+from analysis.sources import check_rung, heading, read_one_search, write_figures
 from analysis.table import Facts, Table
 from minbert_core.commands import DONE, run_command
 from minbert_core.words import did_you_mean
@@ -41,20 +48,7 @@ class Importances:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    return run_command(_parser(), arguments, _main, writes="to")
-
-
-def _parser() -> argparse.ArgumentParser:
-    description = (
-        "Which choices mattered: PED-ANOVA over all trials and fANOVA within each branch, overall and per task, with bootstrap "
-        "intervals, marginal plots, and the two parameters that interact most. "
-        f"Fewer than {MIN_TRIALS} trials, or shares that shuffled scores reach too, get no answer."
-    )
-    examples = "smart --target sts\nsmart.parquet --to figures"
-    parser = sources_parser("importance", description, examples, "[--target METRIC] ")
-    parser.add_argument("--rung", type=int, metavar="N", help="rung to compare at (default: the first, which all reached)")
-    parser.add_argument("--target", metavar="METRIC", help="score, a task, mean, norm (default: score and tasks)")
-    return parser
+    return run_command(importance_parser(), arguments, _main, writes="to")
 
 
 def _main(options: argparse.Namespace) -> int:

@@ -24,9 +24,9 @@ from scipy import stats
 from analysis.answers import Answers
 from analysis.forest import Floats
 from analysis.intervals import CONFIDENCE, NORMAL
+from analysis.options import BINS
 from minbert_core.evaluate import is_constant
 
-BINS = 10  # of equal width, for calibration and labels
 PARTS = 4  # groups of rows by length, of about equal size
 DRAWS = 1000  # of right and wrong answers, for the ECE that chance alone gives
 

@@ -23,12 +23,17 @@ from typing import Any
 if not __package__:  # run as a file: Python put analysis/ on the path, where the packages are not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+if __name__ == "__main__":  # before the other imports, which take seconds
+    from analysis.retrain_options import replicate_parser
+    from minbert_core.commands import check_command_line
+
+    check_command_line(replicate_parser())
+
 from analysis import best_to_test
 from analysis.replication import Circumstances, Measurement, replication_lines
 from analysis.results import SPLITS
-from analysis.retrain_options import add_machine
+from analysis.retrain_options import replicate_parser
 from analysis.selection import Selection, fresh_seeds
-from analysis.sources import command_parser
 from analysis.tracking import tracking_uri
 from minbert_core.clock import now_ms
 from minbert_core.commands import DONE, INTERRUPTED, NOT_RECORDED, run_command
@@ -37,7 +42,7 @@ from minbert_core.inputs import build_encoder, open_inputs
 from minbert_core.settings.yaml import dump_yaml
 from minbert_core.words import counted, did_you_mean
 from search.environment import git_commit
-from search.options import SearchOptions, positive
+from search.options import SearchOptions
 from search.papers import ROW, Row, config_of, paper_file, rows_of
 from search.plan.on_cluster import cluster_resources
 from search.plan.relocated import find_relocated, relocated_config
@@ -55,45 +60,7 @@ from search.tracking.tracker import Tracker
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     interrupted = "\nInterrupted. Rerun the same command to resume; trained models are kept."
-    return run_command(_parser(), arguments, _main, writes="runs", interrupted=interrupted)
-
-
-def _parser() -> argparse.ArgumentParser:
-    description = "Run the rows of a paper over fresh seeds, and compare them with its figures."
-    examples = "--paper P3 --rows gs_con gv_rr --dry-run\n--paper P1 --part 0.05 --seeds 2 --gpus 4"
-    parser = command_parser("replicate", "--paper P1 [options]", description, examples, add_help=False)
-    group = parser.add_argument_group("options")
-    group.add_argument("--paper", required=True, metavar="NAME", help="a file of spaces/papers: P1, P2, P2_YELP, P3 …")
-    group.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows, and the first to compare with")
-    group.add_argument("--seeds", type=positive, default=3, metavar="N", help="fresh seeds per row (default 3)")
-    group.add_argument(
-        "--part", type=part_of_budget, default=1.0, metavar="X", help="share of each budget to train (default 1)"
-    )
-    group.add_argument("--data", metavar="DIR", help="folder with the corpora, or toy")
-    group.add_argument("--encoder", metavar="NAME", help="another encoder: hub name, folder, tiny")
-    about_set = "of the machine: precision, micro_batch_tokens …"
-    group.add_argument("--set", action="append", default=[], type=of_the_machine, metavar="machine/X=V", help=about_set)
-    group.add_argument("--name", metavar="NAME", help="the search's name (default: the paper's)")
-    add_machine(group, "1", "print the plan and the search's cost; start nothing")
-    return parser
-
-
-def part_of_budget(text: str) -> float:
-    """Parse a share of a budget, in (0, 1], for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1. Got '{text}'.")
-    return value
-
-
-def of_the_machine(text: str) -> str:
-    """Check, for argparse, that an override is a setting of the machine, so that the paper's settings stay as they are."""
-    if not text.startswith("machine/"):
-        raise argparse.ArgumentTypeError(f"must begin with machine/, because all other settings are the paper's. Got '{text}'.")
-    return text
+    return run_command(replicate_parser(), arguments, _main, writes="runs", interrupted=interrupted)
 
 
 def _main(options: argparse.Namespace) -> int:

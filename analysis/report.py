@@ -18,18 +18,24 @@ from pathlib import Path
 if not __package__:  # run as a file: Python put analysis/ on the path, where the packages are not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+if __name__ == "__main__":  # before the other imports, which take seconds
+    from analysis.options import report_parser
+    from minbert_core.commands import check_command_line
+
+    check_command_line(report_parser())
+
 from analysis import anova
 from analysis.compare import Comparison, comparison
 from analysis.curves import curves
 from analysis.groups import group_by
 from analysis.importance import Importances, importances
+from analysis.options import report_parser
 from analysis.page import sections
 from analysis.page.again import again
 from analysis.page.answer import best_sentence, choice_sentence, main_choice, tested_sentence
 from analysis.page.figures import Drawn
 from analysis.page.mistakes import errors
 from analysis.page.write import Page, html
-from analysis.sources import add_runs, command_parser
 from analysis.table import Table, open_table
 from analysis.tracking import tracking_uri
 from minbert_core.commands import DONE, NOT_RECORDED, run_command
@@ -39,17 +45,7 @@ from search.tracking.artifacts import add_artifact, has_store
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    return run_command(_parser(), arguments, _main, writes="to")
-
-
-def _parser() -> argparse.ArgumentParser:
-    description = "Write one page about a search, as an HTML file that needs no network."
-    parser = command_parser("report", "NAME [--to FILE]", description, "smart\nsmart --to smart.html")
-    parser.add_argument("name", metavar="NAME", help="a search")
-    add_runs(parser)
-    parser.add_argument("--no-errors", action="store_true", help="do not run the best model on dev, which takes longest")
-    parser.add_argument("--to", type=Path, metavar="FILE", help="the page (default runs/NAME/report.html)")
-    return parser
+    return run_command(report_parser(), arguments, _main, writes="to")
 
 
 def _main(options: argparse.Namespace) -> int:

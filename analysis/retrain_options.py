@@ -1,4 +1,4 @@
-"""The options of the commands that retrain: best_to_test's, and those that replicate shares with it."""
+"""The options of the commands that retrain, best_to_test and replicate."""
 
 from __future__ import annotations
 
@@ -27,6 +27,45 @@ def best_to_test_parser() -> argparse.ArgumentParser:
     group.add_argument("--encoder", metavar="NAME", help="its encoder's folder, if it was moved")
     add_machine(group, "as in the search", "print the plan; open and start nothing")
     return parser
+
+
+def replicate_parser() -> argparse.ArgumentParser:
+    """Return the parser of replicate."""
+    description = "Run the rows of a paper over fresh seeds, and compare them with its figures."
+    examples = "--paper P3 --rows gs_con gv_rr --dry-run\n--paper P1 --part 0.05 --seeds 2 --gpus 4"
+    parser = command_parser("replicate", "--paper P1 [options]", description, examples, add_help=False)
+    group = parser.add_argument_group("options")
+    group.add_argument("--paper", required=True, metavar="NAME", help="a file of spaces/papers: P1, P2, P2_YELP, P3 …")
+    group.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows, and the first to compare with")
+    group.add_argument("--seeds", type=positive, default=3, metavar="N", help="fresh seeds per row (default 3)")
+    group.add_argument(
+        "--part", type=part_of_budget, default=1.0, metavar="X", help="share of each budget to train (default 1)"
+    )
+    group.add_argument("--data", metavar="DIR", help="folder with the corpora, or toy")
+    group.add_argument("--encoder", metavar="NAME", help="another encoder: hub name, folder, tiny")
+    about_set = "of the machine: precision, micro_batch_tokens …"
+    group.add_argument("--set", action="append", default=[], type=of_the_machine, metavar="machine/X=V", help=about_set)
+    group.add_argument("--name", metavar="NAME", help="the search's name (default: the paper's)")
+    add_machine(group, "1", "print the plan and the search's cost; start nothing")
+    return parser
+
+
+def part_of_budget(text: str) -> float:
+    """Parse a share of a budget, in (0, 1], for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1. Got '{text}'.")
+    return value
+
+
+def of_the_machine(text: str) -> str:
+    """Check, for argparse, that an override is a setting of the machine, so that the paper's settings stay as they are."""
+    if not text.startswith("machine/"):
+        raise argparse.ArgumentTypeError(f"must begin with machine/, because all other settings are the paper's. Got '{text}'.")
+    return text
 
 
 def add_machine(group: argparse._ArgumentGroup, cores: str, dry_run: str) -> None:

@@ -17,12 +17,18 @@ from typing import IO
 if not __package__:  # run as a file: Python put analysis/ on the path, where the packages are not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+if __name__ == "__main__":  # before the other imports, which take seconds
+    from analysis.options import runs_parser
+    from minbert_core.commands import check_command_line
+
+    check_command_line(runs_parser())
+
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from analysis.options import runs_parser
 from analysis.printing import folded
-from analysis.sources import add_runs, command_parser
 from analysis.table import NESTED, long_table, tabulate
 from minbert_core.commands import DONE, drop_output, run_command
 from search.report.costs import branch_table, read_choices
@@ -33,7 +39,7 @@ from search.results import Search, find_searches
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    return run_command(_parser(), arguments, _main, writes="out")
+    return run_command(runs_parser(), arguments, _main, writes="out")
 
 
 def _main(options: argparse.Namespace) -> int:
@@ -50,27 +56,6 @@ def _main(options: argparse.Namespace) -> int:
         WRITERS[options.out.suffix](rows, file)
     print(f"wrote {options.out}")
     return DONE
-
-
-def _parser() -> argparse.ArgumentParser:
-    examples = "smart --out smart.parquet    # for the other analyses\nsmart --rows evaluations --out evaluations.csv"
-    about = "The trials of one or more searches, finished or running, best first."
-    parser = command_parser("runs", "[NAME ...] [--runs DIR] [--out FILE]", about, examples)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="searches (default: all)")
-    add_runs(parser)
-    parser.add_argument("--out", type=_out, metavar="FILE", help="also write all trials and columns: .parquet, .csv, .jsonl")
-    law = (
-        "one row per trial (default), per evaluation or per training record; .parquet files of trials hold the others as lists"
-    )
-    parser.add_argument("--rows", choices=["trials", *NESTED], default="trials", metavar="ROWS", help=f"of --out: {law}")
-    return parser
-
-
-def _out(text: str) -> Path:
-    path = Path(text)
-    if path.suffix not in WRITERS:
-        raise argparse.ArgumentTypeError(f"must end in {', '.join(WRITERS)}, which says the format. Got '{text}'.")
-    return path
 
 
 def _rows(searches: list[Search], rows: str, suffix: str) -> pa.Table:

@@ -1,14 +1,20 @@
-"""What the commands of the analyses share: parsers, the searches or files that they read, the folder for figures."""
+"""What the commands of the analyses share: parsers, the searches or files that they read, the folder for figures.
+
+Tables and figures are imported where they are used: with the parsers alone, --help takes no second.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from analysis.plots import Plot, write_plots
 from analysis.printing import folded
-from analysis.table import Facts, Table, open_table
+
+if TYPE_CHECKING:
+    from analysis.plots import Plot
+    from analysis.table import Facts, Table
 
 FORMATS = "svg,png,pdf"
 
@@ -54,6 +60,8 @@ def _formats(text: str) -> str:
 
 def read_sources(options: argparse.Namespace) -> Table:
     """Open the searches and files that were named.  Raises ValueError: no such search, not such a file, or no trial yet."""
+    from analysis.table import open_table
+
     table = open_table(options.names, options.runs.absolute())
     if not any(trial.evaluations for trial in table.trials):
         names = ", ".join(table.searches)
@@ -90,6 +98,8 @@ def check_rung(table: Table, rung: int) -> None:
 
 def write_figures(plots: Sequence[Plot], options: argparse.Namespace, default: Path | None = None) -> list[str]:
     """Write figures with their numbers to --to, or to `default`; return the lines that say where."""
+    from analysis.plots import write_plots
+
     folder = options.to or default or _default_folder(options.names, options.runs)
     for plot in plots:
         write_plots(plot, folder, options.formats.split(","))

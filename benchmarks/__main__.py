@@ -34,6 +34,7 @@ MODULES = {  # the module that measures each row
     (11,): "prediction",
     (12,): "exactness",
     (13,): "gpu",
+    (14,): "file_prediction",
 }
 ROUNDS = 3
 
@@ -45,7 +46,7 @@ def main() -> int:
     )
     options.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with the course's files")
     options.add_argument("--encoder", type=Path, required=True, metavar="DIR", help="encoder in Hugging Face layout")
-    options.add_argument("--rows", type=int, nargs="+", choices=range(1, 14), metavar="N", help="1 to 13 (default: all)")
+    options.add_argument("--rows", type=int, nargs="+", choices=range(1, 15), metavar="N", help="1 to 14 (default: all)")
     options.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help=f"rounds of turns (default {ROUNDS})")
     options.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR", help="for bench.md and bench.json")
     given = options.parse_args()

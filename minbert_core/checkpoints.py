@@ -4,9 +4,16 @@
 
 A checkpoint is config.json and model.safetensors (or its shards), with the names of transformers' BertModel. Only safetensors
 and JSON are read. A pickle is never opened; the error that refuses it contains the command that converts it.
+
+    python -m minbert_core.checkpoints convert FILE.pt --to DIR      converts a checkpoint of the course (see convert.py)
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":  # before the other imports, which take seconds
+    import runpy
+
+    runpy.run_module("minbert_core.convert", run_name="__main__", alter_sys=True)
 
 import json
 from collections.abc import Iterator, Mapping
@@ -57,7 +64,7 @@ def read_shape(folder: Path) -> EncoderShape:
     if not folder.is_dir():
         raise ValueError(f"The encoder folder {folder} does not exist.")
     shape = _read_config(folder / "config.json")
-    if faults := list(_misfits(shape, _stored_shapes(folder))):
+    if faults := list(misfits(shape, _stored_shapes(folder))):
         more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
         name = WEIGHTS if (folder / WEIGHTS).exists() else INDEX
         raise ValueError(f"{folder / name} does not fit its config.json: {'; '.join(faults[:3])}{more}.")
@@ -98,7 +105,7 @@ def _expected(shape: EncoderShape, with_pooler: bool) -> dict[str, Tensor]:
     return {name: like for name, like in expected.items() if with_pooler or not name.startswith("pooler.")}
 
 
-def _misfits(shape: EncoderShape, stored: Mapping[str, tuple[tuple[int, ...], str]]) -> Iterator[str]:
+def misfits(shape: EncoderShape, stored: Mapping[str, tuple[tuple[int, ...], str]]) -> Iterator[str]:
     """Yield a clause for each tensor that is missing, unknown or wrong in a checkpoint for `shape`.
 
     stored: {name: (shape, dtype)} of the checkpoint's tensors.
@@ -177,8 +184,8 @@ def fetch_encoder(name_or_folder: str) -> Path:
     if folder.is_file():
         raise ValueError(
             f"{folder} is a file. An encoder is a folder in Hugging Face layout: config.json, model.safetensors, a tokenizer. "
-            "A .pt or .bin file is a pickle, which is never opened here. Where you created it, write its encoder's weights "
-            "under the names of transformers' BertModel with safetensors.torch.save_file."
+            "A .pt or .bin file is a pickle, which is never opened here. Convert it once: python -m minbert_core.checkpoints "
+            f"convert {name_or_folder} --to DIR"
         )
     if folder.is_absolute() or name_or_folder.startswith((".", "~")) or name_or_folder.count("/") > 1:
         raise ValueError(f"The encoder folder {folder} does not exist.")

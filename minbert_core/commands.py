@@ -22,6 +22,8 @@ from minbert_core.files import explain_fault, user_path
 
 DONE, FAILED, WRONG, REFUSED, NOT_RECORDED, INTERRUPTED, UNREAD = 0, 1, 2, 3, 4, 130, 141  # the last two: 128 + the signal
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 class Refused(ValueError):
     """A valid request that is impossible here or now: too few GPUs, a used name, a locked folder. Exit code 3."""
@@ -72,6 +74,12 @@ def check_command_line(parser: argparse.ArgumentParser) -> None:
     """Parse the command line once before the imports that take seconds, so that --help and mistyped options end at once."""
     if code := run_command(parser, None, lambda _: DONE):
         sys.exit(code)
+
+
+def analysis_command(name: str) -> list[str]:
+    """Return the words that start a command of analysis/: its file in a checkout, its module where the project is installed."""
+    is_checkout = (ROOT / "pyproject.toml").exists()
+    return ["python", f"analysis/{name}.py"] if is_checkout else ["python", "-m", f"analysis.{name}"]
 
 
 def end_when_interrupted(sentence: str) -> None:

@@ -50,6 +50,7 @@ TEXT_FILE = ".txt"
 # Version of searches, snapshots and models. Their configs omit defaults, so raise it when a default changes, or the content
 # of a snapshot.
 FORMAT = 2
+NO_MPS = "must be auto, cpu or cuda: the packed encoder has not been checked on Apple's GPUs (MPS), so it does not use them."
 
 
 class Encoder(Settings):
@@ -120,6 +121,14 @@ class Machine(Settings):
     """The machine settings, chosen once per search and stored with each trial, so that reruns are bit-identical."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is a GPU")
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _not_apples(cls, device: object) -> object:
+        if device == "mps":
+            raise ValueError(f"{NO_MPS} Got mps. Use cpu, which auto takes on a Mac.")
+        return device
+
     threads: PositiveInt = Field(1, json_schema_extra={"unit": "threads"}, description="CPU threads")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="precision of matrix products; auto: bfloat16 on a GPU that supports it"
@@ -166,10 +175,14 @@ class TrialConfig(Settings):
     own_tasks: dict[str, OwnTask] = Field(
         {}, description="tasks in addition to the course's: name -> kind, files, columns, labels"
     )
+    plugins: tuple[str, ...] = Field((), description="files with variants of yours, next to this one: [my_head.py]")
     train_on: tuple[str, ...] = Field(
         ("sst", "para", "sts"),
         min_length=1,
         description="tasks to train on, which also count in the objective unless it has weights",
+    )
+    rows: Literal["train", "train+dev"] = Field(
+        "train", description="rows to train on; train+dev, without a dev score, is for `python -m minbert_core.train` alone"
     )
     tasks: dict[str, TaskSettings] = Field({}, description="`all`, `pairs` or a task's name -> its settings")
     budget: Budget = Budget()

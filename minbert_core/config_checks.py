@@ -13,6 +13,7 @@ from minbert_core.config import LAYERS, OVERALL, TEXT_FILE, TINY, TOY, TrialConf
 from minbert_core.data.own_tasks import named_wrong
 from minbert_core.data.tasks import TASKS
 from minbert_core.methods.stages import Stage, StagePlan, in_epochs, shares
+from minbert_core.plugins import with_plugins
 from minbert_core.settings.faults import MAX_FAULTS, Fault, SettingsError, Where, fault_at, faults_of, path_of, subject
 from minbert_core.settings.yaml import read_yaml
 from minbert_core.words import did_you_mean, shown
@@ -212,12 +213,22 @@ def load_config(document: Any, where: Where | None = None) -> TrialConfig:
         source, line = (where or {}).get("", ("", 1))
         raise SettingsError([Fault(line, f"A config is a map of settings. Got {shown(document)}.", source)])
     try:
+        document = with_plugins(document, plugin_folders(where or {}))
+    except ValueError as error:
+        raise SettingsError([fault_at("plugins", str(error), where or {})]) from None
+    try:
         config = TrialConfig.model_validate(document)
     except ValidationError as error:
         raise SettingsError(faults_of(error, TrialConfig, document, where or {})) from None
     if sentences := list(islice(_cross_faults(config), MAX_FAULTS)):
         raise SettingsError(fault_at(subject(sentence), sentence, where or {}) for sentence in sentences)
     return config
+
+
+def plugin_folders(where: Where) -> list[Path]:
+    """Return the folders in which plugins are looked for: that of the file which names them, then the current one."""
+    source, _ = where.get("plugins", ("", 0))
+    return [*([Path(source).parent] if source else []), Path()]
 
 
 def read_config(path: Path) -> TrialConfig:

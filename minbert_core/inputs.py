@@ -12,7 +12,7 @@ from torch import Tensor
 from minbert_core.checkpoints import fetch_encoder, load_encoder, read_shape
 from minbert_core.config import TINY, TOY, TrialConfig
 from minbert_core.data.tables import CorpusError
-from minbert_core.data.tokens import TokenisedSplit, Tokenizer, load_tokenizer, tokenise_split
+from minbert_core.data.tokens import TokenisedSplit, Tokenizer, joined, load_tokenizer, tokenise_split
 from minbert_core.data.toy import toy_folder
 from minbert_core.encoder import TINY as TINY_SHAPE
 from minbert_core.encoder import Encoder, EncoderShape, new_encoder
@@ -24,7 +24,7 @@ from minbert_core.seeds import seed_of
 
 @dataclass(frozen=True)
 class Inputs:
-    """Absolute folders and memory-mapped splits, without the test split."""
+    """Absolute folders and memory-mapped splits, without the test split. `dev` is empty if its rows are trained on, too."""
 
     data_folder: Path
     encoder_folder: Path  # in Hugging Face layout; the tiny encoder's folder has only a tokenizer
@@ -105,6 +105,8 @@ def open_inputs(config: TrialConfig) -> Inputs:
     tasks = {name: config.known_tasks[name] for name in config.train_on}
     train = {name: tokenise_split(folder, task, "train", tokenizer, tokens) for name, task in tasks.items()}
     dev = {name: tokenise_split(folder, task, "dev", tokenizer, tokens) for name, task in tasks.items()}
+    if config.rows == "train+dev":
+        train, dev = {name: joined(train[name], dev[name]) for name in tasks}, {}
     return Inputs(folder, encoder_folder, tokenizer, shape, train, dev)
 
 

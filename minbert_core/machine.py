@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minbert_core.config import Machine
+from minbert_core.config import NO_MPS, Machine
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 1 << 30  # from glibc's malloc.h
 FASTER = 1.05  # the least speedup that justifies results whose last digits differ from torch's default
@@ -99,7 +99,9 @@ def exact_products() -> Iterator[None]:
 
 
 def resolve_device(device: str) -> str:
-    """Replace `auto` by cuda if there is a GPU, or else by cpu."""
+    """Replace `auto` by cuda if there is a GPU, or else by cpu, also on a Mac.  Raises ValueError for another device."""
+    if device.partition(":")[0] not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"`device` {NO_MPS} Got {device}.")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 

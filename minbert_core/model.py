@@ -38,6 +38,7 @@ from minbert_core.machine import in_precision, resolve_device, resolve_precision
 from minbert_core.memory import DoesNotFitError, is_out_of_memory, reason_of, release
 from minbert_core.methods.adapters import Adapter
 from minbert_core.methods.shared_layers import SharedLayer
+from minbert_core.plugins import write_copies
 from minbert_core.seeds import seed_of
 from minbert_core.settings.paths import as_written
 from minbert_core.settings.yaml import dump_yaml
@@ -57,6 +58,7 @@ FOLDER is the folder of this file. Its encoder/ loads in transformers' AutoModel
 
 
 Drop = Callable[[Tensor, float], Tensor]  # (x, rate) -> x with dropout
+Numbers = NDArray[np.float64]
 
 
 class Output(NamedTuple):
@@ -248,6 +250,7 @@ def save_model(model: MultitaskBert, config: TrialConfig, folder: Path, tokenize
         parts = {prefix: part.state_dict() for prefix, part in model.modules_by_prefix().items()}
         heads = {prefix + name: part[name].contiguous() for prefix, part in parts.items() for name in part}
         save_tensors(heads, draft / HEADS, metadata={"format": str(FORMAT)})
+        write_copies(config.plugins, draft)
         (draft / "README.md").write_text(README, encoding="utf-8")
         (draft / "config.yaml").write_text(dump_yaml(as_written(config)), encoding="utf-8")
 
@@ -437,26 +440,36 @@ class Predictor:
         return answers
 
     def _answers(self, name: str, examples: list[tuple[str, ...]]) -> list[Answer]:
-        """Answer examples for one task. Probabilities are the softmax of classes, or the sigmoid of a single logit."""
+        """Answer examples for one task."""
+        values, shares_BC, are_cut = (array.tolist() for array in self.numbers(name, examples))
+        classes = self.tasks[name].classes
+        if not classes:
+            return [Answer(value, "", {}, is_cut) for value, is_cut in zip(values, are_cut, strict=True)]
+        return [
+            Answer(int(value), classes[int(value)], dict(zip(classes, shares, strict=True)), is_cut)
+            for value, shares, is_cut in zip(values, shares_BC, are_cut, strict=True)
+        ]
+
+    def numbers(self, name: str, examples: Sequence[tuple[str, ...]]) -> tuple[Numbers, Numbers, NDArray[np.bool_]]:
+        """Answer examples for one task, as arrays: values (B,), the classes' probabilities (B, C), is_cut (B,), as in `Answer`.
+
+        Probabilities are the softmax of classes, or the sigmoid of a single logit; a regression has no columns of them.
+        """
         plan, max_length = self.model.plans[name], self.config.max_length
         device = next(self.model.parameters()).device
         precision = resolve_precision(self.config.machine.precision, device) if device.type == "cuda" else "float32"
         tokens = tokenise_texts(examples, plan.task, self.tokenizer)
         specials = self.tokenizer.cls_id, self.tokenizer.sep_id
         logits_BK = predict_logits(self.model, name, tokens, max_length, specials, precision)
-        values = predictions(plan.task, logits_BK).tolist()
-        are_cut = tokens.are_longer(plan.pair_encoding.kind, max_length).tolist()
-        classes = plan.task.classes
-        if not classes:
-            return [Answer(value, "", {}, is_cut) for value, is_cut in zip(values, are_cut, strict=True)]
+        are_cut = tokens.are_longer(plan.pair_encoding.kind, max_length)
+        values_B = predictions(plan.task, logits_BK)
+        if not plan.task.classes:
+            return values_B, np.zeros((len(examples), 0)), are_cut
         logits = torch.from_numpy(logits_BK).double()
         shares_BC = (
             logits.softmax(dim=1) if plan.task.kind == "classification" else torch.cat([-logits, logits], dim=1).sigmoid()
         )
-        return [
-            Answer(int(value), classes[int(value)], dict(zip(classes, shares, strict=True)), is_cut)
-            for value, shares, is_cut in zip(values, shares_BC.tolist(), are_cut, strict=True)
-        ]
+        return values_B, shares_BC.numpy(), are_cut
 
 
 def _examples(inputs: Sequence[str | tuple[str, str]], tasks: Mapping[str, Task]) -> list[tuple[str, ...]]:

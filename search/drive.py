@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minbert_core.commands import DONE, FAILED, INTERRUPTED, NOT_RECORDED, Refused
+from minbert_core.commands import DONE, FAILED, INTERRUPTED, NOT_RECORDED, Refused, analysis_command
 from minbert_core.settings.paths import as_written
 from minbert_core.train.folder import read_records
 from minbert_core.words import counted
@@ -266,7 +266,7 @@ def go_on(folder: Path, address: str = "local") -> str:
 
 
 def next_command(folder: Path) -> str:
-    return shlex.join(["python", "analysis/best_to_test.py", "--search", folder.name, *_runs_option(folder)])
+    return shlex.join([*analysis_command("best_to_test"), "--search", folder.name, *_runs_option(folder)])
 
 
 def export_command(folder: Path) -> str:

@@ -17,6 +17,7 @@ from minbert_core.files import user_path
 from minbert_core.settings.models import NAME
 from minbert_core.words import did_you_mean
 from search.environment import own_version, without_secrets
+from search.shipped import shipped
 from search.tracking.store import parse_tracking_uri
 
 STORAGES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")  # what pyarrow reads and writes
@@ -102,7 +103,7 @@ def from_keywords(space: str | Path | dict[str, Any] | None, keywords: Mapping[s
             values |= {name: CHECKS[name](value)} if value is not None else {}
         except argparse.ArgumentTypeError as error:
             raise ValueError(f"{_flag(name)}: {error}") from None
-    return SearchOptions(space=user_path(space) if isinstance(space, str | Path) else space, **values)
+    return SearchOptions(space=shipped(user_path(space)) if isinstance(space, str | Path) else space, **values)
 
 
 def _flag(name: str) -> str:
@@ -210,6 +211,10 @@ def storage_uri(value: object) -> str:
     return text
 
 
+def _space(text: str) -> Path:
+    return shipped(Path(text))
+
+
 def _store(value: object) -> str:
     try:
         return parse_tracking_uri(str(value))
@@ -269,7 +274,7 @@ def parser() -> argparse.ArgumentParser:
         add_help=False,
     )
     what = command.add_argument_group("what")
-    what.add_argument("--space", type=Path, metavar="FILE", help="the search space, YAML")
+    what.add_argument("--space", type=_space, metavar="FILE", help="the search space, YAML")
     what.add_argument(
         "--set", action="append", metavar="PATH=VALUE", help="override a value: optimizer/lr=2e-5; may be repeated"
     )
@@ -291,13 +296,14 @@ def parser() -> argparse.ArgumentParser:
     where = command.add_argument_group("where")
     where.add_argument("--name", type=_name, metavar="NAME", help="its name (default: the space's, then -2, -3 …)")
     where.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
-    where.add_argument("--tracking-uri", type=_store, metavar="URI", help="MLflow store: http://…, sqlite:///…")
+    where.add_argument("--tracking-uri", type=_store, metavar="URI", help="MLflow store: http://…, sqlite:///…, none")
     where.add_argument(
         "--address", type=cluster_address, default="local", metavar="HOST:PORT", help="Ray cluster to join; auto: this node's"
     )
     where.add_argument("--storage", type=storage_uri, metavar="URI", help="s3://…, gs://… for nodes that share no disk")
     then = command.add_argument_group("before and after")
     then.add_argument("--dry-run", action="store_true", help="print the plan and the measured cost; start nothing")
+    then.add_argument("--print", action="store_true", help="print the composed space, with --set in it, as YAML; start nothing")
     then.add_argument("--prepare", action="store_true", help="do only what needs a network, on a login node")
     then.add_argument("--price", type=_amount, metavar="X", help="price per hour of a GPU (or of the CPU), for --dry-run")
     then.add_argument("--status", metavar="NAME", help="show the state of a search, from another shell")

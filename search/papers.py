@@ -8,6 +8,12 @@ Exit codes: 0 if every row is a valid config, otherwise 2.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the other imports, which take seconds
+    from minbert_core.commands import check_command_line
+    from search.space.options import papers_parser
+
+    check_command_line(papers_parser())
+
 import argparse
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,16 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minbert_core.commands import DONE, WRONG, run_command
+from minbert_core.commands import DONE, WRONG, analysis_command, run_command
 from minbert_core.config import TrialConfig, default_at
 from minbert_core.settings.faults import SettingsError
 from minbert_core.settings.paths import as_written, flatten
 from search.report.words import short
-from search.space.examples import SPACES
+from search.shipped import PAPERS
 from search.space.file import SpaceSettings, read_document
+from search.space.options import papers_parser
 from search.space.space import Space, default_choice
 
-PAPERS = SPACES / "papers"
 ROW = "row"  # the name in `together` of a paper's rows
 OF_THE_SPACE = ("budget/points", "objective")  # paths that the space sets in each config
 
@@ -93,8 +99,7 @@ def lines() -> Iterator[tuple[str, list[str]]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    about = "List the papers' rows: distance from our defaults, published figures."
-    return run_command(argparse.ArgumentParser(prog="python -m search.papers", description=about), arguments, _main)
+    return run_command(papers_parser(), arguments, _main)
 
 
 def _main(options: argparse.Namespace) -> int:
@@ -103,9 +108,8 @@ def _main(options: argparse.Namespace) -> int:
     for line, faults in lines():
         print("\n".join([line, *(f"    {fault}" for fault in faults)]))
         num_rows, num_wrong = num_rows + 1, num_wrong + bool(faults)
-    print(
-        f"{num_rows} rows, {num_rows - num_wrong} of them valid. To run a paper's rows: python analysis/replicate.py --paper P1"
-    )
+    again = " ".join([*analysis_command("replicate"), "--paper P1"])
+    print(f"{num_rows} rows, {num_rows - num_wrong} of them valid. To run a paper's rows: {again}")
     return WRONG if num_wrong else DONE
 
 

@@ -37,6 +37,7 @@ import pyarrow as pa
 from minbert_core.commands import DONE, FAILED, INTERRUPTED, NOT_RECORDED, Refused, run_command
 from minbert_core.cores import usable_cores
 from minbert_core.files import cache_folder
+from minbert_core.settings.yaml import dump_yaml
 from search.cluster.reach import check_storage
 from search.cost.estimate import check_disk, measured_lines
 from search.cost.packing import packed
@@ -113,11 +114,22 @@ def _main(parsed: argparse.Namespace, arguments: list[str]) -> int:
         folder = parsed.runs.absolute() / parsed.status
         show_status(folder, go_on(folder), next_command(folder))
         return DONE
+    options = from_arguments(parsed, arguments)
+    if parsed.print:
+        return _print_space(options)
     try:
-        _, code = start_or_resume(from_arguments(parsed, arguments))
+        _, code = start_or_resume(options)
     except RayDied as error:
         leave(error)
     return code
+
+
+def _print_space(options: SearchOptions) -> int:
+    """Print the space with what it extends and all overrides as YAML that runs by itself."""
+    if options.space is None:
+        raise ValueError("--print composes a space. Give it with --space FILE; runs/NAME/space.yaml is that of a search.")
+    print(dump_yaml(read_space(options.space, _sets(options), options.name or UNNAMED).document), end="")
+    return DONE
 
 
 def start_or_resume(options: SearchOptions) -> tuple[Path, int]:

@@ -16,8 +16,9 @@ import pytest
 import yaml
 
 from minbert_core.data.tasks import TaskKind
+from search.shipped import SCHEMA
 from search.space.file import SpaceSettings
-from search.space.schema import SCHEMA, schema_line
+from search.space.schema import schema_line
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -9,7 +9,9 @@ import torch
 from pynvml import NVMLError_NotSupported
 
 from minbert_core.config import Machine
+from minbert_core.config_checks import load_config
 from minbert_core.machine import fastest_matmul, prepare, resolve_device, resolve_precision, usage
+from minbert_core.settings.faults import SettingsError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -133,3 +135,11 @@ def test_a_trial_s_products_go_where_its_config_says_and_never_below_float32_on_
     finally:
         prepare(Machine(device="cpu"))
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_an_apple_s_gpu_is_refused_with_a_sentence() -> None:
+    sentence = r"must be auto, cpu or cuda: the packed encoder has not been checked on Apple's GPUs .* Got mps\."
+    with pytest.raises(ValueError, match=f"^`device` {sentence}$"):
+        resolve_device("mps")
+    with pytest.raises(SettingsError, match=f"^`machine/device` {sentence} Use cpu, which auto takes on a Mac\\.$"):
+        load_config({"machine": {"device": "mps"}})

@@ -7,7 +7,7 @@ import io
 from analysis.answers import Answers, choose_tasks, dev_answers, open_model
 from analysis.error_plots import draw_all
 from analysis.error_report import task_lines
-from analysis.mistakes import BINS
+from analysis.options import BINS
 from analysis.page.again import shown_path
 from analysis.page.blocks import Block, Code, Heading, Paragraph, Picture, Section, blocks, numbers
 from analysis.plots import Plot

@@ -264,6 +264,15 @@ class TokenisedSplit(TokenisedTexts):
         return list(self._batch.column("id").to_pylist())
 
 
+def joined(first: TokenisedSplit, second: TokenisedSplit) -> TokenisedSplit:
+    """Join two splits of a task, in memory.  Do not pickle the result: unpickling gives the first split."""
+    whole = TokenisedSplit(first.path, first.task)
+    whole._hold(pa.Table.from_batches([first._batch, second._batch]).combine_chunks().to_batches()[0])
+    whole.name, whole.source = f"{first.name}+{second.name}", f"{first.source} and {second.source}"
+    whole.dropped, whole.notes = [*first.dropped, *second.dropped], [*first.notes, *second.notes]
+    return whole
+
+
 def _checked(path: Path) -> pa.Buffer:
     """Map a token file into memory and return it without its CRC-32.  Raises ValueError if it does not match, and OSError."""
     check_is_file(path)

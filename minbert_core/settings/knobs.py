@@ -134,6 +134,16 @@ def _field(model: type[BaseModel], name: str) -> Knob:
     return Knob(models, field.get_default(call_default_factory=True), holds_many, field=(model, name))
 
 
+def models_in(annotation: Any) -> tuple[type[BaseModel], ...]:
+    """Return the models inside an annotation: unions, Annotated, maps, lists."""
+    return _models_in(annotation)[0]
+
+
+def forget_schemas() -> None:
+    """Forget the JSON schemas of models, because some were built again."""
+    _schema.cache_clear()
+
+
 def _models_in(annotation: Any) -> tuple[tuple[type[BaseModel], ...], bool]:
     """Return the models inside an annotation (unions, Annotated, maps, lists), and whether a map or a list holds them."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -1,7 +1,7 @@
 """The command that trains one configuration, without a search and without Ray.
 
     python -m minbert_core.train CONFIG.yaml [--set PATH=VALUE] [--data DIR] [--encoder NAME] [--to DIR]
-    python -m minbert_core.train CONFIG.yaml --overfit
+    python -m minbert_core.train CONFIG.yaml --on train+dev | --overfit | --print
 
 CONFIG.yaml -> read (with --set applied) -> settle (absolute folders, the machine) -> train_in a folder -> its best model
 
@@ -38,6 +38,7 @@ from minbert_core.files import lock, replaced
 from minbert_core.inputs import open_inputs
 from minbert_core.memory import DoesNotFitError
 from minbert_core.overrides import Override, Sources, note_set, parse_set
+from minbert_core.plugins import write_copies
 from minbert_core.settings.faults import Location, SettingsError, fault_at, path_of
 from minbert_core.settings.paths import as_written, flatten
 from minbert_core.settings.yaml import dump_yaml, read_yaml
@@ -65,12 +66,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace, again: str) -> int:
     try:
-        config = read(options.config, options.set, options.data, options.encoder)
+        rows = [f"rows={options.on}"] if options.on is not None else []
+        config = read(options.config, [*options.set, *rows], options.data, options.encoder)
+        if options.print:
+            print(dump_yaml(as_written(config)), end="")
+            return DONE
         if options.overfit is not None:
             if options.to is not None:
                 raise ValueError("--overfit writes nothing, so it cannot be combined with --to. Remove one of them.")
             return DONE if run_overfit(settle(config, None), options.overfit, str(options.config)) else FAILED
-        options.to = (options.to or Path("trained") / default_name(options.config)).absolute()
+        options.to = (options.to or Path("trained") / default_name(options.config, config)).absolute()
         return run(config, options.to, str(options.config))
     except DoesNotFitError as error:
         raise Refused(f"This machine has too little memory. {error} {SMALLER}") from None
@@ -121,13 +126,16 @@ def _domains(node: Any, location: Location) -> Iterator[tuple[Location, Any]]:
         yield from _domains(child, (*location, key))
 
 
-def default_name(path: Path) -> str:
-    """Choose the folder's name under trained/: the file's stem; for a config.yaml `smart-007` (a trial) or its folder."""
-    path = path.resolve()
+def default_name(path: Path, config: TrialConfig | None = None) -> str:
+    """Choose the folder's name under trained/: the file's stem; for a config.yaml `smart-007` (a trial) or its folder.
+
+    A training on train+dev has a name of its own, `smart-007-all`: it is another model.
+    """
+    path, rest = path.resolve(), "-all" if config is not None and config.rows != "train" else ""
     if path.name != "config.yaml":
-        return path.stem
+        return path.stem + rest
     folder = path.parent.parent if path.parent.name == "best" else path.parent
-    return f"{folder.parent.parent.name}-{folder.name}" if folder.parent.name == "trials" else folder.name
+    return (f"{folder.parent.parent.name}-{folder.name}" if folder.parent.name == "trials" else folder.name) + rest
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -160,6 +168,7 @@ def run(config: TrialConfig, folder: Path, source: str) -> int:
         if not _has_begun(folder):  # then a snapshot holds at most a pretraining, which is in the cache
             shutil.rmtree(folder / "state", ignore_errors=True)
         snapshot, records = snapshot_or_start(folder)
+        write_copies(config.plugins, folder)
         with replaced(folder / "config.yaml", durable=True) as draft:
             draft.write_text(dump_yaml(as_written(config)), encoding="utf-8")
         if records:

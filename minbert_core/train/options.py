@@ -25,9 +25,12 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--data", metavar="DIR", help="folder with the tasks' files, or toy")
     what.add_argument("--encoder", metavar="NAME", help="hub name or folder of a BERT, or tiny")
+    about = "train+dev: train on everything, before the model is served; there is no dev score then"
+    what.add_argument("--on", choices=["train", "train+dev"], metavar="ROWS", help=about)
     where = made.add_argument_group("where")
     where.add_argument("--to", type=Path, metavar="DIR", help="folder to train in (default trained/CONFIG)")
     check = made.add_argument_group("instead")
+    check.add_argument("--print", action="store_true", help="print the configuration with all overrides as YAML")
     check.add_argument(
         "--overfit",
         type=_few,

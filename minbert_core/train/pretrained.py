@@ -145,7 +145,7 @@ def _fingerprint(name: str, config: TrialConfig, inputs: Inputs) -> list[str]:
 
 def splits_of(name: str, config: TrialConfig, inputs: Inputs) -> list[Any]:
     """Return a task's train and dev split, even if the trial does not train on the task."""
-    if name in inputs.train:
+    if name in inputs.dev:
         return [inputs.train[name], inputs.dev[name]]
     task, tokens = config.known_tasks[name], cache_folder() / "tokens"
     return [tokenise_split(inputs.data_folder, task, split, inputs.tokenizer, tokens) for split in ("train", "dev")]

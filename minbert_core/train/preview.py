@@ -18,6 +18,7 @@ from minbert_core.settings.paths import as_written, flatten
 from minbert_core.train.pretrained import find
 from minbert_core.words import counted, shown
 
+NO_DEV = "is trained on, too, so no dev score can be shown; the model is that of the last step"
 SHOWN_APART = ("data", "encoder/checkpoint", "machine")  # paths with lines of their own in the plan
 
 
@@ -38,7 +39,7 @@ def plan_lines(config: TrialConfig, inputs: Inputs, source: str) -> list[str]:
         *(f"pretrain  {one.describe(config)}" for one in find(config, inputs)),
         f"machine   {machine.device}, {machine.precision}{threads}",
         f"budget    {total:,} examples, about {num_steps(config, inputs.sizes):,} steps",
-        f"dev       at {evaluation_points(total, points)} examples: {metrics}; {best}",
+        f"dev       {f'at {evaluation_points(total, points)} examples: {metrics}; {best}' if inputs.dev else NO_DEV}",
         *(
             f"warning   {line}"
             for line in (*inputs.constant_labels(), *truncated_rows(config, inputs), *without_bfloat16(machine))
@@ -69,6 +70,9 @@ def num_steps(config: TrialConfig, sizes: Mapping[str, int]) -> int:
 
 def data_sentence(config: TrialConfig, inputs: Inputs) -> str:
     """Return `/home/me/data (train/dev rows: sst 8,544/1,101, …)`."""
+    if not inputs.dev:
+        rows = ", ".join(f"{name} {len(inputs.train[name]):,}" for name in config.train_on)
+        return f"{inputs.data_folder} (rows of train and dev together: {rows})"
     rows = ", ".join(f"{name} {len(inputs.train[name]):,}/{len(inputs.dev[name]):,}" for name in config.train_on)
     return f"{inputs.data_folder} (train/dev rows: {rows})"
 
@@ -86,7 +90,7 @@ def dropped_rows(config: TrialConfig, inputs: Inputs, at_most: int | None = None
     sentences = []
     for name in config.train_on:
         has_ids = config.known_tasks[name].id_column is not None
-        for split in (inputs.train[name], inputs.dev[name]):
+        for split in (splits[name] for splits in (inputs.train, inputs.dev) if name in splits):
             if not split.dropped:
                 continue
             named = [_named(row, has_ids) for row in split.dropped[:at_most]]

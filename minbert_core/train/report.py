@@ -21,6 +21,7 @@ from minbert_core.terminal import is_watched
 from minbert_core.train.trial import Record
 from minbert_core.words import duration
 
+UNSCORED = "trained on train and dev, so there is no dev score"
 MOST_LINES = 16  # of progress per run, in addition to those of its evaluations
 
 
@@ -90,6 +91,8 @@ class Report:
             best = "  best so far" * (best_of(self.records) is record)
             at = f"{record['rung']}/{self.config.budget.points[-1]} ({record['examples']:,} examples)"
             return [f"{hour} dev at {at}: {evaluation(record, self.config)}{best}"]
+        if record["kind"] == "rung":
+            return [f"{hour} {record['rung']}/{self.config.budget.points[-1]} ({record['examples']:,} examples): saved"]
         interval = record["examples"] * MOST_LINES // self.total
         if self.is_live or interval == self.last_printed:
             return []
@@ -127,7 +130,8 @@ class Report:
 
 def closing_lines(config: TrialConfig, records: list[Record], folder: Path) -> list[str]:
     """Render the result, where it is, and the next commands."""
-    best, last = best_of(records), records[-1]
+    last, is_scored = records[-1], config.rows == "train"
+    best = best_of(records) if is_scored else last
     at = f"{best['rung']}/{config.budget.points[-1]}"
     model = near(folder / "best")
     is_toy, has_single = config.data == TOY, any(not config.known_tasks[name].is_pair for name in config.train_on)
@@ -136,7 +140,7 @@ def closing_lines(config: TrialConfig, records: list[Record], folder: Path) -> l
     space = ["spaces/quickstart.yaml"] if is_toy else ["spaces/smart.yaml", *words]
     is_course = set(config.train_on) >= set(TrialConfig().train_on)  # the shipped spaces search these tasks
     return [
-        f"best      at {at}: {evaluation(best, config)}",
+        f"best      at {at}: {evaluation(best, config) if is_scored else UNSCORED}",
         f"took      {duration(last['seconds'])}, {last['examples']:,} examples, {last['step']:,} steps",
         f"folder    {folder}: best/ is the model, metrics.jsonl its training",
         f"predict   {shlex.join(['python', '-m', 'minbert_core.predict', model, *sentences])}",

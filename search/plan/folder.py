@@ -24,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from minbert_core import files
 from minbert_core.commands import Refused
 from minbert_core.config import FORMAT
+from minbert_core.plugins import write_copies
 from minbert_core.settings.faults import SettingsError
 from minbert_core.settings.yaml import dump_yaml
 from minbert_core.words import did_you_mean, shown
@@ -218,7 +219,8 @@ def _broken(path: Path, fault: str) -> ValueError:
 
 
 def write_space(folder: Path, document: dict[str, Any]) -> str:
-    """Write a search's space.yaml, durable, and return its sha256, for plan.json."""
+    """Write a search's space.yaml and its plugins, durable, and return the sha256 of the former, for plan.json."""
+    write_copies(document.get("config", {}).get("plugins", ()), folder)
     text = dump_yaml(document)
     with files.replaced(folder / "space.yaml", durable=True) as draft:
         draft.write_text(text, encoding="utf-8")

@@ -24,8 +24,9 @@ from search.report.narrate import in_short, table, time_left
 from search.report.screen import Picture, look, render
 from search.study.gather import read_results
 from search.study.trials import TrialResult
+from search.tracking.artifacts import has_store
 from search.tracking.experiment import compare_lines
-from search.tracking.store import SERVER, dashboard_command, dashboard_note, database_of, store_uri
+from search.tracking.store import NOWHERE, dashboard_command, dashboard_note, database_of, store_uri
 
 WIDTH_ELSEWHERE = 160  # characters, if there is no terminal
 QUIET_SECONDS = 3600  # after this time without writing, a search on another machine counts as ended
@@ -70,8 +71,8 @@ def show_status(folder: Path, go_on: str, next_command: str) -> None:
     if (folder / "best").exists():
         print(f"best      {folder / 'best'}")
     uri = plan.tracking_uri or store_uri(folder.parent)
-    if not uri.startswith(SERVER) and not (database := database_of(uri)).exists():  # the folder was copied without its store
-        print(f"compare   there is no {database}. Copy it too, or log the search again: {go_on}")
+    if uri != NOWHERE and not has_store(uri):  # the folder was copied without its store
+        print(f"compare   there is no {database_of(uri)}. Copy it too, or log the search again: {go_on}")
     else:
         print("\n".join(compare_lines(uri, plan.name)))
     print(f"dashboard {dashboard_command(folder / 'study.journal', Path.cwd())}")

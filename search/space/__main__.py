@@ -4,11 +4,18 @@
     python -m search.space gradient/gradvac     one of them
     python -m search.space --schema             spaces/schema.json
     python -m search.space --table              README.md's table of methods
+    python -m search.space --check my_head.py   a plugin, by short trials
 
 The exit codes are those of minbert_core/commands.py.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":  # before the other imports, which take seconds
+    from minbert_core.commands import check_command_line
+    from search.space.options import parser
+
+    check_command_line(parser())
 
 import argparse
 import difflib
@@ -22,7 +29,7 @@ from typing import Any
 from rich.console import Console
 from rich.padding import Padding
 
-from minbert_core.commands import DONE, run_command
+from minbert_core.commands import DONE, FAILED, run_command
 from minbert_core.config import TrialConfig
 from minbert_core.settings.knobs import ENTRIES, Knob, knob_at, walk_knobs
 from minbert_core.terminal import console
@@ -46,7 +53,8 @@ from search.space.listing import (
     show_rows,
     space_places,
 )
-from search.space.schema import SCHEMA, schema_line, write_schema
+from search.space.options import parser
+from search.space.schema import schema_line, write_schema
 from search.space.table import README, write_table
 
 NEEDS = {  # attribute of a variant -> what it requires; `fits` and `least_rungs` have values and are not here
@@ -80,7 +88,7 @@ class Found:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    return run_command(_parser(), arguments, _main, writes="schema")
+    return run_command(parser(), arguments, _main, writes="schema")
 
 
 def _main(options: argparse.Namespace) -> int:
@@ -89,6 +97,8 @@ def _main(options: argparse.Namespace) -> int:
         if options.path is not None:
             raise ValueError("--schema describes all knobs. Omit PATH.")
         return _schema(options.schema)
+    if options.check is not None:
+        return _check(options.check)
     if options.table:
         write_table()
         stdout.print(f"Wrote the table of methods in {README}.", soft_wrap=True)
@@ -105,25 +115,15 @@ def _main(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m search.space",
-        description="List the knobs of a search space, with range, default, unit and paper.",
-        epilog="examples:\n  python -m search.space | grep lr\n  python -m search.space gradient/gradvac",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument("path", nargs="?", metavar="PATH", help="explain one: optimizer/lr, smart, tasks.all.head, trials, int")
-    made.add_argument(
-        "--schema",
-        nargs="?",
-        type=Path,
-        const=SCHEMA,
-        metavar="FILE",
-        help="write the JSON schema with which an editor completes and checks a space. Default FILE: spaces/schema.json, which "
-        "the shipped spaces name. - is the screen",
-    )
-    made.add_argument("--table", action="store_true", help="write the table of methods in README.md, after a variant was added")
-    return made
+def _check(file: Path) -> int:
+    from search.space.check_plugin import check_plugin  # here, because training takes seconds to import
+
+    broken = 0
+    for variant, sentences in check_plugin(file):
+        laws = "builds, trains, repeats, moves its parameters, is saved and loaded, answers each row alone"
+        print("\n".join([f"{variant}: {'fails' if sentences else laws}", *(f"    {sentence}" for sentence in sentences)]))
+        broken += bool(sentences)
+    return FAILED if broken else DONE
 
 
 def _schema(file: Path) -> int:

@@ -19,7 +19,7 @@ from search.space.domains import Domain, Range
 from search.space.file import SpaceSettings, where_under
 from search.space.walk import Guards
 
-FIXED = ("data", "own_tasks")  # settings that define the data, the same for all trials
+FIXED = ("data", "own_tasks", "plugins", "rows")  # settings that define the data, the same for all trials
 MOST_COMBINATIONS = 1000  # of a grid: each takes a few milliseconds to check before anything starts
 
 

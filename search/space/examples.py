@@ -11,20 +11,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from minbert_core.config import TrialConfig, default_at
 from minbert_core.settings.faults import SettingsError
 from minbert_core.settings.knobs import Knob, knob_at, schema_of, walk_knobs
 from minbert_core.settings.paths import as_written, flatten, unflatten
+from search.shipped import SPACES
 from search.space.domains import Domain
 from search.space.file import SpaceSettings, read_document
 from search.space.space import FIXED, Space, cover, default_choice, make_space
 
 Point = frozenset[tuple[str, str]]  # a trial as (canonical path, value as text) pairs
 
-SPACES = Path(__file__).resolve().parents[2] / "spaces"
 SHARED = (*FIXED, "budget", "seed", "machine")  # the same for all trials, necessarily or usually
 RECIPES = [["multitask"], ["linear_probe", "multitask"]]
 EXAMPLES: dict[str, Any] = {  # by name, for knobs without a default (or with null) whose range is not informative
@@ -86,8 +85,8 @@ def _candidates(path: str, knob: Knob, as_domain: bool) -> Iterator[dict[str, An
         for place in sorted(inner, key=lambda place: place.path == f"{path}/{_default_kind(path)}"):
             yield from _candidates(place.path, place.knob, as_domain)
     else:
-        value = _domain(path, knob) if as_domain else _constant(path, knob)
-        yield from () if value is None else _configs(path, value)
+        values = [_domain(path, knob)] if as_domain else _constants(path, knob)
+        yield from (config for value in values if value is not None for config in _configs(path, value))
 
 
 def _variant_values(family: str, kind: str, knob: Knob, as_domain: bool) -> Iterator[Any]:
@@ -154,11 +153,17 @@ def _default(path: str, knob: Knob) -> Any:
     return default_at(path) if path.startswith("tasks/") else as_written(knob.default)
 
 
-def _constant(path: str, knob: Knob) -> Any:
-    """Return a possible value of a knob, different from its default if the others are known."""
-    (schema, _), default, name = schema_of(knob), _default(path, knob), path.rpartition("/")[2]
+def _constants(path: str, knob: Knob) -> list[Any]:
+    """Return possible values of a knob; if all are known, the default last: the others may not fit a space."""
+    (schema, _), default = schema_of(knob), _default(path, knob)
     if "enum" in schema:
-        return next(value for value in schema["enum"] if value != default)
+        return sorted(schema["enum"], key=lambda value: bool(value == default))
+    return [_constant(schema, default, path, knob)]
+
+
+def _constant(schema: dict[str, Any], default: Any, path: str, knob: Knob) -> Any:
+    """Return a possible value of a knob whose values are not a list of names."""
+    name = path.rpartition("/")[2]
     if schema.get("type") == "boolean":
         return not default
     if name in EXAMPLES and (not default or _is_required(knob)):

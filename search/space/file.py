@@ -18,8 +18,10 @@ import yaml
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
 from minbert_core.config import ObjectiveSetting, TrialConfig
+from minbert_core.config_checks import plugin_folders
 from minbert_core.files import user_path
 from minbert_core.overrides import Override, Sources, note_set, parse_set
+from minbert_core.plugins import with_plugins
 from minbert_core.settings.faults import Fault, Location, SettingsError, Where, fault_at
 from minbert_core.settings.knobs import elsewhere, knob_at
 from minbert_core.settings.models import NAME, Settings
@@ -85,6 +87,11 @@ def read_document(source: Path | dict[str, Any], sets: Iterable[str] = ()) -> tu
     document, where = _read_extended(source, ()) if isinstance(source, Path) else _extend(_plain(source), {}, Path("space"), ())
     for text in sets:
         _apply_set(document, text, where)
+    if isinstance(config := document.get("config"), dict):
+        try:
+            document["config"] = with_plugins(config, plugin_folders(where))
+        except ValueError as error:
+            raise SettingsError([fault_at("plugins", str(error), where)]) from None
     return document, where
 
 
@@ -297,6 +304,9 @@ def _budget_faults(document: dict[str, Any], where: Where) -> Iterator[Fault]:
         budget = tree.get("budget")
         if "objective" in tree:
             yield fault_at("objective", f"`objective` is a key of the space, not of its `config`{inside}.", here)
+        if tree.get("rows", "train") != "train":
+            law = "is for `python -m minbert_core.train` alone: a search needs the dev rows to choose by"
+            yield fault_at("rows", f"`rows` {law}{inside}. Omit it.", here)
         if isinstance(budget, dict) and "points" in budget:
             yield fault_at("budget/points", f"`budget/points` follows from the space's `rungs`; set those{inside}.", here)
         if isinstance(budget, dict) and "epochs" in budget and is_varied:

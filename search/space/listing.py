@@ -137,7 +137,8 @@ def _docstring(knob: Knob) -> str:
 def file_of(knob: Knob) -> str:
     """Return the file, relative to the project's root, of a place's models or of the model that it is a field of."""
     model: type[BaseModel] = knob.models[0] if knob.models else knob.field[0] if knob.field else TrialConfig
-    return Path(inspect.getfile(model)).resolve().relative_to(ROOT).as_posix()
+    file = Path(inspect.getfile(model)).resolve()
+    return (file.relative_to(ROOT) if file.is_relative_to(ROOT) else file).as_posix()  # the latter: a plugin
 
 
 _AUTHORS = r"[A-Z][a-z]+(?: et al\.| (?:&|and) [A-Z][a-z]+)?"

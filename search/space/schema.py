@@ -17,11 +17,11 @@ from pydantic.json_schema import models_json_schema
 
 from minbert_core.config import TrialConfig
 from minbert_core.settings.knobs import ENTRIES
+from search.shipped import SCHEMA
 from search.space.domains import DOMAINS, RANGES
 from search.space.file import PUBLISHED_SPLITS, SpaceSettings
 from search.space.listing import DOMAIN_ABOUT, FROM_SPACE, STRUCTURE_ABOUT, config_places, first_sentence
 
-SCHEMA = Path(__file__).resolve().parents[2] / "spaces" / "schema.json"
 Json = dict[str, Any]
 
 GROUPED = "^[0-9]{1,3}(_[0-9]{3})+$"  # 400_000: a number for our loader, a string for an editor's YAML

@@ -6,7 +6,7 @@ YAML -> file.py -> document -> make_space -> Space -> sample(choose) -> (params,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from search.space.checks import FIXED, config_faults, domain_faults, grid_faults
 from search.space.choosing import Sample, all_combinations, cover, default_choice, forcing
 from search.space.domains import Choice, Domain, Range, is_domain
 from search.space.file import SPACE_KEYS, SpaceSettings, nested, read_document, structure_faults, where_under
-from search.space.walk import Choose, Guards, nodes, resolve, walk_domains, with_kinds, without_params
+from search.space.walk import Choose, Guards, nodes, resolve, walk_domains, with_kinds, without_malformed, without_params
 
 __all__ = ["FIXED", "Choose", "Sample", "Space", "cover", "default_choice", "forcing", "make_space", "read_space"]
 
@@ -134,7 +134,10 @@ class Space:
 
         A grid is checked at every combination.
         """
-        domains = self.domains()
+        try:
+            domains = self.domains()
+        except SettingsError as error:
+            raise SettingsError([*error.faults, *self._faults_beside_domains()]) from None
         grid = grid_faults(self.document, self.settings, domains, lambda: len(self.combinations()), self.where)
         if faults := {*grid, *published_faults(self.document, self.where)}:
             raise SettingsError(faults)
@@ -146,6 +149,16 @@ class Space:
         # the inside of a range is checked only if its ends are valid, because a bad end can make it invalid too
         if faults := config_faults(points, self.settings) or config_faults(inside, self.settings):
             raise SettingsError(faults)
+
+    def _faults_beside_domains(self) -> list[Fault]:
+        """Return the faults of everything but the malformed domains."""
+        rest = replace(self, document=without_malformed(self.document))
+        try:
+            if rest.document != self.document:
+                rest.check()
+        except SettingsError as error:
+            return error.faults
+        return []
 
     def baseline(self, index: int) -> Sample:
         """Return baseline `index` as a point. What it does not set takes the default if that is in the domain, else the middle.

@@ -53,6 +53,31 @@ def walk_domains(
             yield from walk_domains(branch, _branch_path(path, label, branch), {**guards, path: label}, faults, where)
 
 
+_MALFORMED = object()  # in place of a domain that cannot be parsed
+
+
+def without_malformed(node: Any) -> Any:
+    """Return `node` without its malformed domains, so that everything else can be checked, too."""
+    kept = _well_formed(node)
+    return {} if kept is _MALFORMED else kept
+
+
+def _well_formed(node: Any) -> Any:
+    if is_domain(node):
+        domain, _ = parse_domain(node, "")
+        if isinstance(domain, Choice):
+            branches = [_well_formed(branch) for branch in node["choice"]]
+            return _MALFORMED if _MALFORMED in branches else {"choice": branches}
+        return node if domain else _MALFORMED
+    if any(misspelt_domain(node, "")):
+        return _MALFORMED
+    if isinstance(node, dict):
+        return {key: kept for key, child in node.items() if (kept := _well_formed(child)) is not _MALFORMED}
+    if isinstance(node, list):
+        return [kept for child in node if (kept := _well_formed(child)) is not _MALFORMED]
+    return node
+
+
 def _branch_path(path: str, label: Any, branch: Any) -> str:
     """Return the path of a branch of the choice at `path`.
 

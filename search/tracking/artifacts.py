@@ -6,16 +6,18 @@ from pathlib import Path
 
 from search.environment import without_secrets
 from search.tracking.faults import reason_of
-from search.tracking.store import SERVER, database_of, quieten_mlflow
+from search.tracking.store import NOWHERE, SERVER, database_of, quieten_mlflow
 
 
 def has_store(uri: str) -> bool:
     """Return whether there is a store at an address; a server is taken for one."""
-    return uri.startswith(SERVER) or database_of(uri).exists()
+    return uri != NOWHERE and (uri.startswith(SERVER) or database_of(uri).exists())
 
 
 def add_artifact(uri: str, name: str, search_id: str | None, file: Path) -> str | None:
     """Log a file as an artifact of the newest run of the search `name`.  Return a sentence if that is impossible now."""
+    if uri == NOWHERE:
+        return "The search logs to no store (--tracking-uri none)."
     if not has_store(uri):
         return f"There is no {database_of(uri)}, so the search's run has no {file.name}."
     quieten_mlflow()

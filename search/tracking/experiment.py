@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.tracking.runs import SearchRecord
-from search.tracking.store import SERVER, database_of, ui_address, ui_command
+from search.tracking.store import NOWHERE, SERVER, database_of, ui_address, ui_command
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,7 +51,7 @@ def experiment_number(uri: str, name: str) -> str | None:
 
     MLflow's own client takes three seconds to import, which is too long for a line.
     """
-    if uri.startswith(SERVER) or not (database := database_of(uri)).exists():
+    if uri == NOWHERE or uri.startswith(SERVER) or not (database := database_of(uri)).exists():
         return None
     with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, timeout=2)) as opened:
         try:

@@ -16,6 +16,7 @@ from search.environment import without_secrets
 from search.tracking.faults import reason_of
 
 SERVER, FILE = ("http://", "https://"), "sqlite:///"
+NOWHERE = "none"  # in place of an address: MLflow records nothing
 
 
 def store_uri(runs: Path) -> str:
@@ -39,6 +40,8 @@ def database_of(uri: str) -> Path:
 
 def parse_tracking_uri(text: str) -> str:
     """Make a store's address, as the user wrote it, absolute. Raises ValueError: neither a server nor an SQLite file."""
+    if text == NOWHERE:
+        return NOWHERE
     if text.startswith(SERVER):
         server, shown = urlsplit(text), without_secrets(text.partition("#")[0])
         if not server.hostname:
@@ -59,7 +62,7 @@ def parse_tracking_uri(text: str) -> str:
         shown = without_secrets(text)
         raise ValueError(f"MLflow 3 no longer logs to folders. Got '{shown}'. In a file there: {_absolute(database)}")
     shown = without_secrets(text)
-    raise ValueError(f"A search logs to an MLflow server, http(s)://…, or to a file, sqlite:///…. Got '{shown}'.")
+    raise ValueError(f"A search logs to an MLflow server, http(s)://…, to a file, sqlite:///…, or to none. Got '{shown}'.")
 
 
 def _absolute(database: str) -> str:
@@ -68,7 +71,7 @@ def _absolute(database: str) -> str:
 
 def store_fault(uri: str) -> str | None:
     """Return a sentence if nothing can be logged to `uri` now. None: it works, or a database will be created."""
-    if not uri.startswith(SERVER):
+    if not uri.startswith(SERVER) and uri != NOWHERE:
         database = database_of(uri)
         if database.is_dir():
             return f"{database} is a folder; an MLflow store is a file in it: {sqlite_uri(database / 'mlflow.db')}"
@@ -129,6 +132,8 @@ def ui_command(uri: str, folder: Path) -> str:
 
     It always contains the store's address, because a bare `mlflow ui` prefers an old `mlruns/`. A server is its own address.
     """
+    if uri == NOWHERE:
+        return "no records in MLflow (--tracking-uri none)"
     if uri.startswith(SERVER):
         return without_secrets(uri)
     return f"{_program('mlflow', folder)} ui --backend-store-uri {shlex.quote(uri)} --port {_port()}"

@@ -18,7 +18,7 @@ from search.environment import without_secrets
 from search.tracking.faults import reason_of
 from search.tracking.outage import Attempts
 from search.tracking.runs import Runs, SearchRecord, Status
-from search.tracking.store import quieten_mlflow
+from search.tracking.store import NOWHERE, quieten_mlflow
 from search.tracking.writer import Writer
 
 PATIENCE_SECONDS, PATIENCE_SECONDS_KILLED = 60.0, 8.0  # of `close`; after an interrupt, someone waits for the prompt
@@ -58,14 +58,15 @@ class Tracker:
         return self._writer.experiment if self._writer.is_open else None
 
     def start(self) -> None:
-        """Start the thread, which creates the store if there is none."""
-        self._thread.start()
+        """Start the thread, which creates the store if there is none. With the address `none`, nothing is recorded."""
+        if self.uri != NOWHERE:
+            self._thread.start()
 
     def submit(
         self, method: Callable[Concatenate[Runs, Arguments], None], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> None:
         """Queue a call of a method of `Runs`: `tracker.submit(Runs.records, number, records)`. After an error, do nothing."""
-        if self.error is None:
+        if self.error is None and self.uri != NOWHERE:
             self._calls.put(lambda runs: method(runs, *args, **kwargs))
 
     def close(self, status: Status, timeout_seconds: float | None = None) -> bool:
@@ -74,6 +75,8 @@ class Tracker:
         timeout_seconds: the time without progress after which this gives up. A slow store that makes progress gets ten times as
         much, but not after an interrupt (status KILLED).
         """
+        if self.uri == NOWHERE:
+            return True
         if timeout_seconds is None:
             timeout_seconds = PATIENCE_SECONDS_KILLED if status == "KILLED" else PATIENCE_SECONDS
         self.submit(Runs.close, status)

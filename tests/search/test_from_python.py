@@ -58,7 +58,8 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 def test_the_keywords_are_the_options_that_say_what_a_search_is() -> None:
     flags = {action.dest for action in parser()._actions}
-    assert flags - set(Keywords.__annotations__) == {"space", "dry_run", "prepare", "price", "status", "env", "version", "help"}
+    of_the_command = {"space", "dry_run", "print", "prepare", "price", "status", "env", "version", "help"}
+    assert flags - set(Keywords.__annotations__) == of_the_command
     assert set(Keywords.__annotations__) < flags
 
 

@@ -14,7 +14,8 @@ from minbert_core.inputs import open_inputs
 from minbert_core.settings.paths import as_written, lay_over
 from minbert_core.train.trial import train
 from search import papers
-from search.papers import PAPERS, Row, config_of, distance, paper_file, read_paper, rows_of
+from search.papers import Row, config_of, distance, paper_file, read_paper, rows_of
+from search.shipped import PAPERS
 from search.space.space import read_space
 
 SPACES = {file.stem: read_paper(file) for file in sorted(PAPERS.glob("*.yaml"))}

@@ -433,3 +433,16 @@ def test_the_exit_code_says_how_a_search_ended(
     assert any(line.startswith("reasons ") for line in shown) == (trial == "failed")
     for command in ("best_to_test.py --search quick", "export.py "):
         assert any(command in line for line in shown) == (completed and not interrupted)
+
+
+def test_print_writes_the_composed_space_as_a_file_that_runs_by_itself(here: Path, typed: Callable[..., Typed]) -> None:
+    (here / "wide.yaml").write_text("extends: quick.yaml\ntrials: 9\n")
+    done = typed("--space", "wide.yaml", "--set", "optimizer/lr=2e-5", "--set", "gradient={choice: [sum, pcgrad]}", "--print")
+    assert (done.code, done.err) == (0, "")
+    (here / "alone" / "s.yaml").parent.mkdir()
+    (here / "alone" / "s.yaml").write_text(done.out)
+    document = read_space(here / "alone" / "s.yaml").document
+    assert (document["trials"], document["config"]["optimizer"]) == (9, {"lr": 2e-5})
+    assert document["config"]["gradient"] == {"choice": ["sum", "pcgrad"]}
+    assert not (here / "runs").exists()
+    assert "Give it with --space FILE" in typed("--resume", "quick", "--print").err

@@ -17,13 +17,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from analysis.answers import open_model
+from minbert_core import predict
+from minbert_core.commands import Refused
 from minbert_core.config import TrialConfig
 from minbert_core.config_checks import read_config
 from minbert_core.inputs import open_inputs
-from minbert_core.model import load_model
+from minbert_core.model import load, load_model
 from minbert_core.overrides import Override, parse_set
 from minbert_core.settings.yaml import dump_yaml
 from minbert_core.train.__main__ import DOMAIN_WORDS, SPACE_WORDS, default_name, main, read
@@ -487,3 +491,39 @@ def test_a_set_puts_its_value_at_its_path(text: str, path: str, value: object) -
 def test_options_lie_over_sets_and_sets_over_the_file_in_order(here: Path) -> None:
     config = read(Path("mine.yaml"), ["optimizer/lr=1e-4", "data=elsewhere", "optimizer/lr=1e-5"], "toy", None)
     assert (config.optimizer.lr, config.data, config.encoder.checkpoint) == (1e-5, "toy", "tiny")
+
+
+def test_print_writes_the_composed_config_as_a_file_that_runs(here: Path, typed: Typed) -> None:
+    code, printed, _ = typed("mine.yaml --set optimizer/lr=2e-5 --print")
+    assert code == 0
+    (here / "again.yaml").write_text(printed)
+    assert read(here / "again.yaml", []) == read(here / "mine.yaml", ["optimizer/lr=2e-5"])
+    assert not (here / "trained").exists()
+
+
+def test_on_train_and_dev_all_rows_are_trained_on_and_no_score_is_shown(here: Path, typed: Typed) -> None:
+    code, out, _ = typed("mine.yaml --on train+dev")
+    assert code == 0
+    assert "rows of train and dev together: sst 160, para 160, sts 160" in out
+    assert "dev       is trained on, too, so no dev score can be shown" in out
+    assert "best      at 9/9: trained on train and dev, so there is no dev score" in out
+    folder = here / "trained" / "mine-all"
+    records = read_records(folder / "metrics.jsonl")
+    assert [record["rung"] for record in records if record["kind"] == "rung"] == [1, 3, 9]
+    assert not [key for record in records for key in record if key.startswith("dev/")]
+    assert "It is trained already" in typed("mine.yaml --on train+dev")[1]
+    assert load(folder / "best", "cpu").config.rows == "train+dev"
+    assert predict.main([str(folder), "a film"]) == 0
+    with pytest.raises(Refused, match=r"was trained on its dev rows, too .*say nothing\."):
+        open_model(folder)
+
+
+def test_on_train_and_dev_the_rows_are_those_of_both_files(here: Path) -> None:
+    config = read(here / "mine.yaml", [])
+    alone, whole = (open_inputs(config.model_copy(update={"rows": rows})) for rows in ("train", "train+dev"))
+    assert whole.dev == {}
+    for name, split in whole.train.items():
+        assert split.ids == [*alone.train[name].ids, *alone.dev[name].ids]
+        assert split.labels is not None
+        assert split.labels.tolist() == np.concatenate([of[name].labels for of in (alone.train, alone.dev)]).tolist()
+        assert split.sentences()[0][-1].tolist() == alone.dev[name].sentences()[0][-1].tolist()

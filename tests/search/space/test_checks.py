@@ -166,3 +166,28 @@ def test_what_a_branch_tells_of_itself_is_no_part_of_a_config() -> None:
     )
     choose = lambda name, domain: domain.values()[0]  # noqa: E731
     assert talking.sample(choose).config() == plain.sample(choose).config()
+
+
+def test_a_malformed_domain_hides_no_other_fault(faults: Callable[..., list[str]]) -> None:
+    told = faults("""
+config:
+  data: toy
+  encoder: tiny
+  optimizer: {lr: {log_uniform: [1e-3, 1e-5]}, warmpu: 0.1}
+  smoothness: {kind: smart, radius: {loguniform: [1e-3, 1e-1]}, weight: -1}
+  gradient: {choice: [sum, {kind: gradvac, beta: {uniform: [1]}}]}
+  max_length: 4
+""")
+    assert [(line.partition(":")[0], line.split("`")[1]) for line in told] == [
+        ("5", "optimizer/warmpu"),
+        ("5", "optimizer/lr"),
+        ("6", "smoothness/smart/radius"),
+        ("6", "smoothness/smart/weight"),
+        ("7", "gradient/gradvac/beta"),
+        ("8", "max_length"),
+    ]
+
+
+def test_a_search_needs_its_dev_rows(faults: Callable[..., list[str]]) -> None:
+    law = "`rows` is for `python -m minbert_core.train` alone: a search needs the dev rows to choose by. Omit it."
+    assert faults("config:\n  data: toy\n  encoder: tiny\n  rows: train+dev\n") == [f"4: {law}"]

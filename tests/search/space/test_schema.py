@@ -11,10 +11,11 @@ from jsonschema import Draft202012Validator
 
 from minbert_core.settings.models import Variant
 from minbert_core.settings.yaml import parse_yaml, read_yaml
+from search.shipped import SCHEMA
 from search.space import schema
 from search.space.examples import example
 from search.space.listing import config_places
-from search.space.schema import SCHEMA, schema_line, schema_text, space_schema, write_schema
+from search.space.schema import schema_line, schema_text, space_schema, write_schema
 from search.space.space import make_space
 
 SPACES = sorted(SCHEMA.parent.rglob("*.yaml"))

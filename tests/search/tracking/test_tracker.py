@@ -27,6 +27,8 @@ from typing import Any
 import pytest
 
 from search.tracking import outage
+from search.tracking.artifacts import has_store
+from search.tracking.experiment import compare_lines
 from search.tracking.runs import Runs, SearchRecord
 from search.tracking.store import (
     dashboard_command,
@@ -338,6 +340,18 @@ def test_close_before_start_says_that_nothing_was_recorded(uri: str) -> None:
     assert tracker.error == "MLflow was never started, so nothing was recorded."
 
 
+def test_with_the_address_none_nothing_is_recorded_and_nothing_is_missing(tmp_path: Path) -> None:
+    assert parse_tracking_uri("none") == "none"
+    assert store_fault("none") is None
+    tracker = Tracker(SearchRecord("none", "smart"))
+    tracker.start()
+    tracker.submit(Runs.best, 1, {}, 0)
+    assert tracker.close("FINISHED")
+    assert tracker.error is None
+    assert not has_store("none")
+    assert compare_lines("none", "smart") == ["compare   no records in MLflow (--tracking-uri none)"]
+
+
 def test_a_pickled_tracker_is_empty(uri: str) -> None:
     copy = pickle.loads(pickle.dumps(Tracker(SearchRecord(uri, "smart"))))  # noqa: S301  our own bytes
     assert vars(copy) == {}
@@ -456,7 +470,10 @@ def test_a_store_is_a_server_or_a_file(text: str, uri: str, tmp_path: Path, monk
         ("mlruns", r"MLflow 3 no longer logs to folders\. Got 'mlruns'\. In a file there: sqlite:////.*/mlruns/mlflow\.db"),
         ("file:///data/mlruns", r"no longer logs to folders\. .* sqlite:////data/mlruns/mlflow\.db"),
         ("sqlite:////a?b/m.db", r"A path in an address is percent-encoded\. Got .* For a file: sqlite:////a%3Fb/m\.db"),
-        ("postgresql://box/mlflow", r"A search logs to an MLflow server, http\(s\)://…, or to a file, sqlite:///…\. Got"),
+        (
+            "postgresql://box/mlflow",
+            r"A search logs to an MLflow server, http\(s\)://…, to a file, sqlite:///…, or to none\. Got",
+        ),
         ("http://", r"An MLflow server's address is http\(s\)://HOST:PORT\. Got 'http://'\."),
         ("http://me:secret@box", r"holds no password and no token\. Got 'http://\*\*\*@box'\. Set MLFLOW_TRACKING_TOKEN, or"),
         ("https://box/?token=secret", r"Got 'https://box/\?\*\*\*'\. Set MLFLOW_TRACKING_TOKEN"),

@@ -1,0 +1,107 @@
+"""The options of the commands that read searches and write figures, tables or a page. Those that retrain: retrain_options.py.
+
+A command checks its line with these before it imports what takes seconds, so --help and a mistyped option end at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from analysis.sources import add_figures, add_runs, command_parser, sources_parser
+from search.options import positive
+
+BINS = 10  # of equal width, for calibration and labels
+WORST = 5  # rows of errors
+ROWS = ("trials", "evaluations", "training")  # of a file of runs
+SUFFIXES = (".parquet", ".csv", ".jsonl")  # of a file of runs
+
+
+def report_parser() -> argparse.ArgumentParser:
+    """Return the parser of report."""
+    description = "Write one page about a search, as an HTML file that needs no network."
+    parser = command_parser("report", "NAME [--to FILE]", description, "smart\nsmart --to smart.html")
+    parser.add_argument("name", metavar="NAME", help="a search")
+    add_runs(parser)
+    parser.add_argument("--no-errors", action="store_true", help="do not run the best model on dev, which takes longest")
+    parser.add_argument("--to", type=Path, metavar="FILE", help="the page (default runs/NAME/report.html)")
+    return parser
+
+
+def runs_parser() -> argparse.ArgumentParser:
+    """Return the parser of runs."""
+    examples = "smart --out smart.parquet    # for the other analyses\nsmart --rows evaluations --out evaluations.csv"
+    about = "The trials of one or more searches, finished or running, best first."
+    parser = command_parser("runs", "[NAME ...] [--runs DIR] [--out FILE]", about, examples)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="searches (default: all)")
+    add_runs(parser)
+    parser.add_argument("--out", type=_out, metavar="FILE", help="also write all trials and columns: .parquet, .csv, .jsonl")
+    law = (
+        "one row per trial (default), per evaluation or per training record; .parquet files of trials hold the others as lists"
+    )
+    parser.add_argument("--rows", choices=ROWS, default="trials", metavar="ROWS", help=f"of --out: {law}")
+    return parser
+
+
+def importance_parser() -> argparse.ArgumentParser:
+    """Return the parser of importance."""
+    description = (
+        "Which choices mattered: PED-ANOVA over all trials and fANOVA within each branch, overall and per task, with bootstrap "
+        "intervals, marginal plots, and the two parameters that interact most. "
+        "Fewer than ten trials, or shares that shuffled scores reach too, get no answer."
+    )
+    examples = "smart --target sts\nsmart.parquet --to figures"
+    parser = sources_parser("importance", description, examples, "[--target METRIC] ")
+    parser.add_argument("--rung", type=int, metavar="N", help="rung to compare at (default: the first, which all reached)")
+    parser.add_argument("--target", metavar="METRIC", help="score, a task, mean, norm (default: score and tasks)")
+    return parser
+
+
+def compare_parser() -> argparse.ArgumentParser:
+    """Return the parser of compare."""
+    description = (
+        "Compare searches, branches of a choice, or trials, at equal examples and at equal cost: distributions, paired "
+        "differences with intervals, the Pareto front of the tasks, and the choices on which the tasks disagree."
+    )
+    examples = "smart gradvac\nsmart --by smoothness"
+    parser = sources_parser("compare", description, examples, "[--by PATH] [--rung N] ")
+    parser.add_argument("--by", metavar="PATH", help="groups: branches of this choice, or `recipe`")
+    parser.add_argument("--trials", nargs="+", type=int, metavar="N", help="groups: these trials of one search")
+    parser.add_argument("--rung", type=int, metavar="N", help="rung to compare at (default: the first)")
+    return parser
+
+
+def curves_parser() -> argparse.ArgumentParser:
+    """Return the parser of curves."""
+    description = (
+        "Learning curves of a search: which trials were stopped where, how well each rung predicts the end (rank correlations "
+        "per recipe and task), what a later first rung would have cost, and conflicts between the tasks' gradients, over "
+        "time and against the outcome."
+    )
+    return sources_parser("curves", description, "smart\nsmart.parquet --to figures --formats png")
+
+
+def errors_parser() -> argparse.ArgumentParser:
+    """Return the parser of errors."""
+    description = (
+        "What a model gets wrong on dev: confusion matrices, precision and recall per class, calibration, values against "
+        "labels, errors by length and by label, and the worst rows with their text. With a second MODEL: the rows on which "
+        "the two disagree."
+    )
+    examples = "runs/smart\nruns/smart runs/smart/test/retrained/003-seed0 --tasks sts"
+    parser = command_parser("errors", "MODEL [MODEL] [--tasks TASK ...] [--to DIR]", description, examples)
+    law = "runs/NAME (its best model), a trial's folder, a best/ folder, or one of runs/NAME/test/retrained/"
+    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help=law)
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks (default: all of the model)")
+    parser.add_argument("--worst", type=positive, default=WORST, metavar="N", help=f"rows to show per task (default {WORST})")
+    parser.add_argument("--bins", type=positive, default=BINS, metavar="N", help=f"bins of calibration (default {BINS})")
+    parser.add_argument("--data", metavar="DIR", help="the model's data folder, if it was moved")
+    add_figures(parser, "figures/ in the folder of the search or model")
+    return parser
+
+
+def _out(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in SUFFIXES:
+        raise argparse.ArgumentTypeError(f"must end in {', '.join(SUFFIXES)}, which says the format. Got '{text}'.")
+    return path

@@ -1,0 +1,153 @@
+"""A file of rows gets a model's answers: in every format, chunk by chunk, its own columns untouched, or a sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from minbert_core import predict_file
+from minbert_core.config import TrialConfig
+from minbert_core.data import row_files
+from minbert_core.data.tables import FORMATS
+from minbert_core.inputs import build_encoder, open_inputs
+from minbert_core.model import Predictor, build_model, load, save_model
+from minbert_core.predict import main
+
+Capture = pytest.CaptureFixture[str]
+SENTENCES = ["a moving film", 'a "quoted", odd one\nof two lines', "bad", "the music is wonderful and long", "so so"]
+
+
+@pytest.fixture
+def model(tiny: Callable[..., TrialConfig], tmp_path: Path) -> Predictor:
+    config = tiny()
+    inputs = open_inputs(config)
+    save_model(build_model(config, build_encoder(config, inputs)), config, tmp_path / "best", inputs.encoder_folder)
+    return load(tmp_path / "best", "cpu")
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    table = pa.Table.from_pylist(rows)
+    if path.suffix == ".parquet":
+        pa.parquet.write_table(table, path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        pa.csv.write_csv(table, path, pa.csv.WriteOptions(delimiter="\t" if path.suffix == ".tsv" else ","))
+    return path
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    with row_files.open_rows(path) as rows:
+        found: list[dict[str, Any]] = pa.concat_tables(rows.chunks).to_pylist()
+    return found
+
+
+@pytest.mark.parametrize("source", FORMATS)
+def test_each_format_keeps_its_columns_and_gets_the_answers_of_predict(
+    source: str, model: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"id": f"00{i}", "sentence": sentence, "note": ""} for i, sentence in enumerate(SENTENCES)]
+    file = write(tmp_path / f"in{source}", rows)
+    monkeypatch.setattr(predict_file, "CHUNK", 2)
+    for target in (FORMATS[FORMATS.index(source) - 1],):  # each format is read once, and written once
+        out = tmp_path / f"out{target}"
+        assert main([str(tmp_path / "best"), "--file", str(file), "--out", str(out)]) == 0
+        answered = rows_of(out)
+        for row, given, answers in zip(answered, rows, model.predict(SENTENCES), strict=True):
+            assert {key: row[key] or "" for key in given} == given
+            assert row["sst"] == answers["sst"].label
+            for label, share in answers["sst"].probabilities.items():
+                assert float(row[f"sst/{label}"]) == pytest.approx(share, abs=1e-6)
+        assert list(answered[0]) == ["id", "sentence", "note", "sst", *(f"sst/{label}" for label in model.tasks["sst"].classes)]
+        out.unlink()
+
+
+def test_two_columns_by_name_are_answered_by_all_tasks_of_pairs(model: Predictor, tmp_path: Path) -> None:
+    file = write(tmp_path / "in.jsonl", [{"q": "is it far", "a": "how far is it", "n": 1}, {"q": "a", "a": "b", "n": 2}])
+    out = tmp_path / "out.jsonl"
+    assert main([str(tmp_path / "best"), "--file", str(file), "--out", str(out), "--columns", "q", "a"]) == 0
+    first, _ = rows_of(out)
+    answers = model.predict([("is it far", "how far is it")])[0]
+    assert first["para"] == answers["para"].label
+    assert first["sts"] == pytest.approx(answers["sts"].value, abs=1e-6)
+    assert list(first) == ["q", "a", "n", "para", "para/no paraphrase", "para/paraphrase", "sts"]
+
+
+def test_a_row_without_text_has_no_answer_and_is_counted(model: Predictor, tmp_path: Path, capsys: Capture) -> None:
+    file = write(tmp_path / "in.parquet", [{"sentence": None}, {"sentence": "good"}, {"sentence": " "}])
+    assert main([str(tmp_path / "best"), "--file", str(file), "--out", str(tmp_path / "out.parquet")]) == 0
+    assert [row["sst"] is None for row in rows_of(tmp_path / "out.parquet")] == [True, False, True]
+    assert "2 texts of in.parquet have no text, so no answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "code", "sentence"),
+    [
+        (
+            "in.csv",
+            b"text,n\na,1\n",
+            [],
+            2,
+            "The model's tasks (sst, para, sts) read one column (a sentence) or two columns (a pair). ",
+        ),
+        ("in.csv", b"text,n\na,1\n", ["--columns", "txt"], 2, "There is no column 'txt'. "),
+        ("in.csv", b"sentence,sst\na,1\n", [], 2, "The answers' columns would replace 'sst' of "),
+        ("in.csv", b"sentence,n\na,1,2\n", [], 2, "cannot be read as CSV: CSV parse error: Row #2: Expected 2 columns, got 3"),
+        ("in.csv", b"sentence,n\n\xff,1\n", [], 2, "cannot be read as CSV: "),
+        ("in.csv", b"", [], 2, "cannot be read as CSV: Empty CSV file."),
+        ("in.jsonl", b'{"sentence": "a"}\n[1]\n', [], 2, "in.jsonl:2: every line must be a JSON object. Got [1]"),
+        ("in.parquet", b"no", [], 2, "cannot be read as PARQUET: "),
+        ("none.csv", None, [], 3, "No such file or directory"),
+        ("in.csv", b"sentence\na\n", ["--columns", "a", "b", "c"], 2, "A task reads one column or two. Got 3: a, b, c."),
+        ("in.csv", b"sentence\na\n", ["a sentence"], 2, "--file takes the sentences from "),
+    ],
+)
+def test_what_cannot_be_answered_gets_a_sentence_and_leaves_no_file(
+    name: str,
+    content: bytes | None,
+    options: list[str],
+    code: int,
+    sentence: str,
+    model: Predictor,
+    tmp_path: Path,
+    capsys: Capture,
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    before = sorted(tmp_path.iterdir())
+    words = [str(tmp_path / "best"), *(options if options[:1] == ["a sentence"] else [])]
+    rest = options if options[:1] == ["--columns"] else []
+    assert main([*words, "--file", str(tmp_path / name), "--out", str(tmp_path / "out.csv"), *rest]) == code
+    assert sentence in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_existing_file_is_not_overwritten(model: Predictor, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "out.csv").write_text("mine")
+    file = write(tmp_path / "in.csv", [{"sentence": "a"}])
+    assert main([str(tmp_path / "best"), "--file", str(file), "--out", str(tmp_path / "out.csv")]) == 3
+    assert (tmp_path / "out.csv").read_text() == "mine"
+    assert "exists. Give another file with --out" in capsys.readouterr().err
+
+
+def test_a_format_that_is_not_known_is_named(tmp_path: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["best", "--file", "in.xlsx", "--out", "out.csv"])
+    assert "must end in .csv, .tsv, .jsonl, .parquet, which says the format. Got 'in.xlsx'." in capsys.readouterr().err
+
+
+def test_chunks_do_not_depend_on_the_batches_of_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "in.parquet", [{"n": i} for i in range(10)])
+    for size in (1, 3, 4, 10, 99):
+        with row_files.open_rows(file, size) as rows:
+            chunks = [table["n"].to_pylist() for table in rows.chunks]
+        assert [*chain(*chunks)] == list(range(10))
+        assert {len(chunk) for chunk in chunks[:-1]} <= {size}
