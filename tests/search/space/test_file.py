@@ -53,7 +53,7 @@ Write = Callable[..., Path]
          "`sampler/tpe/startup`."),
         ("sampler: {kind: tpe, startups: 3}", "Unknown key `sampler/tpe/startups`; did you mean 'startup'? Known: startup."),
         ("sampler: {kind: tpe, startup: true}", "`sampler/tpe/startup` must be a whole number. Got true."),
-        ("trial_scheduler: off", "Unknown `trial_scheduler` kind 'off'. Known: asha, none, top_k."),
+        ("trial_scheduler: off", "Unknown `trial_scheduler` kind 'off'. Known: asha, none, promotion, top_k."),
         ("trial_scheduler: {kind: top_k, k: 0}", "`trial_scheduler/top_k/k` must be > 0. Got 0."),
         ("objective: {choice: [norm, mean]}", "Unknown key `objective/choice`. Known: weights."),
         ("objective: sts1", "Unknown `objective` 'sts1'; did you mean 'sts'? Known: mean, norm, para, sst, sts."),
