@@ -170,9 +170,7 @@ def _facts(search: Search) -> Facts:
     parameters = {path: _parameter(path, domain) for path, domain in read_domains(search.folder).items()}
     plan, is_running, (space, _) = search.plan, search.is_running(), read_document(search.folder / "space.yaml")
     gpus = plan.gpus_per_trial
-    return Facts(
-        search.name, plan.about, plan.trials, is_running, search.is_toy, objective, metrics, parameters, gpus, space
-    )
+    return Facts(search.name, plan.about, plan.trials, is_running, search.is_toy, objective, metrics, parameters, gpus, space)
 
 
 def _parameter(path: str, domain: Domain) -> Parameter:

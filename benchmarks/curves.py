@@ -67,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--hours", type=float, help="time limit; trials that would exceed it are paused")
     command.add_argument("--trials", type=int, default=80, help="runs, a fourth of them repeats (default 80)")
     command.add_argument("--examples", type=int, default=6_000, help="of a trial (default 6,000); the first call decides")
-    command.add_argument("--dev-rows", type=int, default=DEV_ROWS, help=f"per task (default {DEV_ROWS}); the first call decides")
+    command.add_argument(
+        "--dev-rows", type=int, default=DEV_ROWS, help=f"per task (default {DEV_ROWS}); the first call decides"
+    )
     command.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the search (default runs)")
     command.add_argument("--out", type=Path, default=HERE / "curves.parquet", help="default benchmarks/curves.parquet")
     return command
@@ -107,7 +109,9 @@ def state(search: Search, options: argparse.Namespace) -> list[str]:
         cost = seconds_per_1000(whole)
         lines.append(f"cost      {cost:.1f} s per 1,000 examples, with nine evaluations of {options.dev_rows} rows per task")
         left = sum(trial.seconds for trial in whole) / len(whole) * (options.trials - len(whole)) / SLOTS
-        lines.append(f"left      {counted(options.trials - len(whole), 'curve')}, about {duration(left)} with {SLOTS} at a time")
+        lines.append(
+            f"left      {counted(options.trials - len(whole), 'curve')}, about {duration(left)} with {SLOTS} at a time"
+        )
     return lines
 
 
