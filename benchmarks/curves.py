@@ -35,7 +35,7 @@ from search.study.trials import TrialResult
 HERE = Path(__file__).resolve().parent
 NAME = "curves"
 TRAIN_ON = ("sst", "para", "sts")
-DEV_ROWS = 600  # per task; the same rows for every trial, so that differences between trials are of the trials
+DEV_ROWS = 300  # per task; the same rows for every trial, so that differences between trials are of the trials
 SLOTS = 2
 
 

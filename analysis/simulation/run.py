@@ -16,6 +16,7 @@ import numpy as np
 import optuna
 
 from analysis.simulation.methods import Method, num_trials
+from analysis.simulation.points import Floats
 from analysis.simulation.recorded import Recording
 from analysis.simulation.replay import Replay, replay
 from analysis.simulation.sources import FromTable, Suggested
@@ -91,10 +92,11 @@ class Worker:
         problem = self.problem
         return replay(space, source, problem.recording.tasks, planned, problem.workers, problem.end_seconds)
 
-    def _truths(self, drawn: Drawn) -> np.ndarray:
+    def _truths(self, drawn: Drawn) -> Floats:
         num_metrics = 1 + len(self.problem.recording.tasks)
-        outputs_PK = drawn.outputs(self.random_PD)[:, :-1]
-        return outputs_PK[:, ::num_metrics].max(axis=1)
+        scores_PR = drawn.outputs(self.random_PD)[:, :-1:num_metrics]
+        best_P: Floats = scores_PR.max(axis=1)
+        return best_P
 
 
 _worker: Worker | None = None  # of a process of the pool
