@@ -31,6 +31,7 @@ from minbert_core.files import message
 from search.report.costs import read_domains
 from search.results import COLUMNS, Search, as_table, find_searches
 from search.space.domains import Choice, Domain
+from search.space.file import read_document
 from search.study.trials import TrialResult, best_first
 
 FORMAT = 1
@@ -69,6 +70,7 @@ class Facts:
     metrics: dict[str, str]  # a task's name -> accuracy, f1, macro_f1, pearson, spearman
     parameters: dict[str, Parameter]
     gpus_per_trial: float = 0.0
+    space: dict[str, Any] = field(default_factory=dict, repr=False)  # as written, for simulate.py; {}: an older file
 
     @property
     def tasks(self) -> list[str]:
@@ -166,10 +168,9 @@ def _facts(search: Search) -> Facts:
     known = search.trials[0].config().known_tasks if search.trials else {}
     metrics = {task: known[task].metric if task in known else "score" for task in search.tasks}
     parameters = {path: _parameter(path, domain) for path, domain in read_domains(search.folder).items()}
-    plan, is_running = search.plan, search.is_running()
-    return Facts(
-        search.name, plan.about, plan.trials, is_running, search.is_toy, objective, metrics, parameters, plan.gpus_per_trial
-    )
+    plan, is_running, (space, _) = search.plan, search.is_running(), read_document(search.folder / "space.yaml")
+    gpus = plan.gpus_per_trial
+    return Facts(search.name, plan.about, plan.trials, is_running, search.is_toy, objective, metrics, parameters, gpus, space)
 
 
 def _parameter(path: str, domain: Domain) -> Parameter:

@@ -11,6 +11,7 @@ from benchmarks.faults.harness import NAME, ONE_SLOT, SPACE, Lab, Omitted, Searc
 DIED = 137  # the exit code of an injected death
 START = ("--space", f"{NAME}.yaml", *ONE_SLOT)
 TOP_K = SPACE.replace("rungs: [1, 3, 9]", "rungs: [1, 3, 9]\ntrial_scheduler: {kind: top_k, k: 2}")
+PROMOTION = SPACE.replace("rungs: [1, 3, 9]", "rungs: [1, 3, 9]\ntrial_scheduler: promotion")
 REAL = (
     SPACE.replace("  data: toy\n  encoder: tiny\n", "")
     .replace("examples: 6000", "examples: 1500")
@@ -164,6 +165,7 @@ KILLS = [
     Case("driver dies before a write of --resume", SAME, killed_before_a_write_of_the_resume, times=8),
     Case("driver killed, two slots", "resumed; whole, nothing twice", killed_with_two_slots, times=3),
     Case("driver killed under top_k", SAME, killed_in_training, times=2, space=TOP_K),
+    Case("driver killed under promotion", SAME, killed_in_training, times=2, space=PROMOTION),
     Case("driver killed under --hours", SAME, killed_out_of_time, times=2),
     Case("driver killed with pretraining", SAME, killed_in_training, times=2, space=PRETRAINED),
     Case("driver killed three times, real data", SAME, killed_three_times_on_real_data, space=REAL),

@@ -161,7 +161,8 @@ def disk_bytes(plan: Plan, snapshot: int, best: int, copies: int) -> int:
 
     A running or waiting trial has its snapshot and its best weights. Of the ended trials, the best few keep their weights.
     """
-    trials = min(plan.resources.slots + plan.space.settings.trial_scheduler.most_waiting, plan.num_trials)
+    waiting = plan.space.settings.trial_scheduler.most_waiting(plan.num_trials)
+    trials = min(plan.resources.slots + waiting, plan.num_trials)
     kept = min(KEEP_BEST, plan.num_trials)
     return trials * (snapshot + best) + min(copies, trials) * snapshot + kept * best + plan.num_trials * RECORD_BYTES
 

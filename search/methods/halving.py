@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from search.methods.trial_schedulers import CONTINUE, Asha, NoStopping, TopK
+from search.methods.trial_schedulers import CONTINUE, TrialSchedulerSetting
+
+NUM_TASKS = 3  # of the random trials; their metrics are independent, so that a veto per task is expected to cost the most
 
 
 def expected_ends(
@@ -14,7 +16,7 @@ def expected_ends(
     num_baselines: int,
     num_recipes: int,
     rungs: Sequence[int],
-    trial_scheduler: Asha | TopK | NoStopping,
+    trial_scheduler: TrialSchedulerSetting,
     repeats: int = 50,
 ) -> list[float]:
     """Return how many trials are expected to end at each rung, simulated with random scores and a fixed seed."""
@@ -28,7 +30,9 @@ def expected_ends(
                 while reached[number] < len(rungs) - 1 and scheduler.verdict(number) == CONTINUE:
                     reached[number] += 1
                     rung, exempt = rungs[reached[number]], number < num_baselines
-                    scheduler.decide(number, str(number % num_recipes), exempt, rung, random.random())
+                    tasks = {str(i): float(value) for i, value in enumerate(random.random(NUM_TASKS))}
+                    score = sum(tasks.values()) / NUM_TASKS
+                    scheduler.decide(number, str(number % num_recipes), exempt, rung, score, tasks)
             # those that have waited and may continue now
             active = [n for n in active if reached[n] < len(rungs) - 1 and scheduler.verdict(n) == CONTINUE]
         for last in reached:
@@ -37,7 +41,7 @@ def expected_ends(
 
 
 def expected_full_trials(
-    num_trials: int, num_baselines: int, num_recipes: int, rungs: Sequence[int], trial_scheduler: Asha | TopK | NoStopping
+    num_trials: int, num_baselines: int, num_recipes: int, rungs: Sequence[int], trial_scheduler: TrialSchedulerSetting
 ) -> float:
     """Return the expected cost of a search in full budgets of a trial."""
     ends = expected_ends(num_trials, num_baselines, num_recipes, rungs, trial_scheduler)

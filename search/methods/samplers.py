@@ -22,6 +22,7 @@ from minbert_core.settings.models import BARE_NAME, Variant
 
 Point = Mapping[str, Any]  # parameter -> label; only the parameters that occur in this combination
 Points = Callable[[], Sequence[Point]]
+REPEATS = 2  # of a configuration that is repeated
 
 
 class Tpe(Variant):
@@ -44,15 +45,47 @@ class Tpe(Variant):
         sampler._random_sampler._rng.rng.seed(seed)
 
 
+class RepeatingSampler(optuna.samplers.RandomSampler):
+    """Random points, of which every `every`-th is that of an earlier trial: two repeats of the first, two of the second …"""
+
+    def __init__(self, every: int) -> None:
+        super().__init__()
+        self.every = every
+        self.repeated: Point = {}
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self.repeated = {}
+        if self._is_repeat(trial.number):
+            trials = study.get_trials(deepcopy=False)[: trial.number]
+            drawn = [other for other in trials if not self._is_repeat(other.number) and "void" not in other.user_attrs]
+            self.repeated = drawn[(trial.number // self.every) // REPEATS].params
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        if param_name in self.repeated:
+            return self.repeated[param_name]
+        return super().sample_independent(study, trial, param_name, param_distribution)
+
+    def _is_repeat(self, number: int) -> bool:
+        return number % self.every == self.every - 1
+
+
 class Random(Variant):
-    """Random search, Bergstra & Bengio 2012: each trial is drawn from the domains, independently of the others."""
+    """Random search, Bergstra & Bengio 2012: each trial is drawn from the domains, independently of the others.
+
+    Repeats of a configuration have other seeds, so they show the noise between seeds, which `analysis/simulate.py` adds.
+    """
 
     kind: Literal["random"] = "random"
+    repeat_every: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="every so many trials, one repeats an earlier configuration with another seed, two each; null: none"
+    )
     is_exhaustive: ClassVar[bool] = False
     learns: ClassVar[bool] = False
 
     def build(self, points: Points, num_baselines: int) -> optuna.samplers.BaseSampler:
-        return optuna.samplers.RandomSampler()
+        return RepeatingSampler(self.repeat_every) if self.repeat_every else optuna.samplers.RandomSampler()
 
     def seed(self, sampler: optuna.samplers.BaseSampler, seed: int) -> None:
         assert isinstance(sampler, optuna.samplers.RandomSampler)

@@ -8,6 +8,7 @@ entering the points of its records again. search/study/searcher.py connects Ray 
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from minbert_core.config import TrialConfig
 from minbert_core.settings.models import BARE_NAME, Variant
 
 MOST_ROUNDS = 1000  # the largest number that an error proposes
+OVERALL = {"dev/score", "dev/norm", "dev/mean"}
 CONTINUE, STOP, PAUSE = str(TrialScheduler.CONTINUE), str(TrialScheduler.STOP), str(TrialScheduler.PAUSE)
 
 
@@ -33,19 +35,26 @@ def peers(recipe: str, record: Mapping[str, Any]) -> str:
     return f"{recipe} stage {record.get('stage', 0)}"
 
 
+def of_tasks(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the dev metric of each task in a dev record."""
+    return {key: float(value) for key, value in record.items() if key.startswith("dev/") and key not in OVERALL}
+
+
 class Scheduler(Protocol):
     """The decisions of a trial scheduler in one search."""
 
     law: str  # the reason why a trial is stopped, as the end of a sentence
 
-    def decide(self, number: int, peers: str, exempt: bool, rung: int, score: float) -> str:
+    def decide(
+        self, number: int, peers: str, exempt: bool, rung: int, score: float, tasks: Mapping[str, float] | None = None
+    ) -> str:
         """Enter a point and return the decision for its trial. Entering it again is harmless.
 
-        An exempt trial always continues, but its points count.
+        An exempt trial always continues, but its points count. tasks: the metric of each task.
         """
 
     def lost(self, number: int) -> None:
-        """Note that a trial failed and will not reach another point."""
+        """Note that a trial failed, or was stopped before a resume, and will not reach another point."""
 
     def verdict(self, number: int) -> str:
         """Return the current decision for a trial, CONTINUE before its first point. Only PAUSE may change later."""
@@ -60,27 +69,36 @@ class RungScheduler:
     With one set of rungs for all, recipes that start slowly would be stopped by those that start fast. A rung holds the score
     of the point itself, not the best score so far. Decisions equal those of Ray's ASHAScheduler with one instance per group of
     peers. Ray's own class is not used because it expects Ray's trials, and a resumed trial has a new id there.
+    With a veto, a trial continues if it is not below them on the score or on any one task.
     """
 
-    def __init__(self, rungs: Sequence[int]) -> None:
-        self.rungs = tuple(rungs)
+    def __init__(self, rungs: Sequence[int], veto: bool = False) -> None:
+        self.rungs, self.veto = tuple(rungs), veto
         self.reduction = self.rungs[1] // self.rungs[0] if len(self.rungs) > 1 else 2
-        self.law = f"below the best 1/{self.reduction} of its rung"
-        self._scores: defaultdict[tuple[str, int], list[float]] = defaultdict(list)  # (peers, rung) -> scores, in order
+        self.law = f"below the best 1/{self.reduction} of its rung{' on the score and on every task' if veto else ''}"
+        # (peers, rung) -> "" for the score or a task -> values in the order of arrival
+        self._scores: defaultdict[tuple[str, int], defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         self._entered: set[tuple[int, int]] = set()  # (trial, rung)
         self._verdicts: dict[int, str] = {}
 
-    def decide(self, number: int, peers: str, exempt: bool, rung: int, score: float) -> str:
+    def decide(
+        self, number: int, peers: str, exempt: bool, rung: int, score: float, tasks: Mapping[str, float] | None = None
+    ) -> str:
         """Enter a trial's score at a rung and return CONTINUE or STOP. Exempt trials and those at the last rung continue."""
         if (number, rung) in self._entered:  # a resumed search enters its points again; the first score counts
             return self.verdict(number)
         self._entered.add((number, rung))
+        values = {"": score, **((tasks or {}) if self.veto else {})}
         earlier = self._scores[peers, rung]
-        is_below = bool(earlier) and score < np.nanpercentile(earlier, (1 - 1 / self.reduction) * 100)
-        earlier.append(score)
+        is_below = all(self._is_below(value, earlier[name]) for name, value in values.items())
+        for name, value in values.items():
+            earlier[name].append(value)
         stops = is_below and not exempt and rung < self.rungs[-1]  # at the last rung a trial ends by itself
         self._verdicts[number] = STOP if stops else CONTINUE
         return self._verdicts[number]
+
+    def _is_below(self, value: float, earlier: Sequence[float]) -> bool:
+        return bool(earlier) and bool(value < np.nanpercentile(earlier, (1 - 1 / self.reduction) * 100))
 
     def lost(self, number: int) -> None:
         """Do nothing: no trial waits for another."""
@@ -90,29 +108,129 @@ class RungScheduler:
 
 
 class Asha(Variant):
-    """Asynchronous successive halving, Li et al. 2018 (arXiv 1810.05934), stopping variant, rungs kept per recipe."""
+    """Asynchronous successive halving, Li et al. 2018 (arXiv 1810.05934), stopping variant, rungs kept per recipe.
+
+    Departure: `veto`.
+    """
 
     kind: Literal["asha"] = "asha"
+    veto: bool = Field(
+        False, description="also continue a trial that is among the best 1/reduction of its rung on any one task"
+    )
     stops: ClassVar[bool] = True  # a trial may end at a rung because of its score there
     least_rungs: ClassVar[int] = 1  # with one rung, every trial runs to its end
-    most_waiting: ClassVar[int] = 0  # the largest number of trials paused at the same time, whose snapshots are kept
 
     def build(self, rungs: Sequence[int], num_trials: int) -> Scheduler:
-        return RungScheduler(rungs)
+        return RungScheduler(rungs, self.veto)
+
+    def most_waiting(self, num_trials: int) -> int:
+        """Return the largest number of trials paused at the same time, whose snapshots are kept."""
+        return 0
 
     def describe(self, rungs: Sequence[int]) -> str:
         """Describe the scheduler for the plan; empty if it stops no trial."""
-        return f"the best 1/{rungs[1] // rungs[0]} continue at each rung" if len(rungs) > 1 else ""
+        any_task = ", on the score or on any one task," if self.veto else ""
+        return f"the best 1/{rungs[1] // rungs[0]}{any_task} continue at each rung" if len(rungs) > 1 else ""
 
     def warning(self, rungs: Sequence[int], num_trials: int, num_baselines: int, num_recipes: int) -> str:
         """Return a sentence if the settings may not do what was intended, else an empty string."""
-        reduction, per_recipe = rungs[1] // rungs[0] if len(rungs) > 1 else 0, num_trials / num_recipes
-        if per_recipe >= 2 * reduction:
-            return ""
-        return (
-            f"{per_recipe:.0f} trials per recipe are few: a rung keeps one in {reduction}, so the first ones pass without "
-            f"comparison. Use {2 * reduction * num_recipes} trials or more for halving to work."
-        )
+        return _too_few(rungs, num_trials, num_recipes)
+
+
+def _too_few(rungs: Sequence[int], num_trials: int, num_recipes: int) -> str:
+    reduction, per_recipe = rungs[1] // rungs[0] if len(rungs) > 1 else 0, num_trials / num_recipes
+    if per_recipe >= 2 * reduction:
+        return ""
+    return (
+        f"{per_recipe:.0f} trials per recipe are few: a rung keeps one in {reduction}, so the first ones pass without "
+        f"comparison. Use {2 * reduction * num_recipes} trials or more for halving to work."
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ promotion
+
+
+class PromotionScheduler:
+    """Asynchronous successive halving by promotion: a trial pauses at its rung, and continues once it is among the best.
+
+    Of n peers that have been at a rung, the best n // reduction are promoted, whenever they have become so. A trial that so
+    many others beat that it can no longer be among them is stopped at once; so is the rest, once no other trial can arrive.
+    Departures from Algorithm 2: a trial that is promoted at its own point continues without a pause; a rung at which no other
+    trial can arrive promotes at least one, so that a group of few peers has a winner; trials are stopped, as above, since the
+    number of trials is known.
+    """
+
+    def __init__(self, rungs: Sequence[int], num_trials: int) -> None:
+        self.rungs, self.num_trials = tuple(rungs), num_trials
+        self.reduction = self.rungs[1] // self.rungs[0]
+        self.law = f"not among the best 1/{self.reduction} of its rung"
+        # rung -> peers -> (-score, number) of those that have been there, best first; of equal scores the lower number
+        self._orders: dict[int, dict[str, list[tuple[float, int]]]] = {rung: {} for rung in self.rungs}
+        self._entered: set[tuple[int, int]] = set()  # (trial, rung)
+        self._last: dict[int, int] = {}  # number -> the last rung that it has reached
+        self._verdicts: dict[int, str] = {}
+        self._lost: set[int] = set()
+
+    def decide(
+        self, number: int, peers: str, exempt: bool, rung: int, score: float, tasks: Mapping[str, float] | None = None
+    ) -> str:
+        if (number, rung) in self._entered:  # a resumed search enters its points again; the first score counts
+            return self.verdict(number)
+        self._entered.add((number, rung))
+        order = self._orders[rung].setdefault(peers, [])
+        bisect.insort(order, (-score, number))
+        self._last[number] = rung
+        self._verdicts[number] = CONTINUE if exempt or rung == self.rungs[-1] else PAUSE
+        self._change(order[: len(order) // self.reduction], rung, CONTINUE)
+        self._settle()
+        return self.verdict(number)
+
+    def lost(self, number: int) -> None:
+        self._lost.add(number)
+        self._settle()
+
+    def verdict(self, number: int) -> str:
+        return self._verdicts.get(number, CONTINUE)
+
+    def _change(self, trials: Sequence[tuple[float, int]], rung: int, verdict: str) -> None:
+        """Decide about those of the trials that wait at the rung."""
+        for _, number in trials:
+            if self._last[number] == rung and self._verdicts[number] == PAUSE:
+                self._verdicts[number] = verdict
+
+    def _settle(self) -> None:
+        """Stop the waiting trials that have no chance, from the lowest rung up: it depends on how many can still arrive."""
+        coming = max(0, self.num_trials - len(self._last.keys() | self._lost))
+        for rung in self.rungs[:-1]:
+            for order in self._orders[rung].values():
+                if not coming:
+                    self._change(order[: max(1, len(order) // self.reduction)], rung, CONTINUE)
+                self._change(order[max(1, (len(order) + coming) // self.reduction) :], rung, STOP)
+            there = (number for number, last in self._last.items() if last == rung and number not in self._lost)
+            coming += sum(self._verdicts[number] != STOP for number in there)
+
+
+class Promotion(Variant):
+    """Asynchronous successive halving, Li et al. 2020 (arXiv 1810.05934), Algorithm 2, which promotes; rungs kept per recipe.
+
+    A trial pauses at its rung. A free slot first continues a trial that is among the best 1/reduction, else begins a new one.
+    """
+
+    kind: Literal["promotion"] = "promotion"
+    stops: ClassVar[bool] = True
+    least_rungs: ClassVar[int] = 2
+
+    def build(self, rungs: Sequence[int], num_trials: int) -> Scheduler:
+        return PromotionScheduler(rungs, num_trials)
+
+    def most_waiting(self, num_trials: int) -> int:
+        return num_trials
+
+    def describe(self, rungs: Sequence[int]) -> str:
+        return f"trials pause at each rung, and the best 1/{rungs[1] // rungs[0]} there continue"
+
+    def warning(self, rungs: Sequence[int], num_trials: int, num_baselines: int, num_recipes: int) -> str:
+        return _too_few(rungs, num_trials, num_recipes)
 
 
 # ---------------------------------------------------------------------------------------------------------- top_k
@@ -132,7 +250,9 @@ class TopKScheduler:
         self._free: set[int] = set()  # exempt, or selected before
         self._lost: set[int] = set()
 
-    def decide(self, number: int, peers: str, exempt: bool, rung: int, score: float) -> str:
+    def decide(
+        self, number: int, peers: str, exempt: bool, rung: int, score: float, tasks: Mapping[str, float] | None = None
+    ) -> str:
         if exempt or rung > self._firsts.setdefault(number, (rung, score))[0]:
             self._free.add(number)
         return self.verdict(number)
@@ -164,8 +284,7 @@ class TopK(Variant):
     stops: ClassVar[bool] = True
     least_rungs: ClassVar[int] = 2
 
-    @property
-    def most_waiting(self) -> int:
+    def most_waiting(self, num_trials: int) -> int:
         return self.k
 
     def build(self, rungs: Sequence[int], num_trials: int) -> Scheduler:
@@ -188,7 +307,9 @@ class NoStops:
 
     law = ""  # no trial is stopped
 
-    def decide(self, number: int, peers: str, exempt: bool, rung: int, score: float) -> str:
+    def decide(
+        self, number: int, peers: str, exempt: bool, rung: int, score: float, tasks: Mapping[str, float] | None = None
+    ) -> str:
         return CONTINUE
 
     def lost(self, number: int) -> None:
@@ -204,10 +325,12 @@ class NoStopping(Variant):
     kind: Literal["none"] = "none"
     stops: ClassVar[bool] = False
     least_rungs: ClassVar[int] = 1
-    most_waiting: ClassVar[int] = 0
 
     def build(self, rungs: Sequence[int], num_trials: int) -> Scheduler:
         return NoStops()
+
+    def most_waiting(self, num_trials: int) -> int:
+        return 0
 
     def describe(self, rungs: Sequence[int]) -> str:
         return "all run to the end"
@@ -216,7 +339,7 @@ class NoStopping(Variant):
         return ""
 
 
-TrialSchedulerSetting = Annotated[Asha | TopK | NoStopping, Field(discriminator="kind"), BARE_NAME]
+TrialSchedulerSetting = Annotated[Asha | Promotion | TopK | NoStopping, Field(discriminator="kind"), BARE_NAME]
 
 
 # --------------------------------------------------------------------------------------------- rungs and task schedules

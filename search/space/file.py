@@ -29,7 +29,7 @@ from minbert_core.settings.paths import lay_over
 from minbert_core.settings.yaml import Lines, dump_yaml, parse_yaml, read_yaml
 from minbert_core.words import did_you_mean, shown
 from search.methods.samplers import SamplerSetting, Tpe
-from search.methods.trial_schedulers import Asha, NoStopping, TopK, TrialSchedulerSetting
+from search.methods.trial_schedulers import Asha, TrialSchedulerSetting
 from search.space.domains import is_domain, parse_domain
 
 
@@ -41,32 +41,30 @@ class SpaceSettings(Settings):
     trials: PositiveInt = Field(
         32, description="configurations to try, including baselines; a grid tries all its combinations unless fewer are given"
     )
-    rungs: tuple[PositiveInt, ...] = Field(
+    sampler: SamplerSetting = Tpe()
+    trial_scheduler: TrialSchedulerSetting = Asha()
+    rungs: tuple[PositiveInt, ...] = Field(  # after the scheduler, which decides what they may be
         (1, 3, 9),
         min_length=1,
         description="points of the budget, in parts of the last one, where a trial is evaluated and may be stopped",
     )
-    sampler: SamplerSetting = Tpe()
-    trial_scheduler: TrialSchedulerSetting = Asha()
 
     @field_validator("rungs")
     @classmethod
-    def _geometric(cls, rungs: tuple[int, ...]) -> tuple[int, ...]:
-        ratio = rungs[1] / rungs[0] if len(rungs) > 1 else 0
-        if any(b != a * ratio for a, b in itertools.pairwise(rungs)) or (ratio and (ratio < 2 or ratio != int(ratio))):
-            raise ValueError(f"must grow by one whole factor of 2 or more, as [1, 3, 9] does. Got {shown(rungs)}.")
+    def _suit_the_scheduler(cls, rungs: tuple[int, ...], others: ValidationInfo) -> tuple[int, ...]:
+        if any(b <= a for a, b in itertools.pairwise(rungs)):
+            raise ValueError(f"must ascend, as [1, 3, 9] does. Got {shown(rungs)}.")
+        scheduler = others.data.get("trial_scheduler")  # None if it is invalid itself
+        ratio = rungs[1] / rungs[0] if len(rungs) > 1 else 2
+        if scheduler and scheduler.stops and (ratio != int(ratio) or any(b != a * ratio for a, b in itertools.pairwise(rungs))):
+            law = "must grow by one whole factor of 2 or more, as [1, 3, 9] does"
+            raise ValueError(f"{law}. Got {shown(rungs)}. Only trial_scheduler: none takes others.")
         if rungs[-1] > 81:
             raise ValueError(f"must end at 81 parts or fewer. Got {rungs[-1]}.")
+        if scheduler and len(rungs) < scheduler.least_rungs:
+            law = f"must be {scheduler.least_rungs} or more for trial_scheduler {scheduler.kind}"
+            raise ValueError(f"{law}: one to choose at and one to continue to. Got {shown(rungs)}.")
         return rungs
-
-    @field_validator("trial_scheduler")
-    @classmethod
-    def _has_its_rungs(cls, scheduler: Asha | TopK | NoStopping, others: ValidationInfo) -> Asha | TopK | NoStopping:
-        rungs = others.data.get("rungs")  # None if they are invalid themselves
-        if rungs is not None and len(rungs) < scheduler.least_rungs:
-            law = f"needs {scheduler.least_rungs} `rungs` or more: one to choose at and one to continue to"
-            raise ValueError(f"`trial_scheduler` {scheduler.kind} {law}. Got {shown(rungs)}.")
-        return scheduler
 
 
 STRUCTURE = {"extends": "a file name", "config": "a map", "together": "a map", "baselines": "a list of maps"}

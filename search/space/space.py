@@ -129,6 +129,11 @@ class Space:
                 for path, domain, guards in walk_domains(choice.branch(label), "", {key: label}, faults, where):
                     yield f"{key}/{label}", path, domain, guards
 
+    def occurrences(self) -> list[tuple[str, Domain, Guards]]:
+        """Return (parameter, domain, guards) of each place where a checked space has a domain, those of `together` first."""
+        every = [(path, domain, guards) for _, path, domain, guards in self._all_domains([])]
+        return sorted(every, key=lambda each: not each[0].startswith("together/"))
+
     def check(self) -> None:
         """Raise SettingsError with every fault of the baselines, of every pair of branches and of both ends of every range.
 

@@ -22,11 +22,12 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from minbert_core.train.pretraining import never
-from search.methods.trial_schedulers import CONTINUE, PAUSE, STOP, Scheduler, peers
+from search.methods.trial_schedulers import CONTINUE, PAUSE, STOP, Scheduler, of_tasks, peers
+from search.space.space import Space
 from search.study.failures import OUT_OF_MEMORY
 from search.study.full_disk import DiskWatch
 from search.study.messages import Order, Report, as_dict
-from search.study.study import Study
+from search.study.trial_files import TrialFiles
 from search.study.trials import Status, TrialResult, stopped_at
 from search.study.watchdog import Watchdog, end_process, silence
 
@@ -43,6 +44,24 @@ class Listener(Protocol):
     def paused(self, trial: TrialResult, why: str) -> None: ...
     def retried(self, trial: TrialResult, why: str) -> None: ...
     def ended(self, trial: TrialResult) -> None: ...
+
+
+class TrialStore(Protocol):
+    """The trials of a search, as the searcher asks for them and reports on them: `Study`, or a simulated one."""
+
+    waiting: dict[int, TrialResult]
+    folder: Path  # of the search
+    files: TrialFiles
+
+    @property
+    def space(self) -> Space: ...
+    def ask(self) -> TrialResult: ...
+    def report(self, number: int, records: list[dict[str, Any]]) -> TrialResult: ...
+    def tell(self, number: int, status: Status, reason: str) -> TrialResult: ...
+    def died(self, number: int, counts: bool = True) -> TrialResult: ...
+    def results(self) -> list[TrialResult]: ...
+    def keep_best(self) -> TrialResult | None: ...
+    def trial_folder(self, number: int) -> Path: ...
 
 
 def unlimited() -> float:
@@ -70,7 +89,7 @@ class StudySearcher(Searcher):
 
     def __init__(
         self,
-        study: Study,
+        study: TrialStore,
         scheduler: Scheduler,
         num_trials: int,
         unfinished: list[TrialResult],
@@ -152,8 +171,8 @@ class StudySearcher(Searcher):
             self.listener.paused(trial, NO_TIME)
 
     def _next_to_continue(self) -> int | None:
-        left = self.seconds_left()
-        return next((number for number, trial in self.to_continue.items() if self._seconds_needed(trial) < left), None)
+        left, furthest_first = self.seconds_left(), sorted(self.to_continue.values(), key=lambda trial: -trial.rung)
+        return next((trial.number for trial in furthest_first if self._seconds_needed(trial) < left), None)
 
     def _may_begin(self) -> bool:
         needed = self.start_seconds + max(self.first_seconds.values(), default=0)  # its recipe is not known yet
@@ -188,6 +207,7 @@ class StudySearcher(Searcher):
             self.start_seconds = max(self.start_seconds, time.monotonic() - suggested_at - (seconds - before.seconds))
         self.study.keep_best()
         self.listener.reported(self.running[trial_id], report.records)
+        self._decide_waiting()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record how a trial ended. On a full disk it stays `running`, and resumes from its snapshot once there is room."""
@@ -274,7 +294,7 @@ class StudySearcher(Searcher):
         for rung, record in trial.points.items():
             if rung > before.rung:  # it was saved, but the process died before its report
                 group, is_exempt, score = peers(trial.recipe, record), trial.baseline is not None, record["dev/score"]
-                self.scheduler.decide(trial.number, group, is_exempt, rung, score)
+                self.scheduler.decide(trial.number, group, is_exempt, rung, score, of_tasks(record))
                 new = trial.records[: trial.records.index(record) + 1]
                 report = Report(trial.number, trial.recipe, is_exempt, rung, score, new)
                 self.on_trial_result(trial_id, as_dict(report))
@@ -326,7 +346,8 @@ class TuneScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         report = Report.received(result)
         rung, record = report.rung, report.records[-1]
-        verdict = self.scheduler.decide(report.number, peers(report.recipe, record), report.exempt, rung, report.score)
+        group, tasks = peers(report.recipe, record), of_tasks(record)
+        verdict = self.scheduler.decide(report.number, group, report.exempt, rung, report.score, tasks)
         if rung == self.rungs[-1]:
             return CONTINUE  # it ends by itself after this report
         in_time = seconds_to_next_point(rung, record["seconds"], self.rungs) < self.seconds_left()

@@ -28,13 +28,19 @@ class StudyStorage(JournalStorage):
     ) -> list[FrozenTrial]:
         if not self.waiting:
             return super().get_all_trials(study_id, deepcopy, states)
-        recorded = super().get_all_trials(study_id, deepcopy)
-        trials = [_as_pruned(trial) if trial.number in self.waiting else trial for trial in recorded]
-        return [trial for trial in trials if states is None or trial.state in states]
+        return as_the_sampler_sees(super().get_all_trials(study_id, deepcopy), self.waiting, states)
 
     def recorded_trials(self, study_id: int) -> list[FrozenTrial]:
         """Return the trials in their recorded states. They are Optuna's own objects and must not be changed."""
         return super().get_all_trials(study_id, deepcopy=False)
+
+
+def as_the_sampler_sees(
+    recorded: list[FrozenTrial], waiting: Container[int], states: Container[TrialState] | None
+) -> list[FrozenTrial]:
+    """Return the trials with the waiting ones as stopped; only those in `states`, unless it is None."""
+    trials = [_as_pruned(trial) if trial.number in waiting else trial for trial in recorded]
+    return [trial for trial in trials if states is None or trial.state in states]
 
 
 def _as_pruned(trial: FrozenTrial) -> FrozenTrial:

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from minbert_core.seeds import seed_of
 from minbert_core.settings.faults import SettingsError
 from minbert_core.train.trial import Record
-from search.methods.trial_schedulers import STOP, Scheduler, peers
+from search.methods.trial_schedulers import STOP, Scheduler, of_tasks, peers
 from search.space.domains import Choice
 from search.space.space import Sample, Space
 from search.study.best import publish
@@ -272,7 +272,7 @@ class Study:
         self._keep_both(number, self._results[number].records)
 
     def _refill(self, scheduler: Scheduler) -> None:
-        """Give the scheduler every recorded point again, in order of arrival, then the failed trials.
+        """Give the scheduler every recorded point again, in order of arrival, then the failed and stopped trials.
 
         The points of an older search, which has not noted the arrivals, come first, in order of time. Points that were saved
         but had not arrived come last, in order of time, and arrive now.
@@ -283,9 +283,10 @@ class Study:
             if trial.status == "running":
                 self.report(number, [record])
             group = peers(trial.recipe, record)
-            scheduler.decide(number, group, trial.baseline is not None, record["rung"], record["dev/score"])
+            exempt, score = trial.baseline is not None, record["dev/score"]
+            scheduler.decide(number, group, exempt, record["rung"], score, of_tasks(record))
         for trial in self.results():
-            if trial.status == "failed":
+            if trial.status in ("failed", "stopped"):
                 scheduler.lost(trial.number)
 
     def _points(self, entry: FrozenTrial) -> Iterator[tuple[float, int, int, Record]]:

@@ -33,3 +33,16 @@ def test_a_seeded_sampler_suggests_what_a_new_one_with_this_seed_does(setting: A
     new = setting.build(list, 0)
     setting.seed(new, 7)
     assert again == suggested(new, num_told) != first
+
+
+def test_a_configuration_is_repeated_twice_if_that_is_asked_for() -> None:
+    sampler = Random(repeat_every=3).build(list, 0)
+    study = optuna.create_study(sampler=sampler)
+    points = []
+    for number in range(12):
+        Random().seed(sampler, number)
+        trial = study.ask()
+        points.append(trial.suggest_float("x", 0, 1))
+        if number == 1:
+            trial.set_user_attr("void", True)  # it never began, so it cannot be repeated
+    assert [points.index(point) for point in points] == [0, 1, 0, 3, 4, 0, 6, 7, 3, 9, 10, 3]

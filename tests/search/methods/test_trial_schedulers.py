@@ -11,7 +11,7 @@ import pytest
 from ray.tune.schedulers import ASHAScheduler
 
 from search.methods.halving import expected_ends, expected_full_trials
-from search.methods.trial_schedulers import Asha, NoStopping, RungScheduler, Scheduler, TopK, peers
+from search.methods.trial_schedulers import Asha, NoStopping, Promotion, RungScheduler, Scheduler, TopK, of_tasks, peers
 
 RUNGS = (1, 3, 9)
 
@@ -169,6 +169,105 @@ def test_the_best_k_do_not_depend_on_the_order_of_arrival() -> None:
         assert [number for number in scores if scheduler.verdict(number) == "CONTINUE"] == [1, 2]
 
 
+# ----------------------------------------------------------------------------------------------------------------- veto
+
+
+def test_with_a_veto_a_trial_that_is_good_at_any_one_task_continues() -> None:
+    for veto, decisions in ((False, ["STOP", "STOP"]), (True, ["CONTINUE", "STOP"])):
+        scheduler = Asha(veto=veto).build(RUNGS, 3)
+        scheduler.decide(0, "multitask", False, 1, 0.6, {"dev/sst": 0.5, "dev/sts": 0.7})
+        one_sided, worse = {"dev/sst": 0.55, "dev/sts": 0.1}, {"dev/sst": 0.4, "dev/sts": 0.3}
+        found = [scheduler.decide(i, "multitask", False, 1, 0.3, tasks) for i, tasks in ((1, one_sided), (2, worse))]
+        assert found == decisions
+
+
+def test_the_tasks_of_a_record_are_its_metrics_without_the_overall_scores() -> None:
+    record = {"kind": "dev", "rung": 1, "dev/score": 0.5, "dev/norm": 0.5, "dev/mean": 0.4, "dev/sst": 0.3, "dev/mine": 0.2}
+    assert of_tasks(record) == {"dev/sst": 0.3, "dev/mine": 0.2}
+
+
+# ------------------------------------------------------------------------------------------------------------ promotion
+
+
+def promotion(num_trials: int) -> Scheduler:
+    return Promotion().build(RUNGS, num_trials)
+
+
+def test_a_trial_is_promoted_once_it_is_among_the_best_third_of_its_rung() -> None:
+    scheduler = promotion(30)
+    scores = (0.5, 0.8, 0.7, 0.9, 0.6, 0.65)
+    # of three the best one is 001; of six the best two are 003 and 001
+    decisions = [enter(scheduler, number, score) for number, score in enumerate(scores)]
+    assert decisions == ["PAUSE", "PAUSE", "PAUSE", "CONTINUE", "PAUSE", "PAUSE"]
+    assert [scheduler.verdict(number) for number in range(6)] == ["PAUSE", "CONTINUE", "PAUSE", "CONTINUE", "PAUSE", "PAUSE"]
+
+
+def test_a_paused_trial_that_can_no_longer_be_among_the_best_is_stopped_at_once() -> None:
+    scheduler = promotion(6)  # two of six will continue
+    for number, score in enumerate((0.5, 0.6, 0.7)):
+        enter(scheduler, number, score)
+    assert [scheduler.verdict(number) for number in range(3)] == ["STOP", "PAUSE", "CONTINUE"]
+
+
+def test_once_a_rung_is_complete_its_other_trials_are_stopped_and_a_group_of_two_has_a_winner() -> None:
+    scheduler = promotion(3)
+    enter(scheduler, 0, 0.5, recipe="a")
+    enter(scheduler, 1, 0.6, recipe="a")
+    assert [scheduler.verdict(number) for number in range(2)] == ["STOP", "PAUSE"]  # the third may be of this group
+    enter(scheduler, 2, 0.1, recipe="b")
+    assert [scheduler.verdict(number) for number in range(3)] == ["STOP", "CONTINUE", "CONTINUE"]
+
+
+def test_promotion_does_not_wait_for_failed_trials() -> None:
+    scheduler = promotion(3)
+    enter(scheduler, 0, 0.5)
+    enter(scheduler, 1, 0.6)
+    scheduler.lost(2)
+    assert [scheduler.verdict(number) for number in range(2)] == ["STOP", "CONTINUE"]
+    scheduler.lost(1)  # on its way: the rung above has nobody to wait for
+    assert scheduler.verdict(0) == "STOP"
+
+
+def test_promotion_never_pauses_a_baseline_but_its_points_count() -> None:
+    scheduler = promotion(9)
+    assert enter(scheduler, 0, 0.1, exempt=True) == "CONTINUE"
+    assert enter(scheduler, 1, 0.5) == "PAUSE"
+    assert enter(scheduler, 2, 0.4) == "PAUSE"
+    assert scheduler.verdict(1) == "CONTINUE"  # the best of three
+
+
+@pytest.mark.parametrize("num_trials", [1, 2, 5, 12, 40])
+def test_a_search_with_promotion_ends_with_every_trial_decided(num_trials: int) -> None:
+    """In any order of arrival, with failures: each trial has ended, at least one at the last rung."""
+    for seed in range(10):
+        random, scheduler = np.random.default_rng(seed), promotion(num_trials)
+        last, lost = dict.fromkeys(range(num_trials), 0), set()
+        while training := [n for n in last if n not in lost and last[n] != 9 and scheduler.verdict(n) == "CONTINUE"]:
+            number = int(random.choice(training))
+            if random.random() < 0.05 and num_trials > 2:
+                scheduler.lost(number)
+                lost.add(number)
+                continue
+            last[number] = next(rung for rung in RUNGS if rung > last[number])
+            enter(scheduler, number, float(random.random()), last[number], recipe=str(number % 2), exempt=number == 0)
+        assert {scheduler.verdict(n) for n in last if n not in lost and last[n] != 9} <= {"STOP"}
+        assert 9 in last.values() or lost
+
+
+def test_points_entered_again_in_the_order_of_arrival_give_the_same_verdicts() -> None:
+    random, scheduler, points = np.random.default_rng(0), promotion(20), []
+    last = dict.fromkeys(range(20), 0)
+    while training := [n for n in last if last[n] != 9 and scheduler.verdict(n) == "CONTINUE"]:
+        number = int(random.choice(training))
+        last[number] = next(rung for rung in RUNGS if rung > last[number])
+        points.append((number, "multitask", False, last[number], float(random.random())))
+        scheduler.decide(*points[-1])
+        again = promotion(20)
+        for point in points:
+            again.decide(*point)
+        assert [again.verdict(n) for n in last] == [scheduler.verdict(n) for n in last]
+
+
 # ----------------------------------------------------------------------------------------------------------------- cost
 
 
@@ -177,8 +276,12 @@ def test_the_expected_cost_of_twelve_trials_grows_with_the_recipes(num_recipes: 
     assert expected_full_trials(12, 0, num_recipes, RUNGS, Asha()) == pytest.approx(full_trials, abs=0.6)
 
 
-@pytest.mark.parametrize("trial_scheduler", [Asha(), TopK()])
-def test_baselines_cost_full_trials(trial_scheduler: Asha | TopK) -> None:
+def test_promotion_is_expected_to_continue_a_third_of_each_rung() -> None:
+    assert expected_ends(27, 0, 1, RUNGS, Promotion()) == pytest.approx([18, 6, 3], abs=3)
+
+
+@pytest.mark.parametrize("trial_scheduler", [Asha(), Promotion(), TopK()])
+def test_baselines_cost_full_trials(trial_scheduler: Asha | Promotion | TopK) -> None:
     assert expected_full_trials(5, 5, 1, RUNGS, trial_scheduler) == 5
 
 

@@ -39,18 +39,21 @@ Write = Callable[..., Path]
         ("rungs: [1, x]", "`rungs/1` must be a whole number. Got 'x'."),
         ("rungs: [1, true]", "`rungs/1` must be a whole number. Got true."),
         ("rungs: 9", "`rungs` must be a list. Got 9."),
-        ("rungs: [1, 2, 6]", "`rungs` must grow by one whole factor of 2 or more, as [1, 3, 9] does. Got [1, 2, 6]."),
-        ("rungs: [2, 3]", "`rungs` must grow by one whole factor of 2 or more, as [1, 3, 9] does. Got [2, 3]."),
-        ("rungs: [3, 3]", "`rungs` must grow by one whole factor of 2 or more, as [1, 3, 9] does. Got [3, 3]."),
-        ("rungs: [9, 3, 1]", "`rungs` must grow by one whole factor of 2 or more, as [1, 3, 9] does. Got [9, 3, 1]."),
+        ("rungs: [1, 2, 6]", "`rungs` must grow by one whole factor of 2 or more, as [1, 3, 9] does. Got [1, 2, 6]. "
+         "Only trial_scheduler: none takes others."),
+        ("rungs: [2, 3]", "`rungs` must grow by one whole factor of 2 or more, as [1, 3, 9] does. Got [2, 3]. "
+         "Only trial_scheduler: none takes others."),
+        ("rungs: [3, 3]", "`rungs` must ascend, as [1, 3, 9] does. Got [3, 3]."),
+        ("rungs: [9, 3, 1]", "`rungs` must ascend, as [1, 3, 9] does. Got [9, 3, 1]."),
         ("rungs: [1, 3, 9, 27, 81, 243]", "`rungs` must end at 81 parts or fewer. Got 243."),
         ("sampler: tpee", "Unknown `sampler` kind 'tpee'; did you mean 'tpe'? Known: grid, random, tpe."),
         ("sampler: {startup: 3}", "`sampler` must be a kind's name, or a map with its `kind`. Got {startup: 3}. Known: grid, "
          "random, tpe."),
-        ("sampler: {kind: random, startup: 3}", "Unknown key `sampler/random/startup`. There is `sampler/tpe/startup`."),
+        ("sampler: {kind: random, startup: 3}", "Unknown key `sampler/random/startup`. Known: repeat_every. There is "
+         "`sampler/tpe/startup`."),
         ("sampler: {kind: tpe, startups: 3}", "Unknown key `sampler/tpe/startups`; did you mean 'startup'? Known: startup."),
         ("sampler: {kind: tpe, startup: true}", "`sampler/tpe/startup` must be a whole number. Got true."),
-        ("trial_scheduler: off", "Unknown `trial_scheduler` kind 'off'. Known: asha, none, top_k."),
+        ("trial_scheduler: off", "Unknown `trial_scheduler` kind 'off'. Known: asha, none, promotion, top_k."),
         ("trial_scheduler: {kind: top_k, k: 0}", "`trial_scheduler/top_k/k` must be > 0. Got 0."),
         ("objective: {choice: [norm, mean]}", "Unknown key `objective/choice`. Known: weights."),
         ("objective: sts1", "Unknown `objective` 'sts1'; did you mean 'sts'? Known: mean, norm, para, sst, sts."),
@@ -71,11 +74,15 @@ def test_rungs_may_be_one_or_grow_by_any_whole_factor() -> None:
         assert make_space("s", {"rungs": rungs}).settings.rungs == tuple(rungs)
 
 
+def test_any_rungs_that_ascend_will_do_where_no_trial_is_stopped() -> None:
+    assert make_space("s", {"rungs": [1, 2, 3, 7], "trial_scheduler": "none"}).settings.rungs == (1, 2, 3, 7)
+
+
 def test_top_k_needs_a_rung_to_choose_at_and_one_to_go_on_to(faults: Callable[..., list[str]]) -> None:
     assert make_space("s", {"rungs": [1, 9], "trial_scheduler": "top_k"}).settings.trial_scheduler == TopK(k=3)
     assert make_space("s", {"rungs": [1], "trial_scheduler": "asha"}).settings.trial_scheduler == Asha()
-    law = "`trial_scheduler` top_k needs 2 `rungs` or more: one to choose at and one to continue to. Got [1]."
-    assert faults("rungs: [1]\ntrial_scheduler: top_k\n") == [f"2: {law}"]
+    law = "`rungs` must be 2 or more for trial_scheduler top_k: one to choose at and one to continue to. Got [1]."
+    assert faults("rungs: [1]\ntrial_scheduler: top_k\n") == [f"1: {law}"]
     [fault] = faults("rungs: [1, 2, 6]\ntrial_scheduler: top_k\n")  # wrong rungs are told once
     assert "must grow by one whole factor" in fault
 

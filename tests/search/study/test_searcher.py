@@ -174,7 +174,7 @@ def statuses(trials: list[TrialResult]) -> dict[int, tuple[str, int]]:
 # --------------------------------------------------------------------------------------------- killed, beside one that was not
 
 
-@pytest.mark.parametrize("scheduler", ["asha", {"kind": "top_k", "k": 2}])
+@pytest.mark.parametrize("scheduler", ["asha", {"kind": "asha", "veto": True}, "promotion", {"kind": "top_k", "k": 2}])
 def test_a_search_that_is_killed_again_and_again_is_the_search_that_was_not(tmp_path: Path, scheduler: Any) -> None:
     """Same points, same decisions, same scores: the sampler suggests from the study's state, the rungs hold what arrived."""
 
@@ -521,6 +521,50 @@ def test_the_sampler_learns_of_trials_that_wait(tmp_path: Path) -> None:
     assert np.mean(away[:10]) > 0.3
     assert np.mean(away[20:]) < 0.3
     assert {trial.status for trial in driver.study.results()} == {"running"}
+
+
+# ------------------------------------------------------------------------------------------------------------ promotion
+
+PROMOTED: dict[str, Any] = {"trial_scheduler": "promotion", "baselines": [{}]}
+# of seven, with the baseline, two are promoted at the first rung, and of three at the second one
+ENDS = {0: ("completed", 9), 6: ("completed", 9), 2: ("stopped", 3), 5: ("failed", 0)} | dict.fromkeys(
+    (1, 3, 4), ("stopped", 1)
+)
+
+
+def test_a_paused_trial_is_promoted_later_and_continues_from_its_snapshot(tmp_path: Path) -> None:
+    workers = Workers(by_number(0.1, 0.8, 0.5))
+    driver = Driver(tmp_path, workers, 3, **PROMOTED)
+    assert statuses(driver.run()) == {0: ("completed", 9), 1: ("completed", 9), 2: ("stopped", 1)}
+    events = driver.heard.events
+    assert events.index(f"paused 1 at 1: {WAITS}") < events.index("reported 2 at 1") < events.index("started 1 again")
+    assert set(workers.measured.values()) == {1}
+    assert not any((trial.folder / "state").exists() for trial in driver.study.results())
+
+
+@pytest.mark.parametrize("num_steps", range(0, 24, 3))
+def test_promotion_holds_when_the_driver_is_killed_at_any_moment(tmp_path: Path, num_steps: int) -> None:
+    workers = Workers(SCORES, crash=frozenset({5}))
+    killed = Driver(tmp_path, workers, 7, **PROMOTED)
+    for _ in range(num_steps):
+        killed.step()
+    killed.step(dies_before_the_report=num_steps % 2 == 0)
+    assert statuses(Driver(tmp_path, workers, 7, **PROMOTED).run()) == ENDS
+    assert set(workers.measured.values()) == {1}
+
+
+def test_more_trials_are_promoted_with_those_that_were_stopped_before(tmp_path: Path) -> None:
+    workers = Workers(by_number(0.5, 0.6, 0.4, 0.9, 0.8, 0.7))
+    settings = {"trial_scheduler": "promotion"}
+    assert statuses(Driver(tmp_path, workers, 3, **settings).run()) == {
+        0: ("stopped", 1),
+        1: ("completed", 9),
+        2: ("stopped", 1),
+    }
+    more = statuses(Driver(tmp_path, workers, 6, **settings).run())
+    assert (more[1], more[3]) == (("completed", 9), ("completed", 9))
+    assert "running" not in {status for status, _ in more.values()}
+    assert set(workers.measured.values()) == {1}
 
 
 # ---------------------------------------------------------------------------------------------------------------- hours

@@ -1,0 +1,97 @@
+"""What a simulation measures: regret over the budget, the budget that reaches random search's best, the best that were stopped.
+
+Regret is the score that the best trial so far falls short of the best configuration by, both without the noise of seeds. All
+intervals are 95 % percentile intervals of the bootstrap over repetitions; a method and the reference share the repetitions.
+
+Legend: N repetitions, G points of the budget, B bootstrap samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from analysis.intervals import CONFIDENCE
+from analysis.simulation.points import Floats
+from analysis.simulation.run import Simulated
+
+NUM_POINTS, NUM_SAMPLES = 240, 1000  # of the budget; of the bootstrap
+THIRD = NUM_POINTS // 3 - 1  # the index of a third of the budget
+
+
+class Span(NamedTuple):
+    """A figure with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Measures:
+    """The answer about one method. reached: the share of the budget; infinite if it is not enough."""
+
+    name: str
+    reached: Span
+    regret_third: Span
+    regret_end: Span
+    lost_best: Span  # share of the repetitions
+    num_trials: float
+    num_whole: float
+    regret_G: Floats
+    low_G: Floats
+    high_G: Floats
+
+
+def shares() -> Floats:
+    """Return the points of the budget, (0, 1]."""
+    return np.arange(1, NUM_POINTS + 1) / NUM_POINTS
+
+
+def regrets(simulated: Simulated, end_seconds: float) -> Floats:
+    """Compute the regret of each repetition at each point of the budget, shape (N, G)."""
+    found = []
+    for replay, best, mean in zip(simulated.replays, simulated.bests, simulated.means, strict=True):
+        known = np.array([mean, *replay.truths])  # before the first evaluation: a random configuration
+        found.append(best - known[np.searchsorted(replay.times, shares() * end_seconds, side="right")])
+    return np.array(found)
+
+
+def measure(simulated: Simulated, reference: Simulated, end_seconds: float, seed: int = 0) -> Measures:
+    """Measure a method against random search on the same curves."""
+    own_NG, other_NG = regrets(simulated, end_seconds), regrets(reference, end_seconds)
+    num = len(own_NG)
+    weights_BN = np.random.default_rng(seed).multinomial(num, [1 / num] * num, size=NUM_SAMPLES) / num
+    own_BG, level_B = weights_BN @ own_NG, weights_BN @ other_NG[:, -1]
+    lost_N = np.array([replay.lost_best for replay in simulated.replays], dtype=np.float64)
+    regret_G, level = own_NG.mean(axis=0), other_NG[:, -1].mean()
+    low_G, high_G = np.quantile(own_BG, _ENDS, axis=0)
+    return Measures(
+        simulated.method.name,
+        Span(_reached(regret_G[None], level)[0], *_ends(_reached(own_BG, level_B[:, None]))),
+        Span(regret_G[THIRD], low_G[THIRD], high_G[THIRD]),
+        Span(regret_G[-1], low_G[-1], high_G[-1]),
+        Span(lost_N.mean(), *_ends(weights_BN @ lost_N)),
+        float(np.mean([replay.num_trials for replay in simulated.replays])),
+        float(np.mean([replay.num_whole for replay in simulated.replays])),
+        regret_G,
+        low_G,
+        high_G,
+    )
+
+
+_ENDS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
+
+
+def _ends(values_B: Floats) -> tuple[float, float]:
+    low, high = np.quantile(values_B, _ENDS, method="inverted_cdf")  # of samples, since some may be infinite
+    return float(low), float(high)
+
+
+def _reached(regrets_BG: Floats, level: Floats | float) -> Floats:
+    """Return the first share of the budget at which the regret is at most `level`, shape (B,)."""
+    is_there_BG = regrets_BG <= level + 1e-12
+    first_B = is_there_BG.argmax(axis=1)
+    return np.where(is_there_BG.any(axis=1), shares()[first_B], np.inf)

@@ -1,0 +1,73 @@
+"""The methods that a simulation compares: a sampler with a trial scheduler, written as in a space.
+
+"tpe+asha"   "random+{kind: top_k, k: 5}"   "random", which is random+none
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from minbert_core.settings.faults import SettingsError, faults_of
+from minbert_core.settings.yaml import parse_yaml
+from search.methods.halving import expected_full_trials
+from search.space.file import SpaceSettings
+
+REFERENCE = "random"  # random search, in which every trial runs to its end
+DEFAULTS = (REFERENCE, "random+asha", "random+top_k", "tpe", "tpe+asha", "tpe+top_k")
+MOST_TRIALS = 10_000  # more than any budget here pays for
+PLANNED = 0.9
+
+
+@dataclass(frozen=True)
+class Method:
+    """A sampler with a trial scheduler, its rungs, and the name that the user has given it."""
+
+    name: str
+    settings: SpaceSettings
+
+    @property
+    def learns(self) -> bool:
+        return self.settings.sampler.learns
+
+
+def parse_method(text: str, rungs: Sequence[int]) -> Method:
+    """Parse a method.  Raises ValueError: not a sampler and a trial scheduler, or one that does not suit the rungs."""
+    sampler, _, scheduler = text.partition("+")
+    document = {"sampler": _parsed(sampler), "trial_scheduler": _parsed(scheduler or "none"), "rungs": list(rungs)}
+    try:
+        settings = SpaceSettings.model_validate(document)
+    except ValidationError as error:
+        raise SettingsError(faults_of(error, SpaceSettings, document, {}), f"--methods {text}") from None
+    if settings.sampler.is_exhaustive:
+        raise ValueError(f"--methods {text}: a grid has an order of its own, so there is nothing to repeat. Use random or tpe.")
+    return Method(text, settings)
+
+
+def _parsed(text: str) -> object:
+    document, _ = parse_yaml(text)
+    return document
+
+
+def num_trials(method: Method, budget: float, num_recipes: int) -> int:
+    """Return the number of trials of a search with a budget in full trials.
+
+    It is as many as the time allows where no trial waits for others; else as many as are expected to cost PLANNED of the
+    budget, by the estimate of a search's plan, so that chance rarely cuts off the end.
+    """
+    scheduler = method.settings.trial_scheduler
+    if not scheduler.most_waiting(MOST_TRIALS):
+        return MOST_TRIALS
+
+    def cost(trials: int) -> float:
+        return expected_full_trials(trials, 0, num_recipes, method.settings.rungs, scheduler)
+
+    low, high = 1, max(2, round(budget))
+    while cost(high) < PLANNED * budget:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) < PLANNED * budget else (low, middle)
+    return low

@@ -1,0 +1,113 @@
+"""One simulated search: the searcher and the trial scheduler of a real one, driven by a clock of the recorded seconds.
+
+    free worker -> StudySearcher.suggest -> its next point is due at now + seconds -> TuneScheduler -> StudySearcher -> …
+
+Left out: the start of a trial's process, at its beginning and after a pause (about 3 s on two cores).
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.simulation.study import Curves, SimulatedStudy
+from search.methods.trial_schedulers import STOP
+from search.space.space import Space
+from search.study.messages import Report, as_dict
+from search.study.searcher import StudySearcher, TuneScheduler
+from search.study.trials import TrialResult
+
+
+class Silent:
+    """A listener that does nothing."""
+
+    def started(self, trial: TrialResult, resumed: bool) -> None: ...
+    def reported(self, trial: TrialResult, new: list[dict[str, Any]]) -> None: ...
+    def paused(self, trial: TrialResult, why: str) -> None: ...
+    def retried(self, trial: TrialResult, why: str) -> None: ...
+    def ended(self, trial: TrialResult) -> None: ...
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The course of one simulated search.
+
+    times and truths: when the best trial so far changed, in seconds, and the noiseless score of its configuration from then on.
+    """
+
+    times: list[float]
+    truths: list[float]
+    num_trials: int
+    num_whole: int  # that ran to the end
+    lost_best: bool  # the best configuration that was begun was stopped before its end
+    seconds: float  # of training
+
+
+def replay(space: Space, curves: Curves, tasks: tuple[str, ...], num_trials: int, workers: int, end_seconds: float) -> Replay:
+    """Run a search of `space.settings` to its end, or for `end_seconds`, with so many trials at a time."""
+    return _Clock(space, curves, tasks, num_trials, workers, end_seconds).run()
+
+
+class _Clock:
+    """The simulated time, and the trials that train."""
+
+    def __init__(
+        self, space: Space, curves: Curves, tasks: tuple[str, ...], num_trials: int, workers: int, end_seconds: float
+    ) -> None:
+        settings = space.settings
+        self.now, self.rungs, self.workers = 0.0, settings.rungs, workers
+        self.study = SimulatedStudy(space, curves, tasks)
+        scheduler = settings.trial_scheduler.build(settings.rungs, num_trials)
+
+        def seconds_left() -> float:
+            return end_seconds - self.now
+
+        self.searcher = StudySearcher(self.study, scheduler, num_trials, [], Silent(), seconds_left)
+        self.scheduler = TuneScheduler(scheduler, settings.rungs, seconds_left)
+        self.due: list[tuple[float, int, dict[str, Any]]] = []  # a heap of (time, Ray's id, order)
+        self.ids = itertools.count()
+        self.times: list[float] = []
+        self.truths: list[float] = []
+
+    def run(self) -> Replay:
+        while True:
+            while len(self.due) < self.workers and isinstance(order := self.searcher.suggest(str(i := next(self.ids))), dict):
+                self._train(i, order)
+            if not self.due:
+                return self._result()
+            self.now, i, order = heapq.heappop(self.due)
+            self._report(i, order)
+
+    def _train(self, i: int, order: dict[str, Any]) -> None:
+        """Let a trial train to its next point."""
+        trial = self.study.trials[order["number"]]
+        seconds = self.study.curves[trial.number].seconds_R[len(trial.records)] - trial.seconds
+        heapq.heappush(self.due, (self.now + float(seconds), i, order))
+
+    def _report(self, i: int, order: dict[str, Any]) -> None:
+        """Report a trial's point, as its process would, and let Ray's part end it or let it continue."""
+        number = order["number"]
+        record = self.study.record(number)
+        recipe = self.study.curves[number].recipe
+        report = as_dict(Report(number, recipe, order["exempt"], record["rung"], record["dev/score"], [record]))
+        if self.scheduler.on_trial_result(None, None, report) == STOP:
+            self.searcher.on_trial_complete(str(i), report)
+        else:
+            self.searcher.on_trial_result(str(i), report)
+            if record["rung"] == self.rungs[-1]:
+                self.searcher.on_trial_complete(str(i), report)
+            else:
+                self._train(i, order)
+        truth = self.study.curves[self.study.best[2]].truth
+        if not self.truths or truth != self.truths[-1]:
+            self.times.append(self.now)
+            self.truths.append(truth)
+
+    def _result(self) -> Replay:
+        trials, curves = self.study.trials, self.study.curves
+        best = max(range(len(curves)), key=lambda number: curves[number].truth)
+        whole = sum(trial.rung == self.rungs[-1] for trial in trials)
+        lost = trials[best].status == "stopped"
+        return Replay(self.times, self.truths, len(trials), whole, lost, sum(trial.seconds for trial in trials))

@@ -1,0 +1,104 @@
+"""Where the trials of a simulated search come from: drawn from the recorded configurations, or suggested by its sampler.
+
+The noise of a seed is a recorded residual with a random sign. Draws depend on the repetition and the trial's number only, so
+that in one repetition all methods that draw at random get the same trials in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+import numpy as np
+import optuna
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from analysis.simulation.points import Floats
+from analysis.simulation.recorded import Recording
+from analysis.simulation.study import Curve
+from analysis.simulation.surrogate import Drawn
+from minbert_core.seeds import seed_of
+from search.methods.samplers import SamplerSetting
+from search.study.storage import as_the_sampler_sees
+from search.study.trials import Status, TrialResult
+
+STATES = {"completed": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
+
+
+class FromTable:
+    """Trials drawn from the recorded configurations, with replacement: as random search draws from the space."""
+
+    def __init__(self, recording: Recording, repetition: int) -> None:
+        self.recording, self.repetition = recording, repetition
+
+    def next(self, number: int) -> Curve:
+        """Draw a configuration."""
+        generator = np.random.default_rng((self.repetition, number))
+        configurations = self.recording.configurations
+        own = configurations[int(generator.integers(len(configurations)))]
+        metrics = own.metrics_RM + _noise(self.recording, generator)
+        return Curve(own.point, own.recipe, metrics, own.seconds_R, own.stages, float(own.metrics_RM[:, 0].max()))
+
+    def reported(self, number: int, rung: int, score: float) -> None:
+        """Do nothing: the draws do not learn."""
+
+    def waits(self, numbers: dict[int, TrialResult]) -> None:
+        """Do nothing: the draws do not learn."""
+
+    def ended(self, number: int, status: Status, score: float) -> None:
+        """Do nothing: the draws do not learn."""
+
+
+class Storage(InMemoryStorage):
+    """Optuna's storage in memory, with a real study's view of trials that wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: Container[int] = ()
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        if not self.waiting:
+            return super().get_all_trials(study_id, deepcopy, states)
+        return as_the_sampler_sees(super().get_all_trials(study_id, deepcopy), self.waiting, states)
+
+
+class Suggested:
+    """Trials that a sampler suggests, with the curves of a function that was drawn from the surrogate."""
+
+    def __init__(self, drawn: Drawn, sampler: SamplerSetting, repetition: int) -> None:
+        self.drawn, self.setting, self.repetition = drawn, sampler, repetition
+        self.storage = Storage()
+        built = sampler.build(list, 0)
+        self.study = optuna.create_study(storage=self.storage, sampler=built, direction="maximize", study_name="simulated")
+        self.ids: list[int] = []
+
+    def next(self, number: int) -> Curve:
+        """Let the sampler suggest a point."""
+        self.setting.seed(self.study.sampler, seed_of(self.repetition, "sampler", number) % 2**32)
+        trial, recording = self.study.ask(), self.drawn.surrogate.recording
+        self.ids.append(trial._trial_id)
+        point = recording.points.sample(lambda name, domain: domain.suggest(trial, name))
+        metrics_RM, seconds_R, stages, recipe = self.drawn.curve(point)
+        noise = _noise(recording, np.random.default_rng((self.repetition, number)))
+        return Curve(point, recipe, metrics_RM + noise, seconds_R, stages, float(metrics_RM[:, 0].max()))
+
+    def reported(self, number: int, rung: int, score: float) -> None:
+        self.storage.set_trial_intermediate_value(self.ids[number], rung, score)
+
+    def waits(self, numbers: dict[int, TrialResult]) -> None:
+        self.storage.waiting = numbers.keys()
+
+    def ended(self, number: int, status: Status, score: float) -> None:
+        values = [score] if status == "completed" else None
+        self.storage.set_trial_state_values(self.ids[number], STATES[status], values)
+
+
+def _noise(recording: Recording, generator: np.random.Generator) -> Floats | float:
+    """Draw the noise of a seed, shape (R, M); 0 if no configuration was repeated."""
+    residuals = recording.residuals_SRM
+    if not len(residuals):
+        return 0.0
+    noise: Floats = residuals[int(generator.integers(len(residuals)))] * (1 if generator.random() < 0.5 else -1)
+    return noise

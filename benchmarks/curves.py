@@ -1,0 +1,125 @@
+"""Record learning curves of random configurations on real data, for `analysis/simulate.py`.
+
+    python -m benchmarks.curves --data DATA --encoder ENCODER [--hours 2] [--examples 6000] [--trials 80]
+
+The recording is a search of ours: `benchmarks/curves.yaml` has the choices of spaces/full.yaml, draws at random, stops nothing,
+and evaluates at nine points; every fourth trial repeats an earlier configuration with another seed. Two trials run at a time
+on two cores, one thread each. The same command continues on another day. Dev is reduced to DEV_ROWS rows per task, evenly
+spaced, because nine evaluations on all rows would take longer than the training; the training rows are all there.
+
+Writes OUT, the table of `analysis/runs.py` without training records and without paths of this machine, and prints what a trial
+costs and how much is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from analysis.table import METADATA, tabulate
+from minbert_core.commands import run_command
+from minbert_core.data.tasks import TASKS
+from minbert_core.words import counted, duration
+from search.options import from_arguments, parser
+from search.results import Search, open_search
+from search.run import start_or_resume
+from search.study.trials import TrialResult
+
+HERE = Path(__file__).resolve().parent
+NAME = "curves"
+TRAIN_ON = ("sst", "para", "sts")
+DEV_ROWS = 300  # per task; the same rows for every trial, so that differences between trials are of the trials
+SLOTS = 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    return run_command(_parser(), arguments, _main, writes="runs")
+
+
+def _main(options: argparse.Namespace) -> int:
+    data = reduced_data(options.data, options.runs.absolute() / "curves-data", options.dev_rows)
+    words = ["--resume", NAME, "--space", str(HERE / "curves.yaml"), "--runs", str(options.runs), "--gpus", "0"]
+    words += ["--data", str(data), "--encoder", str(options.encoder.absolute())]
+    words += ["--trials", str(options.trials), "--set", f"budget/examples={options.examples}"]
+    words += ["--hours", str(options.hours)] if options.hours else []
+    folder, code = start_or_resume(from_arguments(parser().parse_args(words), words))
+    search = open_search(folder)
+    if any(trial.points for trial in search.trials):
+        pyarrow.parquet.write_table(anonymous(tabulate([search])), options.out, compression="zstd")
+        print("\n".join(state(search, options)))
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    command = argparse.ArgumentParser(
+        prog="python -m benchmarks.curves", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command.add_argument("--data", type=Path, required=True, help="folder with the corpora")
+    command.add_argument("--encoder", type=Path, required=True, help="folder of the encoder, such as all-MiniLM-L6-v2")
+    command.add_argument("--hours", type=float, help="time limit; trials that would exceed it are paused")
+    command.add_argument("--trials", type=int, default=80, help="runs, a fourth of them repeats (default 80)")
+    command.add_argument("--examples", type=int, default=6_000, help="of a trial (default 6,000); the first call decides")
+    command.add_argument(
+        "--dev-rows", type=int, default=DEV_ROWS, help=f"per task (default {DEV_ROWS}); the first call decides"
+    )
+    command.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the search (default runs)")
+    command.add_argument("--out", type=Path, default=HERE / "curves.parquet", help="default benchmarks/curves.parquet")
+    return command
+
+
+def reduced_data(data: Path, folder: Path, dev_rows: int) -> Path:
+    """Make a folder with links to the training files, and dev files of at most `dev_rows` evenly spaced rows. Return it."""
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        for task in (TASKS[name] for name in TRAIN_ON):
+            (folder / task.file("train")).symlink_to((data / task.file("train")).absolute())
+            head, *rows = (data / task.file("dev")).read_text(encoding="utf-8").splitlines(keepends=True)
+            step = max(1.0, len(rows) / dev_rows)
+            kept = [rows[int(i * step)] for i in range(min(dev_rows, len(rows)))]
+            (folder / task.file("dev")).write_text(head + "".join(kept), encoding="utf-8")
+    return folder.absolute()
+
+
+def anonymous(rows: pa.Table) -> pa.Table:
+    """Return the table without training records and without the folders of this machine."""
+    rows = rows.set_column(rows.column_names.index("folder"), "folder", pa.array([""] * len(rows)))
+    empty: pa.Array = pa.array([[] for _ in range(len(rows))], rows.schema.field("training").type)
+    rows = rows.set_column(rows.column_names.index("training"), "training", empty)
+    written = json.loads(rows.schema.metadata[METADATA])
+    for facts in written["searches"].values():
+        config: dict[str, Any] = facts["space"]["config"]
+        config["data"] = "data/"
+        config["encoder"]["checkpoint"] = Path(config["encoder"]["checkpoint"]).name
+    return rows.replace_schema_metadata({METADATA: json.dumps(written)})
+
+
+def state(search: Search, options: argparse.Namespace) -> list[str]:
+    """Return what is recorded, what a trial costs, and how much is left."""
+    whole = [trial for trial in search.trials if trial.status == "completed"]
+    lines = [f"recorded  {len(whole)} of {options.trials} curves -> {options.out}, {options.out.stat().st_size / 1e6:.2f} MB"]
+    if whole:
+        cost = seconds_per_1000(whole)
+        lines.append(f"cost      {cost:.1f} s per 1,000 examples, with nine evaluations of {options.dev_rows} rows per task")
+        left = sum(trial.seconds for trial in whole) / len(whole) * (options.trials - len(whole)) / SLOTS
+        lines.append(
+            f"left      {counted(options.trials - len(whole), 'curve')}, about {duration(left)} with {SLOTS} at a time"
+        )
+    return lines
+
+
+def seconds_per_1000(trials: Iterable[TrialResult]) -> float:
+    """Compute the mean seconds per 1,000 examples, evaluations included."""
+    trials = list(trials)
+    return 1000 * sum(trial.seconds for trial in trials) / sum(trial.examples for trial in trials)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

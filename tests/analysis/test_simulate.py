@@ -1,0 +1,290 @@
+"""Simulated searches over made-up curves: what is replayed, what is measured, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analysis import simulate
+from analysis.simulation.measures import measure, regrets
+from analysis.simulation.methods import num_trials, parse_method
+from analysis.simulation.points import Points
+from analysis.simulation.recorded import geometric, read_recording
+from analysis.simulation.replay import Replay, replay
+from analysis.simulation.run import Problem, Simulated
+from analysis.simulation.run import simulate as run
+from analysis.simulation.sources import FromTable
+from analysis.simulation.study import Curve
+from analysis.simulation.surrogate import Surrogate
+from analysis.table import Facts, Parameter, Table, Trial
+from minbert_core.commands import Refused
+from search.space.choosing import forcing
+from search.space.domains import Choice
+from search.space.file import SpaceSettings, read_document
+from search.space.space import Space
+from search.study.trials import Status, TrialResult
+
+SPACES = Path(__file__).resolve().parents[2] / "spaces"
+DOCUMENT: dict[str, Any] = {
+    "trials": 12,
+    "rungs": [1, 3, 9],
+    "sampler": "random",
+    "trial_scheduler": "none",
+    "config": {
+        "data": "toy",
+        "encoder": "tiny",
+        "optimizer": {"lr": {"log_uniform": [1e-4, 1e-2]}},
+        "gradient": {"choice": ["sum", "pcgrad"]},
+    },
+}
+PARAMETERS = {
+    "optimizer/lr": Parameter("optimizer/lr", "log_uniform", low=1e-4, high=1e-2),
+    "gradient": Parameter("gradient", "choice", ("sum", "pcgrad")),
+}
+
+
+def made_up(num: int, num_stopped: int = 0, repeats: bool = True) -> Table:
+    """Trials whose score is best at a rate of 1e-3, which a seed moves by .01; every fourth repeats the one before it."""
+    random, trials = np.random.default_rng(0), []
+    params: dict[str, Any] = {}
+    for number in range(num):
+        if not (repeats and number % 4 == 3):
+            params = {"optimizer/lr": 10 ** random.uniform(-4, -2), "gradient": ("sum", "pcgrad")[number % 2]}
+        end = 0.8 - 0.1 * abs(math.log10(params["optimizer/lr"]) + 3) + 0.01 * (number % 4 == 3)
+        scores = {rung: end - 0.3 / rung for rung in (1, 3, 9)}
+        entries = [
+            {"rung": rung, "stage": 0, "examples": 10 * rung, "seconds": 2.0 * rung, "dev/score": s, "dev/sst": s, "dev/sts": s}
+            for rung, s in scores.items()
+        ]
+        stopped = number < num_stopped
+        status, kept = ("stopped", entries[:1]) if stopped else ("completed", entries)
+        trials.append(Trial("s", number, status, None, "multitask", 18.0, 90, dict(params), kept))
+    metrics = {"sst": "accuracy", "sts": "pearson"}
+    return Table(trials, {"s": Facts("s", "why?", num, False, True, "norm", metrics, PARAMETERS, space=DOCUMENT)})
+
+
+def space_of(document: dict[str, Any], name: str = "s") -> Space:
+    settings = SpaceSettings.model_validate(
+        {key: value for key, value in document.items() if key in SpaceSettings.model_fields}
+    )
+    return Space(name, settings, document)
+
+
+# ------------------------------------------------------------------------------------------------------------- the curves
+
+
+def test_repeats_are_one_configuration_and_show_the_noise() -> None:
+    recording = read_recording(made_up(16))
+    assert (len(recording.configurations), recording.num_curves) == (12, 16)
+    # two seeds are .005 above and below their mean; each residual is scaled by the root of 2 / 1
+    assert np.abs(recording.residuals_SRM) == pytest.approx(0.005 * math.sqrt(2))
+    assert recording.configurations[2].metrics_RM[-1, 0] == pytest.approx(made_up(16).trials[2].at(9) + 0.005)  # type: ignore[operator]
+
+
+def test_too_few_whole_curves_are_refused_with_the_command_that_records_more() -> None:
+    with pytest.raises(
+        Refused, match=r"s has 4 configurations with a whole curve, because 6 of its 10 trials were stopped"
+    ) as found:
+        read_recording(made_up(10, num_stopped=6, repeats=False))
+    assert "--name s-curves --trials 40 --set trial_scheduler=none" in str(found.value)
+    assert "this trains for 12 min in all" in str(found.value)
+
+
+def test_a_file_without_its_space_is_refused() -> None:
+    table = made_up(12)
+    old = Table(table.trials, {"s": Facts(**{**vars(table.searches["s"]), "space": {}})})
+    with pytest.raises(ValueError, match="lacks the search's space"):
+        read_recording(old)
+
+
+def test_the_rungs_of_a_simulation_are_the_longest_part_that_grows_by_one_factor() -> None:
+    assert geometric((1, 2, 3, 4, 5, 6, 7, 8, 9)) == (1, 3, 9)
+    assert geometric((1, 2, 4, 8)) == (1, 2, 4, 8)
+    assert geometric((1, 4)) == (1, 4)
+    assert geometric((3, 7)) == (7,)
+    with pytest.raises(ValueError, match=r"Rung 2 was not recorded\. Known: 1, 3, 9"):
+        read_recording(made_up(16)).at((2, 9))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SPACES.glob("*.yaml")))
+def test_points_have_the_parameters_and_the_recipe_of_the_spaces_own_samples(name: str) -> None:
+    document, _ = read_document(SPACES / f"{name}.yaml")
+    space = space_of(document, name)
+    points, random = Points(space), np.random.default_rng(0)
+    for _ in range(12):
+        point = points.random(random)
+        sample = space.sample(forcing(point))
+        assert sample.params == point
+        assert list(sample.params) == list(point)
+    assert points.recipe(point) == sample.config().recipe
+    for path, value in point.items():
+        domain = points.domains[path]
+        assert value in domain.labels if isinstance(domain, Choice) else domain.contains(value)
+
+
+# ---------------------------------------------------------------------------------------------------------- the surrogate
+
+
+def test_a_surrogate_predicts_configurations_that_it_has_not_seen() -> None:
+    recording = read_recording(made_up(40))
+    surrogate = Surrogate(recording)
+    assert surrogate.leave_one_out().explained > 0.8
+    drawn = [surrogate.draw(np.random.default_rng(seed)) for seed in range(20)]
+    known = recording.configurations[5]
+    found = np.array([one.curve(known.point)[0] for one in drawn])
+    assert found.mean(axis=0) == pytest.approx(known.metrics_RM, abs=0.03)
+    assert drawn[0].curve(known.point)[1] == pytest.approx([2, 6, 18], rel=0.05)
+
+
+def test_the_leave_one_out_error_is_that_of_a_process_fitted_without_the_configuration() -> None:
+    recording = read_recording(made_up(16))
+    whole = Surrogate(recording)
+    errors = []
+    for i in range(len(recording.configurations)):
+        kept = [j for j in range(len(recording.configurations)) if j != i]
+        covariance = whole._kernel(whole.x_ND)[np.ix_(kept, kept)] + whole.noise * np.eye(len(kept))
+        predicted = whole._kernel(whole.x_ND)[i, kept] @ np.linalg.solve(covariance, whole.y_NK[kept])
+        errors.append((predicted - whole.y_NK[i])[-4] * whole.scale_K[-4])  # before the tasks at the last rung, and the cost
+    assert whole.leave_one_out().rmse == pytest.approx(float(np.sqrt(np.mean(np.square(errors)))))
+
+
+# -------------------------------------------------------------------------------------------------------------- a replay
+
+
+class Given:
+    """Trials with final scores that are given; at each rung they have them."""
+
+    def __init__(self, *scores: float, seconds: float = 9.0) -> None:
+        self.scores, self.seconds = scores, seconds
+
+    def next(self, number: int) -> Curve:
+        score = self.scores[number]
+        return Curve({}, "multitask", np.full((3, 1), score), self.seconds * np.array([1, 3, 9]) / 9, (0, 0, 0), score)
+
+    def reported(self, number: int, rung: int, score: float) -> None: ...
+    def waits(self, numbers: dict[int, TrialResult]) -> None: ...
+    def ended(self, number: int, status: Status, score: float) -> None: ...
+
+
+def replayed(scheduler: Any, *scores: float, workers: int = 1, end: float = math.inf) -> Replay:
+    return replay(space_of({**DOCUMENT, "trial_scheduler": scheduler}), Given(*scores), (), len(scores), workers, end)
+
+
+def test_random_search_takes_the_recorded_seconds_and_follows_its_best_trial() -> None:
+    found = replayed("none", 0.5, 0.4, 0.7)
+    assert (found.times, found.truths, found.seconds) == ([1, 27], [0.5, 0.7], 27)
+    assert (found.num_trials, found.num_whole, found.lost_best) == (3, 3, False)
+    at_once = replayed("none", 0.5, 0.4, 0.7, workers=3)
+    assert (at_once.times[-1], at_once.truths[-1]) == (9, 0.7)
+
+
+def test_asha_stops_and_pays_only_for_what_was_trained() -> None:
+    found = replayed("asha", 0.5, 0.4, 0.3)
+    assert (found.seconds, found.num_whole) == (9 + 1 + 1, 1)
+
+
+def test_the_best_is_lost_if_it_was_stopped() -> None:
+    class Late(Given):
+        def next(self, number: int) -> Curve:
+            curve = super().next(number)
+            return (
+                curve
+                if number == 0
+                else Curve({}, "multitask", np.array([[0.1], [0.5], [0.9]]), curve.seconds_R, (0, 0, 0), 0.9)
+            )
+
+    found = replay(space_of({**DOCUMENT, "trial_scheduler": "asha"}), Late(0.5, 0.9), (), 2, 1, math.inf)
+    assert found.lost_best
+
+
+def test_promotion_pauses_and_promotes_in_simulated_time() -> None:
+    found = replayed("promotion", 0.5, 0.7, 0.4)
+    assert (found.num_whole, found.seconds, found.lost_best) == (1, 3 + 8, False)
+
+
+def test_nothing_begins_that_the_budget_does_not_pay_for() -> None:
+    # the second trial pauses at 12 s, where its next point is 6 s away; the third begins, and pauses at 15 s
+    assert replayed("none", 0.5, 0.4, 0.7, end=18).seconds == 9 + 3 + 3
+
+
+def test_methods_that_draw_at_random_get_the_same_trials_in_one_repetition() -> None:
+    recording = read_recording(made_up(16))
+    one, other = FromTable(recording, 3), FromTable(recording, 3)
+    assert [one.next(i).truth for i in range(5)] == [other.next(i).truth for i in range(5)]
+    assert one.next(0).truth != FromTable(recording, 4).next(0).truth
+
+
+# ------------------------------------------------------------------------------------------------------------ the measures
+
+
+def simulated(*truths: float, times: tuple[float, ...] = (5.0,)) -> Simulated:
+    """Repetitions in which the best is 1 and a random configuration 0, each with one change of the best."""
+    replays = [
+        Replay([time], [truth], 1, 1, truth < 0.5, 10.0) for truth, time in zip(truths, times * len(truths), strict=False)
+    ]
+    return Simulated(parse_method("random", (1, 3, 9)), False, replays, [1.0] * len(truths), [0.0] * len(truths))
+
+
+def test_regret_falls_when_the_best_trial_changes() -> None:
+    regret_NG = regrets(simulated(0.8), 10.0)
+    assert set(np.round(regret_NG[0], 6)) == {1.0, 0.2}
+    assert (regret_NG[0] == 1.0).sum() == pytest.approx(120, abs=1)
+
+
+def test_the_budget_to_reach_random_searchs_best_is_where_the_mean_regret_is_as_low() -> None:
+    reference = simulated(*[0.8] * 30)
+    fast, never = simulated(*[0.9] * 30, times=(2.0,)), simulated(*[0.7] * 30)
+    assert measure(fast, reference, 10.0).reached.value == pytest.approx(0.2, abs=0.01)
+    assert math.isinf(measure(never, reference, 10.0).reached.value)
+    mixed = measure(simulated(*[0.8, 0.2] * 15), reference, 10.0)
+    assert mixed.lost_best.value == 0.5
+    assert 0.25 < mixed.lost_best.low < 0.5 < mixed.lost_best.high < 0.75
+
+
+def test_a_search_that_waits_for_all_its_trials_is_planned_to_cost_less_than_the_budget() -> None:
+    top_k = parse_method("random+{kind: top_k, k: 2}", (1, 3, 9))
+    assert num_trials(top_k, 10, 1) == pytest.approx((9 - 2 * 8 / 9) * 9, abs=1)
+    assert num_trials(parse_method("random+asha", (1, 3, 9)), 10, 1) > 1000
+
+
+def test_repetitions_of_a_learning_method_run_on_drawn_functions() -> None:
+    recording = read_recording(made_up(40))
+    [found] = run(Problem(recording, 4, 2, fitted=True), [parse_method("{kind: tpe, startup: 2}+asha", (1, 3, 9))], 2)
+    assert len(found.replays) == 2
+    assert found.bests[0] != found.bests[1]
+    assert all(one.num_trials > 3 for one in found.replays)
+
+
+# --------------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("tpee+asha", r"--methods tpee\+asha: Unknown `sampler` kind 'tpee'; did you mean 'tpe'\?"),
+        ("tpe+ashaa", r"--methods tpe\+ashaa: Unknown `trial_scheduler` kind 'ashaa'; did you mean 'asha'\?"),
+        ("grid", "a grid has an order of its own"),
+    ],
+)
+def test_an_unknown_method_is_refused(text: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        parse_method(text, (1, 3, 9))
+
+
+def test_the_command_answers_and_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulate, "read_one_search", lambda *_: made_up(24))
+    words = ["s", "--methods", "random+asha", "random+promotion", "--budget", "4", "--repetitions", "20"]
+    assert simulate.main([*words, "--to", str(tmp_path), "--formats", "svg"]) == 0
+    out = capsys.readouterr().out
+    assert "18 configurations with 24 whole curves; 12 curves of repeats show the noise." in out
+    assert "| random+promotion |" in out
+    assert "18 configurations are few: 18 others might order the methods differently." in out.replace("\n", " ")
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert (tmp_path / "regret.svg").exists()
+    assert (tmp_path / "regret.csv").read_text().startswith("curves,method,full_trials,regret,low,high")
