@@ -12,7 +12,7 @@ from typing import Any
 import pandas
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel
+from mlflow.pyfunc.model import PythonModel
 
 from minbert_core.model import Predictor, load
 

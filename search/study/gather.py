@@ -20,7 +20,6 @@ from search.study.entry import UNSOUND, check_entry, identity_of, read_entry
 from search.study.journal import Journal, read_journal
 from search.study.trials import Status, TrialResult
 
-
 TRACES = ("config.yaml", "metrics.jsonl", "best", "state")  # in a trial's folder: it was asked for, or has trained
 
 
