@@ -342,7 +342,7 @@ def check_mlflow(search: Search) -> None:
         of_trials = "FROM runs JOIN tags ON tags.run_uuid = runs.run_uuid WHERE tags.key = 'trial_number'"
         rows = database.execute(f"SELECT runs.run_uuid, runs.status, tags.value {of_trials}").fetchall()
         runs = {int(number): (uuid, status) for uuid, status, number in rows}
-        require(len(rows) == len(runs), "MLflow has two runs of one trial")
+        require(len(rows) == len(runs), f"MLflow has two runs of one trial: {_told_apart(database)}")
         for trial in search.trials():
             require(trial.number in runs, f"MLflow lacks trial {trial.number:03d}")
             uuid, status = runs[trial.number]
@@ -352,6 +352,14 @@ def check_mlflow(search: Search) -> None:
             require(len(points) == len(set(points)), f"MLflow has points of trial {trial.number:03d} twice")
             lacking = _points(trial) - set(points)
             require(not lacking, f"MLflow lacks {len(lacking)} points of trial {trial.number:03d}")
+
+
+def _told_apart(database: sqlite3.Connection) -> str:
+    """Return number, status, start and parent of the trials' runs."""
+    tags = "JOIN tags AS {0} ON {0}.run_uuid = runs.run_uuid AND {0}.key = '{1}'"
+    joined = f"{tags.format('number', 'trial_number')} {tags.format('parent', 'mlflow.parentRunId')}"
+    query = f"SELECT number.value, runs.status, runs.start_time, parent.value FROM runs {joined} ORDER BY runs.start_time"
+    return "; ".join(f"{number} {status} {start} in {parent[:6]}" for number, status, start, parent in database.execute(query))
 
 
 def _points(trial: TrialResult) -> set[tuple[str, int]]:

@@ -127,6 +127,12 @@ def journal_and_config_deleted(search: Search, lab: Lab) -> None:
     config_deleted(search, lab)
 
 
+def trial_unknown(search: Search, lab: Lab) -> None:
+    """Delete all that knows a trial: only its records and its snapshot are left."""
+    (_best(search) / "trial.json").unlink()
+    journal_and_config_deleted(search, lab)
+
+
 def snapshot_flipped(search: Search, lab: Lab) -> None:
     _flip(_running(search) / "state" / "snapshot.pt", lab)
 
@@ -220,8 +226,9 @@ RECORDS = [
     Case("metrics.jsonl of a running trial cut", RESTORED, partial(restored, damage=running_records_cut)),
     Case("config.yaml of the best deleted", RESTORED, partial(restored, damage=config_deleted)),
     Case("config.yaml of a running trial deleted", RESTORED, partial(restored, damage=running_config_deleted)),
-    Case("config.yaml is another trial's", RESTORED, partial(restored, damage=configs_exchanged)),
-    Case("study.journal and a config.yaml deleted", REFUSED, partial(refused, damage=journal_and_config_deleted)),
+    Case("config.yaml is another trial's", REFUSED, partial(refused, damage=configs_exchanged)),
+    Case("study.journal and a config.yaml deleted", RESTORED, partial(restored, damage=journal_and_config_deleted)),
+    Case("study.journal, a config.yaml and its trial.json deleted", REFUSED, partial(refused, damage=trial_unknown)),
     Case("snapshot, one bit flipped", RESTORED, partial(restored, damage=snapshot_flipped), times=3),
     Case("snapshot cut in half", RESTORED, partial(restored, damage=snapshot_cut)),
     Case("snapshot is another trial's", RESTORED, partial(restored, damage=snapshot_of_another)),

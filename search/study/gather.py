@@ -20,6 +20,8 @@ from search.study.entry import UNSOUND, check_entry, identity_of, read_entry
 from search.study.journal import Journal, read_journal
 from search.study.trials import Status, TrialResult
 
+TRACES = ("config.yaml", "metrics.jsonl", "best", "state")  # in a trial's folder: it was asked for, or has trained
+
 
 @dataclass(frozen=True)
 class Gathered:
@@ -56,7 +58,8 @@ def gather(folder: Path, study_name: str) -> Gathered:
             entry = copy
         trials.append(_void(number) if entry is None else entry)
     for number, path in folders.items():
-        if (path / "config.yaml").exists() and not (number < len(trials) and began(folder, trials[number])):
+        has_begun = any((path / name).exists() for name in TRACES)
+        if has_begun and not (number < len(trials) and began(folder, trials[number])):
             raise ValueError(
                 f"{path} belongs to no trial that is known: {_why(journal)}, and the folder has no readable trial.json. "
                 "Restore study.journal from a copy, or move that folder away."

@@ -239,6 +239,11 @@ def journal_and_a_copy_gone(folder: Path) -> None:
     (folder / "trials" / "002" / "trial.json").write_text("{}")
 
 
+def all_that_knows_a_trial_gone(folder: Path) -> None:
+    journal_and_a_copy_gone(folder)
+    (folder / "trials" / "002" / "config.yaml").unlink(missing_ok=True)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -248,6 +253,7 @@ def journal_and_a_copy_gone(folder: Path) -> None:
         (foreign_journal, "and study.journal disagree about the config of trial 000"),
         (journal_and_copies_gone, "trials/000 belongs to no trial that is known: study.journal is damaged .it is missing"),
         (journal_and_a_copy_gone, "trials/002 belongs to no trial that is known"),
+        (all_that_knows_a_trial_gone, "trials/002 belongs to no trial that is known"),
     ],
 )
 def test_what_no_file_knows_is_refused_and_nothing_is_written(
