@@ -38,7 +38,7 @@ from search.study.engine import start_ray
 from search.study.interrupts import Interrupts
 from search.study.listeners import Listeners
 from search.study.mirror import Mirror
-from search.study.repair import repair
+from search.study.repair import Repairs, repair
 from search.study.retries import reopen_failed
 from search.study.searcher import StopOnRequest, StudySearcher, TuneScheduler
 from search.study.study import Study
@@ -56,9 +56,14 @@ SENT_PER_SECOND = 50e6  # bytes of a snapshot to a storage, at least; assumed, n
 CLOSE_SECONDS = 5.0  # for MLflow to write the rest after a fault
 
 
-def run_search(folder: Path, plan: Plan, options: SearchOptions, seconds_left: Callable[[], float], resumed: bool) -> int:
-    """Run or resume the search in `folder` until its end, Ctrl-C or the time limit. Return the exit code."""
-    record, repairs = read_plan(folder), repair(folder, plan.space, plan.seed)
+def run_search(
+    folder: Path, plan: Plan, options: SearchOptions, seconds_left: Callable[[], float], repairs: Repairs | None = None
+) -> int:
+    """Run or resume the search in `folder` until its end, Ctrl-C or the time limit. Return the exit code.
+
+    repairs: what checking the files of a resumed search has found; None: the search is new.
+    """
+    record, resumed, repairs = read_plan(folder), repairs is not None, repairs or Repairs()
     uri = record.tracking_uri or store_uri(folder.parent)
     files = [folder / "space.yaml", folder / "plan.json"]
     note, digests, num_rows = _note(plan, folder, []), plan.fingerprints(), _num_rows(plan)

@@ -63,6 +63,7 @@ from search.report.words import describe
 from search.results import read
 from search.space.space import Space, read_space
 from search.study.engine import STOPS, start_ray
+from search.study.repair import repair
 from search.study.searcher import unlimited
 from search.study.watch import RayDied, leave
 from search.tracking.store import store_fault
@@ -211,7 +212,7 @@ def _start(options: SearchOptions, plan: Plan, runs: Path, clock: Callable[[], f
         clear_failed_start(folder)
         search_id, asked, written = secrets.token_hex(8), asked_space(options), write_space(folder, plan.space.document)
         write_plan(folder, plan_record(plan, options.arguments, search_id, options.tracking_uri, asked, written))
-        return folder, run_search(folder, plan, options, clock, resumed=False)
+        return folder, run_search(folder, plan, options, clock)
 
 
 def _clock(hours: float | None) -> Callable[[], float]:
@@ -230,8 +231,9 @@ def _resume(options: SearchOptions, folder: Path, retry: str, seconds_left: Call
         return DONE
     with lock(folder):
         wait_for_workers(folder)
+        repairs = repair(folder, plan.space, plan.seed)  # before anything is written: it may refuse
         write_plan(folder, record)
-        return run_search(folder, plan, options, seconds_left, resumed=True)
+        return run_search(folder, plan, options, seconds_left, repairs)
 
 
 def _without_gpus(arguments: Sequence[str]) -> list[str]:

@@ -129,8 +129,10 @@ def journal_and_config_deleted(search: Search, lab: Lab) -> None:
 
 def trial_unknown(search: Search, lab: Lab) -> None:
     """Delete all that knows a trial: only its records and its snapshot are left."""
-    (_best(search) / "trial.json").unlink()
-    journal_and_config_deleted(search, lab)
+    best = _best(search)  # while the journal is there
+    (best / "trial.json").unlink()
+    (best / "config.yaml").unlink()
+    journal_deleted(search, lab)
 
 
 def snapshot_flipped(search: Search, lab: Lab) -> None:

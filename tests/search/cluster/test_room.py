@@ -47,6 +47,9 @@ def test_a_search_gets_what_the_cluster_has_and_follows_nodes_that_join_and_leav
             assert time.monotonic() < began + 60, said
             time.sleep(0.2)
         nodes.kill(name)
+        while not room.lost(joined.id):  # until its port no longer answers
+            assert time.monotonic() < began + 90, said
+            time.sleep(0.2)
         assert room.lost(joined.id) == f"{joined.name}, which has left the cluster"
         assert (room.slots(), room.lost(resources.nodes[0].id)) == (1, "")
     assert said[0].endswith("has joined; 2 trials at a time")

@@ -27,6 +27,7 @@ from search.plan.plan import Plan
 from search.plan.relocated import relocated_config
 from search.plan.summary import plan_lines
 from search.study.gather import read_results
+from search.study.repair import Repairs
 from search.tracking.store import store_uri
 from tests.search.searching import Search, searches
 
@@ -57,8 +58,8 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Plan, bool]]:
     """The plans of the searches that would have run, none of which does, and whether each was resumed."""
     found: list[tuple[Plan, bool]] = []
 
-    def run_search(folder: Path, plan: Plan, options: SearchOptions, clock: Callable[[], float], resumed: bool) -> int:
-        found.append((plan, resumed))
+    def run_search(folder: Path, plan: Plan, options: SearchOptions, clock: Any, repairs: Repairs | None = None) -> int:
+        found.append((plan, repairs is not None))
         (folder / "trials" / "000").mkdir(exist_ok=True)
         return run.INTERRUPTED
 
@@ -126,6 +127,18 @@ def test_a_search_of_an_earlier_format_is_shown_and_not_resumed(
     assert (code, len(plans)) == (REFUSED, 1)
     assert re.search(r"The search job has format 1, .* Use the version that began it \(commit \w+\), or start again", said)
     assert typed("--status", "job")[0] == 0
+
+
+def test_a_resume_that_is_refused_writes_nothing(typed: Type, typing_place: Path, plans: list[tuple[Plan, bool]]) -> None:
+    """Trial 000 has trained, and no file knows what it is. The plan would have changed: by --trials, and by the command."""
+    assert typed(*START)[0] == run.INTERRUPTED
+    folder = typing_place / "runs" / "job"
+    (folder / "trials" / "000" / "metrics.jsonl").touch()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
+    code, _, said = typed("--resume", "job", "--trials", "9")
+    assert (code, len(plans)) == (WRONG, 1)
+    assert "trials/000 belongs to no trial that is known" in said
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "lock"} == before
 
 
 @pytest.mark.parametrize("name", ["--resume", "--name"])
