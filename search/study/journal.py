@@ -92,7 +92,8 @@ def read_journal(folder: Path, study_name: str) -> Journal:
 def _parse(data: bytes) -> tuple[list[dict[str, Any]], str]:
     """Return the operations before the first damaged line, and the fault of that line."""
     operations: list[dict[str, Any]] = []
-    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+    *lines, tail = data.split(b"\n")
+    for number, line in enumerate(lines, start=1):
         try:
             operation = json.loads(line)
         except (ValueError, RecursionError):
@@ -102,6 +103,8 @@ def _parse(data: bytes) -> tuple[list[dict[str, Any]], str]:
         if not _is_sound(line):
             return operations, f"line {number} has changed since it was written"
         operations.append(operation)
+    if CHECK.encode() in tail and tail[-2:-1] == b"}" and _is_sound(tail[:-1]):  # no crash cuts a line after its end
+        return operations, f"line {len(lines) + 1} has changed since it was written"
     return operations, "" if operations else "it is empty"
 
 
