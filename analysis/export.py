@@ -22,6 +22,12 @@ from pathlib import Path
 if not __package__:  # run as a file: Python put analysis/ on the path, where the packages are not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+if __name__ == "__main__":  # before the other imports, which take seconds
+    from analysis.options import export_parser
+    from minbert_core.commands import check_command_line
+
+    check_command_line(export_parser())
+
 from analysis.answers import find_model
 from analysis.export_to import as_mlflow, as_onnx, as_sentence_transformers, as_transformers
 from analysis.export_to.card import Card, Wishes, write_card
@@ -30,8 +36,8 @@ from analysis.export_to.origin import Origin, find_origin
 from analysis.export_to.quiet import quieten
 from analysis.export_to.register import register
 from analysis.export_to.source import Source, open_source
+from analysis.options import export_parser
 from analysis.printing import folded
-from analysis.sources import command_parser
 from analysis.tracking import tracking_uri
 from minbert_core.commands import DONE, FAILED, Refused, run_command
 from minbert_core.files import replaced
@@ -45,26 +51,7 @@ INSTALL = "pip install -e '.[export]' -c constraints.txt"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    return run_command(_parser(), arguments, _main, writes="to")
-
-
-def _parser() -> argparse.ArgumentParser:
-    description = "Export a model to other libraries, with model cards. Each export is loaded again and compared."
-    examples = "runs/smart\nruns/smart --to exported --as transformers onnx"
-    parser = command_parser("export", "MODEL [--to DIR] [--as FORMAT ...] [options]", description, examples)
-    law = "runs/NAME (its best model), a best/ folder, or one of runs/NAME/test/retrained/"
-    parser.add_argument("model", type=Path, metavar="MODEL", help=law)
-    parser.add_argument("--to", type=Path, metavar="DIR", help="default: exported/ in the folder of the search or model")
-    names = [each.name for each in FORMATS]
-    formats = f"{', '.join(names)} (default: all that fit)"
-    parser.add_argument("--as", nargs="+", choices=names, dest="formats", metavar="FORMAT", help=formats)
-    parser.add_argument("--license", default="", metavar="ID", help="of the weights, for the card: apache-2.0, mit, …")
-    parser.add_argument("--base-model", default="", metavar="NAME", help="the encoder on the hub, if it was a folder")
-    parser.add_argument("--language", default="", metavar="CODE", help="of the texts (the course's: en)")
-    parser.add_argument("--register", metavar="NAME", help="register the MLflow export under this name")
-    parser.add_argument("--alias", default="", metavar="ALIAS", help="move this alias to that version: champion")
-    parser.add_argument("--tracking-uri", metavar="URI", help="store for --register (default: the search's)")
-    return parser
+    return run_command(export_parser(), arguments, _main, writes="to")
 
 
 def _main(options: argparse.Namespace) -> int:

@@ -15,6 +15,9 @@ BINS = 10  # of equal width, for calibration and labels
 WORST = 5  # rows of errors
 ROWS = ("trials", "evaluations", "training")  # of a file of runs
 SUFFIXES = (".parquet", ".csv", ".jsonl")  # of a file of runs
+EXPORTS = ("transformers", "sentence-transformers", "mlflow", "onnx")  # export_to/ has a file for each
+SIMULATED = ("random", "random+asha", "random+top_k", "tpe", "tpe+asha", "tpe+top_k")  # unless others are named
+LEAST_REPETITIONS = 20  # fewer give no interval
 
 
 def report_parser() -> argparse.ArgumentParser:
@@ -98,6 +101,59 @@ def errors_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", metavar="DIR", help="the model's data folder, if it was moved")
     add_figures(parser, "figures/ in the folder of the search or model")
     return parser
+
+
+def export_parser() -> argparse.ArgumentParser:
+    """Return the parser of export."""
+    description = "Export a model to other libraries, with model cards. Each export is loaded again and compared."
+    examples = "runs/smart\nruns/smart --to exported --as transformers onnx"
+    parser = command_parser("export", "MODEL [--to DIR] [--as FORMAT ...] [options]", description, examples)
+    law = "runs/NAME (its best model), a best/ folder, or one of runs/NAME/test/retrained/"
+    parser.add_argument("model", type=Path, metavar="MODEL", help=law)
+    parser.add_argument("--to", type=Path, metavar="DIR", help="default: exported/ in the folder of the search or model")
+    formats = f"{', '.join(EXPORTS)} (default: all that fit)"
+    parser.add_argument("--as", nargs="+", choices=EXPORTS, dest="formats", metavar="FORMAT", help=formats)
+    parser.add_argument("--license", default="", metavar="ID", help="of the weights, for the card: apache-2.0, mit, …")
+    parser.add_argument("--base-model", default="", metavar="NAME", help="the encoder on the hub, if it was a folder")
+    parser.add_argument("--language", default="", metavar="CODE", help="of the texts (the course's: en)")
+    parser.add_argument("--register", metavar="NAME", help="register the MLflow export under this name")
+    parser.add_argument("--alias", default="", metavar="ALIAS", help="move this alias to that version: champion")
+    parser.add_argument("--tracking-uri", metavar="URI", help="store for --register (default: the search's)")
+    return parser
+
+
+def simulate_parser() -> argparse.ArgumentParser:
+    """Return the parser of simulate."""
+    description = (
+        "Replay the whole learning curves of a search through the searcher, samplers and trial schedulers of a real one: the "
+        "share of a budget at which each method reaches what random search finds with all of it, its regret over the budget, "
+        "and how often it stops the best configuration early. Nothing is trained."
+    )
+    examples = "smart-curves --workers 8 --budget 30\nsmart.parquet --methods random+asha tpe+top_k"
+    parser = sources_parser("simulate", description, examples, "[--methods M ...] ")
+    law = "SAMPLER+SCHEDULER, each as in a space"
+    parser.add_argument("--methods", nargs="+", default=SIMULATED, metavar="M", help=f"{law} (default {', '.join(SIMULATED)})")
+    parser.add_argument("--budget", type=_budget, default=20.0, metavar="X", help="in full trials of mean cost (default 20)")
+    parser.add_argument("--workers", type=positive, default=4, metavar="N", help="trials at a time (default 4)")
+    parser.add_argument("--rungs", type=positive, nargs="+", metavar="N", help="some of the recorded rungs (default 1 3 9)")
+    parser.add_argument("--repetitions", type=_repetitions, default=200, metavar="N", help="of each method (default 200)")
+    return parser
+
+
+def _budget(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1 <= value <= 1000:
+        raise argparse.ArgumentTypeError(f"must be a number of full trials from 1 to 1000. Got '{text}'.")
+    return value
+
+
+def _repetitions(text: str) -> int:
+    if (value := positive(text)) < LEAST_REPETITIONS:
+        raise argparse.ArgumentTypeError(f"must be {LEAST_REPETITIONS} or more, since intervals come from them. Got '{text}'.")
+    return value
 
 
 def _out(text: str) -> Path:

@@ -61,10 +61,10 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of `python -m minbert_core.checkpoints`."""
     made = argparse.ArgumentParser(
         prog="python -m minbert_core.checkpoints",
-        usage="%(prog)s convert FILE.pt --to DIR [--like NAME]",
-        description="Convert the encoder of the course's checkpoint to a folder in Hugging Face layout.",
-        epilog="examples:\n  python -m minbert_core.checkpoints convert finetune-10-1e-05-multitask.pt --to mine\n"
-        "  python -m minbert_core.checkpoints convert small.pt --to small --like encoders/MiniLM",
+        usage="%(prog)s convert FILE.pt --to DIR [options]",
+        description="Convert the encoder of the course's checkpoint to a Hugging Face folder.",
+        epilog="examples:\n  python -m minbert_core.checkpoints convert finetune-multitask.pt --to mine\n"
+        "  python -m minbert_core.checkpoints convert small.pt --to small --like encoder",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("verb", choices=["convert"], metavar="convert", help="the only thing that this command does")

@@ -425,6 +425,11 @@ class Predictor:
         """The model's tasks: one with a single text column takes a sentence, one with two takes a pair."""
         return {name: plan.task for name, plan in self.model.plans.items()}
 
+    @property
+    def remark(self) -> str:
+        """What to print after the name of a model that was trained on its dev rows; empty for all others."""
+        return " (trained on train+dev: no dev score can be shown)" if self.config.rows != "train" else ""
+
     def predict(self, inputs: Sequence[str | tuple[str, str]]) -> list[dict[str, Answer]]:
         """Answer each input, a sentence or a pair of two, for each task that takes it: one {task: Answer} per input.
 

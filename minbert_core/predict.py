@@ -22,7 +22,6 @@ from minbert_core.commands import DONE, Refused, run_command
 from minbert_core.data.tables import FORMATS, has_lone_surrogate
 
 if TYPE_CHECKING:  # importing torch takes a second, so the command line is checked first
-    from minbert_core.config import TrialConfig
     from minbert_core.data.tasks import Task
     from minbert_core.model import Answer
 
@@ -56,7 +55,7 @@ def _main(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m minbert_core.predict",
-        usage="%(prog)s FOLDER SENTENCE [SENTENCE] | --file IN --out OUT",
+        usage="%(prog)s FOLDER SENTENCE ... | --file IN --out OUT",
         description="Predict the labels of one or two sentences, or of a file, with a trained model.",
         epilog='examples:\n  python -m minbert_core.predict runs/smart "A moving film."\n'
         "  python -m minbert_core.predict runs/smart --file in.csv --out out.parquet",
@@ -113,7 +112,7 @@ def run(folder: Path, sentences: list[str], as_json: bool) -> int:
         rows = [{name: asdict(answer) for name, answer in answers.items()} for answers in predictions]
         print(json.dumps([{"input": item, "answers": row} for item, row in zip(inputs, rows, strict=True)], ensure_ascii=False))
         return DONE
-    print(f"model  {place}{unscored(predictor.config)}")
+    print(f"model  {place}{predictor.remark}")
     for item, answers in zip(inputs, predictions, strict=True):
         print("", *([item] if isinstance(item, str) else item), sep="\n")
         print_answers(answers, tasks, predictor.config.max_length)
@@ -127,11 +126,6 @@ def _existing_model(folder: Path) -> Path:
         law = "A trial saves one at its first evaluation, and a search keeps only those of its best trials"
         raise Refused(f"{folder} has no model. {law}.")
     return place
-
-
-def unscored(config: TrialConfig) -> str:
-    """Return a remark on a model that was trained on its dev rows; empty for all others."""
-    return " (trained on train+dev: no dev score can be shown)" if config.rows != "train" else ""
 
 
 def model_folder(folder: Path) -> Path | None:

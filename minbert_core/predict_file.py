@@ -24,7 +24,6 @@ from minbert_core.data.tasks import Task
 from minbert_core.files import replaced
 from minbert_core.machine import prepare
 from minbert_core.model import Predictor, load
-from minbert_core.predict import unscored
 from minbert_core.settling import local_machine
 from minbert_core.terminal import show_progress
 from minbert_core.words import counted, duration
@@ -52,7 +51,7 @@ def predict_file(model: Path, file: Path, out: Path, columns: Sequence[str]) -> 
         predictor = load(model)
         _use_all_cores(predictor)
         reads = columns_read(predictor.tasks, rows.names, columns, file)
-        print(f"model     {model}{unscored(predictor.config)}", f"rows      {file}", sep="\n")
+        print(f"model     {model}{predictor.remark}", f"rows      {file}", sep="\n")
         for name, texts in reads.items():
             print(f"task      {name}, reads {' and '.join(texts)}")
         with replaced(out, durable=True) as draft, RowWriter(draft, out.suffix) as writer:

@@ -303,7 +303,7 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--storage", type=storage_uri, metavar="URI", help="s3://…, gs://… for nodes that share no disk")
     then = command.add_argument_group("before and after")
     then.add_argument("--dry-run", action="store_true", help="print the plan and the measured cost; start nothing")
-    then.add_argument("--print", action="store_true", help="print the composed space, with --set in it, as YAML; start nothing")
+    then.add_argument("--print", action="store_true", help="print the composed space as YAML; start nothing")
     then.add_argument("--prepare", action="store_true", help="do only what needs a network, on a login node")
     then.add_argument("--price", type=_amount, metavar="X", help="price per hour of a GPU (or of the CPU), for --dry-run")
     then.add_argument("--status", metavar="NAME", help="show the state of a search, from another shell")

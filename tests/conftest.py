@@ -6,7 +6,7 @@ import gc
 import os
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from minbert_core import plugins
 from minbert_core.config import TrialConfig
 from minbert_core.config_checks import load_config
 from minbert_core.data import toy
@@ -39,6 +40,20 @@ def seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def forget() -> Iterator[Callable[[], None]]:
+    """forget(): as a new process begins, no plugin was loaded; done at the end, too."""
+
+    def done() -> None:
+        plugins._loaded.clear()
+        plugins._joined.clear()
+        plugins._rebuild()
+
+    yield done
+    if plugins._joined:
+        done()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from subprocess import PIPE
 
 import pytest
 
-from analysis import best_to_test, compare, curves, export, importance, replicate, report, runs
+from analysis import best_to_test, compare, curves, export, importance, replicate, report, runs, simulate
 from minbert_core import convert, predict
 from minbert_core.commands import INTERRUPTED, REFUSED, UNREAD, WRONG, Refused, run_command
 from minbert_core.data import download
@@ -26,7 +26,7 @@ from search.space import __main__ as explain
 WIDTH, HEIGHT = 80, 24  # of a screen
 # what is typed, the function behind it, its arguments that no command may lack, the lines that its help may take
 COMMANDS = [
-    ("-m search.run", run.main, "", 41),  # two dozen options, a line each
+    ("-m search.run", run.main, "", 42),  # two dozen options, a line each
     ("-m search.space", explain.main, "", HEIGHT),
     ("-m search.papers", papers.main, "", HEIGHT),
     ("-m minbert_core.train", train_command.main, "my.yaml", HEIGHT),
@@ -39,6 +39,7 @@ COMMANDS = [
     ("analysis/importance.py", importance.main, "smart", HEIGHT),
     ("analysis/compare.py", compare.main, "smart", HEIGHT),
     ("analysis/curves.py", curves.main, "smart", HEIGHT),
+    ("analysis/simulate.py", simulate.main, "smart", 32),
     ("analysis/report.py", report.main, "smart", HEIGHT),
     ("analysis/replicate.py", replicate.main, "--paper P1", HEIGHT),
     ("analysis/export.py", export.main, "runs/smart", 32),

@@ -113,8 +113,8 @@ ONE_FAULT = {
     "loss_weights: {kind: static, weights: {sst: -1}}": "`loss_weights/static/weights/sst` must be > 0. Got -1.",
     # unknown keys, at every level
     "optimiser: {}": "Unknown key `optimiser`; did you mean 'optimizer'? Known: adapter, budget, data, encoder, "
-    "gradient, loss_weights, machine, max_length, objective, optimizer, own_tasks, proximal, seed, shared_layer, smoothness, "
-    "stages, task_schedule, tasks, train_on.",
+    "gradient, loss_weights, machine, max_length, objective, optimizer, own_tasks, plugins, proximal, rows, seed, "
+    "shared_layer, smoothness, stages, task_schedule, tasks, train_on.",
     "optimizer: {lrr: 1}": "Unknown key `optimizer/lrr`; did you mean 'lr'? Known: clip, eps, head_lr_factor, layer_decay, lr, "
     "lr_schedule, per_task, rule, warmup, weight_decay.",
     "tasks: {sts: {looss: mse}}": "Unknown key `tasks/sts/looss`; did you mean 'loss'? "

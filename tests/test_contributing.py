@@ -107,7 +107,7 @@ def test_a_variant_is_one_class_and_one_name(newcomer: Path) -> None:
         "tests/test_readme.py",
     ]
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    for path in [*(ROOT / "spaces").rglob("*.*"), *pages, *(ROOT / name for name in tests)]:
+    for path in [*(ROOT / "spaces").rglob("*.*"), *pages, *(ROOT / name for name in tests), *(ROOT / "examples").rglob("*.py")]:
         copy = newcomer / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
@@ -165,7 +165,8 @@ def test_every_package_is_installed_and_says_that_it_is_typed() -> None:
     found = {path.parent.relative_to(ROOT).as_posix() for name in ("minbert_core", "search", "analysis")
              for path in (ROOT / name).rglob("*.py")}  # fmt: skip
     packages = PROJECT["tool"]["setuptools"]["packages"]
-    assert {name.replace(".", "/") for name in packages} == found
+    spaces = {"search/spaces", "search/spaces/papers"}  # package-dir makes them of spaces/
+    assert {name.replace(".", "/") for name in packages} == found | spaces
     assert PROJECT["tool"]["setuptools"]["package-data"]["*"] == ["py.typed"]
     assert all((ROOT / name / "py.typed").exists() for name in packages if "." not in name)
 

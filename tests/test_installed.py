@@ -56,6 +56,7 @@ def test_the_console_command_runs_the_module_s_own_command_line(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["minbert", "train", "--no-such"])
+    monkeypatch.delitem(sys.modules, "minbert_core.train.__main__", raising=False)  # of another test
     with pytest.raises(SystemExit, match="2"):
         minbert.main()
     assert capfd.readouterr().err.startswith("usage: python -m minbert_core.train CONFIG.yaml [options]")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,46 +25,36 @@ EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "plugins" / "my_hea
 Capture = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(autouse=True)
-def without_plugins() -> Iterator[None]:
-    """Leave the unions of the families as they were."""
-    yield
-    if plugins._joined:
-        forget()
-
-
-def forget() -> None:
-    """As a new process begins: no plugin was loaded."""
-    plugins._loaded.clear()
-    plugins._joined.clear()
-    plugins._rebuild()
+Forget = Callable[[], None]
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget: Forget) -> Path:
     shutil.copy(EXAMPLE, tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_a_variant_of_a_plugin_is_known_wherever_its_family_is(here: Path) -> None:
-    config = load_config({"plugins": ["my_head.py"], "tasks": {"all": {"head": {"kind": "gated", "sharpness": 2}}}})
-    assert type(config.task("sst").head).__name__ == "Gated"
-    knob = knob_at(TrialConfig, "tasks/all/head/gated/sharpness")
+def test_a_variant_of_a_plugin_is_known_wherever_its_family_is(here: Path, forget: Forget) -> None:
+    config = load_config({"plugins": ["my_head.py"], "tasks": {"all": {"head": {"kind": "sharp_gated", "sharpness": 2}}}})
+    assert type(config.task("sst").head).__name__ == "SharpGated"
+    knob = knob_at(TrialConfig, "tasks/all/head/sharp_gated/sharpness")
     assert knob is not None
     assert knob.default == 1.0
     written = as_written(config)
     assert written["plugins"] == [f"my_head.py@{plugins._digest(EXAMPLE.read_bytes())}"]
     assert load_config(written) == config
-    with pytest.raises(SettingsError, match="Unknown `tasks/all/head` kind 'gatd'; did you mean 'gated'"):
-        load_config({"plugins": ["my_head.py"], "tasks": {"all": {"head": "gatd"}}})
+    with pytest.raises(SettingsError, match="Unknown `tasks/all/head` kind 'sharp_gatd'; did you mean 'sharp_gated'"):
+        load_config({"plugins": ["my_head.py"], "tasks": {"all": {"head": "sharp_gatd"}}})
     forget()
-    with pytest.raises(SettingsError, match="Unknown `tasks/all/head` kind 'gated'"):
-        load_config({"tasks": {"all": {"head": "gated"}}})
+    with pytest.raises(SettingsError, match="Unknown `tasks/all/head` kind 'sharp_gated'"):
+        load_config({"tasks": {"all": {"head": "sharp_gated"}}})
 
 
-def test_a_saved_model_has_its_plugin_and_answers_in_a_new_process(here: Path, tiny: Callable[..., TrialConfig]) -> None:
-    config = tiny(plugins=["my_head.py"], tasks={"all": {"head": "gated"}})
+def test_a_saved_model_has_its_plugin_and_answers_in_a_new_process(
+    here: Path, forget: Forget, tiny: Callable[..., TrialConfig]
+) -> None:
+    config = tiny(plugins=["my_head.py"], tasks={"all": {"head": "sharp_gated"}})
     inputs = open_inputs(config)
     model = build_model(config, build_encoder(config, inputs))
     save_model(model, config, here / "best", inputs.encoder_folder)
@@ -79,19 +69,19 @@ def test_a_saved_model_has_its_plugin_and_answers_in_a_new_process(here: Path, t
         load_model(here / "best")
 
 
-def test_a_search_keeps_a_copy_by_which_its_trials_are_read(here: Path) -> None:
+def test_a_search_keeps_a_copy_by_which_its_trials_are_read(here: Path, forget: Forget) -> None:
     (here / "mine.yaml").write_text(
         "config:\n  data: toy\n  encoder: tiny\n  plugins: [my_head.py]\n"
-        "  tasks: {all: {head: {choice: [linear, {kind: gated, sharpness: {log_uniform: [0.1, 10]}}]}}}\n"
+        "  tasks: {all: {head: {choice: [linear, {kind: sharp_gated, sharpness: {log_uniform: [0.1, 10]}}]}}}\n"
     )
     space = read_space(here / "mine.yaml")
     trial = here / "runs" / "mine" / "trials" / "007"
     trial.mkdir(parents=True)
     write_space(here / "runs" / "mine", space.document)
-    (trial / "config.yaml").write_text(f"plugins: {space.tree['plugins']}\ntasks: {{all: {{head: gated}}}}\n")
+    (trial / "config.yaml").write_text(f"plugins: {space.tree['plugins']}\ntasks: {{all: {{head: sharp_gated}}}}\n")
     forget()
     (here / "my_head.py").write_text("raise SystemError")
-    assert read_config(trial / "config.yaml").task("sst").head.kind == "gated"
+    assert read_config(trial / "config.yaml").task("sst").head.kind == "sharp_gated"
     forget()
     assert read_space(here / "runs" / "mine" / "space.yaml", name="mine").domains()
 
@@ -128,7 +118,7 @@ def test_the_example_passes_the_check_and_a_broken_one_does_not(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(small_toy_cache))
     assert space_command(["--check", "my_head.py"]) == 0
-    assert capsys.readouterr().out.startswith("head 'gated': builds, trains, repeats")
+    assert capsys.readouterr().out.startswith("head 'sharp_gated': builds, trains, repeats")
     broken = EXAMPLE.read_text().replace("return logits_BK", "return logits_BK.detach() + 0 * features_BF.sum()")
     (here / "broken.py").write_text(broken)
     assert space_command(["--check", "broken.py"]) == 1

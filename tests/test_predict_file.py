@@ -100,7 +100,7 @@ def test_a_row_without_text_has_no_answer_and_is_counted(model: Predictor, tmp_p
         ),
         ("in.csv", b"text,n\na,1\n", ["--columns", "txt"], 2, "There is no column 'txt'. "),
         ("in.csv", b"sentence,sst\na,1\n", [], 2, "The answers' columns would replace 'sst' of "),
-        ("in.csv", b"sentence,n\na,1,2\n", [], 2, "cannot be read as CSV: CSV parse error: Row #2: Expected 2 columns, got 3"),
+        ("in.csv", b"sentence,n\na,1,2\n", [], 2, "cannot be read as CSV: CSV parse error: Expected 2 columns, got 3"),
         ("in.csv", b"sentence,n\n\xff,1\n", [], 2, "cannot be read as CSV: "),
         ("in.csv", b"", [], 2, "cannot be read as CSV: Empty CSV file."),
         ("in.jsonl", b'{"sentence": "a"}\n[1]\n', [], 2, "in.jsonl:2: every line must be a JSON object. Got [1]"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,14 +19,17 @@ PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_between_pages_leads_somewhere(page: str) -> None:
     folder = ROOT if page == "README.md" else ROOT / "docs"
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]) if not link.startswith("http")]
-    assert [link for link in links if not (folder / link).exists()] == []
+    links = [link.partition("#") for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]) if not link.startswith("http")]
+    assert [link for link, *_ in links if not (folder / link).exists()] == []
+    for link, _, section in links:
+        headings = re.findall(r"^#+ (.*)$", (folder / link).read_text(encoding="utf-8"), re.MULTILINE) if section else []
+        assert not section or section in {heading.lower().replace(" ", "-") for heading in headings}, f"{link}#{section}"
 
 
 @pytest.mark.parametrize(
     "block", [block for page in PAGES.values() for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
 )
-def test_every_space_that_a_page_shows_is_sound(block: str, tmp_path: Path) -> None:
+def test_every_space_that_a_page_shows_is_sound(block: str, tmp_path: Path, forget: Callable[[], None]) -> None:
     (tmp_path / "shown.yaml").write_text(block, encoding="utf-8")
     read_space(tmp_path / "shown.yaml")
 

@@ -16,7 +16,6 @@ from search.methods.halving import expected_full_trials
 from search.space.file import SpaceSettings
 
 REFERENCE = "random"  # random search, in which every trial runs to its end
-DEFAULTS = (REFERENCE, "random+asha", "random+top_k", "tpe", "tpe+asha", "tpe+top_k")
 MOST_TRIALS = 10_000  # more than any budget here pays for
 PLANNED = 0.9
 

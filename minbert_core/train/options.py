@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--data", metavar="DIR", help="folder with the tasks' files, or toy")
     what.add_argument("--encoder", metavar="NAME", help="hub name or folder of a BERT, or tiny")
-    about = "train+dev: train on everything, before the model is served; there is no dev score then"
+    about = "train+dev: train on dev too, so without a dev score"
     what.add_argument("--on", choices=["train", "train+dev"], metavar="ROWS", help=about)
     where = made.add_argument_group("where")
     where.add_argument("--to", type=Path, metavar="DIR", help="folder to train in (default trained/CONFIG)")
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         const=16,
         metavar="N",
-        help="check that each task can learn N examples by heart (default 16)",
+        help="check that each task can fit N examples (default 16)",
     )
     return made
 

@@ -12,6 +12,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of `python -m search.space`."""
     made = argparse.ArgumentParser(
         prog="python -m search.space",
+        usage="%(prog)s [PATH] [options]",
         description="List the knobs of a search space, with range, default, unit and paper.",
         epilog="examples:\n  python -m search.space | grep lr\n  python -m search.space gradient/gradvac",
         formatter_class=argparse.RawDescriptionHelpFormatter,

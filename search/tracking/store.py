@@ -71,7 +71,9 @@ def _absolute(database: str) -> str:
 
 def store_fault(uri: str) -> str | None:
     """Return a sentence if nothing can be logged to `uri` now. None: it works, or a database will be created."""
-    if not uri.startswith(SERVER) and uri != NOWHERE:
+    if uri == NOWHERE:
+        return None
+    if not uri.startswith(SERVER):
         database = database_of(uri)
         if database.is_dir():
             return f"{database} is a folder; an MLflow store is a file in it: {sqlite_uri(database / 'mlflow.db')}"

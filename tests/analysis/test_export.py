@@ -25,6 +25,7 @@ from analysis.export_to.padded import POOLINGS
 from analysis.export_to.register import register
 from analysis.export_to.source import PAIRS, SENTENCES, Source, open_source
 from analysis.export_to.tokenizer import save_tokenizer
+from analysis.options import EXPORTS
 from minbert_core.config import TrialConfig
 from minbert_core.data.corpus import prepare
 from minbert_core.data.tasks import TASKS
@@ -226,6 +227,10 @@ def test_the_tokenizer_of_an_export_gives_the_tokens_and_segments_that_the_model
         assert encoding.ids == batch.token_ids_N.tolist()
         assert encoding.type_ids == batch.segment_ids_N.tolist()
     assert prepare("It's", TASKS["para"]) == "it 's"  # what the normaliser of a cased tokenizer has to repeat
+
+
+def test_the_option_names_every_format_in_the_order_of_the_list() -> None:
+    assert tuple(FORMATS) == EXPORTS
 
 
 def test_a_format_says_in_a_sentence_which_task_it_cannot_hold_and_why(make: Make) -> None:
