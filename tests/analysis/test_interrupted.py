@@ -27,7 +27,7 @@ def test_an_interrupted_test_goes_on_and_trains_nothing_twice(
     config = make_search(runs, "small", {"data": "toy", "encoder": "tiny"}, num_trials=1) / "trials" / "000" / "config.yaml"
     text = config.read_text(encoding="utf-8")
     assert "examples: 600" in text
-    config.write_text(text.replace("examples: 600", "examples: 6000"), encoding="utf-8")  # long enough to be interrupted
+    config.write_text(text.replace("examples: 600", "examples: 3000"), encoding="utf-8")  # long enough to be interrupted
     arguments = ["--search", "small", "--seeds", "2", "--gpus", "0"]
     command = [sys.executable, str(ROOT / "analysis" / "best_to_test.py"), *arguments]
     folder = runs / "small" / "test" / "retrained"

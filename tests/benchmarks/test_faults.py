@@ -25,6 +25,7 @@ def search(lab: Lab) -> Iterator[Search]:
     search.remove()
 
 
-@pytest.mark.parametrize("name", ["study.journal deleted"])  # the driver is killed in it; tests/search/test_run.py has more
-def test_a_broken_search_ends_like_one_that_nothing_broke(name: str, search: Search, lab: Lab) -> None:
+# the driver is killed in it; tests/search/study/test_repair.py breaks the same files one by one, without a driver
+@pytest.mark.parametrize("name", ["study.journal, a config.yaml and its trial.json deleted"])
+def test_a_search_that_nobody_can_restore_is_refused_with_nothing_written(name: str, search: Search, lab: Lab) -> None:
     BY_NAME[name].run(search, lab)

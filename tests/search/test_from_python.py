@@ -207,17 +207,12 @@ sys.modules["IPython"].get_ipython = ZMQInteractiveShell
 
 async def cell():
     exec({BLOCK!r})
-    again = run(resume="rates", trials=4)
-    print(again.num_rows, again.schema.field("optimizer/lr").type)
 
-from search.run import run
 asyncio.run(cell())  # a notebook's cell runs in its event loop
 """
 
 
-def test_the_readmes_block_runs_in_a_notebooks_event_loop_without_a_main_guard_and_can_be_resumed(
-    tmp_path: Path, cache: Path
-) -> None:
+def test_the_readmes_block_runs_in_a_notebooks_event_loop_without_a_main_guard(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "cell.py").write_text(NOTEBOOK)
     own = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
@@ -230,7 +225,6 @@ def test_the_readmes_block_runs_in_a_notebooks_event_loop_without_a_main_guard_a
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "4 double"
     assert done.stdout.startswith("search    rates: ")
     heading = done.stdout.index("trial  ")
     names, *rows = done.stdout[heading:].strip().splitlines()[:4]

@@ -29,7 +29,7 @@ from search.plan.summary import plan_lines
 from search.study.gather import read_results
 from search.study.repair import Repairs
 from search.tracking.store import store_uri
-from tests.search.searching import Search, searches
+from tests.search.searching import Search, mlflow_runs, searches
 
 ROOT = Path(__file__).resolve().parents[3]
 QUICK = """\
@@ -299,16 +299,31 @@ def numbers(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_search_that_slurm_stops_and_somebody_moves_comes_out_as_if_it_had_run_through(
-    started: Callable[..., Search], typing_place: Path
+def test_a_search_that_slurm_stops_cleanly_and_somebody_moves_comes_out_as_if_it_had_run_through(
+    started: Callable[..., Search], typing_place: Path, store: Path
 ) -> None:
+    shutil.copy(store, typing_place / "mlflow.db")
     stopped = started(*START, "--gpus", "0")
     stopped.wait_for(r" 000 at 1/9 ")
+    asked = time.monotonic()
     stopped.signal_all(signal.SIGUSR1)
+    stopped.wait_for("stopping; the trials' states are being saved")
+    assert time.monotonic() - asked < 5
+    stopped.process.send_signal(signal.SIGINT)  # impatience
     assert stopped.end() == 130, stopped.text
-    assert "stopping; the trials' states are being saved" in stopped.text
-    trials = read_results(typing_place / "runs" / "job", "quick")
-    assert {trial.status for trial in trials} == {"running"}  # none is taken for failed
+    assert "Traceback" not in stopped.text
+    assert "already stopping" in stopped.text
+    deadline = time.monotonic() + 10
+    while (left := stopped.processes()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == []
+    [trial] = read_results(typing_place / "runs" / "job", "quick")
+    assert trial.status == "running"  # it is not taken for failed
+    assert (trial.folder / "state" / "snapshot.pt").exists()
+    parent, children = mlflow_runs(typing_place, "job")
+    assert (parent.info.status, children[0].info.status) == ("KILLED", "KILLED")
+    [line] = [line for line in stopped.output if line.startswith("resume    ")]
+    assert line.split()[1:] == ["python", "-m", "search.run", "--resume", "job"]
     target = move(typing_place)
     (target / "mlflow.db").unlink(missing_ok=True)
 
@@ -332,8 +347,3 @@ def test_a_search_that_slurm_stops_and_somebody_moves_comes_out_as_if_it_had_run
     assert sorted(run.data.tags.get("trial_number", "") for run in runs) == ["", "0"]
     points = client.get_metric_history(next(r for r in runs if r.data.tags.get("trial_number") == "0").info.run_id, "dev/score")
     assert len(points) == 3  # what the old place's store had is told anew
-
-    again = started(*START[:4], *MOVED, "--gpus", "0")
-    assert again.end() == 0, again.text
-    assert "1 trial: 1 completed." in again.text
-    assert " started " not in again.text
