@@ -6,17 +6,19 @@ Legend: G parameter groups (embeddings, each layer, pooler), T tasks that gave t
 within group g.  The tasks of a method are parties: tasks whose gradients are summed before it sees them, mostly one each.
 
 A method never sees a gradient. Each projection is a linear combination of the original gradients, so the coefficients and the
-Gramian are enough. Orders are drawn outside, from the trial's generator. Nothing here synchronises with the GPU, except CAGrad.
+Gramian are enough. Orders are drawn outside, from the trial's generator. Nothing here synchronises with the GPU, except CAGrad
+and TorchJD.
 """
 
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from minbert_core.settings.models import BARE_NAME, Variant
@@ -24,6 +26,14 @@ from minbert_core.settings.models import BARE_NAME, Variant
 COSINE_LIMIT = 1 - 1e-6  # of a cosine and its target: at 1, GradVac's closed form divides by zero
 NOISE = torch.finfo(torch.float32).eps  # upper bound of a Gramian's rounding error, relative to squared norms
 TINY = 1e-30  # least squared norm, where gradients have about 1: keeps the slope finite at a mixture of zero
+TORCHJD = ("torchjd", "qpsolvers", "quadprog")  # packages
+AGGREGATORS = {
+    "upgrad": "UPGradWeighting",
+    "dualproj": "DualProjWeighting",
+    "mgda": "MGDAWeighting",
+    "imtl_g": "IMTLGWeighting",
+    "aligned_mtl": "AlignedMTLWeighting",
+}
 Groups = Annotated[
     tuple[Annotated[tuple[str, ...], Field(min_length=1)], ...],
     Field(description="lists of tasks whose gradients are summed before the method sees them; any other task is its own group"),
@@ -176,6 +186,20 @@ def worst_mixture(gram_TT: Tensor, c: float) -> Tensor:
     return torch.as_tensor(w / w.sum(), dtype=gram_TT.dtype, device=gram_TT.device)
 
 
+def torchjd_weights(gramian_TT: Tensor, aggregator: str) -> Tensor:
+    """Return the weights (T,) of a TorchJD aggregator, T times as large where it averages.
+
+    The Gramian is divided by its trace, since TorchJD takes small ones for zero. If no gradient is left: the sum.
+    """
+    from torchjd import aggregation
+
+    trace = gramian_TT.diagonal().sum()
+    if not trace > 0:
+        return torch.ones_like(gramian_TT[0])
+    found: Tensor = getattr(aggregation, AGGREGATORS[aggregator])()(gramian_TT / trace)
+    return len(gramian_TT) * found
+
+
 class GradientVariant(Variant):
     """The defaults of a gradient method; a variant declares only what differs, its `groups`, and `weights` -> (G, T).
 
@@ -259,4 +283,28 @@ class CAGrad(GradientVariant):
         return cagrad_weights(gramian_GTT.sum(dim=0), self.c).expand(len(gramian_GTT), -1)
 
 
-GradientMethod = Annotated[Sum | PCGrad | GradVac | CAGrad, Field(discriminator="kind"), BARE_NAME]
+class TorchJD(GradientVariant):
+    """An aggregator of the library TorchJD (Quinton & Rey 2024, arXiv 2406.16232), which is an extra: `torchjd`.
+
+    It gets the Gramian of the whole shared vector and gives the tasks' weights. UPGrad, the paper's own, projects each gradient
+    onto the directions that harm no task, and adds up the projections. Departure: T times the library's, which averages, so
+    that tasks without a conflict are summed, as by the other methods.
+    """
+
+    kind: Literal["torchjd"] = "torchjd"
+    aggregator: Literal["upgrad", "dualproj", "mgda", "imtl_g", "aligned_mtl"] = Field(
+        "upgrad", description="UPGrad, DualProj, MGDA, IMTL-G or Aligned-MTL"
+    )
+    groups: Groups = ()
+
+    @model_validator(mode="after")
+    def _is_installed(self) -> TorchJD:
+        if absent := [name for name in TORCHJD if find_spec(name) is None]:
+            raise ValueError(f"'torchjd' needs {' and '.join(absent)}: pip install -e '.[torchjd]' -c constraints.txt")
+        return self
+
+    def weights(self, gramian_GTT: Tensor, tasks: tuple[str, ...], orders: Tensor, state: dict[str, Tensor]) -> Tensor:
+        return torchjd_weights(gramian_GTT.sum(dim=0), self.aggregator).expand(len(gramian_GTT), -1)
+
+
+GradientMethod = Annotated[Sum | PCGrad | GradVac | CAGrad | TorchJD, Field(discriminator="kind"), BARE_NAME]

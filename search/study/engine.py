@@ -22,6 +22,8 @@ from search.study.watch import kill_all
 STOPS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1})  # they end a search so that it can be resumed
 UNHEARD = frozenset({signal.SIGHUP, signal.SIGUSR1})  # a lost terminal, or Slurm, sends them to all processes
 
+UNUSED = ("start_monitor", "start_log_monitor", "start_api_server")  # of ray._private.node.Node
+
 
 def start_ray(resources: Resources, address: str) -> Path | None:
     """Start a private Ray instance (address `local`) with `resources`, or join the cluster at `address`, without output.
@@ -45,7 +47,7 @@ def start_ray(resources: Resources, address: str) -> Path | None:
     local |= {"object_store_memory": 100 * 1024**2}  # for reports only; data is paths
     local |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
-        with only_these(resources.taken), _unheard(), _loopback_allowed():
+        with only_these(resources.taken), _unheard(), _loopback_allowed(), _alone():
             ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **local)
     except Exception as error:  # Ray raises plain Exception if its processes are not ready within 30 s
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -118,6 +120,21 @@ def _loopback_allowed() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Let Ray start without its autoscaler, log monitor and dashboard: Python processes that a private instance never uses."""
+    from ray._private.node import Node
+
+    before = {name: getattr(Node, name) for name in UNUSED}
+    for name in UNUSED:
+        setattr(Node, name, _discard)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(Node, name, method)
 
 
 @contextlib.contextmanager

@@ -12,18 +12,24 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchjd import aggregation
 from torchjd.aggregation import GradVacWeighting, PCGradWeighting
 
+from minbert_core.config_checks import load_config
+from minbert_core.methods import gradients as module
 from minbert_core.methods.gradients import (
+    AGGREGATORS,
     CAGrad,
     GradientMethod,
     GradVac,
     PCGrad,
     Sum,
+    TorchJD,
     merging_weights,
     parties_of,
     random_orders,
 )
+from minbert_core.settings.faults import SettingsError
 
 TASKS = ("sst", "para", "sts")
 SWAP = torch.tensor([[1], [0]])  # the only orders of two tasks
@@ -383,6 +389,33 @@ def test_gradvac_agrees_with_torchjd_over_steps(num_tasks: int, inject: Callable
         inject([[j - (j > i) for j in order] for i, order in enumerate(orders.tolist())])
         found = GradVac(beta=0.3).weights(gram, tasks, orders, state)[0]
         assert torch.allclose(found, oracle(gram[0]), atol=1e-8)
+
+
+@pytest.mark.parametrize("aggregator", AGGREGATORS)
+def test_torchjd_is_its_own_aggregator_times_the_tasks_whatever_the_gradients_size(
+    aggregator: str,
+) -> None:
+    oracle = getattr(aggregation, AGGREGATORS[aggregator].removesuffix("Weighting"))()
+    for seed in range(5):
+        gradients_TP = conflicting(num_tasks=3, seed=seed)[0]
+        wanted_P = 3 * oracle(gradients_TP)
+        for scale in (1.0, 1e-6):
+            weights_T = TorchJD(aggregator=aggregator).weights(scale**2 * gramian(gradients_TP)[None], TASKS, IN_ORDER, {})[0]
+            assert torch.allclose(weights_T @ gradients_TP, wanted_P, rtol=1e-3, atol=1e-4)
+
+
+def test_upgrad_harms_no_task_and_is_the_sum_where_none_conflict() -> None:
+    gram_TT = torch.tensor([[4.0, -1.5, 0.2], [-1.5, 1.0, 0.1], [0.2, 0.1, 2.0]], dtype=torch.float64)
+    weights_T = TorchJD().weights(gram_TT[None], TASKS, IN_ORDER, {})[0]
+    assert (gram_TT @ weights_T > -1e-3).all()
+    assert (gram_TT @ torch.ones_like(weights_T)).min() < -0.3
+    assert TorchJD().weights(gram_TT.abs()[None], TASKS, IN_ORDER, {})[0].tolist() == pytest.approx([1, 1, 1], abs=1e-3)
+
+
+def test_a_library_that_is_missing_is_told_before_a_trial_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "quadprog" else name)
+    with pytest.raises(SettingsError, match=r"'torchjd' needs quadprog: pip install -e '\.\[torchjd\]'"):
+        load_config({"gradient": "torchjd"})
 
 
 # -------------------------------------------------------------------------------------------------------------- orders

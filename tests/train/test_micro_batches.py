@@ -232,7 +232,7 @@ def test_an_update_that_fails_ends_the_trial(tiny: Tiny, monkeypatch: pytest.Mon
 
 def test_a_trial_keeps_the_passes_that_held_and_says_so(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     """It fails in its first step only, and its losses are those of a trial with enough memory."""
-    config = tiny(**NO_DROPOUT, train_on=["sst", "sts"], budget={"examples": 64})
+    config = tiny(**NO_DROPOUT, train_on=["sst", "sts"], budget={"examples": 64, "points": [1]})
     wanted = [progress.record for progress in run(config)]
     with memory(100):
         records = [progress.record for progress in run(config)]
@@ -251,7 +251,7 @@ def test_a_trial_keeps_the_passes_that_held_and_says_so(tiny: Tiny, capsys: pyte
 def test_a_resumed_trial_goes_on_with_the_passes_that_held_and_repeats_to_the_digit(
     tiny: Tiny, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tiny(train_on=["sts"], budget={"examples": 48}, smoothness=smart())
+    config = tiny(train_on=["sts"], budget={"examples": 48, "points": [1]}, smoothness=smart())
     with memory(100):
         for index, progress in enumerate(train(config, open_inputs(config))):
             if index == 1:
@@ -266,7 +266,7 @@ def test_a_resumed_trial_goes_on_with_the_passes_that_held_and_repeats_to_the_di
 
 def test_the_config_of_a_repeated_trial_may_name_the_passes_that_held(tiny: Tiny) -> None:
     """With the limit in its config a trial has the same numbers, without a failure."""
-    changes = {"train_on": ["sts"], "budget": {"examples": 48}}
+    changes = {"train_on": ["sts"], "budget": {"examples": 48, "points": [1]}}
     with memory(100):
         found = run(tiny(**changes))[-1]
     held = found.snapshot()["counters"]["micro_batch_tokens"]

@@ -216,7 +216,7 @@ def test_the_examples_of_a_place_are_sound_and_are_read_as_they_are_printed(plac
 def test_what_can_be_searched_has_an_example_with_a_domain(place: Any) -> None:
     found = example(place.path, place.knob, as_domain=True)
     of_course_alone = {"tasks/all/loss/cross_entropy", "tasks/all/loss/bce", "stages/0/single_task/task"}  # nothing else fits
-    lists_of_lists = {f"gradient/{kind}/groups" for kind in ("pcgrad", "gradvac", "cagrad")}  # which are no branches
+    lists_of_lists = {f"gradient/{kind}/groups" for kind in ("pcgrad", "gradvac", "cagrad", "torchjd")}  # which are no branches
     fixed = place.path.split("/")[0] in ("data", "own_tasks", "plugins", "rows", "budget", "seed", "machine")
     assert bool(found) == (not fixed and place.path not in of_course_alone | lists_of_lists)
     assert not found or make_space("test", {"config": found}).domains()
@@ -341,7 +341,7 @@ def test_a_variant_is_explained_whole(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        ("task_schedule/drop", "refused by   loss_weights/famo, gradient/pcgrad, gradient/gradvac, gradient/cagrad"),
+        ("task_schedule/drop", "refused by   loss_weights/famo, gradient/pcgrad, gradient/gradvac, gradient/cagrad, "),
         ("bi", "needed by    tasks/all/head/sbert"),
         ("top_k", "needs        2 `rungs` or more"),
         ("bce", "fits         tasks that are binary"),
