@@ -13,6 +13,8 @@
 #   make demo TORCH=cpu            torch without CUDA: saves 3 GB on Linux (TORCH=cu126: for CUDA 12.6)
 #   make demo ENV=current          use the current python (Colab, conda, a CUDA image): nothing is installed
 
+unexport PYTHONDONTWRITEBYTECODE  # with it each of the tests' processes would compile all modules again
+
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null)
 MARK := .venv/.made-by-make

@@ -30,6 +30,8 @@ from search.plan.plan import Plan
 from search.plan.pretraining import make_chains
 from search.plan.summary import plan_lines
 from search.report.answer import answer_lines
+from search.report.boards import FOLDER as BOARDS
+from search.report.boards import Boards
 from search.report.costs import branch_table, choices_of, total_cost
 from search.report.narrate import Narrator, table
 from search.report.record import Recorder
@@ -76,6 +78,8 @@ def run_search(
     recorder = Recorder(folder, tasks, rungs[-1], Tracker(search, narrator.say))
     recorder.tracker.start()
     listeners = Listeners(narrator, recorder)
+    if options.tensorboard or (folder / BOARDS).exists():  # a resumed search goes on with it
+        listeners.listeners += (Boards(folder, narrator.say),)
     with contextlib.closing(narrator), Interrupts(folder, narrator.say) as interrupts:
         narrator.log.write("\n".join(plan_lines(plan, num_dropped=None)) + "\n")  # the terminal has shown them already
         narrator.show([f"folder    {folder}", _dashboard(folder), f"mlflow    {ui_command(uri, Path.cwd())}"])

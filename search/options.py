@@ -45,6 +45,7 @@ class SearchOptions:
     resume: str | None = None
     retries: int = 1
     retry_failed: bool = False
+    tensorboard: bool = False
     patience: float = 5.0  # minutes
     dry_run: bool = False
     prepare: bool = False
@@ -81,6 +82,7 @@ class Keywords(TypedDict, total=False):
     resume: str
     retries: int
     retry_failed: bool
+    tensorboard: bool
     patience: float
 
 
@@ -248,6 +250,7 @@ CHECKS: dict[str, Callable[[object], Any]] = {  # what a keyword passes through;
     "resume": _no_option,
     "retries": _count,
     "retry_failed": _flag_value,
+    "tensorboard": _flag_value,
     "patience": _amount,
 }
 
@@ -297,6 +300,7 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--name", type=_name, metavar="NAME", help="its name (default: the space's, then -2, -3 …)")
     where.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
     where.add_argument("--tracking-uri", type=_store, metavar="URI", help="MLflow store: http://…, sqlite:///…, none")
+    where.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's files, in the search's folder")
     where.add_argument(
         "--address", type=cluster_address, default="local", metavar="HOST:PORT", help="Ray cluster to join; auto: this node's"
     )

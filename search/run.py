@@ -76,7 +76,8 @@ def run(space: str | Path | dict[str, Any] | None = None, **keywords: Unpack[Key
 
     space: a file, or its content as maps and lists, which `name` then names.  None: resume="NAME" resumes a search.
     keywords: the options of `python -m search.run --help`, with _ for -: set, data, encoder, trials, hours, gpus,
-    gpus_per_trial, cpus_per_trial, seed, name, runs, tracking_uri, address, storage, resume, retries, retry_failed, patience.
+    gpus_per_trial, cpus_per_trial, seed, name, runs, tracking_uri, address, storage, resume, retries, retry_failed,
+    tensorboard, patience.
     Returns `search.results.read` of the search: one row per trial, best first; `.to_pandas()` makes it a data frame.
     Raises ValueError with the command's message (SettingsError for a fault of the space; Refused for something valid, but
     impossible here or now); KeyboardInterrupt after Ctrl-C or a notebook's stop, once the trials' states are saved;

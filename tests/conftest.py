@@ -33,6 +33,7 @@ def pytest_collection_finish() -> None:
     """Leave what imports and collecting have created out of garbage collections: a full one takes a third of a second."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(100_000, 20, 50)  # rarer ones of what tests create
 
 
 @pytest.fixture(autouse=True)
