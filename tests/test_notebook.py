@@ -16,7 +16,7 @@ def test_the_eight_cells_run_in_order_and_a_second_time(tmp_path: Path) -> None:
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert len(cells) == 8
     assert all(not cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code")
-    script = "\n".join(cells).replace("9_000", "300").replace("trials=8", "trials=3")  # a shorter budget
+    script = "\n".join(cells).replace("9_000", "300").replace("trials=8", "trials=2")  # a shorter budget
     again = "\n".join([cells[1], cells[3], cells[4]])
     (tmp_path / "script.py").write_text(f"{script}\nos.chdir('..')\n{again}", encoding="utf-8")
     own = {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": ""}

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minbert_core.checkpoints import fetch_encoder
 from minbert_core.commands import Refused
@@ -22,7 +23,9 @@ from minbert_core.data.corpus import fingerprint
 from minbert_core.encoder_files import weight_files
 from minbert_core.files import user_path
 from minbert_core.model import TOKENIZER_FILES
-from search.plan.folder import PlanRecord
+
+if TYPE_CHECKING:  # a worker needs no file of a space
+    from search.plan.folder import PlanRecord
 
 
 def relocated_config(config: TrialConfig, relocated: Mapping[str, str]) -> TrialConfig:
