@@ -31,9 +31,9 @@ else
   PY := .venv/bin/python
 endif
 
-# Two processes, whole files per process: half the time on two cores, no more memory on many. In the order of the tree: else files
-# of few but long tests come last, and one process waits for the other. Plain `pytest` uses one.
-IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
+# Three processes, whole files per process: two would leave a core idle while their searches wait. In the order of the tree: else
+# files of few but long tests come last, and one process waits for the others. Plain `pytest` uses one.
+IN_PARTS := -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check papers faults cluster bench gpu clean current
 
@@ -47,12 +47,12 @@ demo: $(READY)
 	    "Report: $$PWD/runs/$$name/report.html (one page about all of it; open it in a browser)"
 
 test: $(READY)
-	$(PY) -m pytest $(IN_TWO)
+	$(PY) -m pytest $(IN_PARTS)
 
 check: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest $(IN_TWO)
+	$(PY) -m pytest $(IN_PARTS)
 
 papers: $(READY)
 	@$(PY) -m search.papers

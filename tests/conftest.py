@@ -21,6 +21,7 @@ from minbert_core.config_checks import load_config
 from minbert_core.data import toy
 from minbert_core.settings.paths import lay_over
 
+gc.disable()  # until all tests are collected: imports create no garbage
 torch.set_num_threads(1)
 # a shell that starts pytest in the background has it ignored, here and in what a test starts
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -31,6 +32,7 @@ ENCODER = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "minb
 
 def pytest_collection_finish() -> None:
     """Leave what imports and collecting have created out of garbage collections: a full one takes a third of a second."""
+    gc.enable()
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)  # rarer ones of what tests create

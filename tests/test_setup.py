@@ -32,7 +32,7 @@ echo "uv $*" >> log
 exit 0
 """
 PIP = "python -m pip install --quiet --disable-pip-version-check"
-TESTS = "python -m pytest -n 2 --dist loadfile --no-loadscope-reorder"
+TESTS = "python -m pytest -n 3 --dist loadfile --no-loadscope-reorder"
 PINNED = "-e .[dev] -c constraints.txt"
 
 pytestmark = pytest.mark.skipif(MAKE is None, reason="make is not installed")

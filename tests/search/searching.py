@@ -60,7 +60,7 @@ class Search:
     def end(self) -> int:
         """Return the exit code, once it has ended."""
         self.output += self.stdout
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=120)
 
     def processes(self) -> list[int]:
         """Return the live processes of its session."""

@@ -36,7 +36,7 @@ QUICK = """\
 about: Which rate?
 trials: 1
 config:
-  budget: {examples: 8000}
+  budget: {examples: 5000}
   optimizer: {lr: {log_uniform: [1e-4, 1e-2]}}
 """
 FOLDERS = ("--data", "data", "--encoder", "encoder")
@@ -308,12 +308,12 @@ def test_a_search_that_slurm_stops_cleanly_and_somebody_moves_comes_out_as_if_it
     asked = time.monotonic()
     stopped.signal_all(signal.SIGUSR1)
     stopped.wait_for("stopping; the trials' states are being saved")
-    assert time.monotonic() - asked < 5
+    assert time.monotonic() - asked < 10
     stopped.process.send_signal(signal.SIGINT)  # impatience
     assert stopped.end() == 130, stopped.text
     assert "Traceback" not in stopped.text
     assert "already stopping" in stopped.text
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while (left := stopped.processes()) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left == []
