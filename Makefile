@@ -1,7 +1,7 @@
 # demo   a whole search on the embedded toy corpus: search, comparison, test table, report (two minutes once installed)
 # test   all tests            check   lint, types, tests            clean   remove the environment made here, keep runs/
 # papers each row of the papers' tables: its distance from our defaults, the published figures, a check of its config (seconds)
-# faults break small searches in every known way and check that nothing is lost (an hour; DATA=DIR ENCODER=DIR: on real data too)
+# faults break small searches in every known way and check that nothing is lost (two hours; DATA=DIR ENCODER=DIR: on real data too)
 # cluster those of a Ray cluster: nodes that join, leave, or see another disk; a token; a dead head (10 minutes)
 # gpu    check and measure the GPU in some minutes, into runs/gpu (DATA=DIR ENCODER=DIR: against BertModel, too)
 # bench  DATA=DIR ENCODER=DIR: the speed table against public peers, into runs/bench (an hour; ROWS="1 5": some rows)

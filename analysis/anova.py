@@ -101,7 +101,7 @@ def sample(table: Table, group: str, trials: Sequence[Trial], target: str, rung:
 
 
 def branches(table: Table) -> dict[str, list[Trial]]:
-    """Return the trials of each branch that has parameters of its own, by `PATH=LABEL`."""
+    """Return the trials of each branch that has its own parameters, by `PATH=LABEL`."""
     found: dict[str, list[Trial]] = {}
     for facts in table.searches.values():
         for choice in (parameter for parameter in facts.parameters.values() if parameter.labels):

@@ -1,4 +1,4 @@
-"""The console command `minbert`, which pip installs: one word per step of the work, each a command of its own.
+"""The console command `minbert`, which pip installs: one word per step of the work, each its own command.
 
     minbert search --space spaces/quickstart.yaml     is     python -m search.run --space spaces/quickstart.yaml
     minbert test --search quickstart                  is     python -m analysis.best_to_test --search quickstart

@@ -28,7 +28,7 @@ from analysis.options import BINS
 from minbert_core.evaluate import is_constant
 
 PARTS = 4  # groups of rows by length, of about equal size
-DRAWS = 1000  # of right and wrong answers, for the ECE that chance alone gives
+DRAWS = 1000  # of right and wrong answers, for the ECE that chance gives
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What the commands of the analyses share: parsers, the searches or files that they read, the folder for figures.
 
-Tables and figures are imported where they are used: with the parsers alone, --help takes no second.
+Tables and figures are imported where they are used: with only the parsers, --help takes no second.
 """
 
 from __future__ import annotations

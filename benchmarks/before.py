@@ -1,4 +1,4 @@
-"""Measure a training step of this code against that of another checkout, in turns, each in a process of its own.
+"""Measure a training step of this code against that of another checkout, in turns, each in its own process.
 
     git worktree add /tmp/before COMMIT
     python -m benchmarks.before /tmp/before --data DATA --encoder ENCODER [--batch 16] [--rounds 9]

@@ -67,7 +67,7 @@ def run_checks(device: str) -> Iterator[Check]:
 
 
 def checks(device: str) -> Iterator[tuple[str, Callable[[], tuple[bool, str]]]]:
-    """Name each check, most telling first."""
+    """Name each check, the most decisive first."""
     for precision in TOLERANCES:
         yield f"encoder against BertModel, {precision}", partial(encoder_error, device, precision)
     for family, annotation in FAMILIES.items():

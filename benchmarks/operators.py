@@ -36,7 +36,7 @@ from minbert_core.train.step import Stepper
 LAYERS = 12
 FREE = {"aten._unsafe_view", "aten.empty", "aten.empty_like", "aten.empty_strided", "aten.new_empty", "aten.detach_"}
 READS = {"aten._local_scalar_dense", "aten.item", "aten.equal", "aten.nonzero", "aten.is_nonzero"}
-READERS = ("item", "tolist", "numpy", "cpu", "__float__", "__int__", "__bool__")  # methods of a tensor; some are no operators
+READERS = ("item", "tolist", "numpy", "cpu", "__float__", "__int__", "__bool__")  # methods of a tensor; some are not operators
 METHODS: dict[str, dict[str, Any]] = {
     "the sum": {},
     "LoRA": {"adapter": "lora"},

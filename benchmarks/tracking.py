@@ -65,7 +65,7 @@ def _written(recorder: Recorder, began: float) -> tuple[float, float]:
 
 
 def make_trials(folder: Path, count: int) -> list[TrialResult]:
-    """Make stand-ins for ended trials, each with a config of its own."""
+    """Make stand-ins for ended trials, each with its own config."""
     trials = []
     for number in range(count):
         own = folder / "trials" / f"{number:03d}"

@@ -31,7 +31,7 @@ from minbert_core.words import counted, duration
 
 @dataclass
 class Count:
-    """What happened to the rows."""
+    """Counts of the rows, and of what happened to them."""
 
     rows: int = 0
     empty: int = 0  # rows without a text, times tasks

@@ -35,7 +35,7 @@ def why_not(source: Source, task: str) -> str:
 
 
 def example_rows(source: Source) -> list[dict[str, str]]:
-    """Return two rows that the model can answer; a sentence alone only if a task reads one."""
+    """Return two rows that the model can answer; a single sentence only if a task reads one."""
     sizes = {len(task.text_columns) for task in source.tasks.values()}
     alone = SINGLE if 1 in sizes else {"sentence": "A man plays.", "sentence2": "A man is playing a guitar."}
     return [alone, PAIR if 2 in sizes else {"sentence": "It's not what the trailer promised."}]

@@ -1,5 +1,5 @@
 """Parallel coordinates: a line per trial through its parameters and its scores. A parameter that the trial's branch lacks has a
-place of its own below the axis, so that branches are seen; optuna-dashboard leaves such trials out.
+separate place below the axis, so that branches are seen; optuna-dashboard leaves such trials out.
 """
 
 from __future__ import annotations

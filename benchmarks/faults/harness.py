@@ -115,7 +115,7 @@ class Lab:
 
 
 class Search:
-    """One search in a folder of its own. Every `start` is another process; `resume` continues the same search."""
+    """One search in its own folder. Every `start` is another process; `resume` continues the same search."""
 
     def __init__(self, folder: Path, cache: Path, space: str) -> None:
         self.here, self.cache, self.space, self.marks = folder, cache, space, folder / "marks"

@@ -35,7 +35,7 @@ class Grid(NamedTuple):
 
 EXACT = Grid(4, 1)
 ONEDNN = Grid(4, 4)  # it keeps a compiled product for each shape that it has seen, about a megabyte each
-KERNEL = Grid(1, 8)  # of a GPU: one call. torch would copy a mask whose rows are no multiple of 16 bytes in every layer
+KERNEL = Grid(1, 8)  # of a GPU: one call. torch would copy a mask whose rows are not a multiple of 16 bytes in every layer
 
 
 def grid_for(device: torch.device, in_bfloat16: bool = False) -> Grid:

@@ -119,7 +119,7 @@ class ProjectedAttentionLayers(nn.Module):
 class AdapterVariant(Variant):
     """The defaults of an adapter: it adds parameters, and the encoder is trained as without it."""
 
-    adds: ClassVar[bool] = True  # it has parameters of its own to train
+    adds: ClassVar[bool] = True  # it has its own parameters to train
 
     @property
     def shares(self) -> bool:

@@ -129,7 +129,7 @@ def _domains(node: Any, location: Location) -> Iterator[tuple[Location, Any]]:
 def default_name(path: Path, config: TrialConfig | None = None) -> str:
     """Choose the folder's name under trained/: the file's stem; for a config.yaml `smart-007` (a trial) or its folder.
 
-    A training on train+dev has a name of its own, `smart-007-all`: it is another model.
+    A training on train+dev has another name, `smart-007-all`: it is another model.
     """
     path, rest = path.resolve(), "-all" if config is not None and config.rows != "train" else ""
     if path.name != "config.yaml":

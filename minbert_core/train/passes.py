@@ -3,7 +3,7 @@
     batches, one per task, in parts if memory asks for them -> passes_of -> Pass: the packed tokens of one or more parts
 
 Tasks share a pass where nothing needs their gradients one by one: then a step is one pass forward and one backward, or a few if
-the batches are cut. A loss that is defined over its whole batch, if that is cut, keeps passes of its own: it needs them twice.
+the batches are cut. A loss that is defined over its whole batch, if that is cut, keeps its own passes: it needs them twice.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def passes_of(
 
 
 def _may_share(group: list[tuple[Part, PackedBatch]], model: MultitaskBert, limit: int | None) -> bool:
-    """Return whether parts may share a pass: of different tasks, few tokens, and none of a cut batch whose loss is no mean."""
+    """Return whether parts may share a pass: of different tasks, of few tokens, not of a cut batch whose loss is no mean."""
     tasks = [part.task for part, _ in group]
     has_own = any(part.count > 1 and not model.plans[part.task].loss.is_mean for part, _ in group)
     num_tokens = sum(len(packed.token_ids_N) for _, packed in group)

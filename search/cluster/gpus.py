@@ -104,6 +104,6 @@ def _answer(reference: Any) -> Gpu | None:
 
     try:
         gpu: Gpu = ray.get(reference)
-    except ray.exceptions.RayError:  # its node has left meanwhile
+    except ray.exceptions.RayError:  # its node has left
         return None
     return gpu

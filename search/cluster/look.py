@@ -1,8 +1,8 @@
-"""A look at a Ray cluster from a process of its own, so that a refused one leaves no trace in the driver, and prints nothing.
+"""A look at a Ray cluster from its own process, so that a refused one leaves no trace in the driver, and prints nothing.
 
     python -P look.py HOST:PORT -> {"nodes": [ids], "here": [ids]} or {"fault": …, "refused": true}
 
-It runs as a file and imports nothing of ours, because `search` sets a token of its own. The environment decides how it asks.
+It runs as a file and imports nothing of ours, because `search` sets its own token. The environment decides how it asks.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def total_slots(nodes: Iterable[Node], cpus_per_trial: int, gpus_per_trial: floa
 
 @dataclass(frozen=True)
 class Facts:
-    """What a process on a node has found there."""
+    """The findings of a process on a node."""
 
     host: str
     python: str

@@ -9,7 +9,7 @@
     the files that trials read        ->  URI/inputs/SHA                 ->  the node's cache, once per node (inputs.py)
 
 The study, its journal and all that `--status`, `--resume` and `analysis` read are in runs/NAME, which only the driver needs. A
-worker knows the URI alone. It trains in its scratch folder as on a shared disk (study/away.py), and the driver makes its
+worker knows only the URI. It trains in its scratch folder as on a shared disk (study/away.py), and the driver makes its
 own folder of the trial look as if the worker had written there (study/mirror.py).
 
 0001-000123 is a snapshot of the trial's first process with 123 records. The newest counts. Its records arrive first, so whoever

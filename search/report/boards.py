@@ -1,4 +1,4 @@
-"""The record of a search as TensorBoard reads it: a folder per trial in `runs/NAME/tensorboard`, beside MLflow's record.
+"""The record of a search as TensorBoard reads it: a folder per trial in `runs/NAME/tensorboard`, next to MLflow's record.
 
     tensorboard --logdir runs/smart/tensorboard
 
@@ -64,7 +64,7 @@ class Boards:
             method(*args, **kwargs)
         except OSError as error:
             self.is_on = False
-            self.say(f"{message(error)} TensorBoard's files are no longer written. Training continues; --resume writes them.")
+            self.say(f"{message(error)} TensorBoard's files end here. Training continues; --resume writes them.")
 
     def _begin(self, trial: TrialResult) -> None:
         """Write the file of a trial, from its first record on; it stays open."""

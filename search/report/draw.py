@@ -13,7 +13,7 @@ from rich.text import Text
 from minbert_core.terminal import Screen
 
 OPTIONAL = ("last", "ex/s", "mean", "norm", "passes per example", "GPU-min", "minutes", "status")  # the least needed first
-ORDINARY = {"completed", "stopped"}  # statuses that the rung tells too
+ORDINARY = {"completed", "stopped"}  # statuses that the rung shows too
 FOLDED = 24  # characters that the last column needs, whose text is folded
 GAP = 2  # characters between columns
 

@@ -78,7 +78,7 @@ class Narrator:
         self._log(f"{time.strftime('%F %T')} {text}{so_far}")
 
     def _log(self, line: str) -> None:
-        """Write a line to log.txt. On a full disk the terminal alone shows it, because the search still has to end well."""
+        """Write a line to log.txt. On a full disk only the terminal shows it, because the search still has to end well."""
         try:
             self.log.write(f"{line}\n")
         except OSError as error:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # a worker imports torch only after its first sign of life
     from minbert_core.train.trial import Progress, Record
 
 ABANDONED_SECONDS = 60.0  # after which a scratch folder that no process holds belongs to one that was killed
-SENT = "sent.pt"  # a snapshot, next to the one that may replace it meanwhile
+SENT = "sent.pt"  # a snapshot, next to the one that may replace it
 
 
 class Away:

@@ -13,7 +13,7 @@ from minbert_core.files import replaced
 def publish(model: Path, best: Path) -> None:
     """Make the folder `best` a copy of `model`, as hard links, which take no space; as real copies on a disk without links.
 
-    Nothing is written if it is one already, or if there is no model. A trial that runs may replace its model meanwhile. Then
+    Nothing is written if it is one already, or if there is no model. A trial that runs may replace its model. Then
     the new one is copied, or, if it is not complete yet, the trial's next report leads here again.
     """
     with contextlib.suppress(FileNotFoundError):

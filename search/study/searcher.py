@@ -65,7 +65,7 @@ class TrialStore(Protocol):
 
 
 def unlimited() -> float:
-    """Return the seconds left to a search without `--hours`, or the slots where Ray alone limits the trials at a time."""
+    """Return the seconds left to a search without `--hours`, or the slots where only Ray limits the trials at a time."""
     return math.inf
 
 

@@ -306,7 +306,7 @@ class Study:
         """Publish the best trial's model in best/, and return the trial.
 
         Delete snapshots of ended trials, and weights except those of the best few. It decides by the records in memory, which
-        were reported here or checked by `restore`, never by a file alone.
+        were reported here or checked by `restore`, never only by a file.
         """
         ranking = ranked(self.results())
         if ranking:

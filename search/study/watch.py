@@ -95,7 +95,7 @@ class RayWatch:
     def _watch(self) -> None:
         num_failed = 0
         while not self.left.wait(LOOK_SECONDS):
-            if self.scratch and (raylet := self.needed.get(NAMES["raylet"])):  # the workers of a cluster are not ours alone
+            if self.scratch and (raylet := self.needed.get(NAMES["raylet"])):  # the workers of a cluster are not only ours
                 with contextlib.suppress(psutil.Error):  # it has just died
                     self.workers = raylet.children(recursive=True) or self.workers
             if self.address is not None:

@@ -87,7 +87,7 @@ def end_process(folder: Path) -> None:
 
 
 def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+    with contextlib.suppress(ProcessLookupError):  # it has ended
         os.kill(pid, signal.SIGKILL)
 
 

@@ -150,7 +150,7 @@ class Runs:
         self.status, self.parent_changed = status, True
 
     def change_all(self) -> None:
-        """Mark everything as changed, because MLflow's side is no longer known."""
+        """Mark everything as changed, because MLflow's side is unknown now."""
         self.changed = dict.fromkeys(self.trials)
         self.parent_changed = True
 

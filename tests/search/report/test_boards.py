@@ -66,7 +66,7 @@ def test_a_fault_is_said_once_and_reaches_nobody(boards: Boards, trial: Make, tm
         boards.started(trial(number, None, status="running"), resumed=False)
         boards.ended(trial(number))
     [sentence] = said
-    assert sentence.endswith("TensorBoard's files are no longer written. Training continues; --resume writes them.")
+    assert sentence.endswith("TensorBoard's files end here. Training continues; --resume writes them.")
 
 
 def test_trials_that_failed_or_had_no_parameter_are_written_too(boards: Boards, trial: Make, tmp_path: Path) -> None:
