@@ -77,9 +77,8 @@ def run_search(
     narrator = Narrator(folder, tasks, plan.num_trials, slots, rungs[-1], plan.examples)
     recorder = Recorder(folder, tasks, rungs[-1], Tracker(search, narrator.say))
     recorder.tracker.start()
-    listeners = Listeners(narrator, recorder)
-    if options.tensorboard or (folder / BOARDS).exists():  # a resumed search goes on with it
-        listeners.listeners += (Boards(folder, narrator.say),)
+    is_for_boards = options.tensorboard or (folder / BOARDS).exists()  # there: the search that is resumed had the option
+    listeners = Listeners(narrator, recorder, *([Boards(folder, narrator.say)] if is_for_boards else []))
     with contextlib.closing(narrator), Interrupts(folder, narrator.say) as interrupts:
         narrator.log.write("\n".join(plan_lines(plan, num_dropped=None)) + "\n")  # the terminal has shown them already
         narrator.show([f"folder    {folder}", _dashboard(folder), f"mlflow    {ui_command(uri, Path.cwd())}"])

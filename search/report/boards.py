@@ -2,20 +2,21 @@
 
     tensorboard --logdir runs/smart/tensorboard
 
-The x of a curve is the number of examples. A trial's file is written again from its own records when it ends, and when its
-search is resumed. So a kill leaves no gap and no point twice. A fault, such as a full disk, ends this record, not the search.
+The x of a curve is the number of examples. While a search runs, its files only grow, by the points that they lack: an open
+TensorBoard sees each point once, also of a trial that is retried and measures some again. A resumed search writes them from the
+trials' records. A fault, such as a full disk, ends this record, not the search.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from minbert_core.files import message
 from search.study.trials import TrialResult
-from search.tracking.runs import Record, points_of
+from search.tracking.runs import points_of
 
 if TYPE_CHECKING:
     from tensorboardX.event_file_writer import EventsWriter
@@ -29,7 +30,8 @@ class Boards:
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self.folder, self.say, self.is_on = folder / FOLDER, say, True
-        self.files: dict[int, EventsWriter] = {}  # of the trials that run
+        self.files: dict[int, EventsWriter] = {}  # of the trials that have not ended
+        self.written: dict[int, set[tuple[str, int]]] = {}  # the metrics and x in each of these files
 
     def pretrained(self, record: dict[str, Any]) -> None:
         """Do nothing: only trials have a folder."""
@@ -42,16 +44,16 @@ class Boards:
                 self.ended(trial)
 
     def started(self, trial: TrialResult, resumed: bool) -> None:
-        self._unless_at_fault(self._begin, trial)
+        self._unless_at_fault(self._write, trial)
 
     def reported(self, trial: TrialResult, new: list[dict[str, Any]]) -> None:
-        self._unless_at_fault(self._add, trial.number, new)
+        self._unless_at_fault(self._write, trial)
 
     def paused(self, trial: TrialResult, why: str) -> None:
         """Do nothing: its curve continues later."""
 
     def retried(self, trial: TrialResult, why: str) -> None:
-        """Do nothing: what it measures again is known."""
+        """Do nothing: what it measures again is written already."""
 
     def ended(self, trial: TrialResult) -> None:
         self._unless_at_fault(self._end, trial)
@@ -66,36 +68,39 @@ class Boards:
             self.is_on = False
             self.say(f"{message(error)} TensorBoard's files end here. Training continues; --resume writes them.")
 
-    def _begin(self, trial: TrialResult) -> None:
-        """Write the file of a trial, from its first record on; it stays open."""
+    def _begin(self, number: int) -> None:
+        """Begin the file of a trial, in place of one that an earlier process has left."""
         from tensorboardX.event_file_writer import EventsWriter  # here, because it takes a quarter of a second
 
-        if file := self.files.pop(trial.number, None):
-            file.close()
-        place = self.folder / f"{trial.number:03d}"
+        place = self.folder / f"{number:03d}"
         if place.exists():
             shutil.rmtree(place)
         place.mkdir(parents=True)
-        self.files[trial.number] = EventsWriter(str(place / "events"))
-        self._add(trial.number, trial.records)
+        self.files[number], self.written[number] = EventsWriter(str(place / "events")), set()
 
-    def _add(self, number: int, records: Sequence[Record]) -> None:
+    def _write(self, trial: TrialResult) -> None:
+        """Add the points of a trial that its file lacks."""
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
-        for record in records:
-            for key, value, examples, time_ms in points_of(record):
-                event = Event(summary=scalar(key, value), step=examples, wall_time=time_ms / 1000)
-                self.files[number].write_event(event)
-        self.files[number].flush()
+        if trial.number not in self.files:
+            self._begin(trial.number)
+        file, written = self.files[trial.number], self.written[trial.number]
+        for record in trial.records:
+            for key, value, x, time_ms in points_of(record):
+                if (key, x) not in written:
+                    written.add((key, x))
+                    file.write_event(Event(summary=scalar(key, value), step=x, wall_time=time_ms / 1000))
+        file.flush()
 
     def _end(self, trial: TrialResult) -> None:
-        """Write the whole file, then the parameters with the best scores, which TensorBoard shows under HPARAMS."""
+        """Write what the file lacks, then the parameters with the best scores, which TensorBoard shows under HPARAMS."""
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import hparams
 
-        self._begin(trial)
+        self._write(trial)
         file = self.files.pop(trial.number)
+        del self.written[trial.number]
         scores = {key: 0.0 for key in trial.best if key.startswith("dev/")} if trial.points else {}
         params = {path: value if isinstance(value, bool | int | float) else str(value) for path, value in trial.params.items()}
         for summary in hparams(params, scores):

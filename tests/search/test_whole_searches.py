@@ -77,13 +77,23 @@ config:
 """
 
 
-def test_pretraining_comes_before_the_first_trial_once_for_all(search: Callable[..., Search], tmp_path: Path) -> None:
+def test_pretraining_comes_before_the_first_trial_and_after_ctrl_c_it_resumes(
+    search: Callable[..., Search], tmp_path: Path, cache: Path
+) -> None:
     folder = tmp_path / "runs" / "pretrained"
     (tmp_path / "pretrained.yaml").write_text(PRETRAINED)
-    one = search("--space", "pretrained.yaml", *TINY)
-    assert one.end() == 0, one.text
-    assert one.text.index("] mlm ") < one.text.index(" trained in ") < one.text.index("] 000 started")
-    assert re.search(r"further pretraining mlm \w{8}: .*, trained once, before the trials, shared by 2 trials", one.text)
+    stopped = search("--space", "pretrained.yaml", *TINY)
+    stopped.wait_for(r"\] mlm \d+ %  .* left$")
+    stopped.process.send_signal(signal.SIGINT)
+    assert stopped.end() == 130, stopped.text
+    assert "Traceback" not in stopped.text
+    assert list(folder.glob("trials/*")) == []
+    assert len(list((cache / "minbert" / "pretrained").glob("*.state"))) == 1
+
+    resumed = search("--resume", "pretrained")
+    assert resumed.end() == 0, resumed.text
+    assert resumed.text.index("] mlm ") < resumed.text.index(" trained in ") < resumed.text.index("] 000 started")
+    assert re.search(r"further pretraining mlm \w{8}: .*, trained once, before the trials, shared by 2 trials", resumed.text)
     kept = [json.loads(line) for line in (folder / "pretraining.jsonl").read_text().splitlines()]
     texts = [record["pretrain/examples"] for record in kept]
     assert texts == sorted(texts)

@@ -48,10 +48,13 @@ def test_a_trial_has_every_point_once_while_it_runs_when_it_ends_and_after_a_res
     whole = last.__class__(**vars(last) | {"records": first.records + last.records})
     folder = tmp_path / "tensorboard" / "007"
     boards.started(trial(7, None, status="running"), resumed=False)
-    boards.reported(first, first.records)
+    for _ in range(2):  # as of a trial that was retried
+        boards.reported(first, first.records)
+    [file] = folder.iterdir()
     assert ("dev/score", 0.5, 100) in points(folder)
     assert len(points(folder)) == 7
     boards.ended(whole)
+    assert [*folder.iterdir()] == [file]  # it has grown
     assert [point for point in points(folder) if point[0] == "dev/score"] == [("dev/score", 0.5, 100), ("dev/score", 0.6, 900)]
     assert any("_hparams_/experiment" in value.tag for event in events(folder) for value in event.summary.value)
     written = points(folder)
