@@ -37,6 +37,7 @@ class SearchOptions:
     gpus_per_trial: float | None = None
     cpus_per_trial: int | None = None
     seed: int | None = None
+    from_: str | None = None  # NAME:N, an earlier search and how many of its best trials become baselines
     name: str | None = None
     runs: Path = Path("runs")
     tracking_uri: str | None = None
@@ -74,6 +75,7 @@ class Keywords(TypedDict, total=False):
     gpus_per_trial: float
     cpus_per_trial: int
     seed: int
+    from_: str
     name: str
     runs: str | Path
     tracking_uri: str
@@ -109,7 +111,7 @@ def from_keywords(space: str | Path | dict[str, Any] | None, keywords: Mapping[s
 
 
 def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return f"--{name.rstrip('_').replace('_', '-')}"
 
 
 def _words(name: str, value: Any) -> list[str]:
@@ -189,6 +191,15 @@ def _name(value: object) -> str:
     return text
 
 
+def _earlier(value: object) -> str:
+    """Return the name of an earlier search with a number of its trials, `NAME:N`."""
+    text = str(value)
+    name, _, number = text.partition(":")
+    if not (NAME.fullmatch(name) and number.isdigit() and int(number) > 0):
+        raise argparse.ArgumentTypeError(f"must be NAME:N, as in smart:3 for the three best trials of smart. Got '{text}'.")
+    return text
+
+
 def cluster_address(value: object) -> str:
     """Return `local`, `auto` or HOST:PORT."""
     text = str(value)
@@ -242,6 +253,7 @@ CHECKS: dict[str, Callable[[object], Any]] = {  # what a keyword passes through;
     "gpus_per_trial": share,
     "cpus_per_trial": positive,
     "seed": _count,
+    "from_": _earlier,
     "name": _name,
     "runs": _folder,
     "tracking_uri": _store,
@@ -283,6 +295,9 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--data", metavar="DIR", help="folder with the corpora, or toy")
     what.add_argument("--encoder", metavar="NAME", help="pretrained BERT: hub name or folder, or tiny")
+    what.add_argument(
+        "--from", dest="from_", type=_earlier, metavar="NAME:N", help="add the N best trials of an earlier search as baselines"
+    )
     much = command.add_argument_group("how much")
     much.add_argument("--trials", type=positive, metavar="N", help="configurations to try, including baselines")
     much.add_argument("--hours", type=_amount, metavar="H", help="time limit; trials that would exceed it are paused")

@@ -42,6 +42,7 @@ from search.cluster.reach import check_storage
 from search.cost.estimate import check_disk, measured_lines
 from search.cost.packing import packed
 from search.drive import go_on, next_command, run_search
+from search.earlier import with_best_of
 from search.environment import report
 from search.options import Keywords, SearchOptions, from_arguments, from_keywords, parser
 from search.plan.folder import (
@@ -60,7 +61,7 @@ from search.plan.resume import asked_space, goes_on, resumed_plan
 from search.plan.summary import plan_lines, plan_record
 from search.report.status import show_status
 from search.report.words import describe
-from search.results import read
+from search.results import open_search, read
 from search.space.space import Space, read_space
 from search.study.engine import STOPS, start_ray
 from search.study.repair import repair
@@ -76,7 +77,7 @@ def run(space: str | Path | dict[str, Any] | None = None, **keywords: Unpack[Key
 
     space: a file, or its content as maps and lists, which `name` then names.  None: resume="NAME" resumes a search.
     keywords: the options of `python -m search.run --help`, with _ for -: set, data, encoder, trials, hours, gpus,
-    gpus_per_trial, cpus_per_trial, seed, name, runs, tracking_uri, address, storage, resume, retries, retry_failed,
+    gpus_per_trial, cpus_per_trial, seed, from_, name, runs, tracking_uri, address, storage, resume, retries, retry_failed,
     tensorboard, patience.
     Returns `search.results.read` of the search: one row per trial, best first; `.to_pandas()` makes it a data frame.
     Raises ValueError with the command's message (SettingsError for a fault of the space; Refused for something valid, but
@@ -130,7 +131,8 @@ def _print_space(options: SearchOptions) -> int:
     """Print the space with what it extends and all overrides as YAML that runs by itself."""
     if options.space is None:
         raise ValueError("--print composes a space. Give it with --space FILE; runs/NAME/space.yaml is that of a search.")
-    print(dump_yaml(read_space(options.space, _sets(options), options.name or UNNAMED).document), end="")
+    space, lines = _new_space(options, options.name or UNNAMED)
+    print("".join(f"# {line}\n" for line in lines) + dump_yaml(space.document), end="")
     return DONE
 
 
@@ -166,13 +168,23 @@ def _prepare(options: SearchOptions, runs: Path) -> tuple[Path, int]:
     """Do everything of a search that needs a network or writes to the cache, on this machine's CPU. Start nothing."""
     if options.space is None:
         raise ValueError("--prepare prepares a new search. Give it with --space FILE.")
-    space = read_space(options.space, _sets(options), options.name or UNNAMED)
+    space, _ = _new_space(options, options.name or UNNAMED)
     plan = make_plan(space.name, space, options.seed or 0, options.trials, Resources(usable_cores(), 0, 1, 0))
     print(f"data      {plan.inputs.data_folder}")
     print("\n".join(f"encoder   {folder}" for folder in dict.fromkeys(plan.space.encoders.values())) or "encoder   tiny")
     print(f"cache     {cache_folder()}")
     print("Prepared: a search of this space needs no network, where it sees these folders. Set HF_HUB_OFFLINE=1 there.")
     return runs / space.name, DONE
+
+
+def _new_space(options: SearchOptions, name: str) -> tuple[Space, list[str]]:
+    """Return the space that the user asks for, and a line for each trial of an earlier search that is a baseline of it."""
+    assert options.space is not None, "the caller has refused this"
+    space = read_space(options.space, _sets(options), name)
+    if options.from_ is None:
+        return space, []
+    earlier, _, most = options.from_.partition(":")
+    return with_best_of(open_search(options.runs.absolute() / earlier), int(most), space)
 
 
 def _sets(options: SearchOptions) -> list[str]:
@@ -184,9 +196,8 @@ def _sets(options: SearchOptions) -> list[str]:
 
 def _new_plan(options: SearchOptions, runs: Path, retry: str) -> Plan:
     """Plan a new search in `runs`, with a free name. Where nobody has said how many trials share a GPU, a probe decides."""
-    assert options.space is not None, "goes_on has refused this"
     name = options.resume or options.name
-    space = read_space(options.space, _sets(options), name or UNNAMED)
+    space, earlier = _new_space(options, name or UNNAMED)
     asked = options.gpus or "auto", options.gpus_per_trial, options.cpus_per_trial or 1
     if options.storage is not None:
         check_storage(options.storage)
@@ -198,6 +209,7 @@ def _new_plan(options: SearchOptions, runs: Path, retry: str) -> Plan:
     if options.tracking_uri is not None and (fault := store_fault(options.tracking_uri)):
         raise Refused(fault)
     plan = make_plan(folder.name, space, options.seed or 0, options.trials, resources)
+    plan = replace(plan, earlier=tuple(earlier))
     check_disk(plan, runs)
     if options.gpus in (None, "auto") and options.gpus_per_trial is None:
         plan = packed(plan, options.address, partial(start_ray, address=options.address))

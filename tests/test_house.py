@@ -31,7 +31,7 @@ LAYERS = (  # each may import those above it and its own, never in a circle; a n
     ("search.plan.",),
     ("search.study.",),
     ("search.report.",),
-    ("search.cost.", "search.results", "search.papers", "search.drive"),
+    ("search.cost.", "search.results", "search.earlier", "search.papers", "search.drive"),
     ("search.run",),
     ("analysis.",),
 )

@@ -162,7 +162,7 @@ PROCESSES = [
     Case("worker killed", RETRIED, partial(worker_killed, trial=1), times=2),
     Case("worker of the baseline killed", RETRIED, partial(worker_killed, trial=0)),
     Case("worker dies each time", "tried twice, failed with its reason", worker_dies),
-    Case("failed trial, --retry-failed", "completed under its own number", failed_trial_offered_again),
+    Case("failed trial, --retry-failed", "ended under its own number", failed_trial_offered_again),
     Case("raylet killed", "one sentence, exit 3 within 30 s; resumed", partial(ray_dies, program="raylet"), times=2),
     Case("GCS killed", "one sentence, exit 3 within 30 s; resumed", partial(ray_dies, program="gcs_server"), times=2),
     Case("step hangs", "ended by the watchdog, retried", worker_hangs),

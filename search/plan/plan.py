@@ -90,6 +90,7 @@ class Plan:
     snapshot_bytes: int  # of a trial of the largest model
     relocated: Mapping[str, str] = field(default_factory=dict)  # a folder in the configs -> its place here
     pretrainings: tuple[str, ...] = ()  # a sentence for each further pretraining that some trial begins with
+    earlier: tuple[str, ...] = ()  # a line for each trial of an earlier search that is a baseline of this one
 
     @property
     def examples(self) -> int:

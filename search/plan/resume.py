@@ -74,8 +74,8 @@ def asked_space(options: SearchOptions) -> str:
 def _check_asked(options: SearchOptions, record: PlanRecord) -> None:
     """Refuse a command whose space or seed differs from those of the search, which keeps both."""
     if options.space is None:
-        if given := [flag for flag in ("set", "seed") if getattr(options, flag) not in (None, ())]:
-            raise ValueError(f"--resume takes all settings from the search's record. Omit --{given[0]}.")
+        if given := [flag for flag in ("set", "seed", "from_") if getattr(options, flag) not in (None, ())]:
+            raise ValueError(f"--resume takes all settings from the search's record. Omit --{given[0].rstrip('_')}.")
     elif asked_space(options) != record.space_sha256:
         given_space = options.space if isinstance(options.space, Path) else "the one given"
         raise Refused(

@@ -47,6 +47,7 @@ def plan_lines(plan: Plan, num_dropped: int | None = 5) -> list[str]:
         f"objective {_objective(plan)} on dev, the best of a trial's evaluations at {_points(plan)}",
         f"budget    {_budget(plan)}",
         f"trials    {_trials(plan)}",
+        *(f"from      {text}" for text in plan.earlier),
         *(f"pretrain  {text}" for text in plan.pretrainings),
         *([recipes] if len(plan.recipes) > 1 else []),
         *_searched(plan),

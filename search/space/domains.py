@@ -36,6 +36,11 @@ class Range:
             return math.sqrt(self.low * self.high)
         return (int(self.low) + int(self.high)) // 2 if self.kind == "int" else (self.low + self.high) / 2
 
+    def nearest(self, value: float) -> float:
+        """Return the value of the range that is nearest to a number."""
+        inside = min(max(value, self.low), self.high)
+        return round(inside) if self.kind == "int" else float(inside)
+
     def contains(self, value: Any) -> bool:
         is_number = isinstance(value, int if self.kind == "int" else int | float) and not isinstance(value, bool)
         return is_number and self.low <= value <= self.high

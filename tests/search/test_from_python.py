@@ -64,8 +64,8 @@ def test_the_keywords_are_the_options_that_say_what_a_search_is() -> None:
 
 
 def test_typed_and_called_are_the_same_options() -> None:
-    typed = ["--space", "quick.yaml", "--set", "a=1", "--set", "b=2", "--trials", "4", "--runs", "elsewhere", "--gpus=2"]
-    called = from_keywords("quick.yaml", {"set": ["a=1", "b=2"], "trials": 4, "runs": "elsewhere", "gpus": 2})
+    typed = ["--space", "quick.yaml", "--set", "a=1", "--set", "b=2", "--trials", "4", "--from", "old:2", "--runs", "elsewhere"]
+    called = from_keywords("quick.yaml", {"set": ["a=1", "b=2"], "trials": 4, "from_": "old:2", "runs": "elsewhere"})
     assert replace(from_arguments(parser().parse_args(typed), typed), typed=()) == called
     assert from_arguments(parser().parse_args(called.arguments), called.arguments) == replace(
         called, typed=tuple(called.arguments)
@@ -85,6 +85,9 @@ def test_typed_and_called_are_the_same_options() -> None:
         ("--space quick.yaml --retries=-1", {"space": "quick.yaml", "retries": -1}, ValueError),
         ("--space quick.yaml --hours inf", {"space": "quick.yaml", "hours": float("inf")}, ValueError),
         ("--space quick.yaml --cpus-per-trial 5000", {"space": "quick.yaml", "cpus_per_trial": 5000}, Refused),
+        ("--space quick.yaml --from smart", {"space": "quick.yaml", "from_": "smart"}, ValueError),
+        ("--space quick.yaml --from smart:0", {"space": "quick.yaml", "from_": "smart:0"}, ValueError),
+        ("--space quick.yaml --from nobody:2", {"space": "quick.yaml", "from_": "nobody:2"}, ValueError),
         ("--resume nobody", {"resume": "nobody"}, ValueError),
         ("--resume nobody --runs .", {"resume": "nobody", "runs": Path()}, ValueError),
         ("", {}, ValueError),
