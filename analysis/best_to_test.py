@@ -187,7 +187,10 @@ def _train_and_answer(
         track_job(tracker, job, next(trial.params for trial in selection.trials if trial.number == job.number))
 
     def measured(job: Job, records: Records) -> None:
-        tracker.submit(Runs.records, run_number(job), records)
+        if any(
+            record["kind"] == "dev" for record in records
+        ):  # MLflow colours charts by the first metric
+            tracker.submit(Runs.records, run_number(job), records)
 
     with _ray(resources):
         if resources.cluster:

@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,11 @@ from search.report.boards import Boards
 from search.report.costs import branch_table, choices_of, total_cost
 from search.report.narrate import Narrator, table
 from search.report.record import Recorder
+from search.report.weights_and_biases import WandbRuns, wants_wandb
 from search.study.elastic import following
 from search.study.engine import start_ray
 from search.study.interrupts import Interrupts
-from search.study.listeners import Listeners
+from search.study.listeners import Listeners, OtherRecord
 from search.study.mirror import Mirror
 from search.study.repair import Repairs, repair
 from search.study.retries import reopen_failed
@@ -77,9 +78,11 @@ def run_search(
     narrator = Narrator(folder, tasks, plan.num_trials, slots, rungs[-1], plan.examples)
     recorder = Recorder(folder, tasks, rungs[-1], Tracker(search, narrator.say))
     recorder.tracker.start()
-    is_for_boards = options.tensorboard or (folder / BOARDS).exists()  # there: the search that is resumed had the option
-    listeners = Listeners(narrator, recorder, *([Boards(folder, narrator.say)] if is_for_boards else []))
-    with contextlib.closing(narrator), Interrupts(folder, narrator.say) as interrupts:
+    others = list(_other_records(folder, options, record, narrator.say))
+    listeners = Listeners(narrator, recorder, *others)
+    with contextlib.closing(narrator), Interrupts(folder, narrator.say) as interrupts, contextlib.ExitStack() as at_end:
+        for other in others:
+            at_end.callback(_close, other, interrupts)
         narrator.log.write("\n".join(plan_lines(plan, num_dropped=None)) + "\n")  # the terminal has shown them already
         narrator.show([f"folder    {folder}", _dashboard(folder), f"mlflow    {ui_command(uri, Path.cwd())}"])
         for sentence in repairs.sentences:
@@ -127,6 +130,20 @@ def run_search(
             raise
         again = go_on(folder, options.address)
         return close(folder, plan, study.results(), narrator, recorder.tracker, interrupts.seen, uri, again)
+
+
+def _other_records(
+    folder: Path, options: SearchOptions, record: PlanRecord, say: Callable[[str], None]
+) -> Iterator[OtherRecord]:
+    """Yield the records next to MLflow's that the user asks for, or that the search which is resumed has."""
+    if options.tensorboard or (folder / BOARDS).exists():
+        yield Boards(folder, say)
+    if wants_wandb(folder, options.wandb):
+        yield WandbRuns(folder, record.name, record.id or "", say)
+
+
+def _close(record: OtherRecord, interrupts: Interrupts) -> None:
+    record.close(interrupts.seen)
 
 
 def _files(folder: Path, record: PlanRecord) -> TrialFiles:

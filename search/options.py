@@ -47,6 +47,7 @@ class SearchOptions:
     retries: int = 1
     retry_failed: bool = False
     tensorboard: bool = False
+    wandb: bool = False
     patience: float = 5.0  # minutes
     dry_run: bool = False
     prepare: bool = False
@@ -85,6 +86,7 @@ class Keywords(TypedDict, total=False):
     retries: int
     retry_failed: bool
     tensorboard: bool
+    wandb: bool
     patience: float
 
 
@@ -263,6 +265,7 @@ CHECKS: dict[str, Callable[[object], Any]] = {  # what a keyword passes through;
     "retries": _count,
     "retry_failed": _flag_value,
     "tensorboard": _flag_value,
+    "wandb": _flag_value,
     "patience": _amount,
 }
 
@@ -316,6 +319,7 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all searches (default runs)")
     where.add_argument("--tracking-uri", type=_store, metavar="URI", help="MLflow store: http://…, sqlite:///…, none")
     where.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's files, in the search's folder")
+    where.add_argument("--wandb", action="store_true", help="also log to Weights & Biases, a run per trial")
     where.add_argument(
         "--address", type=cluster_address, default="local", metavar="HOST:PORT", help="Ray cluster to join; auto: this node's"
     )

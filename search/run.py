@@ -60,6 +60,7 @@ from search.plan.resources import Resources, find_resources
 from search.plan.resume import asked_space, goes_on, resumed_plan
 from search.plan.summary import plan_lines, plan_record
 from search.report.status import show_status
+from search.report.weights_and_biases import wandb_fault
 from search.report.words import describe
 from search.results import open_search, read
 from search.space.space import Space, read_space
@@ -78,7 +79,7 @@ def run(space: str | Path | dict[str, Any] | None = None, **keywords: Unpack[Key
     space: a file, or its content as maps and lists, which `name` then names.  None: resume="NAME" resumes a search.
     keywords: the options of `python -m search.run --help`, with _ for -: set, data, encoder, trials, hours, gpus,
     gpus_per_trial, cpus_per_trial, seed, from_, name, runs, tracking_uri, address, storage, resume, retries, retry_failed,
-    tensorboard, patience.
+    tensorboard, wandb, patience.
     Returns `search.results.read` of the search: one row per trial, best first; `.to_pandas()` makes it a data frame.
     Raises ValueError with the command's message (SettingsError for a fault of the space; Refused for something valid, but
     impossible here or now); KeyboardInterrupt after Ctrl-C or a notebook's stop, once the trials' states are saved;
@@ -208,6 +209,8 @@ def _new_plan(options: SearchOptions, runs: Path, retry: str) -> Plan:
     folder = new_search_folder(runs, name, space.name)
     if options.tracking_uri is not None and (fault := store_fault(options.tracking_uri)):
         raise Refused(fault)
+    if options.wandb and (fault := wandb_fault()):
+        raise Refused(fault)
     plan = make_plan(folder.name, space, options.seed or 0, options.trials, resources)
     plan = replace(plan, earlier=tuple(earlier))
     check_disk(plan, runs)
@@ -238,6 +241,8 @@ def _clock(hours: float | None) -> Callable[[], float]:
 
 def _resume(options: SearchOptions, folder: Path, retry: str, seconds_left: Callable[[], float]) -> int:
     plan, record = resumed_plan(options, folder, retry)
+    if options.wandb and (fault := wandb_fault()):
+        raise Refused(fault)
     print("\n".join(plan_lines(plan)))
     if options.dry_run:
         print("Nothing was started.")

@@ -26,7 +26,7 @@ from search.space import __main__ as explain
 WIDTH, HEIGHT = 80, 24  # of a screen
 # what is typed, the function behind it, its arguments that no command may lack, the lines that its help may take
 COMMANDS = [
-    ("-m search.run", run.main, "", 44),  # two dozen options, a line each
+    ("-m search.run", run.main, "", 45),  # two dozen options, a line each
     ("-m search.space", explain.main, "", HEIGHT),
     ("-m search.papers", papers.main, "", HEIGHT),
     ("-m minbert_core.train", train_command.main, "my.yaml", HEIGHT),

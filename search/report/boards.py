@@ -58,6 +58,12 @@ class Boards:
     def ended(self, trial: TrialResult) -> None:
         self._unless_at_fault(self._end, trial)
 
+    def close(self, was_interrupted: bool) -> None:
+        """Close the files of the trials that have not ended."""
+        for file in self.files.values():
+            file.close()
+        self.files.clear()
+
     def _unless_at_fault(self, method: Callable[Arguments, None], *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
         """Call a method; after its first fault, which is said, call none."""
         if not self.is_on:

@@ -15,6 +15,12 @@ class SearchListener(Listener, Protocol):
     def replay(self, trials: list[TrialResult]) -> None: ...
 
 
+class OtherRecord(SearchListener, Protocol):
+    """A record in addition to MLflow's, which is closed at the end of the search."""
+
+    def close(self, was_interrupted: bool) -> None: ...
+
+
 class Listeners:
     """Several listeners as one. Each event goes to each of them, in order."""
 

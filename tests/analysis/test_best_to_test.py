@@ -75,6 +75,7 @@ def test_retraining_reports_dev_and_test_beside_the_claim(
     assert len(runs["trial"]) == 2 * len(tested)
     for run in runs["trial"]:
         model = results["models"][run.info.run_name]
+        assert next(metric.key for metric in run.data.to_proto().metrics) == "dev/score"  # it colours MLflow's charts
         assert {run.data.metrics[f"{split}/norm"] == pytest.approx(model[split]["norm"]) for split in ("dev", "test")} == {True}
     # the same command again trains nothing twice, enters nothing twice, and opens the test split a second time on the record
     before = (folder / "selection.json").read_bytes()
