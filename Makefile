@@ -61,7 +61,7 @@ faults: $(READY)
 	$(PY) -m benchmarks.faults $(if $(DATA),--data $(DATA)) $(if $(ENCODER),--encoder $(ENCODER)) $(if $(ONLY),--only $(ONLY))
 
 cluster: $(READY)
-	$(PY) -m benchmarks.faults --only "cluster:"
+	$(PY) -m benchmarks.faults --only cluster
 
 bench: $(READY)
 	@$(PY) -c "import accelerate, smart_pytorch" 2>/dev/null || \

@@ -187,9 +187,7 @@ def _train_and_answer(
         track_job(tracker, job, next(trial.params for trial in selection.trials if trial.number == job.number))
 
     def measured(job: Job, records: Records) -> None:
-        if any(
-            record["kind"] == "dev" for record in records
-        ):  # MLflow colours charts by the first metric
+        if any(record["kind"] == "dev" for record in records):  # MLflow colours charts by the first metric
             tracker.submit(Runs.records, run_number(job), records)
 
     with _ray(resources):

@@ -5,5 +5,6 @@ from benchmarks.faults.kills import KILLS
 from benchmarks.faults.outside import OUTSIDE
 from benchmarks.faults.processes import PROCESSES
 from benchmarks.faults.records import RECORDS
+from benchmarks.faults.storages import STORAGES
 
-CASES = [*KILLS, *PROCESSES, *RECORDS, *OUTSIDE, *CLUSTERS]
+CASES = [*KILLS, *PROCESSES, *RECORDS, *OUTSIDE, *CLUSTERS, *STORAGES]

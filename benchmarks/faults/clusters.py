@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import re
 import secrets
-import shutil
 import signal
 import time
-from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
+import psutil
+
 from benchmarks.faults.case import Case
-from benchmarks.faults.harness import NAME, Lab, Search, check_whole, require
+from benchmarks.faults.harness import NAME, ROOT, Lab, Search, check_whole, require
 from benchmarks.faults.harness import SPACE as SMALL
 from benchmarks.faults.nodes import Cluster, cluster
-from minbert_core.checkpoints import save_encoder
-from minbert_core.data.tokens import load_tokenizer
-from minbert_core.data.toy import toy_folder
-from minbert_core.encoder import TINY, new_encoder
 
 BUSY = Path(__file__).parent / "busy"
 JOINED_SECONDS = 60  # in which a node that joins must be used
@@ -150,67 +145,6 @@ def folder_unseen(search: Search, lab: Lab) -> str:
     return f"exit 3: {sentence}"
 
 
-def without_disk(search: Search, lab: Lab) -> str:
-    """Search on three nodes that see only a storage of the driver's, and kill one in the middle of a trial."""
-    data, encoder, bucket = search.here / "data", search.here / "encoder", search.here / "bucket"
-    own_corpus(lab, data, encoder)
-    (search.here / "runs").mkdir()
-    hidden = " && ".join(f"mount -t tmpfs none {folder}" for folder in (search.here / "runs", data, encoder, lab.cache))
-    with cluster(0) as nodes:
-        names = [nodes.start(before=f"{hidden} && export XDG_CACHE_HOME={nodes.place}/cache{i}") for i in range(3)]
-        own = "--data", str(data), "--encoder", str(encoder), "--storage", f"file://{bucket}"
-        search.start("--space", f"{NAME}.yaml", *_options(nodes), *own)
-        search.until(lambda: _evaluated(search, nodes, names[-1]), "an evaluation on the node", timeout_seconds=400)
-        nodes.kill(names[-1])
-        _ends(search)
-        require("has left the cluster" in search.text, f"no line about it:\n{search.text[-2000:]}")
-        check_whole(search, 6)
-        require(not any(trial.deaths for trial in search.trials()), "the trial was blamed")
-        resumed = re.findall(r"resumes after (\d+) examples", "".join(_logs(search)))
-        require(any(int(examples) for examples in resumed), "no trial continued from its snapshot")
-        left = [str(path) for path in bucket.glob("*/trials/*")]
-        require(not left, f"left in the storage: {left}")
-        require(not list(nodes.place.glob(f"cache[0{len(names) - 2}]/minbert/scratch/*/trials/*")), "scratch folders are left")
-    again = examples_again(_logs(search))
-    return f"its trial continued from the storage, unblamed; {again:,} examples and {search.retrained()} records made again"
-
-
-def own_corpus(lab: Lab, data: Path, encoder: Path) -> None:
-    """Write the toy corpus, without its test files, and the tiny encoder as a user's own folders."""
-    toy = toy_folder(lab.cache / "minbert")
-    shutil.copytree(toy, data, ignore=shutil.ignore_patterns("*-test-*"))
-    encoder.mkdir()
-    shutil.copy(toy / "vocab.txt", encoder)
-    shape = replace(TINY, vocab_size=load_tokenizer(encoder).vocab_size)
-    save_encoder(new_encoder(shape, seed=0, hidden_dropout=0.1, attention_dropout=0.1), encoder)
-
-
-def _evaluated(search: Search, nodes: Cluster, name: str) -> bool:
-    """Return whether a trial on a node has trained on for a while after an evaluation."""
-    for number in nodes.workers(name):
-        dev, train = search.records(number, "dev"), search.records(number)
-        if dev and train[-1]["examples"] > dev[-1]["examples"] + 500:
-            return True
-    return False
-
-
-def _logs(search: Search) -> list[str]:
-    return [log.read_text(encoding="utf-8") for log in search.folder.glob("trials/*/log.txt")]
-
-
-def examples_again(logs: Iterable[str]) -> int:
-    """Count the examples that trials trained again after they resumed, by their logs."""
-    again = 0
-    for log in logs:
-        examples = 0
-        for line in log.splitlines():
-            if line.startswith("{"):
-                examples = json.loads(line)["examples"]
-            elif " trial " in line and (resumed := re.search(r"starts|resumes after (\d+) examples", line)):
-                again += examples - int(resumed[1] or 0)
-    return again
-
-
 def joins_unseen(search: Search, lab: Lab) -> str:
     """Let a node join a search that sees another folder where the runs are, and one that sees them."""
     runs = search.here / "runs"
@@ -243,6 +177,31 @@ def busy_gpu(search: Search, lab: Lab) -> str:
     return line.removeprefix("warning   ")
 
 
+def best_to_test(search: Search, lab: Lab) -> str:
+    """Retrain the best configuration of a search on two nodes, over four seeds, and kill one of them in training."""
+    search.start("--space", f"{NAME}.yaml", "--trials", "2")
+    _ends(search)
+    with cluster(2) as nodes:
+        script = (str(ROOT / "analysis" / "best_to_test.py"),)
+        search.start("--search", NAME, "--top", "1", "--seeds", "2", *_options(nodes), command=script)
+        search.until(lambda: all(_retrains(search, nodes, name) for name in nodes.nodes), "a model in training on each node")
+        nodes.kill(list(nodes.nodes)[-1])
+        _ends(search)
+        [line] = [line for line in search.text.splitlines() if "has left the cluster" in line]
+    results = json.loads((search.folder / "test" / "results.json").read_text(encoding="utf-8"))
+    require(len(results["models"]) == 2 * len(results["configurations"]), f"models: {', '.join(results['models'])}")
+    return f"{len(results['models'])} models on both nodes; {line.partition('] ')[2]}"
+
+
+def _retrains(search: Search, nodes: Cluster, name: str) -> bool:
+    """Return whether a process of a node trains a model of best_to_test, whose log it holds open."""
+    for process in nodes.processes(name):
+        with contextlib.suppress(psutil.Error):
+            if any(file.path.startswith(f"{search.folder}/test/") for file in process.open_files()):
+                return True
+    return False
+
+
 CLUSTERS = [
     Case("cluster: started by hand", "a trial per node, the code travels", joined, space=SPACE),
     Case("cluster: found", "auto joins; a sentence where no node is", found, space=SPACE),
@@ -250,8 +209,8 @@ CLUSTERS = [
     Case("cluster: node killed", "its trial continues elsewhere, unblamed", node_killed, space=SPACE),
     Case("cluster: node joins", f"used within {JOINED_SECONDS} s", node_joins, space=SPACE),
     Case("cluster: head killed", "one sentence, exit 3; resumed on another", head_killed, space=SPACE),
-    Case("cluster: no shared disk", "a storage carries all; node killed, continued", without_disk, space=SPACE),
     Case("cluster: joins unseen", "left out, and told; the trials run elsewhere", joins_unseen, space=SPACE),
     Case("cluster: GPU busy", "left out, and told", busy_gpu, space=SPACE),
+    Case("cluster: best_to_test", "models on all nodes; one killed, continued", best_to_test, space=SPACE),
     Case("cluster: folder not seen", "one sentence names node and path", folder_unseen, space=SPACE),
 ]

@@ -133,6 +133,7 @@ class Search:
         fault: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
         before: Sequence[str] = (),
+        command: Sequence[str] = ("-m", "search.run"),
     ) -> None:
         """Type the command. fault: what its processes suffer (injected/sitecustomize.py). before: a command that runs it."""
         path = [str(INJECTED)] * bool(fault) + [str(ROOT)]
@@ -142,7 +143,7 @@ class Search:
             own["FAULT"] = json.dumps({"marks": str(self.marks), **fault})
         self.text = ""
         self.process = subprocess.Popen(
-            [*before, sys.executable, "-m", "search.run", *options, *(() if "--gpus" in options else ("--gpus", "0"))],
+            [*before, sys.executable, *command, *options, *(() if "--gpus" in options else ("--gpus", "0"))],
             cwd=self.here,
             env={**os.environ, **own, **(environment or {})},
             stdout=subprocess.PIPE,
