@@ -17,6 +17,7 @@ from analysis.table import Trial
 
 PARTS = 4  # of the training
 COSINE, SHARE, NORM = "train/cosine_", "train/conflicts_", "train/gradient_norm"
+OF_GROUPS = "train/group_cosine/"  # per parameter group, `sst_para/layer.3`: the mean since the evaluation before
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,24 @@ def _mean(trials: Sequence[Trial], key: str, low: float, high: float) -> float |
 def _until(trial: Trial, key: str, rung: int) -> float | None:
     end = next(entry["examples"] for entry in trial.evaluations if entry["rung"] == rung)
     return _mean([trial], key, 0, end)
+
+
+def group_cosines(trials: Sequence[Trial]) -> dict[str, dict[str, float]]:
+    """Return the mean cosine per parameter group and pair of tasks, over the trials that recorded it: group -> pair -> cosine.
+
+    Each trial counts as much, and in it each stretch between two evaluations by its examples.
+    """
+    found: dict[tuple[str, str], list[float]] = {}
+    for trial in trials:
+        known = [record for record in trial.training if any(key.startswith(OF_GROUPS) for key in record)]
+        examples = np.diff([0, *(record["examples"] for record in known)])
+        for key in dict.fromkeys(key for record in known for key in record if key.startswith(OF_GROUPS)):
+            pair, group = key.removeprefix(OF_GROUPS).split("/")
+            weighted = [(record[key], count) for record, count in zip(known, examples, strict=True) if key in record]
+            cosines, counts = zip(*weighted, strict=True)
+            found.setdefault((group, pair), []).append(float(np.average(cosines, weights=counts)))
+    groups = list(dict.fromkeys(group for group, _ in found))
+    return {name: {pair: float(np.mean(of)) for (group, pair), of in found.items() if group == name} for name in groups}
 
 
 def series(trial: Trial, key: str) -> tuple[Floats, Floats]:

@@ -20,7 +20,7 @@ if __name__ == "__main__":  # before the other imports, which take seconds
     check_command_line(curves_parser())
 
 from analysis.anova import first_rung
-from analysis.conflicts import Conflict, conflicts
+from analysis.conflicts import Conflict, conflicts, group_cosines
 from analysis.curve_plots import draw_conflicts, draw_correlations, draw_curves, draw_losses
 from analysis.options import curves_parser
 from analysis.printing import folded, joined, span
@@ -150,7 +150,17 @@ def conflict_lines(found: Curves) -> list[str]:
         "Conflicts between tasks in each quarter of the training: mean cosine of the gradients, share of steps with a negative "
         f"one; last: rank correlation of that share up to rung {rung} with the score there"
     )
-    return [*folded(about), *markdown(rows)]
+    return [*folded(about), *markdown(rows), *_group_lines(found)]
+
+
+def _group_lines(found: Curves) -> list[str]:
+    """Format the mean cosine of each pair of tasks per parameter group."""
+    groups = group_cosines(found.table.trials)
+    if not groups:
+        return []
+    pairs = list(dict.fromkeys(pair for of in groups.values() for pair in of))
+    rows = [[name, *(short(of[pair], "+", digits=2) if pair in of else "-" for pair in pairs)] for name, of in groups.items()]
+    return ["", *folded("Mean cosine of the gradients per parameter group:"), *markdown([["group", *pairs], *rows])]
 
 
 def _outcome(of: Conflict) -> str:

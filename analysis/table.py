@@ -9,7 +9,8 @@ Columns, in this order:
 - best/…, last/…: the dev metrics of the best and of the last evaluation
 - evaluations: a list with one entry per evaluated rung: EVALUATION, and dev/score, dev/TASK, dev/mean, dev/norm
 - training: a list with one entry per record between evaluations: TRAINING, and train/TASK_loss (mean since the record before),
-  train/cosine_A_B (mean cosine of two tasks' gradients), train/conflicts_A_B (share of steps with a negative cosine)
+  train/cosine_A_B (mean cosine of two tasks' gradients), train/conflicts_A_B (share of steps with a negative cosine); in the
+  last one before an evaluation train/group_cosine/A_B/GROUP (mean cosine in a parameter group since the evaluation before)
 
 Units: seconds since the trial's start, evaluations included; examples shown so far; passes through the encoder, counted in
 examples; metrics as fractions, correlations in [-1, 1]. The file's metadata hold `Facts` per search.

@@ -241,13 +241,9 @@ class Stepper:
         generator = np.random.default_rng(seed_of(self.seed, "orders", number))
         weights_GT = merging_weights(self.stage.gradient, gramian_GTT, tasks, generator, gradient_state)
         self.shared.merge(weights_GT * task_weights_T)
-        whole_TT = gramian_GTT.sum(0)
-        norms_T = whole_TT.diagonal().sqrt()
-        cosines_TT = (whole_TT / (norms_T[:, None] * norms_T)).tolist()  # nan if a task's gradient is zero
-        for i, task in enumerate(tasks):
-            for j in range(i):
-                if math.isfinite(cosines_TT[i][j]):
-                    report.cosines[f"{tasks[j]}_{task}"] = cosines_TT[i][j]
+        report.cosines = _cosines(gramian_GTT.sum(0), tasks)
+        for name, gramian_TT in zip(self.shared.slices, gramian_GTT, strict=True):
+            report.group_cosines |= {f"{pair}/{name}": cosine for pair, cosine in _cosines(gramian_TT, tasks).items()}
 
     def _drop_unread(self, tasks: tuple[str, ...]) -> None:
         """Remove the gradient of groups that no task of the step reads: a zero gradient would still decay their moments."""
@@ -315,3 +311,11 @@ class Unread:
         losses = {name: state.pop(name) for name in [name for name in state if name.startswith("/unread/")]}
         tasks = tuple(name.removeprefix("/unread/") for name in losses)
         return Unread(tasks, Arriving(torch.cat(list(losses.values()))), progress)
+
+
+def _cosines(gramian_TT: Tensor, tasks: tuple[str, ...]) -> dict[str, float]:
+    """Return the cosine of each pair of gradients of which neither is zero, "sst_para" -> cosine."""
+    norms_T = gramian_TT.diagonal().sqrt()
+    cosines_TT = (gramian_TT / (norms_T[:, None] * norms_T)).tolist()
+    pairs = [(i, j) for i in range(len(tasks)) for j in range(i) if math.isfinite(cosines_TT[i][j])]
+    return {f"{tasks[j]}_{tasks[i]}": cosines_TT[i][j] for i, j in pairs}

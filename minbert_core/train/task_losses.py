@@ -38,12 +38,14 @@ Outputs = list[Output]  # one per part of a pass
 class StepReport:
     """The results of one step: losses and penalties (0-d tensors, not yet waited for), gradient figures, passes of examples.
 
-    `cosines` holds those of the tasks' shared gradients, "sst_para" -> cosine, if the gradient method computes them.
+    `cosines` holds those of the tasks' shared gradients, "sst_para" -> cosine, if the gradient method computes them;
+    `group_cosines` those of each parameter group, "sst_para/layer.3".
     """
 
     losses: dict[str, Tensor] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
     cosines: dict[str, float] = field(default_factory=dict)
+    group_cosines: dict[str, float] = field(default_factory=dict)
     passes: int = 0
 
     def add_loss(self, name: str, loss: Tensor) -> None:

@@ -176,7 +176,9 @@ class _Trial:
             self.log.add(report)
             due = self._due_rung()
             if is_log or due is not None:
-                yield self._progress(self._train_record(stage, middle, report), None, False)
+                record = self._train_record(stage, middle, report)
+                record |= self.log.flush_groups() if due is not None else {}
+                yield self._progress(record, None, False)
             if due is not None:
                 yield self._evaluate(due)
 
@@ -283,19 +285,24 @@ class _Log:
     def __init__(self, examples: int) -> None:
         self.meter = Meter(examples)
         self.cosines: dict[str, list[float]] = {}
+        self.groups: dict[str, tuple[float, int]] = {}  # pair and group -> sum of the cosines since the last evaluation, count
 
     def add(self, report: StepReport) -> None:
         self.meter.add(report.losses)
         for pair, cosine in report.cosines.items():
             self.cosines.setdefault(pair, []).append(cosine)
+        for name, cosine in report.group_cosines.items():
+            total, count = self.groups.get(name, (0.0, 0))
+            self.groups[name] = total + cosine, count + 1
 
     def state(self) -> dict[str, Any]:
         """Return everything that the next record needs of the steps so far, but the speed."""
         sums = {name: total.detach().cpu() for name, total in self.meter.sums.items()}
-        return {"sums": sums, "counts": self.meter.counts, "cosines": self.cosines}
+        return {"sums": sums, "counts": self.meter.counts, "cosines": self.cosines, "groups": self.groups}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.meter.sums, self.meter.counts, self.cosines = dict(state["sums"]), dict(state["counts"]), dict(state["cosines"])
+        self.groups = dict(state.get("groups", {}))  # a snapshot from before 2026-11-27 has none
 
     def flush(self, examples: int) -> tuple[dict[str, float], dict[str, float]]:
         """Return the mean losses by name, and as figures of a record the speed and each pair of tasks' mean cosine and share of
@@ -307,6 +314,12 @@ class _Log:
             figures[f"train/conflicts_{pair}"] = sum(cosine < 0 for cosine in cosines) / len(cosines)
         self.cosines = {}
         return losses, figures | {"train/examples_per_second": speed}
+
+    def flush_groups(self) -> dict[str, float]:
+        """Return each pair's mean cosine per parameter group, `train/group_cosine/sst_para/layer.3`. Then begin again."""
+        figures = {f"train/group_cosine/{name}": total / count for name, (total, count) in self.groups.items()}
+        self.groups = {}
+        return figures
 
 
 def stage_ends(examples: list[float], total: int) -> list[int]:

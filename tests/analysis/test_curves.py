@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.conflicts import conflicts
+from analysis.conflicts import conflicts, group_cosines
 from analysis.curve_plots import draw_conflicts, draw_correlations, draw_curves, draw_losses
-from analysis.curves import curves, main, report
+from analysis.curves import conflict_lines, curves, main, report
 from analysis.rungs import compared_rung, correlation, rank_correlations, stops
 from analysis.table import Table, Trial
 
@@ -78,6 +78,21 @@ def test_conflicts_are_averaged_per_quarter_and_correlated_with_the_score() -> N
     assert found.cosines == pytest.approx([-0.5, -0.1, 0.1, 0.5])
     assert found.shares == pytest.approx([0.25] * 4)
     assert found.outcome[0] == pytest.approx(-1)
+
+
+def test_cosines_per_group_weigh_stretches_by_their_examples_and_trials_equally(made_up: Made) -> None:
+    def record(examples: int, **cosines: float) -> dict[str, float]:
+        return {"examples": examples} | {f"train/group_cosine/sst_sts/{group}": value for group, value in cosines.items()}
+
+    first = [record(100, low=0.3, high=-0.4), {"examples": 200, "train/sst_loss": 1.0}, record(300, low=0.0, high=-0.1)]
+    trials = [trial(0, [0.5], training=first), trial(1, [0.6], training=[record(100, low=0.5)]), trial(2, [0.7])]
+    wanted = {"low": {"sst_sts": pytest.approx(0.3)}, "high": {"sst_sts": pytest.approx(-0.2)}}
+    assert group_cosines(trials) == wanted
+    table = made_up(3, lambda params, _: params["dropout"], rungs=(1, 3))
+    of_pair = {"examples": 100, "train/cosine_sst_sts": 0.1, "train/conflicts_sst_sts": 0.2}
+    given = [replace(one, training=[of_pair | record(100, low=0.25)]) for one in table.trials]
+    lines = conflict_lines(curves(replace(table, trials=given)))
+    assert lines[-1].split() == ["|", "low", "|", "+.25", "|"]
 
 
 def test_figures_hold_every_evaluation_and_every_record(made_up: Made) -> None:

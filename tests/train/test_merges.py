@@ -185,6 +185,16 @@ def test_the_cosines_of_the_shared_gradients_are_reported(tiny: Tiny) -> None:
     assert set(cosines) == {"sst_para", "sst_sts", "para_sts"}
 
 
+def test_the_cosines_of_each_parameter_group_are_reported(tiny: Tiny) -> None:
+    bench = opposed(Bench(tiny(gradient="pcgrad")))
+    rows_TP, _ = task_gradients(bench.copy(), bench.batches())
+    part = bench.stepper.shared.slices["layer.1"]
+    wanted = functional.cosine_similarity(rows_TP[1, part], rows_TP[2, part], dim=0)
+    cosines = bench.step().group_cosines
+    assert cosines["para_sts/layer.1"] == pytest.approx(float(wanted), abs=1e-4)
+    assert {name.partition("/")[2] for name in cosines} <= set(bench.stepper.shared.slices)
+
+
 def test_a_pair_whose_cosine_does_not_exist_is_not_reported(tiny: Tiny) -> None:
     """The encoder has no gradient of a task whose head is zero: 0/0 is no conflict."""
     bench = Bench(tiny(gradient="pcgrad"))

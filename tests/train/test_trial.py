@@ -730,5 +730,18 @@ def test_conflicts_are_counted_in_every_step_not_only_where_a_record_falls(tiny:
     assert 0 < sum(pooled[f"train/conflicts_{pair}"] for pair in ("sst_para", "sst_sts", "para_sts")) < 3, "both kinds of steps"
 
 
+def test_the_record_before_an_evaluation_has_the_mean_cosines_per_group_since_the_last_one(tiny: Tiny) -> None:
+    log = _Log(0)
+    for cosines in ({"a_b/layer0": -0.5, "a_b/layer1": 0.2}, {"a_b/layer0": 0.1}):
+        log.add(StepReport(group_cosines=cosines))
+    restored = _Log(0)
+    restored.restore(log.state())
+    expected = {"train/group_cosine/a_b/layer0": pytest.approx(-0.2), "train/group_cosine/a_b/layer1": 0.2}
+    assert [log.flush_groups(), restored.flush_groups(), log.flush_groups()] == [expected, expected, {}]
+    records = records_of(tiny(gradient="pcgrad"))
+    with_groups = [i for i, record in enumerate(records) if any("group_cosine" in name for name in record)]
+    assert with_groups == [i - 1 for i, record in enumerate(records) if record["kind"] == "dev"]
+
+
 def test_a_plain_sum_computes_no_cosines(tiny: Tiny) -> None:
     assert not [name for record in records_of(tiny()) for name in record if "cosine" in name or "conflicts" in name]
