@@ -132,7 +132,7 @@ def examples_again(logs: Iterable[str]) -> int:
             if line.startswith("{"):
                 examples = json.loads(line)["examples"]
             elif " trial " in line and (resumed := re.search(r"starts|resumes after (\d+) examples", line)):
-                again += examples - int(resumed[1] or 0)
+                again += max(0, examples - int(resumed[1] or 0))  # a snapshot may be later than the last record
     return again
 
 
