@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import shlex
 import signal
 import sys
 import time
@@ -66,7 +65,7 @@ from analysis.test_split import open_test_splits
 from analysis.test_table import report_lines
 from analysis.tracking import new_tracker, run_number, track_job, track_results, tracking_uri
 from minbert_core.clock import now_ms
-from minbert_core.commands import DONE, FAILED, run_command
+from minbert_core.commands import DONE, FAILED, analysis_command, run_command
 from minbert_core.config import TINY, TrialConfig
 from minbert_core.data.corpus import missing_test_files
 from minbert_core.files import user_path
@@ -96,7 +95,7 @@ def _main(options: argparse.Namespace) -> int:
     search = choose_search(options.search, runs, lambda sentence: print(f"search    {sentence}"))
     selection, about_baseline = _select(search, options)
     cpus = options.cpus_per_trial or search.plan.cpus_per_trial
-    retry = f"python analysis/best_to_test.py --search {search.name}" + (f" --per {options.per}" if options.per else "")
+    retry = analysis_command("best_to_test", "--search", search.name) + (f" --per {options.per}" if options.per else "")
     asked = options.gpus, options.gpus_per_trial, cpus
     resources = find_resources(*asked, retry) if options.address == "local" else cluster_resources(options.address, *asked)
     print("\n".join(preview_lines(selection, about_baseline)))
@@ -225,7 +224,7 @@ def _report(
     (folder / "table.tex").write_text(table_tex(selection, results, ensembled), encoding="utf-8")
     figures = ", ".join(path.name for path in write_figure(selection, results, folder))
     lines += ["", f"For a report, in {folder}: table.tex (booktabs; holds a caption as a comment), {figures}"]
-    lines += [f"To use {results.chosen.name} elsewhere: python analysis/export.py {shlex.quote(str(results.chosen.folder))}"]
+    lines += [f"To use {results.chosen.name} elsewhere: {analysis_command('export', str(results.chosen.folder))}"]
     (folder / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     track_results(tracker, results, lines, selection.num_openings, folder)
     return lines

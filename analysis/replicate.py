@@ -36,7 +36,7 @@ from analysis.retrain_options import replicate_parser
 from analysis.selection import Selection, fresh_seeds
 from analysis.tracking import tracking_uri
 from minbert_core.clock import now_ms
-from minbert_core.commands import DONE, INTERRUPTED, NOT_RECORDED, run_command
+from minbert_core.commands import DONE, INTERRUPTED, NOT_RECORDED, analysis_command, run_command
 from minbert_core.config import TINY
 from minbert_core.inputs import build_encoder, open_inputs
 from minbert_core.settings.yaml import dump_yaml
@@ -144,7 +144,7 @@ def _test(options: argparse.Namespace, search: Search, rows: Sequence[Row], abou
     relocated = find_relocated(search.plan, finalists[0].config(), options.data, options.encoder)
     selection = Selection(search, finalists, done.get(rows[0].name), fresh_seeds(options.seeds), relocated)
     cpus = options.cpus_per_trial or search.plan.cpus_per_trial
-    retry = f"python analysis/replicate.py --paper {options.paper}"
+    retry = analysis_command("replicate", "--paper", options.paper)
     asked = options.gpus, options.gpus_per_trial, cpus
     resources = find_resources(*asked, retry) if options.address == "local" else cluster_resources(options.address, *asked)
     if code := best_to_test.run(selection, resources, shows_report=False):

@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 
+from minbert_core.commands import analysis_command
 from minbert_core.files import message
 from search.report.costs import read_domains
 from search.results import COLUMNS, Search, as_table, find_searches
@@ -205,14 +206,18 @@ def read_parquet(path: Path) -> pa.Table:
     try:
         rows = pyarrow.parquet.read_table(path)
     except FileNotFoundError:
-        raise ValueError(f"There is no file {path}. Write it: python analysis/runs.py NAME --out {path.name}") from None
+        raise ValueError(f"There is no file {path}. Write it: {_write(path)}") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} is not a Parquet file ({message(error)}).") from None
     written = json.loads((rows.schema.metadata or {}).get(METADATA, b"{}"))
     if written.get("format") != FORMAT:
         law = "it lacks the facts about its searches" if not written else f"its format is {written['format']}, not {FORMAT}"
-        raise ValueError(f"{path} cannot be analysed: {law}. Write it again: python analysis/runs.py NAME --out {path.name}")
+        raise ValueError(f"{path} cannot be analysed: {law}. Write it again: {_write(path)}")
     return rows
+
+
+def _write(path: Path) -> str:
+    return analysis_command("runs", "NAME", "--out", path.name)
 
 
 def _read_facts(rows: pa.Table) -> list[Facts]:

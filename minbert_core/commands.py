@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import io
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -76,10 +77,10 @@ def check_command_line(parser: argparse.ArgumentParser) -> None:
         sys.exit(code)
 
 
-def analysis_command(name: str) -> list[str]:
-    """Return the words that start a command of analysis/: its file in a checkout, its module where the project is installed."""
+def analysis_command(name: str, *words: str) -> str:
+    """Return a command of analysis/ as the user types it: its file in a checkout, its module where the project is installed."""
     is_checkout = (ROOT / "pyproject.toml").exists()
-    return ["python", f"analysis/{name}.py"] if is_checkout else ["python", "-m", f"analysis.{name}"]
+    return shlex.join(["python", *([f"analysis/{name}.py"] if is_checkout else ["-m", f"analysis.{name}"]), *words])
 
 
 def end_when_interrupted(sentence: str) -> None:

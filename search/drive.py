@@ -291,14 +291,14 @@ def go_on(folder: Path, address: str = "local") -> str:
 
 
 def next_command(folder: Path) -> str:
-    return shlex.join([*analysis_command("best_to_test"), "--search", folder.name, *_runs_option(folder)])
+    return analysis_command("best_to_test", "--search", folder.name, *_runs_option(folder))
 
 
 def export_command(folder: Path) -> str:
     """Return the command that exports the best model to other libraries."""
     here = Path.cwd()
     place = folder.relative_to(here) if folder.is_relative_to(here) else folder
-    return shlex.join(["python", "analysis/export.py", str(place)])
+    return analysis_command("export", str(place))
 
 
 def _dashboard(folder: Path) -> str:
@@ -313,7 +313,7 @@ def _note(plan: Plan, folder: Path, lines: list[str]) -> str:
     body = "\n".join(lines) if lines else "(running)"
     return (
         f"**{plan.space.settings.about or plan.name}**\n\n{body}\n\n"
-        f"Next: `python analysis/best_to_test.py --search {plan.name}`\n\nFolder: `{folder}`\n\n"
+        f"Next: `{analysis_command('best_to_test', '--search', plan.name)}`\n\nFolder: `{folder}`\n\n"
         "A trial that was stopped at a rung is FINISHED with a `stop_reason`; FAILED is a fault. The chart page shows ten runs "
         "at first: choose *Show all* in the eye menu. Metric names in filters need backticks: ``metrics.`dev/norm` > 0.7``."
     )

@@ -108,7 +108,7 @@ def _main(options: argparse.Namespace) -> int:
     for line, faults in lines():
         print("\n".join([line, *(f"    {fault}" for fault in faults)]))
         num_rows, num_wrong = num_rows + 1, num_wrong + bool(faults)
-    again = " ".join([*analysis_command("replicate"), "--paper P1"])
+    again = analysis_command("replicate", "--paper", "P1")
     print(f"{num_rows} rows, {num_rows - num_wrong} of them valid. To run a paper's rows: {again}")
     return WRONG if num_wrong else DONE
 

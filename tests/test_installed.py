@@ -81,6 +81,6 @@ def test_a_shipped_space_is_found_from_any_folder_and_a_file_of_that_name_wins(
 
 
 def test_a_printed_command_of_an_analysis_works_where_it_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert analysis_command("report") == ["python", "analysis/report.py"]
+    assert analysis_command("report", "my search") == "python analysis/report.py 'my search'"
     monkeypatch.setattr(commands, "ROOT", tmp_path)  # as in site-packages, which has no pyproject.toml
-    assert analysis_command("report") == ["python", "-m", "analysis.report"]
+    assert analysis_command("report", "my search") == "python -m analysis.report 'my search'"

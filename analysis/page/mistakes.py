@@ -11,6 +11,7 @@ from analysis.options import BINS
 from analysis.page.again import shown_path
 from analysis.page.blocks import Block, Code, Heading, Paragraph, Picture, Section, blocks, numbers
 from analysis.plots import Plot
+from minbert_core.commands import analysis_command
 from minbert_core.terminal import show_progress
 from search.results import Search
 
@@ -19,7 +20,7 @@ WORST = 3  # rows with their text, per task
 
 def errors(search: Search, skips: bool = False) -> Section:
     """Build the section; without a model that can be asked, a sentence says why. skips: only say how to ask it."""
-    command = Code(f"python analysis/errors.py {shown_path(search.folder)}")
+    command = Code(analysis_command("errors", shown_path(search.folder)))
     if skips or not (search.folder / "best").exists():
         why = "The best model was not asked:" if skips else "No model was kept, so nothing can be said about its errors. Later:"
         return Section("errors", "Errors", [Paragraph(why), command])

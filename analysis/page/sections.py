@@ -14,6 +14,7 @@ from analysis.page.figures import Drawn
 from analysis.page.parallel import parallel
 from analysis.rungs import last_rung
 from analysis.table import Parameter, Table
+from minbert_core.commands import analysis_command
 from minbert_core.train.folder import read_records
 from search.plan.folder import PRETRAINING
 from search.report.answer import answer_lines
@@ -95,7 +96,7 @@ def tests(search: Search) -> Section:
                 Picture((folder / "figure.svg").read_bytes(), "Claimed scores, and those of fresh seeds on dev and test")
             )
     if not made:
-        command = f"python analysis/best_to_test.py --search {search.name}"
+        command = analysis_command("best_to_test", "--search", search.name)
         made = [Paragraph(f"Nothing has been tested yet. `{command}` retrains the best over fresh seeds and tests them.")]
     return Section("test", "Test", made)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from analysis.simulation.points import Floats, Point, Points
 from analysis.table import Facts, Table, Trial
-from minbert_core.commands import Refused
+from minbert_core.commands import Refused, analysis_command
 from minbert_core.words import counted, duration
 from search.space.file import SpaceSettings
 from search.space.space import Space
@@ -93,7 +93,9 @@ def read_recording(table: Table) -> Recording:
     """Read the whole curves of the table's only search.  Raises ValueError: a file without its space; Refused: too few."""
     [facts] = table.searches.values()
     if not facts.space:
-        raise ValueError("The file lacks the search's space. Write it again: python analysis/runs.py NAME --out FILE.parquet")
+        raise ValueError(
+            f"The file lacks the search's space. Write it again: {analysis_command('runs', 'NAME', '--out', 'FILE.parquet')}"
+        )
     keys = {key: value for key, value in facts.space.items() if key in SpaceSettings.model_fields}
     space = Space(facts.name, SpaceSettings.model_validate(keys), facts.space)
     rungs = space.settings.rungs
