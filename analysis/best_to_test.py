@@ -45,7 +45,7 @@ from analysis.contenders import read_contenders
 from analysis.ensemble_report import ensemble_lines, overlap_lines
 from analysis.ensembles import ensembles
 from analysis.figure import write_figure
-from analysis.jobs import Records, make_jobs, say, train_jobs
+from analysis.jobs import make_jobs, say, train_jobs
 from analysis.latex import table_tex
 from analysis.overlap import Seen, overlaps, seen_rows
 from analysis.prediction_files import write_predictions
@@ -63,7 +63,7 @@ from analysis.selection import (
 )
 from analysis.test_split import open_test_splits
 from analysis.test_table import report_lines
-from analysis.tracking import new_tracker, run_number, track_job, track_results, tracking_uri
+from analysis.tracking import HeldRecords, new_tracker, run_number, track_job, track_results, tracking_uri
 from minbert_core.clock import now_ms
 from minbert_core.commands import DONE, FAILED, analysis_command, run_command
 from minbert_core.config import TINY, TrialConfig
@@ -185,16 +185,14 @@ def _train_and_answer(
     for job in jobs:
         track_job(tracker, job, next(trial.params for trial in selection.trials if trial.number == job.number))
 
-    def measured(job: Job, records: Records) -> None:
-        if any(record["kind"] == "dev" for record in records):  # MLflow colours charts by the first metric
-            tracker.submit(Runs.records, run_number(job), records)
-
+    held = HeldRecords(tracker)
     with _ray(resources):
         if resources.cluster:
             folders = {relocated_config(trial.config(), selection.relocated).encoder.checkpoint for trial in selection.trials}
             check_folders(resources, selection.search.folder.parent, data_folder(selection.config), folders - {TINY})
-        failures = train_jobs(jobs, selection.relocated, resources, measured) if selection.seeds else {}
+        failures = train_jobs(jobs, selection.relocated, resources, held.add) if selection.seeds else {}
         for job, reason in failures.items():
+            held.release(job)
             tracker.submit(Runs.trial_ended, run_number(job), "FAILED", reason, now_ms())
         models = [job for job in jobs if job not in failures]
         logits, splits, seen = _open_test(selection, models, resources, sha) if models else ({}, {}, {})

@@ -54,6 +54,30 @@ def track_job(tracker: Tracker, job: Job, searched: Mapping[str, Any]) -> None:
     tracker.submit(Runs.trial_started, run_number(job), job.name, params, job.folder / "config.yaml", {}, now_ms())
 
 
+class HeldRecords:
+    """The records of models in training, on their way to MLflow: held back until a model has a score.
+
+    So the score is the first metric of its run, by which MLflow colours its charts.
+    """
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+        self.held: dict[Job, list[dict[str, Any]]] = {}
+        self.scored: set[Job] = set()
+
+    def add(self, job: Job, records: list[dict[str, Any]]) -> None:
+        """Take new records of a model, and send them once it has a score."""
+        self.held.setdefault(job, []).extend(records)
+        if job in self.scored or any(record["kind"] == "dev" for record in records):
+            self.scored.add(job)
+            self.release(job)
+
+    def release(self, job: Job) -> None:
+        """Send what is held of a model."""
+        if records := self.held.pop(job, []):
+            self.tracker.submit(Runs.records, run_number(job), records)
+
+
 def run_number(job: Job) -> int:
     """Return the number that identifies a model's run: a hash of the model's name and config."""
     digest = hashlib.sha256(job.name.encode() + (job.folder / "config.yaml").read_bytes()).digest()

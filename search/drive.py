@@ -35,7 +35,7 @@ from search.report.boards import Boards
 from search.report.costs import branch_table, choices_of, total_cost
 from search.report.narrate import Narrator, table
 from search.report.record import Recorder
-from search.report.weights_and_biases import WandbRuns, wants_wandb
+from search.report.weights_and_biases import WandbRuns, wandb_fault, wants_wandb
 from search.study.elastic import following
 from search.study.engine import start_ray
 from search.study.interrupts import Interrupts
@@ -90,7 +90,7 @@ def run_search(
         num_reopened = reopen_failed(folder) if options.retry_failed else 0
         if num_reopened:
             repairs = repair(folder, plan.space, plan.seed)  # it writes the entries of the reopened trials into their folders
-        study = Study(folder, plan.space, plan.seed, _files(folder, record))
+        study = Study(folder, plan.space, plan.seed, _files(folder, record), record.earlier)
         scheduler = plan.space.settings.trial_scheduler.build(rungs, plan.num_trials)
         unfinished = study.restore(scheduler, repairs.records) if resumed else []
         listeners.replay(study.results())
@@ -139,7 +139,10 @@ def _other_records(
     if options.tensorboard or (folder / BOARDS).exists():
         yield Boards(folder, say)
     if wants_wandb(folder, options.wandb):
-        yield WandbRuns(folder, record.name, record.id or "", say)
+        if fault := wandb_fault():  # with --wandb it was refused before; here the search had the option when it began
+            say(f"{fault} This search logs no further to W&B.")
+        else:
+            yield WandbRuns(folder, record.name, record.id or "", say)
 
 
 def _close(record: OtherRecord, interrupts: Interrupts) -> None:

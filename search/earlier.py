@@ -1,30 +1,39 @@
-"""The best trials of an earlier search as baselines of a new one: `--from OTHER:3`.
+"""What a new search takes from an earlier one: its best trials as baselines, or all that its trials showed.
 
-    runs/OTHER -> ended trials, best first -> points of the new space, and what they lack of the trials -> Space, lines
+    --from OTHER:3   its best trials -> points of the new space, and what they lack of the trials -> Space, lines of the plan
+    --from OTHER     its ended trials, of equal data, objective, encoder, config -> Plan.earlier -> plan.json -> the sampler
 
-A trial's value is used where the new space searches its path: the same branch of a choice, the nearest value of a range. Only
-configurations are used, never scores, because those were measured with another budget and perhaps on other data.
+As a baseline, a trial's value is used where the new space searches its path: the same branch of a choice, the nearest value of
+a range. Only its configuration is used: its scores belong to another budget, and perhaps to other data. The sampler is shown
+scores, so only those that this search would measure, too, but for its seeds: of trials whose config is a point of the space.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from minbert_core.commands import Refused
 from minbert_core.config import TrialConfig, default_at
+from minbert_core.settings.knobs import NO_DEFAULT
 from minbert_core.settings.paths import as_written, flatten
 from minbert_core.words import counted, shown
+from search.plan.folder import PlanRecord
+from search.plan.plan import Plan
+from search.plan.relocated import encoder_fingerprint
 from search.results import Search
 from search.space.checks import config_faults
 from search.space.choosing import default_choice
-from search.space.domains import Choice, Domain, Range
-from search.space.space import Space
+from search.space.domains import Choice, Domain, Range, is_domain
+from search.space.space import Sample, Space
 from search.space.walk import Choose, config_path, nodes, own_value
 from search.study.trials import TrialResult, ranked
 
 PER_SEARCH = ("seed", "budget", "objective", "machine", "data", "own_tasks", "plugins", "rows", "encoder/checkpoint")
+PER_RUN = ("seed", "budget/points", "objective", "machine", "data", "plugins", "encoder/checkpoint")  # what no score depends on
 MOST_SHOWN = 3  # settings per trial that the plan lists
 
 
@@ -37,10 +46,10 @@ def with_best_of(search: Search, most: int, space: Space) -> tuple[Space, list[s
     """
     if space.settings.sampler.is_exhaustive:
         raise ValueError(f"--from adds baselines, which a {space.settings.sampler.kind} does not have. Omit it.")
-    trials = [trial for trial in ranked(search.trials) if trial.status != "running"]
+    trials = ranked(trial for trial in search.trials if trial.status != "running")
     if not trials:
         raise ValueError(f"No trial of {search.name} has been evaluated and ended, so --from can add none.")
-    lines, known, added = [], [space.baseline(i).params for i in range(len(space.baselines))], 0
+    lines, known, added = [], [_unseeded(space.baseline(i)) for i in range(len(space.baselines))], 0
     for trial in trials:
         name = f"{search.name} {trial.number:03d} ({trial.score:.4f})"
         larger = replace(space, document={**space.document, "baselines": [*space.baselines, _as_baseline(space, trial)]})
@@ -48,13 +57,13 @@ def with_best_of(search: Search, most: int, space: Space) -> tuple[Space, list[s
         if faults := config_faults([point], space.settings):
             lines.append(f"{name} is omitted. {min(faults).sentence}")
             continue
-        sample = point()
-        name += _without(list(_differences(trial.config(), sample.config())))
-        if sample.params in known:
+        config = _unseeded(point())
+        name += _without(list(_differences(trial.config(), config, PER_SEARCH)))
+        if config in known:
             lines.append(f"{name} is omitted: it is a baseline of this space already")
             continue
         space, added = larger, added + 1
-        known.append(sample.params)
+        known.append(config)
         lines.append(name)
         if added == most:
             break
@@ -62,51 +71,123 @@ def with_best_of(search: Search, most: int, space: Space) -> tuple[Space, list[s
     return space, [f"the best of {search.name} as baselines{few}. Scores are not compared.", *lines]
 
 
+def with_known_trials(search: Search, plan: Plan) -> Plan:
+    """Let the sampler of a search know the ended trials of an earlier one, and say so in the plan's lines.
+
+    A trial is omitted if the space has no point with its config and budget, or if it was not evaluated at one of the rungs.
+    Raises Refused: other data, another objective or encoder; no trial is left; a sampler that does not learn.
+    """
+    remedy = f"--from {search.name}:3 takes its best configurations, without scores."
+    if what := _incomparable(search.plan, plan):
+        raise Refused(f"The search {search.name} has another {what}, so its scores say nothing about this one's. {remedy}")
+    if not plan.space.settings.sampler.learns:
+        raise Refused(f"The sampler {plan.space.settings.sampler.kind} learns from no trial. {remedy}")
+    ended = [trial for trial in search.trials if trial.status in ("completed", "stopped") and trial.points]
+    scores = {trial.number: _scores(trial, plan.space.settings.rungs) for trial in ended}
+    samples = {trial.number: plan.space.sample(_like(trial, plan.space.together)) for trial in ended}
+    lacks = {t.number: list(_differences(t.config(), samples[t.number].config(), PER_RUN)) for t in ended}
+    known = [trial for trial in ended if scores[trial.number] and not lacks[trial.number]]
+    omitted = [f"{t.number:03d}{_without(lacks[t.number]) or ', at other rungs'}" for t in ended if t not in known]
+    example = f", such as {omitted[0]}" if omitted else ""
+    if not known:
+        raise Refused(f"No trial of {search.name} is a point of this space with scores at its rungs{example}. {remedy}")
+    completed = [trial.number for trial in known if trial.status == "completed"]
+    lines = [f"the sampler knows {counted(len(known), 'trial')} of {search.name}, {len(completed)} completed"]
+    lines += [f"{counted(len(omitted), 'trial')} of {search.name} omitted{example}"] if omitted else []
+    shown_to = (
+        {"trial": n, "params": samples[n].params, "scores": scores[n], "completed": n in completed}
+        for n in (trial.number for trial in known)
+    )
+    return replace(plan, earlier=tuple(shown_to), notes=tuple(lines))
+
+
+def _incomparable(theirs: PlanRecord, plan: Plan) -> str:
+    """Return which part of an earlier search makes its scores say nothing about those of a new one; "" if none does."""
+    encoders = sorted(encoder_fingerprint(Path(folder)) for folder in plan.space.encoders.values())
+    same = {
+        "data": plan.fingerprints() == theirs.fingerprints,
+        "objective": as_written(plan.config.objective) == theirs.objective and list(plan.config.train_on) == theirs.train_on,
+        "encoder": encoders == sorted(theirs.encoder_fingerprints.values()),
+    }
+    return next((what for what, is_same in same.items() if not is_same), "")
+
+
+def _scores(trial: TrialResult, rungs: Sequence[int]) -> dict[str, float]:
+    """Return a trial's scores at the rungs of another search, rung -> score, as plan.json keeps them.
+
+    Rungs are compared by their share of the budget. A completed trial has its last one.
+    """
+    last = max(trial.config().budget.points)
+    shares = {rung / last: record["dev/score"] for rung, record in trial.points.items()}
+    return {str(rung): shares[rung / rungs[-1]] for rung in rungs if rung / rungs[-1] in shares}
+
+
+def _unseeded(sample: Sample) -> TrialConfig:
+    return sample.config().model_copy(update={"seed": 0})
+
+
 def _as_baseline(space: Space, trial: TrialResult) -> dict[str, Any]:
-    """Write the point of a space that is nearest to a trial as a baseline."""
+    """Write the point of a space that is nearest to a trial as a baseline: each choice as the branch itself, by its content."""
     sample = space.sample(_like(trial, space.together))
-    settings: dict[str, Any] = {}
-    together: dict[str, Any] = {}
-    for name, value in sample.params.items():
-        if name.startswith("together/"):
-            together[name.removeprefix("together/")] = value
-        else:  # a domain within a branch comes after the choice, whose label its value implies
-            settings[config_path(name)] = value
+    chosen = dict(nodes(sample.document, ""))
+    together = {name.removeprefix("together/"): label for name, label in sample.params.items() if name.startswith("together/")}
+    paths = sorted({config_path(name) for name in sample.params if not name.startswith("together/")})
+    outermost = [path for path in paths if not any(path.startswith(f"{above}/") for above in paths)]
+    settings = {path: chosen[path] for path in outermost}
     return settings | ({"together": together} if together else {})
 
 
 def _like(trial: TrialResult, together: Mapping[str, Choice]) -> Choose:
     """Return a `choose` with the trial's branches, the values of ranges that are nearest to its own, and defaults elsewhere."""
-    values = _settings(trial.config())
+    settings = _nodes(trial.config())
 
     def choose(name: str, domain: Domain) -> Any:
         if isinstance(domain, Choice) and trial.params.get(name) in domain.labels:
             return trial.params[name]
         if name.startswith("together/"):
-            same = _branch_like(together[name.removeprefix("together/")], values)
-            return same or default_choice(name, domain)
-        path = config_path(name)
-        if isinstance(domain, Range) and isinstance(values.get(path), int | float):
-            return domain.nearest(values[path])
-        if isinstance(domain, Choice) and path in values and domain.contains(values[path]):
-            return domain.label_of(values[path])
-        return default_choice(name, domain)
+            return _branch_like(together[name.removeprefix("together/")], settings)
+        value = _value(settings, config_path(name))
+        if isinstance(domain, Range):
+            return domain.nearest(value) if isinstance(value, int | float) else default_choice(name, domain)
+        return domain.label_of(value) if domain.contains(value) else default_choice(name, domain)
 
     return choose
 
 
-def _branch_like(choice: Choice, values: Mapping[str, Any]) -> Any:
-    """Return the first branch of `together` whose constants are all those of a trial; None if there is none."""
-    for label in choice.labels:
-        constants = [(path, own_value(node)) for path, node in nodes(choice.branch(label), "") if not isinstance(node, dict)]
-        if constants and all(_value(values, path) == value for path, value in constants):
-            return label
-    return None
+def _branch_like(choice: Choice, settings: Mapping[str, Any]) -> Any:
+    """Return the branch of `together` that sets the most of those whose constants are all those of a trial, else the first."""
+    constants = {label: _constants(choice.branch(label)) for label in choice.labels}
+    fitting = [label for label, of in constants.items() if all(_is_as(settings, path, node) for path, node in of.items())]
+    return max(fitting, key=lambda label: len(constants[label]), default=choice.labels[0])
+
+
+def _constants(branch: Any) -> dict[str, Any]:
+    """Return what a branch sets, path -> node, without domains and without maps that only hold others."""
+    return {
+        path: node for path, node in nodes(branch, "") if not is_domain(node) and (own_value(node) is not None or node is None)
+    }
+
+
+def _is_as(settings: Mapping[str, Any], path: str, node: Any) -> bool:
+    """Return whether a config has, at a path, what a branch sets there. The entries of a list have paths of their own."""
+    value = _value(settings, path)
+    if isinstance(node, list):
+        return isinstance(value, list | tuple) and len(value) == len(node)
+    return bool(own_value(value) == own_value(node))
+
+
+def _nodes(config: TrialConfig) -> dict[str, Any]:
+    """Return everything that a config sets, path -> value or map, and its stages."""
+    return dict(nodes(_tree(config), ""))
+
+
+def _tree(config: TrialConfig) -> dict[str, Any]:
+    return {"stages": [{"kind": stage.kind} for stage in config.stages], **as_written(config)}
 
 
 def _settings(config: TrialConfig) -> dict[str, Any]:
     """Return the settings of a config by path, without those that were not set."""
-    return flatten({"stages": [{"kind": stage.kind} for stage in config.stages], **as_written(config)})
+    return flatten(_tree(config))
 
 
 def _value(settings: Mapping[str, Any], path: str) -> Any:
@@ -114,10 +195,10 @@ def _value(settings: Mapping[str, Any], path: str) -> Any:
     return settings[path] if path in settings else default_at(path)
 
 
-def _differences(trial: TrialConfig, config: TrialConfig) -> Iterator[str]:
+def _differences(trial: TrialConfig, config: TrialConfig, passed_over: Iterable[str]) -> Iterator[str]:
     """Yield each setting of a trial that another config has otherwise. Of variants that differ, only the kinds are listed."""
     theirs, ours = _settings(trial), _settings(config)
-    passed_over = list(PER_SEARCH)
+    passed_over = list(passed_over)
     for path in sorted({*theirs, *ours}):
         if any(path == above or path.startswith(f"{above}/") for above in passed_over):
             continue
@@ -128,6 +209,8 @@ def _differences(trial: TrialConfig, config: TrialConfig) -> Iterator[str]:
 
 
 def _short(value: Any) -> str:
+    if value is NO_DEFAULT:
+        return "unset"
     return f"{value:.4g}" if isinstance(value, float) else shown(value)
 
 

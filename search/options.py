@@ -37,7 +37,9 @@ class SearchOptions:
     gpus_per_trial: float | None = None
     cpus_per_trial: int | None = None
     seed: int | None = None
-    from_: str | None = None  # NAME:N, an earlier search and how many of its best trials become baselines
+    from_: str | None = (
+        None  # NAME:N, an earlier search whose N best trials become baselines; NAME: the sampler knows its trials
+    )
     name: str | None = None
     runs: Path = Path("runs")
     tracking_uri: str | None = None
@@ -194,11 +196,11 @@ def _name(value: object) -> str:
 
 
 def _earlier(value: object) -> str:
-    """Return the name of an earlier search with a number of its trials, `NAME:N`."""
+    """Return the name of an earlier search, perhaps with a number of its trials: `NAME` or `NAME:N`."""
     text = str(value)
-    name, _, number = text.partition(":")
-    if not (NAME.fullmatch(name) and number.isdigit() and int(number) > 0):
-        raise argparse.ArgumentTypeError(f"must be NAME:N, as in smart:3 for the three best trials of smart. Got '{text}'.")
+    name, colon, number = text.partition(":")
+    if not NAME.fullmatch(name) or (colon and not (number.isdigit() and int(number) > 0)):
+        raise argparse.ArgumentTypeError(f"must be NAME, or NAME:N as in smart:3 for the three best of smart. Got '{text}'.")
     return text
 
 
@@ -299,7 +301,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--data", metavar="DIR", help="folder with the corpora, or toy")
     what.add_argument("--encoder", metavar="NAME", help="pretrained BERT: hub name or folder, or tiny")
     what.add_argument(
-        "--from", dest="from_", type=_earlier, metavar="NAME:N", help="add the N best trials of an earlier search as baselines"
+        "--from", dest="from_", type=_earlier, metavar="NAME[:N]", help="learn from a search's trials; :N: its N best run first"
     )
     much = command.add_argument_group("how much")
     much.add_argument("--trials", type=positive, metavar="N", help="configurations to try, including baselines")

@@ -42,10 +42,11 @@ from search.cluster.reach import check_storage
 from search.cost.estimate import check_disk, measured_lines
 from search.cost.packing import packed
 from search.drive import go_on, next_command, run_search
-from search.earlier import with_best_of
+from search.earlier import with_best_of, with_known_trials
 from search.environment import report
 from search.options import Keywords, SearchOptions, from_arguments, from_keywords, parser
 from search.plan.folder import (
+    check_format,
     claim_search_folder,
     clear_failed_start,
     lock,
@@ -62,7 +63,7 @@ from search.plan.summary import plan_lines, plan_record
 from search.report.status import show_status
 from search.report.weights_and_biases import wandb_fault
 from search.report.words import describe
-from search.results import open_search, read
+from search.results import Search, open_search, read
 from search.space.space import Space, read_space
 from search.study.engine import STOPS, start_ray
 from search.study.repair import repair
@@ -182,10 +183,15 @@ def _new_space(options: SearchOptions, name: str) -> tuple[Space, list[str]]:
     """Return the space that the user asks for, and a line for each trial of an earlier search that is a baseline of it."""
     assert options.space is not None, "the caller has refused this"
     space = read_space(options.space, _sets(options), name)
-    if options.from_ is None:
-        return space, []
-    earlier, _, most = options.from_.partition(":")
-    return with_best_of(open_search(options.runs.absolute() / earlier), int(most), space)
+    earlier, _, most = (options.from_ or "").partition(":")
+    return with_best_of(_earlier(options, earlier), int(most), space) if most else (space, [])
+
+
+def _earlier(options: SearchOptions, name: str) -> Search:
+    """Open an earlier search.  Raises Refused: its format is another, so that the defaults of its configs are others."""
+    search = open_search(options.runs.absolute() / name)
+    check_format(search.plan)
+    return search
 
 
 def _sets(options: SearchOptions) -> list[str]:
@@ -198,7 +204,7 @@ def _sets(options: SearchOptions) -> list[str]:
 def _new_plan(options: SearchOptions, runs: Path, retry: str) -> Plan:
     """Plan a new search in `runs`, with a free name. Where nobody has said how many trials share a GPU, a probe decides."""
     name = options.resume or options.name
-    space, earlier = _new_space(options, name or UNNAMED)
+    space, notes = _new_space(options, name or UNNAMED)
     asked = options.gpus or "auto", options.gpus_per_trial, options.cpus_per_trial or 1
     if options.storage is not None:
         check_storage(options.storage)
@@ -212,7 +218,9 @@ def _new_plan(options: SearchOptions, runs: Path, retry: str) -> Plan:
     if options.wandb and (fault := wandb_fault()):
         raise Refused(fault)
     plan = make_plan(folder.name, space, options.seed or 0, options.trials, resources)
-    plan = replace(plan, earlier=tuple(earlier))
+    plan = replace(plan, notes=tuple(notes))
+    if options.from_ is not None and ":" not in options.from_:
+        plan = with_known_trials(_earlier(options, options.from_), plan)
     check_disk(plan, runs)
     if options.gpus in (None, "auto") and options.gpus_per_trial is None:
         plan = packed(plan, options.address, partial(start_ray, address=options.address))

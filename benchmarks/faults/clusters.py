@@ -178,7 +178,7 @@ def busy_gpu(search: Search, lab: Lab) -> str:
 
 
 def best_to_test(search: Search, lab: Lab) -> str:
-    """Retrain the best configuration of a search on two nodes, over four seeds, and kill one of them in training."""
+    """Retrain the best configuration of a search on two nodes, over two seeds, and kill one node in training."""
     search.start("--space", f"{NAME}.yaml", "--trials", "2")
     _ends(search)
     with cluster(2) as nodes:
@@ -211,6 +211,6 @@ CLUSTERS = [
     Case("cluster: head killed", "one sentence, exit 3; resumed on another", head_killed, space=SPACE),
     Case("cluster: joins unseen", "left out, and told; the trials run elsewhere", joins_unseen, space=SPACE),
     Case("cluster: GPU busy", "left out, and told", busy_gpu, space=SPACE),
-    Case("cluster: best_to_test", "models on all nodes; one killed, continued", best_to_test, space=SPACE),
+    Case("cluster: best_to_test", "models on all nodes; one killed, trained elsewhere", best_to_test, space=SPACE),
     Case("cluster: folder not seen", "one sentence names node and path", folder_unseen, space=SPACE),
 ]

@@ -42,6 +42,8 @@ BEFORE_A_STEP = {
     "study.journal.lock",
     "log.txt",
     "stop",
+    "plugins",
+    "wandb",
 }
 
 
@@ -75,6 +77,7 @@ class PlanRecord:
     versions: dict[str, str] = field(default_factory=dict)
     python: str = ""
     baselines: list[dict[str, Any]] = field(default_factory=list)  # path -> value
+    earlier: list[dict[str, Any]] = field(default_factory=list)  # trials of an earlier search that the sampler knows
     id: str | None = None  # distinguishes searches of one name in MLflow
     tracking_uri: str | None = None
     storage: str | None = None  # the URI of the storage that has the snapshots; None: they are here

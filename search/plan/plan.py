@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from minbert_core.commands import Refused
 from minbert_core.config import OVERALL, TINY, TOY, Objective, TrialConfig
@@ -90,7 +91,8 @@ class Plan:
     snapshot_bytes: int  # of a trial of the largest model
     relocated: Mapping[str, str] = field(default_factory=dict)  # a folder in the configs -> its place here
     pretrainings: tuple[str, ...] = ()  # a sentence for each further pretraining that some trial begins with
-    earlier: tuple[str, ...] = ()  # a line for each trial of an earlier search that is a baseline of this one
+    earlier: tuple[Mapping[str, Any], ...] = ()  # trials of an earlier search that the sampler knows, as plan.json keeps them
+    notes: tuple[str, ...] = ()  # lines about an earlier search
 
     @property
     def examples(self) -> int:

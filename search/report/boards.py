@@ -60,6 +60,9 @@ class Boards:
 
     def close(self, was_interrupted: bool) -> None:
         """Close the files of the trials that have not ended."""
+        self._unless_at_fault(self._close)
+
+    def _close(self) -> None:
         for file in self.files.values():
             file.close()
         self.files.clear()

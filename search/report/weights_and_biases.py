@@ -2,9 +2,9 @@
 
     search.run --wandb        WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE=offline and WANDB_API_KEY mean what they always mean
 
-The x of a curve is the number of examples. `runs/NAME/wandb` holds W&B's own files and `sent.json`, the x that each trial has
-reached, so a retried trial or a resumed search sends no point twice. A thread makes the calls, because a server may be slow. A
-fault ends this record, not the search.
+The x of a curve is the number of examples. `runs/NAME/wandb` holds W&B's own files and `sent.json`, the number of records that
+each trial has sent, so a retried trial or a resumed search sends none twice. A thread makes the calls, because a server may be
+slow. A fault ends this record, not the search.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import os
 import threading
 from collections.abc import Callable
-from itertools import groupby
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -28,8 +27,10 @@ if TYPE_CHECKING:
 
 FOLDER = "wandb"  # in that of the search
 PROJECT = "minbert"  # unless WANDB_PROJECT names one
+ANSWER_SECONDS = 20.0  # for a server that does not answer; the end of a process waits as long for W&B's own process
 CLOSE_SECONDS = 30.0  # for the last points to arrive; after an interrupt, someone waits for the prompt
 CLOSE_SECONDS_KILLED = 5.0
+NEW = {"records": 0, "ended": False}  # of a trial, in sent.json
 
 
 def wandb_fault() -> str | None:
@@ -39,9 +40,17 @@ def wandb_fault() -> str | None:
         import wandb
     except ImportError:
         return "--wandb needs W&B's package. Install it: pip install wandb."
-    if os.environ.get("WANDB_MODE", "online") == "online" and not wandb.login(prompt=False, verify=False):
-        return "W&B has no API key here. Type `wandb login`, or set WANDB_MODE=offline and `wandb sync` the runs later."
-    return None
+    try:
+        if wandb.setup().settings.mode != "online" or wandb.login(prompt=False, verify=False):
+            return None
+    except wandb.errors.Error as error:
+        return f"W&B cannot be used: {error}"
+    return "W&B has no API key here. Type `wandb login`, or set WANDB_MODE=offline and `wandb sync` the runs later."
+
+
+def wants_wandb(folder: Path, asked: bool) -> bool:
+    """Return whether a search logs to W&B: the user asks for it now, or did so when the search began."""
+    return asked or (folder / FOLDER).exists()
 
 
 class WandbRuns:
@@ -51,7 +60,7 @@ class WandbRuns:
         """search_id: distinguishes searches of one name in a project."""
         self.folder, self.name, self.search_id, self.say = folder / FOLDER, name, search_id[:8], say
         self.open: dict[int, Run] = {}
-        self.sent: dict[str, dict[str, Any]] = {}  # trial -> x, the examples of its last point; ended
+        self.sent: dict[str, dict[str, Any]] = {}
         self.calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self.thread = threading.Thread(target=self._serve, name="wandb", daemon=True)
         self.thread.start()
@@ -90,7 +99,8 @@ class WandbRuns:
         seconds = CLOSE_SECONDS_KILLED if was_interrupted else CLOSE_SECONDS
         self.thread.join(seconds)
         if self.thread.is_alive():
-            self.say(f"W&B had not received everything after {seconds:g} s. `wandb sync` sends the rest from {self.folder}.")
+            again = f"wandb sync --include-online {self.folder}/*run-*"
+            self.say(f"W&B had not received everything after {seconds:g} s. This sends the rest: {again}")
 
     # ---- the thread
 
@@ -101,25 +111,33 @@ class WandbRuns:
             while (call := self.calls.get()) is not None:
                 call()
         except Exception as error:  # noqa: BLE001  W&B raises errors of its own; the search continues whatever they are
-            self.say(f"W&B's record ends here: {message(error)} Training continues.")
+            self.say(f"W&B's record ends here: {message(error) or type(error).__name__} Training continues.")
             while self.calls.get() is not None:
                 pass
 
     def _log(self, trial: TrialResult) -> None:
-        """Send the points of a trial that lie beyond those sent before."""
+        """Send the records of a trial that were not sent before. A retried trial repeats its last ones, in the same order."""
         if trial.number not in self.open:
             self.open[trial.number] = self._begin(trial)
-        run, sent = self.open[trial.number], self._sent(trial)["x"]
-        points = [point for record in trial.records for point in points_of(record) if point[2] > sent]
-        for x, at_x in groupby(sorted(points, key=_x), key=_x):
-            run.log({"examples": x, **{key: value for key, value, *_ in at_x}})
-            self._note(trial, x, ended=False)
+        num_sent = self._sent(trial)["records"]
+        for record in trial.records[num_sent:]:
+            x = {} if record["kind"] == "pretrain" else {"examples": record["examples"]}  # its own x is among its points
+            self.open[trial.number].log({**x, **{key: value for key, value, *_ in points_of(record)}})
+        self._note(trial, max(num_sent, len(trial.records)), ended=False)
 
     def _begin(self, trial: TrialResult) -> Run:
         """Open the run of a trial. One of an interrupted search continues under its id."""
         import wandb
 
-        quiet = wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True, x_disable_stats=True)
+        quiet = wandb.Settings(
+            console="off",
+            silent=True,
+            disable_git=True,
+            disable_code=True,
+            x_disable_stats=True,
+            init_timeout=ANSWER_SECONDS,
+            finish_timeout=CLOSE_SECONDS,
+        )
         run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             group=self.name,
@@ -132,13 +150,14 @@ class WandbRuns:
             settings=quiet,
         )
         run.define_metric("*", step_metric="examples")
-        if run.project_url and not self.sent and not self.open:  # the first one; none offline
+        run.define_metric("pretrain/*", step_metric="pretrain/examples")
+        if not self.sent and not self.open and not run.offline:  # the first one
             self.say(f"W&B: {run.project_url}, group {self.name}")
         return run
 
     def _end(self, trial: TrialResult) -> None:
         """Send the rest of a trial, its best scores and its reason, and close its run."""
-        if self._sent(trial)["ended"]:
+        if self._sent(trial)["ended"] and trial.number not in self.open:  # open: a failed trial that ran again
             return
         self._log(trial)
         scores = trial.best if trial.points else {}
@@ -146,7 +165,7 @@ class WandbRuns:
         run = self.open.pop(trial.number)
         run.summary.update({**best, "status": trial.status, "reason": trial.reason})
         run.finish(exit_code=int(trial.status == "failed"))
-        self._note(trial, self._sent(trial)["x"], ended=True)
+        self._note(trial, self._sent(trial)["records"], ended=True)
 
     def _close_all(self) -> None:
         for run in self.open.values():
@@ -161,18 +180,9 @@ class WandbRuns:
         self.sent = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def _sent(self, trial: TrialResult) -> dict[str, Any]:
-        return self.sent.get(str(trial.number), {"x": -1, "ended": False})
+        return self.sent.get(str(trial.number), NEW)
 
-    def _note(self, trial: TrialResult, x: int, ended: bool) -> None:
-        self.sent[str(trial.number)] = {"x": x, "ended": ended}
+    def _note(self, trial: TrialResult, num_records: int, ended: bool) -> None:
+        self.sent[str(trial.number)] = {"records": num_records, "ended": ended}
         with replaced(self.folder / "sent.json") as draft:
             draft.write_text(json.dumps(self.sent), encoding="utf-8")
-
-
-def _x(point: tuple[str, float, int, int]) -> int:
-    return point[2]
-
-
-def wants_wandb(folder: Path, asked: bool) -> bool:
-    """Return whether a search logs to W&B: the user asks for it now, or did so when the search began."""
-    return asked or (folder / FOLDER / "sent.json").exists()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from minbert_core.settings.models import NAME
 from minbert_core.words import did_you_mean, shown
@@ -54,6 +55,13 @@ class Range:
         """A fractional value, if the range has any: it reveals a range of fractions for a knob that needs a whole number."""
         return self.low if self.kind == "int" else self.low + (self.high - self.low) * GOLDEN
 
+    @property
+    def distribution(self) -> BaseDistribution:
+        """Optuna's distribution, as `suggest` records it."""
+        if self.kind == "int":
+            return IntDistribution(int(self.low), int(self.high))
+        return FloatDistribution(self.low, self.high, log=self.kind == "log_uniform")
+
     def suggest(self, trial: optuna.Trial, name: str) -> float:
         if self.kind == "int":
             return trial.suggest_int(name, int(self.low), int(self.high))
@@ -86,7 +94,8 @@ class Choice:
     def _index(self, value: Any) -> int | None:
         """Return the index of the branch that `value` means, or None.
 
-        A value means a branch if it is its label, equals it, has a kind that only this branch has, or is in its domain.
+        A value means a branch if it is its label, equals it, has a kind that only this branch has, is in its domain, or is a
+        map with all that the branch sets, and with values in the branch's domains.
         """
         kind = value.get("kind") if isinstance(value, dict) else value
         kinds = [branch.get("kind") if isinstance(branch, dict) else branch for branch in self.branches]
@@ -96,6 +105,7 @@ class Choice:
             lambda i: _same(value, self.branches[i]),
             lambda i: isinstance(kind, str) and kinds[i] == kind and kinds.count(kind) == 1,
             lambda i: inner[i] is not None and inner[i].contains(value),  # type: ignore[union-attr]
+            lambda i: inner[i] is None and _fits(value, self.branches[i]),
         )
         return next((i for test in tests for i in range(len(self.labels)) if test(i)), None)
 
@@ -104,6 +114,11 @@ class Choice:
 
     def values(self) -> tuple[Scalar, ...]:
         return self.labels
+
+    @property
+    def distribution(self) -> BaseDistribution:
+        """Optuna's distribution, as `suggest` records it."""
+        return CategoricalDistribution(self.labels)
 
     def suggest(self, trial: optuna.Trial, name: str) -> Scalar:
         choice: Scalar = trial.suggest_categorical(name, self.labels)
@@ -126,6 +141,15 @@ DOMAINS = (*RANGES, "choice")
 
 def _same(value: Any, other: Any) -> bool:
     return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)  # Python's True is 1
+
+
+def _fits(value: Any, branch: Any) -> bool:
+    """Return whether a value has all that a branch sets, and values in its domains."""
+    if is_domain(branch):
+        return _parse_quietly(branch).contains(value)
+    if isinstance(branch, dict):
+        return isinstance(value, dict) and all(key in value and _fits(value[key], branch[key]) for key in branch)
+    return _same(value, branch)
 
 
 def is_domain(node: Any) -> bool:

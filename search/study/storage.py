@@ -1,18 +1,22 @@
-"""The study's journal, and the sampler's view of it, in which a waiting trial counts as a stopped one.
+"""The study's journal, and the sampler's view of it: a waiting trial counts as a stopped one, an earlier search's trials count.
 
 Optuna has no state for a trial that waits for others. As a running one it would be missing from the sampler's model, and TPE's
 constant liar would take it for a bad one. As a pruned one, which it may become, it counts with the score that it has.
+
+The trials of an earlier search (`--from NAME`, plan.json) are older than the first of this one: their numbers are below 0.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Container
+from collections.abc import Collection, Container, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from optuna.storages import JournalStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from search.space.domains import Domain
 from search.study.journal import CheckedFile
 
 
@@ -22,13 +26,15 @@ class StudyStorage(JournalStorage):
     def __init__(self, journal: Path) -> None:
         super().__init__(CheckedFile(str(journal)))
         self.waiting: Collection[int] = ()  # the numbers of the trials that wait
+        self.earlier: list[FrozenTrial] = []  # of an earlier search
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
+        earlier = [trial for trial in self.earlier if states is None or trial.state in states]
         if not self.waiting:
-            return super().get_all_trials(study_id, deepcopy, states)
-        return as_the_sampler_sees(super().get_all_trials(study_id, deepcopy), self.waiting, states)
+            return earlier + super().get_all_trials(study_id, deepcopy, states)
+        return earlier + as_the_sampler_sees(super().get_all_trials(study_id, deepcopy), self.waiting, states)
 
     def recorded_trials(self, study_id: int) -> list[FrozenTrial]:
         """Return the trials in their recorded states. They are Optuna's own objects and must not be changed."""
@@ -47,3 +53,23 @@ def _as_pruned(trial: FrozenTrial) -> FrozenTrial:
     pruned = copy.copy(trial)
     pruned.state = TrialState.PRUNED
     return pruned
+
+
+def frozen_trials(earlier: Sequence[Mapping[str, Any]], domains: Mapping[str, Domain]) -> list[FrozenTrial]:
+    """Return the trials of an earlier search, as plan.json has them, as Optuna's, numbered from -n to -1.
+
+    earlier: per trial its params in this space, its scores by rung, and whether it was completed.
+    """
+    trials = []
+    for i, known in enumerate(earlier):
+        scores = {int(rung): score for rung, score in known["scores"].items()}
+        trial = create_trial(
+            state=TrialState.COMPLETE if known["completed"] else TrialState.PRUNED,
+            value=max(scores.values()) if known["completed"] else None,
+            params=known["params"],
+            distributions={name: domains[name].distribution for name in known["params"]},
+            intermediate_values=scores,
+        )
+        trial.number = trial._trial_id = i - len(earlier)
+        trials.append(trial)
+    return trials

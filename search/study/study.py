@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from search.study.journal import NAME
 from search.study.limits import Limits, reported
 from search.study.records import readable_records
 from search.study.repair import config_text, digest, write_config
-from search.study.storage import StudyStorage
+from search.study.storage import StudyStorage, frozen_trials
 from search.study.trial_files import OneDisk, TrialFiles
 from search.study.trials import Status, TrialResult, ranked, stopped_at
 
@@ -50,8 +50,16 @@ class Study:
     points in the same order: always with one slot. With several slots two runs differ, killed or not.
     """
 
-    def __init__(self, folder: Path, space: Space, seed: int, files: TrialFiles | None = None) -> None:
-        """files: of the trials, where their processes do not see the folder."""
+    def __init__(
+        self,
+        folder: Path,
+        space: Space,
+        seed: int,
+        files: TrialFiles | None = None,
+        earlier: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """files: of the trials, where their processes do not see the folder. earlier: trials of an earlier search, as in
+        plan.json, that the sampler knows."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder, self.space, self.seed = folder, space, seed
         self.files: TrialFiles = files or OneDisk()
@@ -65,6 +73,7 @@ class Study:
                 self.study.set_metric_names([SCORE])
         self.waiting: dict[int, TrialResult] = {}  # trials paused at a rung until others have reached it
         self.storage.waiting = self.waiting.keys()
+        self.storage.earlier = frozen_trials(earlier, {name: domain for name, (domain, _) in space.domains().items()})
         self._known: dict[int, TrialResult] | None = None  # every trial that began, as last heard of; None: not yet read
         self._num_arrivals = 0
         self.limits = Limits()

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,8 @@ from search.study.trials import TrialResult
 
 wandb = pytest.importorskip("wandb", reason="the extra wandb is not installed")
 Make = Callable[..., TrialResult]
+ROOT = Path(__file__).resolve().parents[3]
+A_SECOND = 1.1  # W&B names the folder of a run by the second in which it was opened
 BLOCK, HEADER = 32768, 7  # of W&B's files: LevelDB's log format, after a header of seven bytes
 
 
@@ -64,12 +70,60 @@ def test_a_trial_has_every_point_once_also_after_a_retry_and_a_resume(trial: Mak
     runs.reported(first, first.records)  # measured again by a retry
     runs.close(was_interrupted=True)
     assert points(tmp_path, 7) == [(100, 0.5)]
+    time.sleep(A_SECOND)
     for _ in range(2):  # resumed, then resumed again after its end
         resumed = WandbRuns(tmp_path, "small", "abc", said.append)
         resumed.replay([whole])
         resumed.close(was_interrupted=False)
         assert points(tmp_path, 7) == [(100, 0.5), (900, 0.6)]
     assert not said
+
+
+def test_a_record_that_arrives_later_at_the_same_x_and_one_of_pretraining_hide_nothing(trial: Make, tmp_path: Path) -> None:
+    whole = trial(7, 0.6)
+    pretrain = {"kind": "pretrain", "examples": 0, "time_ms": 1, "pretrain/examples": 5000, "pretrain/mlm_loss": 2.0}
+    known = [pretrain, *whole.records]
+    assert known[-1]["kind"] == "dev"
+    for part in (known[:-1], known):  # interrupted between the training record and the evaluation, then resumed
+        runs = WandbRuns(tmp_path, "small", "abc", [].append)
+        runs.started(replace(whole, records=part, status="running"), resumed=True)
+        runs.close(was_interrupted=True)
+        time.sleep(A_SECOND)
+    assert points(tmp_path, 7) == [(900, 0.6)]
+
+
+def test_a_failed_trial_that_runs_again_ends_again(trial: Make, tmp_path: Path) -> None:
+    failed = trial(7, 0.6, status="failed")
+    runs = WandbRuns(tmp_path, "small", "abc", [].append)
+    runs.ended(failed)
+    time.sleep(A_SECOND)
+    runs.started(replace(failed, status="running"), resumed=True)
+    runs.ended(failed)
+    runs.close(was_interrupted=False)
+    files = sorted(tmp_path.glob("wandb/offline-run-*-007/*.wandb"))
+    ends = [record.exit.exit_code for file in files for record in records(file) if record.HasField("exit")]
+    assert ends == [1] * len(files)
+    assert points(tmp_path, 7) == [(900, 0.6)]
+
+
+def test_a_server_that_does_not_answer_holds_no_process(tmp_path: Path) -> None:
+    """W&B's own exit handler would wait for the uploads."""
+    lines = [
+        "from pathlib import Path",
+        "from search.report import weights_and_biases as ours",
+        "from search.study.trials import TrialResult",
+        "ours.ANSWER_SECONDS = ours.CLOSE_SECONDS = ours.CLOSE_SECONDS_KILLED = 2.0",
+        "runs = ours.WandbRuns(Path('.').absolute(), 'small', 'abc', print)",
+        "runs.started(TrialResult(0, 'running', '', {}, None, Path('.'), [], noted_recipe='multitask'), False)",
+        "runs.close(True)",
+    ]
+    own = {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40, "PYTHONPATH": str(ROOT)}
+    others = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}  # the other tests' W&B process
+    ended = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=tmp_path, env=others | own, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "W&B had not received everything after 2 s" in ended.stdout or "W&B's record ends here" in ended.stdout
 
 
 def test_a_fault_is_said_once_and_reaches_nobody(trial: Make, tmp_path: Path) -> None:
