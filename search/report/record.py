@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from minbert_core.config import OVERALL
 from minbert_core.train.folder import read_records
 from search.plan.folder import PRETRAINING
 from search.report.words import describe
-from search.study.trials import TrialResult
+from search.study.trials import TrialResult, ranked
 from search.tracking.runs import Record, Runs
 from search.tracking.tracker import Tracker
 
@@ -22,15 +22,6 @@ class _Known:
     """A trial, as last heard of. The tracker reads its records when it writes, so a queue that waits holds no copies."""
 
     trial: TrialResult
-    standing: tuple[int, float, int] | None = field(init=False)  # rung, score, -number; the greatest is the best trial's
-
-    def __post_init__(self) -> None:
-        self.update(self.trial)
-
-    def update(self, trial: TrialResult) -> None:
-        self.trial = trial
-        is_ranked = trial.status != "failed" and trial.points
-        self.standing = (trial.rung, trial.score, -trial.number) if is_ranked else None
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.trial.records)
@@ -82,15 +73,16 @@ class Recorder:
 
     def _measure(self, trial: TrialResult) -> None:
         known = self.trials.setdefault(trial.number, _Known(trial))
-        known.update(trial)
+        known.trial = trial
         self.tracker.submit(Runs.records, trial.number, known)
 
     def _end(self, trial: TrialResult) -> None:
         ended_ms, is_failed = _last_ms(trial), trial.status == "failed"
         self.tracker.submit(Runs.trial_ended, trial.number, "FAILED" if is_failed else "FINISHED", trial.reason, ended_ms)
-        num_done = sum(known.trial.status != "running" for known in self.trials.values())
-        if standings := [known.standing for known in self.trials.values() if known.standing is not None]:
-            dev = self.trials[-max(standings)[2]].trial.best
+        trials = [known.trial for known in self.trials.values()]
+        num_done = sum(trial.status != "running" for trial in trials)
+        if best := ranked(trials):
+            dev = best[0].best
             metrics = {f"best/{key}": dev[f"dev/{key}"] for key in ("score", *self.tasks, *OVERALL) if f"dev/{key}" in dev}
             self.tracker.submit(Runs.best, num_done, metrics | {"trials_done": num_done}, ended_ms)
 

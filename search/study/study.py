@@ -231,7 +231,7 @@ class Study:
 
     def results(self) -> list[TrialResult]:
         """Return every trial that began, by number."""
-        return [self._results[number] for number in sorted(self._results)]
+        return list(self._results.values())  # they are read, and asked for, in the order of their numbers
 
     # ---- resuming
 

@@ -52,6 +52,11 @@ class TrialResult:
         return float(self.best["dev/score"]) if self.points else -math.inf
 
     @cached_property
+    def standing(self) -> tuple[int, float, int]:
+        """The trial's place among others: rung (0 if it is not ranked), score, -number; the greatest is the best."""
+        return (self.rung if self.status != "failed" else 0, self.score, -self.number)
+
+    @cached_property
     def seconds(self) -> float:
         return float(self.records[-1]["seconds"]) if self.records else 0.0
 
@@ -69,9 +74,10 @@ class TrialResult:
 
 def ranked(trials: Iterable[TrialResult]) -> list[TrialResult]:
     """Return the trials at the highest rung that any has reached, best score first. Failed trials are left out."""
-    sound = [trial for trial in trials if trial.status != "failed" and trial.points]
-    fullest = max((trial.rung for trial in sound), default=0)
-    return sorted((trial for trial in sound if trial.rung == fullest), key=lambda trial: (-trial.score, trial.number))
+    trials = list(trials)
+    fullest = max((trial.standing[0] for trial in trials), default=0)
+    best = [trial for trial in trials if fullest and trial.standing[0] == fullest]
+    return sorted(best, key=lambda trial: trial.standing, reverse=True)
 
 
 def best_first(trials: Iterable[TrialResult]) -> list[TrialResult]:
