@@ -22,7 +22,7 @@ from search.plan.folder import PRETRAINING
 from search.report.draw import drawn
 from search.report.screen import Picture, look, read_tail, render
 from search.report.words import describe, differing_first, markdown, scores
-from search.study.trials import TrialResult, best_first, ranked
+from search.study.trials import TrialResult, Trials, best_first
 
 
 def table(
@@ -60,7 +60,7 @@ class Narrator:
         self.slots: Callable[[], float] = lambda: slots  # trials that have room now; on a cluster this changes
         self.budget = budget  # examples of a full trial
         self.log = (folder / "log.txt").open("a", buffering=1, encoding="utf-8")
-        self.trials: dict[int, TrialResult] = {}
+        self.trials = Trials()
         self.pretraining: dict[str, dict[str, Any]] = {}  # pretraining before the trials: key -> last record
         self.folder = folder
         self.running: dict[int, str] = {}  # running trials -> their text in the picture
@@ -108,7 +108,7 @@ class Narrator:
 
     def replay(self, trials: list[TrialResult]) -> None:
         """Take over the trials of an interrupted search."""
-        self.trials |= {trial.number: trial for trial in trials}
+        self.trials.update({trial.number: trial for trial in trials})  # |= would pass __setitem__ over
 
     def started(self, trial: TrialResult, resumed: bool) -> None:
         others = [other.params for other in self.trials.values()]
@@ -148,7 +148,7 @@ class Narrator:
 
     def picture(self) -> Picture:
         """Return the picture of the search now, from the records of the running trials. A thread of the screen calls this."""
-        moment, known = now_ms(), dict(self.trials)
+        moment, known = now_ms(), self.trials.data.copy()
         rows = []
         for number, text in sorted(self.running.copy().items()):
             trial = known[number]
@@ -161,10 +161,10 @@ class Narrator:
         return Picture(rows, "; ".join(map(pretraining_told, pretraining)) or text, progress)
 
     def best(self) -> TrialResult | None:
-        return next(iter(ranked(list(self.trials.values()))), None)
+        return next(iter(self.trials.ranked()), None)
 
     def num_done(self) -> int:
-        return sum(trial.status != "running" for trial in list(self.trials.values()))
+        return len(self.trials.ended)
 
     def _so_far(self) -> str:
         best = self.best()
@@ -172,19 +172,19 @@ class Narrator:
         return f"  | {text} | {self.num_done()}/{self.num_trials} done{self._time_left()}"
 
     def _time_left(self) -> str:
-        return time_left(list(self.trials.values()), self.num_trials, self.slots())
+        return time_left(self.trials, self.num_trials, self.slots())
 
 
-def time_left(trials: list[TrialResult], num_trials: int, slots: float) -> str:
+def time_left(trials: Trials, num_trials: int, slots: float) -> str:
     """Format `, about 12 min left` from the mean time of ended trials with all slots busy.
 
     Empty if no trial has ended, if all have, and while there is no slot.
     """
-    ended = [trial.seconds for trial in trials if trial.status != "running" and trial.seconds]
+    ended = [seconds for seconds in list(trials.ended.values()) if seconds]
     if not ended or not slots:
         return ""
     mean = sum(ended) / len(ended)
-    running = [trial.seconds for trial in trials if trial.status == "running"]
+    running = [trial.seconds for trial in trials.running()]
     waiting = num_trials - len(trials)
     left = (waiting * mean + sum(max(mean - seconds, 0.1 * mean) for seconds in running)) / slots
     return f", about {duration(max(left, 1))} left" if waiting or running else ""

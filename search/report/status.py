@@ -23,7 +23,7 @@ from search.report.draw import show
 from search.report.narrate import in_short, table, time_left
 from search.report.screen import Picture, look, render
 from search.study.gather import read_results
-from search.study.trials import TrialResult
+from search.study.trials import TrialResult, Trials
 from search.tracking.artifacts import has_store
 from search.tracking.experiment import compare_lines
 from search.tracking.store import NOWHERE, dashboard_command, dashboard_note, database_of, store_uri
@@ -46,7 +46,7 @@ def show_status(folder: Path, go_on: str, next_command: str) -> None:
     num_ended = len(trials) - len(unfinished)
     counts = [f"{num_ended} of {planned} ended", f"{len(running)} running"]
     counts += [f"{len(unfinished) - len(running)} waiting to resume"] if len(unfinished) > len(running) else []
-    left = time_left(trials, planned, max(1, len(running))) if drives else ""
+    left = time_left(Trials(trials), planned, max(1, len(running))) if drives else ""
     print(f"search    {folder.name}: {plan.about or '(no question given: `about`)'}")
     print(f"driver    {driver}")
     print(f"trials    {', '.join(counts)}{left}")

@@ -36,7 +36,7 @@ from search.study.records import readable_records
 from search.study.repair import config_text, digest, write_config
 from search.study.storage import StudyStorage, frozen_trials
 from search.study.trial_files import OneDisk, TrialFiles
-from search.study.trials import Status, TrialResult, ranked, stopped_at
+from search.study.trials import Status, TrialResult, Trials, stopped_at
 
 KEEP_BEST = 3  # ended trials whose weights a search keeps
 SCORE, DEV = "dev/score", "dev/"  # the value of a trial in the study; the user attributes that optuna-dashboard can plot
@@ -74,7 +74,7 @@ class Study:
         self.waiting: dict[int, TrialResult] = {}  # trials paused at a rung until others have reached it
         self.storage.waiting = self.waiting.keys()
         self.storage.earlier = frozen_trials(earlier, {name: domain for name, (domain, _) in space.domains().items()})
-        self._known: dict[int, TrialResult] | None = None  # every trial that began, as last heard of; None: not yet read
+        self._known: Trials | None = None  # every trial that began, as last heard of; None: not yet read
         self._num_arrivals = 0
         self.limits = Limits()
         self._with_weights: set[int] = set()  # ended trials that may have a folder best/
@@ -96,10 +96,10 @@ class Study:
         return self.storage.get_trial(self._trial_id(number))
 
     @property
-    def _results(self) -> dict[int, TrialResult]:
+    def _results(self) -> Trials:
         """Every trial that began, by number. They are read once, here or by `restore`."""
         if self._known is None:
-            self._known = {}
+            self._known = Trials()
             for entry in self._optuna_trials():
                 if began(self.folder, entry):
                     self._keep(entry, self._written(entry.number))
@@ -241,7 +241,7 @@ class Study:
         records: those that `repair` has checked; without them, they are checked here.
         A trial whose snapshot has the last point is completed. One that the scheduler stops is stopped.
         """
-        self._known = {}
+        self._known = Trials()
         for entry in self._optuna_trials():
             if entry.state == TrialState.RUNNING and not began(self.folder, entry):
                 self._void(entry.number, "the search ended before it began")
@@ -317,7 +317,7 @@ class Study:
         Delete snapshots of ended trials, and weights except those of the best few. It decides by the records in memory, which
         were reported here or checked by `restore`, never only by a file.
         """
-        ranking = ranked(self.results())
+        ranking = self._results.ranked()
         if ranking:
             self.files.bring_best(ranking[0].folder)
             publish(ranking[0].folder / "best", self.folder / "best")
