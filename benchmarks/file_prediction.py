@@ -24,13 +24,15 @@ from minbert_core.inputs import build_encoder, open_inputs
 from minbert_core.model import build_model, save_model
 from minbert_core.predict_file import predict_file
 
+LIKE_THE_PEER = {"tasks": {"all": {"pooling": "pooler"}}, "machine": {"device": "cpu"}}  # BertForSequenceClassification
+
 
 def rows(data: Path, encoder: Path, rounds: int) -> Iterator[Row]:
     """Yield the ratio of the seconds, peer to ours, for the dev sentences of SST."""
     sentences = [example[0] for example in texts(data, "sst", "dev")[0]]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = load_config({"data": str(data), "encoder": str(encoder), "train_on": ["sst"], "machine": {"device": "cpu"}})
+        config = load_config({"data": str(data), "encoder": str(encoder), "train_on": ["sst"], **LIKE_THE_PEER})
         inputs = open_inputs(config)
         save_model(build_model(config, build_encoder(config, inputs)), config, folder / "model", inputs.encoder_folder)
         with (folder / "in.csv").open("w", newline="", encoding="utf-8") as file:

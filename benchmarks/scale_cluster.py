@@ -3,8 +3,9 @@
     python -m benchmarks.scale --nodes 8 --gpus 64 [--trials 1000] [--seconds 20]
 
 The nodes are processes of `ray.cluster_utils.Cluster` on this machine with logical GPUs, so this machine starts the workers of
-all of them: use few GPUs on few cores. A stand-in trial sleeps, and reports as a real one does. Searcher, study, scheduler
-and Ray Tune are real. A wait has two parts: until the driver has chosen the next trial, and until its worker has begun.
+all of them. On few cores let the trials take long (`--seconds 300`). A stand-in trial sleeps, and reports as a real one does,
+but saves no snapshot. Searcher, study, scheduler and Ray Tune are real. A wait has two parts: until the driver has chosen the
+next trial, and until its worker has begun.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 from ray import tune
 from ray.cluster_utils import Cluster
 
-from benchmarks.standin import RUNGS, next_report
+from benchmarks.standin import RUNGS, stand_in
 from minbert_core.settings.yaml import dump_yaml
 from search.report.narrate import Narrator
 from search.space.space import Space
@@ -60,18 +61,6 @@ class TimedSearcher(StudySearcher):
         self.free.append(time.time() if result is None else result["ended"])
         super().on_trial_complete(trial_id, result, error)
         self.seconds += time.process_time() - began
-
-
-def stand_in(order: dict[str, Any], seconds: float) -> None:
-    """Report as a trial of so many seconds does, and note in `waited` how long its slot was free before."""
-    folder, began = Path(order["folder"]), time.time()
-    if order["freed"] is not None:
-        (folder / "waited").write_text(str(began - order["freed"]), encoding="utf-8")
-    before = 0
-    for rung in RUNGS:
-        time.sleep(seconds * (rung - before) / FULL)
-        before = rung
-        tune.report(next_report(folder, order["number"], order["exempt"]) | {"ended": time.time()})
 
 
 @contextmanager
