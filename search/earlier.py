@@ -1,4 +1,4 @@
-"""What a new search takes from an earlier one: its best trials as baselines, or all that its trials showed.
+"""Starts from an earlier search: its best trials as baselines, or all that its trials showed.
 
     --from OTHER:3   its best trials -> points of the new space, and what they lack of the trials -> Space, lines of the plan
     --from OTHER     its ended trials, of equal data, objective, encoder, config -> Plan.earlier -> plan.json -> the sampler
@@ -18,6 +18,7 @@ from typing import Any
 
 from minbert_core.commands import Refused
 from minbert_core.config import TrialConfig, default_at
+from minbert_core.settings.faults import SettingsError
 from minbert_core.settings.knobs import NO_DEFAULT
 from minbert_core.settings.paths import as_written, flatten
 from minbert_core.words import counted, shown
@@ -83,22 +84,26 @@ def with_known_trials(search: Search, plan: Plan) -> Plan:
     if not plan.space.settings.sampler.learns:
         raise Refused(f"The sampler {plan.space.settings.sampler.kind} learns from no trial. {remedy}")
     ended = [trial for trial in search.trials if trial.status in ("completed", "stopped") and trial.points]
-    scores = {trial.number: _scores(trial, plan.space.settings.rungs) for trial in ended}
-    samples = {trial.number: plan.space.sample(_like(trial, plan.space.together)) for trial in ended}
-    lacks = {t.number: list(_differences(t.config(), samples[t.number].config(), PER_RUN)) for t in ended}
-    known = [trial for trial in ended if scores[trial.number] and not lacks[trial.number]]
-    omitted = [f"{t.number:03d}{_without(lacks[t.number]) or ', at other rungs'}" for t in ended if t not in known]
+    known: list[dict[str, Any]] = []
+    omitted: list[str] = []
+    for trial in ended:
+        sample, scores = plan.space.sample(_like(trial, plan.space.together)), _scores(trial, plan.space.settings.rungs)
+        try:
+            lacks = _without(list(_differences(trial.config(), sample.config(), PER_RUN)))
+        except SettingsError as error:  # three branches may exclude each other
+            lacks = f", because {error.faults[0].sentence}"
+        if lacks or not scores:
+            omitted.append(f"{trial.number:03d}{lacks or ', at other rungs'}")
+        else:
+            is_complete = trial.status == "completed"
+            known.append({"trial": trial.number, "params": sample.params, "scores": scores, "completed": is_complete})
     example = f", such as {omitted[0]}" if omitted else ""
     if not known:
         raise Refused(f"No trial of {search.name} is a point of this space with scores at its rungs{example}. {remedy}")
-    completed = [trial.number for trial in known if trial.status == "completed"]
-    lines = [f"the sampler knows {counted(len(known), 'trial')} of {search.name}, {len(completed)} completed"]
+    num_completed = sum(one["completed"] for one in known)
+    lines = [f"the sampler knows {counted(len(known), 'trial')} of {search.name}, {num_completed} completed"]
     lines += [f"{counted(len(omitted), 'trial')} of {search.name} omitted{example}"] if omitted else []
-    shown_to = (
-        {"trial": n, "params": samples[n].params, "scores": scores[n], "completed": n in completed}
-        for n in (trial.number for trial in known)
-    )
-    return replace(plan, earlier=tuple(shown_to), notes=tuple(lines))
+    return replace(plan, earlier=tuple(known), notes=tuple(lines))
 
 
 def _incomparable(theirs: PlanRecord, plan: Plan) -> str:

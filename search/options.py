@@ -37,9 +37,7 @@ class SearchOptions:
     gpus_per_trial: float | None = None
     cpus_per_trial: int | None = None
     seed: int | None = None
-    from_: str | None = (
-        None  # NAME:N, an earlier search whose N best trials become baselines; NAME: the sampler knows its trials
-    )
+    from_: str | None = None  # NAME:N: an earlier search's N best trials become baselines. NAME: the sampler knows its trials
     name: str | None = None
     runs: Path = Path("runs")
     tracking_uri: str | None = None

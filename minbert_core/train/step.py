@@ -241,9 +241,9 @@ class Stepper:
         generator = np.random.default_rng(seed_of(self.seed, "orders", number))
         weights_GT = merging_weights(self.stage.gradient, gramian_GTT, tasks, generator, gradient_state)
         self.shared.merge(weights_GT * task_weights_T)
-        report.cosines = _cosines(gramian_GTT.sum(0), tasks)
-        for name, gramian_TT in zip(self.shared.slices, gramian_GTT, strict=True):
-            report.group_cosines |= {f"{pair}/{name}": cosine for pair, cosine in _cosines(gramian_TT, tasks).items()}
+        report.cosines, *of_groups = _cosines(torch.cat([gramian_GTT.sum(0, keepdim=True), gramian_GTT]), tasks)
+        for name, cosines in zip(self.shared.slices, of_groups, strict=True):
+            report.group_cosines |= {f"{pair}/{name}": cosine for pair, cosine in cosines.items()}
 
     def _drop_unread(self, tasks: tuple[str, ...]) -> None:
         """Remove the gradient of groups that no task of the step reads: a zero gradient would still decay their moments."""
@@ -313,9 +313,12 @@ class Unread:
         return Unread(tasks, Arriving(torch.cat(list(losses.values()))), progress)
 
 
-def _cosines(gramian_TT: Tensor, tasks: tuple[str, ...]) -> dict[str, float]:
-    """Return the cosine of each pair of gradients of which neither is zero, "sst_para" -> cosine."""
-    norms_T = gramian_TT.diagonal().sqrt()
-    cosines_TT = (gramian_TT / (norms_T[:, None] * norms_T)).tolist()
-    pairs = [(i, j) for i in range(len(tasks)) for j in range(i) if math.isfinite(cosines_TT[i][j])]
-    return {f"{tasks[j]}_{tasks[i]}": cosines_TT[i][j] for i, j in pairs}
+def _cosines(gramians_MTT: Tensor, tasks: tuple[str, ...]) -> list[dict[str, float]]:
+    """Return for each of M Gramians the cosine of each pair of gradients of which neither is zero, "sst_para" -> cosine."""
+    norms_MT = gramians_MTT.diagonal(dim1=1, dim2=2).sqrt()
+    cosines_MTT = (gramians_MTT / (norms_MT[:, :, None] * norms_MT[:, None])).tolist()
+    pairs = [(i, j) for i in range(len(tasks)) for j in range(i)]
+    return [
+        {f"{tasks[j]}_{tasks[i]}": cosines_TT[i][j] for i, j in pairs if math.isfinite(cosines_TT[i][j])}
+        for cosines_TT in cosines_MTT
+    ]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from minbert_core.files import message
+from search.study.listeners import OtherRecord
 from search.study.trials import TrialResult
 from search.tracking.runs import points_of
 
@@ -25,7 +26,7 @@ FOLDER = "tensorboard"  # in that of the search
 Arguments = ParamSpec("Arguments")
 
 
-class Boards:
+class Boards(OtherRecord):
     """The listener of a search that writes TensorBoard's files."""
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
@@ -33,27 +34,11 @@ class Boards:
         self.files: dict[int, EventsWriter] = {}  # of the trials that have not ended
         self.written: dict[int, set[tuple[str, int]]] = {}  # the metrics and x in each of these files
 
-    def pretrained(self, record: dict[str, Any]) -> None:
-        """Do nothing: only trials have a folder."""
-
-    def replay(self, trials: list[TrialResult]) -> None:
-        for trial in trials:
-            if trial.status == "running":
-                self.started(trial, resumed=True)
-            else:
-                self.ended(trial)
-
     def started(self, trial: TrialResult, resumed: bool) -> None:
         self._unless_at_fault(self._write, trial)
 
     def reported(self, trial: TrialResult, new: list[dict[str, Any]]) -> None:
         self._unless_at_fault(self._write, trial)
-
-    def paused(self, trial: TrialResult, why: str) -> None:
-        """Do nothing: its curve continues later."""
-
-    def retried(self, trial: TrialResult, why: str) -> None:
-        """Do nothing: what it measures again is written already."""
 
     def ended(self, trial: TrialResult) -> None:
         self._unless_at_fault(self._end, trial)

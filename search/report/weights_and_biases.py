@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from minbert_core.files import message, replaced
 from search.report.words import describe
+from search.study.listeners import OtherRecord
 from search.study.trials import TrialResult
 from search.tracking.runs import points_of
 
@@ -53,7 +54,7 @@ def wants_wandb(folder: Path, asked: bool) -> bool:
     return asked or (folder / FOLDER).exists()
 
 
-class WandbRuns:
+class WandbRuns(OtherRecord):
     """The listener of a search that logs to W&B. Its methods return at once, except `close`."""
 
     def __init__(self, folder: Path, name: str, search_id: str, say: Callable[[str], None]) -> None:
@@ -67,27 +68,11 @@ class WandbRuns:
 
     # ---- the events of a search
 
-    def pretrained(self, record: dict[str, Any]) -> None:
-        """Do nothing: only trials have a run."""
-
-    def replay(self, trials: list[TrialResult]) -> None:
-        for trial in trials:
-            if trial.status == "running":
-                self.started(trial, resumed=True)
-            else:
-                self.ended(trial)
-
     def started(self, trial: TrialResult, resumed: bool) -> None:
         self.calls.put(lambda: self._log(trial))
 
     def reported(self, trial: TrialResult, new: list[dict[str, Any]]) -> None:
         self.calls.put(lambda: self._log(trial))
-
-    def paused(self, trial: TrialResult, why: str) -> None:
-        """Do nothing: its run stays open until it continues or the search ends."""
-
-    def retried(self, trial: TrialResult, why: str) -> None:
-        """Do nothing: what it measures again is sent already."""
 
     def ended(self, trial: TrialResult) -> None:
         self.calls.put(lambda: self._end(trial))

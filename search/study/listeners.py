@@ -15,10 +15,40 @@ class SearchListener(Listener, Protocol):
     def replay(self, trials: list[TrialResult]) -> None: ...
 
 
-class OtherRecord(SearchListener, Protocol):
-    """A record in addition to MLflow's, which is closed at the end of the search."""
+class OtherRecord:
+    """A record of the trials in addition to MLflow's, which is closed at the end of the search.
 
-    def close(self, was_interrupted: bool) -> None: ...
+    By default pretraining and pauses leave no trace in it, and a retried trial measures again what it has.
+    """
+
+    def pretrained(self, record: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def replay(self, trials: list[TrialResult]) -> None:
+        """Take over the trials of an interrupted search."""
+        for trial in trials:
+            if trial.status == "running":
+                self.started(trial, resumed=True)
+            else:
+                self.ended(trial)
+
+    def started(self, trial: TrialResult, resumed: bool) -> None:
+        raise NotImplementedError
+
+    def reported(self, trial: TrialResult, new: list[dict[str, Any]]) -> None:
+        raise NotImplementedError
+
+    def paused(self, trial: TrialResult, why: str) -> None:
+        """Do nothing."""
+
+    def retried(self, trial: TrialResult, why: str) -> None:
+        """Do nothing."""
+
+    def ended(self, trial: TrialResult) -> None:
+        raise NotImplementedError
+
+    def close(self, was_interrupted: bool) -> None:
+        raise NotImplementedError
 
 
 class Listeners:

@@ -102,7 +102,7 @@ def test_a_failed_trial_that_runs_again_ends_again(trial: Make, tmp_path: Path) 
     runs.close(was_interrupted=False)
     files = sorted(tmp_path.glob("wandb/offline-run-*-007/*.wandb"))
     ends = [record.exit.exit_code for file in files for record in records(file) if record.HasField("exit")]
-    assert ends == [1] * len(files)
+    assert ends == [1, 1]
     assert points(tmp_path, 7) == [(900, 0.6)]
 
 
