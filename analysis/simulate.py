@@ -21,9 +21,9 @@ if __name__ == "__main__":  # before the other imports, which take seconds
 
 from analysis.options import simulate_parser
 from analysis.simulation.measures import Measures, measure
-from analysis.simulation.methods import REFERENCE, Method, parse_method
+from analysis.simulation.methods import REFERENCE, Method, suited
 from analysis.simulation.plot import draw_regrets
-from analysis.simulation.recorded import geometric, read_recording
+from analysis.simulation.recorded import read_recording
 from analysis.simulation.report import RECORDED_TITLE, answer, block, fitted_title, heading, limits, report
 from analysis.simulation.run import Problem, Simulated, simulate
 from analysis.sources import facts_of, read_one_search, write_figures
@@ -41,11 +41,11 @@ def _main(options: argparse.Namespace) -> int:
     table = read_one_search(options, "simulate", "curves of different budgets cannot be compared")
     recording = read_recording(table)
     learned = recording.points.space.settings.sampler.learns
-    recording = recording.at(options.rungs or geometric(recording.rungs))
-    methods = _methods(options.methods, recording.rungs)
+    recording.places(options.rungs or recording.rungs)
+    methods = _methods(options.methods, recording.rungs, options.rungs)
     facts = facts_of(table)
     recorded = Problem(recording, options.budget, options.workers, fitted=False)
-    parts = [heading(recorded, f"{facts.name}: {facts.about or '(no question given: `about`)'}", options.repetitions)]
+    parts = [heading(recorded, methods, f"{facts.name}: {facts.about or '(no question given: `about`)'}", options.repetitions)]
     measured, error = {"recorded": _measured(recorded, [m for m in methods if not m.learns], options.repetitions)}, None
     parts += [block(measured["recorded"], RECORDED_TITLE)]
     if any(method.learns for method in methods):
@@ -58,9 +58,9 @@ def _main(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _methods(texts: Sequence[str], rungs: Sequence[int]) -> list[Method]:
+def _methods(texts: Sequence[str], recorded: Sequence[int], rungs: Sequence[int] | None) -> list[Method]:
     """Parse the methods, with random search, to which all are compared, first."""
-    methods = [parse_method(text, rungs) for text in dict.fromkeys([REFERENCE, *texts])]
+    methods = [suited(text, recorded, rungs) for text in dict.fromkeys([REFERENCE, *texts])]
     first, *others = methods
     return [first, *(method for method in others if method.settings != first.settings)]
 

@@ -32,6 +32,24 @@ class Method:
         return self.settings.sampler.learns
 
 
+def suited(text: str, recorded: Sequence[int], rungs: Sequence[int] | None) -> Method:
+    """Parse a method with `rungs`. None: all that are recorded if its scheduler decides at any, or else geometric ones."""
+    method = parse_method(text, rungs or geometric(recorded))
+    scheduler = method.settings.trial_scheduler
+    return parse_method(text, recorded) if rungs is None and scheduler.stops and not scheduler.is_geometric else method
+
+
+def geometric(rungs: Sequence[int]) -> tuple[int, ...]:
+    """Return the longest part of the rungs that grows by one whole factor up to the last, 3 rather than 2; else the last."""
+    chains = []
+    for factor in (3, 2, *range(4, rungs[-1] + 1)):
+        chain = [rungs[-1]]
+        while chain[0] % factor == 0 and chain[0] // factor in rungs:
+            chain.insert(0, chain[0] // factor)
+        chains.append(tuple(chain))
+    return max(chains, key=len)
+
+
 def parse_method(text: str, rungs: Sequence[int]) -> Method:
     """Parse a method.  Raises ValueError: not a sampler and a trial scheduler, or one that does not suit the rungs."""
     sampler, _, scheduler = text.partition("+")

@@ -55,38 +55,13 @@ class Recording:
     def num_curves(self) -> int:
         return sum(each.num_seeds for each in self.configurations)
 
-    def at(self, rungs: Sequence[int]) -> Recording:
-        """Return the recording at some of its rungs.  Raises ValueError: a rung that was not recorded, or not the last."""
+    def places(self, rungs: Sequence[int]) -> list[int]:
+        """Return the places of some of its rungs.  Raises ValueError: a rung that was not recorded, or not the last."""
         if unknown := [rung for rung in rungs if rung not in self.rungs]:
             raise ValueError(f"Rung {unknown[0]} was not recorded. Known: {', '.join(map(str, self.rungs))}.")
         if rungs[-1] != self.rungs[-1]:
             raise ValueError(f"--rungs must end with the last rung that was recorded, {self.rungs[-1]}. Got {rungs[-1]}.")
-        kept = [self.rungs.index(rung) for rung in rungs]
-        configurations = [
-            Configuration(
-                each.point,
-                each.recipe,
-                each.metrics_RM[kept],
-                each.seconds_R[kept],
-                tuple(each.stages[i] for i in kept),
-                each.num_seeds,
-            )
-            for each in self.configurations
-        ]
-        residuals = self.residuals_SRM[:, kept]
-        about = self.num_trials, self.failed, self.was_stopped
-        return Recording(self.points, tuple(rungs), self.tasks, configurations, residuals, *about)
-
-
-def geometric(rungs: Sequence[int]) -> tuple[int, ...]:
-    """Return the longest part of the rungs that grows by one whole factor up to the last, 3 rather than 2; else the last."""
-    chains = []
-    for factor in (3, 2, *range(4, rungs[-1] + 1)):
-        chain = [rungs[-1]]
-        while chain[0] % factor == 0 and chain[0] // factor in rungs:
-            chain.insert(0, chain[0] // factor)
-        chains.append(tuple(chain))
-    return max(chains, key=len)
+        return [self.rungs.index(rung) for rung in rungs]
 
 
 def read_recording(table: Table) -> Recording:

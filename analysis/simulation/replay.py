@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.simulation.study import Curves, SimulatedStudy
-from search.methods.trial_schedulers import STOP
+from search.methods.decisions import STOP
 from search.space.space import Space
 from search.study.messages import Report, as_dict
 from search.study.searcher import StudySearcher, TuneScheduler

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from analysis.printing import folded, joined
 from analysis.simulation.measures import Measures, Span
+from analysis.simulation.methods import Method
 from analysis.simulation.recorded import GOOD, Recording
 from analysis.simulation.run import Problem
 from analysis.simulation.surrogate import LeaveOneOut
@@ -16,21 +17,27 @@ from search.report.words import markdown, short
 WEAK = 0.3  # share of the variance below which a surrogate is called weak: a convention of ours
 
 
-def heading(problem: Problem, about: str, repetitions: int) -> list[str]:
+def heading(problem: Problem, methods: Sequence[Method], about: str, repetitions: int) -> list[str]:
     """Format what is replayed, with which budget."""
     recording = problem.recording
     num = len(recording.configurations)
     repeats = len(recording.residuals_SRM)
     noise = f"{counted(repeats, 'curve')} of repeats show the noise" if repeats else "no repeats, so no noise between seeds"
     seconds = problem.budget * problem.full_seconds
+    rungs = dict.fromkeys(method.settings.rungs for method in methods)
     return [
         *folded(about),
         *folded(f"{counted(num, 'configuration')} with {counted(recording.num_curves, 'whole curve')}; {noise}."),
         *folded(
-            f"Budget: {problem.budget:g} full trials ({duration(seconds)} of training), {problem.workers} at a time, rungs "
-            f"{', '.join(map(str, recording.rungs))}; {repetitions} repetitions."
+            f"Budget: {problem.budget:g} full trials ({duration(seconds)} of training), {problem.workers} at a time; "
+            f"{repetitions} repetitions. Rungs: {'; '.join(_rungs(methods, some) for some in rungs)}."
         ),
     ]
+
+
+def _rungs(methods: Sequence[Method], rungs: Sequence[int]) -> str:
+    own = [method.name for method in methods if method.settings.rungs == rungs]
+    return ", ".join(map(str, rungs)) + (f" ({', '.join(own)})" if len(own) < len(methods) else "")
 
 
 def block(measured: Sequence[Measures], title: str) -> list[str]:

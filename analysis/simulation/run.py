@@ -82,10 +82,11 @@ class Worker:
         space = dataclasses.replace(recording.points.space, settings=method.settings)
         if not problem.fitted:
             truths = np.array([each.metrics_RM[:, 0].max() for each in recording.configurations])
-            return self._run(space, FromTable(recording, repetition), planned), float(truths.max()), float(truths.mean())
+            source: FromTable | Suggested = FromTable(recording, method.settings.rungs, repetition)
+            return self._run(space, source, planned), float(truths.max()), float(truths.mean())
         drawn = problem.surrogate.draw(np.random.default_rng(repetition))
         truths = self._truths(drawn)
-        source = Suggested(drawn, method.settings.sampler, repetition)
+        source = Suggested(drawn, method.settings.rungs, method.settings.sampler, repetition)
         return self._run(space, source, planned), float(truths.max()), float(truths.mean())
 
     def _run(self, space: Space, source: FromTable | Suggested, planned: int) -> Replay:

@@ -6,7 +6,7 @@ that in one repetition all methods that draw at random get the same trials in th
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Collection, Container, Sequence
 
 import numpy as np
 import optuna
@@ -26,10 +26,13 @@ STATES = {"completed": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
 
 
 class FromTable:
-    """Trials drawn from the recorded configurations, with replacement: as random search draws from the space."""
+    """Trials drawn from the recorded configurations, with replacement: as random search draws from the space.
 
-    def __init__(self, recording: Recording, repetition: int) -> None:
-        self.recording, self.repetition = recording, repetition
+    rungs: of the method, some of the recorded ones.
+    """
+
+    def __init__(self, recording: Recording, rungs: Sequence[int], repetition: int) -> None:
+        self.recording, self.places, self.repetition = recording, recording.places(rungs), repetition
 
     def next(self, number: int) -> Curve:
         """Draw a configuration."""
@@ -37,7 +40,8 @@ class FromTable:
         configurations = self.recording.configurations
         own = configurations[int(generator.integers(len(configurations)))]
         metrics = own.metrics_RM + _noise(self.recording, generator)
-        return Curve(own.point, own.recipe, metrics, own.seconds_R, own.stages, float(own.metrics_RM[:, 0].max()))
+        truth, stages = float(own.metrics_RM[:, 0].max()), tuple(own.stages[place] for place in self.places)
+        return Curve(own.point, own.recipe, metrics[self.places], own.seconds_R[self.places], stages, truth)
 
     def reported(self, number: int, rung: int, score: float) -> None:
         """Do nothing: the draws do not learn."""
@@ -52,24 +56,26 @@ class FromTable:
 class Storage(InMemoryStorage):
     """Optuna's storage in memory, with a real study's view of trials that wait."""
 
-    def __init__(self) -> None:
+    def __init__(self, counts_stopped: bool) -> None:
         super().__init__()
-        self.waiting: Container[int] = ()
+        self.waiting: Collection[int] = ()
+        self.counts_stopped = counts_stopped
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        if not self.waiting:
+        if not self.waiting and not self.counts_stopped:
             return super().get_all_trials(study_id, deepcopy, states)
-        return as_the_sampler_sees(super().get_all_trials(study_id, deepcopy), self.waiting, states)
+        return as_the_sampler_sees(super().get_all_trials(study_id, deepcopy), self.waiting, states, self.counts_stopped)
 
 
 class Suggested:
     """Trials that a sampler suggests, with the curves of a function that was drawn from the surrogate."""
 
-    def __init__(self, drawn: Drawn, sampler: SamplerSetting, repetition: int) -> None:
+    def __init__(self, drawn: Drawn, rungs: Sequence[int], sampler: SamplerSetting, repetition: int) -> None:
         self.drawn, self.setting, self.repetition = drawn, sampler, repetition
-        self.storage = Storage()
+        self.places = drawn.surrogate.recording.places(rungs)
+        self.storage = Storage(sampler.counts_stopped)
         built = sampler.build(list, 0)
         self.study = optuna.create_study(storage=self.storage, sampler=built, direction="maximize", study_name="simulated")
         self.ids: list[int] = []
@@ -82,7 +88,9 @@ class Suggested:
         point = recording.points.sample(lambda name, domain: domain.suggest(trial, name))
         metrics_RM, seconds_R, stages, recipe = self.drawn.curve(point)
         noise = _noise(recording, np.random.default_rng((self.repetition, number)))
-        return Curve(point, recipe, metrics_RM + noise, seconds_R, stages, float(metrics_RM[:, 0].max()))
+        truth, metrics_RM = float(metrics_RM[:, 0].max()), metrics_RM + noise
+        stages = tuple(stages[place] for place in self.places)
+        return Curve(point, recipe, metrics_RM[self.places], seconds_R[self.places], stages, truth)
 
     def reported(self, number: int, rung: int, score: float) -> None:
         self.storage.set_trial_intermediate_value(self.ids[number], rung, score)

@@ -12,6 +12,7 @@ DIED = 137  # the exit code of an injected death
 START = ("--space", f"{NAME}.yaml", *ONE_SLOT)
 TOP_K = SPACE.replace("rungs: [1, 3, 9]", "rungs: [1, 3, 9]\ntrial_scheduler: {kind: top_k, k: 2}")
 PROMOTION = SPACE.replace("rungs: [1, 3, 9]", "rungs: [1, 3, 9]\ntrial_scheduler: promotion")
+FREEZE_THAW = SPACE.replace("rungs: [1, 3, 9]", "rungs: [1, 3, 9]\ntrial_scheduler: freeze_thaw")
 REAL = (
     SPACE.replace("  data: toy\n  encoder: tiny\n", "")
     .replace("examples: 6000", "examples: 1500")
@@ -70,6 +71,18 @@ def killed_with_two_slots(search: Search, lab: Lab) -> str:
     search.start("--space", f"{NAME}.yaml")
     search.until(lambda: len(search.workers()) == 2 and search.trains(), "training")
     _wait(search, lab.random.uniform(0, 8))
+    _kill(search)
+    search.resume()
+    check_whole(search, 6)
+    check_mlflow(search)
+    return "whole"
+
+
+def killed_with_frozen_trials(search: Search, lab: Lab) -> str:
+    """Kill the driver under freeze-thaw. It chooses by seconds, so two runs differ, and only wholeness can be checked."""
+    search.start(*START)
+    search.until(search.trains, "training")
+    _wait(search, lab.random.uniform(0, 30))
     _kill(search)
     search.resume()
     check_whole(search, 6)
@@ -157,15 +170,17 @@ def _checked(search: Search, lab: Lab) -> str:
 
 
 SAME = "resumed; same trials, decisions and figures to the digit as without the kill"
+WHOLE = "resumed; whole, nothing twice"
 KILLS = [
     Case("driver killed in training", SAME, killed_in_training, times=15),
     Case("driver killed at the start", SAME, killed_at_the_start, times=5),
     Case("driver killed, then again within --resume", SAME, killed_twice, times=5),
     Case("driver dies before one of its writes", SAME, killed_before_a_write, times=12),
     Case("driver dies before a write of --resume", SAME, killed_before_a_write_of_the_resume, times=8),
-    Case("driver killed, two slots", "resumed; whole, nothing twice", killed_with_two_slots, times=3),
+    Case("driver killed, two slots", WHOLE, killed_with_two_slots, times=3),
     Case("driver killed under top_k", SAME, killed_in_training, times=2, space=TOP_K),
     Case("driver killed under promotion", SAME, killed_in_training, times=2, space=PROMOTION),
+    Case("driver killed under freeze_thaw", WHOLE, killed_with_frozen_trials, times=2, space=FREEZE_THAW),
     Case("driver killed under --hours", SAME, killed_out_of_time, times=2),
     Case("driver killed with pretraining", SAME, killed_in_training, times=2, space=PRETRAINED),
     Case("driver killed three times, real data", SAME, killed_three_times_on_real_data, space=REAL),

@@ -6,15 +6,18 @@ parameters of all trials again (15 ms at 350 trials, 2026-11), so the generator 
 `build(points, num_baselines)`: `points()` lists every combination of the space's choices, for a sampler that takes them
 all (`is_exhaustive`). The check of the space ensures that such a list exists. Baselines run first and do not use the sampler.
 One that `learns` avoids what did not fit into memory, and branches that fail again and again (study/failures.py).
+One that `counts_stopped` sees a stopped trial as a completed one with its last score (study/storage.py).
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial
 from pydantic import Field, PositiveInt
 
@@ -28,21 +31,50 @@ REPEATS = 2  # of a configuration that is repeated
 class Tpe(Variant):
     """Tree-structured Parzen estimator, Bergstra et al. 2011, in Optuna's version (multivariate, constant liar).
 
-    Each parameter of a branch is modelled by itself: `group=True` showed no gain in `benchmarks/samplers.py` (2026-11).
+    Without `group`, each parameter of a branch is modelled by itself: it showed no gain in `benchmarks/samplers.py` (2026-11).
     """
 
     kind: Literal["tpe"] = "tpe"
     startup: PositiveInt = Field(8, description="random trials before the model is used, not counting baselines")
+    group: bool = Field(False, description="model the parameters of a branch together")
     is_exhaustive: ClassVar[bool] = False
     learns: ClassVar[bool] = True
+    counts_stopped: ClassVar[bool] = False  # it ranks stopped trials by their last rung and score itself
 
     def build(self, points: Points, num_baselines: int) -> optuna.samplers.BaseSampler:
-        return optuna.samplers.TPESampler(n_startup_trials=num_baselines + self.startup)
+        with warnings.catch_warnings(category=ExperimentalWarning, action="ignore"):
+            return optuna.samplers.TPESampler(n_startup_trials=num_baselines + self.startup, group=self.group)
 
     def seed(self, sampler: optuna.samplers.BaseSampler, seed: int) -> None:
         assert isinstance(sampler, optuna.samplers.TPESampler)
         sampler._rng.rng.seed(seed)
         sampler._random_sampler._rng.rng.seed(seed)
+
+
+class Gp(Variant):
+    """Expected improvement under a Gaussian process, Jones et al. 1998, in Optuna's version.
+
+    Optuna's process knows completed trials only, so a stopped one counts as completed with its last score. It models the
+    parameters that all trials have; those of branches are drawn at random. A suggestion takes a tenth of a second and more.
+    """
+
+    kind: Literal["gp"] = "gp"
+    startup: PositiveInt = Field(8, description="random trials before the model is used, not counting baselines")
+    is_exhaustive: ClassVar[bool] = False
+    learns: ClassVar[bool] = True
+    counts_stopped: ClassVar[bool] = True
+
+    def build(self, points: Points, num_baselines: int) -> optuna.samplers.BaseSampler:
+        with warnings.catch_warnings(category=ExperimentalWarning, action="ignore"):
+            return optuna.samplers.GPSampler(n_startup_trials=num_baselines + self.startup, warn_independent_sampling=False)
+
+    def seed(self, sampler: optuna.samplers.BaseSampler, seed: int) -> None:
+        assert isinstance(sampler, optuna.samplers.GPSampler)
+        sampler._rng.rng.seed(seed)
+        assert isinstance(sampler._independent_sampler, optuna.samplers.RandomSampler)
+        sampler._independent_sampler._rng.rng.seed(seed)
+        # a fit starts from the last one, which a resumed search does not have
+        sampler._gprs_cache_list = sampler._constraints_gprs_cache_list = None
 
 
 class RepeatingSampler(optuna.samplers.RandomSampler):
@@ -83,6 +115,7 @@ class Random(Variant):
     )
     is_exhaustive: ClassVar[bool] = False
     learns: ClassVar[bool] = False
+    counts_stopped: ClassVar[bool] = False
 
     def build(self, points: Points, num_baselines: int) -> optuna.samplers.BaseSampler:
         return RepeatingSampler(self.repeat_every) if self.repeat_every else optuna.samplers.RandomSampler()
@@ -133,6 +166,7 @@ class Grid(Variant):
     kind: Literal["grid"] = "grid"
     is_exhaustive: ClassVar[bool] = True
     learns: ClassVar[bool] = False
+    counts_stopped: ClassVar[bool] = False
 
     def build(self, points: Points, num_baselines: int) -> optuna.samplers.BaseSampler:
         return GridSampler(points())
@@ -141,4 +175,4 @@ class Grid(Variant):
         """Do nothing: a grid draws nothing."""
 
 
-SamplerSetting = Annotated[Tpe | Random | Grid, Field(discriminator="kind"), BARE_NAME]
+SamplerSetting = Annotated[Tpe | Gp | Random | Grid, Field(discriminator="kind"), BARE_NAME]

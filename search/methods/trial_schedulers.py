@@ -11,53 +11,18 @@ from __future__ import annotations
 import bisect
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt
-from ray.tune.schedulers import TrialScheduler
 
 from minbert_core.config import TrialConfig
 from minbert_core.settings.models import BARE_NAME, Variant
+from search.methods.decisions import CONTINUE, PAUSE, STOP, WAITS, Arrival, Scheduler
+from search.methods.freeze_thaw import FreezeThaw
 
 MOST_ROUNDS = 1000  # the largest number that an error proposes
-OVERALL = {"dev/score", "dev/norm", "dev/mean"}
-CONTINUE, STOP, PAUSE = str(TrialScheduler.CONTINUE), str(TrialScheduler.STOP), str(TrialScheduler.PAUSE)
-
-
-def peers(recipe: str, record: Mapping[str, Any]) -> str:
-    """Name the group of trials that a dev record is compared with: those of the same recipe in the same stage.
-
-    Trials divide their budget between stages differently. At one rung a trial may be in its second stage while another is in
-    its first, in which some tasks have not been shown yet.
-    """
-    return f"{recipe} stage {record.get('stage', 0)}"
-
-
-def of_tasks(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the dev metric of each task in a dev record."""
-    return {key: float(value) for key, value in record.items() if key.startswith("dev/") and key not in OVERALL}
-
-
-class Scheduler(Protocol):
-    """The decisions of a trial scheduler in one search."""
-
-    law: str  # the reason why a trial is stopped, as the end of a sentence
-
-    def decide(
-        self, number: int, peers: str, exempt: bool, rung: int, score: float, tasks: Mapping[str, float] | None = None
-    ) -> str:
-        """Enter a point and return the decision for its trial. Entering it again is harmless.
-
-        An exempt trial always continues, but its points count. tasks: the metric of each task.
-        """
-
-    def lost(self, number: int) -> None:
-        """Note that a trial failed, or was stopped before a resume, and will not reach another point."""
-
-    def verdict(self, number: int) -> str:
-        """Return the current decision for a trial, CONTINUE before its first point. Only PAUSE may change later."""
 
 
 # ----------------------------------------------------------------------------------------------------------- asha
@@ -69,33 +34,48 @@ class RungScheduler:
     With one set of rungs for all, recipes that start slowly would be stopped by those that start fast. A rung holds the score
     of the point itself, not the best score so far. Decisions equal those of Ray's ASHAScheduler with one instance per group of
     peers. Ray's own class is not used because it expects Ray's trials, and a resumed trial has a new id there.
-    With a veto, a trial continues if it is not below them on the score or on any one task.
+    With a veto, a trial continues if it is not below them on the score or on any one task. At equal cost, it is compared with
+    what its peers had reached after as many seconds, between two of their points by a straight line.
     """
 
-    def __init__(self, rungs: Sequence[int], veto: bool = False) -> None:
-        self.rungs, self.veto = tuple(rungs), veto
+    why_waits = ""  # no trial waits
+
+    def __init__(self, rungs: Sequence[int], veto: bool = False, at_cost: bool = False) -> None:
+        self.rungs, self.veto, self.at_cost = tuple(rungs), veto, at_cost
         self.reduction = self.rungs[1] // self.rungs[0] if len(self.rungs) > 1 else 2
-        self.law = f"below the best 1/{self.reduction} of its rung{' on the score and on every task' if veto else ''}"
+        of = "its peers at equal cost" if at_cost else "its rung"
+        self.law = f"below the best 1/{self.reduction} of {of}{' on the score and on every task' if veto else ''}"
         # (peers, rung) -> "" for the score or a task -> values in the order of arrival
         self._scores: defaultdict[tuple[str, int], defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        # peers -> trial -> (seconds, values) of its points
+        self._curves: defaultdict[str, dict[int, list[tuple[float, dict[str, float]]]]] = defaultdict(dict)
         self._entered: set[tuple[int, int]] = set()  # (trial, rung)
         self._verdicts: dict[int, str] = {}
 
-    def decide(
-        self, number: int, peers: str, exempt: bool, rung: int, score: float, tasks: Mapping[str, float] | None = None
-    ) -> str:
+    def decide(self, arrival: Arrival) -> str:
         """Enter a trial's score at a rung and return CONTINUE or STOP. Exempt trials and those at the last rung continue."""
+        number, rung = arrival.number, arrival.rung
         if (number, rung) in self._entered:  # a resumed search enters its points again; the first score counts
             return self.verdict(number)
         self._entered.add((number, rung))
-        values = {"": score, **((tasks or {}) if self.veto else {})}
-        earlier = self._scores[peers, rung]
-        is_below = all(self._is_below(value, earlier[name]) for name, value in values.items())
+        values = {"": arrival.score, **(arrival.tasks if self.veto else {})}
+        is_below = all(self._is_below(value, self._earlier(arrival, name)) for name, value in values.items())
         for name, value in values.items():
-            earlier[name].append(value)
-        stops = is_below and not exempt and rung < self.rungs[-1]  # at the last rung a trial ends by itself
+            self._scores[arrival.peers, rung][name].append(value)
+        self._curves[arrival.peers].setdefault(number, []).append((arrival.seconds, values))
+        stops = is_below and not arrival.exempt and rung < self.rungs[-1]  # at the last rung a trial ends by itself
         self._verdicts[number] = STOP if stops else CONTINUE
         return self._verdicts[number]
+
+    def _earlier(self, arrival: Arrival, name: str) -> Sequence[float]:
+        """Return what the peers had before, at the rung or at the same cost. One that ended earlier keeps its last value."""
+        if not self.at_cost:
+            return self._scores[arrival.peers, arrival.rung][name]
+        others = (curve for other, curve in self._curves[arrival.peers].items() if other != arrival.number)
+        begun = [curve for curve in others if curve[0][0] <= arrival.seconds]
+        return [
+            float(np.interp(arrival.seconds, [at for at, _ in curve], [values[name] for _, values in curve])) for curve in begun
+        ]
 
     def _is_below(self, value: float, earlier: Sequence[float]) -> bool:
         return bool(earlier) and bool(value < np.nanpercentile(earlier, (1 - 1 / self.reduction) * 100))
@@ -106,22 +86,30 @@ class RungScheduler:
     def verdict(self, number: int) -> str:
         return self._verdicts.get(number, CONTINUE)
 
+    def choose(self, may_begin: bool) -> int | None:
+        return None
+
 
 class Asha(Variant):
     """Asynchronous successive halving, Li et al. 2018 (arXiv 1810.05934), stopping variant, rungs kept per recipe.
 
-    Departure: `veto`.
+    Departures: `veto` and `compare_at: cost`.
     """
 
     kind: Literal["asha"] = "asha"
     veto: bool = Field(
         False, description="also continue a trial that is among the best 1/reduction of its rung on any one task"
     )
+    compare_at: Literal["examples", "cost"] = Field(
+        "examples",
+        description="what peers are compared at: equal examples, or equal seconds, where a dear method must earn its cost",
+    )
     stops: ClassVar[bool] = True  # a trial may end at a rung because of its score there
+    is_geometric: ClassVar[bool] = True  # the rungs grow by one factor, which says how many continue
     least_rungs: ClassVar[int] = 1  # with one rung, every trial runs to its end
 
     def build(self, rungs: Sequence[int], num_trials: int) -> Scheduler:
-        return RungScheduler(rungs, self.veto)
+        return RungScheduler(rungs, self.veto, self.compare_at == "cost")
 
     def most_waiting(self, num_trials: int) -> int:
         """Return the largest number of trials paused at the same time, whose snapshots are kept."""
@@ -130,7 +118,8 @@ class Asha(Variant):
     def describe(self, rungs: Sequence[int]) -> str:
         """Describe the scheduler for the plan; empty if it stops no trial."""
         any_task = ", on the score or on any one task," if self.veto else ""
-        return f"the best 1/{rungs[1] // rungs[0]}{any_task} continue at each rung" if len(rungs) > 1 else ""
+        cost = ", compared at equal seconds," if self.compare_at == "cost" else ""
+        return f"the best 1/{rungs[1] // rungs[0]}{any_task}{cost} continue at each rung" if len(rungs) > 1 else ""
 
     def warning(self, rungs: Sequence[int], num_trials: int, num_baselines: int, num_recipes: int) -> str:
         """Return a sentence if the settings may not do what was intended, else an empty string."""
@@ -160,6 +149,8 @@ class PromotionScheduler:
     number of trials is known.
     """
 
+    why_waits = WAITS
+
     def __init__(self, rungs: Sequence[int], num_trials: int) -> None:
         self.rungs, self.num_trials = tuple(rungs), num_trials
         self.reduction = self.rungs[1] // self.rungs[0]
@@ -171,16 +162,15 @@ class PromotionScheduler:
         self._verdicts: dict[int, str] = {}
         self._lost: set[int] = set()
 
-    def decide(
-        self, number: int, peers: str, exempt: bool, rung: int, score: float, tasks: Mapping[str, float] | None = None
-    ) -> str:
+    def decide(self, arrival: Arrival) -> str:
+        number, rung = arrival.number, arrival.rung
         if (number, rung) in self._entered:  # a resumed search enters its points again; the first score counts
             return self.verdict(number)
         self._entered.add((number, rung))
-        order = self._orders[rung].setdefault(peers, [])
-        bisect.insort(order, (-score, number))
+        order = self._orders[rung].setdefault(arrival.peers, [])
+        bisect.insort(order, (-arrival.score, number))
         self._last[number] = rung
-        self._verdicts[number] = CONTINUE if exempt or rung == self.rungs[-1] else PAUSE
+        self._verdicts[number] = CONTINUE if arrival.exempt or rung == self.rungs[-1] else PAUSE
         self._change(order[: len(order) // self.reduction], rung, CONTINUE)
         self._settle()
         return self.verdict(number)
@@ -191,6 +181,9 @@ class PromotionScheduler:
 
     def verdict(self, number: int) -> str:
         return self._verdicts.get(number, CONTINUE)
+
+    def choose(self, may_begin: bool) -> int | None:
+        return None  # those that continue have a verdict
 
     def _change(self, trials: Sequence[tuple[float, int]], rung: int, verdict: str) -> None:
         """Decide about those of the trials that wait at the rung."""
@@ -218,6 +211,7 @@ class Promotion(Variant):
 
     kind: Literal["promotion"] = "promotion"
     stops: ClassVar[bool] = True
+    is_geometric: ClassVar[bool] = True
     least_rungs: ClassVar[int] = 2
 
     def build(self, rungs: Sequence[int], num_trials: int) -> Scheduler:
@@ -243,6 +237,8 @@ class TopKScheduler:
     their snapshots are kept. Of equal scores the lower number wins. A trial that fails later is not replaced.
     """
 
+    why_waits = WAITS
+
     def __init__(self, rungs: Sequence[int], k: int, num_trials: int) -> None:
         self.k, self.num_trials = k, num_trials
         self.law = f"not among the best {k} of the first rung"
@@ -250,10 +246,9 @@ class TopKScheduler:
         self._free: set[int] = set()  # exempt, or selected before
         self._lost: set[int] = set()
 
-    def decide(
-        self, number: int, peers: str, exempt: bool, rung: int, score: float, tasks: Mapping[str, float] | None = None
-    ) -> str:
-        if exempt or rung > self._firsts.setdefault(number, (rung, score))[0]:
+    def decide(self, arrival: Arrival) -> str:
+        number, rung = arrival.number, arrival.rung
+        if arrival.exempt or rung > self._firsts.setdefault(number, (rung, arrival.score))[0]:
             self._free.add(number)
         return self.verdict(number)
 
@@ -267,6 +262,9 @@ class TopKScheduler:
             return STOP
         arrived = self._firsts.keys() | self._free | self._lost
         return CONTINUE if len(arrived) >= self.num_trials else PAUSE
+
+    def choose(self, may_begin: bool) -> int | None:
+        return None  # those that continue have a verdict
 
     def _order(self, number: int) -> tuple[float, int]:
         return -self._firsts[number][1], number
@@ -282,6 +280,7 @@ class TopK(Variant):
     kind: Literal["top_k"] = "top_k"
     k: PositiveInt = Field(3, description="trials that continue after the first rung, not counting baselines")
     stops: ClassVar[bool] = True
+    is_geometric: ClassVar[bool] = True
     least_rungs: ClassVar[int] = 2
 
     def most_waiting(self, num_trials: int) -> int:
@@ -305,11 +304,9 @@ class TopK(Variant):
 class NoStops:
     """No stopping: every trial runs to its end."""
 
-    law = ""  # no trial is stopped
+    law = why_waits = ""  # no trial is stopped, and none waits
 
-    def decide(
-        self, number: int, peers: str, exempt: bool, rung: int, score: float, tasks: Mapping[str, float] | None = None
-    ) -> str:
+    def decide(self, arrival: Arrival) -> str:
         return CONTINUE
 
     def lost(self, number: int) -> None:
@@ -318,12 +315,16 @@ class NoStops:
     def verdict(self, number: int) -> str:
         return CONTINUE
 
+    def choose(self, may_begin: bool) -> int | None:
+        return None
+
 
 class NoStopping(Variant):
     """No stopping: trials are evaluated at the rungs, and the best evaluation is the score. For grids of known systems."""
 
     kind: Literal["none"] = "none"
     stops: ClassVar[bool] = False
+    is_geometric: ClassVar[bool] = False
     least_rungs: ClassVar[int] = 1
 
     def build(self, rungs: Sequence[int], num_trials: int) -> Scheduler:
@@ -339,7 +340,7 @@ class NoStopping(Variant):
         return ""
 
 
-TrialSchedulerSetting = Annotated[Asha | Promotion | TopK | NoStopping, Field(discriminator="kind"), BARE_NAME]
+TrialSchedulerSetting = Annotated[Asha | Promotion | TopK | FreezeThaw | NoStopping, Field(discriminator="kind"), BARE_NAME]
 
 
 # --------------------------------------------------------------------------------------------- rungs and task schedules

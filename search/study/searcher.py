@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from minbert_core.train.pretraining import never
-from search.methods.trial_schedulers import CONTINUE, PAUSE, STOP, Scheduler, of_tasks, peers
+from search.methods.decisions import CONTINUE, PAUSE, STOP, Scheduler, arrival
 from search.space.space import Space
 from search.study.failures import OUT_OF_MEMORY
 from search.study.full_disk import DiskWatch
@@ -33,7 +33,6 @@ from search.study.watchdog import Watchdog, end_process, silence
 
 NO_TIME = "no time left for its next point"
 DIED = "its process died without an error (killed, perhaps out of memory)"
-WAITS = "waits for the other trials of its rung"
 
 
 class Listener(Protocol):
@@ -147,7 +146,7 @@ class StudySearcher(Searcher):
         self.room = self.num_slots()
         if self.running and len(self.running) >= self.room:
             return None
-        if (number := self._next_to_continue()) is not None:
+        if (number := self._next_to_continue()) is not None or (number := self._thawed()) is not None:
             trial, resumed = self.to_continue.pop(number), True
         elif self._may_begin():
             trial, resumed = self.study.ask(), False
@@ -163,7 +162,9 @@ class StudySearcher(Searcher):
 
     def has_more(self) -> bool:
         """Return whether there is a trial left, and the time for it."""
-        return self._may_begin() or self._next_to_continue() is not None
+        left, waiting = self.seconds_left(), self.study.waiting.values()
+        may_continue = self._next_to_continue() is not None or any(self._seconds_needed(trial) < left for trial in waiting)
+        return self._may_begin() or may_continue
 
     def pause_the_rest(self) -> None:
         """Report the trials as paused for which no time was left, after the last suggestion."""
@@ -173,6 +174,13 @@ class StudySearcher(Searcher):
     def _next_to_continue(self) -> int | None:
         left, furthest_first = self.seconds_left(), sorted(self.to_continue.values(), key=lambda trial: -trial.rung)
         return next((trial.number for trial in furthest_first if self._seconds_needed(trial) < left), None)
+
+    def _thawed(self) -> int | None:
+        """Let the scheduler choose between the waiting trials and a new one. Return the one to continue, if there is time."""
+        number = self.scheduler.choose(self._may_begin())
+        if number is not None:
+            self.to_continue[number] = self.study.waiting.pop(number)
+        return self._next_to_continue()
 
     def _may_begin(self) -> bool:
         needed = self.start_seconds + max(self.first_seconds.values(), default=0)  # its recipe is not known yet
@@ -293,10 +301,9 @@ class StudySearcher(Searcher):
         self.suggested_at.pop(trial_id, None)
         for rung, record in trial.points.items():
             if rung > before.rung:  # it was saved, but the process died before its report
-                group, is_exempt, score = peers(trial.recipe, record), trial.baseline is not None, record["dev/score"]
-                self.scheduler.decide(trial.number, group, is_exempt, rung, score, of_tasks(record))
-                new = trial.records[: trial.records.index(record) + 1]
-                report = Report(trial.number, trial.recipe, is_exempt, rung, score, new)
+                is_exempt, new = trial.baseline is not None, trial.records[: trial.records.index(record) + 1]
+                self.scheduler.decide(arrival(trial.number, trial.recipe, is_exempt, record))
+                report = Report(trial.number, trial.recipe, is_exempt, rung, record["dev/score"], new)
                 self.on_trial_result(trial_id, as_dict(report))
         trial = self.running.pop(trial_id)
         if not self._is_decided(trial):
@@ -315,7 +322,7 @@ class StudySearcher(Searcher):
 
     def _wait(self, trial: TrialResult) -> None:
         self.study.waiting[trial.number] = trial
-        self.listener.paused(trial, WAITS)
+        self.listener.paused(trial, self.scheduler.why_waits)
 
     def _stop(self, trial: TrialResult) -> None:
         rung = stopped_at(trial.rung, self.study.space.settings.rungs)
@@ -346,8 +353,7 @@ class TuneScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         report = Report.received(result)
         rung, record = report.rung, report.records[-1]
-        group, tasks = peers(report.recipe, record), of_tasks(record)
-        verdict = self.scheduler.decide(report.number, group, report.exempt, rung, report.score, tasks)
+        verdict = self.scheduler.decide(arrival(report.number, report.recipe, report.exempt, record))
         if rung == self.rungs[-1]:
             return CONTINUE  # it ends by itself after this report
         in_time = seconds_to_next_point(rung, record["seconds"], self.rungs) < self.seconds_left()

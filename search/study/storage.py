@@ -3,12 +3,15 @@
 Optuna has no state for a trial that waits for others. As a running one it would be missing from the sampler's model, and TPE's
 constant liar would take it for a bad one. As a pruned one, which it may become, it counts with the score that it has.
 
+A sampler that knows completed trials only (`counts_stopped`) sees stopped and waiting ones as completed, with their last score.
+
 The trials of an earlier search (`--from NAME`, plan.json) are older than the first of this one: their numbers are below 0.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Collection, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,18 +26,20 @@ from search.study.journal import CheckedFile
 class StudyStorage(JournalStorage):
     """A journal file whose `get_all_trials`, through which Optuna and its samplers see the study, shows that view."""
 
-    def __init__(self, journal: Path) -> None:
+    def __init__(self, journal: Path, counts_stopped: bool = False) -> None:
         super().__init__(CheckedFile(str(journal)))
+        self.counts_stopped = counts_stopped
         self.waiting: Collection[int] = ()  # the numbers of the trials that wait
         self.earlier: list[FrozenTrial] = []  # of an earlier search
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        earlier = [trial for trial in self.earlier if states is None or trial.state in states]
-        if not self.waiting:
+        if not self.waiting and not self.counts_stopped:
+            earlier = [trial for trial in self.earlier if states is None or trial.state in states]
             return earlier + super().get_all_trials(study_id, deepcopy, states)
-        return earlier + as_the_sampler_sees(super().get_all_trials(study_id, deepcopy), self.waiting, states)
+        recorded = self.earlier + super().get_all_trials(study_id, deepcopy)
+        return as_the_sampler_sees(recorded, self.waiting, states, self.counts_stopped)
 
     def recorded_trials(self, study_id: int) -> list[FrozenTrial]:
         """Return the trials in their recorded states. They are Optuna's own objects and must not be changed."""
@@ -42,11 +47,26 @@ class StudyStorage(JournalStorage):
 
 
 def as_the_sampler_sees(
-    recorded: list[FrozenTrial], waiting: Container[int], states: Container[TrialState] | None
+    recorded: list[FrozenTrial], waiting: Container[int], states: Container[TrialState] | None, counts_stopped: bool = False
 ) -> list[FrozenTrial]:
-    """Return the trials with the waiting ones as stopped; only those in `states`, unless it is None."""
+    """Return the trials with the waiting ones as stopped; only those in `states`, unless it is None.
+
+    counts_stopped: those, and the stopped ones, as completed.
+    """
     trials = [_as_pruned(trial) if trial.number in waiting else trial for trial in recorded]
+    trials = [_as_completed(trial) for trial in trials] if counts_stopped else trials
     return [trial for trial in trials if states is None or trial.state in states]
+
+
+def _as_completed(trial: FrozenTrial) -> FrozenTrial:
+    """Return a stopped trial as completed with its last score, if that is a number; any other as it is."""
+    score = trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else math.nan
+    if trial.state != TrialState.PRUNED or not math.isfinite(score):
+        return trial
+    completed = copy.copy(trial)
+    completed.state = TrialState.COMPLETE
+    completed.value = score
+    return completed
 
 
 def _as_pruned(trial: FrozenTrial) -> FrozenTrial:

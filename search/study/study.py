@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from minbert_core.seeds import seed_of
 from minbert_core.settings.faults import SettingsError
 from minbert_core.train.trial import Record
-from search.methods.trial_schedulers import STOP, Scheduler, of_tasks, peers
+from search.methods.decisions import STOP, Scheduler, arrival
 from search.space.domains import Choice
 from search.space.space import Sample, Space
 from search.study.best import publish
@@ -63,7 +63,7 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder, self.space, self.seed = folder, space, seed
         self.files: TrialFiles = files or OneDisk()
-        self.storage = StudyStorage(folder / NAME)
+        self.storage = StudyStorage(folder / NAME, space.settings.sampler.counts_stopped)
         optuna.create_study(study_name=space.name, storage=self.storage, direction="maximize", load_if_exists=True)
         self._study_id = self.storage.get_study_id_from_name(space.name)
         sampler = space.settings.sampler.build(space.combinations, len(space.baselines))
@@ -291,9 +291,7 @@ class Study:
             trial = self._results[number]
             if trial.status == "running":
                 self.report(number, [record])
-            group = peers(trial.recipe, record)
-            exempt, score = trial.baseline is not None, record["dev/score"]
-            scheduler.decide(number, group, exempt, record["rung"], score, of_tasks(record))
+            scheduler.decide(arrival(number, trial.recipe, trial.baseline is not None, record))
         for trial in self.results():
             if trial.status in ("failed", "stopped"):
                 scheduler.lost(trial.number)

@@ -31,6 +31,7 @@ from minbert_core.settings.paths import as_written
 from minbert_core.settings.yaml import dump_yaml
 from minbert_core.train.folder import write_records
 from minbert_core.train.trial import train
+from search.methods.decisions import Arrival
 from search.methods.trial_schedulers import RungScheduler
 from search.plan.folder import lock, write_plan
 from search.plan.plan import make_plan
@@ -71,7 +72,10 @@ def _make_search(
                     continue
                 study.report(trial.number, records)
                 exempt = trial.baseline is not None or not stops
-                if scheduler.decide(trial.number, "multitask", exempt, progress.rung, progress.record["dev/score"]) == "STOP":
+                if (
+                    scheduler.decide(Arrival(trial.number, "multitask", exempt, progress.rung, progress.record["dev/score"]))
+                    == "STOP"
+                ):
                     status, reason = "stopped", stopped_at(progress.rung, (1, 3))
                     break
             write_records(trial.folder / "metrics.jsonl", records)

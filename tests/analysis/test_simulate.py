@@ -11,9 +11,9 @@ import pytest
 
 from analysis import simulate
 from analysis.simulation.measures import measure, regrets
-from analysis.simulation.methods import num_trials, parse_method
+from analysis.simulation.methods import geometric, num_trials, parse_method, suited
 from analysis.simulation.points import Points
-from analysis.simulation.recorded import geometric, read_recording
+from analysis.simulation.recorded import read_recording
 from analysis.simulation.replay import Replay, replay
 from analysis.simulation.run import Problem, Simulated
 from analysis.simulation.run import simulate as run
@@ -107,7 +107,14 @@ def test_the_rungs_of_a_simulation_are_the_longest_part_that_grows_by_one_factor
     assert geometric((1, 4)) == (1, 4)
     assert geometric((3, 7)) == (7,)
     with pytest.raises(ValueError, match=r"Rung 2 was not recorded\. Known: 1, 3, 9"):
-        read_recording(made_up(16)).at((2, 9))
+        read_recording(made_up(16)).places((2, 9))
+
+
+def test_a_method_that_decides_at_any_rung_gets_all_that_are_recorded() -> None:
+    recorded = (1, 2, 3, 6, 9)
+    assert suited("random+freeze_thaw", recorded, None).settings.rungs == recorded
+    assert suited("random+asha", recorded, None).settings.rungs == suited("random", recorded, None).settings.rungs == (1, 3, 9)
+    assert suited("random+freeze_thaw", recorded, (3, 9)).settings.rungs == (3, 9)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in SPACES.glob("*.yaml")))
@@ -213,9 +220,9 @@ def test_nothing_begins_that_the_budget_does_not_pay_for() -> None:
 
 def test_methods_that_draw_at_random_get_the_same_trials_in_one_repetition() -> None:
     recording = read_recording(made_up(16))
-    one, other = FromTable(recording, 3), FromTable(recording, 3)
+    one, other = FromTable(recording, (1, 9), 3), FromTable(recording, (1, 3, 9), 3)
     assert [one.next(i).truth for i in range(5)] == [other.next(i).truth for i in range(5)]
-    assert one.next(0).truth != FromTable(recording, 4).next(0).truth
+    assert one.next(0).truth != FromTable(recording, (1, 9), 4).next(0).truth
 
 
 # ------------------------------------------------------------------------------------------------------------ the measures

@@ -7,7 +7,7 @@ from typing import Any
 import optuna
 import pytest
 
-from search.methods.samplers import Random, Tpe
+from search.methods.samplers import Gp, Random, Tpe
 
 
 def suggested(sampler: optuna.samplers.BaseSampler, num_told: int = 0) -> list[float]:
@@ -16,14 +16,14 @@ def suggested(sampler: optuna.samplers.BaseSampler, num_told: int = 0) -> list[f
     for i in range(num_told):
         study.add_trial(
             optuna.trial.create_trial(
-                value=float(i), params={"x": i / 10}, distributions={"x": optuna.distributions.FloatDistribution(0, 1)}
+                value=float(7 * i % 5), params={"x": i / 10}, distributions={"x": optuna.distributions.FloatDistribution(0, 1)}
             )
         )
     return [study.ask().suggest_float("x", 0, 1) for _ in range(3)]
 
 
 @pytest.mark.parametrize("num_told", [0, 9], ids=["random start", "model"])
-@pytest.mark.parametrize("setting", [Tpe(startup=4), Random()], ids=["tpe", "random"])
+@pytest.mark.parametrize("setting", [Tpe(startup=4), Gp(startup=4), Random()], ids=["tpe", "gp", "random"])
 def test_a_seeded_sampler_suggests_what_a_new_one_with_this_seed_does(setting: Any, num_told: int) -> None:
     """The generators that are seeded are private in Optuna 5.0; another version may keep them elsewhere."""
     used = setting.build(list, 0)

@@ -40,20 +40,21 @@ Write = Callable[..., Path]
         ("rungs: [1, true]", "`rungs/1` must be a whole number. Got true."),
         ("rungs: 9", "`rungs` must be a list. Got 9."),
         ("rungs: [1, 2, 6]", "`rungs` must grow by one whole factor of 2 or more, as [1, 3, 9] does. Got [1, 2, 6]. "
-         "Only trial_scheduler: none takes others."),
+         "Only trial_scheduler: none and freeze_thaw take others."),
         ("rungs: [2, 3]", "`rungs` must grow by one whole factor of 2 or more, as [1, 3, 9] does. Got [2, 3]. "
-         "Only trial_scheduler: none takes others."),
+         "Only trial_scheduler: none and freeze_thaw take others."),
         ("rungs: [3, 3]", "`rungs` must ascend, as [1, 3, 9] does. Got [3, 3]."),
         ("rungs: [9, 3, 1]", "`rungs` must ascend, as [1, 3, 9] does. Got [9, 3, 1]."),
         ("rungs: [1, 3, 9, 27, 81, 243]", "`rungs` must end at 81 parts or fewer. Got 243."),
-        ("sampler: tpee", "Unknown `sampler` kind 'tpee'; did you mean 'tpe'? Known: grid, random, tpe."),
-        ("sampler: {startup: 3}", "`sampler` must be a kind's name, or a map with its `kind`. Got {startup: 3}. Known: grid, "
-         "random, tpe."),
+        ("sampler: tpee", "Unknown `sampler` kind 'tpee'; did you mean 'tpe'? Known: gp, grid, random, tpe."),
+        ("sampler: {startup: 3}", "`sampler` must be a kind's name, or a map with its `kind`. Got {startup: 3}. Known: gp, "
+         "grid, random, tpe."),
         ("sampler: {kind: random, startup: 3}", "Unknown key `sampler/random/startup`. Known: repeat_every. There is "
-         "`sampler/tpe/startup`."),
-        ("sampler: {kind: tpe, startups: 3}", "Unknown key `sampler/tpe/startups`; did you mean 'startup'? Known: startup."),
+         "`sampler/tpe/startup`, `sampler/gp/startup`."),
+        ("sampler: {kind: tpe, startups: 3}", "Unknown key `sampler/tpe/startups`; did you mean 'startup'? Known: group, "
+         "startup."),
         ("sampler: {kind: tpe, startup: true}", "`sampler/tpe/startup` must be a whole number. Got true."),
-        ("trial_scheduler: off", "Unknown `trial_scheduler` kind 'off'. Known: asha, none, promotion, top_k."),
+        ("trial_scheduler: off", "Unknown `trial_scheduler` kind 'off'. Known: asha, freeze_thaw, none, promotion, top_k."),
         ("trial_scheduler: {kind: top_k, k: 0}", "`trial_scheduler/top_k/k` must be > 0. Got 0."),
         ("objective: {choice: [norm, mean]}", "Unknown key `objective/choice`. Known: weights."),
         ("objective: sts1", "Unknown `objective` 'sts1'; did you mean 'sts'? Known: mean, norm, para, sst, sts."),

@@ -284,7 +284,7 @@ def test_the_spaces_that_search_a_knob_are_found(path: str, spaces: list[str]) -
         ("own_tasks/mine/binary/labels", "own_tasks/mine/binary/labels"),
         ("loss_weights/static/weights/para", "loss_weights/static/weights"),
         ("trials", "trials"),
-        ("startup", "sampler/tpe/startup"),
+        ("repeat_every", "sampler/random/repeat_every"),
         ("log_uniform", "log_uniform"),
         ("together", "together"),
         ("config", "config"),

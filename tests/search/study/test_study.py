@@ -15,7 +15,8 @@ from optuna.trial import TrialState
 from minbert_core.config_checks import read_config
 from minbert_core.train.folder import read_records, state_file
 from minbert_core.train.trial import save_snapshot
-from search.methods.trial_schedulers import RungScheduler, TopK, peers
+from search.methods.decisions import Arrival, peers
+from search.methods.trial_schedulers import RungScheduler, TopK
 from search.space.space import Space, make_space
 from search.study.gather import read_results
 from search.study.journal import mend_journal
@@ -302,7 +303,7 @@ def test_an_unreadable_snapshot_is_put_aside_and_the_trial_begins_anew(
     assert (goes_on.number, goes_on.records) == (trial.number, [])
     assert not path.exists()
     assert path.with_name("unreadable.pt").exists()
-    assert scheduler.decide(9, PEERS, False, 1, 0.1) == "CONTINUE"  # its old point is in no rung
+    assert scheduler.decide(Arrival(9, PEERS, False, 1, 0.1)) == "CONTINUE"  # its old point is in no rung
 
 
 def test_a_trial_whose_snapshot_holds_the_last_point_is_completed_without_running(
@@ -366,7 +367,7 @@ def test_restoring_twice_is_restoring_once(open_study: Callable[[Space], Study],
     def restored() -> tuple[list[int], list[TrialResult], list[str]]:
         study, scheduler = open_study(space), RungScheduler(RUNGS)
         numbers = [trial.number for trial in study.restore(scheduler)]
-        return numbers, study.results(), [scheduler.decide(50 + i, PEERS, False, 1, i / 10) for i in range(10)]
+        return numbers, study.results(), [scheduler.decide(Arrival(50 + i, PEERS, False, 1, i / 10)) for i in range(10)]
 
     first = restored()
     assert first[0] == [2]
@@ -388,7 +389,7 @@ def test_refilled_rungs_decide_as_those_of_a_search_that_was_never_interrupted(
         own.append(dev(RUNGS[len(own)], float(random.random()), clock.tick()))
         rung, score = own[-1]["rung"], own[-1]["dev/score"]
         write(trial, own, snapshot=len(own), best=False)
-        stops = scheduler.decide(trial.number, PEERS, trial.baseline is not None, rung, score) == "STOP"
+        stops = scheduler.decide(Arrival(trial.number, PEERS, trial.baseline is not None, rung, score)) == "STOP"
         if stops or rung == 9:
             alive.remove(trial)
             study.tell(trial.number, "stopped" if stops else "completed", "")
@@ -398,7 +399,7 @@ def test_refilled_rungs_decide_as_those_of_a_search_that_was_never_interrupted(
     assert [trial.number for trial in unfinished] == sorted(trial.number for trial in alive)
     for number in range(1000, 1060):
         point = (number, PEERS, False, RUNGS[int(random.integers(3))], float(random.random()))
-        assert restored.decide(*point) == scheduler.decide(*point)
+        assert restored.decide(Arrival(*point)) == scheduler.decide(Arrival(*point))
 
 
 def test_rungs_are_refilled_in_order_of_time_not_of_number(

@@ -1,0 +1,151 @@
+"""Freeze-thaw: the forecast of a trial's last score, and what a free slot continues."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from search.methods.curve_model import SHRINKAGE, CurveModel, Forecast
+from search.methods.decisions import Arrival, Scheduler
+from search.methods.freeze_thaw import FreezeThaw
+from search.methods.halving import expected_full_trials
+
+RUNGS = (1, 2, 3)
+
+
+def freeze_thaw(num_trials: int) -> Scheduler:
+    return FreezeThaw().build(RUNGS, num_trials)
+
+
+def enter(scheduler: Scheduler, number: int, rung: int, score: float, seconds: float = 0.0, exempt: bool = False) -> str:
+    return scheduler.decide(Arrival(number, "multitask", exempt, rung, score, {}, seconds or 10.0 * rung))
+
+
+# ----------------------------------------------------------------------------------------------------------- the forecast
+
+
+def test_the_expected_improvement_of_a_normal_score_has_its_known_values() -> None:
+    assert Forecast(0.5, 0.2).gain(0.5) == pytest.approx(0.2 / math.sqrt(2 * math.pi))
+    assert Forecast(0.9, 1e-6).gain(0.5) == pytest.approx(0.4)
+    assert Forecast(0.1, 1e-3).gain(0.5) == 0.0
+    random = np.random.default_rng(0).normal(0.5, 0.2, 400_000)
+    assert Forecast(0.5, 0.2).gain(0.6) == pytest.approx(np.maximum(random - 0.6, 0).mean(), rel=0.02)
+    assert Forecast(0.5, 0.2).chance(0.6) == pytest.approx((random > 0.6).mean(), rel=0.02)
+
+
+def test_a_forecast_adds_the_growth_of_the_steps_that_are_left() -> None:
+    model = CurveModel(3)
+    for i in range(400):
+        first = 0.4 + 0.2 * (i % 2)
+        model.enter_first(first)
+        model.enter_step(0, "multitask", first, first + 0.1)
+        model.enter_step(1, "multitask", first + 0.1, first + 0.15)
+    last = model.last(0, "multitask", 0.6)
+    assert last.mean == pytest.approx(0.75, abs=2e-3)
+    assert last.deviation < 0.02
+    assert model.last(2, "multitask", 0.7) == Forecast(0.7, 1e-6)
+
+
+def test_scores_that_drift_to_their_mean_are_forecast_to_do_so() -> None:
+    model, random = CurveModel(2), np.random.default_rng(0)
+    for _ in range(500):
+        quality = random.normal(0.5, 0.1)
+        first, last = quality + random.normal(0, [0.1, 0.1])
+        model.enter_first(first)
+        model.enter_step(0, "multitask", first, last)
+    forecast = model.last(0, "multitask", 0.7)
+    assert forecast.mean == pytest.approx(0.6, abs=0.02)  # half of what is above the mean is noise
+    assert forecast.deviation == pytest.approx(math.sqrt(0.5 * 0.1**2 + 0.1**2), rel=0.1)
+
+
+def test_a_group_that_grows_faster_has_an_offset_that_few_trials_do_not_prove() -> None:
+    model = CurveModel(2)
+    for _ in range(50):
+        model.enter_step(0, "fast", 0.5, 0.7)
+        model.enter_step(0, "slow", 0.5, 0.5)
+    model.enter_step(0, "once", 0.5, 0.9)
+    fast, slow, once = (model.last(0, group, 0.5).mean for group in ("fast", "slow", "once"))
+    assert (fast, slow) == pytest.approx((0.7, 0.5), abs=0.01)
+    common = model.last(0, "never seen", 0.5).mean
+    assert once == pytest.approx(common + (0.9 - common) / (1 + SHRINKAGE))
+
+
+def test_what_is_unknown_is_uncertain() -> None:
+    known, unknown = CurveModel(3), CurveModel(3)
+    for first in (0.4, 0.6):
+        for model in (known, unknown):
+            model.enter_first(first)
+        known.enter_step(0, "multitask", first, first + 0.1)
+    assert known.last(0, "multitask", 0.5).deviation < unknown.last(0, "multitask", 0.5).deviation
+    assert unknown.last_of_new().deviation > unknown.last(0, "multitask", 0.5).deviation
+
+
+# -------------------------------------------------------------------------------------------------------------- the choice
+
+
+def test_the_most_promising_trial_continues_once_all_have_begun() -> None:
+    scheduler = freeze_thaw(3)
+    assert [enter(scheduler, number, 1, score) for number, score in enumerate((0.5, 0.8))] == ["PAUSE", "PAUSE"]
+    assert scheduler.choose(may_begin=True) is None  # a new trial costs the least, and nothing speaks against it
+    assert enter(scheduler, 2, 1, 0.6) == "PAUSE"
+    assert scheduler.choose(may_begin=False) == 1
+    assert scheduler.verdict(1) == "CONTINUE"
+    assert scheduler.choose(may_begin=False) == 2  # for a second slot
+
+
+def test_a_trial_that_is_the_most_promising_at_its_own_point_does_not_pause() -> None:
+    scheduler = freeze_thaw(2)
+    enter(scheduler, 0, 1, 0.5)
+    assert enter(scheduler, 1, 1, 0.8) == "CONTINUE"
+    assert enter(scheduler, 1, 2, 0.85) == "CONTINUE"
+
+
+def test_of_two_equal_trials_the_cheaper_one_continues() -> None:
+    scheduler = freeze_thaw(2)
+    enter(scheduler, 0, 1, 0.5, seconds=30.0)
+    assert enter(scheduler, 1, 1, 0.5, seconds=10.0) == "CONTINUE"
+
+
+def test_a_trial_without_a_chance_is_stopped_and_a_baseline_never() -> None:
+    scheduler = freeze_thaw(12)
+    for number in range(4):
+        for rung in RUNGS:
+            enter(scheduler, number, rung, 0.6 + 0.1 * rung + 0.01 * number, exempt=True)
+    assert enter(scheduler, 4, 1, 0.1) == "STOP"
+    assert scheduler.law == "its chance to become the best is below 2 %"
+    assert enter(scheduler, 5, 1, 0.1, exempt=True) == "CONTINUE"
+    assert enter(scheduler, 6, 1, math.nan) == "STOP"
+    assert scheduler.choose(may_begin=False) is None
+
+
+def test_a_trial_that_failed_is_not_chosen() -> None:
+    scheduler = freeze_thaw(2)
+    enter(scheduler, 0, 1, 0.5)
+    scheduler.lost(0)
+    assert scheduler.choose(may_begin=False) is None
+
+
+def test_points_that_are_entered_again_in_their_order_give_the_same_state() -> None:
+    random, scheduler, again = np.random.default_rng(0), freeze_thaw(20), freeze_thaw(20)
+    arrivals, rungs = [], dict.fromkeys(range(20), 0)
+    for number in range(20):
+        arrivals.append(Arrival(number, "multitask", False, 1, float(random.random()), {}, 10.0))
+        scheduler.decide(arrivals[-1])
+        rungs[number] = 1
+        if number % 2 and (chosen := scheduler.choose(may_begin=False)) is not None:
+            rungs[chosen] += 1
+            arrivals.append(Arrival(chosen, "multitask", False, rungs[chosen], float(random.random()), {}, 20.0))
+            scheduler.decide(arrivals[-1])
+    for arrival in (*arrivals, *arrivals[:5]):
+        again.decide(arrival)
+    stopped = [number for number in range(20) if scheduler.verdict(number) == "STOP"]
+    assert stopped == [number for number in range(20) if again.verdict(number) == "STOP"]
+    assert again.choose(may_begin=False) is not None
+
+
+def test_freeze_thaw_is_expected_to_cost_less_than_full_trials() -> None:
+    rungs = tuple(range(1, 10))
+    assert 40 / 9 < expected_full_trials(40, 0, 1, rungs, FreezeThaw()) < 20
+    assert expected_full_trials(3, 3, 1, rungs, FreezeThaw()) == 3
