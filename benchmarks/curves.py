@@ -8,7 +8,8 @@ on two cores, one thread each. The same command continues on another day. Dev is
 spaced, because nine evaluations on all rows would take longer than the training; the training rows are all there.
 
 Writes OUT, the table of `analysis/runs.py` without training records and without paths of this machine, and prints what a trial
-costs and how much is left.
+costs and how much is left. Another machine records other configurations with `--part 2`, `--part 3`, …: they are added to OUT,
+with their seconds brought to the speed of the first part by the cost of a pass.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from analysis.table import METADATA, tabulate
+from analysis.table import FORMAT, METADATA, TRAINING, read_parquet, tabulate
 from minbert_core.commands import run_command
 from minbert_core.data.tasks import TASKS
 from minbert_core.words import counted, duration
-from search.options import from_arguments, parser
+from search.options import from_arguments, parser, positive
 from search.results import Search, open_search
 from search.run import start_or_resume
 from search.study.trials import TrialResult
@@ -37,6 +38,7 @@ NAME = "curves"
 TRAIN_ON = ("sst", "para", "sts")
 DEV_ROWS = 300  # per task; the same rows for every trial, so that differences between trials are of the trials
 SLOTS = 2
+PART = 1000  # more than a part has trials
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,14 +48,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace) -> int:
     data = reduced_data(options.data, options.runs.absolute() / "curves-data", options.dev_rows)
-    words = ["--resume", NAME, "--space", str(HERE / "curves.yaml"), "--runs", str(options.runs), "--gpus", "0"]
+    name = NAME if options.part == 1 else f"{NAME}-{options.part}"
+    words = ["--resume", name, "--space", str(HERE / "curves.yaml"), "--runs", str(options.runs), "--gpus", "0"]
+    words += ["--seed", str(options.part - 1)]
     words += ["--data", str(data), "--encoder", str(options.encoder.absolute())]
     words += ["--trials", str(options.trials), "--set", f"budget/examples={options.examples}"]
     words += ["--hours", str(options.hours)] if options.hours else []
     folder, code = start_or_resume(from_arguments(parser().parse_args(words), words))
     search = open_search(folder)
     if any(trial.points for trial in search.trials):
-        pyarrow.parquet.write_table(anonymous(tabulate([search])), options.out, compression="zstd")
+        rows = with_earlier(options.out, anonymous(tabulate([search])), options.part)
+        pyarrow.parquet.write_table(rows, options.out, compression="zstd")
         print("\n".join(state(search, options)))
     return code
 
@@ -70,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--dev-rows", type=int, default=DEV_ROWS, help=f"per task (default {DEV_ROWS}); the first call decides"
     )
+    command.add_argument("--part", type=positive, default=1, help="of the recording, each on one machine (default 1)")
     command.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the search (default runs)")
     command.add_argument("--out", type=Path, default=HERE / "curves.parquet", help="default benchmarks/curves.parquet")
     return command
@@ -91,7 +97,7 @@ def reduced_data(data: Path, folder: Path, dev_rows: int) -> Path:
 def anonymous(rows: pa.Table) -> pa.Table:
     """Return the table without training records and without the folders of this machine."""
     rows = rows.set_column(rows.column_names.index("folder"), "folder", pa.array([""] * len(rows)))
-    empty: pa.Array = pa.array([[] for _ in range(len(rows))], rows.schema.field("training").type)
+    empty: pa.Array = pa.array([[] for _ in range(len(rows))], pa.list_(pa.struct(TRAINING.items())))
     rows = rows.set_column(rows.column_names.index("training"), "training", empty)
     written = json.loads(rows.schema.metadata[METADATA])
     for facts in written["searches"].values():
@@ -99,6 +105,43 @@ def anonymous(rows: pa.Table) -> pa.Table:
         config["data"] = "data/"
         config["encoder"]["checkpoint"] = Path(config["encoder"]["checkpoint"]).name
     return rows.replace_schema_metadata({METADATA: json.dumps(written)})
+
+
+def with_earlier(file: Path, rows: pa.Table, part: int) -> pa.Table:
+    """Return the rows of a part with those that the file has of other parts, all as one search.
+
+    The trials of a part have their numbers in the part, plus PART for each part before it.
+    """
+    shift = PART * (part - 1)
+    own = [row | {"search": NAME, "trial": row["trial"] + shift} for row in rows.to_pylist()]
+    facts, schema = _facts(rows), rows.schema
+    earlier: list[dict[str, Any]] = []
+    if file.exists():
+        table = read_parquet(file)
+        earlier = [row for row in table.to_pylist() if row["trial"] // PART != part - 1]
+        facts = _facts(table) if earlier else facts
+        schema = pa.unify_schemas([table.schema, schema], promote_options="permissive")  # a part may lack a branch
+    if first := [row for row in earlier if row["trial"] < PART]:
+        own = [_at_speed(row, _seconds_per_pass(first) / _seconds_per_pass(own)) for row in own]
+    joined = sorted([*earlier, *own], key=lambda row: row["trial"])
+    facts |= {"name": NAME, "planned": len(joined)}
+    metadata = {METADATA: json.dumps({"format": FORMAT, "searches": {NAME: facts}})}
+    return pa.Table.from_pylist(joined, schema).replace_schema_metadata(metadata)
+
+
+def _facts(rows: pa.Table) -> dict[str, Any]:
+    [facts] = json.loads(rows.schema.metadata[METADATA])["searches"].values()
+    return dict(facts)
+
+
+def _seconds_per_pass(rows: list[dict[str, Any]]) -> float:
+    return float(sum(row["seconds"] for row in rows) / sum(row["passes"] for row in rows))
+
+
+def _at_speed(row: dict[str, Any], factor: float) -> dict[str, Any]:
+    """Return a row with its seconds multiplied."""
+    evaluations = [entry | {"seconds": factor * entry["seconds"]} for entry in row["evaluations"]]
+    return row | {"seconds": factor * row["seconds"], "evaluations": evaluations}
 
 
 def state(search: Search, options: argparse.Namespace) -> list[str]:

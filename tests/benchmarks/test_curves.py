@@ -1,0 +1,61 @@
+"""The recording of learning curves: parts of several machines in one file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from analysis.table import FORMAT, METADATA, read_parquet
+from benchmarks.curves import reduced_data, with_earlier
+
+
+def part(num: int, seconds: float, **columns: Any) -> pa.Table:
+    """The table of a part, whose trials each take `seconds` for 10 passes and are evaluated after half of them."""
+    rows = [
+        {
+            "search": "curves-2",
+            "trial": i,
+            "seconds": seconds,
+            "passes": 10,
+            "evaluations": [{"rung": 1, "seconds": seconds / 2}],
+        }
+        for i in range(num)
+    ]
+    facts = {"searches": {"curves-2": {"name": "curves-2", "planned": num}}, "format": FORMAT}
+    return pa.Table.from_pylist([row | columns for row in rows]).replace_schema_metadata({METADATA: json.dumps(facts)})
+
+
+def test_parts_are_one_search_at_the_speed_of_the_first(tmp_path: Path) -> None:
+    out = tmp_path / "curves.parquet"
+    pyarrow.parquet.write_table(with_earlier(out, part(2, 8.0, lr=0.1), 1), out)
+    pyarrow.parquet.write_table(with_earlier(out, part(3, 2.0, radius=0.5), 2), out)
+    rows = read_parquet(out).to_pylist()
+    assert [row["trial"] for row in rows] == [0, 1, 1000, 1001, 1002]
+    assert {row["search"] for row in rows} == {"curves"}
+    assert [row["seconds"] for row in rows] == [8.0] * 5
+    assert {row["evaluations"][0]["seconds"] for row in rows} == {4.0}
+    assert [(row["lr"], row["radius"]) for row in rows] == [(0.1, None)] * 2 + [(None, 0.5)] * 3
+    [facts] = json.loads(read_parquet(out).schema.metadata[METADATA])["searches"].values()
+    assert facts == {"name": "curves", "planned": 5}
+
+
+def test_a_part_that_has_grown_replaces_itself_only(tmp_path: Path) -> None:
+    out = tmp_path / "curves.parquet"
+    for rows, number in ((part(1, 8.0), 1), (part(2, 2.0), 2), (part(3, 2.0), 2), (part(2, 8.0), 1)):
+        pyarrow.parquet.write_table(with_earlier(out, rows, number), out)
+    assert [row["trial"] for row in read_parquet(out).to_pylist()] == [0, 1, 1000, 1001, 1002]
+
+
+def test_the_dev_files_are_reduced_to_evenly_spaced_rows(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for stem in ("ids-sst", "quora", "sts"):
+        (data / f"{stem}-train.csv").write_text("head\n")
+        (data / f"{stem}-dev.csv").write_text("head\n" + "".join(f"{i}\n" for i in range(10)))
+    reduced = reduced_data(data, tmp_path / "reduced", 4)
+    assert (reduced / "sts-dev.csv").read_text() == "head\n0\n2\n5\n7\n"
+    assert (reduced / "sts-train.csv").resolve() == data / "sts-train.csv"
