@@ -79,7 +79,7 @@ def num_trials(method: Method, budget: float, num_recipes: int) -> int:
         return MOST_TRIALS
 
     def cost(trials: int) -> float:
-        return expected_full_trials(trials, 0, num_recipes, method.settings.rungs, scheduler)
+        return expected_full_trials(trials, 0, num_recipes, method.settings.rungs, scheduler, repeats=10)
 
     low, high = 1, max(2, round(budget))
     while cost(high) < PLANNED * budget:

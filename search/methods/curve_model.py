@@ -11,9 +11,15 @@ Where few trials have taken a step, it is shrunk towards the step before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+Floats = NDArray[np.float64]
 
 RECENT = 32  # first scores that stand for a new trial's: the sampler improves
 UNKNOWN = 0.1  # deviation of first scores while there are fewer than two: assumed, of scores in [0, 1]
@@ -21,25 +27,18 @@ SMALLEST = 1e-6  # deviation
 SHRINKAGE = 2.0  # trials that a prior counts as
 
 
-class Forecast(NamedTuple):
-    """A normal last score."""
-
-    mean: float
-    deviation: float
-
-    def gain(self, best: float) -> float:
-        """Compute the expected improvement over `best`, Jones et al. 1998, equation 15."""
-        z = (self.mean - best) / self.deviation
-        density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-        return self.deviation * (z * _share_below(z) + density)
-
-    def chance(self, best: float) -> float:
-        """Compute the probability to exceed `best`."""
-        return _share_below((self.mean - best) / self.deviation)
+def expected_gain(mean: Floats, deviation: Floats, best: float) -> Floats:
+    """Compute the expected improvement of normal scores over `best`, Jones et al. 1998, equation 15."""
+    z = (mean - best) / deviation
+    density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    gain: Floats = deviation * (z * special.ndtr(z) + density)
+    return gain
 
 
-def _share_below(z: float) -> float:
-    return math.erfc(-z / math.sqrt(2)) / 2
+def chance(mean: Floats, deviation: Floats, best: float) -> Floats:
+    """Compute the probability of normal scores to exceed `best`."""
+    share: Floats = special.ndtr((mean - best) / deviation)
+    return share
 
 
 @dataclass
@@ -72,10 +71,13 @@ class Line:
     deviation: float
     offsets: Mapping[str, float] = field(default_factory=dict)
 
-    def then(self, before: Forecast, group: str) -> Forecast:
-        """Return the score after the step, given that before it."""
-        grown = self.growth + self.offsets.get(group, 0.0) + self.slope * (before.mean - self.center)
-        return Forecast(before.mean + grown, math.hypot((1 + self.slope) * before.deviation, self.deviation))
+
+class Rest(NamedTuple):
+    """The last score, given one before it: normal around a line."""
+
+    intercept: float
+    slope: float
+    deviation: float
 
 
 class CurveModel:
@@ -85,6 +87,7 @@ class CurveModel:
         self._firsts: list[float] = []
         self._steps: list[dict[str, Sums]] = [{} for _ in range(num_points - 1)]
         self._lines: list[Line] | None = None  # None: to be fitted again
+        self._rests: dict[tuple[int, str], Rest] = {}  # of the fitted lines: (point, group) -> all steps from there
 
     def enter_first(self, score: float) -> None:
         """Enter a trial's score at its first point."""
@@ -96,20 +99,31 @@ class CurveModel:
         self._steps[index].setdefault(group, Sums()).add(before, score - before)
         self._lines = None
 
-    def last(self, index: int, group: str, score: float) -> Forecast:
-        """Forecast the last score of a trial that is at point `index`."""
-        return self._grown(Forecast(score, 0.0), index, group)
+    def last(self, trials: Sequence[tuple[int, str, float]]) -> tuple[Floats, Floats]:
+        """Forecast the last scores of trials: means and deviations, each of shape (N,).
 
-    def last_of_new(self) -> Forecast:
-        """Forecast the last score of a trial that has not begun."""
+        trials: of each the place of its point, its group there, and its score.
+        """
+        rests = np.array([self._rest(place, group) for place, group, _ in trials]).reshape(-1, 3)
+        return rests[:, 0] + rests[:, 1] * np.array([score for *_, score in trials]), rests[:, 2]
+
+    def last_of_new(self) -> tuple[float, float]:
+        """Forecast the last score of a trial that has not begun: its mean and deviation."""
         recent = self._firsts[-RECENT:]
-        mean = sum(recent) / len(recent) if recent else 0.0
-        return self._grown(Forecast(mean, self._spread()), 0, "")
+        mean, rest = sum(recent) / len(recent) if recent else 0.0, self._rest(0, "")
+        return rest.intercept + rest.slope * mean, math.hypot(rest.slope * self._spread(), rest.deviation)
 
-    def _grown(self, forecast: Forecast, index: int, group: str) -> Forecast:
-        for line in self._fitted()[index:]:
-            forecast = line.then(forecast, group)
-        return Forecast(forecast.mean, max(SMALLEST, forecast.deviation))
+    def _rest(self, index: int, group: str) -> Rest:
+        """Return all steps from a point on as one."""
+        lines, key = self._fitted(), (index, group)
+        if key not in self._rests:
+            intercept, slope, variance = 0.0, 1.0, 0.0
+            for line in lines[index:]:
+                own = 1 + line.slope
+                intercept = own * intercept + line.growth + line.offsets.get(group, 0.0) - line.slope * line.center
+                slope, variance = own * slope, own**2 * variance + line.deviation**2
+            self._rests[key] = Rest(intercept, slope, max(SMALLEST, math.sqrt(variance)))
+        return self._rests[key]
 
     def _spread(self) -> float:
         """Return the deviation of the recent first scores."""
@@ -121,7 +135,7 @@ class CurveModel:
 
     def _fitted(self) -> list[Line]:
         if self._lines is None:
-            spread, self._lines = self._spread(), []
+            spread, self._lines, self._rests = self._spread(), [], {}
             growth, deviation = spread, spread  # before anything is known of the first step
             for groups in self._steps:
                 line = _fit(groups, growth, deviation, spread)

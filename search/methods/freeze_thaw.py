@@ -9,10 +9,11 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple
 
+import numpy as np
 from pydantic import Field
 
 from minbert_core.settings.models import Variant
-from search.methods.curve_model import CurveModel, Forecast
+from search.methods.curve_model import CurveModel, Floats, chance, expected_gain
 from search.methods.decisions import CONTINUE, PAUSE, STOP, Arrival, Scheduler
 
 ENOUGH_RUNGS = 5  # assumed, not measured (2026-11)
@@ -67,7 +68,9 @@ class FreezeThawScheduler:
             self._completed = max(self._completed, arrival.score)
         if arrival.exempt or arrival.rung == self.rungs[-1]:
             self._free.add(number)
-        self._stop_hopeless()
+        numbers, mean_N, deviation_N = self._forecasts()
+        is_hopeless_N = chance(mean_N, deviation_N, self._completed) < self.chance
+        self._stopped.update(numbers[i] for i in np.flatnonzero(is_hopeless_N))
         if self.verdict(number) == PAUSE and self._promising(self._num_begun < self.num_trials) == number:
             self._trains.add(number)
         return self.verdict(number)
@@ -90,37 +93,30 @@ class FreezeThawScheduler:
     def _num_begun(self) -> int:
         return max(self._trials, default=-1) + 1  # numbers are given in the order of the beginnings
 
-    def _forecasts(self) -> dict[int, Forecast]:
-        """Forecast the last scores of the trials that can be chosen."""
+    def _forecasts(self) -> tuple[list[int], Floats, Floats]:
+        """Forecast the last scores of the trials that can be chosen: their numbers, means and deviations."""
         chosen = self._free | self._trains | self._stopped
-        frozen = {number: trial for number, trial in self._trials.items() if number not in chosen}
-        return {number: self.model.last(trial.place, trial.peers, trial.score) for number, trial in frozen.items()}
-
-    def _stop_hopeless(self) -> None:
-        if math.isfinite(self._completed):
-            forecasts = self._forecasts().items()
-            self._stopped |= {number for number, last in forecasts if last.chance(self._completed) < self.chance}
+        numbers = [number for number in self._trials if number not in chosen]
+        return numbers, *self.model.last([self._trials[number][:3] for number in numbers])
 
     def _promising(self, may_begin: bool) -> int | None:
         """Return the trial that promises the most per second; None if that is a new one, or there is none."""
-        forecasts = self._forecasts()
-        if not forecasts:
+        numbers, mean_N, deviation_N = self._forecasts()
+        if not numbers:
             return None
-        best = self._completed
-        if not math.isfinite(best):
-            best = max(last.mean for last in forecasts.values())
-        gains = {number: last.gain(best) / self._seconds_left(number) for number, last in forecasts.items()}
-        first = max(gains, key=lambda number: (gains[number], -number))
-        return None if may_begin and self._gain_of_new(best) >= gains[first] else first
-
-    def _seconds_left(self, number: int) -> float:
-        trial = self._trials[number]
-        return max(trial.part_seconds, SOME_SECONDS) * (self.rungs[-1] - self.rungs[trial.place])
+        best = self._completed if math.isfinite(self._completed) else float(mean_N.max())
+        left = [self.rungs[-1] - self.rungs[self._trials[number].place] for number in numbers]
+        per_part = [max(self._trials[number].part_seconds, SOME_SECONDS) for number in numbers]
+        gain_N = expected_gain(mean_N, deviation_N, best) / np.multiply(left, per_part)
+        first = int(np.argmax(gain_N))
+        return None if may_begin and self._gain_of_new(best) >= gain_N[first] else numbers[first]
 
     def _gain_of_new(self, best: float) -> float:
+        mean, deviation = self.model.last_of_new()
         parts = sum(self.rungs[trial.place] for trial in self._trials.values()) / len(self._trials)
         seconds = sum(trial.part_seconds for trial in self._trials.values()) / len(self._trials)
-        return self.model.last_of_new().gain(best) / (parts * max(seconds, SOME_SECONDS))
+        gain = expected_gain(np.array(mean), np.array(deviation), best)
+        return float(gain) / (parts * max(seconds, SOME_SECONDS))
 
 
 class FreezeThaw(Variant):

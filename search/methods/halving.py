@@ -48,8 +48,13 @@ def expected_ends(
 
 
 def expected_full_trials(
-    num_trials: int, num_baselines: int, num_recipes: int, rungs: Sequence[int], trial_scheduler: TrialSchedulerSetting
+    num_trials: int,
+    num_baselines: int,
+    num_recipes: int,
+    rungs: Sequence[int],
+    trial_scheduler: TrialSchedulerSetting,
+    repeats: int = 50,
 ) -> float:
     """Return the expected cost of a search in full budgets of a trial."""
-    ends = expected_ends(num_trials, num_baselines, num_recipes, rungs, trial_scheduler)
+    ends = expected_ends(num_trials, num_baselines, num_recipes, rungs, trial_scheduler, repeats)
     return sum(count * rung / rungs[-1] for count, rung in zip(ends, rungs, strict=True))

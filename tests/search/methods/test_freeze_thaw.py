@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from search.methods.curve_model import SHRINKAGE, CurveModel, Forecast
+from search.methods.curve_model import SHRINKAGE, CurveModel, chance, expected_gain
 from search.methods.decisions import Arrival, Scheduler
 from search.methods.freeze_thaw import FreezeThaw
 from search.methods.halving import expected_full_trials
@@ -26,13 +26,18 @@ def enter(scheduler: Scheduler, number: int, rung: int, score: float, seconds: f
 # ----------------------------------------------------------------------------------------------------------- the forecast
 
 
+def last(model: CurveModel, place: int, group: str, score: float) -> tuple[float, float]:
+    """The mean and the deviation of one trial's last score."""
+    [mean], [deviation] = model.last([(place, group, score)])
+    return float(mean), float(deviation)
+
+
 def test_the_expected_improvement_of_a_normal_score_has_its_known_values() -> None:
-    assert Forecast(0.5, 0.2).gain(0.5) == pytest.approx(0.2 / math.sqrt(2 * math.pi))
-    assert Forecast(0.9, 1e-6).gain(0.5) == pytest.approx(0.4)
-    assert Forecast(0.1, 1e-3).gain(0.5) == 0.0
+    mean, deviation = np.array([0.5, 0.9, 0.1]), np.array([0.2, 1e-6, 1e-3])
+    assert expected_gain(mean, deviation, 0.5) == pytest.approx([0.2 / math.sqrt(2 * math.pi), 0.4, 0.0])
     random = np.random.default_rng(0).normal(0.5, 0.2, 400_000)
-    assert Forecast(0.5, 0.2).gain(0.6) == pytest.approx(np.maximum(random - 0.6, 0).mean(), rel=0.02)
-    assert Forecast(0.5, 0.2).chance(0.6) == pytest.approx((random > 0.6).mean(), rel=0.02)
+    assert expected_gain(mean, deviation, 0.6)[0] == pytest.approx(np.maximum(random - 0.6, 0).mean(), rel=0.02)
+    assert chance(mean, deviation, 0.6)[0] == pytest.approx((random > 0.6).mean(), rel=0.02)
 
 
 def test_a_forecast_adds_the_growth_of_the_steps_that_are_left() -> None:
@@ -42,22 +47,37 @@ def test_a_forecast_adds_the_growth_of_the_steps_that_are_left() -> None:
         model.enter_first(first)
         model.enter_step(0, "multitask", first, first + 0.1)
         model.enter_step(1, "multitask", first + 0.1, first + 0.15)
-    last = model.last(0, "multitask", 0.6)
-    assert last.mean == pytest.approx(0.75, abs=2e-3)
-    assert last.deviation < 0.02
-    assert model.last(2, "multitask", 0.7) == Forecast(0.7, 1e-6)
+    mean, deviation = last(model, 0, "multitask", 0.6)
+    assert mean == pytest.approx(0.75, abs=2e-3)
+    assert deviation < 0.02
+    assert last(model, 2, "multitask", 0.7) == (0.7, 1e-6)
 
 
 def test_scores_that_drift_to_their_mean_are_forecast_to_do_so() -> None:
     model, random = CurveModel(2), np.random.default_rng(0)
     for _ in range(500):
         quality = random.normal(0.5, 0.1)
-        first, last = quality + random.normal(0, [0.1, 0.1])
+        first, second = quality + random.normal(0, [0.1, 0.1])
         model.enter_first(first)
-        model.enter_step(0, "multitask", first, last)
-    forecast = model.last(0, "multitask", 0.7)
-    assert forecast.mean == pytest.approx(0.6, abs=0.02)  # half of what is above the mean is noise
-    assert forecast.deviation == pytest.approx(math.sqrt(0.5 * 0.1**2 + 0.1**2), rel=0.1)
+        model.enter_step(0, "multitask", first, second)
+    mean, deviation = last(model, 0, "multitask", 0.7)
+    assert mean == pytest.approx(0.6, abs=0.02)  # half of what is above the mean is noise
+    assert deviation == pytest.approx(math.sqrt(0.5 * 0.1**2 + 0.1**2), rel=0.1)
+
+
+def test_two_steps_are_forecast_as_one_after_the_other() -> None:
+    model, random = CurveModel(3), np.random.default_rng(0)
+    curves = np.cumsum(random.normal([0.4, 0.2, 0.1], [0.1, 0.05, 0.02], (2000, 3)), axis=1)
+    curves[:, 2] -= 0.5 * (curves[:, 1] - 0.6)
+    for first, second, third in curves.tolist():
+        model.enter_first(first)
+        model.enter_step(0, "multitask", first, second)
+        model.enter_step(1, "multitask", second, third)
+    # the second score is .7 on average for a first one of .5; of what is above .6 half is lost
+    mean, deviation = last(model, 0, "multitask", 0.5)
+    assert mean == pytest.approx(0.75, abs=0.01)
+    assert deviation == pytest.approx(math.hypot(0.5 * 0.05, 0.02), rel=0.05)
+    assert model.last_of_new() == pytest.approx((curves[-32:, 0].mean() / 2 + 0.5, math.hypot(0.05, 0.025, 0.02)), rel=0.2)
 
 
 def test_a_group_that_grows_faster_has_an_offset_that_few_trials_do_not_prove() -> None:
@@ -66,9 +86,9 @@ def test_a_group_that_grows_faster_has_an_offset_that_few_trials_do_not_prove() 
         model.enter_step(0, "fast", 0.5, 0.7)
         model.enter_step(0, "slow", 0.5, 0.5)
     model.enter_step(0, "once", 0.5, 0.9)
-    fast, slow, once = (model.last(0, group, 0.5).mean for group in ("fast", "slow", "once"))
+    fast, slow, once = (last(model, 0, group, 0.5)[0] for group in ("fast", "slow", "once"))
     assert (fast, slow) == pytest.approx((0.7, 0.5), abs=0.01)
-    common = model.last(0, "never seen", 0.5).mean
+    common, _ = last(model, 0, "never seen", 0.5)
     assert once == pytest.approx(common + (0.9 - common) / (1 + SHRINKAGE))
 
 
@@ -78,8 +98,8 @@ def test_what_is_unknown_is_uncertain() -> None:
         for model in (known, unknown):
             model.enter_first(first)
         known.enter_step(0, "multitask", first, first + 0.1)
-    assert known.last(0, "multitask", 0.5).deviation < unknown.last(0, "multitask", 0.5).deviation
-    assert unknown.last_of_new().deviation > unknown.last(0, "multitask", 0.5).deviation
+    assert last(known, 0, "multitask", 0.5)[1] < last(unknown, 0, "multitask", 0.5)[1]
+    assert unknown.last_of_new()[1] > last(unknown, 0, "multitask", 0.5)[1]
 
 
 # -------------------------------------------------------------------------------------------------------------- the choice
