@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -66,3 +66,14 @@ class Scheduler(Protocol):
 
     def choose(self, may_begin: bool) -> int | None:
         """Return the paused trial that a free slot should continue; None: begin a new one, if that `may_begin`."""
+
+
+def too_few(rungs: Sequence[int], num_trials: int, num_recipes: int) -> str:
+    """Return a sentence if a recipe has so few trials that halving does little, else an empty string."""
+    reduction, per_recipe = rungs[1] // rungs[0] if len(rungs) > 1 else 0, num_trials / num_recipes
+    if per_recipe >= 2 * reduction:
+        return ""
+    return (
+        f"{per_recipe:.0f} trials per recipe are few: a rung keeps one in {reduction}, so the first ones pass without "
+        f"comparison. Use {2 * reduction * num_recipes} trials or more for halving to work."
+    )

@@ -28,8 +28,9 @@ from minbert_core.settings.models import NAME, Settings
 from minbert_core.settings.paths import lay_over
 from minbert_core.settings.yaml import Lines, dump_yaml, parse_yaml, read_yaml
 from minbert_core.words import did_you_mean, shown
+from search.methods.asha import Asha
 from search.methods.samplers import SamplerSetting, Tpe
-from search.methods.trial_schedulers import Asha, TrialSchedulerSetting
+from search.methods.trial_schedulers import TrialSchedulerSetting
 from search.space.domains import is_domain, parse_domain
 
 

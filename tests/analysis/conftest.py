@@ -31,8 +31,8 @@ from minbert_core.settings.paths import as_written
 from minbert_core.settings.yaml import dump_yaml
 from minbert_core.train.folder import write_records
 from minbert_core.train.trial import train
+from search.methods.asha import RungScheduler
 from search.methods.decisions import Arrival
-from search.methods.trial_schedulers import RungScheduler
 from search.plan.folder import lock, write_plan
 from search.plan.plan import make_plan
 from search.plan.resources import Resources

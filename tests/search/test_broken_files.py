@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minbert_core.settings.yaml import dump_yaml
-from search.methods.trial_schedulers import RungScheduler
+from search.methods.asha import RungScheduler
 from search.plan.folder import PlanRecord, read_own_space, read_plan, write_plan
 from search.report.costs import branch_table, read_choices
 from search.report.narrate import table

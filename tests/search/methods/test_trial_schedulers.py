@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from ray.tune.schedulers import ASHAScheduler
 
+from search.methods.asha import Asha, RungScheduler
 from search.methods.decisions import Arrival, Scheduler, of_tasks, peers
 from search.methods.halving import expected_ends, expected_full_trials
-from search.methods.trial_schedulers import Asha, NoStopping, Promotion, RungScheduler, TopK
+from search.methods.promotion import Promotion
+from search.methods.top_k import TopK
+from search.methods.trial_schedulers import NoStopping
 
 RUNGS = (1, 3, 9)
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from minbert_core.settings.faults import SettingsError
-from search.methods.trial_schedulers import Asha, TopK
+from search.methods.asha import Asha
+from search.methods.top_k import TopK
 from search.space.choosing import default_choice
 from search.space.space import make_space, read_space
 

@@ -12,7 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from minbert_core.config_checks import load_config, read_config
-from search.methods.trial_schedulers import RungScheduler
+from search.methods.asha import RungScheduler
 from search.space.space import Space, make_space
 from search.study.failures import is_avoided
 from search.study.limits import footprint

@@ -12,7 +12,7 @@ import pytest
 
 from minbert_core.train.folder import read_records, state_file
 from minbert_core.train.trial import save_snapshot
-from search.methods.trial_schedulers import RungScheduler
+from search.methods.asha import RungScheduler
 from search.space.space import Space, make_space
 from search.study.gather import read_results
 from search.study.journal import read_journal

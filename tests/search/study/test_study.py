@@ -15,8 +15,9 @@ from optuna.trial import TrialState
 from minbert_core.config_checks import read_config
 from minbert_core.train.folder import read_records, state_file
 from minbert_core.train.trial import save_snapshot
+from search.methods.asha import RungScheduler
 from search.methods.decisions import Arrival, peers
-from search.methods.trial_schedulers import RungScheduler, TopK
+from search.methods.top_k import TopK
 from search.space.space import Space, make_space
 from search.study.gather import read_results
 from search.study.journal import mend_journal
