@@ -86,9 +86,15 @@ class Sample:
         return "nothing to explain: all trials have the same value" if np.ptp(self.values) == 0 else ""
 
 
-def first_rung(trials: Iterable[Trial]) -> int:
-    """Return the rung that the most trials have reached, the first; 0 without an evaluation."""
-    return min((trial.evaluations[0]["rung"] for trial in trials if trial.evaluations), default=0)
+def common_rung(trials: Iterable[Trial]) -> int:
+    """Return the highest rung that all trials have reached which ended without failing; 0 without an evaluation.
+
+    It is the first one where trials were stopped there, and the last one where none was stopped.
+    """
+    evaluated = [trial for trial in trials if trial.evaluations]
+    first = min((trial.evaluations[0]["rung"] for trial in evaluated), default=0)
+    ended = [trial.rung for trial in evaluated if trial.status in ("completed", "stopped")]
+    return max(first, min(ended, default=0))
 
 
 def sample(table: Table, group: str, trials: Sequence[Trial], target: str, rung: int) -> Sample:

@@ -27,7 +27,7 @@ if __name__ == "__main__":  # before the other imports, which take seconds
 
 import numpy as np
 
-from analysis.anova import first_rung
+from analysis.anova import common_rung
 from analysis.compare_plots import draw_budgets, draw_distributions, draw_front
 from analysis.groups import (
     Difference,
@@ -48,7 +48,7 @@ from analysis.sources import check_rung, read_sources, write_figures
 from analysis.table import Table
 from minbert_core.commands import DONE, run_command
 from search.report.draw import show
-from search.report.words import markdown, short, short_names
+from search.report.words import markdown, rounded, short, short_names
 
 MOST = 12  # rows of the table of tasks' disagreements
 
@@ -95,7 +95,7 @@ def _main(options: argparse.Namespace) -> int:
 
 def comparison(table: Table, groups: list[Group], rung: int | None = None, by: str | None = None) -> Comparison:
     """Compare groups at a rung (None: the first). by: the choice that makes the groups; pairs match in the other parameters."""
-    rung = first_rung(table.trials) if rung is None else rung
+    rung = common_rung(table.trials) if rung is None else rung
     check_rung(table, rung)
     known = {of.path: of for facts in table.searches.values() for of in facts.parameters.values()}
     chosen = choice_at(table, by).path if by and by != "recipe" else ""
@@ -164,7 +164,7 @@ def distribution_lines(found: Comparison) -> list[str]:
             continue
         low, middle, high = map(float, np.quantile(values, [0.25, 0.5, 0.75]))
         best, median = (short(value, digits=3) for value in (float(values.max()), middle))
-        rows.append([group.name, str(len(known)), best, median, span(low, high), f"{np.mean(seconds):.3g}"])
+        rows.append([group.name, str(len(known)), best, median, span(low, high), rounded(float(np.mean(seconds)))])
     return markdown(rows)
 
 

@@ -24,8 +24,8 @@ OF_GROUPS = "train/group_cosine/"  # per parameter group, `sst_para/layer.3`: th
 class Conflict:
     """Two tasks' conflict in the trials that recorded it: means over each quarter of the training, and over all of it.
 
-    outcome: Spearman's correlation between a trial's share of conflicting steps up to the first rung and its score there, with
-    its 95 % interval and p-value; None with too few trials.
+    outcome: Spearman's correlation between a trial's share of conflicting steps up to the rung that all have reached and its
+    score there, with its 95 % interval and p-value; None with too few trials.
     """
 
     pair: str

@@ -19,7 +19,7 @@ if __name__ == "__main__":  # before the other imports, which take seconds
 
     check_command_line(curves_parser())
 
-from analysis.anova import first_rung
+from analysis.anova import common_rung
 from analysis.conflicts import Conflict, conflicts, group_cosines
 from analysis.curve_plots import draw_conflicts, draw_correlations, draw_curves, draw_losses
 from analysis.options import curves_parser
@@ -64,7 +64,7 @@ def _main(options: argparse.Namespace) -> int:
 
 def curves(table: Table) -> Curves:
     """Compute the answer about the table's only search."""
-    return Curves(table, stops(table.trials), rank_correlations(table), conflicts(table.trials, first_rung(table.trials)))
+    return Curves(table, stops(table.trials), rank_correlations(table), conflicts(table.trials, common_rung(table.trials)))
 
 
 # ---------------------------------------------------------------------------------------------------------- the report
@@ -145,7 +145,7 @@ def conflict_lines(found: Curves) -> list[str]:
         cosines = " ".join("-" if value is None else short(value, "+", digits=2) for value in of.cosines)
         shares = " ".join("-" if value is None else f"{100 * value:.0f}" for value in of.shares)
         rows.append([of.pair, str(of.num_trials), cosines, shares, _outcome(of)])
-    rung = first_rung(found.table.trials)
+    rung = common_rung(found.table.trials)
     about = (
         "Conflicts between tasks in each quarter of the training: mean cosine of the gradients, share of steps with a negative "
         f"one; last: rank correlation of that share up to rung {rung} with the score there"

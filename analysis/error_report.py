@@ -35,7 +35,7 @@ def task_lines(answers: Answers, most: int, num_bins: int = BINS) -> list[str]:
     """Report one model's answers to one task: at most 80 columns wide for names of usual length."""
     cut = int(answers.is_cut_B.sum())
     about = f"{answers.task.name}: {UNITS[answers.task.metric]} {short(answers.value)} on {len(answers):,} dev rows"
-    about += f"; of {cut:,} the end is not read: they are longer than `max_length`" if cut else ""
+    about += f"; the ends of {counted(cut, 'row')} longer than `max_length` are not read" if cut else ""
     parts = _values(answers) if answers.is_regression else _classes(answers, num_bins)
     by_size = ["By length in tokens, special ones included", *markdown(_group_rows("length", by_length(answers)))]
     return joined([folded(about), *parts, by_size, _worst(answers, most)])

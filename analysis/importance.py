@@ -2,7 +2,7 @@
 
     python analysis/importance.py NAME [--rung 1] [--target sst]
 
-All trials count, those that were stopped too: they are compared at the first rung, which all have reached.
+All trials count, those that were stopped too: they are compared at the highest rung that all have reached.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if __name__ == "__main__":  # before the other imports, which take seconds
 
     check_command_line(importance_parser())
 
-from analysis.anova import ALL, LEVEL, MIN_TRIALS, Explained, Sample, branches, fanova, first_rung, ped_anova, sample
+from analysis.anova import ALL, LEVEL, MIN_TRIALS, Explained, Sample, branches, common_rung, fanova, ped_anova, sample
 from analysis.forest import Interaction, strongest_interaction
 from analysis.importance_plots import draw_marginals, draw_shares
 from analysis.options import importance_parser
@@ -76,7 +76,7 @@ def importances(table: Table, rung: int | None = None, targets: Sequence[str] = 
     Raises ValueError if no trial was evaluated at the rung.
     """
     [facts] = table.searches.values()
-    rung = first_rung(table.trials) if rung is None else rung
+    rung = common_rung(table.trials) if rung is None else rung
     check_rung(table, rung)
     samples = [sample(table, ALL, table.trials, target, rung) for target in targets or table.targets]
     groups = branches(table)

@@ -116,7 +116,7 @@ def _comparisons(table: Table, first: str) -> dict[str, Comparison]:
     """Compare the branches of each choice that trials took, the question's choice first."""
     [facts] = table.searches.values()
     paths = [path for path, of in facts.parameters.items() if of.labels]
-    rung = anova.first_rung(table.trials)
+    rung = anova.common_rung(table.trials)
     made = {}
     for path in sorted(paths, key=lambda path: path != first):
         labels = {trial.params[path] for trial in table.trials if path in trial.params and trial.at(rung) is not None}

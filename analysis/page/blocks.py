@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from analysis.printing import COLUMNS
 
 Rows = Sequence[Mapping[str, Any]]
+WORDY = 60  # characters of a cell that is a sentence
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class Grid:
     head: list[str]
     rows: list[list[str]]
     title: str = ""
+
+    @property
+    def is_wordy(self) -> bool:
+        """Whether the last column holds sentences, which need a line of their own on a phone."""
+        return any(row and len(row[-1]) > WORDY for row in self.rows)
 
 
 @dataclass(frozen=True)

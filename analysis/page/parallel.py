@@ -17,11 +17,10 @@ from analysis.table import Facts, Parameter, Table, Trial
 from search.report.words import describe, short, short_names
 from search.space.domains import GOLDEN
 
-MISSING, JITTER = (
-    -0.13,
-    0.03,
-)  # in parts of an axis: where a line passes that has no value there; how far equal labels are apart
+# in parts of an axis: where a line passes that has no value there; how far equal labels are apart
+MISSING, JITTER = -0.13, 0.03
 AXIS_WIDTH, HEIGHT = 92, 300  # pixels
+FIT = 11  # axes on a page of full width
 TEXT_ROOM = 0.04  # of an axis, above and below
 
 
@@ -57,13 +56,17 @@ def parallel(table: Table, groups: dict[int, str], names: Sequence[str], title: 
         {"mark": {"type": "point", "filled": True}, "params": [HOVER], "encoding": points},
         *_labels(axes, across, up),
     ]  # fmt: skip
+    note = (
+        "Lines that pass at “none” belong to branches without that parameter, or to trials that were stopped before that rung. "
+        "Point at a line: it names the trial."
+    )
+    wide = " Scroll sideways to see all axes." if len(axes) > FIT else ""
     return Figure(
         f"Every trial as a line through its parameters and its score ({unit('score', facts.objective, facts.metrics)})"
         + (f", coloured by {title}" if title else ""),
         [Panel(chart(rows, layer, HEIGHT))],
         _numbers(table, facts),
-        "Lines that pass at “none” belong to branches without that parameter, or to trials that were stopped before that rung. "
-        "Point at a line: it names the trial.",
+        note + wide,
         AXIS_WIDTH * len(axes),
     )  # fmt: skip
 

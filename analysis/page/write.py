@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 from analysis.page.blocks import Figure, Section
 from analysis.page.charts import CONFIG
 
-VEGA_LITE = "6.4"
+VEGA_LITE = "6.1"  # in 6.4 the tooltip of the nearest point shows `undefined` for text
 SCHEMA = f"https://vega.github.io/schema/vega-lite/v{VEGA_LITE.partition('.')[0]}.json"  # a name; nothing is fetched
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from minbert_core.settings.faults import SettingsError
 from minbert_core.words import counted, duration
 from search.report.answer import BranchBest, bests
-from search.report.words import markdown
+from search.report.words import markdown, rounded
 from search.space.domains import Choice, Domain
 from search.space.file import SpaceSettings, read_document, structure_faults
 from search.space.space import Space
@@ -99,7 +99,7 @@ def branch_table(trials: Iterable[TrialResult], choices: Sequence[str]) -> list[
     for cost in costs:
         best = ["", ""] if cost.best is None else [f"{cost.best.score:.4f}", str(cost.best.rung)]
         times = f"{cost.ms_per_example / cheapest[cost.parameter]:.2f}"
-        figures = [f"{cost.ms_per_example:.3g}", times, f"{cost.passes_per_example:.2f}"]
+        figures = [rounded(cost.ms_per_example), times, f"{cost.passes_per_example:.2f}"]
         rows.append([cost.parameter, cost.branch, str(cost.num_trials), *best, *figures])
     return markdown(rows)
 

@@ -33,6 +33,11 @@ def short(value: float, sign: str = "", digits: int = 4) -> str:
     return text.replace("0.", ".", 1) if text.lstrip("+-").startswith("0.") else text
 
 
+def rounded(value: float) -> str:
+    """Format a quantity with about three digits and without an exponent: `0.0123`, `12.3`, `1,234`."""
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
+
+
 def scores(record: dict[str, Any], tasks: Iterable[str]) -> str:
     """Format the scores of a dev record, `0.7203 (sst .441 para .812 sts .845)`, for those of the tasks that it has."""
     each = " ".join(f"{task} {short(record[f'dev/{task}'], digits=3)}" for task in tasks if f"dev/{task}" in record)

@@ -104,7 +104,7 @@ def test_a_search_of_few_trials_gets_sentences_and_figures(toy_runs: Path, tmp_p
     assert main(["small", "--runs", str(toy_runs), "--to", str(tmp_path), "--formats", "svg"]) == 0
     output = capsys.readouterr().out
     assert output.startswith("small: which rate?\n")
-    assert "Not enough trials to say: 4 at rung 1, 10 are needed." in output
+    assert "Not enough trials to say: 4 at rung 3, 10 are needed." in output
     assert f"figures   {tmp_path}" in output
     assert ElementTree.parse(tmp_path / "marginals.svg").getroot().tag.endswith("svg")
     with (tmp_path / "marginals.csv").open(encoding="utf-8") as file:

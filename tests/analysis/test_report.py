@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import vl_convert
@@ -57,6 +58,19 @@ def test_every_figure_can_be_drawn_and_has_its_numbers(page: Page) -> None:
         for panel in figure.panels:
             svg = vl_convert.vegalite_to_svg(full_spec(panel.spec) | {"width": 300}, vl_version=VEGA_LITE)
             assert "NaN" not in svg, figure.title
+
+
+def test_the_pointer_names_the_trial_nearest_to_it(page: Page) -> None:
+    """Vega-Lite 6.4 reads the tooltip from the cell around the nearest point, not from the point: it shows `undefined`"""
+    cells = [cell for figure in figures(page) for panel in figure.panels for cell in cells_of(full_spec(panel.spec))]
+    assert len(cells) >= 4
+    assert all('datum.datum["trial"]' in cell["encode"]["update"]["tooltip"]["signal"] for cell in cells)
+
+
+def cells_of(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """The marks of a drawing that find the nearest point"""
+    marks = vl_convert.vegalite_to_vega(spec, vl_version=VEGA_LITE)["marks"]
+    return [mark for mark in marks if mark["name"].endswith("voronoi")]
 
 
 def test_the_answer_names_the_best_trial_and_each_trial_has_its_command(page: Page) -> None:
