@@ -45,8 +45,9 @@ def _classes(answers: Answers, num_bins: int) -> list[list[str]]:
     rows = [["label", "rows", "answers", "precision, 95 %", "recall, 95 %", "F1"]]
     for row in class_rows(answers):
         shares = ((row.precision, row.precision_interval), (row.recall, row.recall_interval))
-        cells = [short(value, digits=2) + (f" ({span(*of, digits=2)})" if of else "") for value, of in shares]
-        rows.append([row.label, str(row.labelled), str(row.answered), *cells, short(row.f1, digits=2)])
+        cells = [f"{short(value, digits=2)} ({span(*of, digits=2)})" if of else "-" for value, of in shares]
+        f1 = short(row.f1, digits=2) if row.labelled or row.answered else "-"  # else there is nothing to divide by
+        rows.append([row.label, str(row.labelled), str(row.answered), *cells, f1])
     found = calibration(answers, num_bins)
     return [markdown(rows), _confused(answers), folded(_calibrated(found)), _bins(found)]
 
