@@ -93,7 +93,7 @@ def make_page(search: Search, table: Table, say: Callable[[str], None] = lambda 
         say("errors of the best model on dev")
     parts = [
         sections.cost(search, table),
-        sections.best(search, drawn, choice),
+        sections.best(search, drawn),
         sections.tests(search),
         sections.groups(drawn, comparisons),
         sections.important(drawn, found),

@@ -29,9 +29,13 @@ MOST_PARAMETERS = 12  # panels of the trials over their parameters
 
 
 class Drawn:
-    """One search as the figures show it: the colour of each trial, by the branches of one choice, and its words."""
+    """One search as the figures show it: the colour of each trial, by the branches of one choice, and its words.
+
+    names: the branches in their order; empty if fewer than two were evaluated, and all trials then have one colour.
+    """
 
     def __init__(self, table: Table, choice: str, names: Sequence[str]) -> None:
+        choice = choice if names else ""
         self.table, self.title, self.names = table, choice.rpartition("/")[2], list(names) or ["trials"]
         [self.facts] = table.searches.values()
         self.groups = {t.number: str(t.params.get(choice, "none")) if choice else "trials" for t in table.trials}

@@ -16,6 +16,7 @@ from analysis.rungs import last_rung
 from analysis.table import Parameter, Table
 from minbert_core.commands import analysis_command
 from minbert_core.train.folder import read_records
+from minbert_core.words import counted
 from search.plan.folder import PRETRAINING
 from search.report.answer import answer_lines
 from search.report.costs import branch_table, read_choices, total_cost
@@ -49,7 +50,7 @@ def cost(search: Search, table: Table) -> Section:
             ],
         ),
         *blocks(branch_table(search.trials, read_choices(search.folder))),
-        Grid(["searched parameter", "values"], domains, f"The space: {len(domains)} searched parameters"),
+        Grid(["searched parameter", "values"], domains, f"The space: {counted(len(domains), 'searched parameter')}"),
     ]
     return Section("cost", "Budget and cost", made)
 
@@ -60,7 +61,7 @@ def _domain(parameter: Parameter) -> str:
     return f"{parameter.low:g} to {parameter.high:g}, {parameter.kind.replace('_', ' ')}"
 
 
-def best(search: Search, drawn: Drawn, choice: str) -> Section:
+def best(search: Search, drawn: Drawn) -> Section:
     """The best configurations, the best of each branch, and all trials as parallel coordinates."""
     tasks = search.tasks
     columns = ["score", *tasks] if len(tasks) > 1 else ["score"]
@@ -69,8 +70,8 @@ def best(search: Search, drawn: Drawn, choice: str) -> Section:
         record = trial.best if trial.points else {}
         scores = [short(record[f"dev/{column}"]) if f"dev/{column}" in record else "" for column in columns]
         name = f"{trial.number:03d}" + (" (baseline)" if trial.baseline is not None else "")
-        status = f"failed: {trial.reason}" if trial.status == "failed" else trial.status
-        rows.append([name, *scores, str(trial.rung or ""), status, describe(trial.params)])
+        parameters = describe(trial.params) + (f". {trial.reason}" if trial.status == "failed" else "")
+        rows.append([name, *scores, str(trial.rung or ""), trial.status, parameters])
     made: list[Block] = [Grid(["trial", *columns, "rung", "status", "parameters"], rows)]
     if len(search.trials) > MOST:
         made.append(Paragraph(f"The {MOST} first of {len(search.trials)}. All are in the table below the figure."))
@@ -80,7 +81,7 @@ def best(search: Search, drawn: Drawn, choice: str) -> Section:
         made += [Paragraph("The best of each branch, at the highest rung that all its branches have earned:")]
         made += blocks([f"- {line}" if not line.startswith("  ") else line for line in lines])
     if drawn.facts.parameters and len(drawn.table.trials) > 1:
-        made.append(parallel(drawn.table, drawn.groups, drawn.names, choice.rpartition("/")[2]))
+        made.append(parallel(drawn.table, drawn.groups, drawn.names, drawn.title))
     return Section("best", "Best configurations", made)
 
 
@@ -111,7 +112,7 @@ def test_folders(search: Search) -> list[Path]:
 def groups(drawn: Drawn, comparisons: dict[str, Comparison]) -> Section:
     """The branches of each choice compared, the question's first, and where the tasks trade off."""
     if not comparisons:
-        return Section("groups", "Branches compared", [Paragraph("No choice has two branches that trials took.")])
+        return Section("groups", "Branches compared", [Paragraph("No choice has two branches with an evaluated trial.")])
     made: list[Block] = []
     for i, (path, found) in enumerate(comparisons.items()):
         made += [

@@ -115,6 +115,13 @@ def test_a_search_without_an_evaluation_gets_a_sentence(toy_runs: Path, tmp_path
     assert "No trial of small has been evaluated yet" in capsys.readouterr().err
 
 
+def test_trials_whose_only_other_branch_failed_are_drawn_in_one_colour(toy_runs: Path) -> None:
+    """The choice had two branches, but no colours for them, so that no line was drawn"""
+    table = open_table(["small"], toy_runs)
+    drawn = Drawn(table, next(iter(table.searches["small"].parameters)), [])
+    assert set(drawn.groups.values()) == set(drawn.names) == {"trials"}
+
+
 def test_colours_follow_the_choice_whose_branches_have_parameters(toy_runs: Path) -> None:
     table = open_table(["small"], toy_runs)
     assert main_choice(table, ["smoothness=smart"]) == ""  # no trial took a choice
