@@ -110,8 +110,8 @@ def _of_records(table: Table, name: str, title: str, panel_names: Sequence[str],
 
 
 def draw_correlations(correlations: Sequence[RankCorrelation], table: Table) -> Plot:
-    """Draw a panel per recipe: Spearman's correlation of each rung with the end, per target, with intervals."""
-    facts, recipes = facts_of(table), list(dict.fromkeys(of.recipe for of in correlations))
+    """Draw each rung's rank correlation with the end, per target, with intervals: a panel per recipe with enough trials."""
+    facts, recipes = facts_of(table), list(dict.fromkeys(of.recipe for of in correlations if of.spearman is not None))
     title = f"{facts.name}: how well the order of the trials at a rung predicts that at a later one"
     figure, axes = panels(title, len(recipes), 2, 2.4)
     for each, recipe in zip(axes, recipes, strict=True):
