@@ -108,12 +108,12 @@ def anonymous(rows: pa.Table) -> pa.Table:
 
 
 def with_earlier(file: Path, rows: pa.Table, part: int) -> pa.Table:
-    """Return the rows of a part with those that the file has of other parts, all as one search.
+    """Return the whole curves of a part with those that the file has of other parts, all as one search.
 
     The trials of a part have their numbers in the part, plus PART for each part before it.
     """
     shift = PART * (part - 1)
-    own = [row | {"search": NAME, "trial": row["trial"] + shift} for row in rows.to_pylist()]
+    own = [row | {"search": NAME, "trial": row["trial"] + shift} for row in rows.to_pylist() if row["status"] == "completed"]
     facts, schema = _facts(rows), rows.schema
     earlier: list[dict[str, Any]] = []
     if file.exists():
