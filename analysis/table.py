@@ -82,8 +82,8 @@ class Facts:
         """Return a sentence about a search that has not ended or lost trials; "" if there is nothing to say."""
         trials = list(trials)
         ended, failed = sum(t.status != "running" for t in trials), sum(t.status == "failed" for t in trials)
-        parts = [f"{ended} of {self.planned} trials have ended{', and it is still running' if self.is_running else ''}"]
-        parts = parts if self.is_running or ended < self.planned else []
+        running = ", and it is still running" if self.is_running else ""  # best_to_test holds the lock of an ended one, too
+        parts = [f"{ended} of {self.planned} trials have ended{running}"] if ended < self.planned else []
         parts += [f"{failed} of {len(trials)} trials failed; they count up to their last evaluation"] if failed else []
         return f"{self.name}: {'; '.join(parts)}." if parts else ""
 
