@@ -23,6 +23,7 @@ from minbert_core.files import message, replaced
 from minbert_core.inputs import open_inputs
 from minbert_core.machine import prepare, resolve_precision
 from minbert_core.model import load_model, predict_logits
+from minbert_core.settings.yaml import parse_yaml
 from minbert_core.train.folder import read_records, snapshot_or_start, train_in
 from search.plan.relocated import relocated_config
 from search.study.trainable import locked_log
@@ -58,13 +59,19 @@ class Job:
 
 
 def make_ready(job: Job, config_text: str) -> None:
-    """Write the job's config.yaml. Results of another config are removed from the folder; those of the same config stay."""
+    """Write the job's config.yaml. Results of another config are removed from the folder; those of the same config stay.
+
+    The route of matrix products is found by a probe, whose answer may differ from one day to the next. So a model that is done
+    stays whatever its route.
+    """
     job.folder.mkdir(parents=True, exist_ok=True)
     with locked_log(job.folder):
         path = job.folder / "config.yaml"
-        if path.exists() and path.read_text(encoding="utf-8") == config_text:
-            if job.is_done:  # a worker may have been killed before this line
-                shutil.rmtree(job.folder / "state", ignore_errors=True)
+        written = path.read_text(encoding="utf-8") if path.exists() else ""
+        if written and job.is_done and _without_route(written) == _without_route(config_text):
+            shutil.rmtree(job.folder / "state", ignore_errors=True)  # a worker may have been killed before it did this
+            return
+        if written == config_text:
             return
         for name in ("state", "best"):
             shutil.rmtree(job.folder / name, ignore_errors=True)
@@ -72,6 +79,12 @@ def make_ready(job: Job, config_text: str) -> None:
             (job.folder / name).unlink(missing_ok=True)
         with replaced(path, durable=True) as draft:
             draft.write_text(config_text, encoding="utf-8")
+
+
+def _without_route(config_text: str) -> object:
+    document, _ = parse_yaml(config_text)
+    machine = document.get("machine", {}) if isinstance(document, dict) else {}
+    return document | {"machine": {**machine, "matmul": None}} if isinstance(document, dict) else document
 
 
 def retrain(job: Job, relocated: Mapping[str, str]) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from analysis.retrain import Job, answer, make_ready, retrain
 from analysis.test_split import open_test_splits
@@ -110,6 +111,19 @@ def test_a_finished_one_stays_as_it_is(tmp_path: Path, text: str) -> None:
     assert not (job.folder / "state").exists()
     assert retrain(job, {}) == ""
     assert (job.folder / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_a_finished_one_stays_when_a_probe_finds_another_route_for_its_products(tmp_path: Path, text: str) -> None:
+    """On a busy machine the probe may find torch's products faster than oneDNN's: the model was trained again"""
+    job = new_job(tmp_path / "job", text)
+    assert retrain(job, {}) == ""
+    document = yaml.safe_load(text)
+    document["machine"] = document.get("machine", {}) | {"matmul": "onednn"}
+    make_ready(job, yaml.safe_dump(document))
+    assert job.is_done
+    document["machine"]["precision"] = "bfloat16"
+    make_ready(job, yaml.safe_dump(document))
+    assert not job.is_done
 
 
 def test_a_snapshot_that_cannot_be_read_is_not_gone_on_from(tmp_path: Path, text: str) -> None:

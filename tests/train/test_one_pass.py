@@ -78,12 +78,14 @@ def test_one_pass_has_the_losses_and_the_gradient_of_a_pass_per_task(tiny: Tiny,
     """Also over several steps, in which loss weights, teacher and moments follow, and in passes that memory divides.
 
     The ascent of SMART follows signs, so that from the second step on rounding is magnified. In its released form (`unit`) the
-    ascent follows a raw gradient, which is that of a mean over the pass: it has never been the same in parts.
+    ascent follows a raw gradient, which is that of a mean over the pass: it has never been the same in parts, and division by
+    its small norm magnifies rounding in the first step, too (1.5e-5 with the products of an AMD EPYC).
     """
     config = tiny(**lay_over({**NO_DROPOUT, "optimizer": {"clip": None}}, changes))
     apart, together, parted = (moved(Bench(config), 0.05) for _ in range(3))
     for number in range(2):
-        tolerance = 1e-3 if number and "smart" in str(changes) else 1e-5
+        first = 1e-4 if "unit" in str(changes) else 1e-5
+        tolerance = 1e-3 if number and "smart" in str(changes) else first
         wanted = apart.step(number, limit=APART)
         reports = {together: together.step(number)}
         if "unit" not in str(changes):
