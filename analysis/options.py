@@ -91,7 +91,7 @@ def errors_parser() -> argparse.ArgumentParser:
         "labels, errors by length and by label, and the worst rows with their text. With a second MODEL: the rows on which "
         "the two disagree."
     )
-    examples = "runs/smart\nruns/smart runs/smart/test/retrained/003-seed0 --tasks sts"
+    examples = "runs/smart\nruns/smart runs/smart/trials/003/best --tasks sts"
     parser = command_parser("errors", "MODEL [MODEL] [--tasks TASK ...] [--to DIR]", description, examples)
     law = "runs/NAME (its best model), a trial's folder, a best/ folder, or one of runs/NAME/test/retrained/"
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help=law)
