@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from analysis.printing import COLUMNS
 
 Rows = Sequence[Mapping[str, Any]]
-WORDY = 60  # characters of a cell that is a sentence
+WORDY = 24  # characters of a cell that may be broken into lines: more than a number with its interval has
 
 
 @dataclass(frozen=True)
