@@ -83,8 +83,7 @@ def make_ready(job: Job, config_text: str) -> None:
 
 def _without_route(config_text: str) -> object:
     document, _ = parse_yaml(config_text)
-    machine = document.get("machine", {}) if isinstance(document, dict) else {}
-    return document | {"machine": {**machine, "matmul": None}} if isinstance(document, dict) else document
+    return document | {"machine": document.get("machine", {}) | {"matmul": None}}
 
 
 def retrain(job: Job, relocated: Mapping[str, str]) -> str:

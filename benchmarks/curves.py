@@ -121,7 +121,8 @@ def with_earlier(file: Path, rows: pa.Table, part: int) -> pa.Table:
         earlier = [row for row in table.to_pylist() if row["trial"] // PART != part - 1]
         facts = _facts(table) if earlier else facts
         schema = pa.unify_schemas([table.schema, schema], promote_options="permissive")  # a part may lack a branch
-    if first := [row for row in earlier if row["trial"] < PART]:
+    first = [row for row in earlier if row["trial"] < PART]
+    if own and first:
         own = [_at_speed(row, _seconds_per_pass(first) / _seconds_per_pass(own)) for row in own]
     joined = sorted([*earlier, *own], key=lambda row: row["trial"])
     facts |= {"name": NAME, "planned": len(joined)}

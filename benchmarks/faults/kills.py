@@ -72,10 +72,7 @@ def killed_with_two_slots(search: Search, lab: Lab) -> str:
     search.until(lambda: len(search.workers()) == 2 and search.trains(), "training")
     _wait(search, lab.random.uniform(0, 8))
     _kill(search)
-    search.resume()
-    check_whole(search, 6)
-    check_mlflow(search)
-    return "whole"
+    return _resumed_whole(search)
 
 
 def killed_with_frozen_trials(search: Search, lab: Lab) -> str:
@@ -84,10 +81,7 @@ def killed_with_frozen_trials(search: Search, lab: Lab) -> str:
     search.until(search.trains, "training")
     _wait(search, lab.random.uniform(0, 30))
     _kill(search)
-    search.resume()
-    check_whole(search, 6)
-    check_mlflow(search)
-    return "whole"
+    return _resumed_whole(search)
 
 
 def killed_out_of_time(search: Search, lab: Lab) -> str:
@@ -162,6 +156,13 @@ def _resumed(search: Search, lab: Lab) -> str:
     search.end()
     search.resume()
     return _checked(search, lab)
+
+
+def _resumed_whole(search: Search) -> str:
+    search.resume()
+    check_whole(search, 6)
+    check_mlflow(search)
+    return "whole"
 
 
 def _checked(search: Search, lab: Lab) -> str:

@@ -6,6 +6,8 @@ A freeze-thaw model (Swersky, Snoek & Adams 2014, arXiv 1406.3896) with a Markov
 score at a point, given the one before, is normal around a line. So the last score is normal, too, and its mean and deviation
 follow step by step. Sums are all that is kept, so a point costs the same in a search of ten trials and of a thousand.
 Where few trials have taken a step, it is shrunk towards the step before it.
+
+Legend: N trials.
 """
 
 from __future__ import annotations

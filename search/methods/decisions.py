@@ -49,8 +49,7 @@ class Scheduler(Protocol):
     """The decisions of a trial scheduler in one search."""
 
     law: str  # the reason why a trial is stopped, as the end of a sentence
-
-    why_waits: str  # a trial, as the end of a sentence
+    why_waits: str  # the reason why a trial pauses, as the end of a sentence
 
     def decide(self, arrival: Arrival) -> str:
         """Enter a point and return the decision for its trial. Entering it again is harmless.

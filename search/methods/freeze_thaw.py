@@ -1,6 +1,8 @@
 """Freeze-thaw, one of the trial schedulers: continue the paused trial that promises the most, or begin a new one.
 
-a point -> CurveModel -> a forecast of every paused trial's last score -> choose: expected improvement per second
+    a point -> CurveModel -> a forecast of every paused trial's last score -> choose: expected improvement per second
+
+Legend: N trials that can be chosen.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class FreezeThawScheduler:
         self.law = f"its chance to become the best is below {100 * chance:g} %"
         self.model = CurveModel(len(self.rungs))
         self._trials: dict[int, Frozen] = {}
-        self._free: set[int] = set()  # exempt, completed, lost or without a finite score: nothing is to be chosen
+        self._free: set[int] = set()  # exempt, completed or lost: not to be chosen
         self._trains: set[int] = set()  # chosen, or continued at its own point
         self._stopped: set[int] = set()
         self._completed = -math.inf  # the best last score
@@ -56,6 +58,8 @@ class FreezeThawScheduler:
         if before is not None and before.place >= index:  # a resumed search enters its points again; the first score counts
             return self.verdict(number)
         self._trains.discard(number)
+        # it trained on; a resumed search, which does not know whom it had chosen, may have judged it in the meantime
+        self._stopped.discard(number)
         if not math.isfinite(arrival.score):
             self._stopped.add(number)
             return self.verdict(number)

@@ -57,11 +57,8 @@ class SpaceSettings(Settings):
             raise ValueError(f"must ascend, as [1, 3, 9] does. Got {shown(rungs)}.")
         scheduler = others.data.get("trial_scheduler")  # None if it is invalid itself
         ratio = rungs[1] / rungs[0] if len(rungs) > 1 else 2
-        if (
-            scheduler
-            and scheduler.is_geometric
-            and (ratio != int(ratio) or any(b != a * ratio for a, b in itertools.pairwise(rungs)))
-        ):
+        is_geometric = ratio == int(ratio) and all(b == a * ratio for a, b in itertools.pairwise(rungs))
+        if scheduler and scheduler.is_geometric and not is_geometric:
             law = "must grow by one whole factor of 2 or more, as [1, 3, 9] does"
             raise ValueError(f"{law}. Got {shown(rungs)}. Only trial_scheduler: none and freeze_thaw take others.")
         if rungs[-1] > 81:

@@ -51,6 +51,12 @@ def test_a_part_that_has_grown_replaces_itself_only(tmp_path: Path) -> None:
     assert [row["trial"] for row in read_parquet(out).to_pylist()] == [0, 1, 1000, 1001, 1002]
 
 
+def test_a_part_without_a_whole_curve_yet_changes_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "curves.parquet"
+    pyarrow.parquet.write_table(with_earlier(out, part(2, 8.0), 1), out)
+    assert [row["trial"] for row in with_earlier(out, part(3, 2.0, status="running"), 2).to_pylist()] == [0, 1]
+
+
 def test_the_dev_files_are_reduced_to_evenly_spaced_rows(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()

@@ -165,6 +165,17 @@ def test_points_that_are_entered_again_in_their_order_give_the_same_state() -> N
     assert again.choose(may_begin=False) is not None
 
 
+def test_a_trial_that_trained_on_is_judged_by_its_new_point() -> None:
+    """A resumed search enters points without knowing which trials were chosen, and may find one hopeless that was training"""
+    scheduler = freeze_thaw(12)
+    for number in range(4):
+        for rung in RUNGS:
+            enter(scheduler, number, rung, 0.6 + 0.1 * rung + 0.01 * number, exempt=True)
+    assert enter(scheduler, 4, 1, 0.1) == "STOP"
+    enter(scheduler, 4, 2, 0.95)
+    assert scheduler.verdict(4) != "STOP"
+
+
 def test_freeze_thaw_is_expected_to_cost_less_than_full_trials() -> None:
     rungs = tuple(range(1, 10))
     assert 40 / 9 < expected_full_trials(40, 0, 1, rungs, FreezeThaw()) < 20

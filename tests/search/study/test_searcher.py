@@ -213,7 +213,8 @@ def test_a_search_that_is_killed_again_and_again_is_the_search_that_was_not(
         return [(t.number, t.params, t.status, t.reason, {r: p["dev/score"] for r, p in t.points.items()}) for t in trials]
 
     assert facts(killed) == facts(whole)
-    assert len({trial.params["optimizer/lr"] for trial in whole}) >= 7  # a process may suggest an end of the range twice
+    repeats = sampler["kind"] == "gp"  # it may suggest an end of the range twice
+    assert len({trial.params["optimizer/lr"] for trial in whole}) >= 8 - repeats
 
 
 def test_rungs_are_refilled_in_the_order_of_arrival_not_of_measurement(tmp_path: Path) -> None:
