@@ -189,10 +189,14 @@ class PackedBatch:
         return self.readings[spans]
 
     def prepared(self, spans: tuple[Span, ...], device: torch.device, in_bfloat16: bool = False) -> PackedBatch:
-        """Return the batch on a device, together with how it is read there, its number of tokens rounded up for oneDNN."""
+        """Return the batch on a device, together with how it is read there."""
+        return self.laid_out(spans, device, in_bfloat16).to(device)
+
+    def laid_out(self, spans: tuple[Span, ...], device: torch.device, in_bfloat16: bool = False) -> PackedBatch:
+        """Return the batch, still on the host, with how it is read on a device, its number of tokens rounded up for oneDNN."""
         grid = grid_for(device, in_bfloat16)
         batch = self._rounded() if grid == ONEDNN else self
-        return replace(batch, readings={spans: batch._reading(spans, grid)}).to(device)
+        return replace(batch, readings={spans: batch._reading(spans, grid)})
 
     def _reading(self, spans: tuple[Span, ...], grid: Grid) -> Reading:
         """Compute how the batch is read. Padding is read last: its first token, or all of it where all tokens are."""

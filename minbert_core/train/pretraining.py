@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from torch.nn import functional as F
 from minbert_core.checkpoints import load_head, save_encoder
 from minbert_core.clock import now_ms
 from minbert_core.config import TrialConfig, pretraining_texts
-from minbert_core.data.packed import PackedBatch
+from minbert_core.data.packed import PackedBatch, Span, moved
 from minbert_core.data.texts import Texts, joined, pack_texts, read_text_file, texts_of
 from minbert_core.data.tokens import Tokenizer, cuts
 from minbert_core.encoder import Encoder, Masks
@@ -47,6 +48,7 @@ from minbert_core.methods.task_schedules import example_rows
 from minbert_core.model import TOKENIZER_FILES
 from minbert_core.seeds import seed_of
 from minbert_core.tensor_files import load_state, save_state
+from minbert_core.train.ahead import Ahead
 from minbert_core.train.loop import Meter, SaveTimer, is_log_due, step_at_rate
 from minbert_core.train.micro_batches import Sizes, fitted, sizes_of
 from minbert_core.train.pretrained import FIGURES, Pretrained, Record, optimizer_of, splits_of
@@ -147,8 +149,12 @@ class Question:
     at_M: Tensor
     answers_M: Tensor
 
-    def to(self, device: torch.device) -> Question:
-        return Question(self.batch.to(device), self.at_M.to(device), self.answers_M.to(device))
+
+class _Draw(NamedTuple):
+    """All that a step's questions depend on: the texts shown before it, and the most tokens of a pass."""
+
+    shown: int
+    limit: int | None
 
 
 class PretrainingRun:
@@ -175,9 +181,16 @@ class PretrainingRun:
         self.shown = 0  # rows
         self.seconds = 0.0
         self.before: Record = {}
+        self.ahead = Ahead(self._asked, self.device)
 
     def run(self, is_stopped: Callable[[], bool] = never) -> Iterator[Record]:
         """Train to the end, yielding about a hundred records, and write the folder. If stopped, save the state instead."""
+        try:
+            yield from self._train(is_stopped)
+        finally:
+            self.ahead.close()
+
+    def _train(self, is_stopped: Callable[[], bool]) -> Iterator[Record]:
         state, began = self.one.folder.with_suffix(".state"), time.monotonic()
         if state.exists():
             self._restore(state)
@@ -210,24 +223,22 @@ class PretrainingRun:
 
     def step(self) -> Tensor:
         """Update on the next batch; return the mean loss over the predicted tokens, not yet waited for."""
-        stage, number = self.stage, self.shown // self.stage.batch_size
-        count = min(stage.batch_size, self.total - self.shown)
-        rows = example_rows(seed_of(self.one.seed, "rows"), len(self.texts), self.shown, count)
-        # the rate is that of the step's middle, as in trial.py
-        factor = self.settings.lr_factor((self.shown + count / 2) / self.total)
-        self.shown += count
+        shown, number = self.shown, self.shown // self.stage.batch_size
+        self.shown = min(self.shown + self.stage.batch_size, self.total)
+        factor = self.settings.lr_factor((shown + self.shown) / 2 / self.total)  # of the step's middle, as in trial.py
         what = f"step {number + 1} of {self.one.name}"
-        loss, self.limit = fitted(partial(self._backward, rows, number), self.limit, self.device, what)
+        loss, self.limit = fitted(partial(self._backward, shown, number), self.limit, self.device, what)
         with indivisible(f"The update of {what}"):
             step_at_rate(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
         return loss
 
-    def _backward(self, rows: Integers, number: int, limit: int | None, sizes: Sizes) -> Tensor:
+    def _backward(self, shown: int, number: int, limit: int | None, sizes: Sizes) -> Tensor:
         """Compute the clipped gradient of a batch in passes of at most `limit` tokens; return the mean loss."""
         self.optimizer.zero_grad(set_to_none=True)  # left by an attempt that did not fit
-        seed = self.one.seed
-        questions = self.questions(self.texts, rows, np.random.default_rng(seed_of(seed, "masks", number)), limit)
+        seed, questions = self.one.seed, self.ahead.take(_Draw(shown, limit))
+        if self.shown < self.total:
+            self.ahead.begin(_Draw(self.shown, limit))
         sizes += sizes_of(question.batch for question in questions)
         num_read = sum(len(question.at_M) for question in questions)
         loss = torch.zeros((), device=self.device)
@@ -241,6 +252,12 @@ class PretrainingRun:
             nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
         return loss
 
+    def _asked(self, draw: _Draw) -> list[Question]:
+        """Turn the next texts to be shown into questions."""
+        number, count = draw.shown // self.stage.batch_size, min(self.stage.batch_size, self.total - draw.shown)
+        rows = example_rows(seed_of(self.one.seed, "rows"), len(self.texts), draw.shown, count)
+        return self.questions(self.texts, rows, np.random.default_rng(seed_of(self.one.seed, "masks", number)), draw.limit)
+
     def questions(self, texts: Texts, rows: Integers, random: np.random.Generator, limit: int | None = None) -> list[Question]:
         """Turn a batch into questions, in parts if it has more than `limit` tokens."""
         seconds = self.stage.follow(rows, len(texts), random)
@@ -249,13 +266,15 @@ class PretrainingRun:
         if limit is not None and sum(batch.lengths) > limit:
             at = cuts(list(batch.lengths), limit)
             parts = list(zip(np.split(rows, at), np.split(seconds, at), strict=True))
-        return [self._question(texts, *part, random).to(self.device) for part in parts]
+        questions: list[Question] = moved([self._question(texts, *part, random) for part in parts], self.device)
+        return questions
 
     def _question(self, texts: Texts, rows: Integers, seconds: Integers, random: np.random.Generator) -> Question:
         batch = pack_texts(texts, rows, seconds, self.config.max_length, self.inputs.specials)
         firsts_B, token_ids_N = batch.starts_S1[:-1].numpy(), batch.token_ids_N.numpy()
         asked_N, at_M, answers_M = self.stage.ask(token_ids_N, firsts_B, seconds != rows, self.vocabulary, random)
         asked = replace(batch, token_ids_N=torch.from_numpy(asked_N))
+        asked = asked.laid_out((Span(len(batch.lengths), False),), self.device, self.precision == "bfloat16")
         return Question(asked, torch.from_numpy(at_M), torch.from_numpy(answers_M))
 
     def forward(self, question: Question, masks: Masks | None) -> Tensor:

@@ -2,7 +2,7 @@
 
     stages on texts: their encoder, from the cache or trained now (pretraining.py)
     for stage: a Stepper (buffer, fresh optimiser, method state)
-        for step: the task schedule names tasks -> one packed batch per task -> Stepper.step
+        for step: the task schedule names tasks -> one packed batch per task (on a GPU, ahead: ahead.py) -> Stepper.step
             about a hundred times per trial: yield losses, rate, speed;   at each rung: yield dev metrics
 
 Everything random is a pure function of (seed, purpose, step). So a snapshot holds counters instead of generators, and a resumed
@@ -18,11 +18,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from minbert_core.clock import now_ms
 from minbert_core.config import FORMAT, TrialConfig
-from minbert_core.data.tokens import Integers
 from minbert_core.evaluate import NotFiniteError, is_constant, metric, overall, score
 from minbert_core.inputs import Inputs
 from minbert_core.machine import resolve_precision, usage
@@ -32,9 +31,11 @@ from minbert_core.methods.task_schedules import StepAt
 from minbert_core.model import MultitaskBert, predict_logits, predictions
 from minbert_core.seeds import seed_of
 from minbert_core.tensor_files import load_state, save_state
+from minbert_core.train.ahead import Ahead
 from minbert_core.train.bench import Bench
 from minbert_core.train.loop import Meter, is_log_due, is_measure_due
 from minbert_core.train.micro_batches import Sizes, fitted, sizes_of
+from minbert_core.train.passes import Pass
 from minbert_core.train.pretrained import find
 from minbert_core.train.pretraining import never, run_pretraining
 from minbert_core.train.step import Stepper
@@ -83,6 +84,14 @@ class _Stopped(Exception):
     """Ends the training of a trial that is to stop now."""
 
 
+class _Draw(NamedTuple):
+    """All that a step's passes depend on."""
+
+    step: int
+    starts: tuple[tuple[str, int], ...]  # the step's tasks in order, and in each one's stream the first example of its batch
+    limit: int | None  # the most tokens of a pass
+
+
 def train(
     config: TrialConfig, inputs: Inputs, snapshot: dict[str, Any] | None = None, stop: Callable[[], bool] = never
 ) -> Iterator[Progress]:
@@ -126,6 +135,7 @@ class _Trial:
         if snapshot is not None and "log" in snapshot:
             self.log.restore(snapshot["log"])
         self.started = time.monotonic() - self.counters.seconds
+        self.ahead = Ahead(self._passes, self.bench.device)
 
     def run(self) -> Iterator[Progress]:
         try:
@@ -133,6 +143,8 @@ class _Trial:
         except _Stopped:
             self.counters.seconds = time.monotonic() - self.started
             yield self._progress(self._record("stop"), None, False)
+        finally:
+            self.ahead.close()
 
     def _run_stages(self) -> Iterator[Progress]:
         stages = self.config.stage_plans()
@@ -158,10 +170,14 @@ class _Trial:
             yield self._evaluate(due)
         sizes = {name: self.inputs.sizes[name] for name in stage.tasks}
         batch_sizes = {name: self.model.plans[name].batch_size for name in stage.tasks}
-        while counters.examples < end:
+
+        def tasks_at(stage_step: int, examples: int) -> tuple[str, ...]:
+            at = StepAt(stage_step, (examples - start) / (end - start), sizes, batch_sizes, seed)
+            return stage.task_schedule.tasks_of_step(at) if examples < end else ()
+
+        names = tasks_at(counters.stage_step, counters.examples)
+        while names:
             self._poll()
-            progress = (counters.examples - start) / (end - start)
-            names = stage.task_schedule.tasks_of_step(StepAt(counters.stage_step, progress, sizes, batch_sizes, seed))
             num_examples = sum(batch_sizes[name] for name in names)
             before = counters.examples
             # the rate belongs to the step's middle, so that neither the first nor the last step is wasted on a rate of 0
@@ -169,7 +185,9 @@ class _Trial:
             counters.examples += num_examples
             is_log = is_log_due(before, counters.examples, self.total)
             is_measure = is_measure_due(before, counters.examples, num_examples, self.total)
-            report = self._step(names, middle, is_log, is_measure)
+            following = tasks_at(counters.stage_step + 1, counters.examples)
+            report = self._step(names, following, middle, is_log, is_measure)
+            names = following
             counters.step += 1
             counters.stage_step += 1
             counters.passes += report.passes
@@ -191,14 +209,21 @@ class _Trial:
         reached = max((rung for rung, at in self.points.items() if at <= self.counters.examples), default=0)
         return reached if reached > self.counters.rung else None
 
-    def _step(self, names: tuple[str, ...], progress: float, measure: bool, measure_penalty: bool) -> StepReport:
-        """Train on the next examples of the tasks `names`, in smaller passes if memory does not suffice."""
-        counters = self.counters
-        rows = {name: self._next_rows(name) for name in names}
+    def _step(
+        self, names: tuple[str, ...], following: tuple[str, ...], progress: float, measure: bool, measure_penalty: bool
+    ) -> StepReport:
+        """Train on the next examples of the tasks `names`, in smaller passes if memory does not suffice.
+
+        following: the tasks of the step after it, whose passes may be prepared ahead; none after a stage's last step.
+        """
+        counters, starts = self.counters, self._starts(names)
+        for name in names:
+            counters.drawn[name] += self.model.plans[name].batch_size
 
         def attempt(limit: int | None, sizes: Sizes) -> StepReport:
-            batches = {name: self.bench.pack(name, rows[name], limit) for name in names}
-            passes = self.stepper.passes(counters.step, batches, limit)
+            passes = self.ahead.take(_Draw(counters.step, starts, limit))
+            if following:
+                self.ahead.begin(_Draw(counters.step + 1, self._starts(following), limit))
             sizes += sizes_of(one.packed for one in passes)
             return self.stepper.step(counters.step, passes, progress, measure, measure_penalty)
 
@@ -208,11 +233,16 @@ class _Trial:
             counters.micro_batch_tokens = held
         return report
 
-    def _next_rows(self, task: str) -> Integers:
-        """Draw the task's next examples."""
-        start = self.counters.drawn[task]
-        self.counters.drawn[task] += self.model.plans[task].batch_size
-        return self.bench.rows(task, seed_of(self.config.seed, "rows", task), start)
+    def _starts(self, names: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
+        return tuple((name, self.counters.drawn[name]) for name in names)
+
+    def _passes(self, draw: _Draw) -> list[Pass]:
+        """Draw a step's examples and pack them, ready on the device."""
+        batches = {}
+        for task, start in draw.starts:
+            rows = self.bench.rows(task, seed_of(self.config.seed, "rows", task), start)
+            batches[task] = self.bench.pack(task, rows, draw.limit)
+        return self.stepper.passes(draw.step, batches, draw.limit)
 
     def _train_record(self, stage: StagePlan, progress: float, report: StepReport) -> Record:
         counters = self.counters
