@@ -36,6 +36,7 @@ MODULES = {  # the module that measures each row
     (13,): "gpu",
     (14,): "file_prediction",
 }
+PEERS = ("transformers", "accelerate", "torchjd", "smart_pytorch")  # row 13 needs the first only
 ROUNDS = 3
 
 
@@ -50,7 +51,7 @@ def main() -> int:
     options.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help=f"rounds of turns (default {ROUNDS})")
     options.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR", help="for bench.md and bench.json")
     given = options.parse_args()
-    if fault := missing(given.data, given.encoder):
+    if fault := missing(given.data, given.encoder, needs_all_peers=given.rows != [13]):
         print(fault, file=sys.stderr)
         return 2
     given.out.mkdir(parents=True, exist_ok=True)
@@ -70,13 +71,13 @@ def main() -> int:
     return 0
 
 
-def missing(data: Path, encoder: Path) -> str:
+def missing(data: Path, encoder: Path, needs_all_peers: bool) -> str:
     """Return a sentence about a missing requirement of the benchmarks; "" if nothing is missing."""
     if not (data / "ids-sst-train.csv").is_file():
         return f"{data} does not hold the course's files (ids-sst-train.csv …). Name their folder with --data."
     if not (encoder / "config.json").is_file():
         return f"{encoder} is not an encoder in Hugging Face layout (config.json, model.safetensors). Name one with --encoder."
-    absent = [name for name in ("transformers", "accelerate", "torchjd", "smart_pytorch") if not importlib.util.find_spec(name)]
+    absent = [name for name in (PEERS if needs_all_peers else PEERS[:1]) if not importlib.util.find_spec(name)]
     return f"These peers are not installed: {', '.join(absent)}. `make bench` installs them." if absent else ""
 
 
@@ -115,7 +116,7 @@ def about(load: float) -> dict[str, Any]:
 
     cpu = next((text.split(":")[1].strip() for text in _cpuinfo() if text.startswith("model name")), platform.processor())
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    packages = {name: version(name) for name in ("torch", "transformers", "ray", "torchjd")}
+    packages = {name: version(name) for name in ("torch", "transformers", "ray", "torchjd") if importlib.util.find_spec(name)}
     command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     today = time.strftime("%F")
     return {

@@ -1,16 +1,18 @@
 """Check and measure a GPU, in one command of some minutes: is a trial right on it, and how fast is it?
 
-    python -m benchmarks.gpu_run [--data DIR] [--encoder DIR] [--parts checks rows search] [--rounds 3] [--out runs/gpu]
+    python -m benchmarks.gpu_run [--data DIR] [--encoder DIR] [--parts checks rows profile search] [--rounds 3] [--out runs/gpu]
     make gpu [DATA=DIR] [ENCODER=DIR]
 
 checks: gpu_checks.py.  rows: gpu.py, BERT-base with random weights against `BertModel`; it needs DATA, and ENCODER for its
-tokenizer.  search: 12 trials, as many at a time as the probe decides, and one at a time; on the toy corpus, and on DATA.
-gpu.json and gpu.md are written after each part. Without a GPU it says so, and returns 0. Not yet run on a GPU (2026-11).
+tokenizer.  profile: the five largest costs of such a step.  search: 12 trials, as many at a time as the probe decides, and one
+at a time; on the toy corpus, and on DATA. gpu.json and gpu.md are written after each part. Without a GPU it says so, and
+returns 0. Not yet run on a GPU (2026-11).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shlex
@@ -26,7 +28,7 @@ import torch
 
 from benchmarks.__main__ import about, line
 
-PARTS = ("checks", "rows", "search")
+PARTS = ("checks", "rows", "profile", "search")
 NUM_TRIALS = 12
 SPACE = """\
 about: Twelve trials of one kind.
@@ -51,7 +53,7 @@ def main() -> int:
     given = options.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     machine = about(os.getloadavg()[0]) | {"command": shlex.join(["python", "-m", "benchmarks.gpu_run", *sys.argv[1:]])}
-    report: Report = {"machine": machine, "checks": [], "rows": [], "searches": [], "notes": []}
+    report: Report = {"machine": machine, "checks": [], "rows": [], "profile": [], "searches": [], "notes": []}
     if not torch.cuda.is_available():
         note = "There is no GPU here: nothing was checked or measured. Run `make gpu` on a machine that has one."
         print(note)
@@ -59,7 +61,7 @@ def main() -> int:
         write(given.out, report)
         return 0
     for part in given.parts:
-        {"checks": add_checks, "rows": add_rows, "search": add_searches}[part](given, report)
+        {"checks": add_checks, "rows": add_rows, "profile": add_profile, "search": add_searches}[part](given, report)
         write(given.out, report)
     print(f"Written: {given.out / 'gpu.md'}, {given.out / 'gpu.json'}")
     return 0 if all(check["holds"] for check in report["checks"]) else 1
@@ -81,13 +83,34 @@ def add_rows(given: argparse.Namespace, report: Report) -> None:
     if given.data is None or given.encoder is None:
         report["notes"].append("The rows were not measured: they need --data and --encoder.")
         return
-    for row in gpu.rows(given.data.resolve(), given.encoder.resolve(), given.rounds):
-        report["rows"].append(asdict(row) | {"line": line(row)})
-        print(line(row), flush=True)
+    try:
+        for row in gpu.rows(given.data.resolve(), given.encoder.resolve(), given.rounds):
+            report["rows"].append(asdict(row) | {"line": line(row)})
+            print(line(row), flush=True)
+            write(given.out, report)
+    except Exception as error:  # noqa: BLE001 — what was measured is kept, and the other parts run
+        report["notes"].append(f"The rows ended early: {type(error).__name__}: {error}")
+        print(report["notes"][-1], flush=True)
+
+
+def add_profile(given: argparse.Namespace, report: Report) -> None:
+    """Name the largest costs of a step."""
+    from benchmarks import gpu
+
+    if given.data is None or given.encoder is None:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        base = gpu.random_base(Path(folder), given.encoder.resolve(), gpu.BASE)
+        for name, taken, share in gpu.largest_costs(gpu.Setting(given.data.resolve(), base, given.rounds, "cuda")):
+            report["profile"].append({"what": name, "ms": taken, "percent": share})
+            print(f"profile {share:5.1f} %  {taken:6.2f} ms a step  {name}", flush=True)
 
 
 def add_searches(given: argparse.Namespace, report: Report) -> None:
     """Search with and without sharing the GPU, on the toy corpus and, if given, on the data."""
+    if importlib.util.find_spec("ray") is None:
+        report["notes"].append("No search was run: Ray is not installed here.")
+        return
     corpora = {"toy": ["--data", "toy", "--encoder", str(given.encoder.resolve()) if given.encoder else "tiny"]}
     if given.data and given.encoder:
         corpora["data"] = ["--data", str(given.data.resolve()), "--encoder", str(given.encoder.resolve())]
@@ -122,6 +145,9 @@ def write(folder: Path, report: Report) -> None:
     if report["rows"]:
         lines += ["", "| # | what | setting | goal | median | range | met |", "|---|---|---|---|---|---|---|"]
         lines += [row["line"] for row in report["rows"]]
+    if report["profile"]:
+        lines += ["", "| largest costs of a step | ms | % |", "|---|---|---|"]
+        lines += [f"| {cost['what']} | {cost['ms']:.2f} | {cost['percent']:.1f} |" for cost in report["profile"]]
     if report["searches"]:
         lines += ["", "| corpus | trials | seconds | trials per hour |", "|---|---|---|---|"]
         for found in report["searches"]:

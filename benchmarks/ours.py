@@ -17,7 +17,9 @@ from minbert_core.config_checks import load_config
 from minbert_core.data.tokens import Integers
 from minbert_core.inputs import open_inputs
 from minbert_core.machine import fastest_matmul
+from minbert_core.train.ahead import Ahead
 from minbert_core.train.bench import Bench
+from minbert_core.train.passes import Pass, passes_of
 from minbert_core.train.step import Stepper
 from minbert_core.train.trial import evaluate_dev
 
@@ -53,24 +55,37 @@ def machine(threads: int, precision: str = "float32", device: str = "cpu") -> di
     return {"device": device, "threads": threads, "precision": precision, "matmul": route}
 
 
-def training_step(config: dict[str, Any]) -> Callable[[], object]:
-    """Build a step of the trial that `config` describes: packing the next batch of each task, and training on it."""
+def training_step(config: dict[str, Any], together: bool = True, is_compiled: bool = False) -> Callable[[], object]:
+    """Build a step of the trial that `config` describes: packing the next batch of each task, and training on it.
+
+    together: whether tasks share a pass where they may.  is_compiled: whether torch compiles the encoder's layers, at the first
+    step. On a GPU the batch is prepared ahead, as in a trial, and the host does not wait for the step's end.
+    """
     trial = load_config(config)
     bench = Bench.of(trial, open_inputs(trial))
+    if is_compiled:
+        for layer in bench.model.encoder.layers:
+            layer.compile(dynamic=True)
     [stage] = trial.stage_plans()
     stepper = Stepper(bench.model, stage, trial.loss_weights, 0, bench.precision)
     rows = {
         task: even_rows(bench.inputs.train[task].lengths(plan.pair_encoding.kind, trial.max_length), plan.batch_size)
         for task, plan in bench.model.plans.items()
     }
-    numbers = itertools.count()
+
+    def passes(number: int) -> list[Pass]:
+        batches = {task: bench.pack(task, batches_of_task[number % NUM_BATCHES]) for task, batches_of_task in rows.items()}
+        if together:
+            return stepper.passes(number, batches)
+        return passes_of(number, batches, bench.model, together, precision=bench.precision)
+
+    ahead, numbers = Ahead(passes, bench.device), itertools.count()
 
     def step() -> None:
         number = next(numbers)
-        batches = {task: bench.pack(task, batches_of_task[number % NUM_BATCHES]) for task, batches_of_task in rows.items()}
-        stepper.step(number, stepper.passes(number, batches), 0.5, measure=False)
-        if bench.device.type == "cuda":
-            torch.cuda.synchronize()
+        ready = ahead.take(number)
+        ahead.begin(number + 1)
+        stepper.step(number, ready, 0.5, measure=False)
 
     return step
 
@@ -120,8 +135,6 @@ def matmul_probe(threads: int, device: str = "cpu") -> Callable[[], object]:
     def step() -> None:
         for _ in range(repeats):
             x @ weight
-        if device == "cuda":
-            torch.cuda.synchronize()
 
     return step
 

@@ -108,13 +108,15 @@ class PaddedBatches:
 
 
 class BertTask:
-    """BertModel (sdpa, dropout .1) shared by tasks, with a linear head each, as a training script has it."""
+    """BertModel (dropout .1) shared by tasks, with a linear head each, as a training script has it."""
 
-    def __init__(self, encoder: Path, batches: dict[str, PaddedBatches], device: str = "cpu") -> None:
+    def __init__(self, encoder: Path, batches: dict[str, PaddedBatches], device: str = "cpu", attention: str = "sdpa") -> None:
         import torch
 
         torch.manual_seed(0)
-        self.model = transformers().BertModel.from_pretrained(encoder, attn_implementation="sdpa").train().to(device)
+        dtype = {"dtype": torch.bfloat16} if attention.startswith("flash") else {}  # flash attention reads no float32
+        model = transformers().BertModel.from_pretrained(encoder, attn_implementation=attention, **dtype)
+        self.model = model.train().to(device)
         self.batches, self.device = batches, device
         self.drop = torch.nn.Dropout(0.1)
         hidden = self.model.config.hidden_size
@@ -153,18 +155,27 @@ class BertTask:
 
 
 def training_step(
-    data: Path, encoder: Path, task: str, encoding: str, batch: int, threads: int, careful: bool, device: str = "cpu"
+    data: Path,
+    encoder: Path,
+    task: str,
+    encoding: str,
+    batch: int,
+    threads: int,
+    careful: bool,
+    device: str = "cpu",
+    attention: str = "sdpa",
 ) -> Any:
     """Build a step of BertModel on padded random batches, with fused AdamW (the Trainer's own) and clipping; bfloat16 on a GPU.
 
-    careful: batches bucketed by length, and products through oneDNN.
+    careful: batches bucketed by length, and products through oneDNN.  attention: the kernel, as transformers calls it.
+    On a GPU the host does not wait for the step's end.
     """
     import torch
 
     torch.set_num_threads(threads)
     if careful:
         torch.set_float32_matmul_precision("medium")
-    work = BertTask(encoder, {task: PaddedBatches(data, encoder, task, encoding, batch, bucketed=careful)}, device)
+    work = BertTask(encoder, {task: PaddedBatches(data, encoder, task, encoding, batch, bucketed=careful)}, device, attention)
     optimizer = torch.optim.AdamW(work.parameters(), lr=2e-5, fused=True)
     number = 0
 
@@ -176,8 +187,6 @@ def training_step(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(work.parameters(), 1.0)
         optimizer.step()
-        if device == "cuda":
-            torch.cuda.synchronize()
         number += 1
 
     return step

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import gpu_checks, gpu_run
+from benchmarks import gpu, gpu_checks, gpu_run
+from minbert_core import encoder
+from minbert_core.data import packed
+from minbert_core.data.toy import toy_folder
+from minbert_core.encoder import TINY, Masks, new_encoder
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
@@ -26,13 +31,63 @@ def test_without_a_gpu_it_says_so_writes_both_files_and_is_no_failure(
     assert json.loads((tmp_path / "gpu" / "gpu.json").read_text())["checks"] == []
 
 
+def test_the_rows_and_the_profile_are_measured_on_a_cpu_too(
+    tmp_path: Path, small_toy_cache: Path, transformers: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = toy_folder(small_toy_cache / "minbert")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    words = (data / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    base = gpu.random_base(tmp_path, data, replace(TINY, vocab_size=len(words)))
+    for name, value in (("STEP_GOALS", {4: 2.0}), ("METHOD_BATCH", 4), ("STEPS", 1), ("WORKLOADS", (("sst", "single"),))):
+        monkeypatch.setattr(gpu, name, value)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda layer, **_: None)  # it would take half a minute
+    setting = gpu.Setting(data, base, 1, "cpu")
+    rows = [row for part in (gpu.steps, gpu.methods, gpu.evaluation, gpu.compiled) for row in part(setting)]
+    found = {row.what: row.figure.median for row in rows if row.figure}
+    assert len(found) == len(rows) == 12
+    assert all(value > 0 for value in found.values())
+    assert {f"{name}, relative to the sum" for name in (*gpu.SURGERY, "SMART")} <= found.keys()
+    costs = gpu.largest_costs(setting)
+    assert len(costs) == gpu.LARGEST
+    assert 0 < sum(share for _, _, share in costs) <= 100
+
+
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of itself
+def test_a_compiled_layer_is_one_graph_for_all_batches_and_computes_the_same() -> None:
+    """What torch's compiler makes of a layer as a GPU runs it: without a break, and once for all shapes."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    plain, compiled = (new_encoder(TINY, 0, 0.0, 0.0) for _ in range(2))
+    compiled.layers[0].compile(backend=keep, dynamic=True, fullgraph=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed, "grid_for", lambda *_: packed.KERNEL)
+        patch.setattr(encoder, "attend", encoder.attend_in_one_kernel)
+        for seed in range(4):
+            generator = torch.Generator().manual_seed(seed)
+            lengths = torch.randint(3, 30, (8,), generator=generator).tolist()
+            batch = gpu_checks.batch_of([torch.randint(1, 999, (length,), generator=generator) for length in lengths])
+            torch.testing.assert_close(compiled(batch, Masks(seed)), plain(batch, Masks(seed)))
+    assert len(graphs) == 1
+
+
 def test_the_tables_hold_what_was_found(tmp_path: Path) -> None:
     check = {"name": "a trial repeats", "holds": False, "seconds": 2.5, "note": "dev scores 1 and 2"}
     search = {"corpus": "toy", "trials": "as probed", "seconds": 60.0, "trials_per_hour": 720.0, "exit_code": 0}
-    report = {"machine": {"GPU": "none"}, "checks": [check], "rows": [], "notes": [], "searches": [search]}
+    report = {
+        "machine": {"GPU": "none"},
+        "checks": [check],
+        "rows": [],
+        "profile": [{"what": "aten::mm", "ms": 1.5, "percent": 40.0}],
+    }
+    report |= {"notes": [], "searches": [search]}
     gpu_run.write(tmp_path, report)
     lines = (tmp_path / "gpu.md").read_text().splitlines()
     assert "| a trial repeats | no | 2.5 | dev scores 1 and 2 |" in lines
+    assert "| aten::mm | 1.50 | 40.0 |" in lines
     assert "| toy | as probed | 60 | 720 |" in lines
 
 
