@@ -1,6 +1,6 @@
 """Measure what speed costs in dev scores: the same trials, seed by seed, in two precisions and with another checkout.
 
-    python benchmarks/learning.py --data DATA --encoder ENCODER [--before CHECKOUT] [--examples 12000]
+    python benchmarks/learning.py --data DATA --encoder ENCODER [--before CHECKOUT] [--examples 12000] [--arms float32 before]
 
 Three tasks, cross-encoded, the default model; dev norm at the end of each trial. Trials run in processes of one thread, as many
 at a time as there are cores. Prints each arm's scores, and of each pair of arms the mean difference with its 95 % interval
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parents[1]
+ARMS = ("float32", "bfloat16", "before")
 SEEDS = (101, 102, 103, 104, 105)
 TRIAL = """
 import json, sys, time
@@ -76,6 +77,7 @@ def main() -> None:
     options.add_argument("--encoder", type=Path, required=True)
     options.add_argument("--before", type=Path, help="another checkout with the same modules; it trains too, in float32")
     options.add_argument("--examples", type=int, default=12_000)
+    options.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="default: all; bfloat16 is slow on an older CPU")
     given = options.parse_args()
     arms: dict[str, tuple[Path, dict[str, Any]]] = {
         "float32": (HERE, {"precision": "float32"}),
@@ -83,6 +85,7 @@ def main() -> None:
     }
     if given.before:
         arms["before"] = (given.before.resolve(), {"precision": "float32"})
+    arms = {name: arm for name, arm in arms.items() if name in given.arms}
     orders = [(arm, seed) for seed in SEEDS for arm in arms]
     data, encoder = given.data.resolve(), given.encoder.resolve()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -95,7 +98,7 @@ def main() -> None:
             scores[arm].append(record["dev/norm"])
             print(f"{arm:<9} seed {seed}  norm {record['dev/norm']:.4f}  {record['seconds']:.0f} s", flush=True)
     for arm, other in (("bfloat16", "float32"), ("float32", "before")):
-        if other in scores:
+        if arm in scores and other in scores:
             mean, half, bound = compare(scores[arm], scores[other])
             print(f"{arm} - {other}: {mean:+.4f} +- {half:.4f} (95 %); not worse than {bound:+.4f} (one-sided 95 %)")
 

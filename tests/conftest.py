@@ -84,6 +84,16 @@ def transformers() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty mlflow.db to copy: laying one out takes MLflow seconds."""
+    from search.tracking.store import prepare_store, sqlite_uri
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    prepare_store(sqlite_uri(path))
+    return path
+
+
+@pytest.fixture(scope="session")
 def small_toy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder whose toy corpus has 120 / 40 / 10 examples a task instead of thousands."""
     cache = tmp_path_factory.mktemp("cache")

@@ -7,6 +7,7 @@ import dataclasses
 import shutil
 import signal
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +49,25 @@ MakeUp = Callable[..., tuple[Selection, Results]]
 
 
 def _make_search(
-    runs: Path, name: str, config: dict[str, Any], num_trials: int = 4, stops: bool = True, objective: Any = "norm"
+    store: Path,
+    runs: Path,
+    name: str,
+    config: dict[str, Any],
+    num_trials: int = 4,
+    stops: bool = True,
+    objective: Any = "norm",
 ) -> Path:
-    """A finished search of a few tiny trials in `runs/name`, run in this process: the same study, records and folders."""
+    """A finished search of a few tiny trials in `runs/name`, run in this process: the same study, records and folders.
+
+    `store` is copied to where it would have been tracked.
+    """
     own = {"budget": {"examples": 600}, "optimizer": {"lr": {"log_uniform": [1e-4, 3e-3]}}}
     document = {"about": "which rate?", "trials": num_trials, "rungs": [1, 3], "objective": objective, "baselines": [{}]}
     document |= {"config": {**own, **config}}
     plan = make_plan(name, make_space("small", document), 0, None, Resources(1, 0, 1, 0))
     folder = runs / name
     (folder / "trials").mkdir(parents=True)
+    shutil.copy(store, runs.parent / "mlflow.db")
     (folder / "space.yaml").write_text(dump_yaml(plan.space.document), encoding="utf-8")
     write_plan(folder, plan_record(plan))
     with lock(folder):
@@ -92,9 +103,9 @@ def save_tiny_encoder(folder: Path, vocabulary: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def make_search() -> MakeSearch:
+def make_search(store: Path) -> MakeSearch:
     """make_search(runs, name, config, num_trials, stops, objective): a search's folder."""
-    return _make_search
+    return partial(_make_search, store)
 
 
 @contextlib.contextmanager
@@ -129,11 +140,11 @@ def one_ray(small_corpora: None) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def toy_runs(tmp_path_factory: pytest.TempPathFactory, small_toy_cache: Path) -> Path:
+def toy_runs(tmp_path_factory: pytest.TempPathFactory, small_toy_cache: Path, store: Path) -> Path:
     """A search on the toy corpus whose four trials all reached the last rung."""
     runs = tmp_path_factory.mktemp("toy") / "runs"
     with small_toy(small_toy_cache):
-        _make_search(runs, "small", {"data": "toy", "encoder": "tiny"}, stops=False)
+        _make_search(store, runs, "small", {"data": "toy", "encoder": "tiny"}, stops=False)
     return runs
 
 
@@ -162,7 +173,7 @@ def make_encoder() -> Callable[[Path, Path], None]:
 
 
 @pytest.fixture(scope="session")
-def real_like(tmp_path_factory: pytest.TempPathFactory, small_toy_cache: Path) -> tuple[Path, Path]:
+def real_like(tmp_path_factory: pytest.TempPathFactory, small_toy_cache: Path, store: Path) -> tuple[Path, Path]:
     """(runs, data): a search on a folder in the course's layout whose test files have no labels."""
     place = tmp_path_factory.mktemp("real")
     data, encoder = place / "data", place / "encoder"
@@ -176,7 +187,7 @@ def real_like(tmp_path_factory: pytest.TempPathFactory, small_toy_cache: Path) -
                 "".join("\t".join(cell for i, cell in enumerate(row) if i != column) + "\n" for row in rows), encoding="utf-8"
             )
         save_tiny_encoder(encoder, data / "vocab.txt")
-        _make_search(place / "runs", "small", {"data": str(data), "encoder": str(encoder)})
+        _make_search(store, place / "runs", "small", {"data": str(data), "encoder": str(encoder)})
     return place / "runs", data
 
 

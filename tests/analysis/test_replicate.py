@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -222,11 +223,12 @@ together:
 
 
 def test_a_papers_rows_are_searched_retrained_tested_and_tabled(
-    tmp_path: Path, small_toy_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    tmp_path: Path, small_toy_cache: Path, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     from mlflow import MlflowClient
 
     (tmp_path / "p0.yaml").write_text(PAPER, encoding="utf-8")
+    shutil.copy(store, tmp_path / "mlflow.db")
     monkeypatch.setattr(papers, "PAPERS", tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(small_toy_cache))
     monkeypatch.chdir(tmp_path)

@@ -15,7 +15,6 @@ from minbert_core.checkpoints import save_encoder
 from minbert_core.data.tokens import load_tokenizer
 from minbert_core.data.toy import toy_folder
 from minbert_core.encoder import TINY, new_encoder
-from search.tracking.store import prepare_store, sqlite_uri
 
 
 @pytest.fixture(scope="session")
@@ -29,14 +28,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     del os.environ["XDG_CACHE_HOME"]
     if before is not None:
         os.environ["XDG_CACHE_HOME"] = before
-
-
-@pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty mlflow.db to copy: laying one out takes MLflow seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    prepare_store(sqlite_uri(path))
-    return path
 
 
 @pytest.fixture

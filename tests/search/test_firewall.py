@@ -22,6 +22,14 @@ from minbert_core.data.toy import toy_folder
 from tests.search.searching import ROOT, assert_healthy, assert_whole, rungs
 
 TEST_FILES = [task.files["test"] for task in TASKS.values()]
+SPACE = """\
+trials: 2
+rungs: [1, 3, 9]
+baselines: [{}]
+config:
+  budget: {examples: 600}
+  optimizer: {lr: {log_uniform: [1e-4, 1e-2]}}
+"""
 HOOK = """\
 import os, sys
 
@@ -69,9 +77,9 @@ def test_a_search_opens_no_test_file_runs_its_baselines_to_the_end_and_prints_it
     )
     shutil.copy(store, tmp_path / "mlflow.db")
     own = {"mine": {"kind": "binary", "files": {"train": "mine.jsonl", "test": own_test}, "text": "text"}}
-    space = ["--space", str(ROOT / "spaces" / "full.yaml"), "--data", str(data), "--encoder", str(encoder)]
-    command = [sys.executable, "-m", "search.run", *space, "--gpus", "0", "--trials", "4", "--set", "budget/examples=600"]
-    command += ["--set", f"own_tasks={json.dumps(own)}", "--set", "train_on=[sst, para, sts, mine]"]
+    (tmp_path / "small.yaml").write_text(SPACE)
+    command = [sys.executable, "-m", "search.run", "--space", "small.yaml", "--data", str(data), "--encoder", str(encoder)]
+    command += ["--gpus", "0", "--set", f"own_tasks={json.dumps(own)}", "--set", "train_on=[sst, para, sts, mine]"]
     done = subprocess.run(command, cwd=tmp_path, env=watched, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     seen = opened(tmp_path)
@@ -79,15 +87,14 @@ def test_a_search_opens_no_test_file_runs_its_baselines_to_the_end_and_prints_it
     dev_files = [TASKS[name].files["dev"] for name in TrialConfig().train_on]
     assert seen == {f"{who} {name}" for who in ("driver", "worker") for name in dev_files}  # the hook was there, in both
 
-    trials = assert_whole(tmp_path / "runs" / "full", 4)
-    assert_healthy(tmp_path, "full", trials)
-    assert [trial.baseline for trial in trials] == [0, 1, 2, None]
-    for trial in trials[:3]:
-        assert (trial.status, rungs(trial)) == ("completed", [1, 3, 9])  # a baseline runs to the end
+    trials = assert_whole(tmp_path / "runs" / "small", 2)
+    assert_healthy(tmp_path, "small", trials)
+    assert [trial.baseline for trial in trials] == [0, None]
+    assert (trials[0].status, rungs(trials[0])) == ("completed", [1, 3, 9])  # a baseline runs to the end
     # quiet: the plan, then our own lines, then the table; no box, progress bar or warning of anybody else's
     events = done.stdout[done.stdout.index("\nmlflow ") :].strip().splitlines()[1:]
     closing = next(i for i, line in enumerate(events) if not line)
-    event = re.compile(r"\[\d\d:\d\d:\d\d\] 00[0-3] (started|at|completed|stopped)")
+    event = re.compile(r"\[\d\d:\d\d:\d\d\] 00[01] (started|at|completed|stopped)")
     assert all(event.match(line) for line in events[:closing]), done.stdout
-    assert events[closing + 1].startswith("4 trials: ")
-    assert events[-1] == "next      python analysis/best_to_test.py --search full"
+    assert events[closing + 1].startswith("2 trials: ")
+    assert events[-1] == "next      python analysis/best_to_test.py --search small"

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 import shlex
-import subprocess
-import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -28,7 +24,6 @@ from search.results import COLUMNS
 from search.run import run
 from search.space.space import read_space
 
-ROOT = Path(__file__).resolve().parents[2]
 QUICK = """\
 trials: 3
 config:
@@ -187,52 +182,3 @@ def test_another_thread_is_refused(here: Path) -> None:
     thread.join()
     assert "Only the main thread of a process receives Ctrl-C" in str(raised[0])
     assert not (here / "runs").exists()
-
-
-[BLOCK] = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-assert "3_000" in BLOCK
-BLOCK = BLOCK.replace("3_000", "300").replace("trials=3", "trials=2")  # a shorter budget
-
-NOTEBOOK = f"""\
-import asyncio, sys, types
-from unittest.mock import Mock
-
-class ZMQInteractiveShell:  # by this name Ray tells that it is in a notebook
-    events = Mock()
-
-def shown(*_, **__):
-    print("OUTPUT CLEARED")
-
-display = types.ModuleType("IPython.display")
-display.HTML = display.clear_output = display.display = shown
-sys.modules |= {{"IPython": types.ModuleType("IPython"), "IPython.display": display}}
-sys.modules["IPython"].get_ipython = ZMQInteractiveShell
-
-async def cell():
-    exec({BLOCK!r})
-
-asyncio.run(cell())  # a notebook's cell runs in its event loop
-"""
-
-
-def test_the_readmes_block_runs_in_a_notebooks_event_loop_without_a_main_guard(tmp_path: Path, cache: Path) -> None:
-    (tmp_path / "cell.py").write_text(NOTEBOOK)
-    own = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, "cell.py"],
-        cwd=tmp_path,
-        env=os.environ | own,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("search    rates: ")
-    heading = done.stdout.index("trial  ")
-    names, *rows = done.stdout[heading:].strip().splitlines()[:3]
-    assert names.split() == ["trial", "score", "status", "optimizer/lr"]
-    assert {row.split()[3] for row in rows} <= {"completed", "stopped"}
-    assert (tmp_path / "runs" / "rates" / "best").exists()
-    assert "OUTPUT CLEARED" not in done.stdout
-    assert "Traceback" not in done.stderr

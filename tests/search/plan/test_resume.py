@@ -21,6 +21,7 @@ from minbert_core.commands import REFUSED, WRONG, Refused
 from minbert_core.inputs import open_inputs
 from minbert_core.train.trial import train
 from search import run
+from search.cluster.storage import Storage
 from search.options import SearchOptions, parser
 from search.plan.folder import lock, read_plan
 from search.plan.plan import Plan
@@ -28,6 +29,7 @@ from search.plan.relocated import relocated_config
 from search.plan.summary import plan_lines
 from search.study.gather import read_results
 from search.study.repair import Repairs
+from search.study.snapshots import newest_snapshot
 from search.tracking.store import store_uri
 from tests.search.searching import Search, mlflow_runs, searches
 
@@ -302,8 +304,9 @@ def numbers(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_a_search_that_slurm_stops_cleanly_and_somebody_moves_comes_out_as_if_it_had_run_through(
     started: Callable[..., Search], typing_place: Path, store: Path
 ) -> None:
+    """Its trials' snapshots pass through a storage, as on a cluster without a shared disk."""
     shutil.copy(store, typing_place / "mlflow.db")
-    stopped = started(*START, "--gpus", "0")
+    stopped = started(*START, "--gpus", "0", "--storage", f"file://{typing_place}/bucket")
     stopped.wait_for(r" 000 at 1/9 ")
     asked = time.monotonic()
     stopped.signal_all(signal.SIGUSR1)
@@ -319,7 +322,9 @@ def test_a_search_that_slurm_stops_cleanly_and_somebody_moves_comes_out_as_if_it
     assert left == []
     [trial] = read_results(typing_place / "runs" / "job", "quick")
     assert trial.status == "running"  # it is not taken for failed
-    assert (trial.folder / "state" / "snapshot.pt").exists()
+    [bucket] = (typing_place / "bucket").glob("job-*")
+    assert newest_snapshot(Storage(f"file://{bucket}") / "trials/000").startswith("0001-")
+    assert not (trial.folder / "state").exists()
     parent, children = mlflow_runs(typing_place, "job")
     assert (parent.info.status, children[0].info.status) == ("KILLED", "KILLED")
     [line] = [line for line in stopped.output if line.startswith("resume    ")]
@@ -336,6 +341,8 @@ def test_a_search_that_slurm_stops_cleanly_and_somebody_moves_comes_out_as_if_it
     inputs = open_inputs(relocated_config(first.config(), read_plan(folder).moved))
     whole = [progress.record for progress in train(first.config(), inputs)]
     assert numbers(first.records) == numbers(json.loads(json.dumps(whole)))
+    assert "resumes after" in (first.folder / "log.txt").read_text()
+    assert not list(bucket.glob("trials/*"))
     assert (folder / "best" / "heads.safetensors").samefile(first.folder / "best" / "heads.safetensors")
 
     from mlflow import MlflowClient
