@@ -9,7 +9,8 @@ spaced, because nine evaluations on all rows would take longer than the training
 
 Writes OUT, the table of `analysis/runs.py` without training records and without paths of this machine, and prints what a trial
 costs and how much is left. Another machine records other configurations with `--part 2`, `--part 3`, …: they are added to OUT,
-with their seconds brought to the speed of the first part by the cost of a pass.
+with their seconds brought to the speed of the first part by the cost of a pass. curves_elsewhere.py records a part where there is
+no Ray.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from analysis.table import FORMAT, METADATA, TRAINING, read_parquet, tabulate
+from benchmarks.curve_data import DEV_ROWS, reduced_data
 from minbert_core.commands import run_command
-from minbert_core.data.tasks import TASKS
 from minbert_core.words import counted, duration
 from search.options import from_arguments, parser, positive
 from search.results import Search, open_search
@@ -35,8 +36,6 @@ from search.study.trials import TrialResult
 
 HERE = Path(__file__).resolve().parent
 NAME = "curves"
-TRAIN_ON = ("sst", "para", "sts")
-DEV_ROWS = 300  # per task; the same rows for every trial, so that differences between trials are of the trials
 SLOTS = 2
 PART = 1000  # more than a part has trials
 
@@ -79,19 +78,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the search (default runs)")
     command.add_argument("--out", type=Path, default=HERE / "curves.parquet", help="default benchmarks/curves.parquet")
     return command
-
-
-def reduced_data(data: Path, folder: Path, dev_rows: int) -> Path:
-    """Make a folder with links to the training files, and dev files of at most `dev_rows` evenly spaced rows. Return it."""
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        for task in (TASKS[name] for name in TRAIN_ON):
-            (folder / task.file("train")).symlink_to((data / task.file("train")).absolute())
-            head, *rows = (data / task.file("dev")).read_text(encoding="utf-8").splitlines(keepends=True)
-            step = max(1.0, len(rows) / dev_rows)
-            kept = [rows[int(i * step)] for i in range(min(dev_rows, len(rows)))]
-            (folder / task.file("dev")).write_text(head + "".join(kept), encoding="utf-8")
-    return folder.absolute()
 
 
 def anonymous(rows: pa.Table) -> pa.Table:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import shutil
+from dataclasses import replace
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
+import pytest
 
 from analysis.table import FORMAT, METADATA, read_parquet
-from benchmarks.curves import reduced_data, with_earlier
+from benchmarks import curves_elsewhere
+from benchmarks.curve_data import reduced_data
+from benchmarks.curves import with_earlier
+from minbert_core.checkpoints import save_encoder
+from minbert_core.data.toy import toy_folder
+from minbert_core.encoder import TINY, new_encoder
 
 
 def part(num: int, seconds: float, **columns: Any) -> pa.Table:
@@ -66,3 +77,27 @@ def test_the_dev_files_are_reduced_to_evenly_spaced_rows(tmp_path: Path) -> None
     reduced = reduced_data(data, tmp_path / "reduced", 4)
     assert (reduced / "sts-dev.csv").read_text() == "head\n0\n2\n5\n7\n"
     assert (reduced / "sts-train.csv").resolve() == data / "sts-train.csv"
+
+
+def test_curves_of_a_machine_without_ray_are_those_of_a_search_of_ours(
+    tmp_path: Path, small_toy_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(small_toy_cache))
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: SimpleNamespace(Pool=ThreadPool))
+    data = toy_folder(small_toy_cache / "minbert")
+    words = len((data / "vocab.txt").read_text(encoding="utf-8").splitlines())
+    save_encoder(new_encoder(replace(TINY, vocab_size=words), 0, 0.1, 0.1), tmp_path / "encoder")
+    shutil.copy(data / "vocab.txt", tmp_path / "encoder")
+    folder, records, out = (str(tmp_path / name) for name in ("curves-3", "records", "curves.parquet"))
+    inputs = ["--data", str(data), "--encoder", str(tmp_path / "encoder"), "--dev-rows", "20"]
+    drawn = ["draw", folder, *inputs, "--part", "3", "--trials", "3", "--examples", "240"]
+    assert curves_elsewhere.main(drawn) == 0
+    there = ["train", folder, *inputs, "--to", records, "--device", "cpu", "--at-once", "1"]
+    assert curves_elsewhere.main([*there, "--minutes", "0"]) == 0
+    assert not list(Path(records).glob("*/metrics.jsonl"))
+    assert curves_elsewhere.main(there) == 0
+    shutil.rmtree(tmp_path / "records" / "001")  # it was not whole in time
+    assert curves_elsewhere.main(["gather", folder, records, "--part", "3", "--out", out]) == 0
+    rows = read_parquet(Path(out)).to_pylist()
+    assert [(row["trial"], row["status"]) for row in rows] == [(2000, "completed"), (2002, "completed")]
+    assert all([entry["rung"] for entry in row["evaluations"]] == [*range(1, 10)] for row in rows)
