@@ -9,8 +9,7 @@ spaced, because nine evaluations on all rows would take longer than the training
 
 Writes OUT, the table of `analysis/runs.py` without training records and without paths of this machine, and prints what a trial
 costs and how much is left. Another machine records other configurations with `--part 2`, `--part 3`, …: they are added to OUT,
-with their seconds brought to the speed of the first part by the cost of a pass. curves_elsewhere.py records a part where there is
-no Ray.
+with their seconds brought to the speed of the first part by the cost of a pass. curves_elsewhere.py records a part without Ray.
 """
 
 from __future__ import annotations
