@@ -23,6 +23,7 @@ from minbert_core.settings.paths import lay_over
 
 gc.disable()  # until all tests are collected: imports create no garbage
 torch.set_num_threads(1)
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: a search would wait for the tests beside it
 # a shell that starts pytest in the background has it ignored, here and in what a test starts
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

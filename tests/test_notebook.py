@@ -25,6 +25,7 @@ display = types.ModuleType("IPython.display")
 display.HTML = display.clear_output = display.display = shown
 sys.modules |= {"IPython": types.ModuleType("IPython"), "IPython.display": display}
 sys.modules["IPython"].get_ipython = ZMQInteractiveShell
+sys.modules["IPython"].version_info = (9, 0)
 
 async def typed(cells):  # a notebook's cells run in its event loop
     names = {"__name__": "__main__"}

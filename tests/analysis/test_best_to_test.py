@@ -34,7 +34,7 @@ def ledger(runs: Path) -> list[dict[str, Any]]:
 def test_retraining_reports_dev_and_test_beside_the_claim(
     one_ray: None, toy_runs: Path, tracked: Tracked, capsys: Capture
 ) -> None:
-    command = ["--search", "small", "--runs", str(toy_runs), "--top", "1", "--seeds", "2", "--gpus", "0"]
+    command = ["--search", "small", "--runs", str(toy_runs), "--top", "2", "--seeds", "2", "--gpus", "0"]
     assert main(command) == 0
     output = capsys.readouterr().out
     folder = toy_runs / "small" / "test"

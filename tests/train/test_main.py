@@ -223,7 +223,7 @@ def test_a_trial_of_a_search_is_repeated_to_the_digit(typed: Typed, here: Path, 
     assert numbers(here / "trained" / "smart-007") == numbers(trial)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_same_command_goes_on_where_it_was_broken_off_to_the_digit(typed: Typed, here: Path, number: int) -> None:
     line = "mine.yaml --set budget/examples=1440"
     with subprocess.Popen(
