@@ -3,13 +3,14 @@
     python -m benchmarks.scale --nodes 8 --gpus 64 [--trials 1000] [--seconds 20]
 
 The nodes are processes of `ray.cluster_utils.Cluster` on this machine with logical GPUs, so this machine starts the workers of
-all of them. On few cores let the trials take long (`--seconds 300`). A stand-in trial sleeps, and reports as a real one does,
+all of them. On few cores let the trials take long (`--seconds 600`). A stand-in trial sleeps, and reports as a real one does,
 but saves no snapshot. Searcher, study, scheduler and Ray Tune are real. A wait has two parts: until the driver has chosen the
 next trial, and until its worker has begun.
 """
 
 from __future__ import annotations
 
+import os
 import resource
 import tempfile
 import time
@@ -68,6 +69,7 @@ def nodes(num_nodes: int, num_gpus: int) -> Iterator[None]:
     """Run the block connected to a cluster of this process, with the GPUs spread over its nodes, and a CPU for each."""
     import ray
 
+    os.environ.setdefault("RAY_worker_register_timeout_seconds", "600")  # many workers that start at once on few cores are slow
     each = {"num_cpus": num_gpus // num_nodes, "num_gpus": num_gpus // num_nodes, "object_store_memory": 80 * 1024**2}
     cluster = Cluster(initialize_head=True, head_node_args={**each, "include_dashboard": False})  # type: ignore[no-untyped-call]
     try:
