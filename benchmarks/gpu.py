@@ -22,6 +22,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import ours, peers
+from benchmarks.gpu_checks import can_run
 from benchmarks.rounds import Figure, Row, Times, alternate, milliseconds, ratio
 from minbert_core.checkpoints import save_encoder
 from minbert_core.encoder import EncoderShape, new_encoder
@@ -134,10 +135,11 @@ def methods(setting: Setting) -> Iterator[Row]:
     """Yield the time of each method relative to the sum, which is one pass for all tasks, and to a sum of passes per task."""
     contestants = {"sum": ours.training_step(setting.together(METHOD_BATCH))}
     contestants["sum per task"] = ours.training_step(setting.together(METHOD_BATCH), together=False)
-    contestants |= {name: ours.training_step(setting.together(METHOD_BATCH, **of)) for name, of in METHODS.items()}
+    runnable = {name: of for name, of in METHODS.items() if can_run(name)}
+    contestants |= {name: ours.training_step(setting.together(METHOD_BATCH, **of)) for name, of in runnable.items()}
     times, where = setting.times(contestants), f"three tasks of {METHOD_BATCH}"
     details = milliseconds(times)
-    for name in SURGERY:
+    for name in filter(can_run, SURGERY):
         yield setting.row(f"{name}, relative to the sum", where, ("<=", 1.10), ratio(times, name, "sum"), details=details)
         figure = ratio(times, name, "sum per task")
         yield setting.row(f"{name}, relative to a sum of passes per task", where, ("<=", 1.10), figure, details=details)

@@ -152,14 +152,15 @@ class Arriving:
 def usage(device: torch.device) -> dict[str, float]:
     """Measure `system/peak_memory_gb` of this process (GPU memory on a GPU, else resident), and a GPU's `system/gpu_percent`.
 
-    The percentage is omitted if the driver does not report it (a slice of a GPU, some containers).
+    The percentage is omitted if the driver does not report it (a slice of a GPU, some containers), or without nvidia-ml-py.
     """
     if device.type != "cuda":
         unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
         return {"system/peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
-    from pynvml import NVMLError
-
     figures = {"system/peak_memory_gb": torch.cuda.max_memory_reserved(device) / 1e9}
-    with contextlib.suppress(NVMLError):
-        figures["system/gpu_percent"] = float(torch.cuda.utilization(device))
+    with contextlib.suppress(ModuleNotFoundError):
+        from pynvml import NVMLError
+
+        with contextlib.suppress(NVMLError):
+            figures["system/gpu_percent"] = float(torch.cuda.utilization(device))
     return figures
