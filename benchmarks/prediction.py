@@ -49,9 +49,9 @@ def rows(data: Path, encoder: Path, rounds: int) -> Iterator[Row]:
 
 
 def _save(data: Path, encoder: Path, folder: Path) -> None:
-    """Save a model as a trial does, with fresh heads: its answers take the same time."""
+    """Save a model as a trial does, with the peer's pooler and fresh heads: its answers take the same time."""
     document = {"data": str(data), "encoder": str(encoder), "train_on": list(INPUTS.values()), "machine": {"device": "cpu"}}
-    config = load_config(document)
+    config = load_config({**document, "tasks": {"all": {"pooling": "pooler"}}})
     inputs = open_inputs(config)
     save_model(build_model(config, build_encoder(config, inputs)), config, folder, inputs.encoder_folder)
 
