@@ -78,6 +78,8 @@ def draw(options: argparse.Namespace) -> None:
     from search.study.study import Study
 
     folder = options.folder.absolute()
+    if folder.exists():
+        raise ValueError(f"{folder} exists. Its trials are drawn; `train` continues with those that have no curve.")
     data = reduced_data(options.data, folder.with_name(f"{folder.name}-data"), options.dev_rows)
     sets = [f"data={json.dumps(str(data))}", f"encoder/checkpoint={json.dumps(str(options.encoder.absolute()))}"]
     space = read_space(HERE / "curves.yaml", [*sets, f"budget/examples={options.examples}"], folder.name)
@@ -120,7 +122,7 @@ def train_one(changes: dict[str, Any], to: Path, deadline: float, path: Path) ->
         records = [progress.record for progress in train_trial(config, open_inputs(config), stop=over)]
     except Exception as error:  # noqa: BLE001 — a curve that fails is no reason to lose the others
         return f"{name} failed: {type(error).__name__}: {error}"
-    if records[-1]["kind"] != "dev":
+    if not records or records[-1]["kind"] != "dev":  # none if a pretraining was stopped
         return f"{name} is not whole: no time was left"
     (to / name).mkdir(parents=True, exist_ok=True)
     write_records(to / name / RECORDS, records)
@@ -139,9 +141,11 @@ def gather(options: argparse.Namespace) -> None:
     from search.study.study import Study
 
     folder, out = options.folder.absolute(), options.out or HERE / "curves.parquet"
-    for records in options.records.glob(f"*/{RECORDS}"):
-        target = folder / "trials" / records.parent.name / RECORDS
-        target.write_bytes(records.read_bytes())
+    found = sorted(options.records.glob(f"*/{RECORDS}"))
+    if unknown := [one.parent.name for one in found if not (folder / "trials" / one.parent.name).is_dir()]:
+        raise ValueError(f"{options.records} has records of {', '.join(unknown)}, which {folder} has not drawn.")
+    for one in found:
+        (folder / "trials" / one.parent.name / RECORDS).write_bytes(one.read_bytes())
     with lock(folder):
         plan = read_plan(folder)
         space = make_space(plan.space_name, read_own_space(folder, plan))

@@ -80,7 +80,7 @@ def test_the_dev_files_are_reduced_to_evenly_spaced_rows(tmp_path: Path) -> None
 
 
 def test_curves_of_a_machine_without_ray_are_those_of_a_search_of_ours(
-    tmp_path: Path, small_toy_cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small_toy_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(small_toy_cache))
     monkeypatch.setattr(multiprocessing, "get_context", lambda _: SimpleNamespace(Pool=ThreadPool))
@@ -92,12 +92,17 @@ def test_curves_of_a_machine_without_ray_are_those_of_a_search_of_ours(
     inputs = ["--data", str(data), "--encoder", str(tmp_path / "encoder"), "--dev-rows", "20"]
     drawn = ["draw", folder, *inputs, "--part", "3", "--trials", "2", "--examples", "90"]
     assert curves_elsewhere.main(drawn) == 0
+    assert curves_elsewhere.main(drawn) == 2
+    assert "curves-3 exists. Its trials are drawn" in capsys.readouterr().err
     there = ["train", folder, *inputs, "--to", records, "--device", "cpu", "--at-once", "1"]
     assert curves_elsewhere.main([*there, "--minutes", "0"]) == 0
     assert not list(Path(records).glob("*/metrics.jsonl"))
     assert curves_elsewhere.main(there) == 0
     shutil.rmtree(tmp_path / "records" / "000")  # it was not whole in time
     assert curves_elsewhere.main(["gather", folder, records, "--part", "3", "--out", out]) == 0
+    (tmp_path / "records" / "001").rename(tmp_path / "records" / "007")
+    assert curves_elsewhere.main(["gather", folder, records, "--part", "3", "--out", out]) == 2
+    assert "has records of 007, which" in capsys.readouterr().err
     rows = read_parquet(Path(out)).to_pylist()
     assert [(row["trial"], row["status"]) for row in rows] == [(2001, "completed")]
     assert all([entry["rung"] for entry in row["evaluations"]] == [*range(1, 10)] for row in rows)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from minbert_core.checkpoints import load_encoder, load_head
 from minbert_core.config import TrialConfig
 from minbert_core.config_checks import load_config
+from minbert_core.data import packed
 from minbert_core.data.tables import CorpusError
 from minbert_core.inputs import Inputs, build_encoder, open_inputs
 from minbert_core.settings.faults import SettingsError
@@ -79,6 +80,29 @@ def test_it_learns_one_batch_by_heart(tiny: Tiny, stage: dict[str, Any], monkeyp
         one.shown = 0
         losses.append(float(one.step()))
     assert losses[-1] < losses[0] / 2
+
+
+def test_a_batchs_questions_go_to_the_device_in_one_copy_with_their_layout(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, num_copies, copied = maker(trial(tiny, MLM)), [], packed.copied
+    monkeypatch.setattr(packed, "copied", lambda tensors, device: num_copies.append(len(tensors)) or copied(tensors, device))
+    one.device = torch.device("meta")
+    questions = one.questions(one.texts, np.arange(16), np.random.default_rng(0), limit=100)
+    assert len(questions) > 1
+    assert len(num_copies) == 1
+    for question in questions:
+        [reading] = question.batch.readings.values()
+        for tensor in (question.at_M, question.answers_M, question.batch.token_ids_N, reading.of_all.layout.slot_N):
+            assert tensor.device == one.device
+
+
+def test_tokens_that_round_a_batch_up_for_onednn_change_no_loss(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, losses = maker(trial(tiny, MLM)), []
+    for grid in (packed.EXACT, packed.ONEDNN):
+        monkeypatch.setattr(packed, "grid_for", lambda *_, grid=grid: grid)
+        [question] = one.questions(one.texts, np.arange(16), np.random.default_rng(0))
+        assert bool(question.batch.num_padding) == (grid == packed.ONEDNN)
+        losses.append(F.cross_entropy(one.forward(question, None), question.answers_M))
+    torch.testing.assert_close(*losses)
 
 
 def test_masked_words_are_learned_for_texts_that_were_held_out(tiny: Tiny) -> None:
