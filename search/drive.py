@@ -177,7 +177,7 @@ def _fit(
     scratch = start_ray(plan.resources, address)
     interrupts.listen()  # again: Ray has installed its own handler, which exits at once
     interrupts.save_seconds += plan.snapshot_bytes / SENT_PER_SECOND if plan.resources.storage else 0
-    storage = Path(tempfile.mkdtemp(prefix="minbert-tune-"))
+    storage = Path(tempfile.mkdtemp(prefix="minbert-tune-", dir=scratch))  # a killed driver's is removed with its Ray's
     with RayWatch(scratch, give_up) as watch:
 
         def is_stopped() -> bool:
