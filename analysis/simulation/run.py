@@ -85,7 +85,7 @@ class Worker:
             source: FromTable | Suggested = FromTable(recording, method.settings.rungs, repetition)
             return self._run(space, source, planned), float(truths.max()), float(truths.mean())
         drawn = problem.surrogate.draw(np.random.default_rng(repetition))
-        truths = self._truths(drawn)
+        truths = self.truths(drawn)
         source = Suggested(drawn, method.settings.rungs, method.settings.sampler, repetition)
         return self._run(space, source, planned), float(truths.max()), float(truths.mean())
 
@@ -93,7 +93,8 @@ class Worker:
         problem = self.problem
         return replay(space, source, problem.recording.tasks, planned, problem.workers, problem.end_seconds)
 
-    def _truths(self, drawn: Drawn) -> Floats:
+    def truths(self, drawn: Drawn) -> Floats:
+        """Return the best noiseless score of each random point of a drawn function, (P,)."""
         num_metrics = 1 + len(self.problem.recording.tasks)
         scores_PR = drawn.outputs(self.random_PD)[:, :-1:num_metrics]
         best_P: Floats = scores_PR.max(axis=1)

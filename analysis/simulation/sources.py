@@ -39,7 +39,7 @@ class FromTable:
         generator = np.random.default_rng((self.repetition, number))
         configurations = self.recording.configurations
         own = configurations[int(generator.integers(len(configurations)))]
-        metrics = own.metrics_RM + _noise(self.recording, generator)
+        metrics = own.metrics_RM + noise_of_a_seed(self.recording, generator)
         truth, stages = float(own.metrics_RM[:, 0].max()), tuple(own.stages[place] for place in self.places)
         return Curve(own.point, own.recipe, metrics[self.places], own.seconds_R[self.places], stages, truth)
 
@@ -87,7 +87,7 @@ class Suggested:
         self.ids.append(trial._trial_id)
         point = recording.points.sample(lambda name, domain: domain.suggest(trial, name))
         metrics_RM, seconds_R, stages, recipe = self.drawn.curve(point)
-        noise = _noise(recording, np.random.default_rng((self.repetition, number)))
+        noise = noise_of_a_seed(recording, np.random.default_rng((self.repetition, number)))
         truth, metrics_RM = float(metrics_RM[:, 0].max()), metrics_RM + noise
         stages = tuple(stages[place] for place in self.places)
         return Curve(point, recipe, metrics_RM[self.places], seconds_R[self.places], stages, truth)
@@ -103,7 +103,7 @@ class Suggested:
         self.storage.set_trial_state_values(self.ids[number], STATES[status], values)
 
 
-def _noise(recording: Recording, generator: np.random.Generator) -> Floats | float:
+def noise_of_a_seed(recording: Recording, generator: np.random.Generator) -> Floats | float:
     """Draw the noise of a seed, shape (R, M); 0 if no configuration was repeated."""
     residuals = recording.residuals_SRM
     if not len(residuals):
