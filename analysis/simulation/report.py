@@ -44,7 +44,7 @@ def block(measured: Sequence[Measures], title: str) -> list[str]:
     """Format a table of methods on one kind of curves."""
     rows = [["method", "to reach it", "regret at 1/3", "at 1", "lost", "trials"]]
     for each in measured:
-        lost, counts = f"{100 * each.lost_best.value:.0f} %", f"{each.num_trials:.0f} ({each.num_whole:.0f})"
+        lost, counts = _percent(each.lost_best), f"{each.num_trials:.0f} ({each.num_whole:.0f})"
         third, end = each.regret_third, each.regret_end
         regrets = [f"{_regret(third.value)} ({_regret(third.low)}-{_regret(third.high)})", _regret(end.value)]
         rows.append([each.name, _reached(each.reached), *regrets, lost, counts])
@@ -63,9 +63,9 @@ def fitted_title(error: LeaveOneOut) -> str:
 RECORDED_TITLE = "On the recorded curves, drawn at random, with replacement"
 RULES = (
     "To reach it: the share of the budget at which the mean regret is that of random search with all of it. Regret: how far "
-    "the best trial so far falls short of the best configuration, without noise of seeds. Lost: repetitions in which the best "
-    "configuration that was tried was stopped early. Trials: begun (ran to the end). Intervals: 95 %, bootstrap over "
-    "repetitions; they do not cover other recorded configurations."
+    "the best trial so far falls short of the best configuration, without noise of seeds. Lost: percent of the repetitions in "
+    "which the best configuration that was tried was stopped early. Trials: begun (ran to the end). Intervals: 95 %, bootstrap "
+    "over repetitions; they do not cover other recorded configurations."
 )
 
 
@@ -113,6 +113,10 @@ def _reached(of: Span) -> str:
 
 def _share(value: float) -> str:
     return "> 1" if math.isinf(value) else short(value, digits=2)
+
+
+def _percent(of: Span) -> str:
+    return f"{100 * of.value:.0f}±{50 * (of.high - of.low):.0f}"
 
 
 def _regret(value: float) -> str:
