@@ -3,9 +3,10 @@
     python -m benchmarks.neps_peer CURVES.parquet [--budget 20] [--workers 4] [--repetitions 40] [--methods asha priorband …]
 
 It needs the extra `neps`, in an environment without constraints.txt: NePS asks for an older pandas. Both sides search the same
-drawn functions, by the same clock, and resume a promoted trial at no cost. NePS knows no branches, so a parameter of a branch
-that was not chosen has a value without effect. Its `asha` promotes most configurations (2026-11); it is taken as it is. ifBO
-is left out, since its weights are downloaded at the first use.
+drawn functions by the same clock, and resume a promoted trial from its last point. "Lost" is for NePS a best configuration that
+did not reach the last rung, for whatever reason. NePS knows no branches, so a parameter of a branch that was not chosen has a
+value without effect. Its `asha` promotes most configurations (2026-11); it is taken as it is. ifBO is left out, since its
+weights are downloaded at the first use.
 
 Source: neural-pipeline-search 0.17, `neps.AskAndTell`; PriorBand, Mallik et al. 2023 (arXiv 2306.12370), without priors.
 """
@@ -95,8 +96,8 @@ class _Search:
         self.problem, self.drawn, self.rungs, self.repetition = problem, drawn, rungs, repetition
         algorithm: Callable[..., Any] = getattr(neps.algorithms, name)
         self.search = neps.AskAndTell(algorithm(neps_space(problem.recording.points.space, rungs), eta=rungs[-1] // rungs[-2]))
-        self.curves: dict[str, Curve] = {}  # of each configuration
-        self.reached: dict[str, int] = {}  # the rung of each
+        self.curves: dict[str, Curve] = {}  # of every configuration that was begun
+        self.reached: dict[str, int] = {}  # its last rung, 0 before the first
         self.best: tuple[int, float, str] = (0, 0.0, "")
         self.now, self.seconds = 0.0, 0.0
         self.due: list[tuple[float, str]] = []
@@ -118,12 +119,11 @@ class _Search:
         trial = self.search.ask()
         key = _key(trial.config)
         rung = self.rungs.index(int(trial.config[FIDELITY]))
-        if key not in self.curves:
-            self.curves[key], self.reached[key] = self._curve(trial.config), 0
-        seconds_R, reached = self.curves[key].seconds_R, self.reached[key]
-        seconds = float(seconds_R[rung] - (seconds_R[self.rungs.index(reached)] if reached else 0))
+        curve, reached = self.curves.get(key) or self._curve(trial.config), self.reached.get(key, 0)
+        seconds = float(curve.seconds_R[rung] - (curve.seconds_R[self.rungs.index(reached)] if reached else 0))
         if self.now + seconds > self.problem.end_seconds:
             return False
+        self.curves[key], self.reached[key] = curve, reached
         self.seconds += seconds
         heapq.heappush(self.due, (self.now + seconds, trial.id))
         return True

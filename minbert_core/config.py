@@ -85,25 +85,16 @@ class TaskSettings(Settings):
 TASK_DEFAULTS: dict[str, Any] = {"pair_encoding": Cross(), "pooling": Mean(), "head": Linear(), "batch_size": 16}
 
 
-BUDGET_UNITS = ("examples", "epochs", "passes")
-
-
 class Budget(Settings):
     """How many examples a trial may draw, and when it is evaluated on dev."""
 
     examples: PositiveInt | None = Field(
         None,
         json_schema_extra={"unit": "examples"},
-        description="labelled rows drawn, over all tasks; 400,000 if epochs and passes are absent, too",
+        description="labelled rows drawn, over all tasks; 400,000 if epochs is absent, too",
     )
     epochs: PositiveFloat | None = Field(
         None, json_schema_extra={"unit": "epochs"}, description="instead of examples: epochs as the task schedule counts them"
-    )
-    passes: PositiveInt | None = Field(
-        None,
-        json_schema_extra={"unit": "passes"},
-        description="instead of examples: passes of an example through the encoder, those of SMART, R-Drop and a teacher "
-        "included, so that trials cost about the same",
     )
     points: tuple[PositiveInt, ...] = Field(
         (1, 3, 9),
@@ -121,8 +112,8 @@ class Budget(Settings):
 
     @model_validator(mode="after")
     def _one_unit(self) -> Budget:
-        if len(given := [name for name in BUDGET_UNITS if getattr(self, name) is not None]) > 1:
-            raise ValueError(f"`budget` takes one of {', '.join(BUDGET_UNITS)}. Got {' and '.join(given)}.")
+        if self.examples is not None and self.epochs is not None:
+            raise ValueError("`budget` takes examples or epochs, not both.")
         return self
 
 
@@ -326,18 +317,7 @@ class TrialConfig(Settings):
             return max(1, round(sum(self.stage_examples(sizes))))
         if self.budget.epochs is not None:
             return max(1, round(self.budget.epochs * self._epoch_examples(self.task_schedule, self.train_on, sizes)))
-        if self.budget.passes is not None:
-            return max(1, round(self.budget.passes / self.passes_per_example))
         return self.budget.examples or 400_000
-
-    @property
-    def passes_per_example(self) -> float:
-        """The passes of a labelled example through the encoder, the mean over the stages by their shares.
-
-        Not included: the further pass over a batch that is cut for memory and whose loss is defined over all of it.
-        """
-        stages = zip(shares(self.labelled), self.stage_plans(), strict=True)
-        return sum(share * stage.passes_per_example(self.loss_weights.looks_again) for share, stage in stages)
 
     def stage_examples(self, sizes: Mapping[str, int]) -> list[float]:
         """Return the budget of each of `stage_plans` in examples: its own epochs, or its share of the whole."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from minbert_core.config import BUDGET_UNITS, LAYERS, OVERALL, TEXT_FILE, TINY, TOY, TrialConfig, pretraining_texts, task_layers
+from minbert_core.config import LAYERS, OVERALL, TEXT_FILE, TINY, TOY, TrialConfig, pretraining_texts, task_layers
 from minbert_core.data.own_tasks import named_wrong
 from minbert_core.data.tasks import TASKS
 from minbert_core.methods.stages import Stage, StagePlan, in_epochs, shares
@@ -143,7 +143,7 @@ def _stage_faults(config: TrialConfig) -> Iterator[str]:
         return
     try:
         if in_epochs(config.labelled):
-            if said := [name for name in BUDGET_UNITS if getattr(config.budget, name) is not None]:
+            if said := [name for name in ("examples", "epochs") if getattr(config.budget, name) is not None]:
                 yield f"`budget/{said[0]}` is the sum of the stages' own `epochs`. Remove it, or give the stages shares."
         else:
             shares(config.labelled)

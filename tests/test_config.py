@@ -104,7 +104,7 @@ ONE_FAULT = {
     "objective: {weights: {}}": "`objective/weights` must have 1 or more entries. Got {}.",
     "tasks: {all: {head: {kind: mlp, hidden: []}}}": "`tasks/all/head/mlp/hidden` must have 1 or more entries. Got [].",
     "budget: {points: [3, 1]}": "`budget/points` must increase. Got [3, 1].",
-    "budget: {examples: 1, epochs: 2}": "`budget` takes one of examples, epochs, passes. Got examples and epochs.",
+    "budget: {examples: 1, epochs: 2}": "`budget` takes examples or epochs, not both.",
     # a fault inside a list or a variant comes alone: the list is not said to be short as well
     "stages: [{kind: multitask, share: 2}]": "`stages/0/multitask/share` must be <= 1. Got 2.",
     "stages: [{kind: multitask, optimizer: {lr: 5}}]": "`stages/0/multitask/optimizer/lr` must be <= 1. Got 5.",

@@ -8,7 +8,7 @@ The teacher is state: a snapshot holds it, and each stage begins with a new one.
 from __future__ import annotations
 
 import copy
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -56,7 +56,6 @@ class NoProximal(Variant):
     """No proximal regularisation: the plain loss."""
 
     kind: Literal["none"] = "none"
-    extra_passes: ClassVar[int] = 0  # of the teacher, per clean pass of the first view
 
     @property
     def weight(self) -> float:
@@ -76,7 +75,6 @@ class Bregman(Variant):
     """
 
     kind: Literal["bregman"] = "bregman"
-    extra_passes: ClassVar[int] = 1
     weight: float = Field(
         1.0, ge=0, json_schema_extra={"unit": "times the task's loss"}, description="mu: factor of the penalty"
     )

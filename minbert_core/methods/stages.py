@@ -86,14 +86,6 @@ class StagePlan:
         """Whether the tasks have long turns, so that in the middle of a round some have had fewer examples than others."""
         return self.task_schedule.rounds != 0 and len(self.tasks) > 1
 
-    def passes_per_example(self, looks_again: bool) -> int:
-        """Count the passes of an example through the encoder: clean and noisy ones, a teacher's, and those of `looks_again`.
-
-        looks_again: whether the loss weights take the losses again after each step of several tasks.
-        """
-        again = self.smoothness.views if looks_again and len(self.tasks) > 1 else 0
-        return 1 + self.smoothness.extra_passes + self.proximal.extra_passes + again
-
     @property
     def recipe(self) -> str:
         """The name of the stage in the trial's recipe: `multitask`, `single_task-para`, `multitask-sequential`."""

@@ -288,24 +288,6 @@ def rates(records: Records) -> list[float]:
     return [record["train/lr"] for record in records if record["kind"] == "train"]
 
 
-PASSES: dict[str, tuple[dict[str, Any], int]] = {  # settings, and what they take per example
-    "plain": ({}, 1),
-    "smart, two steps, teacher": ({"smoothness": {"kind": "smart", "steps": 2, "radius": 0.03}, "proximal": "bregman"}, 5),
-    "r_drop, famo": ({"smoothness": "r_drop", "loss_weights": "famo"}, 4),
-    "heads without smart, then smart": ({"smoothness": "smart", "stages": ["linear_probe", "multitask"]}, 2),
-}
-
-
-@pytest.mark.parametrize("settings", PASSES)
-def test_a_budget_in_passes_is_spent_whatever_a_step_takes(tiny: Tiny, settings: str) -> None:
-    changes, per_example = PASSES[settings]
-    config = tiny(budget={"examples": None, "passes": 480}, **changes)
-    last = records_of(config)[-1]
-    assert config.passes_per_example == per_example
-    assert abs(last["passes"] - 480) <= 5 * 24  # a step of 3 x 8 that takes most
-    assert last["examples"] == math.ceil(480 / per_example / 24) * 24
-
-
 def test_the_rate_is_that_of_the_step_s_middle(tiny: Tiny) -> None:
     """Ten steps, warm-up of a tenth: middles at 0.05, 0.15, ... 0.95; neither end is wasted on a rate of 0."""
     found = rates(records_of(tiny(optimizer={"lr": 1e-3, "warmup": 0.1})))
