@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from analysis.simulation.run import Problem, Simulated, simulate
 from analysis.sources import facts_of, read_one_search, write_figures
 from minbert_core.commands import DONE, run_command
 from minbert_core.terminal import show_progress
+from minbert_core.words import duration
 from search.report.draw import show
 
 
@@ -45,15 +47,15 @@ def _main(options: argparse.Namespace) -> int:
     methods = _methods(options.methods, recording.rungs, options.rungs)
     facts = facts_of(table)
     recorded = Problem(recording, options.budget, options.workers, fitted=False)
-    parts = [heading(recorded, methods, f"{facts.name}: {facts.about or '(no question given: `about`)'}", options.repetitions)]
+    _show_now(heading(recorded, methods, f"{facts.name}: {facts.about or '(no question given: `about`)'}", options.repetitions))
     measured, error = {"recorded": _measured(recorded, [m for m in methods if not m.learns], options.repetitions)}, None
-    parts += [block(measured["recorded"], RECORDED_TITLE)]
+    _show_now(block(measured["recorded"], RECORDED_TITLE))
     if any(method.learns for method in methods):
         fitted = Problem(recording, options.budget, options.workers, fitted=True)
         error = fitted.surrogate.leave_one_out()
         measured["fitted"] = _measured(fitted, methods, options.repetitions)
-        parts += [block(measured["fitted"], fitted_title(error))]
-    show(report([*parts, answer(list(measured.values())[-1]), limits(recording, error, learned)]))
+        _show_now(block(measured["fitted"], fitted_title(error)))
+    show(report([answer(list(measured.values())[-1]), limits(recording, error, learned)]))
     print("\n".join(write_figures([draw_regrets(measured, facts.name, options.budget)], options)))
     return DONE
 
@@ -65,12 +67,21 @@ def _methods(texts: Sequence[str], recorded: Sequence[int], rungs: Sequence[int]
     return [first, *(method for method in others if method.settings != first.settings)]
 
 
+def _show_now(part: list[str]) -> None:
+    """Show a part of the answer while the next one is simulated, so that an interrupt does not lose it."""
+    show([*part, ""])
+    sys.stdout.flush()
+
+
 def _measured(problem: Problem, methods: Sequence[Method], repetitions: int) -> list[Measures]:
     found: list[Simulated] = []
-    for method in methods:
-        show_progress(f"simulating {method.name} ({'fitted' if problem.fitted else 'recorded'} curves) …")
-        found += simulate(problem, [method], repetitions)
-    show_progress("")
+    began, curves = time.monotonic(), "fitted" if problem.fitted else "recorded"
+    show_progress(f"simulating {methods[0].name} ({curves} curves) …")
+    for simulated in simulate(problem, methods, repetitions):
+        found.append(simulated)
+        waiting = methods[len(found) :]
+        left = duration((time.monotonic() - began) / len(found) * len(waiting))
+        show_progress(f"simulating {waiting[0].name} ({curves} curves), about {left} left …" if waiting else "")
     return [measure(each, found[0], problem.end_seconds) for each in found]
 
 
