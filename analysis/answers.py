@@ -28,8 +28,8 @@ from minbert_core.data.tokens import Encoding, TokenisedSplit, tokenise_split
 from minbert_core.evaluate import metric
 from minbert_core.files import cache_folder
 from minbert_core.inputs import data_folder
-from minbert_core.machine import resolve_precision
-from minbert_core.model import HEADS, TOKENS_PER_PASS, Predictor, load, predict_logits, predictions
+from minbert_core.machine import resolve_precision, tokens_per_pass
+from minbert_core.model import HEADS, Predictor, load, predict_logits, predictions
 from minbert_core.predict import model_folder
 from minbert_core.words import did_you_mean, duration
 from search.plan.folder import read_plan
@@ -168,10 +168,11 @@ def dev_answers(model: DevModel, tasks: Sequence[str], progress: Progress = lamb
     """
     splits = {name: _split(model, name) for name in tasks}
     lengths = {name: split.lengths(_encoding(model, name), model.config.max_length) for name, split in splits.items()}
-    clock = _Clock(sum(int(of.sum()) for of in lengths.values()), progress)
+    device = next(model.predictor.model.parameters()).device
+    num_tokens = sum(int(of.sum()) for of in lengths.values())
+    clock = _Clock(max(1, round(num_tokens / tokens_per_pass(device))), progress)
     for name, split in splits.items():
         task, config = split.task, model.config
-        device = next(model.predictor.model.parameters()).device
         precision = resolve_precision(config.machine.precision, device) if device.type == "cuda" else "float32"
         tokenizer = model.predictor.tokenizer
         specials = tokenizer.cls_id, tokenizer.sep_id
@@ -194,10 +195,10 @@ def _encoding(model: DevModel, name: str) -> Encoding:
 
 
 class _Clock:
-    """The time left of a model's passes, from the share of the tokens that it has read."""
+    """The time left of a model's passes, from the share of the passes that it has made."""
 
-    def __init__(self, num_tokens: int, progress: Progress) -> None:
-        self.num_passes, self.progress = max(1, round(num_tokens / TOKENS_PER_PASS)), progress
+    def __init__(self, num_passes: int, progress: Progress) -> None:
+        self.num_passes, self.progress = num_passes, progress
         self.since, self.seconds, self.done, self.about = 0.0, 0.0, 0, ""
 
     def begin(self, about: str) -> None:

@@ -34,7 +34,7 @@ from minbert_core.data.tokens import TokenisedTexts, Tokenizer, load_tokenizer, 
 from minbert_core.encoder import Encoder, Masks
 from minbert_core.encoder_fit import check_encoder
 from minbert_core.files import replaced, user_path
-from minbert_core.machine import in_precision, resolve_device, resolve_precision
+from minbert_core.machine import in_precision, resolve_device, resolve_precision, tokens_per_pass
 from minbert_core.memory import DoesNotFitError, is_out_of_memory, reason_of, release
 from minbert_core.methods.adapters import Adapter
 from minbert_core.methods.shared_layers import SharedLayer
@@ -45,7 +45,6 @@ from minbert_core.settings.yaml import dump_yaml
 from minbert_core.tensor_files import load_metadata, load_tensors, save_tensors
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
-TOKENS_PER_PASS = 4096  # large enough for full-rate matrix products, small enough for any GPU; assumed, not measured (2026-11)
 HEADS = "heads.safetensors"
 README = """\
 A multitask BERT: encoder/ (Hugging Face layout, tokenizer included), heads.safetensors (one head per task), config.yaml.
@@ -355,8 +354,8 @@ def predict_logits(
 def _in_passes(
     answer: Callable[[NDArray[np.int64]], None], rows: NDArray[np.int64], lengths: NDArray[np.int64], device: torch.device
 ) -> None:
-    """Answer `rows` in passes of about TOKENS_PER_PASS tokens, or of half as many for as long as a pass does not fit."""
-    budget = TOKENS_PER_PASS
+    """Answer `rows` in passes of as many tokens as suit the device, or of half as many for as long as a pass does not fit."""
+    budget = tokens_per_pass(device)
     waiting = _token_budget(rows, lengths, budget)
     while waiting:
         try:

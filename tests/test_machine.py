@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from pynvml import NVMLError_NotSupported
 
 from minbert_core.config import Machine
 from minbert_core.config_checks import load_config
-from minbert_core.machine import fastest_matmul, prepare, resolve_device, resolve_precision, usage
+from minbert_core.machine import fastest_matmul, prepare, resolve_device, resolve_precision, tokens_per_pass, usage
 from minbert_core.settings.faults import SettingsError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -52,6 +53,16 @@ def test_a_whole_gpu_and_a_cpu_have_no_cap(caps: list[float]) -> None:
     assert prepare(Machine(device="cuda")) == CUDA
     assert prepare(Machine(device="cpu", gpu_share=0.25)) == CPU
     assert caps == []
+
+
+def test_an_evaluation_s_passes_grow_with_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [tokens_per_pass(CPU)]
+    for multiprocessors in (40, 132):  # a T4, an H100
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda _, num=multiprocessors: SimpleNamespace(multi_processor_count=num)
+        )
+        sizes.append(tokens_per_pass(CUDA))
+    assert sizes == [4096, 5120, 16896]
 
 
 def test_a_trial_has_as_many_threads_as_its_config_says() -> None:

@@ -252,13 +252,13 @@ def test_predictions_keep_the_file_s_order_and_do_not_depend_on_the_batch(
     alone_BK = torch.cat(alone).numpy()
     assert np.ptp(alone_BK[:, 0]) > 0.1
     for budget in (1, 100, 4096):
-        monkeypatch.setattr("minbert_core.model.TOKENS_PER_PASS", budget)
+        monkeypatch.setattr("minbert_core.machine.TOKENS_PER_PASS", budget)
         assert np.allclose(predict_logits(model, task, split, 64, inputs.specials), alone_BK, atol=1e-4)
 
 
 @pytest.mark.parametrize("budget", [1, 50, 300, 10_000])
 def test_token_budget_takes_each_row_once_and_short_ones_first(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
-    monkeypatch.setattr("minbert_core.model.TOKENS_PER_PASS", budget)
+    monkeypatch.setattr("minbert_core.machine.TOKENS_PER_PASS", budget)
     lengths = np.random.default_rng(0).integers(3, 60, 100)
     groups = _token_budget(np.argsort(lengths, kind="stable"), lengths, budget)
     order = np.concatenate(groups)

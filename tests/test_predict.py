@@ -104,7 +104,7 @@ def test_neither_order_nor_neighbours_of_the_inputs_matter(tiny: Tiny, tmp_path:
     alone = [predictor.predict([text])[0] for text in texts]
     assert len({answers["sst"].value for answers in alone[:10]} | {answers["sts"].value for answers in alone[10:]}) > 10
     order = np.random.default_rng(0).permutation(len(texts))
-    monkeypatch.setattr("minbert_core.model.TOKENS_PER_PASS", 60)  # several passes
+    monkeypatch.setattr("minbert_core.machine.TOKENS_PER_PASS", 60)  # several passes
     for i, answers in zip(order, predictor.predict([texts[i] for i in order]), strict=True):
         assert list(answers) == list(alone[i])
         for name, answer in answers.items():

@@ -25,10 +25,10 @@ import torch
 from minbert_core.config import TrialConfig
 from minbert_core.config_checks import load_config
 from minbert_core.inputs import Inputs, open_inputs
-from minbert_core.machine import usage
+from minbert_core.machine import tokens_per_pass, usage
 from minbert_core.methods.stages import StagePlan
 from minbert_core.methods.task_schedules import examples_per_step as mean_examples_per_step
-from minbert_core.model import TOKENS_PER_PASS, save_model
+from minbert_core.model import save_model
 from minbert_core.seeds import seed_of
 from minbert_core.train.bench import Bench
 from minbert_core.train.loop import NUM_LOGS, STEPS_PER_MEASURE
@@ -251,7 +251,7 @@ def _dev_seconds(bench: Bench, task: str) -> float:
         before = time.monotonic()
         evaluate_dev(bench.model, config, part)
         rates.setdefault(tokens, []).append((time.monotonic() - before) / float(ends[len(rows) - 1]))
-        tokens = min(2 * tokens, TOKENS_PER_PASS)
+        tokens = min(2 * tokens, tokens_per_pass(bench.device))
     return float(ends[-1] * np.mean(rates[max(rates)]))
 
 
