@@ -22,7 +22,7 @@ from minbert_core.config import NO_MPS, Machine
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 1 << 30  # from glibc's malloc.h
 FASTER = 1.05  # the least speedup that justifies results whose last digits differ from torch's default
-TOKENS_PER_PASS = 4096  # of an evaluation on a CPU, also in one with little memory
+TOKENS_PER_PASS = 4096  # of an evaluation on a CPU: products at the full rate, little memory; assumed, not measured (2026-11)
 TOKENS_PER_MULTIPROCESSOR = 128  # rows of a common tile of a GPU's matrix product; assumed, not measured (2026-11)
 AS_EXACT = 4.0  # times the default's error; bfloat16 in place of float32 has a thousand times the error
 

@@ -257,8 +257,7 @@ def test_predictions_keep_the_file_s_order_and_do_not_depend_on_the_batch(
 
 
 @pytest.mark.parametrize("budget", [1, 50, 300, 10_000])
-def test_token_budget_takes_each_row_once_and_short_ones_first(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
-    monkeypatch.setattr("minbert_core.machine.TOKENS_PER_PASS", budget)
+def test_token_budget_takes_each_row_once_and_short_ones_first(budget: int) -> None:
     lengths = np.random.default_rng(0).integers(3, 60, 100)
     groups = _token_budget(np.argsort(lengths, kind="stable"), lengths, budget)
     order = np.concatenate(groups)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from analysis import simulate
-from analysis.simulation.measures import measure, regrets
+from analysis.simulation.measures import Measures, Span, measure, regrets
 from analysis.simulation.methods import geometric, num_trials, parse_method, suited
 from analysis.simulation.points import Points
 from analysis.simulation.recorded import read_recording
 from analysis.simulation.replay import Replay, replay
+from analysis.simulation.report import block
 from analysis.simulation.run import Problem, Simulated
 from analysis.simulation.run import simulate as run
 from analysis.simulation.sources import FromTable
@@ -280,6 +281,22 @@ def test_repetitions_of_a_learning_method_run_on_drawn_functions() -> None:
 def test_an_unknown_method_is_refused(text: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         parse_method(text, (1, 3, 9))
+
+
+def test_a_share_of_lost_bests_has_half_the_width_of_its_interval() -> None:
+    half, none = Span(0.5, 0.4, 0.6), Span(0.0, 0.0, 0.0)
+    flat = np.zeros(3)
+    row = block([Measures("m", half, none, none, half, 9.0, 3.0, flat, flat, flat)], "t")[-1]
+    assert [cell.strip() for cell in row.split("|")][5] == "50±10"
+
+
+def test_an_interrupt_loses_no_table_that_was_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulate, "read_one_search", lambda *_: made_up(24))
+    monkeypatch.setattr(Surrogate, "leave_one_out", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert simulate.main(["s", "--methods", "random+asha", "tpe", "--budget", "4", "--repetitions", "20"]) == 130
+    assert "| random+asha |" in capsys.readouterr().out
 
 
 def test_the_command_answers_and_draws(
