@@ -41,7 +41,7 @@ class Replay:
     truths: list[float]
     num_trials: int
     num_whole: int  # that ran to the end
-    lost_best: bool  # the best configuration that was begun was stopped before its end
+    lost_best: bool  # all trials of the best configuration that was begun were stopped before their end
     seconds: float  # of training
 
 
@@ -107,7 +107,8 @@ class _Clock:
 
     def _result(self) -> Replay:
         trials, curves = self.study.trials, self.study.curves
-        best = max(range(len(curves)), key=lambda number: curves[number].truth)
+        best = max(curve.truth for curve in curves)
         whole = sum(trial.rung == self.rungs[-1] for trial in trials)
-        lost = trials[best].status == "stopped"
+        # drawn with replacement, a configuration may have several trials, of which one is enough
+        lost = all(trial.status == "stopped" for trial, curve in zip(trials, curves, strict=True) if curve.truth == best)
         return Replay(self.times, self.truths, len(trials), whole, lost, sum(trial.seconds for trial in trials))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,17 @@ def test_the_best_is_lost_if_it_was_stopped() -> None:
 
     found = replay(space_of({**DOCUMENT, "trial_scheduler": "asha"}), Late(0.5, 0.9), (), 2, 1, math.inf)
     assert found.lost_best
+
+
+def test_the_best_is_not_lost_while_one_of_its_trials_runs_to_the_end() -> None:
+    """Drawn with replacement, it has several: top_k stops all but k of them."""
+
+    class Twice(Given):
+        def next(self, number: int) -> Curve:
+            return replace(super().next(number), truth=0.9)
+
+    found = replay(space_of({**DOCUMENT, "trial_scheduler": {"kind": "top_k", "k": 1}}), Twice(0.88, 0.92), (), 2, 1, math.inf)
+    assert (found.num_whole, found.lost_best) == (1, False)
 
 
 def test_promotion_pauses_and_promotes_in_simulated_time() -> None:
