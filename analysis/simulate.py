@@ -52,7 +52,7 @@ def _main(options: argparse.Namespace) -> int:
     _show_now(block(measured["recorded"], RECORDED_TITLE))
     if any(method.learns for method in methods):
         fitted = Problem(recording, options.budget, options.workers, fitted=True)
-        error = fitted.surrogate.leave_one_out()
+        error = fitted.surrogate.unseen_error()
         measured["fitted"] = _measured(fitted, methods, options.repetitions)
         _show_now(block(measured["fitted"], fitted_title(error)))
     show(report([answer(list(measured.values())[-1]), limits(recording, error, learned)]))

@@ -88,6 +88,12 @@ class Points:
         """Return points as numbers, shape (N, D): 1 for the chosen label, a range scaled to [0, 1], 0.5 where it is absent."""
         return np.array([[number for path in self.domains for number in self._numbers(path, point)] for point in points])
 
+    @property
+    def parameter_D(self) -> NDArray[np.int64]:
+        """Return the parameter, by its place in `domains`, to which each number of an encoded point belongs."""
+        counts = [len(self._numbers(path, {})) for path in self.domains]
+        return np.repeat(np.arange(len(counts)), counts)
+
     def _numbers(self, path: str, point: Mapping[str, Any]) -> list[float]:
         domain, value = self.domains[path], point.get(path)
         if isinstance(domain, Choice):

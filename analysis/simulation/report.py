@@ -10,7 +10,7 @@ from analysis.simulation.measures import Measures, Span
 from analysis.simulation.methods import Method
 from analysis.simulation.recorded import GOOD, Recording
 from analysis.simulation.run import Problem
-from analysis.simulation.surrogate import LeaveOneOut
+from analysis.simulation.surrogate import UnseenError
 from minbert_core.words import counted, duration
 from search.report.words import markdown, short
 
@@ -51,12 +51,12 @@ def block(measured: Sequence[Measures], title: str) -> list[str]:
     return [*folded(title), *markdown(rows)]
 
 
-def fitted_title(error: LeaveOneOut) -> str:
+def fitted_title(error: UnseenError) -> str:
     """Name the fitted curves, with their error."""
     explained = f"{100 * max(0, error.explained):.0f} % of the variance of the final score"
     return (
-        f"On curves of a fitted surrogate, where samplers may go anywhere. Leave one out: it explains {explained} of "
-        f"configurations that it has not seen (error {short(error.rmse)})"
+        f"On curves of a fitted surrogate, where samplers may go anywhere. It explains {explained} of configurations that it "
+        f"has not seen (ten folds; error {short(error.rmse)})"
     )
 
 
@@ -80,7 +80,7 @@ def answer(measured: Sequence[Measures]) -> list[str]:
     return folded(text + others)
 
 
-def limits(recording: Recording, error: LeaveOneOut | None, learned: bool) -> list[str]:
+def limits(recording: Recording, error: UnseenError | None, learned: bool) -> list[str]:
     """Say what the answer does not cover."""
     num = len(recording.configurations)
     sentences = []

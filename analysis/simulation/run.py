@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 import optuna
+from threadpoolctl import threadpool_limits
 
 from analysis.simulation.methods import Method, num_trials
 from analysis.simulation.points import Floats
@@ -111,7 +112,8 @@ def _start(problem: Problem) -> None:
 
 def _repeat(method: Method, planned: int, repetitions: range) -> list[tuple[Replay, float, float]]:
     assert _worker is not None, "_start runs first"
-    return [_worker.repeat(method, planned, repetition) for repetition in repetitions]
+    with threadpool_limits(1):  # each core has a process of its own
+        return [_worker.repeat(method, planned, repetition) for repetition in repetitions]
 
 
 def simulate(problem: Problem, methods: Sequence[Method], repetitions: int) -> Iterator[Simulated]:

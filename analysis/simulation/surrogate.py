@@ -1,35 +1,35 @@
 """Learning curves of configurations that were not recorded: a Gaussian process over the points, and functions drawn from it.
 
-    Recording -> Surrogate: kernel fitted by scikit-learn, leave-one-out error -> draw -> Response: point -> curve
+    Recording -> Surrogate: kernel (kernel.py), error at unseen configurations -> draw -> Drawn: point -> curve
 
 All metrics at all rungs share one kernel over the points; their covariance is that of the recorded curves. Each repetition of a
 simulation draws one function from the posterior, so what is unknown about a point is in the intervals over repetitions. A
 function of the mean alone would be flatter than any real one, and its best point would be a recorded one.
 
-Sources: Rasmussen & Williams 2006, algorithm 2.1 and equation 5.12 (leave-one-out); Wilson et al. 2020 (arXiv 2002.09309),
-equation 13 (a draw from the posterior); Rahimi & Recht 2007, random features of the prior.
+Sources: Rasmussen & Williams 2006, algorithm 2.1; Wilson et al. 2020 (arXiv 2002.09309), equation 13 (a draw from the
+posterior); Rahimi & Recht 2007, random features of the prior.
 Legend: N recorded configurations, D numbers of a point, F features, K outputs (R rungs times M metrics, and the cost).
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from scipy import linalg
 
+from analysis.simulation.kernel import NU, fit_kernel
 from analysis.simulation.points import Floats, Point
 from analysis.simulation.recorded import Recording
 
 NUM_FEATURES = 256
-NU = 2.5  # of the Matérn kernel: twice differentiable functions
+NUM_FOLDS = 10
 
 
 @dataclass(frozen=True)
-class LeaveOneOut:
+class UnseenError:
     """The error of the surrogate at configurations that it has not seen: of the score at the last rung."""
 
     rmse: float
@@ -47,41 +47,43 @@ class Surrogate:
         self.mean_K, self.scale_K = y_NK.mean(axis=0), np.maximum(y_NK.std(axis=0), 1e-9)
         self.y_NK = (y_NK - self.mean_K) / self.scale_K
         self.x_ND = recording.points.encode([each.point for each in configurations])
-        self.variance, self.length, self.noise = _fit_kernel(self.x_ND, self.y_NK)
-        factor = linalg.cho_factor(self._kernel(self.x_ND) + self.noise * np.eye(len(self.x_ND)))
-        self.inverse_NN: Floats = linalg.cho_solve(factor, np.eye(len(self.x_ND)))
+        self.kernel = fit_kernel(self.x_ND, self.y_NK, recording.points.parameter_D)
+        self.inverse_NN: Floats = linalg.inv(self.kernel(self.x_ND, self.x_ND) + self.kernel.noise * np.eye(len(self.x_ND)))
         generator = np.random.default_rng(seed)
-        ratio = np.sqrt(2 * NU / generator.chisquare(2 * NU, NUM_FEATURES))
-        self.frequencies_DF = generator.normal(size=(self.x_ND.shape[1], NUM_FEATURES)) * ratio / self.length
+        ratio_F = np.sqrt(2 * NU / generator.chisquare(2 * NU, NUM_FEATURES))
+        normal_DF = generator.normal(size=(self.x_ND.shape[1], NUM_FEATURES))
+        self.frequencies_DF = normal_DF * ratio_F / self.kernel.length_D[:, None]
         self.phases_F = generator.uniform(0, 2 * math.pi, NUM_FEATURES)
         self.shares_R = np.mean([each.seconds_R / each.seconds_R[-1] for each in configurations], axis=0)
 
-    def _kernel(self, x_PD: Floats) -> Floats:
-        """Compute the covariance of points with the recorded ones, shape (P, N)."""
-        distance = np.sqrt(np.maximum(0, ((x_PD[:, None] - self.x_ND[None]) ** 2).sum(axis=2)))
-        scaled = math.sqrt(2 * NU) * distance / self.length
-        covariance: Floats = self.variance * (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
-        return covariance
-
     def _features(self, x_PD: Floats) -> Floats:
-        features: Floats = math.sqrt(2 * self.variance / NUM_FEATURES) * np.cos(x_PD @ self.frequencies_DF + self.phases_F)
+        scale = math.sqrt(2 * self.kernel.variance / NUM_FEATURES)
+        features: Floats = scale * np.cos(x_PD @ self.frequencies_DF + self.phases_F)
         return features
 
     @cached_property
     def _recorded_features_NF(self) -> Floats:
         return self._features(self.x_ND)
 
-    def leave_one_out(self) -> LeaveOneOut:
-        """Compute the errors at each recorded configuration of a process that has not seen it."""
+    def unseen_error(self) -> UnseenError:
+        """Compute the error at each recorded configuration of a process that was fitted, kernel included, without its fold."""
         last = self.y_NK.shape[1] - 1 - (1 + len(self.recording.tasks))  # the score at the last rung
-        errors_N = (self.inverse_NN @ self.y_NK)[:, last] / np.diag(self.inverse_NN)
-        mean_N = self.y_NK[:, last] * len(errors_N) / (len(errors_N) - 1)  # the error of predicting the mean of the others
+        errors_N, of_mean_N = np.zeros(len(self.x_ND)), np.zeros(len(self.x_ND))
+        for fold in range(num_folds := min(NUM_FOLDS, len(self.x_ND))):
+            unseen = np.arange(len(self.x_ND)) % num_folds == fold
+            x_ND, seen_NK = self.x_ND[~unseen], self.y_NK[~unseen]
+            mean_K = seen_NK.mean(axis=0)
+            kernel = fit_kernel(x_ND, seen_NK - mean_K, self.recording.points.parameter_D, start=self.kernel)
+            covariance_NN = kernel(x_ND, x_ND) + kernel.noise * np.eye(len(x_ND))
+            weights_N = linalg.solve(covariance_NN, (seen_NK - mean_K)[:, last], assume_a="pos")
+            of_mean_N[unseen] = self.y_NK[unseen, last] - mean_K[last]
+            errors_N[unseen] = of_mean_N[unseen] - kernel(self.x_ND[unseen], x_ND) @ weights_N
         rmse = float(np.sqrt((errors_N**2).mean()) * self.scale_K[last])
-        return LeaveOneOut(rmse, float(1 - (errors_N**2).sum() / (mean_N**2).sum()))
+        return UnseenError(rmse, float(1 - (errors_N**2).sum() / (of_mean_N**2).sum()))
 
     def draw(self, generator: np.random.Generator) -> Drawn:
         """Draw a function from the posterior."""
-        num, roughness = len(self.x_ND), math.sqrt(self.noise)
+        num, roughness = len(self.x_ND), math.sqrt(self.kernel.noise)
         weights_FK = generator.normal(size=(NUM_FEATURES, num)) @ self.y_NK / math.sqrt(num)
         noise_NK = roughness * generator.normal(size=(num, num)) @ self.y_NK / math.sqrt(num)
         correction_NK = self.inverse_NN @ (self.y_NK - self._recorded_features_NF @ weights_FK - noise_NK)
@@ -107,7 +109,7 @@ class Drawn:
     def outputs(self, x_PD: Floats) -> Floats:
         """Compute the outputs at points, shape (P, K): the metrics, rung after rung, and the logarithm of the seconds."""
         of = self.surrogate
-        y_PK = of._features(x_PD) @ self.weights_FK + of._kernel(x_PD) @ self.correction_NK
+        y_PK = of._features(x_PD) @ self.weights_FK + of.kernel(x_PD, of.x_ND) @ self.correction_NK
         outputs: Floats = of.mean_K + of.scale_K * y_PK
         return outputs
 
@@ -118,15 +120,3 @@ class Drawn:
         y_K = self.outputs(x_D[None])[0]
         metrics_RM = y_K[:-1].reshape(len(recording.rungs), -1)
         return metrics_RM, math.exp(y_K[-1]) * self.surrogate.shares_R, self.surrogate.stages(x_D, recipe), recipe
-
-
-def _fit_kernel(x_ND: Floats, y_NK: Floats) -> tuple[float, float, float]:
-    """Return the variance, the length and the noise with the largest likelihood of all outputs."""
-    from sklearn.exceptions import ConvergenceWarning  # takes a second
-    from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
-
-    kernel = ConstantKernel(1.0, (0.05, 20)) * Matern(2.0, (0.3, 30), nu=NU) + WhiteKernel(0.1, (1e-4, 2))
-    with warnings.catch_warnings(category=ConvergenceWarning, action="ignore"):  # a parameter at its bound
-        fitted = GaussianProcessRegressor(kernel, random_state=0).fit(x_ND, y_NK).kernel_
-    return float(fitted.k1.k1.constant_value), float(fitted.k1.k2.length_scale), float(fitted.k2.noise_level)

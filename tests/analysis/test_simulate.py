@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.gaussian_process.kernels import Matern
 
 from analysis import simulate
+from analysis.simulation.kernel import Kernel, fit_kernel
 from analysis.simulation.measures import Measures, Span, measure, regrets
 from analysis.simulation.methods import geometric, num_trials, parse_method, suited
 from analysis.simulation.points import Points
@@ -141,7 +143,7 @@ def test_points_have_the_parameters_and_the_recipe_of_the_spaces_own_samples(nam
 def test_a_surrogate_predicts_configurations_that_it_has_not_seen() -> None:
     recording = read_recording(made_up(40))
     surrogate = Surrogate(recording)
-    assert surrogate.leave_one_out().explained > 0.8
+    assert surrogate.unseen_error().explained > 0.8
     drawn = [surrogate.draw(np.random.default_rng(seed)) for seed in range(20)]
     known = recording.configurations[5]
     found = np.array([one.curve(known.point)[0] for one in drawn])
@@ -149,16 +151,32 @@ def test_a_surrogate_predicts_configurations_that_it_has_not_seen() -> None:
     assert drawn[0].curve(known.point)[1] == pytest.approx([2, 6, 18], rel=0.05)
 
 
-def test_the_leave_one_out_error_is_that_of_a_process_fitted_without_the_configuration() -> None:
-    recording = read_recording(made_up(16))
-    whole = Surrogate(recording)
-    errors = []
-    for i in range(len(recording.configurations)):
-        kept = [j for j in range(len(recording.configurations)) if j != i]
-        covariance = whole._kernel(whole.x_ND)[np.ix_(kept, kept)] + whole.noise * np.eye(len(kept))
-        predicted = whole._kernel(whole.x_ND)[i, kept] @ np.linalg.solve(covariance, whole.y_NK[kept])
-        errors.append((predicted - whole.y_NK[i])[-4] * whole.scale_K[-4])  # before the tasks at the last rung, and the cost
-    assert whole.leave_one_out().rmse == pytest.approx(float(np.sqrt(np.mean(np.square(errors)))))
+def test_a_surrogate_claims_nothing_about_scores_that_do_not_depend_on_the_configuration() -> None:
+    explained = []
+    for seed in range(4):
+        table = made_up(40, repeats=False)
+        ends = np.random.default_rng(seed).permutation([trial.at(9) for trial in table.trials])
+        for trial, end in zip(table.trials, ends, strict=True):
+            for entry in trial.evaluations:
+                entry.update(dict.fromkeys(("dev/score", "dev/sst", "dev/sts"), end - 0.3 / entry["rung"]))
+        explained.append(Surrogate(read_recording(table)).unseen_error().explained)
+    assert np.mean(explained) < 0.05
+
+
+def test_the_kernel_is_long_along_a_parameter_without_effect() -> None:
+    random = np.random.default_rng(0)
+    x_ND = random.random((30, 2))
+    y_NK = np.sin(6 * x_ND[:, :1])
+    kernel = fit_kernel(x_ND, (y_NK - y_NK.mean()) / y_NK.std(), np.array([0, 1]))
+    assert kernel.length_D[1] > 4 * kernel.length_D[0]
+    assert kernel.noise < 0.01
+
+
+def test_the_kernel_is_that_of_scikit_learn() -> None:
+    random = np.random.default_rng(0)
+    x_PD, x_ND, length_D = random.random((5, 3)), random.random((4, 3)), np.array([0.5, 1.0, 3.0])
+    wanted_PN = 2.0 * Matern(length_D, nu=2.5)(x_PD, x_ND)
+    assert Kernel(2.0, 0.1, length_D)(x_PD, x_ND) == pytest.approx(wanted_PN)
 
 
 # -------------------------------------------------------------------------------------------------------------- a replay
@@ -306,7 +324,7 @@ def test_an_interrupt_loses_no_table_that_was_measured(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(simulate, "read_one_search", lambda *_: made_up(24))
-    monkeypatch.setattr(Surrogate, "leave_one_out", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Surrogate, "unseen_error", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     assert simulate.main(["s", "--methods", "random+asha", "tpe", "--budget", "4", "--repetitions", "20"]) == 130
     assert "| random+asha |" in capsys.readouterr().out
 
