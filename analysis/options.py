@@ -136,6 +136,8 @@ def simulate_parser() -> argparse.ArgumentParser:
     parser.add_argument("--budget", type=_budget, default=20.0, metavar="X", help="in full trials of mean cost (default 20)")
     parser.add_argument("--workers", type=positive, default=4, metavar="N", help="trials at a time (default 4)")
     parser.add_argument("--rungs", type=positive, nargs="+", metavar="N", help="some of the recorded rungs (default 1 3 9)")
+    law = "what --from NAME saves: learning samplers again, knowing N trials of an earlier random search"
+    parser.add_argument("--known", type=positive, default=0, metavar="N", help=law)
     parser.add_argument("--repetitions", type=_repetitions, default=200, metavar="N", help="of each method (default 200)")
     return parser
 

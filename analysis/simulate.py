@@ -44,7 +44,7 @@ def _main(options: argparse.Namespace) -> int:
     recording = read_recording(table)
     learned = recording.points.space.settings.sampler.learns
     recording.places(options.rungs or recording.rungs)
-    methods = _methods(options.methods, recording.rungs, options.rungs)
+    methods = _methods(options.methods, recording.rungs, options.rungs, options.known)
     facts = facts_of(table)
     recorded = Problem(recording, options.budget, options.workers, fitted=False)
     _show_now(heading(recorded, methods, f"{facts.name}: {facts.about or '(no question given: `about`)'}", options.repetitions))
@@ -60,11 +60,14 @@ def _main(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _methods(texts: Sequence[str], recorded: Sequence[int], rungs: Sequence[int] | None) -> list[Method]:
-    """Parse the methods, with random search, to which all are compared, first."""
+def _methods(texts: Sequence[str], recorded: Sequence[int], rungs: Sequence[int] | None, num_known: int) -> list[Method]:
+    """Parse the methods, with random search, to which all are compared, first, and last those that know an earlier search."""
     methods = [suited(text, recorded, rungs) for text in dict.fromkeys([REFERENCE, *texts])]
     first, *others = methods
-    return [first, *(method for method in others if method.settings != first.settings)]
+    others = [method for method in others if method.settings != first.settings]
+    if num_known and not any(method.learns for method in others):
+        raise ValueError("--known is for samplers that learn, and none of --methods has one. Add tpe+asha.")
+    return [first, *others, *(method.knowing(num_known) for method in others if num_known and method.learns)]
 
 
 def _show_now(part: list[str]) -> None:

@@ -76,7 +76,9 @@ def fit_kernel(x_ND: Floats, y_NK: Floats, parameter_D: NDArray[np.int64], start
     begin = prior.numpy()
     if start is not None:
         begin = np.log([start.variance, start.noise, *[start.length_D[group[0]] for group in groups]])
-    with threadpool_limits(1):  # several threads for matrices as small as these take up to a hundred times as long on busy cores
+    with threadpool_limits(
+        1
+    ):  # several threads for matrices as small as these take up to a hundred times as long on busy cores
         found = optimize.minimize(loss, begin, jac=True, method="L-BFGS-B", bounds=[(-BOUND, BOUND)] * len(begin)).x
     variance, noise, *lengths = np.exp(found).tolist()
     return Kernel(variance, noise + LEAST_NOISE, np.array(lengths)[parameter_D])

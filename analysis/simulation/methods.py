@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
@@ -26,10 +26,15 @@ class Method:
 
     name: str
     settings: SpaceSettings
+    num_known: int = 0  # trials of an earlier search that the sampler knows
 
     @property
     def learns(self) -> bool:
         return self.settings.sampler.learns
+
+    def knowing(self, num_known: int) -> Method:
+        """Return the method with a sampler that knows the trials of an earlier search, as with `--from NAME`."""
+        return replace(self, name=f"{self.name}, {num_known} known", num_known=num_known)
 
 
 def suited(text: str, recorded: Sequence[int], rungs: Sequence[int] | None) -> Method:

@@ -87,7 +87,7 @@ class Worker:
             return self._run(space, source, planned), float(truths.max()), float(truths.mean())
         drawn = problem.surrogate.draw(np.random.default_rng(repetition))
         truths = self.truths(drawn)
-        source = Suggested(drawn, method.settings.rungs, method.settings.sampler, repetition)
+        source = Suggested(drawn, method.settings.rungs, method.settings.sampler, repetition, method.num_known)
         return self._run(space, source, planned), float(truths.max()), float(truths.mean())
 
     def _run(self, space: Space, source: FromTable | Suggested, planned: int) -> Replay:

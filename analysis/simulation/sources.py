@@ -13,16 +13,17 @@ import optuna
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from analysis.simulation.points import Floats
+from analysis.simulation.points import Floats, Point
 from analysis.simulation.recorded import Recording
 from analysis.simulation.study import Curve
 from analysis.simulation.surrogate import Drawn
 from minbert_core.seeds import seed_of
 from search.methods.samplers import SamplerSetting
-from search.study.storage import as_the_sampler_sees
+from search.study.storage import as_the_sampler_sees, frozen_trials
 from search.study.trials import Status, TrialResult
 
 STATES = {"completed": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
+EARLIER = 10**6  # the number of the first trial of an earlier search, for its draws: more than a search has trials
 
 
 class FromTable:
@@ -54,28 +55,37 @@ class FromTable:
 
 
 class Storage(InMemoryStorage):
-    """Optuna's storage in memory, with a real study's view of trials that wait."""
+    """Optuna's storage in memory, with a real study's view of trials that wait and of an earlier search's."""
 
     def __init__(self, counts_stopped: bool) -> None:
         super().__init__()
         self.waiting: Collection[int] = ()
+        self.earlier: list[FrozenTrial] = []
         self.counts_stopped = counts_stopped
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        if not self.waiting and not self.counts_stopped:
+        if not self.waiting and not self.counts_stopped and not self.earlier:
             return super().get_all_trials(study_id, deepcopy, states)
-        return as_the_sampler_sees(super().get_all_trials(study_id, deepcopy), self.waiting, states, self.counts_stopped)
+        recorded = self.earlier + super().get_all_trials(study_id, deepcopy)
+        return as_the_sampler_sees(recorded, self.waiting, states, self.counts_stopped)
 
 
 class Suggested:
-    """Trials that a sampler suggests, with the curves of a function that was drawn from the surrogate."""
+    """Trials that a sampler suggests, with the curves of a function that was drawn from the surrogate.
 
-    def __init__(self, drawn: Drawn, rungs: Sequence[int], sampler: SamplerSetting, repetition: int) -> None:
+    num_known: trials of an earlier search that the sampler knows. They were drawn at random, and ran to the end.
+    """
+
+    def __init__(
+        self, drawn: Drawn, rungs: Sequence[int], sampler: SamplerSetting, repetition: int, num_known: int = 0
+    ) -> None:
         self.drawn, self.setting, self.repetition = drawn, sampler, repetition
-        self.places = drawn.surrogate.recording.places(rungs)
+        self.recording, self.rungs = drawn.surrogate.recording, rungs
+        self.places = self.recording.places(rungs)
         self.storage = Storage(sampler.counts_stopped)
+        self.storage.earlier = self._earlier(num_known)
         built = sampler.build(list, 0)
         self.study = optuna.create_study(storage=self.storage, sampler=built, direction="maximize", study_name="simulated")
         self.ids: list[int] = []
@@ -83,14 +93,29 @@ class Suggested:
     def next(self, number: int) -> Curve:
         """Let the sampler suggest a point."""
         self.setting.seed(self.study.sampler, seed_of(self.repetition, "sampler", number) % 2**32)
-        trial, recording = self.study.ask(), self.drawn.surrogate.recording
+        trial = self.study.ask()
         self.ids.append(trial._trial_id)
-        point = recording.points.sample(lambda name, domain: domain.suggest(trial, name))
+        return self._curve(number, self.recording.points.sample(lambda name, domain: domain.suggest(trial, name)))
+
+    def _curve(self, number: int, point: Point) -> Curve:
         metrics_RM, seconds_R, stages, recipe = self.drawn.curve(point)
-        noise = noise_of_a_seed(recording, np.random.default_rng((self.repetition, number)))
+        noise = noise_of_a_seed(self.recording, np.random.default_rng((self.repetition, number)))
         truth, metrics_RM = float(metrics_RM[:, 0].max()), metrics_RM + noise
         stages = tuple(stages[place] for place in self.places)
         return Curve(point, recipe, metrics_RM[self.places], seconds_R[self.places], stages, truth)
+
+    def _earlier(self, num_known: int) -> list[FrozenTrial]:
+        points, generator = self.recording.points, np.random.default_rng((self.repetition, EARLIER))
+        curves = [self._curve(EARLIER + i, points.random(generator)) for i in range(num_known)]
+        known = [
+            {
+                "params": curve.point,
+                "scores": dict(zip(self.rungs, curve.metrics_RM[:, 0].tolist(), strict=True)),
+                "completed": True,
+            }
+            for curve in curves
+        ]
+        return frozen_trials(known, points.domains)
 
     def reported(self, number: int, rung: int, score: float) -> None:
         self.storage.set_trial_intermediate_value(self.ids[number], rung, score)

@@ -21,7 +21,7 @@ from analysis.simulation.replay import Replay, replay
 from analysis.simulation.report import block
 from analysis.simulation.run import Problem, Simulated
 from analysis.simulation.run import simulate as run
-from analysis.simulation.sources import FromTable
+from analysis.simulation.sources import FromTable, Suggested
 from analysis.simulation.study import Curve
 from analysis.simulation.surrogate import Surrogate
 from analysis.table import Facts, Parameter, Table, Trial
@@ -295,6 +295,29 @@ def test_repetitions_of_a_learning_method_run_on_drawn_functions() -> None:
     assert len(found.replays) == 2
     assert found.bests[0] != found.bests[1]
     assert all(one.num_trials > 3 for one in found.replays)
+
+
+def test_a_sampler_that_knows_an_earlier_search_begins_with_better_trials() -> None:
+    surrogate, method = Surrogate(read_recording(made_up(40))), parse_method("tpe", (1, 3, 9))
+
+    def mean_of_firsts(num_known: int) -> float:
+        truths = []
+        for seed in range(12):
+            drawn = surrogate.draw(np.random.default_rng(seed))
+            source = Suggested(drawn, (1, 3, 9), method.settings.sampler, seed, num_known)
+            truths += [source.next(number).truth for number in range(4)]
+        return float(np.mean(truths))
+
+    assert mean_of_firsts(100) > mean_of_firsts(0) + 0.01
+    assert (method.knowing(100).name, method.knowing(100).num_known) == ("tpe, 100 known", 100)
+
+
+def test_to_know_an_earlier_search_needs_a_sampler_that_learns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulate, "read_one_search", lambda *_: made_up(24))
+    assert simulate.main(["s", "--methods", "random+asha", "--known", "10"]) == 2
+    assert "--known is for samplers that learn, and none of --methods has one. Add tpe+asha." in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------------------- the command
