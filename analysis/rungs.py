@@ -115,16 +115,11 @@ def _stop(trials: Sequence[Trial], rung: int, winner: Trial | None) -> Stop:
     ended = [trial.number for trial in trials if trial.status == "stopped" and trial.rung == rung]
     own = there.get(winner.number) if winner else None
     rank = None if own is None else 1 + sum(value > own for value in there.values())
-    usual = [entry["examples"] for trial in trials for entry in trial.evaluations if entry["rung"] == rung]
-    lacking = [
-        (trial, int(np.median(usual)) - trial.evaluations[-1]["examples"])
-        for trial in trials
-        if _was_stopped_before(trial, rung)
-    ]
-    seconds = sum(
-        more * trial.evaluations[-1]["seconds"] / max(1, trial.evaluations[-1]["examples"]) for trial, more in lacking
-    )
-    return Stop(rung, len(there), ended, winner.number if winner else None, rank, sum(more for _, more in lacking), seconds)
+    # each by its own budget and speed: the branches of a space may differ in both
+    lacking = [(rung / trial.rung - 1, trial.evaluations[-1]) for trial in trials if _was_stopped_before(trial, rung)]
+    examples = round(sum(share * last["examples"] for share, last in lacking))
+    seconds = sum(share * last["seconds"] for share, last in lacking)
+    return Stop(rung, len(there), ended, winner.number if winner else None, rank, examples, seconds)
 
 
 def _was_stopped_before(trial: Trial, rung: int) -> bool:

@@ -60,7 +60,10 @@ def read_tail(path: Path, num_bytes: int = TAIL_BYTES) -> list[dict[str, Any]]:
 def look(
     number: int, text: str, records: list[dict[str, Any]], budget: int, full: int, moment_ms: int | None = None
 ) -> Running:
-    """Build a trial's row from its last records. moment_ms: the present time if it is running, so that its clock continues."""
+    """Build a trial's row from its last records. moment_ms: the present time if it is running, so that its clock continues.
+
+    budget: the examples of a full trial, the mean of all branches. A trial that was evaluated shows its own.
+    """
     last = records[-1] if records else {}
     dev: dict[str, Any] = next((record for record in reversed(records) if record["kind"] == "dev"), {})
     train: dict[str, Any] = next((record for record in reversed(records) if record["kind"] == "train"), {})
@@ -71,6 +74,7 @@ def look(
         f"{train['system/gpu_percent']:.0f} % {train['system/peak_memory_gb']:.1f} GB" if "system/gpu_percent" in train else ""
     )
     at = f"{dev['rung']}/{full}" if dev else ""
+    budget = round(dev["examples"] * full / dev["rung"]) if dev else budget
     speed = train.get("train/examples_per_second")
     if last.get("kind") == "pretrain" and "made" not in last:
         at = f"{last['stage']} waits" if "waits" in last else f"{last['stage']} {last['pretrain/share']:.0%}"

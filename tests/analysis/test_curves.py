@@ -67,6 +67,13 @@ def test_a_later_first_rung_costs_what_the_stopped_trials_would_have_trained_mor
     assert (third.rank, third.extra_examples, third.extra_seconds) == (1, 200 + 100, 30.0)
 
 
+def test_a_later_rung_costs_each_trial_by_its_own_budget() -> None:
+    short, long = trial(0, [0.5, 0.6]), trial(1, [0.4], "stopped")
+    long.evaluations[0] |= {"examples": 400, "seconds": 80.0}
+    _, second = stops([short, long])
+    assert (second.extra_examples, second.extra_seconds) == (400, 80.0)
+
+
 def test_conflicts_are_averaged_per_quarter_and_correlated_with_the_score() -> None:
     def records(share: float) -> list[dict[str, float]]:
         cosines = {25: -0.5, 50: -0.1, 75: 0.1, 100: 0.5}

@@ -84,6 +84,11 @@ def test_a_row_is_read_off_the_last_records() -> None:
     assert look(3, "lr=1", [], budget=900, full=9) == Running(3, "lr=1", "", 0, 900, None, None, None)
 
 
+def test_a_trial_that_was_evaluated_shows_its_own_budget() -> None:
+    """Branches may have budgets of their own; the one given is their mean."""
+    assert look(3, "", [dev(3, 100, 0.4)], budget=900, full=9).budget == 300
+
+
 def test_gpu_use_and_memory_are_shown_where_there_is_a_gpu() -> None:
     figures = {"system/peak_memory_gb": 12.34}
     assert look(0, "", [train(1, **figures)], 1, 9).gpu == ""
