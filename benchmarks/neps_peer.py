@@ -68,7 +68,7 @@ def _main(options: argparse.Namespace) -> int:
     worker = Worker(problem)
     found += [_of_neps(worker, name, options.repetitions) for name in options.methods]
     measured = [measure(each, found[0], problem.end_seconds) for each in found]
-    print("\n".join(block(measured, fitted_title(problem.surrogate.leave_one_out()))))
+    print("\n".join(block(measured, fitted_title(problem.surrogate.unseen_error()))))
     return DONE
 
 
@@ -78,10 +78,10 @@ def _of_neps(worker: Worker, name: str, repetitions: int) -> Simulated:
     replays, bests, means = [], [], []
     for repetition in range(repetitions):
         drawn = worker.problem.surrogate.draw(np.random.default_rng(repetition))
-        truths = worker.truths(drawn)
+        true_PR = worker.true_scores(drawn)
         replays.append(_Search(worker.problem, drawn, name, rungs, repetition).run())
-        bests.append(float(truths.max()))
-        means.append(float(truths.mean()))
+        bests.append(float(true_PR.max()))
+        means.append(float(true_PR[:, 0].mean()))
     return Simulated(Method(f"NePS {name}", parse_method(REFERENCE, rungs).settings), True, replays, bests, means)
 
 
@@ -134,8 +134,8 @@ class _Search:
         metrics_RM, seconds_R, stages, recipe = self.drawn.curve(point)
         noise = noise_of_a_seed(recording, np.random.default_rng((self.repetition, len(self.curves))))
         places = recording.places(self.rungs)
-        truth = float(metrics_RM[:, 0].max())
-        return Curve(point, recipe, (metrics_RM + noise)[places], seconds_R[places], tuple(stages[p] for p in places), truth)
+        noisy_RM, true_R = (metrics_RM + noise)[places], metrics_RM[places, 0]
+        return Curve(point, recipe, noisy_RM, seconds_R[places], tuple(stages[p] for p in places), true_R)
 
     def _report(self, name: str) -> None:
         trial = self.search.trials[name]
@@ -145,7 +145,8 @@ class _Search:
         scores = curve.metrics_RM[: self.rungs.index(rung) + 1, 0]
         self.search.tell(name, 1 - float(scores[-1]), time_end=self.now)
         self.best = max(self.best, (rung, float(scores.max()), key), key=lambda best: best[:2])
-        truth = self.curves[self.best[2]].truth
+        best = self.curves[self.best[2]]
+        truth = float(best.true_R[best.metrics_RM[: self.rungs.index(self.best[0]) + 1, 0].argmax()])
         if not self.truths or truth != self.truths[-1]:
             self.times.append(self.now)
             self.truths.append(truth)

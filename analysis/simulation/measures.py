@@ -1,7 +1,8 @@
 """What a simulation measures: regret over the budget, the budget that reaches random search's best, the best that were stopped.
 
-Regret is the score that the best trial so far falls short of the best configuration by, both without the noise of seeds. All
-intervals are 95 % percentile intervals of the bootstrap over repetitions; a method and the reference share the repetitions.
+Regret is how far the model that the search would return now falls short of the best configuration, trained to the end, both
+without the noise of seeds: a configuration that leads after little training still has to be trained. All intervals are 95 %
+percentile intervals of the bootstrap over repetitions; a method and the reference share the repetitions.
 
 Legend: N repetitions, G points of the budget, B bootstrap samples.
 """
@@ -54,7 +55,7 @@ def regrets(simulated: Simulated, end_seconds: float) -> Floats:
     """Compute the regret of each repetition at each point of the budget, shape (N, G)."""
     found = []
     for replay, best, mean in zip(simulated.replays, simulated.bests, simulated.means, strict=True):
-        known = np.array([mean, *replay.truths])  # before the first evaluation: a random configuration
+        known = np.array([mean, *replay.truths])  # before the first evaluation: a random configuration at the first rung
         found.append(best - known[np.searchsorted(replay.times, shares() * end_seconds, side="right")])
     return np.array(found)
 

@@ -34,7 +34,7 @@ class Silent:
 class Replay:
     """The course of one simulated search.
 
-    times and truths: when the best trial so far changed, in seconds, and the noiseless score of its configuration from then on.
+    times and truths: when the model that the search would return changed, in seconds, and its noiseless score from then on.
     """
 
     times: list[float]
@@ -100,7 +100,7 @@ class _Clock:
                 self.searcher.on_trial_complete(str(i), report)
             else:
                 self._train(i, order)
-        truth = self.study.curves[self.study.best[2]].truth
+        truth = self.study.truth_in_hand()
         if not self.truths or truth != self.truths[-1]:
             self.times.append(self.now)
             self.truths.append(truth)

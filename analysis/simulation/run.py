@@ -57,7 +57,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Simulated:
-    """The repetitions of a method. bests and means: of each repetition's scores without noise, over all configurations."""
+    """The repetitions of a method.
+
+    bests and means: for each the noiseless score of the best configuration, and the mean at the first rung.
+    """
 
     method: Method
     fitted: bool
@@ -78,28 +81,26 @@ class Worker:
             self.random_PD = points.encode([points.random(generator) for _ in range(NUM_RANDOM)])
 
     def repeat(self, method: Method, planned: int, repetition: int) -> tuple[Replay, float, float]:
-        """Run one repetition. Return it with the best and the mean score of the configurations, without noise."""
+        """Run one repetition. Return it with the best noiseless score, and the mean at the first rung."""
         problem, recording = self.problem, self.problem.recording
         space = dataclasses.replace(recording.points.space, settings=method.settings)
         if not problem.fitted:
-            truths = np.array([each.metrics_RM[:, 0].max() for each in recording.configurations])
+            true_PR = np.array([each.metrics_RM[:, 0] for each in recording.configurations])
             source: FromTable | Suggested = FromTable(recording, method.settings.rungs, repetition)
-            return self._run(space, source, planned), float(truths.max()), float(truths.mean())
+            return self._run(space, source, planned), float(true_PR.max()), float(true_PR[:, 0].mean())
         drawn = problem.surrogate.draw(np.random.default_rng(repetition))
-        truths = self.truths(drawn)
+        true_PR = self.true_scores(drawn)
         source = Suggested(drawn, method.settings.rungs, method.settings.sampler, repetition, method.num_known)
-        return self._run(space, source, planned), float(truths.max()), float(truths.mean())
+        return self._run(space, source, planned), float(true_PR.max()), float(true_PR[:, 0].mean())
 
     def _run(self, space: Space, source: FromTable | Suggested, planned: int) -> Replay:
         problem = self.problem
         return replay(space, source, problem.recording.tasks, planned, problem.workers, problem.end_seconds)
 
-    def truths(self, drawn: Drawn) -> Floats:
-        """Return the best noiseless score of each random point of a drawn function, (P,)."""
+    def true_scores(self, drawn: Drawn) -> Floats:
+        """Return the noiseless scores of random points of a drawn function, (P, R)."""
         num_metrics = 1 + len(self.problem.recording.tasks)
-        scores_PR = drawn.outputs(self.random_PD)[:, :-1:num_metrics]
-        best_P: Floats = scores_PR.max(axis=1)
-        return best_P
+        return drawn.outputs(self.random_PD)[:, :-1:num_metrics]
 
 
 _worker: Worker | None = None  # of a process of the pool

@@ -41,8 +41,8 @@ class FromTable:
         configurations = self.recording.configurations
         own = configurations[int(generator.integers(len(configurations)))]
         metrics = own.metrics_RM + noise_of_a_seed(self.recording, generator)
-        truth, stages = float(own.metrics_RM[:, 0].max()), tuple(own.stages[place] for place in self.places)
-        return Curve(own.point, own.recipe, metrics[self.places], own.seconds_R[self.places], stages, truth)
+        stages, true_R = tuple(own.stages[place] for place in self.places), own.metrics_RM[self.places, 0]
+        return Curve(own.point, own.recipe, metrics[self.places], own.seconds_R[self.places], stages, true_R)
 
     def reported(self, number: int, rung: int, score: float) -> None:
         """Do nothing: the draws do not learn."""
@@ -100,9 +100,8 @@ class Suggested:
     def _curve(self, number: int, point: Point) -> Curve:
         metrics_RM, seconds_R, stages, recipe = self.drawn.curve(point)
         noise = noise_of_a_seed(self.recording, np.random.default_rng((self.repetition, number)))
-        truth, metrics_RM = float(metrics_RM[:, 0].max()), metrics_RM + noise
-        stages = tuple(stages[place] for place in self.places)
-        return Curve(point, recipe, metrics_RM[self.places], seconds_R[self.places], stages, truth)
+        stages, true_R = tuple(stages[place] for place in self.places), metrics_RM[self.places, 0]
+        return Curve(point, recipe, (metrics_RM + noise)[self.places], seconds_R[self.places], stages, true_R)
 
     def _earlier(self, num_known: int) -> list[FrozenTrial]:
         points, generator = self.recording.points, np.random.default_rng((self.repetition, EARLIER))

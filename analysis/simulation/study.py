@@ -21,7 +21,7 @@ NOWHERE = Path("simulated")
 class Curve:
     """What a trial will report. metrics_RM: at each rung the score, then the tasks', with the noise of its seed.
 
-    truth: the best score of its configuration at any rung, without that noise.
+    true_R: the score of its configuration at each rung, without that noise.
     """
 
     point: Point
@@ -29,7 +29,12 @@ class Curve:
     metrics_RM: Floats
     seconds_R: Floats
     stages: tuple[int, ...]
-    truth: float
+    true_R: Floats
+
+    @property
+    def truth(self) -> float:
+        """The best score of its configuration at any rung."""
+        return float(self.true_R.max())
 
 
 class Curves(Protocol):
@@ -74,6 +79,11 @@ class SimulatedStudy:
         self.source.reported(number, trial.rung, trial.last["dev/score"])
         self.best = max(self.best, (trial.rung, trial.score, number), key=lambda best: best[:2])
         return trial
+
+    def truth_in_hand(self) -> float:
+        """Return the noiseless score of the model that the search would return now: the best evaluation of its best trial."""
+        number = self.best[2]
+        return float(self.curves[number].true_R[self.space.settings.rungs.index(self.trials[number].best["rung"])])
 
     def tell(self, number: int, status: Status, reason: str) -> TrialResult:
         self.trials[number] = replace(self.trials[number], status=status, reason=reason)

@@ -190,7 +190,8 @@ class Given:
 
     def next(self, number: int) -> Curve:
         score = self.scores[number]
-        return Curve({}, "multitask", np.full((3, 1), score), self.seconds * np.array([1, 3, 9]) / 9, (0, 0, 0), score)
+        flat_R = np.full(3, score)
+        return Curve({}, "multitask", flat_R[:, None], self.seconds * np.array([1, 3, 9]) / 9, (0, 0, 0), flat_R)
 
     def reported(self, number: int, rung: int, score: float) -> None: ...
     def waits(self, numbers: dict[int, TrialResult]) -> None: ...
@@ -217,15 +218,21 @@ def test_asha_stops_and_pays_only_for_what_was_trained() -> None:
 def test_the_best_is_lost_if_it_was_stopped() -> None:
     class Late(Given):
         def next(self, number: int) -> Curve:
-            curve = super().next(number)
-            return (
-                curve
-                if number == 0
-                else Curve({}, "multitask", np.array([[0.1], [0.5], [0.9]]), curve.seconds_R, (0, 0, 0), 0.9)
-            )
+            curve, late_R = super().next(number), np.array([0.1, 0.5, 0.9])
+            return curve if number == 0 else replace(curve, metrics_RM=late_R[:, None], true_R=late_R)
 
     found = replay(space_of({**DOCUMENT, "trial_scheduler": "asha"}), Late(0.5, 0.9), (), 2, 1, math.inf)
     assert found.lost_best
+
+
+def test_a_trial_counts_as_far_as_it_was_trained_and_as_its_best_evaluation() -> None:
+    class Noisy(Given):
+        def next(self, number: int) -> Curve:
+            noisy_RM, true_R = np.array([[0.4], [0.7], [0.6]]), np.array([0.3, 0.5, 0.9])
+            return replace(super().next(number), metrics_RM=noisy_RM, true_R=true_R)
+
+    found = replay(space_of({**DOCUMENT, "trial_scheduler": "none"}), Noisy(0.0), (), 1, 1, math.inf)
+    assert (found.times, found.truths) == ([1, 3], [0.3, 0.5])
 
 
 def test_the_best_is_not_lost_while_one_of_its_trials_runs_to_the_end() -> None:
@@ -233,7 +240,7 @@ def test_the_best_is_not_lost_while_one_of_its_trials_runs_to_the_end() -> None:
 
     class Twice(Given):
         def next(self, number: int) -> Curve:
-            return replace(super().next(number), truth=0.9)
+            return replace(super().next(number), true_R=np.full(3, 0.9))
 
     found = replay(space_of({**DOCUMENT, "trial_scheduler": {"kind": "top_k", "k": 1}}), Twice(0.88, 0.92), (), 2, 1, math.inf)
     assert (found.num_whole, found.lost_best) == (1, False)
