@@ -30,7 +30,7 @@ from analysis.simulation.recorded import read_recording
 from analysis.simulation.replay import Replay
 from analysis.simulation.report import block, fitted_title
 from analysis.simulation.run import Problem, Simulated, Worker, simulate
-from analysis.simulation.sources import noise_of_a_seed
+from analysis.simulation.sources import curve_of, noise_of_a_seed
 from analysis.simulation.study import Curve
 from analysis.simulation.surrogate import Drawn
 from analysis.table import open_table
@@ -133,9 +133,7 @@ class _Search:
         point = recording.points.sample(lambda path, domain: _value(domain, config[path]))
         metrics_RM, seconds_R, stages, recipe = self.drawn.curve(point)
         noise = noise_of_a_seed(recording, np.random.default_rng((self.repetition, len(self.curves))))
-        places = recording.places(self.rungs)
-        noisy_RM, true_R = (metrics_RM + noise)[places], metrics_RM[places, 0]
-        return Curve(point, recipe, noisy_RM, seconds_R[places], tuple(stages[p] for p in places), true_R)
+        return curve_of(point, recipe, metrics_RM, noise, seconds_R, stages, recording.places(self.rungs))
 
     def _report(self, name: str) -> None:
         trial = self.search.trials[name]
@@ -145,8 +143,7 @@ class _Search:
         scores = curve.metrics_RM[: self.rungs.index(rung) + 1, 0]
         self.search.tell(name, 1 - float(scores[-1]), time_end=self.now)
         self.best = max(self.best, (rung, float(scores.max()), key), key=lambda best: best[:2])
-        best = self.curves[self.best[2]]
-        truth = float(best.true_R[best.metrics_RM[: self.rungs.index(self.best[0]) + 1, 0].argmax()])
+        truth = float(self.curves[self.best[2]].kept_R[self.rungs.index(self.best[0])])
         if not self.truths or truth != self.truths[-1]:
             self.times.append(self.now)
             self.truths.append(truth)

@@ -40,9 +40,8 @@ class FromTable:
         generator = np.random.default_rng((self.repetition, number))
         configurations = self.recording.configurations
         own = configurations[int(generator.integers(len(configurations)))]
-        metrics = own.metrics_RM + noise_of_a_seed(self.recording, generator)
-        stages, true_R = tuple(own.stages[place] for place in self.places), own.metrics_RM[self.places, 0]
-        return Curve(own.point, own.recipe, metrics[self.places], own.seconds_R[self.places], stages, true_R)
+        noise = noise_of_a_seed(self.recording, generator)
+        return curve_of(own.point, own.recipe, own.metrics_RM, noise, own.seconds_R, own.stages, self.places)
 
     def reported(self, number: int, rung: int, score: float) -> None:
         """Do nothing: the draws do not learn."""
@@ -100,8 +99,7 @@ class Suggested:
     def _curve(self, number: int, point: Point) -> Curve:
         metrics_RM, seconds_R, stages, recipe = self.drawn.curve(point)
         noise = noise_of_a_seed(self.recording, np.random.default_rng((self.repetition, number)))
-        stages, true_R = tuple(stages[place] for place in self.places), metrics_RM[self.places, 0]
-        return Curve(point, recipe, (metrics_RM + noise)[self.places], seconds_R[self.places], stages, true_R)
+        return curve_of(point, recipe, metrics_RM, noise, seconds_R, stages, self.places)
 
     def _earlier(self, num_known: int) -> list[FrozenTrial]:
         points, generator = self.recording.points, np.random.default_rng((self.repetition, EARLIER))
@@ -125,6 +123,22 @@ class Suggested:
     def ended(self, number: int, status: Status, score: float) -> None:
         values = [score] if status == "completed" else None
         self.storage.set_trial_state_values(self.ids[number], STATES[status], values)
+
+
+def curve_of(
+    point: Point,
+    recipe: str,
+    metrics_RM: Floats,
+    noise_RM: Floats | float,
+    seconds_R: Floats,
+    stages: Sequence[int],
+    places: list[int],
+) -> Curve:
+    """Build what a trial reports at some of the recorded rungs. Metrics, noise, seconds and stages are those of all."""
+    true_R, noisy_RM = metrics_RM[:, 0], metrics_RM + noise_RM
+    kept_R = np.array([true_R[noisy_RM[: place + 1, 0].argmax()] for place in places])
+    own_stages = tuple(stages[place] for place in places)
+    return Curve(point, recipe, noisy_RM[places], seconds_R[places], own_stages, kept_R, float(true_R.max()))
 
 
 def noise_of_a_seed(recording: Recording, generator: np.random.Generator) -> Floats | float:

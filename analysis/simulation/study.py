@@ -21,7 +21,8 @@ NOWHERE = Path("simulated")
 class Curve:
     """What a trial will report. metrics_RM: at each rung the score, then the tasks', with the noise of its seed.
 
-    true_R: the score of its configuration at each rung, without that noise.
+    kept_R: the noiseless score of the model that it keeps at each rung, that of its best evaluation so far. All points that
+    were recorded count as evaluations, whichever of them the method decides at. truth: the best noiseless score of all points.
     """
 
     point: Point
@@ -29,12 +30,8 @@ class Curve:
     metrics_RM: Floats
     seconds_R: Floats
     stages: tuple[int, ...]
-    true_R: Floats
-
-    @property
-    def truth(self) -> float:
-        """The best score of its configuration at any rung."""
-        return float(self.true_R.max())
+    kept_R: Floats
+    truth: float
 
 
 class Curves(Protocol):
@@ -81,9 +78,9 @@ class SimulatedStudy:
         return trial
 
     def truth_in_hand(self) -> float:
-        """Return the noiseless score of the model that the search would return now: the best evaluation of its best trial."""
-        number = self.best[2]
-        return float(self.curves[number].true_R[self.space.settings.rungs.index(self.trials[number].best["rung"])])
+        """Return the noiseless score of the model that the search would return now, its best trial's."""
+        rung, _, number = self.best
+        return float(self.curves[number].kept_R[self.space.settings.rungs.index(rung)])
 
     def tell(self, number: int, status: Status, reason: str) -> TrialResult:
         self.trials[number] = replace(self.trials[number], status=status, reason=reason)

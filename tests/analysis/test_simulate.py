@@ -21,7 +21,7 @@ from analysis.simulation.replay import Replay, replay
 from analysis.simulation.report import block
 from analysis.simulation.run import Problem, Simulated
 from analysis.simulation.run import simulate as run
-from analysis.simulation.sources import FromTable, Suggested
+from analysis.simulation.sources import FromTable, Suggested, curve_of
 from analysis.simulation.study import Curve
 from analysis.simulation.surrogate import Surrogate
 from analysis.table import Facts, Parameter, Table, Trial
@@ -191,7 +191,7 @@ class Given:
     def next(self, number: int) -> Curve:
         score = self.scores[number]
         flat_R = np.full(3, score)
-        return Curve({}, "multitask", flat_R[:, None], self.seconds * np.array([1, 3, 9]) / 9, (0, 0, 0), flat_R)
+        return Curve({}, "multitask", flat_R[:, None], self.seconds * np.array([1, 3, 9]) / 9, (0, 0, 0), flat_R, score)
 
     def reported(self, number: int, rung: int, score: float) -> None: ...
     def waits(self, numbers: dict[int, TrialResult]) -> None: ...
@@ -219,20 +219,27 @@ def test_the_best_is_lost_if_it_was_stopped() -> None:
     class Late(Given):
         def next(self, number: int) -> Curve:
             curve, late_R = super().next(number), np.array([0.1, 0.5, 0.9])
-            return curve if number == 0 else replace(curve, metrics_RM=late_R[:, None], true_R=late_R)
+            return curve if number == 0 else replace(curve, metrics_RM=late_R[:, None], kept_R=late_R, truth=0.9)
 
     found = replay(space_of({**DOCUMENT, "trial_scheduler": "asha"}), Late(0.5, 0.9), (), 2, 1, math.inf)
     assert found.lost_best
 
 
-def test_a_trial_counts_as_far_as_it_was_trained_and_as_its_best_evaluation() -> None:
-    class Noisy(Given):
+def test_a_trial_counts_as_far_as_it_was_trained() -> None:
+    class Growing(Given):
         def next(self, number: int) -> Curve:
-            noisy_RM, true_R = np.array([[0.4], [0.7], [0.6]]), np.array([0.3, 0.5, 0.9])
-            return replace(super().next(number), metrics_RM=noisy_RM, true_R=true_R)
+            return replace(super().next(number), kept_R=np.array([0.3, 0.5, 0.9]))
 
-    found = replay(space_of({**DOCUMENT, "trial_scheduler": "none"}), Noisy(0.0), (), 1, 1, math.inf)
-    assert (found.times, found.truths) == ([1, 3], [0.3, 0.5])
+    found = replay(space_of({**DOCUMENT, "trial_scheduler": "none"}), Growing(0.5), (), 1, 1, math.inf)
+    assert (found.times, found.truths) == ([1, 3, 9], [0.3, 0.5, 0.9])
+
+
+def test_a_trial_keeps_the_best_of_all_recorded_evaluations_as_they_were_seen() -> None:
+    """The second point seems best, though the third is, and the rungs are the first and the fourth."""
+    true_R, noise_R = np.array([0.1, 0.5, 0.8, 0.6]), np.array([0.0, 0.4, 0.0, 0.0])
+    curve = curve_of({}, "multitask", true_R[:, None], noise_R[:, None], np.arange(4.0), (0, 0, 1, 1), [0, 3])
+    assert (curve.kept_R.tolist(), curve.truth) == ([0.1, 0.5], 0.8)
+    assert (curve.metrics_RM[:, 0].tolist(), curve.stages) == ([0.1, 0.6], (0, 1))
 
 
 def test_the_best_is_not_lost_while_one_of_its_trials_runs_to_the_end() -> None:
@@ -240,7 +247,7 @@ def test_the_best_is_not_lost_while_one_of_its_trials_runs_to_the_end() -> None:
 
     class Twice(Given):
         def next(self, number: int) -> Curve:
-            return replace(super().next(number), true_R=np.full(3, 0.9))
+            return replace(super().next(number), truth=0.9)
 
     found = replay(space_of({**DOCUMENT, "trial_scheduler": {"kind": "top_k", "k": 1}}), Twice(0.88, 0.92), (), 2, 1, math.inf)
     assert (found.num_whole, found.lost_best) == (1, False)
