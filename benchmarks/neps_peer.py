@@ -3,10 +3,9 @@
     python -m benchmarks.neps_peer CURVES.parquet [--budget 20] [--workers 4] [--repetitions 40] [--methods asha priorband …]
 
 It needs the extra `neps`, in an environment without constraints.txt: NePS asks for an older pandas. Both sides search the same
-drawn functions by the same clock, and resume a promoted trial from its last point. "Lost" is for NePS a best configuration that
-did not reach the last rung, for whatever reason. NePS knows no branches, so a parameter of a branch that was not chosen has a
-value without effect. Its `asha` promotes most configurations (2026-11); it is taken as it is. ifBO is left out, since its
-weights are downloaded at the first use.
+drawn functions by the same clock, and resume a promoted trial from its last point. NePS knows no branches, so a parameter of a
+branch that was not chosen has a value without effect. Its `asha` promotes most configurations (2026-11); it is taken as it is.
+ifBO is left out, since its weights are downloaded at the first use.
 
 Source: neural-pipeline-search 0.17, `neps.AskAndTell`; PriorBand, Mallik et al. 2023 (arXiv 2306.12370), without priors.
 """
@@ -98,6 +97,7 @@ class _Search:
         self.search = neps.AskAndTell(algorithm(neps_space(problem.recording.points.space, rungs), eta=rungs[-1] // rungs[-2]))
         self.curves: dict[str, Curve] = {}  # of every configuration that was begun
         self.reached: dict[str, int] = {}  # its last rung, 0 before the first
+        self.cut: set[str] = set()  # those that the end of the time kept from training on
         self.best: tuple[int, float, str] = (0, 0.0, "")
         self.now, self.seconds = 0.0, 0.0
         self.due: list[tuple[float, str]] = []
@@ -122,6 +122,7 @@ class _Search:
         curve, reached = self.curves.get(key) or self._curve(trial.config), self.reached.get(key, 0)
         seconds = float(curve.seconds_R[rung] - (curve.seconds_R[self.rungs.index(reached)] if reached else 0))
         if self.now + seconds > self.problem.end_seconds:
+            self.cut.add(key)
             return False
         self.curves[key], self.reached[key] = curve, reached
         self.seconds += seconds
@@ -140,9 +141,9 @@ class _Search:
         key, rung = _key(trial.config), int(trial.config[FIDELITY])
         self.reached[key] = rung
         curve = self.curves[key]
-        scores = curve.metrics_RM[: self.rungs.index(rung) + 1, 0]
-        self.search.tell(name, 1 - float(scores[-1]), time_end=self.now)
-        self.best = max(self.best, (rung, float(scores.max()), key), key=lambda best: best[:2])
+        place = self.rungs.index(rung)
+        self.search.tell(name, 1 - float(curve.metrics_RM[place, 0]), time_end=self.now)
+        self.best = max(self.best, (rung, float(curve.seen_R[place]), key), key=lambda best: best[:2])
         truth = float(self.curves[self.best[2]].kept_R[self.rungs.index(self.best[0])])
         if not self.truths or truth != self.truths[-1]:
             self.times.append(self.now)
@@ -151,7 +152,7 @@ class _Search:
     def _result(self) -> Replay:
         best = max(self.curves, key=lambda key: self.curves[key].truth)
         whole = sum(rung == self.rungs[-1] for rung in self.reached.values())
-        is_lost = self.reached[best] < self.rungs[-1]
+        is_lost = self.reached[best] < self.rungs[-1] and best not in self.cut
         return Replay(self.times, self.truths, len(self.curves), whole, is_lost, self.seconds)
 
 

@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
 from minbert_core.settings.faults import SettingsError, faults_of
 from minbert_core.settings.yaml import parse_yaml
-from search.methods.halving import expected_full_trials
+from search.methods.halving import expected_ends
 from search.space.file import SpaceSettings
 
 REFERENCE = "random"  # random search, in which every trial runs to its end
@@ -73,8 +73,8 @@ def _parsed(text: str) -> object:
     return document
 
 
-def num_trials(method: Method, budget: float, num_recipes: int) -> int:
-    """Return the number of trials of a search with a budget in full trials.
+def num_trials(method: Method, budget: float, num_recipes: int, shares: Mapping[int, float]) -> int:
+    """Return the number of trials of a search with a budget in full trials. shares: of a full trial's seconds, by rung.
 
     It is as many as the time allows where no trial waits for others; else as many as are expected to cost PLANNED of the
     budget, by the estimate of a search's plan, so that chance rarely cuts off the end.
@@ -84,7 +84,8 @@ def num_trials(method: Method, budget: float, num_recipes: int) -> int:
         return MOST_TRIALS
 
     def cost(trials: int) -> float:
-        return expected_full_trials(trials, 0, num_recipes, method.settings.rungs, scheduler, repeats=10)
+        ends = expected_ends(trials, 0, num_recipes, method.settings.rungs, scheduler, repeats=10)
+        return sum(count * shares[rung] for count, rung in zip(ends, method.settings.rungs, strict=True))
 
     low, high = 1, max(2, round(budget))
     while cost(high) < PLANNED * budget:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.simulation.study import Curves, SimulatedStudy
-from search.methods.decisions import STOP
+from search.methods.decisions import CONTINUE, STOP
 from search.space.space import Space
 from search.study.messages import Report, as_dict
 from search.study.searcher import StudySearcher, TuneScheduler
@@ -41,7 +41,7 @@ class Replay:
     truths: list[float]
     num_trials: int
     num_whole: int  # that ran to the end
-    lost_best: bool  # all trials of the best configuration that was begun were stopped before their end
+    lost_best: bool  # all trials of the best configuration that was begun were stopped before their end, or still wait
     seconds: float  # of training
 
 
@@ -64,6 +64,7 @@ class _Clock:
         def seconds_left() -> float:
             return end_seconds - self.now
 
+        self.verdict = scheduler.verdict
         self.searcher = StudySearcher(self.study, scheduler, num_trials, [], Silent(), seconds_left)
         self.scheduler = TuneScheduler(scheduler, settings.rungs, seconds_left)
         self.due: list[tuple[float, int, dict[str, Any]]] = []  # a heap of (time, Ray's id, order)
@@ -109,6 +110,7 @@ class _Clock:
         trials, curves = self.study.trials, self.study.curves
         best = max(curve.truth for curve in curves)
         whole = sum(trial.rung == self.rungs[-1] for trial in trials)
-        # drawn with replacement, a configuration may have several trials, of which one is enough
-        lost = all(trial.status == "stopped" for trial, curve in zip(trials, curves, strict=True) if curve.truth == best)
+        # drawn with replacement, a configuration may have several trials, of which one is enough; with CONTINUE a trial has
+        # ended, or the budget has
+        lost = all(self.verdict(number) != CONTINUE for number, curve in enumerate(curves) if curve.truth == best)
         return Replay(self.times, self.truths, len(trials), whole, lost, sum(trial.seconds for trial in trials))

@@ -64,8 +64,9 @@ RECORDED_TITLE = "On the recorded curves, drawn at random, with replacement"
 RULES = (
     "To reach it: the share of the budget at which the mean regret is that of random search with all of it. Regret: how far "
     "the best trial so far, as far as it was trained by then, falls short of the best configuration, without noise of seeds. "
-    "Lost: percent of the repetitions in which all trials of the best configuration that was tried were stopped early. Trials: "
-    "begun (ran to the end). Intervals: 95 %, bootstrap over repetitions; they do not cover other recorded configurations."
+    "Lost: percent of the repetitions in which all trials of the best configuration that was tried were stopped early, or "
+    "still waited at the end. Trials: begun (ran to the end). Intervals: 95 %, bootstrap over repetitions; they do not cover "
+    "other recorded configurations."
 )
 
 

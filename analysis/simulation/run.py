@@ -47,6 +47,13 @@ class Problem:
         return self.budget * self.full_seconds / self.workers
 
     @property
+    def shares(self) -> dict[int, float]:
+        """The mean share of a full trial's seconds at each rung."""
+        recording = self.recording
+        shares_R = np.mean([each.seconds_R / each.seconds_R[-1] for each in recording.configurations], axis=0)
+        return dict(zip(recording.rungs, shares_R.tolist(), strict=True))
+
+    @property
     def num_recipes(self) -> int:
         return len({each.recipe for each in self.recording.configurations})
 
@@ -120,7 +127,7 @@ def _repeat(method: Method, planned: int, repetitions: range) -> list[tuple[Repl
 def simulate(problem: Problem, methods: Sequence[Method], repetitions: int) -> Iterator[Simulated]:
     """Run the repetitions of each method, and yield it once they are done."""
     cores = min(usable_cores(), max(1, repetitions // 20))  # a process takes seconds to start
-    planned = [num_trials(method, problem.budget, problem.num_recipes) for method in methods]
+    planned = [num_trials(method, problem.budget, problem.num_recipes, problem.shares) for method in methods]
     if cores == 1:
         _start(problem)
         for method, trials in zip(methods, planned, strict=True):

@@ -136,9 +136,10 @@ def curve_of(
 ) -> Curve:
     """Build what a trial reports at some of the recorded rungs. Metrics, noise, seconds and stages are those of all."""
     true_R, noisy_RM = metrics_RM[:, 0], metrics_RM + noise_RM
-    kept_R = np.array([true_R[noisy_RM[: place + 1, 0].argmax()] for place in places])
+    bests = [int(noisy_RM[: place + 1, 0].argmax()) for place in places]
     own_stages = tuple(stages[place] for place in places)
-    return Curve(point, recipe, noisy_RM[places], seconds_R[places], own_stages, kept_R, float(true_R.max()))
+    kept = noisy_RM[bests, 0], true_R[bests], float(true_R.max())
+    return Curve(point, recipe, noisy_RM[places], seconds_R[places], own_stages, *kept)
 
 
 def noise_of_a_seed(recording: Recording, generator: np.random.Generator) -> Floats | float:

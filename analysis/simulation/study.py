@@ -21,8 +21,9 @@ NOWHERE = Path("simulated")
 class Curve:
     """What a trial will report. metrics_RM: at each rung the score, then the tasks', with the noise of its seed.
 
-    kept_R: the noiseless score of the model that it keeps at each rung, that of its best evaluation so far. All points that
-    were recorded count as evaluations, whichever of them the method decides at. truth: the best noiseless score of all points.
+    seen_R and kept_R: of the best evaluation so far, whose model is kept, the score as it was seen and without noise. All
+    points that were recorded count as evaluations, whichever of them the method decides at. truth: the best of all points,
+    without noise.
     """
 
     point: Point
@@ -30,6 +31,7 @@ class Curve:
     metrics_RM: Floats
     seconds_R: Floats
     stages: tuple[int, ...]
+    seen_R: Floats
     kept_R: Floats
     truth: float
 
@@ -74,7 +76,7 @@ class SimulatedStudy:
         trial = replace(self.trials[number], records=[*self.trials[number].records, *records])
         self.trials[number] = trial
         self.source.reported(number, trial.rung, trial.last["dev/score"])
-        self.best = max(self.best, (trial.rung, trial.score, number), key=lambda best: best[:2])
+        self.best = max(self.best, (trial.rung, self._seen(trial), number), key=lambda best: best[:2])
         return trial
 
     def truth_in_hand(self) -> float:
@@ -82,9 +84,12 @@ class SimulatedStudy:
         rung, _, number = self.best
         return float(self.curves[number].kept_R[self.space.settings.rungs.index(rung)])
 
+    def _seen(self, trial: TrialResult) -> float:
+        return float(self.curves[trial.number].seen_R[self.space.settings.rungs.index(trial.rung)])
+
     def tell(self, number: int, status: Status, reason: str) -> TrialResult:
         self.trials[number] = replace(self.trials[number], status=status, reason=reason)
-        self.source.ended(number, status, self.trials[number].score)
+        self.source.ended(number, status, self._seen(self.trials[number]))
         return self.trials[number]
 
     def died(self, number: int, counts: bool = True) -> TrialResult:

@@ -22,7 +22,7 @@ from scipy import linalg
 
 from analysis.simulation.kernel import NU, fit_kernel
 from analysis.simulation.points import Floats, Point
-from analysis.simulation.recorded import Recording
+from analysis.simulation.recorded import Configuration, Recording
 
 NUM_FEATURES = 256
 NUM_FOLDS = 10
@@ -54,7 +54,6 @@ class Surrogate:
         normal_DF = generator.normal(size=(self.x_ND.shape[1], NUM_FEATURES))
         self.frequencies_DF = normal_DF * ratio_F / self.kernel.length_D[:, None]
         self.phases_F = generator.uniform(0, 2 * math.pi, NUM_FEATURES)
-        self.shares_R = np.mean([each.seconds_R / each.seconds_R[-1] for each in configurations], axis=0)
 
     def _features(self, x_PD: Floats) -> Floats:
         scale = math.sqrt(2 * self.kernel.variance / NUM_FEATURES)
@@ -89,13 +88,11 @@ class Surrogate:
         correction_NK = self.inverse_NN @ (self.y_NK - self._recorded_features_NF @ weights_FK - noise_NK)
         return Drawn(self, weights_FK, correction_NK)
 
-    def stages(self, x_D: Floats, recipe: str) -> tuple[int, ...]:
-        """Return the stages at the rungs of the nearest recorded configuration of the recipe; all 0 if none has it."""
-        own = [i for i, each in enumerate(self.recording.configurations) if each.recipe == recipe]
-        if not own:
-            return (0,) * len(self.recording.rungs)
-        nearest = min(own, key=lambda i: float(((self.x_ND[i] - x_D) ** 2).sum()))
-        return self.recording.configurations[nearest].stages
+    def nearest(self, x_D: Floats, recipe: str) -> Configuration:
+        """Return the nearest recorded configuration of the recipe; of all if none has it."""
+        configurations = self.recording.configurations
+        own = [i for i, each in enumerate(configurations) if each.recipe == recipe] or range(len(configurations))
+        return configurations[min(own, key=lambda i: float(((self.x_ND[i] - x_D) ** 2).sum()))]
 
 
 @dataclass(frozen=True)
@@ -114,9 +111,13 @@ class Drawn:
         return outputs
 
     def curve(self, point: Point) -> tuple[Floats, Floats, tuple[int, ...], str]:
-        """Return the metrics (R, M), the seconds (R,), the stages at the rungs and the recipe of a point."""
+        """Return the metrics (R, M), the seconds (R,), the stages at the rungs and the recipe of a point.
+
+        The stages, and the shares of the seconds that they take, are those of the nearest recorded configuration.
+        """
         recording = self.surrogate.recording
         [x_D], recipe = recording.points.encode([point]), recording.points.recipe(point)
         y_K = self.outputs(x_D[None])[0]
         metrics_RM = y_K[:-1].reshape(len(recording.rungs), -1)
-        return metrics_RM, math.exp(y_K[-1]) * self.surrogate.shares_R, self.surrogate.stages(x_D, recipe), recipe
+        like = self.surrogate.nearest(x_D, recipe)
+        return metrics_RM, math.exp(y_K[-1]) * like.seconds_R / like.seconds_R[-1], like.stages, recipe

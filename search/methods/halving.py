@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from search.methods.decisions import CONTINUE, Arrival
+from search.methods.decisions import CONTINUE, Arrival, Scheduler
 from search.methods.trial_schedulers import TrialSchedulerSetting
 
 NUM_TASKS = 3  # of the random trials; their metrics are independent, so that a veto per task is expected to cost the most
@@ -27,24 +27,30 @@ def expected_ends(
     ends = [0] * len(rungs)
     for _ in range(repeats):
         scheduler = trial_scheduler.build(rungs, num_trials)
-        active, reached = list(range(num_trials)), [-1] * num_trials  # reached: the index of a trial's last rung
+        reached: list[int] = []  # the index of each trial's last rung, in the order in which they begin
         quality = random.normal(size=(num_trials, NUM_TASKS))
-        while active:
-            for number in active:
-                while reached[number] < len(rungs) - 1 and scheduler.verdict(number) == CONTINUE:
-                    reached[number] += 1
-                    rung, exempt = rungs[reached[number]], number < num_baselines
-                    of_tasks = quality[number] + NOISE * random.normal(size=NUM_TASKS)
-                    tasks = {str(i): float(value) for i, value in enumerate(of_tasks)}
-                    score = sum(tasks.values()) / NUM_TASKS
-                    scheduler.decide(Arrival(number, str(number % num_recipes), exempt, rung, score, tasks, float(rung)))
-            # those that have waited and may continue now
-            active = [n for n in active if reached[n] < len(rungs) - 1 and scheduler.verdict(n) == CONTINUE]
-            if not active and (chosen := scheduler.choose(may_begin=False)) is not None:
-                active = [chosen]
+        while (number := _next(scheduler, reached, len(rungs) - 1, num_trials)) is not None:
+            if number == len(reached):
+                reached.append(-1)
+            while reached[number] < len(rungs) - 1 and (reached[number] < 0 or scheduler.verdict(number) == CONTINUE):
+                reached[number] += 1
+                rung, exempt = rungs[reached[number]], number < num_baselines
+                of_tasks = quality[number] + NOISE * random.normal(size=NUM_TASKS)
+                tasks = {str(i): float(value) for i, value in enumerate(of_tasks)}
+                score = sum(tasks.values()) / NUM_TASKS
+                scheduler.decide(Arrival(number, str(number % num_recipes), exempt, rung, score, tasks, float(rung)))
         for last in reached:
             ends[last] += 1
     return [count / repeats for count in ends]
+
+
+def _next(scheduler: Scheduler, reached: Sequence[int], last: int, num_trials: int) -> int | None:
+    """Return the trial that a free slot gets, as in a search: one that may continue, the scheduler's choice, or a new one."""
+    may_begin = len(reached) < num_trials
+    ready = (number for number, index in enumerate(reached) if index < last and scheduler.verdict(number) == CONTINUE)
+    number = next(ready, None)
+    number = scheduler.choose(may_begin) if number is None else number
+    return len(reached) if number is None and may_begin else number
 
 
 def expected_full_trials(

@@ -191,7 +191,8 @@ class Given:
     def next(self, number: int) -> Curve:
         score = self.scores[number]
         flat_R = np.full(3, score)
-        return Curve({}, "multitask", flat_R[:, None], self.seconds * np.array([1, 3, 9]) / 9, (0, 0, 0), flat_R, score)
+        seconds_R = self.seconds * np.array([1, 3, 9]) / 9
+        return Curve({}, "multitask", flat_R[:, None], seconds_R, (0, 0, 0), flat_R, flat_R, score)
 
     def reported(self, number: int, rung: int, score: float) -> None: ...
     def waits(self, numbers: dict[int, TrialResult]) -> None: ...
@@ -219,7 +220,7 @@ def test_the_best_is_lost_if_it_was_stopped() -> None:
     class Late(Given):
         def next(self, number: int) -> Curve:
             curve, late_R = super().next(number), np.array([0.1, 0.5, 0.9])
-            return curve if number == 0 else replace(curve, metrics_RM=late_R[:, None], kept_R=late_R, truth=0.9)
+            return curve if number == 0 else replace(curve, metrics_RM=late_R[:, None], seen_R=late_R, kept_R=late_R, truth=0.9)
 
     found = replay(space_of({**DOCUMENT, "trial_scheduler": "asha"}), Late(0.5, 0.9), (), 2, 1, math.inf)
     assert found.lost_best
@@ -238,7 +239,7 @@ def test_a_trial_keeps_the_best_of_all_recorded_evaluations_as_they_were_seen() 
     """The second point seems best, though the third is, and the rungs are the first and the fourth."""
     true_R, noise_R = np.array([0.1, 0.5, 0.8, 0.6]), np.array([0.0, 0.4, 0.0, 0.0])
     curve = curve_of({}, "multitask", true_R[:, None], noise_R[:, None], np.arange(4.0), (0, 0, 1, 1), [0, 3])
-    assert (curve.kept_R.tolist(), curve.truth) == ([0.1, 0.5], 0.8)
+    assert (curve.seen_R.tolist(), curve.kept_R.tolist(), curve.truth) == ([0.1, 0.9], [0.1, 0.5], 0.8)
     assert (curve.metrics_RM[:, 0].tolist(), curve.stages) == ([0.1, 0.6], (0, 1))
 
 
@@ -251,6 +252,19 @@ def test_the_best_is_not_lost_while_one_of_its_trials_runs_to_the_end() -> None:
 
     found = replay(space_of({**DOCUMENT, "trial_scheduler": {"kind": "top_k", "k": 1}}), Twice(0.88, 0.92), (), 2, 1, math.inf)
     assert (found.num_whole, found.lost_best) == (1, False)
+
+
+def test_a_trial_that_still_waits_is_lost_and_one_that_the_end_of_the_budget_cuts_off_is_not() -> None:
+    assert replayed("promotion", 0.9, 0.5, 0.7, 0.4, end=3.5).lost_best is False  # promoted at 3 s, when there is no time left
+    assert replayed("promotion", 0.9, 0.5, 0.7, 0.4, end=2.5).lost_best is True
+
+
+def test_the_best_trial_is_that_with_the_best_recorded_evaluation_between_its_rungs_too() -> None:
+    class Between(Given):
+        def next(self, number: int) -> Curve:
+            return replace(super().next(number), seen_R=np.full(3, 0.9 - 0.1 * number), kept_R=np.full(3, 0.3 + number))
+
+    assert replay(space_of({**DOCUMENT, "trial_scheduler": "none"}), Between(0.5, 0.6), (), 2, 1, math.inf).truths == [0.3]
 
 
 def test_promotion_pauses_and_promotes_in_simulated_time() -> None:
@@ -299,8 +313,9 @@ def test_the_budget_to_reach_random_searchs_best_is_where_the_mean_regret_is_as_
 
 def test_a_search_that_waits_for_all_its_trials_is_planned_to_cost_less_than_the_budget() -> None:
     top_k = parse_method("random+{kind: top_k, k: 2}", (1, 3, 9))
-    assert num_trials(top_k, 10, 1) == pytest.approx((9 - 2 * 8 / 9) * 9, abs=1)
-    assert num_trials(parse_method("random+asha", (1, 3, 9)), 10, 1) > 1000
+    shares = {1: 0.1, 3: 0.4, 9: 1.0}
+    assert num_trials(top_k, 10, 1, shares) == pytest.approx((9 - 2 * 0.9) / 0.1, abs=1)
+    assert num_trials(parse_method("random+asha", (1, 3, 9)), 10, 1, shares) > 1000
 
 
 def test_repetitions_of_a_learning_method_run_on_drawn_functions() -> None:
