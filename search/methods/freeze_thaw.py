@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from minbert_core.settings.models import Variant
@@ -34,9 +35,9 @@ class Frozen(NamedTuple):
 class FreezeThawScheduler:
     """Freeze-thaw: every trial pauses at every rung, and a free slot goes to what promises the most per second.
 
-    The choice is between the paused trials and a new one. What a paused trial promises is the expected improvement of its last
-    score over the best that was completed (until then, the best that is forecast), per second of what is left of it. A new one
-    costs as much as trials have cost so far on average, since most are given up early. A trial whose chance to become the best
+    The choice is between the paused trials and a new one. What a trial promises is the expected improvement of its last score
+    over the best that was completed (until then, the best that is forecast), per second that it is expected to take: to its
+    next point, and from there to its end with its chance to become the best, since else it is given up. A trial whose chance
     is below `chance` is stopped, which frees its snapshot. A trial that is chosen at its own point continues without a pause.
     """
 
@@ -109,25 +110,33 @@ class FreezeThawScheduler:
         if not numbers:
             return None
         best = self._completed if math.isfinite(self._completed) else float(mean_N.max())
-        left = [self.rungs[-1] - self.rungs[self._trials[number].place] for number in numbers]
-        per_part = [max(self._trials[number].part_seconds, SOME_SECONDS) for number in numbers]
-        gain_N = expected_gain(mean_N, deviation_N, best) / np.multiply(left, per_part)
+        places = np.array([self._trials[number].place for number in numbers])
+        per_part_N = np.array([max(self._trials[number].part_seconds, SOME_SECONDS) for number in numbers])
+        gain_N = self._gain_per_part(mean_N, deviation_N, best, places) / per_part_N
         first = int(np.argmax(gain_N))
         return None if may_begin and self._gain_of_new(best) >= gain_N[first] else numbers[first]
 
     def _gain_of_new(self, best: float) -> float:
-        mean, deviation = self.model.last_of_new()
-        parts = sum(self.rungs[trial.place] for trial in self._trials.values()) / len(self._trials)
+        mean, deviation = map(np.array, self.model.last_of_new())
         seconds = sum(trial.part_seconds for trial in self._trials.values()) / len(self._trials)
-        gain = expected_gain(np.array(mean), np.array(deviation), best)
-        return float(gain) / (parts * max(seconds, SOME_SECONDS))
+        return float(self._gain_per_part(mean, deviation, best, np.array(-1))) / max(seconds, SOME_SECONDS)
+
+    def _gain_per_part(self, mean: Floats, deviation: Floats, best: float, place: NDArray[np.int64]) -> Floats:
+        """Compute what trials promise per part of the budget that they are expected to take. place: of a rung; -1: before all.
+
+        Both sides of the choice are charged alike. When a new trial was charged less, new ones were begun without end.
+        """
+        rungs = np.array([0, *self.rungs])
+        to_next, rest = rungs[place + 2] - rungs[place + 1], rungs[-1] - rungs[place + 2]
+        gain: Floats = expected_gain(mean, deviation, best) / (to_next + chance(mean, deviation, best) * rest)
+        return gain
 
 
 class FreezeThaw(Variant):
     """Freeze-thaw, after Swersky, Snoek & Adams 2014 (arXiv 1406.3896): pause everything, continue what promises the most.
 
     Departures: the learning curves are a Markov chain (search/methods/curve_model.py); the choice is by expected improvement
-    per second, not by entropy; the sampler alone knows the points of the space.
+    per expected second, not by entropy; the sampler alone knows the points of the space.
     """
 
     kind: Literal["freeze_thaw"] = "freeze_thaw"

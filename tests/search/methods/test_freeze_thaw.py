@@ -105,14 +105,42 @@ def test_what_is_unknown_is_uncertain() -> None:
 # -------------------------------------------------------------------------------------------------------------- the choice
 
 
+def seasoned(num_trials: int) -> Scheduler:
+    """A scheduler that has seen five trials to the end: from .4 to .6 on, they grew by .05 and .15, in either order."""
+    scheduler = freeze_thaw(num_trials)
+    for number in range(5):
+        first, growth = 0.4 + 0.05 * number, (0.05, 0.15)[number % 2]
+        for rung, score in zip(RUNGS, (first, first + growth, first + 0.2), strict=True):
+            enter(scheduler, number, rung, score, exempt=True)
+    return scheduler
+
+
 def test_the_most_promising_trial_continues_once_all_have_begun() -> None:
-    scheduler = freeze_thaw(3)
-    assert [enter(scheduler, number, 1, score) for number, score in enumerate((0.5, 0.8))] == ["PAUSE", "PAUSE"]
-    assert scheduler.choose(may_begin=True) is None  # a new trial costs the least, and nothing speaks against it
-    assert enter(scheduler, 2, 1, 0.6) == "PAUSE"
-    assert scheduler.choose(may_begin=False) == 1
-    assert scheduler.verdict(1) == "CONTINUE"
-    assert scheduler.choose(may_begin=False) == 2  # for a second slot
+    scheduler = seasoned(8)
+    assert [enter(scheduler, number, 1, score) for number, score in ((5, 0.48), (6, 0.49))] == ["PAUSE", "PAUSE"]
+    assert scheduler.choose(may_begin=True) is None  # others have begun better
+    assert enter(scheduler, 7, 1, 0.485) == "PAUSE"
+    assert scheduler.choose(may_begin=False) == 6
+    assert scheduler.verdict(6) == "CONTINUE"
+    assert scheduler.choose(may_begin=False) == 7  # for a second slot
+
+
+def test_the_first_trials_run_to_the_end_so_that_others_can_be_compared() -> None:
+    scheduler = freeze_thaw(20)
+    assert [enter(scheduler, 0, rung, 0.5 + 0.1 * rung) for rung in RUNGS] == ["CONTINUE"] * 3
+
+
+def test_new_trials_are_not_begun_without_end() -> None:
+    """A new trial is charged as the others are: its first point, and what follows with its chance to become the best."""
+    random, scheduler, begun = np.random.default_rng(0), freeze_thaw(100), 0
+    reached = [0] * 100
+    while 3 not in reached:
+        number = scheduler.choose(may_begin=True)
+        number, begun = (begun, begun + 1) if number is None else (number, begun)
+        while scheduler.verdict(number) == "CONTINUE" and reached[number] < 3:
+            reached[number] += 1
+            enter(scheduler, number, reached[number], 0.1 * reached[number] + float(random.normal(0.5, 0.1)))
+    assert begun <= 5
 
 
 def test_a_trial_that_is_the_most_promising_at_its_own_point_does_not_pause() -> None:
@@ -148,21 +176,24 @@ def test_a_trial_that_failed_is_not_chosen() -> None:
 
 
 def test_points_that_are_entered_again_in_their_order_give_the_same_state() -> None:
-    random, scheduler, again = np.random.default_rng(0), freeze_thaw(20), freeze_thaw(20)
-    arrivals, rungs = [], dict.fromkeys(range(20), 0)
-    for number in range(20):
-        arrivals.append(Arrival(number, "multitask", False, 1, float(random.random()), {}, 10.0))
-        scheduler.decide(arrivals[-1])
-        rungs[number] = 1
-        if number % 2 and (chosen := scheduler.choose(may_begin=False)) is not None:
-            rungs[chosen] += 1
-            arrivals.append(Arrival(chosen, "multitask", False, rungs[chosen], float(random.random()), {}, 20.0))
+    random, scheduler, again = np.random.default_rng(0), freeze_thaw(40), freeze_thaw(40)
+    arrivals: list[Arrival] = []
+    reached = [0] * 40
+    begun = 0
+    for _ in range(15):
+        number = scheduler.choose(may_begin=True)
+        number, begun = (begun, begun + 1) if number is None else (number, begun)
+        while scheduler.verdict(number) == "CONTINUE" and reached[number] < 3:
+            reached[number] += 1
+            score = 0.1 * reached[number] + float(random.normal(0.5, 0.2))
+            arrivals.append(Arrival(number, "multitask", False, reached[number], score, {}, 10.0 * reached[number]))
             scheduler.decide(arrivals[-1])
     for arrival in (*arrivals, *arrivals[:5]):
         again.decide(arrival)
-    stopped = [number for number in range(20) if scheduler.verdict(number) == "STOP"]
-    assert stopped == [number for number in range(20) if again.verdict(number) == "STOP"]
-    assert again.choose(may_begin=False) is not None
+    verdicts = [[of.verdict(number) for number in range(begun)] for of in (scheduler, again)]
+    assert {"STOP", "PAUSE", "CONTINUE"} == set(verdicts[0])
+    assert verdicts[0] == verdicts[1]
+    assert again.choose(may_begin=False) == scheduler.choose(may_begin=False) is not None
 
 
 def test_a_trial_that_trained_on_is_judged_by_its_new_point() -> None:
