@@ -7,8 +7,10 @@ Random weights and the toy corpus: nothing is downloaded. All but the last check
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +24,7 @@ from minbert_core.checkpoints import load_encoder
 from minbert_core.config_checks import load_config
 from minbert_core.data.packed import PackedBatch, Span
 from minbert_core.inputs import open_inputs
-from minbert_core.machine import in_precision
+from minbert_core.machine import choose_attention_kernel, in_precision
 from minbert_core.memory import DoesNotFitError
 from minbert_core.methods.adapters import Adapter
 from minbert_core.methods.features import Pooling
@@ -64,6 +66,7 @@ def run_checks(device: str) -> Iterator[Check]:
         try:
             holds, note = check()
         except Exception as error:  # noqa: BLE001 — any error is the finding
+            traceback.print_exc()
             holds, note = False, f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         yield Check(name, holds, round(time.monotonic() - began, 1), note)
 
@@ -101,6 +104,7 @@ def encoder_error(device: str, precision: str) -> tuple[bool, str]:
     torch.manual_seed(0)
     shape = transformers.BertConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512)
     peer = transformers.BertModel(shape).eval().to(device)
+    choose_attention_kernel()
     with TemporaryDirectory() as folder, torch.no_grad():
         peer.save_pretrained(folder)
         encoder = load_encoder(Path(folder), 0.1, 0.1).to(device)
@@ -179,6 +183,7 @@ def _copied(value: Any) -> Any:
 
 def reports_memory(device: str) -> tuple[bool, str]:
     """Allow so little memory that not even one example fits: a sentence is due, and afterwards the GPU works again."""
+    gc.collect()  # earlier trials are in cycles, and leave room in the segments that torch keeps
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(1e-6)
     try:

@@ -12,6 +12,7 @@ returns 0. Not yet run on a GPU (2026-11).
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
 import json
 import os
@@ -20,7 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +63,24 @@ def main() -> int:
         report["notes"].append(note)
         write(given.out, report)
         return 0
+    add = {"checks": add_checks, "rows": add_rows, "profile": add_profile, "search": add_searches}
     for part in given.parts:
-        {"checks": add_checks, "rows": add_rows, "profile": add_profile, "search": add_searches}[part](given, report)
+        try:
+            add[part](given, report)
+        except Exception as error:  # noqa: BLE001 — what was measured is kept, and the other parts run
+            ended_early(report, part, error)
+        gc.collect()
+        torch.cuda.empty_cache()  # a search leaves out a GPU that another process uses
         write(given.out, report)
     print(f"Written: {given.out / 'gpu.md'}, {given.out / 'gpu.json'}")
     return 0 if all(check["holds"] for check in report["checks"]) else 1
+
+
+def ended_early(report: Report, part: str, error: Exception) -> None:
+    """Note that a part has failed, and print where."""
+    report["notes"].append(f"The part {part} ended early: {type(error).__name__}: {error}")
+    print(report["notes"][-1], flush=True)
+    traceback.print_exception(error)
 
 
 def add_checks(given: argparse.Namespace, report: Report) -> None:
@@ -83,14 +99,10 @@ def add_rows(given: argparse.Namespace, report: Report) -> None:
     if given.data is None or given.encoder is None:
         report["notes"].append("The rows were not measured: they need --data and --encoder.")
         return
-    try:
-        for row in gpu.rows(given.data.resolve(), given.encoder.resolve(), given.rounds):
-            report["rows"].append(asdict(row) | {"line": line(row)})
-            print(line(row), flush=True)
-            write(given.out, report)
-    except Exception as error:  # noqa: BLE001 — what was measured is kept, and the other parts run
-        report["notes"].append(f"The rows ended early: {type(error).__name__}: {error}")
-        print(report["notes"][-1], flush=True)
+    for row in gpu.rows(given.data.resolve(), given.encoder.resolve(), given.rounds, partial(ended_early, report)):
+        report["rows"].append(asdict(row) | {"line": line(row)})
+        print(line(row), flush=True)
+        write(given.out, report)
 
 
 def add_profile(given: argparse.Namespace, report: Report) -> None:
@@ -115,8 +127,8 @@ def add_searches(given: argparse.Namespace, report: Report) -> None:
     if given.data and given.encoder:
         corpora["data"] = ["--data", str(given.data.resolve()), "--encoder", str(given.encoder.resolve())]
     for name, source in corpora.items():
-        for label, sharing in (("as probed", []), ("one at a time", ["--gpus-per-trial", "1"])):
-            seconds, code = _search([*source, "--gpus", "1", *sharing], 2_000 if name == "toy" else 8_000)
+        for label, sharing in (("as probed", ["--gpus", "auto"]), ("one at a time", ["--gpus", "1", "--gpus-per-trial", "1"])):
+            seconds, code = _search([*source, *sharing], 2_000 if name == "toy" else 8_000)
             hourly = NUM_TRIALS * 3600 / seconds
             found = {"corpus": name, "trials": label, "seconds": seconds, "trials_per_hour": hourly, "exit_code": code}
             report["searches"].append(found)

@@ -66,6 +66,7 @@ def training_step(config: dict[str, Any], together: bool = True, is_compiled: bo
     trial = load_config(config)
     bench = Bench.of(trial, open_inputs(trial))
     if is_compiled:
+        torch._dynamo.config.specialize_float = True  # else dropout rates and epsilons become tensors that the host reads
         for layer in bench.model.encoder.layers:
             layer.compile(dynamic=True)
     [stage] = trial.stage_plans()

@@ -6,9 +6,10 @@ libraries are imported where they are used: no module here needs them to be impo
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,9 +103,27 @@ class PaddedBatches:
         ]
         self._labels = [torch.tensor([labels[i] for i in some]) for some in rows]
 
+    def move(self, device: str) -> None:
+        """Move all batches to a device, once: a step then waits for no copy, which is more than a training script can do."""
+        self._padded = [[side.to(device) for side in sides] for sides in self._padded]
+        self._labels = [labels.to(device) for labels in self._labels]
+
     def __getitem__(self, number: int) -> tuple[list[Any], Any]:
         place = number % len(self._labels)
         return self._padded[place], self._labels[place]
+
+
+@contextlib.contextmanager
+def on_a_gpu(device: str) -> Iterator[None]:
+    """Compute in bfloat16 on a GPU, with the kernels that torch chooses itself, among which our side leaves one out."""
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+            yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 class BertTask:
@@ -117,7 +136,9 @@ class BertTask:
         dtype = {"dtype": torch.bfloat16} if attention.startswith("flash") else {}  # flash attention reads no float32
         model = transformers().BertModel.from_pretrained(encoder, attn_implementation=attention, **dtype)
         self.model = model.train().to(device)
-        self.batches, self.device = batches, device
+        for some in batches.values():
+            some.move(device)
+        self.batches = batches
         self.drop = torch.nn.Dropout(0.1)
         hidden = self.model.config.hidden_size
         sides = {name: len(some[0][0]) for name, some in batches.items()}
@@ -131,7 +152,7 @@ class BertTask:
         sides, _ = self.batches[name][number]
         pooled = []
         for i, side in enumerate(sides):
-            inputs = {key: value.to(self.device) for key, value in side.items()}
+            inputs = dict(side)
             if words is not None:
                 del inputs["input_ids"]
                 inputs["inputs_embeds"] = words[i]
@@ -142,7 +163,7 @@ class BertTask:
         """Compute the task's loss on a batch."""
         from torch.nn import functional as F
 
-        some, labels = self.batches[name], self.batches[name][number][1].to(self.device)
+        some, labels = self.batches[name], self.batches[name][number][1]
         logits = self.heads[name](self.drop(features)).float()
         if some.kind == "classification":
             return F.cross_entropy(logits, labels.long())
@@ -181,7 +202,7 @@ def training_step(
 
     def step() -> None:
         nonlocal number
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+        with on_a_gpu(device):
             loss = work.loss(task, number, work.features(task, number))
         optimizer.zero_grad()
         loss.backward()
@@ -274,7 +295,7 @@ def evaluation(data: Path, encoder: Path, device: str = "cpu", batch: int = 32) 
     splits = [tokenise(tokenizer, texts(data, task, "dev")[0]) for task in TASKS]
 
     def step() -> None:
-        with torch.inference_mode(), torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+        with torch.inference_mode(), on_a_gpu(device):
             for ids in splits:
                 for start in range(0, len(ids["input_ids"]), batch):
                     some = {key: ids[key][start : start + batch] for key in ids}

@@ -125,6 +125,8 @@ class Masks:
 
 # ----------------------------------------------------------------------------------------------------------- attention
 
+ALIGNMENT = 8  # numbers: a head of another size (PALs have them) would get torch's slowest kernel on a GPU
+
 
 @dataclass(frozen=True)
 class Dropout:
@@ -151,10 +153,13 @@ def attend(q_RD: Tensor, kv_N2D: Tensor, query: Query, num_heads: int, drop: Dro
 def attend_in_one_kernel(q_RD: Tensor, kv_N2D: Tensor, query: Query, num_heads: int, drop: Dropout) -> Tensor:
     """Attend with one call of torch's kernel per group of sequences, of which there is one on a GPU."""
     rate = 0.0 if drop.masks is None else drop.rate
+    head_size = q_RD.shape[1] // num_heads
+    padding = -head_size % ALIGNMENT
     contexts = []
     for q_SHQDh, k_SHLDh, v_SHLDh, bias_S11L in _grouped(q_RD, kv_N2D, query, num_heads):
-        bias = bias_S11L.to(q_SHQDh.dtype)
-        context_SHQDh = F.scaled_dot_product_attention(q_SHQDh, k_SHLDh, v_SHLDh, bias, rate)
+        q, k, v = (F.pad(x, (0, padding)) if padding else x for x in (q_SHQDh, k_SHLDh, v_SHLDh))
+        attended = F.scaled_dot_product_attention(q, k, v, bias_S11L.to(q.dtype), rate, scale=head_size**-0.5)
+        context_SHQDh = attended[..., :head_size] if padding else attended
         contexts.append(context_SHQDh.transpose(1, 2).flatten(2).flatten(0, 1))  # (S * Q, D)
     return _packed(contexts, query)
 

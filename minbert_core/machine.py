@@ -39,9 +39,20 @@ def prepare(machine: Machine) -> torch.device:
     if device.type == "cpu":
         torch.set_flush_denormal(True)  # AdamW's means of a word unseen for 900 steps are denormal, and slow
         _keep_freed_memory()
-    elif machine.gpu_share < 1:
-        torch.cuda.set_per_process_memory_fraction(machine.gpu_share)
+    else:
+        choose_attention_kernel()
+        if machine.gpu_share < 1:
+            torch.cuda.set_per_process_memory_fraction(machine.gpu_share)
     return device
+
+
+def choose_attention_kernel() -> None:
+    """Keep torch from taking cuDNN's attention on a GPU in this process, which it prefers on recent ones.
+
+    cuDNN builds a plan for each shape of a batch, and packed batches have a new one every step. Some of its kernels round the
+    dropout rate to sixteenths (pytorch #174245), and others return NaN gradients beside a mask (#196678). Not measured here.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def _keep_freed_memory() -> None:
@@ -174,6 +185,6 @@ def usage(device: torch.device) -> dict[str, float]:
     with contextlib.suppress(ModuleNotFoundError):
         from pynvml import NVMLError
 
-        with contextlib.suppress(NVMLError):
+        with contextlib.suppress(NVMLError, RuntimeError):  # torch turns some of the driver's errors into its own
             figures["system/gpu_percent"] = float(torch.cuda.utilization(device))
     return figures

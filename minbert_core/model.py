@@ -34,7 +34,7 @@ from minbert_core.data.tokens import TokenisedTexts, Tokenizer, load_tokenizer, 
 from minbert_core.encoder import Encoder, Masks
 from minbert_core.encoder_fit import check_encoder
 from minbert_core.files import replaced, user_path
-from minbert_core.machine import in_precision, resolve_device, resolve_precision, tokens_per_pass
+from minbert_core.machine import choose_attention_kernel, in_precision, resolve_device, resolve_precision, tokens_per_pass
 from minbert_core.memory import DoesNotFitError, is_out_of_memory, reason_of, release
 from minbert_core.methods.adapters import Adapter
 from minbert_core.methods.shared_layers import SharedLayer
@@ -503,4 +503,5 @@ def load(folder: str | Path, device: str = "auto") -> Predictor:
     tokenizer = load_tokenizer(folder / "encoder")
     check_encoder(config, model.encoder.shape, tokenizer)
     model.to(resolve_device(device))
+    choose_attention_kernel()
     return Predictor(model, config, tokenizer)

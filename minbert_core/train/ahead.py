@@ -14,6 +14,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+from minbert_core.memory import is_out_of_memory
+
 Step = TypeVar("Step")  # all that a batch depends on, comparable
 Batch = TypeVar("Batch")
 
@@ -33,8 +35,12 @@ class Ahead(Generic[Step, Batch]):
         """Return the batch of a step.  Raises what `prepare` raises."""
         begun, self.begun = self.begun, None
         if begun is not None and begun[0] == step:
-            return begun[1].result()
-        if begun is not None:
+            try:
+                return begun[1].result()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise  # else again, at its turn: the copy was made while the step before held all its memory
+        elif begun is not None:
             wait([begun[1]])
         return self.prepare(step)
 

@@ -72,6 +72,18 @@ def test_an_error_of_the_other_thread_is_raised_at_the_step_it_belongs_to() -> N
     ahead.close()
 
 
+def test_a_batch_that_did_not_fit_next_to_a_step_is_prepared_again_at_its_turn() -> None:
+    def prepare(step: int) -> tuple[int, str]:
+        if threading.current_thread().name.startswith("batches"):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return named(step)
+
+    ahead = Ahead(prepare, GPU)
+    ahead.begin(1)
+    assert ahead.take(1) == (1, threading.current_thread().name)
+    ahead.close()
+
+
 def test_on_a_cpu_nothing_is_prepared_ahead() -> None:
     ahead: Ahead[int, tuple[int, str]] = Ahead(named, CPU)
     ahead.begin(1)
