@@ -88,11 +88,11 @@ def meta_allowed() -> Iterator[None]:
     def lenient(device: str, *further: Any, **named: Any) -> torch.autocast:
         return autocast("cpu" if device == "meta" else device, *further, **named)
 
-    def in_one_kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, rate: float) -> Tensor:
+    def in_one_kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, rate: float, scale: float) -> Tensor:
         if q.device.type != "meta":
-            return attention(q, k, v, bias, rate)
+            return attention(q, k, v, bias, rate, scale=scale)
         bias = bias.expand(*q.shape[:3], k.shape[2])
-        output: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, rate)[0]
+        output: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, rate, scale=scale)[0]
         return output
 
     with (
