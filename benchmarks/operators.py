@@ -146,7 +146,7 @@ def batches_of(model: MultitaskBert, inputs: Inputs, size: int = 8) -> dict[str,
 
 def stepper_on(config: TrialConfig, inputs: Inputs, device: str, layers: int = LAYERS) -> Stepper:
     """Build a stepper whose model has so many small layers."""
-    shape = EncoderShape(len(inputs.tokenizer.vocabulary()), 24, layers, 2, 48)
+    shape = EncoderShape(len(inputs.tokenizer.vocabulary()), 32, layers, 2, 64)  # heads of 16: a kernel pads no multiple of 8
     model = build_model(config, new_encoder(shape, 0, 0.1, 0.1))
     model.encoder.train_words(inputs.token_ids)
     with meta_allowed():
