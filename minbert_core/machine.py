@@ -50,7 +50,7 @@ def choose_attention_kernel() -> None:
     """Keep torch from taking cuDNN's attention on a GPU in this process, which it prefers on recent ones.
 
     cuDNN builds a plan for each shape of a batch, and packed batches have a new one every step. Some of its kernels round the
-    dropout rate to sixteenths (pytorch #174245), and others return NaN gradients beside a mask (#196678). Not measured here.
+    dropout rate to sixteenths (pytorch #174245), and others return NaN gradients with a mask (#196678). Not measured here.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
 

@@ -502,6 +502,7 @@ def load(folder: str | Path, device: str = "auto") -> Predictor:
     model, config = load_model(folder)
     tokenizer = load_tokenizer(folder / "encoder")
     check_encoder(config, model.encoder.shape, tokenizer)
-    model.to(resolve_device(device))
-    choose_attention_kernel()
+    model.to(device := resolve_device(device))
+    if device == "cuda":
+        choose_attention_kernel()
     return Predictor(model, config, tokenizer)

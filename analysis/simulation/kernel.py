@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import optimize
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 from analysis.simulation.points import Floats
 
@@ -38,13 +39,15 @@ class Kernel:
     def __call__(self, a_PD: Floats, b_ND: Floats) -> Floats:
         """Compute the covariance of the functions' values at points, without noise, shape (P, N)."""
         scaled_PD, scaled_ND = a_PD / self.length_D, b_ND / self.length_D
-        return self.variance * _matern(((scaled_PD[:, None] - scaled_ND[None]) ** 2).sum(axis=2))
+        squares_PN = torch.from_numpy(((scaled_PD[:, None] - scaled_ND[None]) ** 2).sum(axis=2))
+        covariance_PN: Floats = self.variance * _matern(squares_PN).numpy()
+        return covariance_PN
 
 
-def _matern(squares: Floats) -> Floats:
-    scaled = np.sqrt(2 * NU * squares)
-    correlation: Floats = (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
-    return correlation
+def _matern(squares: Tensor) -> Tensor:
+    """Compute the correlation of values at points of these squared distances, in lengths."""
+    scaled = (2 * NU * squares + TINY).sqrt()
+    return (1 + scaled + scaled**2 / 3) * (-scaled).exp()
 
 
 def fit_kernel(x_ND: Floats, y_NK: Floats, parameter_D: NDArray[np.int64], start: Kernel | None = None) -> Kernel:
@@ -64,8 +67,7 @@ def fit_kernel(x_ND: Floats, y_NK: Floats, parameter_D: NDArray[np.int64], start
         """Compute the negative logarithm of the posterior density, and its gradient."""
         logs = torch.tensor(values, requires_grad=True)
         variance, noise = logs[:2].exp()
-        scaled_NN = (2 * NU * torch.tensordot((-2 * logs[2:]).exp(), squares_GNN, 1) + TINY).sqrt()
-        covariance_NN = variance * (1 + scaled_NN + scaled_NN**2 / 3) * (-scaled_NN).exp()
+        covariance_NN = variance * _matern(torch.tensordot((-2 * logs[2:]).exp(), squares_GNN, 1))
         factor_NN = torch.linalg.cholesky(covariance_NN + (noise + LEAST_NOISE) * eye_NN)
         whitened_NK = torch.linalg.solve_triangular(factor_NN, y, upper=False)
         likelihood = 0.5 * whitened_NK.square().sum() + y.shape[1] * factor_NN.diagonal().log().sum()

@@ -19,7 +19,7 @@ from minbert_core.settings.models import Variant
 from search.methods.curve_model import CurveModel, Floats, chance, expected_gain
 from search.methods.decisions import CONTINUE, PAUSE, STOP, Arrival, Scheduler
 
-ENOUGH_RUNGS = 5  # assumed, not measured (2026-11)
+ENOUGH_RUNGS = 5  # with 3 it needs as much as ASHA, with 9 less (LOG.md, November 28th); 5 is assumed
 SOME_SECONDS = 1e-3  # in place of a cost of 0
 
 
@@ -136,7 +136,7 @@ class FreezeThaw(Variant):
     """Freeze-thaw, after Swersky, Snoek & Adams 2014 (arXiv 1406.3896): pause everything, continue what promises the most.
 
     Departures: the learning curves are a Markov chain (search/methods/curve_model.py); the choice is by expected improvement
-    per expected second, not by entropy; the sampler alone knows the points of the space.
+    per expected second, not by entropy; only the sampler knows the points of the space.
     """
 
     kind: Literal["freeze_thaw"] = "freeze_thaw"

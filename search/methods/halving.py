@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from search.methods.decisions import CONTINUE, Arrival, Scheduler
+from search.methods.decisions import CONTINUE, STOP, Arrival, Scheduler
 from search.methods.trial_schedulers import TrialSchedulerSetting
 
 NUM_TASKS = 3  # of the random trials; their metrics are independent, so that a veto per task is expected to cost the most
@@ -26,31 +27,47 @@ def expected_ends(
     random = np.random.default_rng(0)
     ends = [0] * len(rungs)
     for _ in range(repeats):
-        scheduler = trial_scheduler.build(rungs, num_trials)
-        reached: list[int] = []  # the index of each trial's last rung, in the order in which they begin
         quality = random.normal(size=(num_trials, NUM_TASKS))
-        while (number := _next(scheduler, reached, len(rungs) - 1, num_trials)) is not None:
-            if number == len(reached):
-                reached.append(-1)
-            while reached[number] < len(rungs) - 1 and (reached[number] < 0 or scheduler.verdict(number) == CONTINUE):
-                reached[number] += 1
-                rung, exempt = rungs[reached[number]], number < num_baselines
-                of_tasks = quality[number] + NOISE * random.normal(size=NUM_TASKS)
-                tasks = {str(i): float(value) for i, value in enumerate(of_tasks)}
-                score = sum(tasks.values()) / NUM_TASKS
-                scheduler.decide(Arrival(number, str(number % num_recipes), exempt, rung, score, tasks, float(rung)))
-        for last in reached:
+
+        def arrival(number: int, rung: int, quality: NDArray[np.float64] = quality) -> Arrival:
+            of_tasks = quality[number] + NOISE * random.normal(size=NUM_TASKS)
+            tasks = {str(i): float(value) for i, value in enumerate(of_tasks)}
+            score = sum(tasks.values()) / NUM_TASKS
+            return Arrival(number, str(number % num_recipes), number < num_baselines, rung, score, tasks, float(rung))
+
+        for last in _last_rungs(trial_scheduler.build(rungs, num_trials), rungs, num_trials, arrival):
             ends[last] += 1
     return [count / repeats for count in ends]
 
 
-def _next(scheduler: Scheduler, reached: Sequence[int], last: int, num_trials: int) -> int | None:
-    """Return the trial that a free slot gets, as in a search: one that may continue, the scheduler's choice, or a new one."""
-    may_begin = len(reached) < num_trials
-    ready = (number for number, index in enumerate(reached) if index < last and scheduler.verdict(number) == CONTINUE)
-    number = next(ready, None)
-    number = scheduler.choose(may_begin) if number is None else number
-    return len(reached) if number is None and may_begin else number
+def _last_rungs(
+    scheduler: Scheduler, rungs: Sequence[int], num_trials: int, arrival: Callable[[int, int], Arrival]
+) -> list[int]:
+    """Run one search with one slot, and return the index of each trial's last rung.
+
+    The slot gets what a search would give it: a waiting trial that may continue, the scheduler's choice, or a new trial.
+    """
+    reached: list[int] = []
+    waiting: list[int] = []
+    while True:
+        verdicts = {number: scheduler.verdict(number) for number in waiting}
+        waiting = [number for number in waiting if verdicts[number] != STOP]
+        may_begin = len(reached) < num_trials
+        number = next((number for number in waiting if verdicts[number] == CONTINUE), None)
+        number = scheduler.choose(may_begin) if number is None else number
+        if number is not None:
+            waiting.remove(number)
+        elif may_begin:
+            number = len(reached)
+            reached.append(-1)
+        else:
+            return reached
+        verdict = CONTINUE
+        while reached[number] < len(rungs) - 1 and verdict == CONTINUE:
+            reached[number] += 1
+            verdict = scheduler.decide(arrival(number, rungs[reached[number]]))
+        if reached[number] < len(rungs) - 1 and verdict != STOP:
+            waiting.append(number)
 
 
 def expected_full_trials(

@@ -151,6 +151,19 @@ def test_a_surrogate_predicts_configurations_that_it_has_not_seen() -> None:
     assert drawn[0].curve(known.point)[1] == pytest.approx([2, 6, 18], rel=0.05)
 
 
+def test_a_fitted_trial_has_the_time_course_and_the_stages_of_its_nearest_recorded_one() -> None:
+    table = made_up(40)
+    for trial in table.trials:
+        if trial.params["gradient"] == "pcgrad":
+            for entry, seconds, stage in zip(trial.evaluations, (1.0, 2.0, 18.0), (0, 1, 1), strict=True):
+                entry.update(seconds=seconds, stage=stage)
+    drawn = Surrogate(read_recording(table)).draw(np.random.default_rng(0))
+    for gradient, shares, wanted in (("pcgrad", (1 / 18, 2 / 18, 1), (0, 1, 1)), ("sum", (1 / 9, 3 / 9, 1), (0, 0, 0))):
+        _, seconds_R, stages, _ = drawn.curve({"optimizer/lr": 1e-3, "gradient": gradient})
+        assert seconds_R / seconds_R[-1] == pytest.approx(shares)
+        assert stages == wanted
+
+
 def test_a_surrogate_claims_nothing_about_scores_that_do_not_depend_on_the_configuration() -> None:
     explained = []
     for seed in range(4):

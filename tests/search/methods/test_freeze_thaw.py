@@ -132,15 +132,17 @@ def test_the_first_trials_run_to_the_end_so_that_others_can_be_compared() -> Non
 
 def test_new_trials_are_not_begun_without_end() -> None:
     """A new trial is charged as the others are: its first point, and what follows with its chance to become the best."""
-    random, scheduler, begun = np.random.default_rng(0), freeze_thaw(100), 0
-    reached = [0] * 100
-    while 3 not in reached:
+    random, rungs = np.random.default_rng(0), tuple(range(1, 10))
+    scheduler = FreezeThaw().build(rungs, 100)
+    quality, reached = random.normal(0.5, 0.1, 100), [0] * 100
+    begun = 0
+    while 9 not in reached:
         number = scheduler.choose(may_begin=True)
         number, begun = (begun, begun + 1) if number is None else (number, begun)
-        while scheduler.verdict(number) == "CONTINUE" and reached[number] < 3:
+        while scheduler.verdict(number) == "CONTINUE" and reached[number] < 9:
             reached[number] += 1
-            enter(scheduler, number, reached[number], 0.1 * reached[number] + float(random.normal(0.5, 0.1)))
-    assert begun <= 5
+            enter(scheduler, number, reached[number], quality[number] + 0.02 * reached[number] + float(random.normal(0, 0.03)))
+    assert begun <= 10
 
 
 def test_a_trial_that_is_the_most_promising_at_its_own_point_does_not_pause() -> None:

@@ -14,7 +14,7 @@ from search.methods.asha import Asha, RungScheduler
 from search.methods.decisions import Arrival, Scheduler, of_tasks, peers
 from search.methods.halving import expected_ends, expected_full_trials
 from search.methods.promotion import Promotion
-from search.methods.top_k import TopK
+from search.methods.top_k import TopK, TopKScheduler
 from search.methods.trial_schedulers import NoStopping
 
 RUNGS = (1, 3, 9)
@@ -309,6 +309,21 @@ def test_baselines_cost_full_trials(trial_scheduler: Asha | Promotion | TopK) ->
 def test_top_k_ends_k_trials_and_the_baselines_at_the_last_rung_and_all_others_at_the_first() -> None:
     assert expected_ends(12, 2, 3, RUNGS, TopK(k=3)) == [7, 0, 5]
     assert expected_ends(4, 2, 1, RUNGS, TopK(k=3)) == [0, 0, 4]
+
+
+def test_stopped_trials_are_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each verdict of top_k looks at all trials, and a plan simulates a search fifty times."""
+    asked = 0
+    verdict = TopKScheduler.verdict
+
+    def counted(self: TopKScheduler, number: int) -> str:
+        nonlocal asked
+        asked += 1
+        return verdict(self, number)
+
+    monkeypatch.setattr(TopKScheduler, "verdict", counted)
+    expected_ends(200, 0, 1, RUNGS, TopK(k=3), repeats=1)
+    assert asked < 200 * (2 + 3)  # its own, and those of the three that wait
 
 
 def test_without_stopping_every_trial_runs_to_its_end() -> None:
