@@ -12,8 +12,9 @@ Columns, in this order:
   train/cosine_A_B (mean cosine of two tasks' gradients), train/conflicts_A_B (share of steps with a negative cosine); in the
   last one before an evaluation train/group_cosine/A_B/GROUP (mean cosine in a parameter group since the evaluation before)
 
-Units: seconds since the trial's start, evaluations included; examples shown so far; passes through the encoder, counted in
-examples; metrics as fractions, correlations in [-1, 1]. The file's metadata hold `Facts` per search.
+Units: seconds since the trial's start, evaluations included, and of the entry's own evaluation; examples shown so far; passes
+through the encoder, counted in examples; metrics as fractions, correlations in [-1, 1]. The file's metadata hold `Facts` per
+search.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ from search.study.trials import TrialResult, best_first
 FORMAT = 1
 METADATA = b"minbert searches"  # the key in the metadata of the schema
 EVALUATION = {"rung": pa.int64(), "stage": pa.int64(), "step": pa.int64(), "examples": pa.int64(), "passes": pa.int64(),
-              "seconds": pa.float64()}  # fmt: skip
-TRAINING = {name: kind for name, kind in EVALUATION.items() if name != "rung"}
+              "seconds": pa.float64(), "evaluation_seconds": pa.float64()}  # fmt: skip
+TRAINING = {name: kind for name, kind in EVALUATION.items() if name not in ("rung", "evaluation_seconds")}
 NESTED = {"evaluations": ("dev", "dev/", EVALUATION), "training": ("train", "train/", TRAINING)}
 
 
@@ -151,11 +152,13 @@ def tabulate(searches: Iterable[Search]) -> pa.Table:
 
 
 def _entries(trial: TrialResult, kind: str, prefix: str, fixed: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {key: value for key, value in record.items() if key in fixed or key.startswith(prefix)}
-        for record in trial.records
-        if record["kind"] == kind
-    ]
+    entries = []
+    for before, record in zip([None, *trial.records], trial.records, strict=False):
+        if record["kind"] == kind:
+            entries.append({key: value for key, value in record.items() if key in fixed or key.startswith(prefix)})
+            if kind == "dev" and before and before["step"] == record["step"]:  # the record of the training up to here
+                entries[-1]["evaluation_seconds"] = record["seconds"] - before["seconds"]
+    return entries
 
 
 def _nested(entries: list[list[dict[str, Any]]], fixed: Mapping[str, pa.DataType]) -> pa.Array:

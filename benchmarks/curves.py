@@ -126,7 +126,9 @@ def _seconds_per_pass(rows: list[dict[str, Any]]) -> float:
 
 def _at_speed(row: dict[str, Any], factor: float) -> dict[str, Any]:
     """Return a row with its seconds multiplied."""
-    evaluations = [entry | {"seconds": factor * entry["seconds"]} for entry in row["evaluations"]]
+    evaluations = [
+        entry | {key: factor * entry[key] for key in ("seconds", "evaluation_seconds")} for entry in row["evaluations"]
+    ]
     return row | {"seconds": factor * row["seconds"], "evaluations": evaluations}
 
 

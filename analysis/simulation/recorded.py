@@ -28,14 +28,25 @@ GOOD = 30  # from here on a difference between methods can be told from the choi
 
 @dataclass(frozen=True)
 class Configuration:
-    """A recorded configuration: the mean over its seeds of its metrics, shape (R, M), and of the seconds at each rung."""
+    """A recorded configuration: the mean over its seeds of its metrics, shape (R, M), and of the seconds at each rung.
+
+    evaluation_R: the seconds of each rung's evaluation, which `seconds_R` contains.
+    """
 
     point: Point
     recipe: str
     metrics_RM: Floats
     seconds_R: Floats
+    evaluation_R: Floats
     stages: tuple[int, ...]  # at each rung
     num_seeds: int
+
+    def seconds_at(self, places: Sequence[int]) -> Floats:
+        """Compute the seconds up to some of the rungs if the trial is evaluated at these only."""
+        left_out_R = self.evaluation_R.copy()
+        left_out_R[list(places)] = 0
+        seconds: Floats = (self.seconds_R - left_out_R.cumsum())[list(places)]
+        return seconds
 
 
 @dataclass(frozen=True)
@@ -91,11 +102,14 @@ def read_recording(table: Table) -> Recording:
 
 def _configuration(trials: list[Trial], facts: Facts, rungs: Sequence[int], domains: dict[str, Any]) -> Configuration:
     metrics = np.mean([_metrics(trial, facts.tasks) for trial in trials], axis=0)
-    seconds = np.mean([[entry["seconds"] for entry in trial.evaluations] for trial in trials], axis=0)
+    seconds, evaluation = (
+        np.mean([[entry.get(key, 0.0) for entry in trial.evaluations] for trial in trials], axis=0)
+        for key in ("seconds", "evaluation_seconds")  # an older file lacks the second
+    )
     stages = tuple(int(entry.get("stage", 0)) for entry in trials[0].evaluations)
     given = trials[0].params
     point = {path: _label(domain, given[path]) for path, domain in domains.items() if path in given}
-    return Configuration(point, trials[0].recipe, metrics, seconds, stages, len(trials))
+    return Configuration(point, trials[0].recipe, metrics, seconds, evaluation, stages, len(trials))
 
 
 def _label(domain: Any, value: Any) -> Any:

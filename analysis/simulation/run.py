@@ -39,19 +39,18 @@ class Problem:
 
     @property
     def full_seconds(self) -> float:
-        """The mean seconds of a full trial, the unit of the budget."""
+        """The mean seconds of a full trial with all evaluations that were recorded, the unit of the budget."""
         return float(np.mean([each.seconds_R[-1] for each in self.recording.configurations]))
 
     @property
     def end_seconds(self) -> float:
         return self.budget * self.full_seconds / self.workers
 
-    @property
-    def shares(self) -> dict[int, float]:
-        """The mean share of a full trial's seconds at each rung."""
-        recording = self.recording
-        shares_R = np.mean([each.seconds_R / each.seconds_R[-1] for each in recording.configurations], axis=0)
-        return dict(zip(recording.rungs, shares_R.tolist(), strict=True))
+    def shares(self, rungs: Sequence[int]) -> dict[int, float]:
+        """Return the mean share of a full trial's seconds at each of a method's rungs."""
+        places = self.recording.places(rungs)
+        shares_P = np.mean([each.seconds_at(places) / each.seconds_R[-1] for each in self.recording.configurations], axis=0)
+        return dict(zip(rungs, shares_P.tolist(), strict=True))
 
     @property
     def num_recipes(self) -> int:
@@ -127,7 +126,10 @@ def _repeat(method: Method, planned: int, repetitions: range) -> list[tuple[Repl
 def simulate(problem: Problem, methods: Sequence[Method], repetitions: int) -> Iterator[Simulated]:
     """Run the repetitions of each method, and yield it once they are done."""
     cores = min(usable_cores(), max(1, repetitions // 20))  # a process takes seconds to start
-    planned = [num_trials(method, problem.budget, problem.num_recipes, problem.shares) for method in methods]
+    shares = [problem.shares(method.settings.rungs) for method in methods]
+    planned = [
+        num_trials(method, problem.budget, problem.num_recipes, own) for method, own in zip(methods, shares, strict=True)
+    ]
     if cores == 1:
         _start(problem)
         for method, trials in zip(methods, planned, strict=True):

@@ -41,7 +41,8 @@ class FromTable:
         configurations = self.recording.configurations
         own = configurations[int(generator.integers(len(configurations)))]
         noise = noise_of_a_seed(self.recording, generator)
-        return curve_of(own.point, own.recipe, own.metrics_RM, noise, own.seconds_R, own.stages, self.places)
+        stages = tuple(own.stages[place] for place in self.places)
+        return curve_of(own.point, own.recipe, own.metrics_RM, noise, own.seconds_at(self.places), stages, self.places)
 
     def reported(self, number: int, rung: int, score: float) -> None:
         """Do nothing: the draws do not learn."""
@@ -97,9 +98,9 @@ class Suggested:
         return self._curve(number, self.recording.points.sample(lambda name, domain: domain.suggest(trial, name)))
 
     def _curve(self, number: int, point: Point) -> Curve:
-        metrics_RM, seconds_R, stages, recipe = self.drawn.curve(point)
+        metrics_RM, seconds_P, stages, recipe = self.drawn.curve(point, self.places)
         noise = noise_of_a_seed(self.recording, np.random.default_rng((self.repetition, number)))
-        return curve_of(point, recipe, metrics_RM, noise, seconds_R, stages, self.places)
+        return curve_of(point, recipe, metrics_RM, noise, seconds_P, stages, self.places)
 
     def _earlier(self, num_known: int) -> list[FrozenTrial]:
         points, generator = self.recording.points, np.random.default_rng((self.repetition, EARLIER))
@@ -130,16 +131,15 @@ def curve_of(
     recipe: str,
     metrics_RM: Floats,
     noise_RM: Floats | float,
-    seconds_R: Floats,
-    stages: Sequence[int],
+    seconds_P: Floats,
+    stages: tuple[int, ...],
     places: list[int],
 ) -> Curve:
-    """Build what a trial reports at some of the recorded rungs. Metrics, noise, seconds and stages are those of all."""
-    true_R, noisy_RM = metrics_RM[:, 0], metrics_RM + noise_RM
-    bests = [int(noisy_RM[: place + 1, 0].argmax()) for place in places]
-    own_stages = tuple(stages[place] for place in places)
-    kept = noisy_RM[bests, 0], true_R[bests], float(true_R.max())
-    return Curve(point, recipe, noisy_RM[places], seconds_R[places], own_stages, *kept)
+    """Build what a trial reports at P of the recorded rungs, at which alone it is evaluated; metrics and noise are of all."""
+    true_P, noisy_PM = metrics_RM[places, 0], (metrics_RM + noise_RM)[places]
+    bests = [int(noisy_PM[: i + 1, 0].argmax()) for i in range(len(places))]
+    kept = noisy_PM[bests, 0], true_P[bests], float(metrics_RM[:, 0].max())
+    return Curve(point, recipe, noisy_PM, seconds_P, stages, *kept)
 
 
 def noise_of_a_seed(recording: Recording, generator: np.random.Generator) -> Floats | float:

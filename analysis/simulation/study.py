@@ -21,9 +21,8 @@ NOWHERE = Path("simulated")
 class Curve:
     """What a trial will report. metrics_RM: at each rung the score, then the tasks', with the noise of its seed.
 
-    seen_R and kept_R: of the best evaluation so far, whose model is kept, the score as it was seen and without noise. All
-    points that were recorded count as evaluations, whichever of them the method decides at. truth: the best of all points,
-    without noise.
+    seen_R and kept_R: of the best evaluation so far, whose model is kept, the score as it was seen and without noise.
+    truth: the best of all points that were recorded, those without an evaluation included, without noise.
     """
 
     point: Point

@@ -8,12 +8,13 @@ function of the mean alone would be flatter than any real one, and its best poin
 
 Sources: Rasmussen & Williams 2006, algorithm 2.1; Wilson et al. 2020 (arXiv 2002.09309), equation 13 (a draw from the
 posterior); Rahimi & Recht 2007, random features of the prior.
-Legend: N recorded configurations, D numbers of a point, F features, K outputs (R rungs times M metrics, and the cost).
+Legend: N recorded configurations, D numbers of a point, F features, K outputs (R rungs times M metrics, and the cost)
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -110,8 +111,8 @@ class Drawn:
         outputs: Floats = of.mean_K + of.scale_K * y_PK
         return outputs
 
-    def curve(self, point: Point) -> tuple[Floats, Floats, tuple[int, ...], str]:
-        """Return the metrics (R, M), the seconds (R,), the stages at the rungs and the recipe of a point.
+    def curve(self, point: Point, places: Sequence[int]) -> tuple[Floats, Floats, tuple[int, ...], str]:
+        """Return the metrics (R, M), the seconds (P,), the stages (P,) and the recipe of a point, P of the rungs by place.
 
         The stages, and the shares of the seconds that they take, are those of the nearest recorded configuration.
         """
@@ -120,4 +121,5 @@ class Drawn:
         y_K = self.outputs(x_D[None])[0]
         metrics_RM = y_K[:-1].reshape(len(recording.rungs), -1)
         like = self.surrogate.nearest(x_D, recipe)
-        return metrics_RM, math.exp(y_K[-1]) * like.seconds_R / like.seconds_R[-1], like.stages, recipe
+        seconds_P = math.exp(y_K[-1]) / like.seconds_R[-1] * like.seconds_at(places)
+        return metrics_RM, seconds_P, tuple(like.stages[place] for place in places), recipe

@@ -146,9 +146,10 @@ def test_a_surrogate_predicts_configurations_that_it_has_not_seen() -> None:
     assert surrogate.unseen_error().explained > 0.8
     drawn = [surrogate.draw(np.random.default_rng(seed)) for seed in range(20)]
     known = recording.configurations[5]
-    found = np.array([one.curve(known.point)[0] for one in drawn])
+    places = [0, 1, 2]
+    found = np.array([one.curve(known.point, places)[0] for one in drawn])
     assert found.mean(axis=0) == pytest.approx(known.metrics_RM, abs=0.03)
-    assert drawn[0].curve(known.point)[1] == pytest.approx([2, 6, 18], rel=0.05)
+    assert drawn[0].curve(known.point, places)[1] == pytest.approx([2, 6, 18], rel=0.05)
 
 
 def test_a_fitted_trial_has_the_time_course_and_the_stages_of_its_nearest_recorded_one() -> None:
@@ -159,7 +160,7 @@ def test_a_fitted_trial_has_the_time_course_and_the_stages_of_its_nearest_record
                 entry.update(seconds=seconds, stage=stage)
     drawn = Surrogate(read_recording(table)).draw(np.random.default_rng(0))
     for gradient, shares, wanted in (("pcgrad", (1 / 18, 2 / 18, 1), (0, 1, 1)), ("sum", (1 / 9, 3 / 9, 1), (0, 0, 0))):
-        _, seconds_R, stages, _ = drawn.curve({"optimizer/lr": 1e-3, "gradient": gradient})
+        _, seconds_R, stages, _ = drawn.curve({"optimizer/lr": 1e-3, "gradient": gradient}, [0, 1, 2])
         assert seconds_R / seconds_R[-1] == pytest.approx(shares)
         assert stages == wanted
 
@@ -248,12 +249,27 @@ def test_a_trial_counts_as_far_as_it_was_trained() -> None:
     assert (found.times, found.truths) == ([1, 3, 9], [0.3, 0.5, 0.9])
 
 
-def test_a_trial_keeps_the_best_of_all_recorded_evaluations_as_they_were_seen() -> None:
-    """The second point seems best, though the third is, and the rungs are the first and the fourth."""
+def test_a_trial_keeps_the_best_of_its_evaluations_as_they_were_seen() -> None:
+    """The second point seems best, though the fourth is better; at the third the trial is not evaluated."""
     true_R, noise_R = np.array([0.1, 0.5, 0.8, 0.6]), np.array([0.0, 0.4, 0.0, 0.0])
-    curve = curve_of({}, "multitask", true_R[:, None], noise_R[:, None], np.arange(4.0), (0, 0, 1, 1), [0, 3])
-    assert (curve.seen_R.tolist(), curve.kept_R.tolist(), curve.truth) == ([0.1, 0.9], [0.1, 0.5], 0.8)
-    assert (curve.metrics_RM[:, 0].tolist(), curve.stages) == ([0.1, 0.6], (0, 1))
+    curve = curve_of({}, "multitask", true_R[:, None], noise_R[:, None], np.arange(3.0), (0, 1, 1), [0, 1, 3])
+    assert (curve.seen_R.tolist(), curve.kept_R.tolist(), curve.truth) == ([0.1, 0.9, 0.9], [0.1, 0.5, 0.5], 0.8)
+    assert (curve.metrics_RM[:, 0].tolist(), curve.stages) == ([0.1, 0.9, 0.6], (0, 1, 1))
+
+
+def test_a_method_pays_for_its_own_evaluations_only() -> None:
+    table = made_up(40)
+    for trial in table.trials:
+        for entry in trial.evaluations:
+            entry["evaluation_seconds"] = 0.5
+    recording = read_recording(table)
+    assert recording.configurations[0].seconds_at([0, 1, 2]).tolist() == [2, 6, 18]
+    assert recording.configurations[0].seconds_at([2]).tolist() == [17]
+    problem = Problem(recording, budget=5, workers=1, fitted=False)
+    assert problem.shares([1, 9]) == pytest.approx({1: 2 / 18, 9: 17.5 / 18})
+    assert FromTable(recording, [9], 0).next(0).seconds_R.tolist() == [17]
+    drawn = Surrogate(recording).draw(np.random.default_rng(0))
+    assert drawn.curve({"optimizer/lr": 1e-3, "gradient": "sum"}, [2])[1] == pytest.approx([17], rel=0.05)
 
 
 def test_the_best_is_not_lost_while_one_of_its_trials_runs_to_the_end() -> None:

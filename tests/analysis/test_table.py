@@ -20,6 +20,8 @@ def test_a_table_holds_every_evaluation_and_every_training_record(toy_runs: Path
         assert [entry["rung"] for entry in row.evaluations] == list(trial.points) == [1, 3]
         assert row.at(3, "sst") == trial.points[3]["dev/sst"]
         assert row.at(2) is None
+        seconds = {r["kind"]: r["seconds"] for r in trial.records if r["step"] == trial.points[3]["step"]}
+        assert row.evaluations[1]["evaluation_seconds"] == seconds["dev"] - seconds["train"] > 0
         assert row.training == [
             {k: v for k, v in record.items() if k in row.training[0]} for record in trial.records if record["kind"] == "train"
         ]

@@ -33,7 +33,7 @@ def part(num: int, seconds: float, **columns: Any) -> pa.Table:
             "seconds": seconds,
             "passes": 10,
             "status": "completed",
-            "evaluations": [{"rung": 1, "seconds": seconds / 2}],
+            "evaluations": [{"rung": 1, "seconds": seconds / 2, "evaluation_seconds": seconds / 4}],
         }
         for i in range(num)
     ]
@@ -49,7 +49,7 @@ def test_parts_are_one_search_at_the_speed_of_the_first(tmp_path: Path) -> None:
     assert [row["trial"] for row in rows] == [0, 1, 1000, 1001, 1002]
     assert {row["search"] for row in rows} == {"curves"}
     assert [row["seconds"] for row in rows] == [8.0] * 5
-    assert {row["evaluations"][0]["seconds"] for row in rows} == {4.0}
+    assert {tuple(row["evaluations"][0].values()) for row in rows} == {(1, 4.0, 2.0)}
     assert [(row["lr"], row["radius"]) for row in rows] == [(0.1, None)] * 2 + [(None, 0.5)] * 3
     [facts] = json.loads(read_parquet(out).schema.metadata[METADATA])["searches"].values()
     assert facts == {"name": "curves", "planned": 5}
