@@ -29,7 +29,7 @@ from analysis.simulation.recorded import read_recording
 from analysis.simulation.replay import Replay
 from analysis.simulation.report import block, fitted_title
 from analysis.simulation.run import Problem, Simulated, Worker, simulate
-from analysis.simulation.sources import curve_of, noise_of_a_seed
+from analysis.simulation.sources import fitted_curve
 from analysis.simulation.study import Curve
 from analysis.simulation.surrogate import Drawn
 from analysis.table import open_table
@@ -132,9 +132,8 @@ class _Search:
     def _curve(self, config: dict[str, Any]) -> Curve:
         recording = self.problem.recording
         point = recording.points.sample(lambda path, domain: _value(domain, config[path]))
-        metrics_RM, seconds_R, stages, recipe = self.drawn.curve(point)
-        noise = noise_of_a_seed(recording, np.random.default_rng((self.repetition, len(self.curves))))
-        return curve_of(point, recipe, metrics_RM, noise, seconds_R, stages, recording.places(self.rungs))
+        generator = np.random.default_rng((self.repetition, len(self.curves)))
+        return fitted_curve(self.drawn, point, recording.places(self.rungs), generator)
 
     def _report(self, name: str) -> None:
         trial = self.search.trials[name]

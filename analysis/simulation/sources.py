@@ -98,9 +98,7 @@ class Suggested:
         return self._curve(number, self.recording.points.sample(lambda name, domain: domain.suggest(trial, name)))
 
     def _curve(self, number: int, point: Point) -> Curve:
-        metrics_RM, seconds_P, stages, recipe = self.drawn.curve(point, self.places)
-        noise = noise_of_a_seed(self.recording, np.random.default_rng((self.repetition, number)))
-        return curve_of(point, recipe, metrics_RM, noise, seconds_P, stages, self.places)
+        return fitted_curve(self.drawn, point, self.places, np.random.default_rng((self.repetition, number)))
 
     def _earlier(self, num_known: int) -> list[FrozenTrial]:
         points, generator = self.recording.points, np.random.default_rng((self.repetition, EARLIER))
@@ -126,6 +124,13 @@ class Suggested:
         self.storage.set_trial_state_values(self.ids[number], STATES[status], values)
 
 
+def fitted_curve(drawn: Drawn, point: Point, places: Sequence[int], generator: np.random.Generator) -> Curve:
+    """Build what a trial at a point of a drawn function reports at some of the recorded rungs, with the noise of a seed."""
+    metrics_RM, seconds_P, stages, recipe = drawn.curve(point, places)
+    noise = noise_of_a_seed(drawn.surrogate.recording, generator)
+    return curve_of(point, recipe, metrics_RM, noise, seconds_P, stages, places)
+
+
 def curve_of(
     point: Point,
     recipe: str,
@@ -133,10 +138,10 @@ def curve_of(
     noise_RM: Floats | float,
     seconds_P: Floats,
     stages: tuple[int, ...],
-    places: list[int],
+    places: Sequence[int],
 ) -> Curve:
     """Build what a trial reports at P of the recorded rungs, at which alone it is evaluated; metrics and noise are of all."""
-    true_P, noisy_PM = metrics_RM[places, 0], (metrics_RM + noise_RM)[places]
+    true_P, noisy_PM = metrics_RM[list(places), 0], (metrics_RM + noise_RM)[list(places)]
     bests = [int(noisy_PM[: i + 1, 0].argmax()) for i in range(len(places))]
     kept = noisy_PM[bests, 0], true_P[bests], float(metrics_RM[:, 0].max())
     return Curve(point, recipe, noisy_PM, seconds_P, stages, *kept)
