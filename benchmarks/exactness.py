@@ -47,6 +47,7 @@ def _differences(data: Path, encoder: Path, task: str, encoding: str) -> tuple[f
     worst = 0.0
     for name, parameter in model.encoder.named_parameters():
         parts = [stored[part].grad for part in stored_names(name)]
+        assert parameter.grad is not None, name
         for mine, theirs in zip(parameter.grad.chunk(len(parts)), parts, strict=True):
             # relative to its own norm, or to a thousandth of the largest: a key's bias has no gradient but rounding
             worst = max(worst, float((mine - theirs).norm()) / max(float(theirs.norm()), largest / 1000))

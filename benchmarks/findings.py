@@ -20,7 +20,7 @@ import argparse
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from statistics import fmean, median
@@ -110,7 +110,7 @@ class Lines:
         """Compute the CPU time per example relative to the baseline's, as medians over the seeds."""
         taken, plain = ([line["cpu_seconds"] for key, line in self.known.items() if key[:2] == (name, examples)]
                       for name in (arm, BASELINE))  # fmt: skip
-        return median(taken) / median(plain)
+        return float(median(taken) / median(plain))
 
     def _digest(self, arm: str, examples: int, seed: int) -> str:
         """Hash the config that a line's figures follow from; "" if there is no such arm any more."""
@@ -138,7 +138,7 @@ def equal_seconds(lines: Lines, arm: str, examples: int) -> tuple[int, str]:
 
 def train_all(lines: Lines, arms: list[str], examples: int, at_once: int) -> None:
     """Train every trial that FILE lacks: all arms at equal examples, seed by seed, then at equal seconds."""
-    rounds = [
+    rounds: list[Callable[[], list[tuple[str, int, int]]]] = [
         lambda: [(arm, examples, seed) for seed in SEEDS for arm in arms],
         lambda: [(arm, equal_seconds(lines, arm, examples)[0], seed) for seed in SEEDS for arm in arms],
     ]

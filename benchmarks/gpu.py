@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import ours, peers
@@ -124,6 +123,11 @@ def random_base(folder: Path, encoder: Path, shape: EncoderShape) -> Path:
 def steps(setting: Setting) -> Iterator[Row]:
     """Yield a step's time against the peer's for each batch size, and its share of the device's rate for the largest."""
     probe = ours.matmul_probe(1, setting.device)
+
+    def probed() -> None:
+        probe()
+        setting.wait()
+
     kernels = ["sdpa", *(["flash_attention_2"] if importlib.util.find_spec("flash_attn") else [])]
     for batch, goal in STEP_GOALS.items():
         for task, encoding in WORKLOADS:
@@ -132,7 +136,7 @@ def steps(setting: Setting) -> Iterator[Row]:
             contestants = {"ours": ours.training_step(config)}
             contestants |= {kernel: peers.training_step(*arguments, attention=kernel) for kernel in kernels}
             times = setting.times(contestants)
-            times |= alternate({"probe": lambda: (probe(), setting.wait())}, setting.rounds)
+            times |= alternate({"probe": probed}, setting.rounds)
             for kernel in kernels:
                 figure = ratio(times, kernel, "ours")
                 yield setting.row(f"step against BertModel, {kernel}", where, (">=", goal), figure, details=milliseconds(times))
@@ -201,7 +205,7 @@ def largest_costs(setting: Setting) -> list[tuple[str, float, float]]:
     events = [
         (event.key, event.self_device_time_total if on_gpu else event.self_cpu_time_total)
         for event in found.key_averages()
-        if not on_gpu or event.device_type == DeviceType.CUDA  # else a launch may count its kernel's time again
+        if not on_gpu or event.device_type.name == "CUDA"  # else a launch may count its kernel's time again
     ]
     total = sum(microseconds for _, microseconds in events) or 1.0
     largest = sorted(events, key=lambda event: -event[1])[:LARGEST]

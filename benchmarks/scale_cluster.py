@@ -10,6 +10,7 @@ next trial, and until its worker has begun.
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import tempfile
@@ -70,12 +71,16 @@ def nodes(num_nodes: int, num_gpus: int) -> Iterator[None]:
     import ray
 
     os.environ.setdefault("RAY_worker_register_timeout_seconds", "600")  # many workers that start at once on few cores are slow
-    each = {"num_cpus": num_gpus // num_nodes, "num_gpus": num_gpus // num_nodes, "object_store_memory": 80 * 1024**2}
-    cluster = Cluster(initialize_head=True, head_node_args={**each, "include_dashboard": False})  # type: ignore[no-untyped-call]
+    each: dict[str, Any] = {
+        "num_cpus": num_gpus // num_nodes,
+        "num_gpus": num_gpus // num_nodes,
+        "object_store_memory": 80 * 1024**2,
+    }
+    cluster = Cluster(initialize_head=True, head_node_args={**each, "include_dashboard": False})
     try:
         for _ in range(num_nodes - 1):
-            cluster.add_node(**each)  # type: ignore[no-untyped-call]
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+            cluster.add_node(**each)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         yield
     finally:
         ray.shutdown()

@@ -139,8 +139,8 @@ def _server(search: Search, port: int) -> subprocess.Popen[bytes]:
     """Start an MLflow server over the search's own database, and wait until it answers."""
     words = ["-m", "mlflow", "server", "--backend-store-uri", sqlite_uri(search.here / "mlflow.db"), "--port", str(port)]
     artifacts = ["--artifacts-destination", str(search.here / "artifacts"), "--workers", "1"]
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    server = subprocess.Popen([sys.executable, *words, *artifacts], cwd=search.here, start_new_session=True, **silent)
+    command, silent = [sys.executable, *words, *artifacts], subprocess.DEVNULL
+    server = subprocess.Popen(command, cwd=search.here, start_new_session=True, stdout=silent, stderr=silent)
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as ask:
