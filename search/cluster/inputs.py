@@ -73,13 +73,12 @@ def fetched(storage: Storage, place: str) -> Path:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes of this node from the same folder within the block; they wait."""
+def _alone(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """Keep other processes of this node from the same folder within the block. Yield False, without `wait`, if one is there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.with_name(f"{folder.name}.lock")
     with path.open("a") as held:
-        lock(held, path, wait=True)
-        yield
+        yield lock(held, path, wait=wait)
 
 
 def _names(folder: Path) -> list[str]:
@@ -105,8 +104,11 @@ def send_pretrained(storage: Storage, ones: Iterable[Pretrained]) -> None:
 
 
 def bring_pretrained(storage: Storage, ones: Iterable[Pretrained]) -> None:
-    """Fetch the further pretrainings that another node has made into this one's cache."""
+    """Fetch the further pretrainings that another node has made into this one's cache, without waiting for one.
+
+    While another process here trains or fetches one, run_pretraining waits for it, with signs of life.
+    """
     for one in ones:
-        with _alone(one.folder):
-            if not one.is_cached and WHOLE in storage.names(f"pretrained/{one.key}"):
+        with _alone(one.folder, wait=False) as is_alone:
+            if is_alone and not one.is_cached and WHOLE in storage.names(f"pretrained/{one.key}"):
                 storage.get(f"pretrained/{one.key}/files", one.folder)

@@ -29,7 +29,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from minbert_core.files import replaced
+from minbert_core.files import NO_SPACE, replaced
 
 OBJECT_STORES = ("s3", "gcs", "abfs")  # pyarrow's names of systems on which an upload appears as a whole
 WAITS = (1.0, 4.0, 15.0, 40.0)  # pyarrow's own tries, within a call, take some seconds more
@@ -107,8 +107,8 @@ class Storage:
             system, base = _opened(self.uri)
             return act(system, "/".join(filter(None, (base, self.folder, name))))
         except (OSError, pa.ArrowException) as error:
-            if isinstance(error, FileNotFoundError) and not writes:
-                raise
+            if not writes and (isinstance(error, FileNotFoundError) or getattr(error, "errno", None) in NO_SPACE):
+                raise  # of a copy to this machine, it is this one's disk that is full
             raise StorageFault(f"The storage at {self.uri} is at fault: {reason_of(error)}.") from error
 
 
@@ -164,7 +164,7 @@ def _download(system: Any, path: str, target: Path) -> None:
     from pyarrow.fs import FileType, LocalFileSystem, copy_files
 
     if system.get_file_info(path).type == FileType.Directory:
-        target.mkdir()
+        target.mkdir(exist_ok=True)  # a try before this one may have made it
     copy_files(path, str(target), source_filesystem=system, destination_filesystem=LocalFileSystem())
 
 

@@ -1,7 +1,8 @@
 """Failed trials, opened again for `--retry-failed`.
 
-Optuna has no way back from a finished trial. Its journal is a list of operations. Those that ended a trial are removed from
-it, and the trial is running again, under its own number.
+Optuna has no way back from a finished trial. Its journal is a list of operations. All of a failed trial but those by which it
+began are removed from it, and the trial is running again, under its own number. If its snapshot is there, what it has reached
+is reported again; else it starts from the beginning, and a score that it had must not stay.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any
 from optuna.trial import TrialState
 
 from minbert_core.files import replaced
+from search.study.failures import CONSTRAINT
 from search.study.journal import NAME
 
-OF_AN_END = {"status", "reason", "deaths"}  # user attributes that the next end of a trial gets anew
+OF_THE_BEGINNING = {"config", "baseline"}  # user attributes that a trial has before its first point
 
 
 def reopen_failed(folder: Path) -> int:
@@ -31,7 +33,7 @@ def reopen_failed(folder: Path) -> int:
     operations = [json.loads(line) for line in lines]
     failed = _failed(operations)
     if failed:
-        kept = [line for line, operation in zip(lines, operations, strict=True) if not _is_of_the_end(operation, failed)]
+        kept = [line for line, operation in zip(lines, operations, strict=True) if not _is_later(operation, failed)]
         for trial in failed:
             (folder / "trials" / f"{trial:03d}" / "trial.json").unlink(missing_ok=True)
         with replaced(journal) as draft:
@@ -58,6 +60,9 @@ def _ends(operation: dict[str, Any]) -> bool:
     return {"trial_id", "state"} <= operation.keys() and TrialState(operation["state"]).is_finished()
 
 
-def _is_of_the_end(operation: dict[str, Any], failed: set[int]) -> bool:
-    is_attribute = not OF_AN_END.isdisjoint(operation.get("user_attr", {}))
-    return operation.get("trial_id") in failed and (is_attribute or _ends(operation))
+def _is_later(operation: dict[str, Any], failed: set[int]) -> bool:
+    """Return whether an operation concerns a failed trial and is none of those by which it began."""
+    is_attribute = not OF_THE_BEGINNING.issuperset(operation.get("user_attr", {})) or CONSTRAINT in operation.get(
+        "system_attr", {}
+    )
+    return operation.get("trial_id") in failed and (is_attribute or "intermediate_value" in operation or _ends(operation))

@@ -279,7 +279,12 @@ class StudySearcher(Searcher):
         return sum(self.watchdog.is_training(trial.number) for trial in self.running.values())
 
     def end_hanging(self) -> None:
-        """End the processes of the trials that have been silent for too long. Ray then reports their deaths."""
+        """End the processes of the trials that have been silent for too long. Ray then reports their deaths.
+
+        After a fault of the disk or the storage it does nothing: `running` then has trials that have ended.
+        """
+        if self.disk.fault is not None:
+            return
         trials = [(trial.number, trial.folder) for trial in self.running.values()]
         for number, seconds in self.watchdog.look(trials).items():
             self.hung[number] = silence(seconds)

@@ -23,6 +23,7 @@ from minbert_core.train.folder import read_records, state_file, write_records
 from minbert_core.train.trial import save_snapshot
 from search.methods.decisions import WAITS
 from search.space.space import make_space
+from search.study.failures import CONSTRAINT
 from search.study.repair import repair
 from search.study.retries import reopen_failed
 from search.study.searcher import (
@@ -441,6 +442,29 @@ def test_failed_trials_run_again_if_that_is_asked_for(tmp_path: Path, reason: st
     assert workers.measured[0, 1] == (2 if reason else 1), "what died resumes from its snapshot, other failures start again"
 
 
+def test_a_trial_that_runs_again_keeps_nothing_of_the_failed_one_but_its_point(tmp_path: Path) -> None:
+    """It failed beyond a point, which the sampler was told to avoid. It starts again, and is stopped before that point."""
+    scores = iter([0.5, 0.6, 0.7, 0.8, 0.9, 0.1])
+    workers = Workers(lambda number, rung: next(scores))
+    driver = Driver(tmp_path, workers, 2, slots=1)
+    for _ in range(4):  # 000 is begun and completed
+        driver.step()
+    for _ in range(3):  # 001 reports 1 and 3
+        driver.step()
+    driver.searcher.retries = 0
+    (tmp_path / "trials" / "001" / "failure.txt").write_text("DoesNotFitError: out of memory")
+    driver.kill()
+    assert statuses(driver.study.results()) == {0: ("completed", 9), 1: ("failed", 3)}
+    assert CONSTRAINT in driver.study._entry(1).system_attrs
+    assert reopen_failed(tmp_path) == 1
+    again = Driver(tmp_path, workers, 2, slots=1)
+    entry = again.study._entry(1)
+    assert (entry.intermediate_values, set(entry.user_attrs)) == ({}, {"config"})
+    assert CONSTRAINT not in entry.system_attrs
+    assert statuses(again.run()) == {0: ("completed", 9), 1: ("stopped", 1)}
+    assert repair(tmp_path, again.study.space, 7).records[1] == again.study.result(1).records
+
+
 def test_a_trial_whose_process_was_ended_because_it_hung_is_retried_and_fails_with_that_reason(tmp_path: Path) -> None:
     driver = Driver(tmp_path, Workers(by_number(0.5)), 1)
     driver.step()
@@ -739,4 +763,6 @@ def test_a_trial_that_could_not_write_for_a_full_disk_stays_running(tmp_path: Pa
     driver.searcher.on_trial_complete(next(iter(driver.live)), error=True)
     assert driver.searcher.disk.fault is not None
     assert driver.study.result(0).status == "running"
+    driver.searcher.watchdog.looked -= 60
+    driver.searcher.end_hanging()  # as Ray's loop asks once more: the watchdog has forgotten the trial
     assert statuses(Driver(tmp_path, driver.workers, 1).run()) == {0: ("completed", 9)}
