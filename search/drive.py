@@ -73,7 +73,7 @@ def run_search(
     search = SearchRecord(
         uri, plan.name, note, _tags(plan), _params(plan), digests, num_rows, files, resumed, search_id=record.id
     )
-    rungs = plan.space.settings.rungs
+    rungs, resume = plan.space.settings.rungs, resume_command(folder, options.address)
     tasks, slots = list(plan.config.train_on), plan.resources.slots
     narrator = Narrator(folder, tasks, plan.num_trials, slots, rungs[-1], plan.examples)
     recorder = Recorder(folder, tasks, rungs[-1], Tracker(search, narrator.say))
@@ -87,32 +87,30 @@ def run_search(
         narrator.show([f"folder    {folder}", _dashboard(folder), f"mlflow    {ui_command(uri, Path.cwd())}"])
         for sentence in repairs.sentences:
             narrator.say(sentence)
-        num_reopened = reopen_failed(folder) if options.retry_failed else 0
-        if num_reopened:
-            repairs = repair(folder, plan.space, plan.seed)  # it writes the entries of the reopened trials into their folders
-        study = Study(folder, plan.space, plan.seed, _files(folder, record), record.earlier)
-        scheduler = plan.space.settings.trial_scheduler.build(rungs, plan.num_trials)
-        unfinished = study.restore(scheduler, repairs.records) if resumed else []
-        listeners.replay(study.results())
-        if resumed:
-            narrator.say(f"resumed; {narrator.num_done()} of {plan.num_trials} trials have ended, {len(unfinished)} continue")
-        if num_reopened:
-            narrator.say(f"{counted(num_reopened, 'failed trial')} of these run again")
-        limits = seconds_left, plan.relocated, options.retries, 60 * options.patience
-        searcher = StudySearcher(study, scheduler, plan.num_trials, unfinished, listeners, *limits)
+        with _ended_after_fault(narrator, recorder.tracker, resume) as end:
+            num_reopened = reopen_failed(folder) if options.retry_failed else 0
+            if num_reopened:
+                repairs = repair(
+                    folder, plan.space, plan.seed
+                )  # it writes the entries of the reopened trials into their folders
+            study = Study(folder, plan.space, plan.seed, _files(folder, record), record.earlier)
+            scheduler = plan.space.settings.trial_scheduler.build(rungs, plan.num_trials)
+            unfinished = study.restore(scheduler, repairs.records) if resumed else []
+            listeners.replay(study.results())
+            if resumed:
+                counts = f"{narrator.num_done()} of {plan.num_trials} trials have ended, {len(unfinished)} continue"
+                narrator.say(f"resumed; {counts}")
+            if num_reopened:
+                narrator.say(f"{counted(num_reopened, 'failed trial')} of these run again")
+            limits = seconds_left, plan.relocated, options.retries, 60 * options.patience
+            searcher = StudySearcher(study, scheduler, plan.num_trials, unfinished, listeners, *limits)
+            narrator.slots = lambda: slots if math.isinf(searcher.room) else searcher.room
 
-        narrator.slots = lambda: slots if math.isinf(searcher.room) else searcher.room
+            def give_up(sentence: str) -> None:
+                narrator.screen.__exit__(None, None, None)
+                narrator.say(sentence)
+                end("KILLED", CLOSE_SECONDS)
 
-        def end_after_fault(status: MlflowStatus, timeout_seconds: float | None = None) -> None:
-            narrator.show([f"resume    {go_on(folder, options.address)}"])
-            recorder.tracker.close(status, timeout_seconds)
-
-        def give_up(sentence: str) -> None:
-            narrator.screen.__exit__(None, None, None)
-            narrator.say(sentence)
-            end_after_fault("KILLED", CLOSE_SECONDS)
-
-        try:
             if searcher.has_more():
                 with narrator.screen:
                     tune_scheduler = TuneScheduler(scheduler, rungs, seconds_left)
@@ -121,15 +119,28 @@ def run_search(
                 raise Refused(_paused(plan, folder, searcher.disk.fault))
             if not interrupts.seen:
                 searcher.pause_the_rest()
-        except RayDied as error:  # the command prints its sentence
-            narrator.log.write(f"{time.strftime('%F %T')} {error}\n")
-            end_after_fault("KILLED", CLOSE_SECONDS)
-            raise
-        except BaseException:  # a fault of Ray's or ours; finished work is kept
-            end_after_fault("FAILED")
-            raise
-        again = go_on(folder, options.address)
-        return close(folder, plan, study.results(), narrator, recorder.tracker, interrupts.seen, uri, again)
+        return close(folder, plan, study.results(), narrator, recorder.tracker, interrupts.seen, uri, resume)
+
+
+@contextlib.contextmanager
+def _ended_after_fault(
+    narrator: Narrator, tracker: Tracker, resume: str
+) -> Iterator[Callable[[MlflowStatus, float | None], None]]:
+    """Yield a function that ends MLflow's record and shows the command that resumes. If the block fails, it is called."""
+
+    def end(status: MlflowStatus, timeout_seconds: float | None) -> None:
+        narrator.show([f"resume    {resume}"])
+        tracker.close(status, timeout_seconds)
+
+    try:
+        yield end
+    except RayDied as error:  # the command prints its sentence
+        narrator.log.write(f"{time.strftime('%F %T')} {error}\n")
+        end("KILLED", CLOSE_SECONDS)
+        raise
+    except BaseException:  # a fault of Ray's or ours; finished work is kept
+        end("FAILED", None)
+        raise
 
 
 def _other_records(
@@ -288,7 +299,7 @@ def close(
 # -------------------------------------------------------------------------------------------------------------- words
 
 
-def go_on(folder: Path, address: str = "local") -> str:
+def resume_command(folder: Path, address: str = "local") -> str:
     where = [] if address == "local" else ["--address", address]
     return shlex.join(["python", "-m", "search.run", "--resume", folder.name, *_runs_option(folder), *where])
 

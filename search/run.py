@@ -41,7 +41,7 @@ from minbert_core.settings.yaml import dump_yaml
 from search.cluster.reach import check_storage
 from search.cost.estimate import check_disk, measured_lines
 from search.cost.packing import packed
-from search.drive import go_on, next_command, run_search
+from search.drive import next_command, resume_command, run_search
 from search.earlier import with_best_of, with_known_trials
 from search.environment import report
 from search.options import Keywords, SearchOptions, from_arguments, from_keywords, parser
@@ -58,7 +58,7 @@ from search.plan.folder import (
 from search.plan.on_cluster import cluster_resources
 from search.plan.plan import Plan, make_plan
 from search.plan.resources import Resources, find_resources
-from search.plan.resume import asked_space, goes_on, resumed_plan
+from search.plan.resume import asked_space, resumed_plan, resumes
 from search.plan.summary import plan_lines, plan_record
 from search.report.status import show_status
 from search.report.weights_and_biases import wandb_fault
@@ -117,7 +117,7 @@ def _main(parsed: argparse.Namespace, arguments: list[str]) -> int:
         return DONE
     if parsed.status is not None:
         folder = parsed.runs.absolute() / parsed.status
-        show_status(folder, go_on(folder), next_command(folder))
+        show_status(folder, resume_command(folder), next_command(folder))
         return DONE
     options = from_arguments(parsed, arguments)
     if parsed.print:
@@ -147,7 +147,7 @@ def start_or_resume(options: SearchOptions) -> tuple[Path, int]:
     runs = options.runs.absolute()
     if options.prepare:
         return _prepare(options, runs)
-    resumed = goes_on(options, runs)
+    resumed = resumes(options, runs)
     if options.price is not None and (options.resume is not None or not options.dry_run):
         raise ValueError("--price belongs to the estimate of a new search. Give it with --space and --dry-run.")
     if options.retry_failed and options.resume is None:

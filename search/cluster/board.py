@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from search.cluster.nodes import on_node
+
 POST_SECONDS = 0.5  # between two posts of a process, and between two looks of the driver
 ANSWER_SECONDS = 30.0  # for the board to take a post that its sender waits for
 
@@ -68,10 +70,9 @@ class Board:
 def put_up() -> tuple[str, Any]:
     """Start a board on the driver's node. Return its name, by which workers find it, and its handle. Ray must run."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     name = f"minbert-board-{secrets.token_hex(8)}"
-    here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
+    here = on_node(ray.get_runtime_context().get_node_id())
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(Board)  # as Ray may kill it for its memory; its news are lost then
     return name, actor.options(name=name, scheduling_strategy=here).remote()
 

@@ -9,13 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from search.cluster.nodes import Node
+from search.cluster.nodes import Node, on_node
 
-BUSY_GB, BUSY_SHARE = (
-    1.0,
-    0.05,
-)  # limits of a free GPU's memory in use, the larger counts; a desktop uses less (assumed, 2026-11)
-GUARD_SECONDS = 60  # for a Guard to start and look; one that others make wait is given up, and its GPU is theirs
+BUSY_GB, BUSY_SHARE = 1.0, 0.05  # the larger is the limit of a free GPU's memory in use (assumed for a desktop, 2026-11)
+GUARD_SECONDS = 60  # for a Guard to start and look; one that still waits then is killed, and its GPU counts as in use
 
 
 @dataclass(frozen=True)
@@ -47,11 +44,14 @@ class Guard:
     """An actor that was given a GPU, and so keeps others from it while it lives."""
 
     def look(self) -> Gpu:
-        """Return the GPU and its memory in use; 0 of 0 if the driver does not report it, as for a logical one."""
-        import pynvml
+        """Return the GPU and its memory in use; 0 of 0 if that is not known: a logical one, or a node without nvidia-ml-py."""
         import ray
 
         [name] = map(str, ray.get_gpu_ids())
+        try:
+            import pynvml
+        except ImportError:
+            return Gpu(name)
         try:
             pynvml.nvmlInit()
             return Gpu(name, *memory_gb(name))
@@ -92,11 +92,9 @@ def guarded(nodes: Iterable[Node]) -> Guarded:
 
 def _guard(node: Node) -> Any:
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    strategy = NodeAffinitySchedulingStrategy(node_id=node.id, soft=False)
     actor: Any = ray.remote(num_cpus=0, num_gpus=1)(Guard)
-    return actor.options(scheduling_strategy=strategy).remote()
+    return actor.options(scheduling_strategy=on_node(node.id)).remote()
 
 
 def _answer(reference: Any) -> Gpu | None:

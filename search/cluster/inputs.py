@@ -26,7 +26,7 @@ WHOLE = "whole"  # in a folder in the storage, once all files are there
 
 @dataclass(frozen=True)
 class Supplies:
-    """What a process reads on a node that does not see the driver's folders. Without a storage there are none."""
+    """The files that a process reads on a node that does not see the driver's folders. Without a storage there are none."""
 
     uri: str = ""  # of the storage
     places: Mapping[str, str] = field(default_factory=dict)  # a folder that a config names -> its place in the storage

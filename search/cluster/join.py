@@ -88,7 +88,7 @@ def join(address: str, shares_disk: bool = True) -> str:
     """Connect this process to the cluster at `address` (HOST:PORT or auto), unless it is connected. Return HOST:PORT.
 
     shares_disk: workers use this machine's cache; otherwise each node has its own.
-    Raises Refused, with what to type, if the cluster wants a token that is not known here, or this is none of its nodes.
+    Raises Refused, with what to type: the cluster wants a token unknown here, or this machine is not one of its nodes.
     """
     import ray
 

@@ -99,14 +99,20 @@ def _version(name: str) -> str:
         return ""
 
 
-def pinned(act: Callable[..., Any], node: Node) -> Callable[..., Any]:
-    """Return a function that starts `act` on a node, whatever runs there, and returns Ray's reference to its result."""
-    import ray
+def on_node(node_id: str) -> Any:
+    """Return the scheduling strategy for one node and no other."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    strategy = NodeAffinitySchedulingStrategy(node_id=node.id, soft=False)
-    remote: Callable[..., Any] = ray.remote(num_cpus=0, max_retries=0)(act).options(scheduling_strategy=strategy).remote
-    return remote
+    return NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
+
+
+def pinned(act: Callable[..., Any], node_id: str) -> Callable[..., Any]:
+    """Return a function that starts `act` on a node, whatever runs there, and returns Ray's reference to its result."""
+    import ray
+
+    remote: Any = ray.remote(num_cpus=0, max_retries=0)(act)
+    start: Callable[..., Any] = remote.options(scheduling_strategy=on_node(node_id)).remote
+    return start
 
 
 def visit(asked: Mapping[Any, Node]) -> dict[Node, Any]:
@@ -140,7 +146,7 @@ def fault_of(node: Node, facts: Facts | str) -> str:
     if isinstance(facts, str):
         return f"Node {node.name} cannot run this project: {facts.rstrip('.')}."
     if missing := [name for name, number in facts.versions.items() if not number]:
-        return f"Node {node.name} lacks {', '.join(missing)}. Its nodes need the environment of this one: pip install there."
+        return f"Node {node.name} lacks {', '.join(missing)}. Every node needs this machine's environment: pip install."
     return ""
 
 
@@ -164,7 +170,7 @@ def as_a_trial(act: Callable[..., Any], cpus: int, gpus: float, *arguments: Any)
     asked = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(act).remote(*arguments)
     if not ray.wait([asked], timeout=VISIT_SECONDS)[0]:
         ray.cancel(asked, force=True)
-        raise Refused(f"No node of the cluster was free within {VISIT_SECONDS} s. Others use it, or it still starts.")
+        raise Refused(f"No node was free within {VISIT_SECONDS} s. Other jobs use the cluster, or it is still starting.")
     answer = answer_of(asked)
     if isinstance(answer, str):
         raise Refused(f"No trial can run on this cluster: {answer}")

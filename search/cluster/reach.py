@@ -49,7 +49,7 @@ class Reached:
         self.place.write("word", self.word.encode())
 
     def ask(self, node: Node) -> Any:
-        return pinned(reach, node)(self.place, self.word, node.id)
+        return pinned(reach, node.id)(self.place, self.word, node.id)
 
     def fault_of(self, node: Node, seen: Facts | Unseen) -> str:
         """Return the sentence about a node that does not reach the storage; empty if it does, and its answer is seen here."""

@@ -12,17 +12,17 @@ from typing import Any, Protocol
 from minbert_core.commands import Refused
 from minbert_core.words import counted
 from search.cluster.gpus import guarded
-from search.cluster.nodes import Facts, Node, alive_nodes, answer_of, fault_of, total_slots, visit
+from search.cluster.nodes import Facts, Node, alive_nodes, answer_of, fault_of, on_node, total_slots, visit
 from search.cluster.sharing import Unseen
 
 LOOK_SECONDS = 5.0  # between two looks at the cluster, which take milliseconds
 REMEDY = "Or take the node out of the cluster: `ray stop` there."
 GONE_SECONDS = 30.0  # after the loss of a node: a process that died without a sign of life was on it; Ray has noticed it
-GONE = "has left the cluster"
+GONE, UNCHECKED, UNABLE = "has left the cluster", "is not checked yet", "cannot run trials"
 
 
 class Check(Protocol):
-    """What is asked of a node before trials run there: sharing.py, or with a storage reach.py."""
+    """The question that a node is asked before trials run there: sharing.py, or with a storage reach.py."""
 
     remedy: str
 
@@ -52,6 +52,7 @@ class Room:
         self.holders: list[Any] = []  # actors that hold what a node has, which no trial may use
         self.silent: dict[str, float] = {}  # admitted nodes that do not answer, which Ray has not noticed yet -> since when
         self.looked, self.last_loss = 0.0, float("-inf")
+        self.refused: set[str] = set()  # the ids of nodes that cannot run trials
         self.last_refused, self.last_refusal = "", float("-inf")
 
     def begin(self) -> None:
@@ -78,12 +79,18 @@ class Room:
             return self._lost_at_start()
         node = self.admitted.get(node_id)
         if node is None:
-            return f"{self.known[node_id]}, which {GONE}" if node_id in self.known else ""
+            return f"{self.known[node_id]}, which {self._why_not(node_id)}" if node_id in self.known else ""
         if node.answers():
             return ""
         self.silent.setdefault(node_id, time.monotonic())
         self.last_loss = time.monotonic()
         return f"{node.name}, which {GONE}"
+
+    def _why_not(self, node_id: str) -> str:
+        """Return why a known node is not admitted."""
+        if any(node.id == node_id for node in self.asked.values()):
+            return UNCHECKED
+        return UNABLE if node_id in self.refused else GONE
 
     def _lost_at_start(self) -> str:
         """Return where a trial was lost that gave no sign of life. Ray may start one on a node that is not checked yet."""
@@ -91,14 +98,15 @@ class Room:
         if self.last_loss > recently:
             return f"a node that {GONE}"
         if unchecked := next(iter(self.asked.values()), None):
-            return f"{unchecked.name}, which is not checked yet"
-        return f"{self.last_refused}, which cannot run trials" if self.last_refusal > recently else ""
+            return f"{unchecked.name}, which {UNCHECKED}"
+        return f"{self.last_refused}, which {UNABLE}" if self.last_refusal > recently else ""
 
     def _look(self) -> None:
         import ray
 
         self.looked = time.monotonic()
         alive = {node.id: node for node in alive_nodes()}
+        self.refused &= alive.keys()
         for node_id in [node_id for node_id in self.admitted if node_id not in alive]:
             node = self.admitted.pop(node_id)
             self.last_loss = time.monotonic()
@@ -118,6 +126,7 @@ class Room:
         if fault := self._fault_of(node, seen):
             self.say(f"{fault.rstrip('.')}; no trial runs there")
             self.holders.append(hold(node))
+            self.refused.add(node.id)
             self.last_refused, self.last_refusal = node.name, time.monotonic()
             return
         found = guarded([node] if self.each[1] else [])  # some seconds; no other trial of ours is there yet
@@ -147,8 +156,6 @@ class Holder:
 def hold(node: Node) -> Any:
     """Take all that Ray has on a node, so that it starts no trial there, until this search leaves the cluster."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    strategy = NodeAffinitySchedulingStrategy(node_id=node.id, soft=False)
     actor: Any = ray.remote(num_cpus=node.cpus, num_gpus=node.gpus)(Holder)
-    return actor.options(scheduling_strategy=strategy).remote()
+    return actor.options(scheduling_strategy=on_node(node.id)).remote()

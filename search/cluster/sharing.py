@@ -25,7 +25,7 @@ Sizes = Mapping[str, int]  # a file's name -> its bytes
 
 @dataclass(frozen=True)
 class Question:
-    """What a node is asked about folders: those to write to, which hold the word, and those to read."""
+    """A question to a node about folders: those to write to, which hold the word, and those to read."""
 
     word: str
     written: Mapping[str, str]  # a folder of ours in it -> what it is in, in words
@@ -34,7 +34,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Unseen:
-    """What a node does not see, as the end of a sentence about it."""
+    """Something that a node does not see, as the end of a sentence about it."""
 
     what: str
 
@@ -54,7 +54,8 @@ def see(question: Question, answer: str) -> Facts | Unseen:
     for folder, (what, files) in question.read.items():
         if not Path(folder).is_dir():
             return Unseen(f"does not see {folder} ({what})")
-        if differing := [name for name, size in files.items() if sizes(Path(folder)).get(name) != size]:
+        here = sizes(Path(folder))
+        if differing := [name for name, size in files.items() if here.get(name) != size]:
             return Unseen(f"sees other files than this machine in {folder} ({what}): {', '.join(sorted(differing)[:3])}")
     return look_around()
 
@@ -79,7 +80,7 @@ class Shared:
 
     def ask(self, node: Node) -> Any:
         """Start the look of a node, and return Ray's reference to what it sees."""
-        return pinned(see, node)(self.question, node.id)
+        return pinned(see, node.id)(self.question, node.id)
 
     def fault_of(self, node: Node, seen: Facts | Unseen) -> str:
         """Return the sentence about a node that does not see a folder; empty if it sees all, and its answers are seen here."""

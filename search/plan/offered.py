@@ -5,6 +5,7 @@ Only what train and dev need is read; the test files stay here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def files_of(configs: Iterable[TrialConfig], folder: Path) -> list[str]:
         for name in (*config.train_on, *texts):
             if name in config.known_tasks:
                 names |= {config.known_tasks[name].file(split) for split in SPLITS}
-            elif not (folder / name).is_relative_to(folder) or name.startswith("~"):
+            elif not Path(os.path.normpath(folder / name)).is_relative_to(folder) or name.startswith("~"):
                 raise Refused(f"With --storage, the texts of a stage have to be in the data folder, {folder}. Got {name}.")
             else:
                 names.add(name)

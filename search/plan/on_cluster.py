@@ -29,7 +29,7 @@ def cluster_resources(
     """
     address = join(address, shares_disk=not storage)
     nodes = alive_nodes()
-    facts = visit({pinned(look_around, node)(): node for node in nodes if node.cpus})
+    facts = visit({pinned(look_around, node.id)(): node for node in nodes if node.cpus})
     for node, seen in facts.items():
         if fault := fault_of(node, seen):
             raise Refused(f"{fault} Mend it, or take the node out of the cluster.")

@@ -149,19 +149,19 @@ def make_plan(
     budgets = tuple(sorted(trial_config.num_examples(inputs.sizes) for trial_config in planned))
     pretrainings = _pretrainings(space, relocated)
     return Plan(
-        name,
-        space,
-        seed,
-        num_trials,
-        resources,
-        config,
-        inputs,
-        recipes,
-        budgets,
-        best_bytes,
-        snapshot_bytes,
-        relocated,
-        pretrainings,
+        name=name,
+        space=space,
+        seed=seed,
+        num_trials=num_trials,
+        resources=resources,
+        config=config,
+        inputs=inputs,
+        recipes=recipes,
+        budgets=budgets,
+        best_bytes=best_bytes,
+        snapshot_bytes=snapshot_bytes,
+        relocated=relocated,
+        pretrainings=pretrainings,
     )
 
 

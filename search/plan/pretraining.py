@@ -32,7 +32,7 @@ from search.space.space import Sample, Space
 KINDS = "|".join(stage.model_fields["kind"].default for stage in get_args(get_args(Pretraining)[0]))
 VALUES = ("encoder/", "max_length", "machine/micro_batch_tokens")  # what determines its weights in addition to the stage
 LOOK_SECONDS = 0.5  # between two checks whether to stop
-STOP_SECONDS = 30  # for a stopped one to save its state: a step, and a file of three times the weights
+STOP_SECONDS = 30  # for a stopped one to save its state: a step, and a file of the weights and the moments of AdamW
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def make_chains(
     remote = actor.options(num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial)
     missing = [chain for chain in known if not all(one.is_cached for one in chain.ones)]
     makers = {remote.remote(as_written(chain.config), supplies or Supplies()): chain for chain in missing}
-    asked = {maker.next.remote(): maker for maker in makers}
+    asked, training = {maker.next.remote(): maker for maker in makers}, set[Any]()
     try:
         while asked and not is_stopped():
             for done in ray.wait(list(asked), timeout=LOOK_SECONDS)[0]:
@@ -132,11 +132,14 @@ def make_chains(
                 if (record := _record(done, makers[maker])) is not None:
                     listen(record)
                     asked[maker.next.remote()] = maker
+                    training.add(maker)
                 else:
                     ray.kill(maker)  # its cores are for the next chain
-        for maker in asked.values():
-            maker.stop.options(concurrency_group="stop").remote()
-        ray.wait(list(asked), num_returns=len(asked), timeout=STOP_SECONDS) if asked else None
+        stopping = [done for done, maker in asked.items() if maker in training]  # the others have nothing to save
+        for done in stopping:
+            asked[done].stop.options(concurrency_group="stop").remote()
+        if stopping:
+            ray.wait(stopping, num_returns=len(stopping), timeout=STOP_SECONDS)
         return not asked
     finally:
         for maker in makers:

@@ -25,7 +25,7 @@ from search.space.space import default_choice, make_space
 from search.tracking.store import store_fault
 
 
-def goes_on(options: SearchOptions, runs: Path) -> bool:
+def resumes(options: SearchOptions, runs: Path) -> bool:
     """Return whether the command resumes a search in `runs` rather than starts one.  Raises ValueError if it does neither."""
     if options.space is None and options.resume is None:
         raise ValueError("Give --space FILE (a new search), --resume NAME (resume one), or both (resume NAME, or start it).")

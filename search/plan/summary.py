@@ -88,12 +88,10 @@ def _machine(plan: Plan) -> str:
 
 def _gpu_memory(plan: Plan) -> str:
     machine = plan.config.machine
-    if machine.device != "cuda" or machine.gpu_share == 1 or plan.resources.cluster:
+    smallest = min((gpu.total_gb for gpu in plan.resources.taken), default=0)  # 0: the driver does not report it
+    if machine.device != "cuda" or machine.gpu_share == 1 or plan.resources.cluster or not smallest:
         return ""
-    import torch
-
-    whole = torch.cuda.get_device_properties(0).total_memory
-    return f"; at most {machine.gpu_share * whole / 1e9:.1f} GB of GPU memory each"
+    return f"; at most {machine.gpu_share * smallest:.1f} GB of GPU memory each"
 
 
 def _objective(plan: Plan) -> str:

@@ -32,8 +32,8 @@ WIDTH_ELSEWHERE = 160  # characters, if there is no terminal
 QUIET_SECONDS = 3600  # after this time without writing, a search on another machine counts as ended
 
 
-def show_status(folder: Path, go_on: str, next_command: str) -> None:
-    """Print the status of the search in `folder`. go_on resumes it after a stop; next_command follows when it is complete.
+def show_status(folder: Path, resume_command: str, next_command: str) -> None:
+    """Print the status of the search in `folder`, with the command that resumes it, or the next one when it is complete.
 
     Raises ValueError: no such search, or one of a newer format.
     """
@@ -72,7 +72,7 @@ def show_status(folder: Path, go_on: str, next_command: str) -> None:
         print(f"best      {folder / 'best'}")
     uri = plan.tracking_uri or store_uri(folder.parent)
     if uri != NOWHERE and not has_store(uri):  # the folder was copied without its store
-        print(f"compare   there is no {database_of(uri)}. Copy it too, or log the search again: {go_on}")
+        print(f"compare   there is no {database_of(uri)}. Copy it too, or log the search again: {resume_command}")
     else:
         print("\n".join(compare_lines(uri, plan.name)))
     print(f"dashboard {dashboard_command(folder / 'study.journal', Path.cwd())}")
@@ -81,7 +81,7 @@ def show_status(folder: Path, go_on: str, next_command: str) -> None:
     if drives:
         print(f"follow    tail -f {shlex.quote(os.path.relpath(folder / 'log.txt'))}")
     elif num_ended < planned:
-        print(f"resume    {go_on}")
+        print(f"resume    {resume_command}")
     else:
         print(f"next      {next_command}")
 

@@ -21,10 +21,13 @@ from minbert_core.train.folder import check_record
 
 UNSOUND = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)  # what odd values of an entry lead to
 POINT = "point/"  # the user attribute `point/3` is the evaluation at rung 3: {"arrival": 12, "record": …}
-
-
 ENDS = ("completed", "stopped", "failed")
 CONFIG_KEYS = ("identity", "sha256", "recipe")  # of the user attribute `config`; sha256 is that of the file config.yaml
+
+
+def trial_folder(folder: Path, number: int) -> Path:
+    """Return the folder of a trial in that of its search."""
+    return folder / "trials" / f"{number:03d}"
 
 
 def identity_of(trial: FrozenTrial) -> str:

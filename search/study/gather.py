@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from minbert_core.train.trial import Record
 from search.study.checked import checked_records
-from search.study.entry import UNSOUND, check_entry, identity_of, read_entry
+from search.study.entry import UNSOUND, check_entry, identity_of, read_entry, trial_folder
 from search.study.journal import Journal, read_journal
 from search.study.trials import Status, TrialResult
 
@@ -76,13 +76,17 @@ def _is_sound(trial: FrozenTrial) -> bool:
 
 
 def _why(journal: Journal) -> str:
-    return f"study.journal is damaged ({journal.fault})" if journal.fault else "study.journal does not have it"
+    return (
+        f"study.journal is damaged ({journal.fault})"
+        if journal.fault
+        else "study.journal does not have it, or not as this program writes it"
+    )
 
 
 def _check_numbers(folder: Path, copies: dict[int, FrozenTrial], recorded: dict[int, FrozenTrial]) -> None:
     """Raise ValueError for a folder that is another trial's."""
     for number, copy in copies.items():
-        path = folder / "trials" / f"{number:03d}"
+        path = trial_folder(folder, number)
         if copy.number != number:
             raise ValueError(f"{path} is the folder of trial {copy.number:03d}, by its trial.json. Give it its name back.")
         known = identity_of(recorded[number]) if number in recorded else ""
@@ -114,7 +118,7 @@ def began(folder: Path, trial: FrozenTrial) -> bool:
     """
     if trial.state == TrialState.WAITING or "void" in trial.user_attrs:
         return False
-    return bool(identity_of(trial)) or (folder / "trials" / f"{trial.number:03d}" / "config.yaml").exists()
+    return bool(identity_of(trial)) or (trial_folder(folder, trial.number) / "config.yaml").exists()
 
 
 # ----------------------------------------------------------------------------------------------------------- the results
@@ -130,7 +134,7 @@ def result_of(folder: Path, trial: FrozenTrial, records: list[Record]) -> TrialR
         reason=attributes["reason"] if is_ended else "",
         params=dict(trial.params),
         baseline=attributes.get("baseline"),
-        folder=folder / "trials" / f"{trial.number:03d}",
+        folder=trial_folder(folder, trial.number),
         records=records,
         deaths=attributes.get("deaths", 0),
         noted_recipe=attributes["config"]["recipe"] if identity_of(trial) else "",
@@ -147,4 +151,4 @@ def read_results(folder: Path, study_name: str) -> list[TrialResult]:
 
 
 def _records(folder: Path, trial: FrozenTrial) -> list[Record]:
-    return checked_records(folder / "trials" / f"{trial.number:03d}", trial).records
+    return checked_records(trial_folder(folder, trial.number), trial).records

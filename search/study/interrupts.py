@@ -16,7 +16,7 @@ from pathlib import Path
 from search.study.engine import STOPS
 from search.study.pulse import stop_file
 
-SAVE_SECONDS = 6  # for the running trials to save their states: a step, and a file of three times the weights
+SAVE_SECONDS = 6  # for the running trials to save their states: a step, and a file of the weights and the moments of AdamW
 
 
 class Interrupts:

@@ -22,6 +22,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from minbert_core.files import replaced
+from search.study.entry import trial_folder
 
 NAME = "study.journal"
 NEW_TRIAL, NEW_STATE = 4, 6  # Optuna's codes of the operations
@@ -180,7 +181,7 @@ def _begin_of_unfinished_ask(folder: Path, operations: list[dict[str, Any]]) -> 
         if is_new or is_taken:
             begun, start = num_trials - 1 if is_new else operation["trial_id"], index
     rest = operations[start + 1 :]
-    if start < 0 or (folder / "trials" / f"{begun:03d}" / "config.yaml").exists():
+    if start < 0 or (trial_folder(folder, begun) / "config.yaml").exists():
         return None
     if any(one.get("trial_id") != begun or one["op_code"] == NEW_STATE for one in rest):
         return None

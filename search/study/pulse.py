@@ -1,4 +1,4 @@
-"""A trial's signs of life, and its order to stop: two files, which also cross nodes.
+"""A trial's signs of life, and its order to stop: two files, which also work across nodes with a shared disk.
 
 driver -> runs/NAME/stop -> Pulse -> the trial saves its state and ends
 worker -> Pulse -> trials/NNN/alive -> the driver's watchdog

@@ -33,7 +33,7 @@ from minbert_core.train.trial import Record
 from minbert_core.words import counted
 from search.space.space import Sample, Space
 from search.study.checked import checked_records
-from search.study.entry import identity_of, write_entry
+from search.study.entry import identity_of, trial_folder, write_entry
 from search.study.gather import Gathered, began, gather
 from search.study.journal import keep_damaged, mend_journal, undo_last_ask, write_journal
 from search.study.limits import PASSES, with_passes
@@ -41,7 +41,7 @@ from search.study.limits import PASSES, with_passes
 
 @dataclass
 class Repairs:
-    """What a repair did, in sentences, and the checked records of the trials."""
+    """The result of a repair: sentences about what it did, and the checked records of the trials."""
 
     sentences: list[str] = field(default_factory=list)
     records: dict[int, list[Record]] = field(default_factory=dict)  # by number
@@ -92,7 +92,7 @@ def repair(folder: Path, space: Space, seed: int) -> Repairs:
     for trial in gathered.trials:
         if not began(folder, trial):
             continue
-        path = folder / "trials" / f"{trial.number:03d}"
+        path = trial_folder(folder, trial.number)
         if identity_of(trial):
             steps += _config_steps(path, trial, space, seed)
             steps += _entry_steps(path, trial, gathered.copies.get(trial.number))

@@ -14,6 +14,7 @@ from typing import Any
 from optuna.trial import TrialState
 
 from minbert_core.files import replaced
+from search.study.entry import trial_folder
 from search.study.failures import CONSTRAINT
 from search.study.journal import NAME
 
@@ -35,7 +36,7 @@ def reopen_failed(folder: Path) -> int:
     if failed:
         kept = [line for line, operation in zip(lines, operations, strict=True) if not _is_later(operation, failed)]
         for trial in failed:
-            (folder / "trials" / f"{trial:03d}" / "trial.json").unlink(missing_ok=True)
+            (trial_folder(folder, trial) / "trial.json").unlink(missing_ok=True)
         with replaced(journal) as draft:
             draft.write_text("".join(kept), encoding="utf-8")
     return len(failed)

@@ -36,7 +36,7 @@ DIED = "its process died without an error (killed, perhaps out of memory)"
 
 
 class Listener(Protocol):
-    """A recipient of the search's events: the terminal, the log, MLflow."""
+    """A recipient of the search's events: the terminal, the log, MLflow, TensorBoard, W&B."""
 
     def started(self, trial: TrialResult, resumed: bool) -> None: ...
     def reported(self, trial: TrialResult, new: list[dict[str, Any]]) -> None: ...
@@ -199,7 +199,7 @@ class StudySearcher(Searcher):
     # ---- receiving their results
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Record a trial's new point: in the study, the link to the best, and the listener. Nothing on a full disk."""
+        """Record a trial's new point: in the study, the copy of the best, and the listener. Nothing on a full disk."""
         if self.disk.fault is None:
             with self.disk.noted():
                 self._receive(trial_id, result)

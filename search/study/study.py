@@ -26,14 +26,13 @@ from search.methods.decisions import STOP, Scheduler, arrival
 from search.space.domains import Choice
 from search.space.space import Sample, Space
 from search.study.best import publish
-from search.study.checked import checked_records
-from search.study.entry import POINT, arrivals_of, identity_of, points_of, write_entry
+from search.study.entry import POINT, arrivals_of, points_of, trial_folder, write_entry
 from search.study.failures import CONSTRAINT, is_avoided, lesson_of
 from search.study.gather import began, result_of
 from search.study.journal import NAME
 from search.study.limits import Limits, reported
 from search.study.records import readable_records
-from search.study.repair import config_text, digest, write_config
+from search.study.repair import config_text, write_config
 from search.study.storage import StudyStorage, frozen_trials
 from search.study.trial_files import OneDisk, TrialFiles
 from search.study.trials import Status, TrialResult, Trials, stopped_at
@@ -90,7 +89,7 @@ class Study:
         return self.storage.recorded_trials(self._study_id)
 
     def trial_folder(self, number: int) -> Path:
-        return self.folder / "trials" / f"{number:03d}"
+        return trial_folder(self.folder, number)
 
     def _entry(self, number: int) -> FrozenTrial:
         return self.storage.get_trial(self._trial_id(number))
@@ -235,10 +234,10 @@ class Study:
 
     # ---- resuming
 
-    def restore(self, scheduler: Scheduler, records: Mapping[int, list[Record]] | None = None) -> list[TrialResult]:
+    def restore(self, scheduler: Scheduler, records: Mapping[int, list[Record]]) -> list[TrialResult]:
         """Read the trials' records back into study and scheduler, in the order of arrival. Return the unfinished trials.
 
-        records: those that `repair` has checked; without them, they are checked here.
+        records: those that `repair` has checked.
         A trial whose snapshot has the last point is completed. One that the scheduler stops is stopped.
         """
         self._known = Trials()
@@ -262,29 +261,17 @@ class Study:
         self.keep_best()  # the driver may have been killed between the end of a trial and this
         return unfinished
 
-    def _restore(self, entry: FrozenTrial, records: Mapping[int, list[Record]] | None) -> None:
-        """Take over a trial with its checked records. An older search has not noted its config; it is noted now."""
-        folder = self.trial_folder(entry.number)
-        if entry.state == TrialState.RUNNING:
-            trusted = self.files.trusted_records(folder)
-        else:
-            trusted = checked_records(folder, entry).records if records is None else records[entry.number]
+    def _restore(self, entry: FrozenTrial, records: Mapping[int, list[Record]]) -> None:
+        """Take over a trial with its checked records; if it has not ended, with those of its snapshot."""
+        is_running = entry.state == TrialState.RUNNING
+        trusted = self.files.trusted_records(self.trial_folder(entry.number)) if is_running else records[entry.number]
         trial = self._keep(entry, trusted)
         self.limits.note(trial, reported(trial.records))
-        if not identity_of(entry) and not entry.state.is_finished():
-            self._note_config(entry.number)
-
-    def _note_config(self, number: int) -> None:
-        path = self.trial_folder(number) / "config.yaml"
-        config = self._results[number].config()
-        self._set(number, "config", {"identity": config.identity, "sha256": digest(path.read_bytes()), "recipe": config.recipe})
-        self._keep_both(number, self._results[number].records)
 
     def _refill(self, scheduler: Scheduler) -> None:
         """Give the scheduler every recorded point again, in order of arrival, then the failed and stopped trials.
 
-        The points of an older search, which has not noted the arrivals, come first, in order of time. Points that were saved
-        but had not arrived come last, in order of time, and arrive now.
+        Points that were saved but had not arrived come last, in order of time, and arrive now.
         """
         points = [point for entry in self._optuna_trials() if entry.number in self._results for point in self._points(entry)]
         for _, _, number, record in sorted(points, key=lambda point: point[:3]):
@@ -298,12 +285,10 @@ class Study:
 
     def _points(self, entry: FrozenTrial) -> Iterator[tuple[float, int, int, Record]]:
         """Yield (arrival, time, number, record) of each point that the scheduler has received, or receives now."""
-        noted, arrivals, scores = points_of(entry), arrivals_of(entry), entry.intermediate_values
+        noted, arrivals = points_of(entry), arrivals_of(entry)
         for rung, record in self._results[entry.number].points.items():
             if noted.get(rung) == record:
                 yield arrivals[rung], record["time_ms"], entry.number, record
-            elif rung not in noted and scores.get(rung) == record["dev/score"]:
-                yield -1, record["time_ms"], entry.number, record
             elif not entry.state.is_finished():
                 yield math.inf, record["time_ms"], entry.number, record
 

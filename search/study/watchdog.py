@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minbert_core.words import duration
-from search.study.pulse import Process, last_beat, read_process
+from search.cluster.nodes import pinned
+from search.study.pulse import last_beat, read_process
 
 LOOK_SECONDS = 1.0
 TIMES_USUAL = 10  # a trial hangs once it has been silent for so many of its longest intervals
@@ -83,17 +84,9 @@ def end_process(folder: Path) -> None:
     if process.host == socket.gethostname():
         _kill(process.pid)
     else:
-        _kill_on_its_node(process)
+        pinned(_kill, process.node)(process.pid)
 
 
 def _kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):  # it has ended
         os.kill(pid, signal.SIGKILL)
-
-
-def _kill_on_its_node(process: Process) -> None:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    strategy = NodeAffinitySchedulingStrategy(node_id=process.node, soft=False)
-    ray.remote(num_cpus=0)(_kill).options(scheduling_strategy=strategy).remote(process.pid)

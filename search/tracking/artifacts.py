@@ -23,6 +23,7 @@ def add_artifact(uri: str, name: str, search_id: str | None, file: Path) -> str 
     quieten_mlflow()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     query = f"tags.search = '{name}' and tags.role = 'search'"
     query += f" and tags.search_id = '{search_id}'" if search_id is not None else ""
@@ -33,6 +34,6 @@ def add_artifact(uri: str, name: str, search_id: str | None, file: Path) -> str 
         if not found:
             return f"{without_secrets(uri)} has no run of {name}, so {file.name} was not added. --resume logs the search again."
         client.log_artifact(found[0].info.run_id, str(file))
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         return f"MLflow at {without_secrets(uri)} has not taken {file.name}: {reason_of(error)}."
     return None

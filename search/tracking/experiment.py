@@ -53,11 +53,11 @@ def experiment_number(uri: str, name: str) -> str | None:
     """
     if uri == NOWHERE or uri.startswith(SERVER) or not (database := database_of(uri)).exists():
         return None
-    with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, timeout=2)) as opened:
-        try:
+    try:
+        with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, timeout=2)) as opened:
             found = opened.execute("SELECT experiment_id FROM experiments WHERE name = ?", (name,)).fetchone()
-        except sqlite3.Error:  # locked by a writer, or of a version without that table
-            return None
+    except sqlite3.Error:  # not readable by this user, locked by a writer, or of a version without that table
+        return None
     return None if found is None else str(found[0])
 
 

@@ -36,7 +36,8 @@ class Attempts:
                 self._fail(error, began)
             elif str(error) in self._lasting:
                 raise
-            self._lasting.add(str(error))
+            else:
+                self._lasting.add(str(error))
             return
         self.fault, self._pause = "", FIRST_PAUSE
         if self._since is not None and not self.writer.is_behind:

@@ -7,7 +7,6 @@ import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +21,7 @@ from minbert_core.data.tasks import TASKS
 from minbert_core.encoder import new_encoder
 from minbert_core.settings.faults import SettingsError
 from minbert_core.train.preview import dropped_rows
+from search.cluster.gpus import Gpu
 from search.plan.plan import Plan, make_plan
 from search.plan.resources import Resources
 from search.plan.summary import plan_lines, plan_record, warnings
@@ -413,11 +413,15 @@ def test_a_resumed_search_finds_its_encoders_from_anywhere(two: Path, tmp_path: 
 
 
 @pytest.mark.usefixtures("cache")
-def test_the_plan_says_what_a_share_of_a_gpu_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80e9))
-    on_gpu = {"device": "cuda", "precision": "bfloat16"}
-    assert line(planned(machine={**on_gpu, "gpu_share": 0.25}), "machine").endswith("; at most 20.0 GB of GPU memory each")
-    assert line(planned(machine=on_gpu), "machine").endswith("cuda, bfloat16")
+def test_the_plan_says_what_a_share_of_a_gpu_holds() -> None:
+    def of(*gpus: Gpu, **machine: Any) -> str:
+        plan = planned(machine={"device": "cuda", "precision": "bfloat16", **machine})
+        return line(replace(plan, resources=replace(CPUS, taken=gpus)), "machine")
+
+    large, small, unknown = Gpu("3", 0.5, 80.0), Gpu("4", 0.5, 40.0), Gpu("5")
+    assert "; at most 20.0 GB of GPU memory each" in of(large, gpu_share=0.25)
+    assert "; at most 10.0 GB of GPU memory each" in of(large, small, gpu_share=0.25)
+    assert "memory" not in of(large) + of(unknown, gpu_share=0.25)
     assert line(planned(), "machine").endswith("cpu, float32")
 
 

@@ -170,7 +170,7 @@ def test_a_resumed_search_proposes_the_same_passes_and_restores_a_lost_config(op
     repair(study.folder, space, 7)
     assert (second.folder / "config.yaml").read_bytes() == written
     resumed = open_study(optimizer={"lr": {"log_uniform": [1e-4, 1e-2]}})
-    resumed.restore(RungScheduler(RUNGS))
+    resumed.restore(RungScheduler(RUNGS), {trial.number: trial.records for trial in resumed.results()})
     assert limit_of(resumed.ask()) == 512
 
 

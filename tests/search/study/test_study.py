@@ -16,7 +16,7 @@ from minbert_core.config_checks import read_config
 from minbert_core.train.folder import read_records, state_file
 from minbert_core.train.trial import save_snapshot
 from search.methods.asha import RungScheduler
-from search.methods.decisions import Arrival, peers
+from search.methods.decisions import Arrival, Scheduler, peers
 from search.methods.top_k import TopK
 from search.space.space import Space, make_space
 from search.study.gather import read_results
@@ -92,6 +92,10 @@ def ended(study: Study, score: float, clock: Clock, rung: int = 9) -> TrialResul
     trial = study.ask()
     write(trial, [dev(p, score, clock.tick()) for p in RUNGS if p <= rung], snapshot=1)
     return study.tell(trial.number, *(("completed", "completed") if rung == 9 else ("stopped", stopped_at(rung, RUNGS))))
+
+
+def restore(study: Study, scheduler: Scheduler) -> list[TrialResult]:
+    return study.restore(scheduler, {trial.number: trial.records for trial in study.results()})
 
 
 # ------------------------------------------------------------------------------------------------------------------ ask
@@ -183,7 +187,7 @@ def test_a_grid_gives_each_combination_once_after_a_resume_too(open_study: Calla
     given = [first.ask().params for _ in range(2)]
     first.study.ask()
     again = open_study(space)
-    again.restore(RungScheduler(RUNGS))
+    restore(again, RungScheduler(RUNGS))
     given += [again.ask().params for _ in range(2)]
     assert given == space.combinations()
 
@@ -249,7 +253,7 @@ def test_restore_leaves_finished_trials_and_goes_on_with_running_ones(
     config = (trial.folder / "config.yaml").read_bytes()
 
     study = open_study(plain)
-    [goes_on] = study.restore(RungScheduler(RUNGS))
+    [goes_on] = restore(study, RungScheduler(RUNGS))
     assert (goes_on.number, goes_on.rung, goes_on.params) == (trial.number, 1, trial.params)
     assert (trial.folder / "config.yaml").read_bytes() == config
     assert [result.status for result in study.results()] == ["completed", "running"]
@@ -271,7 +275,7 @@ def test_restored_records_are_those_of_the_snapshot(
         path.write_text("")
 
     study = open_study(plain)
-    [goes_on] = study.restore(RungScheduler(RUNGS))
+    [goes_on] = restore(study, RungScheduler(RUNGS))
     assert goes_on.records == records[:snapshot]
     assert read_records(path) == records[:snapshot]
 
@@ -282,7 +286,7 @@ def test_a_trial_that_never_began_does_not_count_and_its_baseline_comes_again(
     open_study(space).study.ask()  # killed between the study's word and the folder
 
     study = open_study(space)
-    assert study.restore(RungScheduler(RUNGS)) == []
+    assert restore(study, RungScheduler(RUNGS)) == []
     assert study.results() == []
     assert [study.ask().baseline for _ in range(3)] == [0, 1, None]
     assert [trial.number for trial in study.results()] == [0, 1, 2]
@@ -300,7 +304,7 @@ def test_an_unreadable_snapshot_is_put_aside_and_the_trial_begins_anew(
 
     study = open_study(plain)
     scheduler = RungScheduler(RUNGS)
-    [goes_on] = study.restore(scheduler)
+    [goes_on] = restore(study, scheduler)
     assert (goes_on.number, goes_on.records) == (trial.number, [])
     assert not path.exists()
     assert path.with_name("unreadable.pt").exists()
@@ -314,7 +318,7 @@ def test_a_trial_whose_snapshot_holds_the_last_point_is_completed_without_runnin
     write(study.ask(), [dev(rung, 0.7, clock.tick()) for rung in RUNGS], snapshot=3)
 
     study = open_study(plain)
-    assert study.restore(RungScheduler(RUNGS)) == []
+    assert restore(study, RungScheduler(RUNGS)) == []
     [trial] = study.results()
     assert (trial.status, trial.score) == ("completed", 0.7)
     assert (study.folder / "best" / "heads.safetensors").samefile(trial.folder / "best" / "heads.safetensors")
@@ -329,7 +333,7 @@ def test_a_trial_that_its_rung_would_have_stopped_is_told_so(
     write(study.ask(), [dev(1, 0.3, clock.tick())], snapshot=1)  # saved; killed before it was reported
 
     study = open_study(plain)
-    assert study.restore(RungScheduler(RUNGS)) == []
+    assert restore(study, RungScheduler(RUNGS)) == []
     reason = "stopped at 1/9: below the best 1/3 of its rung"
     assert [(trial.status, trial.reason) for trial in study.results()][1] == ("stopped", reason)
 
@@ -340,7 +344,7 @@ def test_restore_tells_the_scheduler_who_failed(open_study: Callable[[Space], St
     study.tell(study.ask().number, "failed", "CorpusError: There is no file.")
 
     scheduler = TopK(k=1).build(RUNGS, 2)
-    assert [trial.number for trial in open_study(plain).restore(scheduler)] == [0]
+    assert [trial.number for trial in restore(open_study(plain), scheduler)] == [0]
     assert scheduler.verdict(0) == "CONTINUE"  # else it would wait for ever
 
 
@@ -354,7 +358,7 @@ def test_a_driver_killed_while_it_tells_an_end_tells_it_again(
 
     study = open_study(plain)
     assert study.result(trial.number).status == "running"
-    study.restore(RungScheduler(RUNGS))
+    restore(study, RungScheduler(RUNGS))
     assert study.study.get_trials()[0].state == TrialState.COMPLETE
 
 
@@ -367,7 +371,7 @@ def test_restoring_twice_is_restoring_once(open_study: Callable[[Space], Study],
 
     def restored() -> tuple[list[int], list[TrialResult], list[str]]:
         study, scheduler = open_study(space), RungScheduler(RUNGS)
-        numbers = [trial.number for trial in study.restore(scheduler)]
+        numbers = [trial.number for trial in restore(study, scheduler)]
         return numbers, study.results(), [scheduler.decide(Arrival(50 + i, PEERS, False, 1, i / 10)) for i in range(10)]
 
     first = restored()
@@ -396,7 +400,7 @@ def test_refilled_rungs_decide_as_those_of_a_search_that_was_never_interrupted(
             study.tell(trial.number, "stopped" if stops else "completed", "")
 
     restored = RungScheduler(RUNGS)
-    unfinished = open_study(space).restore(restored)
+    unfinished = restore(open_study(space), restored)
     assert [trial.number for trial in unfinished] == sorted(trial.number for trial in alive)
     for number in range(1000, 1060):
         point = (number, PEERS, False, RUNGS[int(random.integers(3))], float(random.random()))
@@ -410,7 +414,7 @@ def test_rungs_are_refilled_in_order_of_time_not_of_number(
     slow, fast = study.ask(), study.ask()
     write(fast, [dev(1, 0.3, clock.tick())], snapshot=1)  # alone in its rung then: it went on
     write(slow, [dev(1, 0.8, clock.tick())], snapshot=1)
-    assert [trial.number for trial in open_study(plain).restore(RungScheduler(RUNGS))] == [0, 1]
+    assert [trial.number for trial in restore(open_study(plain), RungScheduler(RUNGS))] == [0, 1]
 
 
 def test_a_journal_with_a_left_lock_and_a_cut_line_is_mended(
@@ -456,7 +460,7 @@ def test_a_moved_search_can_be_read(open_study: Callable[[Space], Study], plain:
     assert (moved / "best" / "heads.safetensors").read_text() == "weights of 0"
     [trial] = read_results(moved, "quick")
     assert (trial.status, trial.score) == ("completed", 0.8)
-    assert Study(moved, plain, 7).restore(RungScheduler(RUNGS)) == []
+    assert restore(Study(moved, plain, 7), RungScheduler(RUNGS)) == []
 
 
 def test_best_follows_the_best(open_study: Callable[[Space], Study], plain: Space, clock: Clock) -> None:

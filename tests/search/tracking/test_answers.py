@@ -57,4 +57,6 @@ def test_the_second_line_is_the_address_of_the_charts_best_score_first(
     assert own in address
     assert compare_lines("http://box:5000", "smart") == ["compare   http://box:5000"]
     assert compare_lines("http://box:5000", "smart", "7")[1].strip().startswith("http://box:5000/#/experiments/7/runs?")
-    assert len(compare_lines(uri.replace("mlflow.db", "absent.db"), "smart")) == 1
+    (tmp_path / "folder.db").mkdir()  # as a database that this user may not read
+    for name in ("absent.db", "folder.db"):
+        assert len(compare_lines(uri.replace("mlflow.db", name), "smart")) == 1
