@@ -26,10 +26,10 @@ import torch
 from analysis.simulation.measures import measure
 from analysis.simulation.methods import REFERENCE, Method, geometric, parse_method, suited
 from analysis.simulation.recorded import read_recording
-from analysis.simulation.replay import Replay
+from analysis.simulation.replay import START_SECONDS, Replay
 from analysis.simulation.report import block, fitted_title
 from analysis.simulation.run import Problem, Simulated, Worker, simulate
-from analysis.simulation.sources import fitted_curve
+from analysis.simulation.sources import TRIAL, fitted_curve
 from analysis.simulation.study import Curve
 from analysis.simulation.surrogate import Drawn
 from analysis.table import open_table
@@ -120,7 +120,8 @@ class _Search:
         key = _key(trial.config)
         rung = self.rungs.index(int(trial.config[FIDELITY]))
         curve, reached = self.curves.get(key) or self._curve(trial.config), self.reached.get(key, 0)
-        seconds = float(curve.seconds_R[rung] - (curve.seconds_R[self.rungs.index(reached)] if reached else 0))
+        trained = curve.seconds_R[self.rungs.index(reached)] if reached else 0.0
+        seconds = START_SECONDS + float(curve.seconds_R[rung] - trained)
         if self.now + seconds > self.problem.end_seconds:
             self.cut.add(key)
             return False
@@ -132,7 +133,7 @@ class _Search:
     def _curve(self, config: dict[str, Any]) -> Curve:
         recording = self.problem.recording
         point = recording.points.sample(lambda path, domain: _value(domain, config[path]))
-        generator = np.random.default_rng((self.repetition, len(self.curves)))
+        generator = np.random.default_rng((self.repetition, len(self.curves), TRIAL))
         return fitted_curve(self.drawn, point, recording.places(self.rungs), generator)
 
     def _report(self, name: str) -> None:

@@ -32,7 +32,11 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Measures:
-    """The answer about one method. reached: the share of the budget; infinite if it is not enough."""
+    """The answer about one method.
+
+    reached: the share of the budget; infinite if it is not enough. reached_B: that of each bootstrap sample, which are the same
+    repetitions for all methods.
+    """
 
     name: str
     reached: Span
@@ -41,6 +45,7 @@ class Measures:
     lost_best: Span  # share of the repetitions
     num_trials: float
     num_whole: float
+    reached_B: Floats
     regret_G: Floats
     low_G: Floats
     high_G: Floats
@@ -69,18 +74,26 @@ def measure(simulated: Simulated, reference: Simulated, end_seconds: float, seed
     lost_N = np.array([replay.lost_best for replay in simulated.replays], dtype=np.float64)
     regret_G, level = own_NG.mean(axis=0), other_NG[:, -1].mean()
     low_G, high_G = np.quantile(own_BG, _ENDS, axis=0)
+    reached_B = _reached(own_BG, level_B[:, None])
     return Measures(
         simulated.method.name,
-        Span(_reached(regret_G[None], level)[0], *_ends(_reached(own_BG, level_B[:, None]))),
+        Span(_reached(regret_G[None], level)[0], *_ends(reached_B)),
         Span(regret_G[THIRD], low_G[THIRD], high_G[THIRD]),
         Span(regret_G[-1], low_G[-1], high_G[-1]),
         Span(lost_N.mean(), *_ends(weights_BN @ lost_N)),
         float(np.mean([replay.num_trials for replay in simulated.replays])),
         float(np.mean([replay.num_whole for replay in simulated.replays])),
+        reached_B,
         regret_G,
         low_G,
         high_G,
     )
+
+
+def needs_more(one: Measures, other: Measures) -> bool:
+    """Return whether a method needs more than another beyond chance. Not to reach it counts as just more than the budget."""
+    one_B, other_B = (np.minimum(each.reached_B, 1 + 1 / NUM_POINTS) for each in (one, other))
+    return bool(np.quantile(one_B - other_B, _ENDS[0]) > 0)
 
 
 _ENDS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
@@ -92,7 +105,7 @@ def _ends(values_B: Floats) -> tuple[float, float]:
 
 
 def _reached(regrets_BG: Floats, level: Floats | float) -> Floats:
-    """Return the first share of the budget at which the regret is at most `level`, shape (B,)."""
+    """Return the share of the budget from which on the regret is at most `level`, shape (B,)."""
     is_there_BG = regrets_BG <= level + 1e-12
-    first_B = is_there_BG.argmax(axis=1)
-    return np.where(is_there_BG.any(axis=1), shares()[first_B], np.inf)
+    stays_BG = np.logical_and.accumulate(is_there_BG[:, ::-1], axis=1)[:, ::-1]
+    return np.where(stays_BG[:, -1], shares()[stays_BG.argmax(axis=1)], np.inf)

@@ -2,7 +2,7 @@
 
     free worker -> StudySearcher.suggest -> its next point is due at now + seconds -> TuneScheduler -> StudySearcher -> …
 
-Left out: the start of a trial's process, at its beginning and after a pause (about 3 s on two cores).
+A trial's process takes START_SECONDS to start, at its beginning and after a pause.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from search.space.space import Space
 from search.study.messages import Report, as_dict
 from search.study.searcher import StudySearcher, TuneScheduler
 from search.study.trials import TrialResult
+
+START_SECONDS = 3.0  # on two cores (LOG.md, 2026-11-27)
 
 
 class Silent:
@@ -45,19 +47,34 @@ class Replay:
     seconds: float  # of training
 
 
-def replay(space: Space, curves: Curves, tasks: tuple[str, ...], num_trials: int, workers: int, end_seconds: float) -> Replay:
+def replay(
+    space: Space,
+    curves: Curves,
+    tasks: tuple[str, ...],
+    num_trials: int,
+    workers: int,
+    end_seconds: float,
+    start_seconds: float = START_SECONDS,
+) -> Replay:
     """Run a search of `space.settings` to its end, or for `end_seconds`, with so many trials at a time."""
-    return _Clock(space, curves, tasks, num_trials, workers, end_seconds).run()
+    return _Clock(space, curves, tasks, num_trials, workers, end_seconds, start_seconds).run()
 
 
 class _Clock:
     """The simulated time, and the trials that train."""
 
     def __init__(
-        self, space: Space, curves: Curves, tasks: tuple[str, ...], num_trials: int, workers: int, end_seconds: float
+        self,
+        space: Space,
+        curves: Curves,
+        tasks: tuple[str, ...],
+        num_trials: int,
+        workers: int,
+        end_seconds: float,
+        start_seconds: float,
     ) -> None:
         settings = space.settings
-        self.now, self.rungs, self.workers = 0.0, settings.rungs, workers
+        self.now, self.rungs, self.workers, self.start_seconds = 0.0, settings.rungs, workers, start_seconds
         self.study = SimulatedStudy(space, curves, tasks)
         scheduler = settings.trial_scheduler.build(settings.rungs, num_trials)
 
@@ -66,6 +83,7 @@ class _Clock:
 
         self.verdict = scheduler.verdict
         self.searcher = StudySearcher(self.study, scheduler, num_trials, [], Silent(), seconds_left)
+        self.searcher.start_seconds = start_seconds
         self.scheduler = TuneScheduler(scheduler, settings.rungs, seconds_left)
         self.due: list[tuple[float, int, dict[str, Any]]] = []  # a heap of (time, Ray's id, order)
         self.ids = itertools.count()
@@ -75,17 +93,18 @@ class _Clock:
     def run(self) -> Replay:
         while True:
             while len(self.due) < self.workers and isinstance(order := self.searcher.suggest(str(i := next(self.ids))), dict):
-                self._train(i, order)
+                self.searcher.suggested_at.clear()  # by the real clock
+                self._train(i, order, self.start_seconds)
             if not self.due:
                 return self._result()
             self.now, i, order = heapq.heappop(self.due)
             self._report(i, order)
 
-    def _train(self, i: int, order: dict[str, Any]) -> None:
-        """Let a trial train to its next point."""
+    def _train(self, i: int, order: dict[str, Any], before: float = 0.0) -> None:
+        """Let a trial train to its next point. before: the seconds until it begins."""
         trial = self.study.trials[order["number"]]
         seconds = self.study.curves[trial.number].seconds_R[len(trial.records)] - trial.seconds
-        heapq.heappush(self.due, (self.now + float(seconds), i, order))
+        heapq.heappush(self.due, (self.now + before + float(seconds), i, order))
 
     def _report(self, i: int, order: dict[str, Any]) -> None:
         """Report a trial's point, as its process would, and let Ray's part end it or let it continue."""

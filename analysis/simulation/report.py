@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from analysis.printing import folded, joined
-from analysis.simulation.measures import Measures, Span
+from analysis.simulation.measures import Measures, Span, needs_more
 from analysis.simulation.methods import Method
 from analysis.simulation.recorded import GOOD, Recording
 from analysis.simulation.run import Problem
@@ -62,8 +62,9 @@ def fitted_title(error: UnseenError) -> str:
 
 RECORDED_TITLE = "On the recorded curves, drawn at random, with replacement"
 RULES = (
-    "To reach it: the share of the budget at which the mean regret is that of random search with all of it. Regret: how far "
-    "the best trial so far, as far as it was trained by then, falls short of the best configuration, without noise of seeds. "
+    "To reach it: the share of the budget from which on the mean regret is that of random search with all of it, or less. "
+    "Regret: how far the best trial so far, as far as it was trained by then, falls short of the best configuration, without "
+    "noise of seeds. "
     "Lost: percent of the repetitions in which all trials of the best configuration that was tried were stopped early, or "
     "still waited at the end. Trials: begun (ran to the end). Intervals: 95 %, bootstrap over repetitions; they do not cover "
     "other recorded configurations."
@@ -71,11 +72,11 @@ RULES = (
 
 
 def answer(measured: Sequence[Measures]) -> list[str]:
-    """Say which method needs the least budget, and whether the others' intervals overlap with its own."""
+    """Say which method needs the least budget, and which others do not need more beyond chance."""
     best = min(measured, key=lambda each: (each.reached.value, each.regret_end.value))
     if not best.reached.value < 1:
         return folded("No method reaches random search's best before the end of the budget.")
-    near = [each.name for each in measured if each is not best and each.reached.low <= best.reached.high]
+    near = [each.name for each in measured if each is not best and not needs_more(each, best)]
     text = f"{best.name} needs the least: {_reached(best.reached)} of the budget."
     others = f" Not to be told from it: {', '.join(near)}." if near else " All others need more, beyond chance."
     return folded(text + others)

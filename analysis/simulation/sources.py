@@ -6,7 +6,7 @@ that in one repetition all methods that draw at random get the same trials in th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 
 import numpy as np
 import optuna
@@ -19,11 +19,12 @@ from analysis.simulation.study import Curve
 from analysis.simulation.surrogate import Drawn
 from minbert_core.seeds import seed_of
 from search.methods.samplers import SamplerSetting
-from search.study.storage import as_the_sampler_sees, frozen_trials
+from search.study.storage import as_the_sampler_sees, frozen_trials, no_forecasts
 from search.study.trials import Status, TrialResult
 
 STATES = {"completed": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
 EARLIER = 10**6  # the number of the first trial of an earlier search, for its draws: more than a search has trials
+TRIAL = 1  # ends the seed of a trial's draws: numpy takes (5, 0) for 5, the seed of the drawn function
 
 
 class FromTable:
@@ -37,7 +38,7 @@ class FromTable:
 
     def next(self, number: int) -> Curve:
         """Draw a configuration."""
-        generator = np.random.default_rng((self.repetition, number))
+        generator = np.random.default_rng((self.repetition, number, TRIAL))
         configurations = self.recording.configurations
         own = configurations[int(generator.integers(len(configurations)))]
         noise = noise_of_a_seed(self.recording, generator)
@@ -50,6 +51,9 @@ class FromTable:
     def waits(self, numbers: dict[int, TrialResult]) -> None:
         """Do nothing: the draws do not learn."""
 
+    def use_forecasts(self, forecasts: Callable[[], Mapping[int, float]]) -> None:
+        """Do nothing: the draws do not learn."""
+
     def ended(self, number: int, status: Status, score: float) -> None:
         """Do nothing: the draws do not learn."""
 
@@ -60,16 +64,18 @@ class Storage(InMemoryStorage):
     def __init__(self, counts_stopped: bool) -> None:
         super().__init__()
         self.waiting: Collection[int] = ()
+        self.forecasts: Callable[[], Mapping[int, float]] = no_forecasts
         self.earlier: list[FrozenTrial] = []
         self.counts_stopped = counts_stopped
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        if not self.waiting and not self.counts_stopped and not self.earlier:
+        forecasts = self.forecasts()
+        if not self.waiting and not self.counts_stopped and not forecasts and not self.earlier:
             return super().get_all_trials(study_id, deepcopy, states)
         recorded = self.earlier + super().get_all_trials(study_id, deepcopy)
-        return as_the_sampler_sees(recorded, self.waiting, states, self.counts_stopped)
+        return as_the_sampler_sees(recorded, self.waiting, states, self.counts_stopped, forecasts)
 
 
 class Suggested:
@@ -98,7 +104,7 @@ class Suggested:
         return self._curve(number, self.recording.points.sample(lambda name, domain: domain.suggest(trial, name)))
 
     def _curve(self, number: int, point: Point) -> Curve:
-        return fitted_curve(self.drawn, point, self.places, np.random.default_rng((self.repetition, number)))
+        return fitted_curve(self.drawn, point, self.places, np.random.default_rng((self.repetition, number, TRIAL)))
 
     def _earlier(self, num_known: int) -> list[FrozenTrial]:
         points, generator = self.recording.points, np.random.default_rng((self.repetition, EARLIER))
@@ -118,6 +124,9 @@ class Suggested:
 
     def waits(self, numbers: dict[int, TrialResult]) -> None:
         self.storage.waiting = numbers.keys()
+
+    def use_forecasts(self, forecasts: Callable[[], Mapping[int, float]]) -> None:
+        self.storage.forecasts = forecasts
 
     def ended(self, number: int, status: Status, score: float) -> None:
         values = [score] if status == "completed" else None

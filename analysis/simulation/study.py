@@ -5,6 +5,7 @@ ask -> Curves.next: the curve of a new trial -> report, tell -> the best so far,
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,6 +42,7 @@ class Curves(Protocol):
     def next(self, number: int) -> Curve: ...
     def reported(self, number: int, rung: int, score: float) -> None: ...
     def waits(self, numbers: dict[int, TrialResult]) -> None: ...
+    def use_forecasts(self, forecasts: Callable[[], Mapping[int, float]]) -> None: ...
     def ended(self, number: int, status: Status, score: float) -> None: ...
 
 
@@ -96,6 +98,9 @@ class SimulatedStudy:
 
     def results(self) -> list[TrialResult]:
         return self.trials
+
+    def use_forecasts(self, forecasts: Callable[[], Mapping[int, float]]) -> None:
+        self.source.use_forecasts(forecasts)
 
     def keep_best(self) -> None:
         """Do nothing: there are no weights."""

@@ -1,6 +1,6 @@
 """Learning curves of configurations that were not recorded: a Gaussian process over the points, and functions drawn from it.
 
-    Recording -> Surrogate: kernel (kernel.py), error at unseen configurations -> draw -> Drawn: point -> curve
+    Recording -> Surrogate: warp.py, kernel.py, error at unseen configurations -> draw -> Drawn: point -> curve
 
 All metrics at all rungs share one kernel over the points; their covariance is that of the recorded curves. Each repetition of a
 simulation draws one function from the posterior, so what is unknown about a point is in the intervals over repetitions. A
@@ -24,6 +24,7 @@ from scipy import linalg
 from analysis.simulation.kernel import NU, fit_kernel
 from analysis.simulation.points import Floats, Point
 from analysis.simulation.recorded import Configuration, Recording
+from analysis.simulation.warp import Warp
 
 NUM_FEATURES = 256
 NUM_FOLDS = 10
@@ -44,9 +45,9 @@ class Surrogate:
         self.recording = recording
         configurations = recording.configurations
         outputs = [np.append(each.metrics_RM.ravel(), math.log(each.seconds_R[-1])) for each in configurations]
-        y_NK = np.array(outputs)
-        self.mean_K, self.scale_K = y_NK.mean(axis=0), np.maximum(y_NK.std(axis=0), 1e-9)
-        self.y_NK = (y_NK - self.mean_K) / self.scale_K
+        self.values_NK = np.array(outputs)
+        self.warp = Warp(self.values_NK)
+        self.y_NK = self.warp.normal_NK
         self.x_ND = recording.points.encode([each.point for each in configurations])
         self.kernel = fit_kernel(self.x_ND, self.y_NK, recording.points.parameter_D)
         self.inverse_NN: Floats = linalg.inv(self.kernel(self.x_ND, self.x_ND) + self.kernel.noise * np.eye(len(self.x_ND)))
@@ -68,17 +69,18 @@ class Surrogate:
     def unseen_error(self) -> UnseenError:
         """Compute the error at each recorded configuration of a process that was fitted, kernel included, without its fold."""
         last = self.y_NK.shape[1] - 1 - (1 + len(self.recording.tasks))  # the score at the last rung
+        scores_N = self.values_NK[:, last]
         errors_N, of_mean_N = np.zeros(len(self.x_ND)), np.zeros(len(self.x_ND))
         for fold in range(num_folds := min(NUM_FOLDS, len(self.x_ND))):
             unseen = np.arange(len(self.x_ND)) % num_folds == fold
-            x_ND, seen_NK = self.x_ND[~unseen], self.y_NK[~unseen]
-            mean_K = seen_NK.mean(axis=0)
-            kernel = fit_kernel(x_ND, seen_NK - mean_K, self.recording.points.parameter_D, start=self.kernel)
+            x_ND, warp = self.x_ND[~unseen], Warp(self.values_NK[~unseen])
+            kernel = fit_kernel(x_ND, warp.normal_NK, self.recording.points.parameter_D, start=self.kernel)
             covariance_NN = kernel(x_ND, x_ND) + kernel.noise * np.eye(len(x_ND))
-            weights_N = linalg.solve(covariance_NN, (seen_NK - mean_K)[:, last], assume_a="pos")
-            of_mean_N[unseen] = self.y_NK[unseen, last] - mean_K[last]
-            errors_N[unseen] = of_mean_N[unseen] - kernel(self.x_ND[unseen], x_ND) @ weights_N
-        rmse = float(np.sqrt((errors_N**2).mean()) * self.scale_K[last])
+            weights_NK = linalg.solve(covariance_NN, warp.normal_NK, assume_a="pos")
+            expected_PK = warp.values(kernel(self.x_ND[unseen], x_ND) @ weights_NK)
+            of_mean_N[unseen] = scores_N[unseen] - scores_N[~unseen].mean()
+            errors_N[unseen] = scores_N[unseen] - expected_PK[:, last]
+        rmse = float(np.sqrt((errors_N**2).mean()))
         return UnseenError(rmse, float(1 - (errors_N**2).sum() / (of_mean_N**2).sum()))
 
     def draw(self, generator: np.random.Generator) -> Drawn:
@@ -108,8 +110,7 @@ class Drawn:
         """Compute the outputs at points, shape (P, K): the metrics, rung after rung, and the logarithm of the seconds."""
         of = self.surrogate
         y_PK = of._features(x_PD) @ self.weights_FK + of.kernel(x_PD, of.x_ND) @ self.correction_NK
-        outputs: Floats = of.mean_K + of.scale_K * y_PK
-        return outputs
+        return of.warp.values(y_PK)
 
     def curve(self, point: Point, places: Sequence[int]) -> tuple[Floats, Floats, tuple[int, ...], str]:
         """Return the metrics (R, M), the seconds (P,), the stages (P,) and the recipe of a point, P of the rungs by place.

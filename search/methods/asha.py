@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -73,6 +73,9 @@ class RungScheduler:
 
     def choose(self, may_begin: bool) -> int | None:
         return None
+
+    def forecasts(self) -> Mapping[int, float]:
+        return {}
 
 
 class Asha(Variant):

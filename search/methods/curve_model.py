@@ -7,14 +7,14 @@ score at a point, given the one before, is normal around a line. So the last sco
 follow step by step. Sums are all that is kept, so a point costs the same in a search of ten trials and of a thousand.
 Where few trials have taken a step, it is shrunk towards the step before it.
 
-Legend: N trials.
+Legend: N trials, R points.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -71,7 +71,13 @@ class Line:
     center: float
     slope: float
     deviation: float
-    offsets: Mapping[str, float] = field(default_factory=dict)
+    offsets: Mapping[str, float]
+    unknown: float  # variance of the offset of a group that has none yet
+    doubt: float  # variance of the line itself, as a share of deviation²
+
+    def variance(self, group: str) -> float:
+        """Return the variance of a trial's next score around the forecast."""
+        return self.deviation**2 * (1 + self.doubt) + (0.0 if group in self.offsets else self.unknown)
 
 
 class Rest(NamedTuple):
@@ -109,6 +115,10 @@ class CurveModel:
         rests = np.array([self._rest(place, group) for place, group, _ in trials]).reshape(-1, 3)
         return rests[:, 0] + rests[:, 1] * np.array([score for *_, score in trials]), rests[:, 2]
 
+    def deviations(self, group: str) -> Floats:
+        """Return the deviation of the last score given the score at each point, shape (R,), of a trial in this group."""
+        return np.array([self._rest(place, group).deviation for place in range(len(self._steps) + 1)])
+
     def last_of_new(self) -> tuple[float, float]:
         """Forecast the last score of a trial that has not begun: its mean and deviation."""
         recent = self._firsts[-RECENT:]
@@ -123,7 +133,7 @@ class CurveModel:
             for line in lines[index:]:
                 own = 1 + line.slope
                 intercept = own * intercept + line.growth + line.offsets.get(group, 0.0) - line.slope * line.center
-                slope, variance = own * slope, own**2 * variance + line.deviation**2
+                slope, variance = own * slope, own**2 * variance + line.variance(group)
             self._rests[key] = Rest(intercept, slope, max(SMALLEST, math.sqrt(variance)))
         return self._rests[key]
 
@@ -153,7 +163,7 @@ def _fit(groups: Mapping[str, Sums], growth: float, deviation: float, spread: fl
     """
     num = sum(sums.num for sums in groups.values())
     if not num:
-        return Line(growth, 0.0, 0.0, deviation)
+        return Line(growth, 0.0, 0.0, deviation, {}, 0.0, _doubt(0, 0))
     center, mean = (sum(getattr(sums, key) for sums in groups.values()) / num for key in ("y", "d"))
     within_yy = sum(sums.yy - sums.y**2 / sums.num for sums in groups.values())
     within_yd = sum(sums.yd - sums.y * sums.d / sums.num for sums in groups.values())
@@ -166,5 +176,12 @@ def _fit(groups: Mapping[str, Sums], growth: float, deviation: float, spread: fl
         own_yy, own_yd = sums.yy - sums.y**2 / sums.num, sums.yd - sums.y * sums.d / sums.num
         own_dd = sums.dd - sums.d**2 / sums.num
         squares += own_dd - 2 * slope * own_yd + slope**2 * own_yy + sums.num * (above - offset) ** 2
-    variance = (max(0.0, squares) + SHRINKAGE * deviation**2) / (num + SHRINKAGE)
-    return Line(common, center, slope, max(SMALLEST, math.sqrt(variance)), offsets)
+    used = 1 + sum(sums.num / (sums.num + SHRINKAGE) for sums in groups.values())  # by the slope and the offsets
+    variance = (max(0.0, squares) + SHRINKAGE * deviation**2) / max(SHRINKAGE, num + SHRINKAGE - used)
+    unknown = sum(offset**2 for offset in offsets.values()) / len(offsets)
+    return Line(common, center, slope, max(SMALLEST, math.sqrt(variance)), offsets, unknown, _doubt(num, len(groups)))
+
+
+def _doubt(num: int, num_groups: int) -> float:
+    """Return the variance of a fitted line itself, on average over its points, as a share of that around it."""
+    return (1 + num_groups) / (num + SHRINKAGE)

@@ -66,6 +66,9 @@ class Scheduler(Protocol):
     def choose(self, may_begin: bool) -> int | None:
         """Return the paused trial that a free slot should continue; None: begin a new one, if that `may_begin`."""
 
+    def forecasts(self) -> Mapping[int, float]:
+        """Return the score that trials are expected to reach at their end, as far as it is forecast, for the sampler."""
+
 
 def too_few(rungs: Sequence[int], num_trials: int, num_recipes: int) -> str:
     """Return a sentence if a recipe has so few trials that halving does little, else an empty string."""

@@ -1,14 +1,15 @@
 """Freeze-thaw, one of the trial schedulers: continue the paused trial that promises the most, or begin a new one.
 
-    a point -> CurveModel -> a forecast of every paused trial's last score -> choose: expected improvement per second
+    a point -> CurveModel -> a forecast of every paused trial's score at its end -> choose: expected improvement per second
 
-Legend: N trials that can be chosen.
+A trial's score is that of its best evaluation so far, as in the ranking of the search, so the curves never fall.
+Legend: N trials that can be chosen, R points.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from minbert_core.settings.models import Variant
-from search.methods.curve_model import CurveModel, Floats, chance, expected_gain
+from search.methods.curve_model import SMALLEST, CurveModel, Floats, chance, expected_gain
 from search.methods.decisions import CONTINUE, PAUSE, STOP, Arrival, Scheduler
 
 ENOUGH_RUNGS = 5  # with 3 it needs as much as ASHA, with 9 less (LOG.md, November 28th); 5 is assumed
@@ -28,17 +29,22 @@ class Frozen(NamedTuple):
 
     place: int  # of its rung
     peers: str
-    score: float
+    score: float  # the best so far
     part_seconds: float
 
 
 class FreezeThawScheduler:
     """Freeze-thaw: every trial pauses at every rung, and a free slot goes to what promises the most per second.
 
-    The choice is between the paused trials and a new one. What a trial promises is the expected improvement of its last score
-    over the best that was completed (until then, the best that is forecast), per second that it is expected to take: to its
-    next point, and from there to its end with its chance to become the best, since else it is given up. A trial whose chance
-    is below `chance` is stopped, which frees its snapshot. A trial that is chosen at its own point continues without a pause.
+    The choice is between the paused trials and a new one. A trial is trained to see what it will come to, and is given up if
+    that is not enough. To train to a point ahead moves the forecast of its score at its end, by an amount that is known
+    beforehand in distribution. What the trial promises there is the expected improvement of the forecast over the best that
+    was completed (until then, the best that is forecast), per second that it is expected to take: to that point, and from there
+    to its end with the chance that the forecast exceeds the best. It counts at the point where it promises the most.
+
+    A trial whose chance to become the best is below `chance` is stopped, which frees its snapshot; not in a stage in which no
+    trial has been completed, since how the next stage goes on is not known. A trial that is chosen at its own point continues
+    without a pause.
     """
 
     why_waits = "others promise more per second"
@@ -51,7 +57,8 @@ class FreezeThawScheduler:
         self._free: set[int] = set()  # exempt, completed or lost: not to be chosen
         self._trains: set[int] = set()  # chosen, or continued at its own point
         self._stopped: set[int] = set()
-        self._completed = -math.inf  # the best last score
+        self._completed = -math.inf  # the best score of a completed trial
+        self._last_peers: set[str] = set()  # of the completed trials at their last points
 
     def decide(self, arrival: Arrival) -> str:
         number, index = arrival.number, self.rungs.index(arrival.rung)
@@ -64,18 +71,21 @@ class FreezeThawScheduler:
         if not math.isfinite(arrival.score):
             self._stopped.add(number)
             return self.verdict(number)
+        score = arrival.score if before is None else max(before.score, arrival.score)
         if before is None:
-            self.model.enter_first(arrival.score)
+            self.model.enter_first(score)
         else:
-            self.model.enter_step(before.place, before.peers, before.score, arrival.score)
-        self._trials[number] = Frozen(index, arrival.peers, arrival.score, arrival.seconds / arrival.rung)
+            self.model.enter_step(before.place, before.peers, before.score, score)
+        self._trials[number] = Frozen(index, arrival.peers, score, arrival.seconds / arrival.rung)
         if arrival.rung == self.rungs[-1]:
-            self._completed = max(self._completed, arrival.score)
+            self._completed = max(self._completed, score)
+            self._last_peers.add(arrival.peers)
         if arrival.exempt or arrival.rung == self.rungs[-1]:
             self._free.add(number)
         numbers, mean_N, deviation_N = self._forecasts()
         is_hopeless_N = chance(mean_N, deviation_N, self._completed) < self.chance
-        self._stopped.update(numbers[i] for i in np.flatnonzero(is_hopeless_N))
+        hopeless = [numbers[i] for i in np.flatnonzero(is_hopeless_N)]
+        self._stopped.update(one for one in hopeless if self._trials[one].peers in self._last_peers)
         if self.verdict(number) == PAUSE and self._promising(self._num_begun < self.num_trials) == number:
             self._trains.add(number)
         return self.verdict(number)
@@ -94,12 +104,17 @@ class FreezeThawScheduler:
             self._trains.add(number)
         return number
 
+    def forecasts(self) -> Mapping[int, float]:
+        numbers = [number for number, trial in self._trials.items() if trial.place < len(self.rungs) - 1]
+        mean_N, _ = self.model.last([self._trials[number][:3] for number in numbers])
+        return dict(zip(numbers, mean_N.tolist(), strict=True))
+
     @property
     def _num_begun(self) -> int:
         return max(self._trials, default=-1) + 1  # numbers are given in the order of the beginnings
 
     def _forecasts(self) -> tuple[list[int], Floats, Floats]:
-        """Forecast the last scores of the trials that can be chosen: their numbers, means and deviations."""
+        """Forecast the scores at the end of the trials that can be chosen: their numbers, means and deviations."""
         chosen = self._free | self._trains | self._stopped
         numbers = [number for number in self._trials if number not in chosen]
         return numbers, *self.model.last([self._trials[number][:3] for number in numbers])
@@ -110,33 +125,43 @@ class FreezeThawScheduler:
         if not numbers:
             return None
         best = self._completed if math.isfinite(self._completed) else float(mean_N.max())
-        places = np.array([self._trials[number].place for number in numbers])
-        per_part_N = np.array([max(self._trials[number].part_seconds, SOME_SECONDS) for number in numbers])
-        gain_N = self._gain_per_part(mean_N, deviation_N, best, places) / per_part_N
+        trials = [self._trials[number] for number in numbers]
+        per_part_N = np.array([max(trial.part_seconds, SOME_SECONDS) for trial in trials])
+        places_N, groups = np.array([trial.place for trial in trials]), [trial.peers for trial in trials]
+        gain_N = self._gain_per_part(mean_N, deviation_N, best, places_N, groups) / per_part_N
         first = int(np.argmax(gain_N))
         return None if may_begin and self._gain_of_new(best) >= gain_N[first] else numbers[first]
 
     def _gain_of_new(self, best: float) -> float:
-        mean, deviation = map(np.array, self.model.last_of_new())
+        mean, deviation = self.model.last_of_new()
         seconds = sum(trial.part_seconds for trial in self._trials.values()) / len(self._trials)
-        return float(self._gain_per_part(mean, deviation, best, np.array(-1))) / max(seconds, SOME_SECONDS)
+        [gain] = self._gain_per_part(np.array([mean]), np.array([deviation]), best, np.array([-1]), [""])
+        return float(gain) / max(seconds, SOME_SECONDS)
 
-    def _gain_per_part(self, mean: Floats, deviation: Floats, best: float, place: NDArray[np.int64]) -> Floats:
-        """Compute what trials promise per part of the budget that they are expected to take. place: of a rung; -1: before all.
+    def _gain_per_part(
+        self, mean_N: Floats, deviation_N: Floats, best: float, places_N: NDArray[np.int64], groups: Sequence[str]
+    ) -> Floats:
+        """Compute what trials promise per part of the budget, at the point where they promise the most, shape (N,).
 
-        Both sides of the choice are charged alike. When a new trial was charged less, new ones were begun without end.
+        places: of their rungs; -1: before all. With the whole deviation in place of what a point reveals, new trials were
+        begun without end.
         """
-        rungs = np.array([0, *self.rungs])
-        to_next, rest = rungs[place + 2] - rungs[place + 1], rungs[-1] - rungs[place + 2]
-        gain: Floats = expected_gain(mean, deviation, best) / (to_next + chance(mean, deviation, best) * rest)
-        return gain
+        left_by_group = {group: self.model.deviations(group) for group in dict.fromkeys(groups)}
+        left_NR = np.array([left_by_group[group] for group in groups])  # deviation that is left at a point
+        revealed_NR = np.sqrt(np.maximum(deviation_N[:, None] ** 2 - left_NR**2, SMALLEST**2))
+        rungs_R, begun_N = np.array(self.rungs), np.array([0, *self.rungs])[places_N + 1]
+        gain_NR = expected_gain(mean_N[:, None], revealed_NR, best)
+        parts_NR = rungs_R - begun_N[:, None] + chance(mean_N[:, None], revealed_NR, best) * (rungs_R[-1] - rungs_R)
+        is_ahead_NR = rungs_R > begun_N[:, None]
+        promise_N: Floats = (gain_NR / np.where(is_ahead_NR, parts_NR, np.inf)).max(axis=1)
+        return promise_N
 
 
 class FreezeThaw(Variant):
     """Freeze-thaw, after Swersky, Snoek & Adams 2014 (arXiv 1406.3896): pause everything, continue what promises the most.
 
     Departures: the learning curves are a Markov chain (search/methods/curve_model.py); the choice is by expected improvement
-    per expected second, not by entropy; only the sampler knows the points of the space.
+    of the forecast per expected second, not by entropy; only the sampler knows the points of the space.
     """
 
     kind: Literal["freeze_thaw"] = "freeze_thaw"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from minbert_core.settings.models import Variant
@@ -55,6 +55,9 @@ class PromotionScheduler:
 
     def choose(self, may_begin: bool) -> int | None:
         return None  # those that continue have a verdict
+
+    def forecasts(self) -> Mapping[int, float]:
+        return {}
 
     def _change(self, trials: Sequence[tuple[float, int]], rung: int, verdict: str) -> None:
         """Decide about those of the trials that wait at the rung."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt
@@ -46,6 +46,9 @@ class TopKScheduler:
 
     def choose(self, may_begin: bool) -> int | None:
         return None  # those that continue have a verdict
+
+    def forecasts(self) -> Mapping[int, float]:
+        return {}
 
     def _order(self, number: int) -> tuple[float, int]:
         return -self._firsts[number][1], number

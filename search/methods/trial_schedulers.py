@@ -9,7 +9,7 @@ entering the points of its records again. search/study/searcher.py connects Ray 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -41,6 +41,9 @@ class NoStops:
 
     def choose(self, may_begin: bool) -> int | None:
         return None
+
+    def forecasts(self) -> Mapping[int, float]:
+        return {}
 
 
 class NoStopping(Variant):

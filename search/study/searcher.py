@@ -60,6 +60,7 @@ class TrialStore(Protocol):
     def died(self, number: int, counts: bool = True) -> TrialResult: ...
     def results(self) -> list[TrialResult]: ...
     def keep_best(self) -> TrialResult | None: ...
+    def use_forecasts(self, forecasts: Callable[[], Mapping[int, float]]) -> None: ...
     def trial_folder(self, number: int) -> Path: ...
 
 
@@ -110,6 +111,7 @@ class StudySearcher(Searcher):
         self.is_halted: Callable[[], bool] = never  # an interrupt, or Ray itself has died
         self.running: dict[str, TrialResult] = {}  # Ray's trial id -> our trial, as last reported
         self.to_continue: dict[int, TrialResult] = {}
+        study.use_forecasts(scheduler.forecasts)
         begun = study.results()
         self.num_begun = len(begun)
         self.first_seconds: dict[str, float] = {}  # recipe -> the longest time to a first point
@@ -176,11 +178,12 @@ class StudySearcher(Searcher):
         return next((trial.number for trial in furthest_first if self._seconds_needed(trial) < left), None)
 
     def _thawed(self) -> int | None:
-        """Let the scheduler choose between the waiting trials and a new one. Return the one to continue, if there is time."""
-        number = self.scheduler.choose(self._may_begin())
-        if number is not None:
+        """Let the scheduler choose waiting trials, until there is time for one or it prefers a new one. Return the one."""
+        while (number := self.scheduler.choose(self._may_begin())) is not None:
             self.to_continue[number] = self.study.waiting.pop(number)
-        return self._next_to_continue()
+            if (fitting := self._next_to_continue()) is not None:
+                return fitting
+        return None
 
     def _may_begin(self) -> bool:
         needed = self.start_seconds + max(self.first_seconds.values(), default=0)  # its recipe is not known yet

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,10 @@ class Study:
         if entry.state.is_finished():
             self._with_weights.add(entry.number)
         return self._results[entry.number]
+
+    def use_forecasts(self, forecasts: Callable[[], Mapping[int, float]]) -> None:
+        """Let the sampler see trials that wait or were stopped with the scores at their end that a scheduler forecasts."""
+        self.storage.forecasts = forecasts
 
     # ---- asking
 

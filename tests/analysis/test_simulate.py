@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from optuna.trial import TrialState
 from sklearn.gaussian_process.kernels import Matern
 
 from analysis import simulate
 from analysis.simulation.kernel import Kernel, fit_kernel
-from analysis.simulation.measures import Measures, Span, measure, regrets
+from analysis.simulation.measures import Measures, Span, measure, needs_more, regrets
 from analysis.simulation.methods import geometric, num_trials, parse_method, suited
 from analysis.simulation.points import Points
 from analysis.simulation.recorded import read_recording
@@ -165,6 +168,23 @@ def test_a_fitted_trial_has_the_time_course_and_the_stages_of_its_nearest_record
         assert stages == wanted
 
 
+def test_drawn_functions_vary_as_the_process_does_and_not_beyond_what_was_recorded() -> None:
+    surrogate = Surrogate(read_recording(made_up(40)))
+    [x_D] = surrogate.recording.points.encode([{"optimizer/lr": 2e-3, "gradient": "sum"}])
+    column_N1 = surrogate.kernel(surrogate.x_ND, x_D[None])
+    wanted = surrogate.kernel.variance - float((column_N1.T @ surrogate.inverse_NN @ column_N1)[0, 0])
+    names = [surrogate.warp.normal_NK, surrogate.values_NK]
+    last = names[0].shape[1] - 4
+    found = [surrogate.draw(np.random.default_rng(seed)).outputs(x_D[None])[0, last] for seed in range(200)]
+    normal = np.interp(found, np.sort(names[1][:, last]), np.sort(names[0][:, last]))
+    assert np.std(normal) == pytest.approx(math.sqrt(wanted), rel=0.3)
+    points = surrogate.recording.points
+    random = np.random.default_rng(0)
+    x_PD = points.encode([points.random(random) for _ in range(300)])
+    drawn = np.array([surrogate.draw(np.random.default_rng(seed)).outputs(x_PD)[:, last] for seed in range(20)])
+    assert (drawn > names[1][:, last].max()).mean() < 0.05
+
+
 def test_a_surrogate_claims_nothing_about_scores_that_do_not_depend_on_the_configuration() -> None:
     explained = []
     for seed in range(4):
@@ -210,11 +230,12 @@ class Given:
 
     def reported(self, number: int, rung: int, score: float) -> None: ...
     def waits(self, numbers: dict[int, TrialResult]) -> None: ...
+    def use_forecasts(self, forecasts: Callable[[], Mapping[int, float]]) -> None: ...
     def ended(self, number: int, status: Status, score: float) -> None: ...
 
 
 def replayed(scheduler: Any, *scores: float, workers: int = 1, end: float = math.inf) -> Replay:
-    return replay(space_of({**DOCUMENT, "trial_scheduler": scheduler}), Given(*scores), (), len(scores), workers, end)
+    return replay(space_of({**DOCUMENT, "trial_scheduler": scheduler}), Given(*scores), (), len(scores), workers, end, 0.0)
 
 
 def test_random_search_takes_the_recorded_seconds_and_follows_its_best_trial() -> None:
@@ -236,7 +257,7 @@ def test_the_best_is_lost_if_it_was_stopped() -> None:
             curve, late_R = super().next(number), np.array([0.1, 0.5, 0.9])
             return curve if number == 0 else replace(curve, metrics_RM=late_R[:, None], seen_R=late_R, kept_R=late_R, truth=0.9)
 
-    found = replay(space_of({**DOCUMENT, "trial_scheduler": "asha"}), Late(0.5, 0.9), (), 2, 1, math.inf)
+    found = replay(space_of({**DOCUMENT, "trial_scheduler": "asha"}), Late(0.5, 0.9), (), 2, 1, math.inf, 0.0)
     assert found.lost_best
 
 
@@ -245,7 +266,7 @@ def test_a_trial_counts_as_far_as_it_was_trained() -> None:
         def next(self, number: int) -> Curve:
             return replace(super().next(number), kept_R=np.array([0.3, 0.5, 0.9]))
 
-    found = replay(space_of({**DOCUMENT, "trial_scheduler": "none"}), Growing(0.5), (), 1, 1, math.inf)
+    found = replay(space_of({**DOCUMENT, "trial_scheduler": "none"}), Growing(0.5), (), 1, 1, math.inf, 0.0)
     assert (found.times, found.truths) == ([1, 3, 9], [0.3, 0.5, 0.9])
 
 
@@ -279,7 +300,9 @@ def test_the_best_is_not_lost_while_one_of_its_trials_runs_to_the_end() -> None:
         def next(self, number: int) -> Curve:
             return replace(super().next(number), truth=0.9)
 
-    found = replay(space_of({**DOCUMENT, "trial_scheduler": {"kind": "top_k", "k": 1}}), Twice(0.88, 0.92), (), 2, 1, math.inf)
+    found = replay(
+        space_of({**DOCUMENT, "trial_scheduler": {"kind": "top_k", "k": 1}}), Twice(0.88, 0.92), (), 2, 1, math.inf, 0.0
+    )
     assert (found.num_whole, found.lost_best) == (1, False)
 
 
@@ -288,12 +311,12 @@ def test_a_trial_that_still_waits_is_lost_and_one_that_the_end_of_the_budget_cut
     assert replayed("promotion", 0.9, 0.5, 0.7, 0.4, end=2.5).lost_best is True
 
 
-def test_the_best_trial_is_that_with_the_best_recorded_evaluation_between_its_rungs_too() -> None:
+def test_the_best_trial_is_that_with_the_best_evaluation_so_far_not_the_best_last_one() -> None:
     class Between(Given):
         def next(self, number: int) -> Curve:
             return replace(super().next(number), seen_R=np.full(3, 0.9 - 0.1 * number), kept_R=np.full(3, 0.3 + number))
 
-    assert replay(space_of({**DOCUMENT, "trial_scheduler": "none"}), Between(0.5, 0.6), (), 2, 1, math.inf).truths == [0.3]
+    assert replay(space_of({**DOCUMENT, "trial_scheduler": "none"}), Between(0.5, 0.6), (), 2, 1, math.inf, 0.0).truths == [0.3]
 
 
 def test_promotion_pauses_and_promotes_in_simulated_time() -> None:
@@ -340,6 +363,37 @@ def test_the_budget_to_reach_random_searchs_best_is_where_the_mean_regret_is_as_
     assert 0.25 < mixed.lost_best.low < 0.5 < mixed.lost_best.high < 0.75
 
 
+def test_a_level_that_is_touched_and_left_is_not_reached() -> None:
+    def of(*truths: float) -> Simulated:
+        return replace(simulated(*[0.0] * 30), replays=[Replay([2.0, 5.0, 8.0], list(truths), 1, 1, False, 10.0)] * 30)
+
+    reference = of(0.5, 0.5, 0.8)
+    assert measure(of(0.9, 0.6, 0.8), reference, 10.0).reached.value == pytest.approx(0.8, abs=0.01)
+    assert math.isinf(measure(of(0.9, 0.9, 0.7), reference, 10.0).reached.value)
+
+
+def test_a_method_needs_more_only_if_it_does_so_in_the_same_repetitions() -> None:
+    """The intervals of the two overlap, but the second needs more in every repetition."""
+    times = np.linspace(1.0, 7.0, 30).tolist()
+    reference = replace(simulated(*[0.8] * 30), replays=[Replay([9.0], [0.8], 1, 1, False, 10.0)] * 30)
+    fast, slow = (
+        replace(simulated(*[0.8] * 30), replays=[Replay([time + more], [0.8], 1, 1, False, 10.0) for time in times])
+        for more in (0, 1)
+    )
+    one, other = measure(slow, reference, 10.0), measure(fast, reference, 10.0)
+    assert needs_more(one, other)
+    assert not needs_more(other, one)
+    assert not needs_more(one, one)
+
+
+def test_a_start_takes_its_time_at_the_beginning_and_after_a_pause() -> None:
+    space = space_of({**DOCUMENT, "trial_scheduler": "promotion"})
+    found = replay(space, Given(0.5, 0.7, 0.4), (), 3, 1, math.inf, 2.0)
+    assert (found.seconds, found.times) == (3 + 8, [2 + 1, 2 * (2 + 1)])  # two trials at their first point
+    ends = [replay(space, Given(0.5, 0.7, 0.4), (), 3, 1, end, 2.0).num_whole for end in (3 * (2 + 1) + 2 + 8, 20)]
+    assert ends == [0, 1]
+
+
 def test_a_search_that_waits_for_all_its_trials_is_planned_to_cost_less_than_the_budget() -> None:
     top_k = parse_method("random+{kind: top_k, k: 2}", (1, 3, 9))
     shares = {1: 0.1, 3: 0.4, 9: 1.0}
@@ -353,6 +407,20 @@ def test_repetitions_of_a_learning_method_run_on_drawn_functions() -> None:
     assert len(found.replays) == 2
     assert found.bests[0] != found.bests[1]
     assert all(one.num_trials > 3 for one in found.replays)
+
+
+def test_a_simulated_sampler_knows_what_was_reported_and_how_trials_ended() -> None:
+    drawn = Surrogate(read_recording(made_up(40))).draw(np.random.default_rng(0))
+    space = space_of({**DOCUMENT, "sampler": "tpe", "trial_scheduler": "asha"})
+    source = Suggested(drawn, (1, 3, 9), space.settings.sampler, 0)
+    found = replay(space, source, ("sst", "sts"), 20, 2, math.inf)
+    states = Counter(trial.state for trial in source.study.trials)
+    assert (states[TrialState.COMPLETE], states[TrialState.PRUNED]) == (found.num_whole, 20 - found.num_whole)
+    assert 0 < found.num_whole < 20
+    for trial in source.study.trials:
+        assert sorted(trial.intermediate_values) == [1, 3, 9][: len(trial.intermediate_values)] != []
+        if trial.state == TrialState.COMPLETE:
+            assert trial.value == max(trial.intermediate_values.values())
 
 
 def test_a_sampler_that_knows_an_earlier_search_begins_with_better_trials() -> None:
@@ -397,7 +465,7 @@ def test_an_unknown_method_is_refused(text: str, sentence: str) -> None:
 def test_a_share_of_lost_bests_has_half_the_width_of_its_interval() -> None:
     half, none = Span(0.5, 0.4, 0.6), Span(0.0, 0.0, 0.0)
     flat = np.zeros(3)
-    row = block([Measures("m", half, none, none, half, 9.0, 3.0, flat, flat, flat)], "t")[-1]
+    row = block([Measures("m", half, none, none, half, 9.0, 3.0, flat, flat, flat, flat)], "t")[-1]
     assert [cell.strip() for cell in row.split("|")][5] == "50±10"
 
 

@@ -38,6 +38,21 @@ def test_a_sampler_that_knows_completed_trials_only_sees_the_last_scores_of_the_
     assert [each.state.name for each in RECORDED] == ["COMPLETE", "PRUNED", "RUNNING", "PRUNED", "RUNNING"]
 
 
+def test_trials_that_wait_or_were_stopped_count_as_completed_with_their_forecasts() -> None:
+    failed = trial(5, TrialState.PRUNED, 0.5)
+    failed.user_attrs = {"status": "failed"}
+    forecasts = dict.fromkeys(range(6), 0.9)
+    seen = as_the_sampler_sees([*RECORDED, failed], {2}, None, forecasts=forecasts)
+    assert [(each.state.name, each.value) for each in seen if each.state.is_finished()] == [
+        ("COMPLETE", 0.6),  # its own
+        ("COMPLETE", 0.9),
+        ("COMPLETE", 0.9),
+        ("COMPLETE", 0.9),
+        ("PRUNED", None),
+    ]
+    assert seen[4].state == TrialState.RUNNING
+
+
 def test_the_states_that_are_asked_for_are_those_of_the_view() -> None:
     assert [each.number for each in as_the_sampler_sees(RECORDED, {2}, (TrialState.RUNNING,))] == [4]
     assert [each.number for each in as_the_sampler_sees(RECORDED, set(), (TrialState.RUNNING,))] == [2, 4]
