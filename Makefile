@@ -3,7 +3,7 @@
 # papers each row of the papers' tables: its distance from our defaults, the published figures, a check of its config (seconds)
 # faults break small searches in every known way and check that nothing is lost (two hours; DATA=DIR ENCODER=DIR: on real data too)
 # cluster those of a Ray cluster: nodes that join, leave, or see another disk; a token; a dead head (10 minutes)
-# gpu    check and measure the GPU in some minutes, into runs/gpu (DATA=DIR ENCODER=DIR: against BertModel, too)
+# gpu    check and measure the GPU in a few minutes, into runs/gpu (DATA=DIR ENCODER=DIR: against BertModel, too)
 # bench  DATA=DIR ENCODER=DIR: the speed table against public peers, into runs/bench (an hour; ROWS="1 5": some rows)
 #
 # Each target first builds .venv from the pins, with uv if it is installed, else with pip; again if pyproject.toml or
@@ -89,11 +89,11 @@ current:
 .venv/.ready: pyproject.toml constraints.txt
 ifdef YOURS
 	$(call new_enough,$(PY),Move .venv away and a new one is made)
-	@echo "Adding to the .venv that is here what it lacks (once, some minutes) ..."
+	@echo "Adding to the .venv that is here what it lacks (once, a few minutes) ..."
 	$(PY) -m search.environment --pins > $(PINS)
 else
 	$(call new_enough,$(PYTHON),Name another: make PYTHON=python3.12)
-	@echo "Building .venv from constraints.txt (once, some minutes) ..."
+	@echo "Building .venv from constraints.txt (once, a few minutes) ..."
 	@rm -rf .venv && mkdir .venv && touch $(MARK)
 	$(if $(UV),uv venv --quiet --allow-existing --python $(PYTHON) .venv,$(PYTHON) -m venv .venv)
 endif

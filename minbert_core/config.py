@@ -37,7 +37,7 @@ from minbert_core.methods.optimizer import Optimizer
 from minbert_core.methods.proximal import NoProximal, Proximal
 from minbert_core.methods.shared_layers import NoSharedLayer, SharedLayer
 from minbert_core.methods.smoothness import NoSmoothness, Smoothness
-from minbert_core.methods.stages import LabelledStage, Multitask, Pretraining, Stage, StagePlan, in_epochs, shares
+from minbert_core.methods.stages import LabelledStage, Multitask, Pretraining, Stage, StagePlan, in_epochs, shares, stage_ends
 from minbert_core.methods.task_schedules import RoundRobin, TaskSchedule
 from minbert_core.settings.knobs import NO_DEFAULT, knob_at
 from minbert_core.settings.models import Settings
@@ -297,7 +297,8 @@ class TrialConfig(Settings):
         return found
 
     def check_turns(self, sizes: Mapping[str, int]) -> None:
-        """Raise ValueError if a turn is shorter than a batch, so that a round could skip it."""
+        """Raise ValueError if a turn is shorter than a batch, or a stage than a step, so that it could be skipped."""
+        self._check_stages(sizes)
         for rounds, examples in zip(self.rounds(), self.stage_examples(sizes), strict=True):
             if rounds is None:
                 continue
@@ -310,6 +311,26 @@ class TrialConfig(Settings):
                 raise ValueError(
                     f"`{rounds.path}` {law}. Got {rounds.number}: {turns / rounds.number:.3g} examples for {rarest}. {remedy}."
                 )
+
+    def _check_stages(self, sizes: Mapping[str, int]) -> None:
+        """Raise ValueError if one of several stages is shorter than its own step, or than a step before, which may overshoot.
+
+        The only stage has a step in any case.
+        """
+        ends = stage_ends(self.stage_examples(sizes), self.num_examples(sizes))
+        steps = [self._most_per_step(plan) for plan in self.stage_plans()]
+        numbers = [i for i, stage in enumerate(self.stages) if stage.learns_labels]
+        for i, start, end, step, before in zip(numbers, [0, *ends[:-1]], ends, steps, [0, *steps[:-1]], strict=True):
+            if len(ends) > 1 and end - start < (least := max(step, before)):
+                step_of = "a step of the stage before" if before > step else "one of its steps"
+                law = f"must be at least as long as {step_of}, {least} examples"
+                remedy = "more epochs" if in_epochs(self.labelled) else "a larger share, or a larger budget"
+                raise ValueError(f"`stages/{i}` kind '{self.stages[i].kind}' {law}. Got {end - start}. Use {remedy}.")
+
+    def _most_per_step(self, plan: StagePlan) -> int:
+        """Return the most examples that a step of a stage draws."""
+        batches = sorted((self.task(name).batch_size for name in plan.tasks), reverse=True)
+        return sum(batches[: plan.task_schedule.tasks_per_step(len(batches))])
 
     def num_examples(self, sizes: Mapping[str, int]) -> int:
         """Return the budget in examples, given the number of training rows of each task."""

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from minbert_core.config import LAYERS, OVERALL, TEXT_FILE, TINY, TOY, TrialConfig, pretraining_texts, task_layers
 from minbert_core.data.own_tasks import named_wrong
 from minbert_core.data.tasks import TASKS
+from minbert_core.methods.gradients import parties_of
 from minbert_core.methods.stages import Stage, StagePlan, in_epochs, shares
 from minbert_core.plugins import with_plugins
 from minbert_core.settings.faults import MAX_FAULTS, Fault, SettingsError, Where, fault_at, faults_of, path_of, subject
@@ -81,6 +82,9 @@ def _task_faults(config: TrialConfig, name: str) -> Iterator[str]:
             law = f"separates the classes of {name} at cosine {plan.head.boundary:g}, which must be between the loss's margin"
             remedy = plan.head.advice_for((low + high) / 2)
             yield f"`{written('head')}` kind '{plan.head.kind}' {law} {low:g} and {high:g}. {remedy}"
+    if fits and plan.batch_size < plan.loss.fewest_examples:
+        law = f"must be >= {plan.loss.fewest_examples} for a gradient of loss kind '{plan.loss.kind}'"
+        yield f"`{written('batch_size')}` {law}. Got {plan.batch_size}. Use larger batches of {name}, or another loss."
     if plan.head.single_output and plan.outputs > 1:
         cause = f" under loss kind '{plan.loss.kind}'" if plan.task.outputs == 1 else ""
         yield f"`{written('head')}` kind '{plan.head.kind}' has one output, but task {name} has {plan.outputs} classes{cause}."
@@ -191,6 +195,9 @@ def _method_faults(config: TrialConfig, i: int, stage: Stage, plan: StagePlan) -
             yield f"{groups} holds '{task}', which is not in train_on{did_you_mean(task, config.train_on)}"
         if grouped.count(task) > 1:
             yield f"{groups} holds {task} twice; a task's gradient is in one sum."
+    if grouped and len(parties_of(plan.tasks, plan.gradient.groups)) < 2 <= num_a_step:
+        law = f"sums the gradients of all tasks of the stage, {', '.join(plan.tasks)}, which leaves nothing to merge"
+        yield f"{groups} {law}. Leave one out of the group, or use gradient: sum."
     if plan.smoothness.views > 1 and (still := [task for task in plan.tasks if not _drops(config, task)]):
         law = f"compares passes under different dropout masks, but {', '.join(still)} has no dropout"
         yield f"`{written('smoothness')}` kind '{plan.smoothness.kind}' {law}. Use a dropout above 0, or smoothness: none."

@@ -317,14 +317,12 @@ class Encoder(nn.Module):
         batch: PackedBatch,
         masks: Masks | None = None,
         noise_ND: Tensor | None = None,
-        only_first: bool = False,
         parallel: ParallelLayers | None = None,
         spans: tuple[Span, ...] = (),
     ) -> Tensor:
         """Compute the last hidden states, (N, D), in the order of the batch's tokens; first tokens are at `starts_S1[:-1]`.
 
-        only_first: return only the first tokens, (S, D). The last layer computes nothing else, with the same result.
-        spans: the same per span of sequences, (R, D), in place of `only_first`.
+        spans: return only the tokens that these spans of sequences read, (R, D); the last layer computes no others. Empty: all.
         Without `masks` there is no dropout. `noise_ND` is added to the word embeddings, before position and segment.
         `parallel` is the task's module parallel to every layer.
         """
@@ -337,7 +335,7 @@ class Encoder(nn.Module):
             hidden_ND = hidden_ND + noise_ND
         hidden_ND = hidden_ND + self.segment_embeddings(batch.segment_ids_N) + self.position_embeddings(batch.position_ids_N)
         hidden_ND = hidden_drop(self.embedding_norm(hidden_ND))
-        reading = batch.reading(spans or (Span(len(batch.lengths), only_first),))
+        reading = batch.reading(spans or (Span(len(batch.lengths), False),))
         for index, layer in enumerate(self.layers):
             query = reading.of_last if index == len(self.layers) - 1 else reading.of_all
             hidden_ND = layer(hidden_ND, query, hidden_drop, attention_drop, parallel and partial(parallel, index))

@@ -15,7 +15,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from minbert_core.config import TrialConfig
-from minbert_core.data.tokens import PackedBatch, pack
+from minbert_core.data.packed import PackedBatch, Span
+from minbert_core.data.tokens import pack
 from minbert_core.encoder import Masks
 from minbert_core.inputs import Inputs, build_encoder, open_inputs
 from minbert_core.methods.adapters import LoraLinear
@@ -249,7 +250,7 @@ def test_smart_finds_something_to_smooth(tiny: Tiny, changes: dict[str, Any]) ->
 def test_the_shared_layer_stands_between_pooling_and_head(tiny: Tiny) -> None:
     model, inputs = built(tiny(**SHARED))
     batch = batch_of(model, inputs, "sst")
-    hidden_SD = model.encoder(batch, only_first=True)
+    hidden_SD = model.encoder(batch, spans=(Span(len(batch.lengths), True),))
     linear, head = model.shared_layer.linear, model.heads["sst"].layers[0]
     features_BF = torch.nn.functional.leaky_relu(model.encoder.pooler(hidden_SD) @ linear.weight.T + linear.bias)
     output = model("sst", batch)

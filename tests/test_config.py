@@ -140,7 +140,7 @@ ONE_FAULT = {
     "stages: [{kind: multitask, proximal: bregmann}]": "Unknown `stages/0/multitask/proximal` kind 'bregmann'; did you mean "
     "'bregman'? Known: bregman, none.",
     "proximal: {kind: bregman, beta: 1}": "`proximal/bregman/beta` must be < 1. Got 1.",
-    "proximal: {kind: bregman, late_beta: -0.5}": "`proximal/bregman/late_beta` must be >= 0. Got -0.5.",
+    "proximal: {kind: bregman, late_beta: -0.5}": "`proximal/bregman/late_beta` must be > 0. Got -0.5.",
     "proximal: {kind: bregman, weight: -1}": "`proximal/bregman/weight` must be >= 0. Got -1.",
     "machine: {micro_batch_tokens: 0}": "`machine/micro_batch_tokens` must be > 0. Got 0.",
     "machine: {micro_batch_tokens: 10.5}": "`machine/micro_batch_tokens` must be a whole number. Got 10.5.",
@@ -316,6 +316,8 @@ CROSS = {
     "`tasks/all/pair_encoding` is cross. Use pair_encoding: bi.",
     "tasks: {sst: {head: sbert}}": "`tasks/sst/head` kind 'sbert' compares two vectors per pair, but task sst has one "
     "sentence. Set it for `pairs`, not for all.",
+    "tasks: {all: {batch_size: 2}, sts: {loss: pearson}}": "`tasks/all/batch_size` must be >= 3 for a gradient of loss "
+    "kind 'pearson'. Got 2. Use larger batches of sts, or another loss.",
     "tasks: {sts: {loss: cross_entropy}}": "`tasks/sts/loss` kind 'cross_entropy' does not fit task sts, which is "
     "regression; it fits: "
     "classification. Set it for the task it is meant for.",
@@ -370,6 +372,11 @@ CROSS = {
     "you mean 'sts'? Known: para, sst, sts.",
     "stages: [{kind: multitask, gradient: {kind: cagrad, groups: [[sst], [para, sst]]}}]": "`stages/0/multitask/gradient/"
     "cagrad/groups` holds sst twice; a task's gradient is in one sum.",
+    "gradient: {kind: pcgrad, groups: [[sst, sts, para]]}": "`gradient/pcgrad/groups` sums the gradients of all tasks of the "
+    "stage, sst, para, sts, which leaves nothing to merge. Leave one out of the group, or use gradient: sum.",
+    "stages: [{kind: multitask, gradient: {kind: gradvac, groups: [[sst, sts, para]]}}]": "`stages/0/multitask/gradient/"
+    "gradvac/groups` sums the gradients of all tasks of the stage, sst, para, sts, which leaves nothing to merge. Leave one "
+    "out of the group, or use gradient: sum.",
     "{smoothness: r_drop, encoder: {hidden_dropout: 0, attention_dropout: 0}, "
     "tasks: {sts: {head: {kind: linear, dropout: 0}}}}": "`smoothness` kind 'r_drop' compares passes under different dropout "
     "masks, but sts has no dropout. Use a dropout above 0, or smoothness: none.",
@@ -503,6 +510,43 @@ def test_turns_shorter_than_a_batch_are_refused() -> None:
     load_config({"budget": {"examples": 2_000}, "task_schedule": {"kind": "sequential", "rounds": 4}}).check_turns(sizes)
     single = {"kind": "sequential", "rounds": 99}
     load_config({"train_on": ["sts"], "budget": {"examples": 99}, "task_schedule": single}).check_turns(sizes)  # no turns
+
+
+@pytest.mark.parametrize(
+    ("document", "sentence"),
+    [
+        (  # its own step
+            {"budget": {"examples": 480}, "stages": ["multitask", {"kind": "heads_only", "share": 0.0999}]},
+            r"`stages/1` kind 'heads_only' must be at least as long as one of its steps, 48 examples\. Got 47\. "
+            r"Use a larger share, or a larger budget\.",
+        ),
+        (  # the stage before ends with a step of 48 examples, which could pass over it
+            {"budget": {"examples": 480}, "stages": ["multitask", {"kind": "single_task", "task": "sts", "share": 0.09}]},
+            r"`stages/1` kind 'single_task' must be at least as long as a step of the stage before, 48 examples\. Got 43\.",
+        ),
+        (
+            {"stages": ["mlm", {"kind": "linear_probe", "epochs": 1e-9}, {"kind": "multitask", "epochs": 1}]},
+            r"`stages/1` kind 'linear_probe' must be .*, 48 examples\. Got 1\. Use more epochs\.",
+        ),
+        (
+            {
+                "budget": {"examples": 29},
+                "task_schedule": "drop",
+                "stages": [{"kind": "linear_probe", "share": 0.5}, "multitask"],
+            },
+            r"`stages/0` kind 'linear_probe' must be at least as long as one of its steps, 16 examples\. Got 15\.",
+        ),
+    ],
+)
+def test_a_stage_that_a_step_could_pass_over_is_refused(document: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        load_config(document).check_turns({"sst": 8_544, "para": 141_498, "sts": 6_040})
+
+
+def test_a_stage_of_one_step_is_enough_and_the_only_stage_may_be_shorter() -> None:
+    sizes, last = {"sst": 8_544, "para": 141_498, "sts": 6_040}, {"kind": "heads_only", "share": 0.1}
+    load_config({"budget": {"examples": 480}, "stages": ["multitask", last]}).check_turns(sizes)
+    load_config({"budget": {"examples": 1}}).check_turns(sizes)
 
 
 def test_a_merge_is_asked_only_of_the_stages_that_use_it() -> None:

@@ -343,7 +343,7 @@ def test_the_first_tokens_alone_are_those_of_the_whole_pass(encoder: Encoder) ->
     batch = random_batch()
     direction_SD = torch.randn(len(batch.lengths), SHAPE.hidden_size)
     wanted, gradients = [], []
-    for hidden_SD in (first_SD(encoder(batch), batch), encoder(batch, only_first=True)):
+    for hidden_SD in (first_SD(encoder(batch), batch), encoder(batch, spans=SPANS["first"])):
         encoder.zero_grad()
         (hidden_SD * direction_SD).sum().backward()
         wanted.append(hidden_SD)
@@ -360,7 +360,7 @@ def test_of_the_last_layer_only_keys_and_values_see_more_than_the_first_tokens(e
     for name, module in encoder.layers[-1].named_modules():
         if isinstance(module, torch.nn.Linear):
             module.register_forward_pre_hook(lambda _, args, name=name: rows.__setitem__(name, len(args[0])))
-    encoder(batch_of([[1], [1, 2, 3, 4, 5, 6, 7], [1, 2, 3]]), only_first=True)
+    encoder(batch_of([[1], [1, 2, 3, 4, 5, 6, 7], [1, 2, 3]]), spans=(Span(3, True),))
     assert rows == {"query": 3, "key_value": 11, "attention_output": 3, "intermediate": 3, "output": 3}
 
 

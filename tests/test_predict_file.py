@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from itertools import chain
@@ -22,6 +23,8 @@ from minbert_core.model import Predictor, build_model, load, save_model
 from minbert_core.predict import main
 
 Capture = pytest.CaptureFixture[str]
+NO_ROWS = io.BytesIO()
+pa.parquet.write_table(pa.table({"sentence": pa.array([], pa.string())}), NO_ROWS)
 SENTENCES = ["a moving film", 'a "quoted", odd one\nof two lines', "bad", "the music is wonderful and long", "so so"]
 
 
@@ -102,6 +105,9 @@ def test_a_row_without_text_has_no_answer_and_is_counted(model: Predictor, tmp_p
         ("in.csv", b"sentence,sst\na,1\n", [], 2, "The answers' columns would replace 'sst' of "),
         ("in.csv", b"sentence,n\na,1,2\n", [], 2, "cannot be read as CSV: CSV parse error: Expected 2 columns, got 3"),
         ("in.csv", b"sentence,n\n\xff,1\n", [], 2, "cannot be read as CSV: "),
+        ("in.csv", b"sentence\n", [], 2, "in.csv has no rows."),
+        ("in.jsonl", b"\n", [], 2, "in.jsonl has no rows."),
+        ("in.parquet", NO_ROWS.getvalue(), [], 2, "in.parquet has no rows."),
         ("in.csv", b"", [], 2, "cannot be read as CSV: Empty CSV file."),
         ("in.jsonl", b'{"sentence": "a"}\n[1]\n', [], 2, "in.jsonl:2: every line must be a JSON object. Got [1]"),
         ("in.parquet", b"no", [], 2, "cannot be read as PARQUET: "),

@@ -79,9 +79,10 @@ class Points:
 
     def recipe(self, point: Point) -> str:
         """Return the recipe of the config at a point, whose trials are compared at a rung."""
-        key = repr([(path, point[path]) for path in self._deciding if path in point])
+        deciding = {path: point[path] for path in self._deciding if path in point}
+        key = repr(deciding)
         if key not in self._recipes:
-            self._recipes[key] = self.space.sample(forcing(point)).config().recipe
+            self._recipes[key] = self.space.sample(forcing(deciding)).config().recipe
         return self._recipes[key]
 
     def encode(self, points: Sequence[Mapping[str, Any]]) -> Floats:

@@ -12,6 +12,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -37,7 +38,7 @@ class Rows:
 
 @contextlib.contextmanager
 def open_rows(path: Path, size: int = CHUNK) -> Iterator[Rows]:
-    """Open a file of rows; its suffix is one of FORMATS.  Raises ValueError: not such a file; OSError."""
+    """Open a file of rows; its suffix is one of FORMATS.  Raises ValueError: not such a file, or without rows; OSError."""
     check_is_file(path)
     reader = {".parquet": _open_parquet, ".jsonl": _open_jsonl}.get(path.suffix, _open_separated)
     with path.open("rb") as file:
@@ -47,7 +48,10 @@ def open_rows(path: Path, size: int = CHUNK) -> Iterator[Rows]:
             raise _unreadable(path, error) from None
         if twice := sorted({name for name in rows.names if rows.names.count(name) > 1}):
             raise ValueError(f"{path}: the name of a column must be unique. '{twice[0]}' names {rows.names.count(twice[0])}.")
-        yield Rows(rows.names, _explained(path, rows.chunks), rows.share_read)
+        chunks = _explained(path, rows.chunks)
+        if (first := next(chunks, None)) is None:
+            raise ValueError(f"{path} has no rows.")
+        yield Rows(rows.names, chain([first], chunks), rows.share_read)
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:

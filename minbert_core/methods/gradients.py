@@ -2,12 +2,13 @@
 
 Flow: one backward pass per task -> Gramians gramian_GTT -> weights_GT -> merged gradient of group g = sum over t of
 weights[g, t] * g_t -> clip -> step.  Heads keep their own gradient and are in no group.
-Legend: G parameter groups (embeddings, each layer, pooler), T tasks that gave this step a batch; gramian[g, i, j] = <g_i, g_j>
-within group g.  The tasks of a method are parties: tasks whose gradients are summed before it sees them, mostly one each.
+Legend: G parameter groups (embeddings, each layer, pooler, shared_layer), T tasks that gave this step a batch;
+gramian[g, i, j] = <g_i, g_j> within group g.  The tasks of a method are parties: tasks whose gradients are summed before it
+sees them, mostly one each.
 
 A method never sees a gradient. Each projection is a linear combination of the original gradients, so the coefficients and the
-Gramian are enough. Orders are drawn outside, from the trial's generator. Nothing here synchronises with the GPU, except CAGrad
-and TorchJD.
+Gramian are enough. Orders are drawn outside, from the trial's generator. Gramians are on the CPU, in float64: step.py copies
+them there; so are orders, states and weights.
 """
 
 from __future__ import annotations
@@ -82,17 +83,15 @@ def merging_weights(
 def pcgrad_weights(gramian_TT: Tensor, orders: Tensor) -> Tensor:
     """Return the weights (T,) of the sum of all g_i^PC: Algorithm 1 of Yu et al. 2020, on coefficients of the originals.
 
-    orders[i] lists the other tasks in the order in which g_i is projected. Computed in float64.
+    orders[i] lists the other tasks in the order in which g_i is projected.
     """
-    gram_TT = gramian_TT.double()
-    coefficients_TT = torch.eye(len(gram_TT), dtype=torch.float64, device=gram_TT.device)  # row i: g_i^PC in the originals
+    coefficients_TT = torch.eye(len(gramian_TT), dtype=torch.float64)  # row i: g_i^PC in the originals
     for i, order in enumerate(orders.tolist()):
         for j in order:
-            inner = coefficients_TT[i] @ gram_TT[:, j]  # <g_i^PC, g_j>, g_j the original
-            square = gram_TT[j, j]
-            conflict = (inner < 0) & (square > 0)
-            coefficients_TT[i, j] -= torch.where(conflict, inner / torch.where(conflict, square, 1), 0)
-    return coefficients_TT.sum(dim=0).to(gramian_TT.dtype)
+            inner = coefficients_TT[i] @ gramian_TT[:, j]  # <g_i^PC, g_j>, g_j the original
+            if inner < 0 and gramian_TT[j, j] > 0:
+                coefficients_TT[i, j] -= inner / gramian_TT[j, j]
+    return coefficients_TT.sum(dim=0)
 
 
 @torch.no_grad()
@@ -106,16 +105,15 @@ def gradvac_weights(
     correction, and is written back into `targets`. A pair is skipped in a group where either gradient is zero: its cosine
     would be 0/0, and the target NaN for the rest of the run.
     """
-    gram_GTT = gramian_GTT.double()
-    square_GT = gram_GTT.diagonal(dim1=1, dim2=2)
+    square_GT = gramian_GTT.diagonal(dim1=1, dim2=2)
     total_GT = torch.zeros_like(square_GT)
     for i, order in enumerate(orders.tolist()):
         coefficients_GT = torch.zeros_like(square_GT)  # g'_i in the originals
         coefficients_GT[:, i] = 1
         for j in order:
             key = f"{tasks[i]}>{tasks[j]}"
-            target_G = targets[key].to(gram_GTT) if key in targets else gram_GTT.new_zeros(len(gram_GTT))
-            inner_GT = (coefficients_GT[:, None, :] @ gram_GTT)[:, 0, :]  # <g'_i, g_k> for each original k
+            target_G = targets.get(key, torch.zeros_like(square_GT[:, 0]))
+            inner_GT = (coefficients_GT[:, None, :] @ gramian_GTT)[:, 0, :]  # <g'_i, g_k> for each original k
             square_i_G = (inner_GT * coefficients_GT).sum(dim=1)
             square_j_G = square_GT[:, j]
             # below this the square of g'_i is only rounding error of the Gramian: the projections have removed all of g_i
@@ -128,7 +126,7 @@ def gradvac_weights(
             coefficients_GT[:, j] += torch.where(exists_G & (cosine_G < target_G), correction_G, 0)
             targets[key] = torch.where(exists_G, (1 - beta) * target_G + beta * cosine_G, target_G)
         total_GT += coefficients_GT
-    return total_GT.to(gramian_GTT.dtype)
+    return total_GT
 
 
 def gradvac_correction(cosine: Tensor, target: Tensor) -> Tensor:
@@ -144,27 +142,26 @@ def gradvac_correction(cosine: Tensor, target: Tensor) -> Tensor:
 def cagrad_weights(gramian_TT: Tensor, c: float) -> Tensor:
     """Return the weights (T,) of sum + c |sum| g_w / |g_w|, where w in the simplex minimises <g_w, g_0> + c |g_0| |g_w|.
 
-    g_w is the sum of w_i g_i, g_0 the mean: Algorithm 1 of Liu et al. 2021 by its dual, in float64, T times as long. Zero
-    gradients are excluded: one would be the minimum at once, and nothing would be added. The result is the plain sum if only
-    one gradient is left, or if g_w is zero: then the tasks balance each other, and no direction serves all.
+    g_w is the sum of w_i g_i, g_0 the mean: Algorithm 1 of Liu et al. 2021 by its dual, T times as long. Zero gradients are
+    excluded: one would be the minimum at once, and nothing would be added. The result is the plain sum if only one gradient is
+    left, or if g_w is zero: then the tasks balance each other, and no direction serves all.
     """
-    gram_TT = gramian_TT.double()
-    reaching = gram_TT.diagonal() > 0
-    weights_T = torch.ones_like(gram_TT[0])
+    reaching = gramian_TT.diagonal() > 0
+    weights_T = torch.ones_like(gramian_TT[0])
     if c > 0 and int(reaching.sum()) > 1:
-        gram_RR = (gram_TT / gram_TT.diagonal().sum())[reaching][:, reaching]
+        gram_RR = (gramian_TT / gramian_TT.diagonal().sum())[reaching][:, reaching]
         w_R = worst_mixture(gram_RR, c)
         square_sum, square_w = gram_RR.sum().clamp(min=0), w_R @ gram_RR @ w_R
         if square_w > NOISE * (w_R.square() @ gram_RR.diagonal()):  # otherwise it is only rounding error
             weights_T[reaching] += c * (square_sum / square_w).sqrt() * w_R
-    return weights_T.to(gramian_TT.dtype)
+    return weights_T
 
 
 def worst_mixture(gram_TT: Tensor, c: float) -> Tensor:
     """Return the w (T,) in the simplex that minimises <g_w, g_0> + c |g_0| |g_w|, convex in w; by SLSQP, from the middle."""
     from scipy import optimize  # a third of a second, and only this method needs it
 
-    gram, num_tasks = gram_TT.cpu().numpy(), len(gram_TT)
+    gram, num_tasks = gram_TT.numpy(), len(gram_TT)
     inner = gram.mean(axis=1)  # <g_i, g_0>
     radius = c * math.sqrt(max(float(inner.mean()), 0.0))  # c |g_0|
 
@@ -183,7 +180,7 @@ def worst_mixture(gram_TT: Tensor, c: float) -> Tensor:
         options={"ftol": 1e-15, "maxiter": 200},
     )
     w = np.clip(found.x, 0, None)
-    return torch.as_tensor(w / w.sum(), dtype=gram_TT.dtype, device=gram_TT.device)
+    return torch.from_numpy(w / w.sum())
 
 
 def torchjd_weights(gramian_TT: Tensor, aggregator: str) -> Tensor:

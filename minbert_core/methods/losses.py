@@ -33,6 +33,7 @@ ErrorScale = Annotated[
     ),
 ]
 
+FEWEST_FOR_R = 3  # examples: any two points are on a line, so their r is 1 or -1, and its gradient 0
 LEAST_DEVIATION = 0.01  # of predictions, relative to that of labels; new heads over MiniLM have .02 to .9 (STS, 32 pairs)
 
 
@@ -46,6 +47,7 @@ def pearson_loss(predictions_B: Tensor, labels_B: Tensor) -> Tensor:
     """Compute 1 - r over the batch, where r is Pearson's correlation; a scalar in [0, 2].
 
     r does not exist for one example, or if all labels are equal: such a batch teaches nothing, so its loss and gradient are 0.
+    Of two examples r is 1 or -1, without a gradient: a batch needs FEWEST_FOR_R.
     Source: Liu & Maniku 2023. Departure: the predictions' deviation counts as at least a hundredth of the labels', below which
     r falls in proportion, to 0 at equal predictions. The gradient of a correlation is that of a direction, 1 / deviation: here
     its norm is at most 100 / |labels - mean|, in any unit.
@@ -136,6 +138,7 @@ class LossVariant(Variant):
     reads_features: ClassVar[bool] = False  # its values are features_BF, not logits_BK; the head then stays as built
     needs_pair_vectors: ClassVar[bool] = False  # its features must be [u; v], two vectors per pair
     is_mean: ClassVar[bool] = True  # it is the mean over examples, so parts of a batch can be weighted by size
+    fewest_examples: ClassVar[int] = 1  # in a batch; with fewer it has no gradient
 
     @property
     def cosine_targets(self) -> tuple[float, float] | None:
@@ -195,6 +198,7 @@ class Pearson(LossVariant):
     kind: Literal["pearson"] = "pearson"
     fits: ClassVar[tuple[TaskKind, ...]] = ("regression",)
     is_mean: ClassVar[bool] = False
+    fewest_examples: ClassVar[int] = FEWEST_FOR_R
 
     def __call__(self, logits_BK: Tensor, labels_B: Tensor, label_range: LabelRange) -> Tensor:
         return pearson_loss(single_logit(logits_BK), labels_B.float())
@@ -203,7 +207,7 @@ class Pearson(LossVariant):
 class MsePearson(LossVariant):
     """mse_share * MSE + (1 - mse_share) * (1 - r): correlation, with the scale that r does not teach.
 
-    Ours; its limits are mse (share 1) and pearson (share 0). 1 - r is in [0, 2].
+    Ours; its limits are mse (share 1) and pearson (share 0). 1 - r is in [0, 2]. Of one or two examples only the MSE teaches.
     """
 
     kind: Literal["mse_pearson"] = "mse_pearson"

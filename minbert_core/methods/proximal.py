@@ -80,14 +80,14 @@ class Bregman(Variant):
     )
     beta: float = Field(
         0.99,
-        ge=0,
+        gt=0,
         lt=1,
         json_schema_extra={"unit": "per step"},
-        description="EMA rate of the teacher; 0 is the previous step's model",
+        description="EMA rate of the teacher; at 0 it would equal the student, and the penalty would be 0",
     )
     late_beta: float | None = Field(
         0.999,
-        ge=0,
+        gt=0,
         lt=1,
         json_schema_extra={"unit": "per step"},
         description="beta after the first tenth of the stage, as in the paper; null keeps beta",

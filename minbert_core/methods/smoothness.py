@@ -190,7 +190,8 @@ class RDrop(Variant):
 
     Departures: the task's loss is the mean over the two passes, theirs is the sum. So `weight` is a quarter of their alpha:
     L1 + L2 + alpha / 2 (KL + KL) is twice (L1 + L2) / 2 + alpha / 4 (KL + KL), and Adam ignores the factor 2. Their alpha was
-    1 or less on GLUE. A binary task's divergence is that of its Bernoulli, a regression's is the square, as in the paper.
+    1 or less on GLUE. A binary task's divergence is that of its Bernoulli, a regression's the square, as in the paper. For a
+    regression their code adds 1.0 times the square, once, to L1 + L2: there `weight` is half of theirs, not a quarter.
     """
 
     kind: Literal["r_drop"] = "r_drop"

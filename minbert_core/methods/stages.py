@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -151,7 +152,7 @@ class SingleTask(LabelledVariant):
 class LinearProbe(LabelledVariant):
     """The heads only, on the frozen encoder: the LP of LP-FT (Kumar et al. 2022, arXiv 2202.10054).
 
-    The encoder runs as in evaluation, without dropout. Gradient method, smoothness and proximal have nothing to act on.
+    The encoder runs as in evaluation, without dropout. Gradient method, smoothness and proximal are off in this stage.
     """
 
     kind: Literal["linear_probe"] = "linear_probe"
@@ -371,3 +372,8 @@ def shares(stages: Sequence[LabelledStage]) -> list[float]:
         raise ValueError(f"The shares in `stages` must sum to 1. They sum to {total:g}: {law}.")
     left = (1 - total) / absent if absent else 0.0
     return [left if stage.share is None else stage.share for stage in stages]
+
+
+def stage_ends(examples: Sequence[float], total: int) -> list[int]:
+    """Compute where each stage ends, in examples from the trial's start. The last one ends with the trial, despite rounding."""
+    return [math.ceil(round(end, 6)) for end in accumulate(examples[:-1])] + [total]

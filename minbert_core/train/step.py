@@ -3,9 +3,9 @@
     batches -> passes.py -> task_losses.py, per pass -> backward -> clip -> AdamW -> teacher and loss weights follow
         per task, into its row (shared_gradients.py) -> Gramian -> gradient method -> merged row 0 -> clip -> …
 
-Where the gradient is a plain sum, one pass serves all tasks of the step. A gradient method, or loss weights that depend on the
-step's own losses, need each task's gradient: then each task has its own passes and its own row. With adapters per task it has
-its own passes.
+Where the gradient is a plain sum, one pass serves all tasks of the step; on a CPU a few do, where a smoothness keeps the graphs
+of two and the batches are large. A gradient method, or loss weights that depend on the step's own losses, need each task's
+gradient: then each task has its own passes and its own row. With adapters per task it has its own passes.
 
 Until the update no state changes, so a step that runs out of memory can be repeated in smaller parts (micro_batches.py). The
 update itself is in place: the optimiser's moments are allocated when a stage starts. If it fails anyway, the trial ends.
@@ -41,6 +41,9 @@ from minbert_core.train.shared_gradients import SharedGradients
 from minbert_core.train.task_losses import StepReport, TaskLosses, Views, numbers_of
 
 TOGETHER = "all"  # the name of the one optimiser of all tasks; no task is called so
+# of a pass of several tasks on a CPU, where a smoothness keeps the graphs of two: with more it takes no less time, but as much
+# memory again (LOG.md, November 28th). A GPU, bound by launches, has them in one pass, which is divided if it does not fit
+SHARED_TOKENS = 1_400
 
 
 class Stepper:
@@ -115,7 +118,9 @@ class Stepper:
 
         limit: the most tokens of a pass, unless one part of a batch has more; None: any number.
         """
-        together = self.model.shares_passes and not self.merges
+        together, device = self.model.shares_passes and not self.merges, next(self.model.parameters()).device
+        if self.stage.smoothness.extra_passes and device.type == "cpu":
+            limit = min(limit or SHARED_TOKENS, SHARED_TOKENS)
         return passes_of(number, batches, self.model, together, limit, self.precision)
 
     def step(self, number: int, passes: list[Pass], progress: float, measure: bool, measure_penalty: bool = True) -> StepReport:

@@ -16,7 +16,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ from minbert_core.evaluate import NotFiniteError, is_constant, metric, overall, 
 from minbert_core.inputs import Inputs
 from minbert_core.machine import resolve_precision, usage
 from minbert_core.memory import indivisible
-from minbert_core.methods.stages import StagePlan
+from minbert_core.methods.stages import StagePlan, stage_ends
 from minbert_core.methods.task_schedules import StepAt
 from minbert_core.model import MultitaskBert, predict_logits, predictions
 from minbert_core.seeds import seed_of
@@ -103,7 +102,7 @@ def train(
     snapshot: resume from it; the first yield is what comes after it.
     stop: called at each step and each pass of an evaluation. Once it returns True, a last yield has a record of the kind "stop"
     and the state of this moment. A pretraining saves its own state instead, and there is no such yield.
-    Raises NotFiniteError, DoesNotFitError, and ValueError if the turns of a task schedule are too short for a batch.
+    Raises NotFiniteError, DoesNotFitError, and ValueError if a stage or the turns of a task schedule are too short.
     """
     config.check_turns(inputs.sizes)
     pretrainings = find(config, inputs)
@@ -156,7 +155,10 @@ class _Trial:
                 yield from self._run_stage(stage, start, end)
 
     def _run_stage(self, stage: StagePlan, start: int, end: int) -> Iterator[Progress]:
-        """Train from example `start` to example `end` of the trial. A step of the stage before may have overshot `start`."""
+        """Train from example `start` to example `end` of the trial.
+
+        A step of the stage before may have overshot `start`, but not `end`: `check_turns` refuses a stage shorter than it.
+        """
         counters, config = self.counters, self.config
         snapshot, self.snapshot_at_start = self.snapshot_at_start, None
         is_resumed = snapshot is not None and snapshot["counters"]["stage"] == counters.stage
@@ -350,11 +352,6 @@ class _Log:
         figures = {f"train/group_cosine/{name}": total / count for name, (total, count) in self.groups.items()}
         self.groups = {}
         return figures
-
-
-def stage_ends(examples: list[float], total: int) -> list[int]:
-    """Compute where each stage ends, in examples from the trial's start. The last one ends with the trial, despite rounding."""
-    return [math.ceil(round(end, 6)) for end in accumulate(examples[:-1])] + [total]
 
 
 def evaluate_dev(

@@ -48,11 +48,10 @@ def test_on_the_cpu_nothing_is_read_either(tiny: Tiny, name: str) -> None:
     assert counts_of(config, open_inputs(config), "cpu", layers=2).reads.total() == 0
 
 
-@pytest.mark.parametrize(("name", "times"), [("PCGrad", 1), ("GradVac", 1), ("CAGrad", 2)])
-def test_a_gradient_method_brings_the_gramian_to_the_host_once(tiny: Tiny, name: str, times: int) -> None:
-    """CAGrad asks for it there once more, where it is already."""
+@pytest.mark.parametrize("name", ["PCGrad", "GradVac", "CAGrad"])
+def test_a_gradient_method_brings_the_gramian_to_the_host_once(tiny: Tiny, name: str) -> None:
     config = tiny(**METHODS[name])
-    assert counts_of(config, open_inputs(config), "cpu", layers=2).reads["cpu"] == times
+    assert counts_of(config, open_inputs(config), "cpu", layers=2).reads["cpu"] == 1
 
 
 READERS: dict[str, Callable[[torch.Tensor], object]] = {

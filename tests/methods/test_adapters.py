@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minbert_core.checkpoints import load_encoder, save_encoder
-from minbert_core.data.tokens import PackedBatch
+from minbert_core.data.packed import PackedBatch, Span
 from minbert_core.encoder import Encoder, EncoderShape, Masks, new_encoder
 from minbert_core.methods.adapters import Lora, LoraLinear, Matrix, Pal, ProjectedAttentionLayers, plain_weights
 from minbert_core.seeds import seed_of
@@ -194,7 +194,7 @@ def test_pals_stand_inside_the_layer_norm_beside_the_feed_forward_part() -> None
 
 def test_the_first_tokens_alone_are_those_of_the_whole_pass_with_pals_too() -> None:
     encoder, own = encoder_of(), pals()
-    whole_ND, first_SD = encoder(BATCH, parallel=own), encoder(BATCH, only_first=True, parallel=own)
+    whole_ND, first_SD = encoder(BATCH, parallel=own), encoder(BATCH, parallel=own, spans=(Span(3, True),))
     assert torch.allclose(first_SD, whole_ND[BATCH.starts_S1[:-1]], atol=1e-5)
 
 

@@ -1,7 +1,7 @@
 """Gradient methods: by hand, against TorchJD (an independent implementation), and the bugs of public copies.
 
-Legend: G parameter groups, T tasks, P parameters of a group. Here gradients are written out, `gradients_GTP`; a method sees
-their Gramians only.
+Legend: G parameter groups, T tasks, P parameters of a group. Here gradients are written out, `gradients_GTP`, in float64; a
+method sees their Gramians only.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ def test_pcgrad_projects_both_ways_on_the_original_and_sums() -> None:
 
     On the projected g1 nothing would be left to project, and the sum would be (-.5, 1.5); the mean is (.25, .75).
     """
-    assert merge(PCGrad(), torch.tensor([[[1.0, 0.0], [-1.0, 1.0]]])).tolist() == [[0.5, 1.5]]
+    assert merge(PCGrad(), torch.tensor([[[1.0, 0.0], [-1.0, 1.0]]], dtype=torch.float64)).tolist() == [[0.5, 1.5]]
 
 
 def test_pcgrad_projects_what_is_already_projected_further() -> None:
     """g1 = (1, 1), first off g2 = (-2, 0): (0, 1), which then conflicts no more with g3 = (-2, 1)."""
-    gradients = torch.tensor([[[1.0, 1.0], [-2.0, 0.0], [-2.0, 1.0]]])
+    gradients = torch.tensor([[[1.0, 1.0], [-2.0, 0.0], [-2.0, 1.0]]], dtype=torch.float64)
     first_g2 = merge(PCGrad(), gradients, torch.tensor([[1, 2], [2, 0], [1, 0]]))
     first_g3 = merge(PCGrad(), gradients, torch.tensor([[2, 1], [2, 0], [1, 0]]))
     # off g3 first: (1, 1) + 1/5 (-2, 1) = (.6, 1.2), and then off g2: (0, 1.2)
@@ -109,7 +109,7 @@ def test_without_conflict_the_result_is_the_sum(method: PCGrad | GradVac) -> Non
 
 
 def test_the_order_is_part_of_the_result() -> None:
-    gradients = torch.tensor([[[1.0, 1.0], [-2.0, 0.0], [-2.0, 1.0]]])
+    gradients = torch.tensor([[[1.0, 1.0], [-2.0, 0.0], [-2.0, 1.0]]], dtype=torch.float64)
     other = torch.tensor([[2, 1], [2, 0], [1, 0]])
     assert not torch.allclose(merge(PCGrad(), gradients, IN_ORDER), merge(PCGrad(), gradients, other))
 
@@ -121,7 +121,7 @@ def test_gradvac_turns_a_gradient_exactly_to_its_target() -> None:
     """cos -.489, target .30: the corrected cosine is .3000; the formula printed in one report gives .0436."""
     gradients = pair_at(-0.489)
     gradients[0, 0] *= 7  # the law holds for any norms
-    state = {"sst>para": torch.tensor([0.3]), "para>sst": torch.tensor([-0.9])}
+    state = {"sst>para": torch.tensor([0.3], dtype=torch.float64), "para>sst": torch.tensor([-0.9], dtype=torch.float64)}
     weights = GradVac().weights(gramian(gradients), TASKS[:2], SWAP, state)
     corrected = gradients[0, 0] + (weights[0, 1] - 1) * gradients[0, 1]
     assert torch.cosine_similarity(corrected, gradients[0, 1], dim=0).item() == pytest.approx(0.3, abs=1e-6)
@@ -145,7 +145,7 @@ def test_targets_approach_the_mean_cosine() -> None:
 
 def test_targets_take_the_cosine_before_the_correction() -> None:
     """After it the cosine equals the target, and a target could never fall."""
-    state = {"sst>para": torch.tensor([0.4]), "para>sst": torch.tensor([0.4])}
+    state = {"sst>para": torch.tensor([0.4], dtype=torch.float64), "para>sst": torch.tensor([0.4], dtype=torch.float64)}
     merge(GradVac(beta=0.5), pair_at(-0.2), state=state)
     assert state["sst>para"].item() == pytest.approx(0.1)
 
@@ -198,7 +198,7 @@ def test_a_zero_gradient_leaves_targets_alone_in_its_group() -> None:
 
 def test_a_gradient_that_is_projected_away_stays_finite() -> None:
     """g2 = -g1 leaves nothing of g1, whose cosine with g3 does not exist."""
-    gradients = torch.tensor([[[1.0, 0.0], [-1.0, 0.0], [0.3, 0.7]]])
+    gradients = torch.tensor([[[1.0, 0.0], [-1.0, 0.0], [0.3, 0.7]]], dtype=torch.float64)
     state: dict[str, Tensor] = {}
     for method in (PCGrad(), GradVac(beta=0.5)):
         for _ in range(3):
@@ -217,7 +217,7 @@ def test_parallel_gradients_keep_cosines_and_targets_off_one(cosine: float) -> N
 
 def test_rounding_error_of_a_float32_gramian_is_not_taken_for_a_cosine() -> None:
     """g2 = -g1 takes g1 away; what is left has a square of 1e-12, and a product with g3 that is off by 2e-6: cosine -2."""
-    gram = torch.tensor([[[1.0, -1.0, 0.5], [-1.0, 1.0, -0.500002], [0.5, -0.500002, 1.0]]])
+    gram = torch.tensor([[[1.0, -1.0, 0.5], [-1.0, 1.0, -0.500002], [0.5, -0.500002, 1.0]]], dtype=torch.float64)
     state: dict[str, Tensor] = {}
     GradVac(beta=1.0).weights(gram, TASKS, IN_ORDER, state)
     assert state["sst>sts"].item() == 0
@@ -293,8 +293,8 @@ def test_a_task_without_gradient_has_no_say_in_cagrad() -> None:
 
 
 def test_cagrad_of_gradients_that_cancel_is_the_sum() -> None:
-    gradients = torch.tensor([[[1.0, 0.0], [-1.0, 0.0]]])
-    assert torch.equal(merge(CAGrad(), gradients), torch.zeros(1, 2))
+    gradients = torch.tensor([[[1.0, 0.0], [-1.0, 0.0]]], dtype=torch.float64)
+    assert torch.equal(merge(CAGrad(), gradients), torch.zeros(1, 2, dtype=torch.float64))
 
 
 # -------------------------------------------------------------------------------------------------------------- groups

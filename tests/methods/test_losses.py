@@ -120,6 +120,15 @@ def test_pearson_without_a_correlation_gives_zero_loss_and_zero_gradient(labels:
     assert logits.grad.tolist() == [[0.0]] * len(labels)
 
 
+def test_pearson_has_a_gradient_from_the_fewest_examples_on_that_it_declares() -> None:
+    loss = Pearson()
+    for num_examples in (2, 3):
+        logits = torch.tensor([[0.3], [1.0], [4.0]])[:num_examples].requires_grad_()
+        loss(logits, torch.tensor([1.0, 4.0, 2.0])[:num_examples], STS).backward()
+        assert logits.grad is not None
+        assert bool((logits.grad.abs() > 1e-3).any()) is (num_examples >= loss.fewest_examples)
+
+
 def pearson_gradient(spread: float, scale: float = 1.0) -> Tensor:
     """The gradient of 1 - r at predictions of this spread, for labels 0, 1, 2 and 5 times `scale`, (4,)."""
     logits = (scale * (2.0 + spread * torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]))).requires_grad_()

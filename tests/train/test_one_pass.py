@@ -15,6 +15,7 @@ from minbert_core.data.packed import TOKENS, join
 from minbert_core.encoder import Encoder, Masks
 from minbert_core.seeds import seed_of
 from minbert_core.settings.paths import lay_over
+from minbert_core.train import step
 from minbert_core.train.passes import Pass
 from tests.train.step_bench import (
     APART,
@@ -142,6 +143,17 @@ def test_a_pass_holds_as_many_parts_as_fit_and_no_task_twice(tiny: Tiny) -> None
     assert divided(bench, sum(tokens.values()) - 1, 8) == [[("sst", 0), ("para", 0)], [("sts", 0)]]
     assert divided(bench, None, 4, 4) == [[("sst", 0)], [("sst", 1), ("para", 0)], [("para", 1), ("sts", 0)], [("sts", 1)]]
     assert divided(bench, APART, 8) == [[("sst", 0)], [("para", 0)], [("sts", 0)]]
+
+
+def test_on_a_cpu_many_tokens_share_no_pass_of_which_two_graphs_are_kept(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, smart, r_drop = Bench(tiny()), Bench(tiny(smoothness="smart")), Bench(tiny(smoothness="r_drop"))
+    together = [[("sst", 0), ("para", 0), ("sts", 0)]]
+    assert [divided(bench, None, 8) for bench in (plain, smart, r_drop)] == [together] * 3
+    monkeypatch.setattr(step, "SHARED_TOKENS", APART)
+    assert divided(plain, None, 8) == together
+    assert [divided(bench, limit, 8) for bench in (smart, r_drop) for limit in (None, 10**6)] == [
+        [[("sst", 0)], [("para", 0)], [("sts", 0)]]
+    ] * 4
 
 
 def test_a_correlation_over_a_cut_batch_keeps_passes_of_its_own(tiny: Tiny) -> None:

@@ -17,6 +17,7 @@ from minbert_core.config import TrialConfig
 from minbert_core.data.tokens import cuts
 from minbert_core.evaluate import NotFiniteError
 from minbert_core.inputs import build_encoder, open_inputs
+from minbert_core.methods.stages import stage_ends
 from minbert_core.model import MultitaskBert
 from minbert_core.train.bench import model_to_train
 from minbert_core.train.passes import Batch, Pass
@@ -28,7 +29,6 @@ from minbert_core.train.trial import (
     evaluate_dev,
     load_snapshot,
     save_snapshot,
-    stage_ends,
     train,
 )
 
@@ -359,6 +359,12 @@ def test_an_evaluation_says_in_which_stage_it_was(tiny: Tiny) -> None:
 def test_turns_shorter_than_a_batch_are_refused_before_anything_is_trained(tiny: Tiny) -> None:
     config = tiny(task_schedule={"kind": "sequential", "rounds": 30})
     with pytest.raises(ValueError, match=r"Got 30: 2\.67 examples for sst\. Use 10 or fewer\."):
+        next(train(config, open_inputs(config)))
+
+
+def test_a_stage_without_an_example_is_refused_before_anything_is_trained(tiny: Tiny) -> None:
+    config = tiny(stages=["multitask", {"kind": "heads_only", "share": 1e-9}])
+    with pytest.raises(ValueError, match=r"`stages/1` kind 'heads_only' must be .*, 24 examples\. Got 0\."):
         next(train(config, open_inputs(config)))
 
 
