@@ -20,7 +20,7 @@ from minbert_core.settings.models import Variant
 from search.methods.curve_model import SMALLEST, CurveModel, Floats, chance, expected_gain
 from search.methods.decisions import CONTINUE, PAUSE, STOP, Arrival, Scheduler
 
-ENOUGH_RUNGS = 5  # with 3 it needs as much as ASHA, with 9 less (LOG.md, November 28th); 5 is assumed
+ENOUGH_RUNGS = 5  # assumed: a forecast needs steps to learn from
 SOME_SECONDS = 1e-3  # in place of a cost of 0
 
 
