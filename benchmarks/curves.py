@@ -29,6 +29,7 @@ from benchmarks.curve_data import DEV_ROWS, reduced_data
 from minbert_core.commands import run_command
 from minbert_core.words import counted, duration
 from search.options import from_arguments, parser, positive
+from search.plan.folder import has_begun
 from search.results import Search, open_search
 from search.run import start_or_resume
 from search.study.trials import TrialResult
@@ -46,12 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace) -> int:
     data = reduced_data(options.data, options.runs.absolute() / "curves-data", options.dev_rows)
-    name = NAME if options.part == 1 else f"{NAME}-{options.part}"
-    words = ["--resume", name, "--space", str(HERE / "curves.yaml"), "--runs", str(options.runs), "--gpus", "0"]
-    words += ["--seed", str(options.part - 1)]
-    words += ["--data", str(data), "--encoder", str(options.encoder.absolute())]
-    words += ["--trials", str(options.trials), "--set", f"budget/examples={options.examples}"]
-    words += ["--hours", str(options.hours)] if options.hours else []
+    words = search_words(options, data)
     folder, code = start_or_resume(from_arguments(parser().parse_args(words), words))
     search = open_search(folder)
     if any(trial.points for trial in search.trials):
@@ -59,6 +55,18 @@ def _main(options: argparse.Namespace) -> int:
         pyarrow.parquet.write_table(rows, options.out, compression="zstd")
         print("\n".join(state(search, options)))
     return code
+
+
+def search_words(options: argparse.Namespace, data: Path) -> list[str]:
+    """Return the words of the search's command line. Once it has begun, it keeps its space, which may have changed here."""
+    name = NAME if options.part == 1 else f"{NAME}-{options.part}"
+    words = ["--resume", name, "--runs", str(options.runs), "--gpus", "0", "--trials", str(options.trials)]
+    words += ["--data", str(data), "--encoder", str(options.encoder.absolute())]
+    words += ["--hours", str(options.hours)] if options.hours else []
+    if has_begun(options.runs.absolute() / name):
+        return words
+    new = ["--space", str(HERE / "curves.yaml"), "--seed", str(options.part - 1)]
+    return [*words, *new, "--set", f"budget/examples={options.examples}"]
 
 
 def _parser() -> argparse.ArgumentParser:

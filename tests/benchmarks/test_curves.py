@@ -18,7 +18,7 @@ import pytest
 from analysis.table import FORMAT, METADATA, read_parquet
 from benchmarks import curves_elsewhere
 from benchmarks.curve_data import reduced_data
-from benchmarks.curves import with_earlier
+from benchmarks.curves import _parser, search_words, with_earlier
 from minbert_core.checkpoints import save_encoder
 from minbert_core.data.toy import toy_folder
 from minbert_core.encoder import TINY, new_encoder
@@ -66,6 +66,18 @@ def test_a_part_without_a_whole_curve_yet_changes_nothing(tmp_path: Path) -> Non
     out = tmp_path / "curves.parquet"
     pyarrow.parquet.write_table(with_earlier(out, part(2, 8.0), 1), out)
     assert [row["trial"] for row in with_earlier(out, part(3, 2.0, status="running"), 2).to_pylist()] == [0, 1]
+
+
+def test_a_recording_that_has_begun_keeps_its_space_and_its_seed(tmp_path: Path) -> None:
+    options = _parser().parse_args(["--data", "d", "--encoder", "e", "--runs", str(tmp_path), "--part", "2", "--hours", "3"])
+    new = search_words(options, tmp_path)
+    assert new[new.index("--seed") + 1] == "1"
+    assert new[new.index("--set") + 1] == "budget/examples=6000"
+    (tmp_path / "curves-2" / "trials" / "000").mkdir(parents=True)
+    begun = search_words(options, tmp_path)
+    assert begun == new[: len(begun)]
+    assert not {"--space", "--seed", "--set"} & set(begun)
+    assert begun[:2] == ["--resume", "curves-2"]
 
 
 def test_the_dev_files_are_reduced_to_evenly_spaced_rows(tmp_path: Path) -> None:
