@@ -102,7 +102,7 @@ def test_curves_of_a_machine_without_ray_are_those_of_a_search_of_ours(
     shutil.copy(data / "vocab.txt", tmp_path / "encoder")
     folder, records, out = (str(tmp_path / name) for name in ("curves-3", "records", "curves.parquet"))
     inputs = ["--data", str(data), "--encoder", str(tmp_path / "encoder"), "--dev-rows", "20"]
-    drawn = ["draw", folder, *inputs, "--part", "3", "--trials", "2", "--examples", "90"]
+    drawn = ["draw", folder, *inputs, "--part", "3", "--trials", "2", "--examples", "480"]
     assert curves_elsewhere.main(drawn) == 0
     assert curves_elsewhere.main(drawn) == 2
     assert "curves-3 exists. Its trials are drawn" in capsys.readouterr().err
