@@ -42,7 +42,7 @@ class Configuration:
     num_seeds: int
 
     def seconds_at(self, places: Sequence[int]) -> Floats:
-        """Compute the seconds up to some of the rungs if the trial is evaluated at these only."""
+        """Compute the seconds up to some of the rungs if the trial is evaluated at these only, in the shape of `places`."""
         left_out_R = self.evaluation_R.copy()
         left_out_R[list(places)] = 0
         seconds: Floats = (self.seconds_R - left_out_R.cumsum())[list(places)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -71,7 +71,7 @@ class RungScheduler:
     def verdict(self, number: int) -> str:
         return self._verdicts.get(number, CONTINUE)
 
-    def choose(self, may_begin: bool) -> int | None:
+    def choose(self, may_begin: bool, candidates: Container[int]) -> int | None:
         return None
 
     def forecasts(self) -> Mapping[int, float]:

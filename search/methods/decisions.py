@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -63,8 +63,11 @@ class Scheduler(Protocol):
     def verdict(self, number: int) -> str:
         """Return the current decision for a trial, CONTINUE before its first point. Only PAUSE may change later."""
 
-    def choose(self, may_begin: bool) -> int | None:
-        """Return the paused trial that a free slot should continue; None: begin a new one, if that `may_begin`."""
+    def choose(self, may_begin: bool, candidates: Container[int]) -> int | None:
+        """Return the paused trial that a free slot should continue; None: begin a new one, if that `may_begin`.
+
+        candidates: the trials for whose next point there is time.
+        """
 
     def forecasts(self) -> Mapping[int, float]:
         """Return the score that trials are expected to reach at their end, as far as it is forecast, for the sampler."""

@@ -9,7 +9,7 @@ Legend: N trials that can be chosen, R points.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -82,11 +82,11 @@ class FreezeThawScheduler:
             self._last_peers.add(arrival.peers)
         if arrival.exempt or arrival.rung == self.rungs[-1]:
             self._free.add(number)
-        numbers, mean_N, deviation_N = self._forecasts()
+        numbers, mean_N, deviation_N = self._forecasts(self._trials)
         is_hopeless_N = chance(mean_N, deviation_N, self._completed) < self.chance
         hopeless = [numbers[i] for i in np.flatnonzero(is_hopeless_N)]
         self._stopped.update(one for one in hopeless if self._trials[one].peers in self._last_peers)
-        if self.verdict(number) == PAUSE and self._promising(self._num_begun < self.num_trials) == number:
+        if self.verdict(number) == PAUSE and self._promising(self._num_begun < self.num_trials, self._trials) == number:
             self._trains.add(number)
         return self.verdict(number)
 
@@ -98,8 +98,8 @@ class FreezeThawScheduler:
             return STOP
         return CONTINUE if number not in self._trials or number in self._free | self._trains else PAUSE
 
-    def choose(self, may_begin: bool) -> int | None:
-        number = self._promising(may_begin)
+    def choose(self, may_begin: bool, candidates: Container[int]) -> int | None:
+        number = self._promising(may_begin, candidates)
         if number is not None:
             self._trains.add(number)
         return number
@@ -113,15 +113,15 @@ class FreezeThawScheduler:
     def _num_begun(self) -> int:
         return max(self._trials, default=-1) + 1  # numbers are given in the order of the beginnings
 
-    def _forecasts(self) -> tuple[list[int], Floats, Floats]:
-        """Forecast the scores at the end of the trials that can be chosen: their numbers, means and deviations."""
+    def _forecasts(self, candidates: Container[int]) -> tuple[list[int], Floats, Floats]:
+        """Forecast the scores at the end of the candidates that can be chosen: their numbers, means and deviations."""
         chosen = self._free | self._trains | self._stopped
-        numbers = [number for number in self._trials if number not in chosen]
+        numbers = [number for number in self._trials if number in candidates and number not in chosen]
         return numbers, *self.model.last([self._trials[number][:3] for number in numbers])
 
-    def _promising(self, may_begin: bool) -> int | None:
-        """Return the trial that promises the most per second; None if that is a new one, or there is none."""
-        numbers, mean_N, deviation_N = self._forecasts()
+    def _promising(self, may_begin: bool, candidates: Container[int]) -> int | None:
+        """Return the candidate that promises the most per second; None if that is a new trial, or there is none."""
+        numbers, mean_N, deviation_N = self._forecasts(candidates)
         if not numbers:
             return None
         best = self._completed if math.isfinite(self._completed) else float(mean_N.max())

@@ -54,7 +54,7 @@ def _last_rungs(
         waiting = [number for number in waiting if verdicts[number] != STOP]
         may_begin = len(reached) < num_trials
         number = next((number for number in waiting if verdicts[number] == CONTINUE), None)
-        number = scheduler.choose(may_begin) if number is None else number
+        number = scheduler.choose(may_begin, waiting) if number is None else number
         if number is not None:
             waiting.remove(number)
         elif may_begin:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import ClassVar, Literal
 
 from minbert_core.settings.models import Variant
@@ -53,7 +53,7 @@ class PromotionScheduler:
     def verdict(self, number: int) -> str:
         return self._verdicts.get(number, CONTINUE)
 
-    def choose(self, may_begin: bool) -> int | None:
+    def choose(self, may_begin: bool, candidates: Container[int]) -> int | None:
         return None  # those that continue have a verdict
 
     def forecasts(self) -> Mapping[int, float]:

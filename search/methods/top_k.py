@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt
@@ -44,7 +44,7 @@ class TopKScheduler:
         arrived = self._firsts.keys() | self._free | self._lost
         return CONTINUE if len(arrived) >= self.num_trials else PAUSE
 
-    def choose(self, may_begin: bool) -> int | None:
+    def choose(self, may_begin: bool, candidates: Container[int]) -> int | None:
         return None  # those that continue have a verdict
 
     def forecasts(self) -> Mapping[int, float]:

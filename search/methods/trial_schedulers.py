@@ -9,7 +9,7 @@ entering the points of its records again. search/study/searcher.py connects Ray 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -39,7 +39,7 @@ class NoStops:
     def verdict(self, number: int) -> str:
         return CONTINUE
 
-    def choose(self, may_begin: bool) -> int | None:
+    def choose(self, may_begin: bool, candidates: Container[int]) -> int | None:
         return None
 
     def forecasts(self) -> Mapping[int, float]:

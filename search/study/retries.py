@@ -63,7 +63,6 @@ def _ends(operation: dict[str, Any]) -> bool:
 
 def _is_later(operation: dict[str, Any], failed: set[int]) -> bool:
     """Return whether an operation concerns a failed trial and is none of those by which it began."""
-    is_attribute = not OF_THE_BEGINNING.issuperset(operation.get("user_attr", {})) or CONSTRAINT in operation.get(
-        "system_attr", {}
-    )
-    return operation.get("trial_id") in failed and (is_attribute or "intermediate_value" in operation or _ends(operation))
+    attributes = {*operation.get("user_attr", ())} - OF_THE_BEGINNING | {*operation.get("system_attr", ())} & {CONSTRAINT}
+    is_later = bool(attributes) or "intermediate_value" in operation or _ends(operation)
+    return is_later and operation.get("trial_id") in failed

@@ -178,12 +178,13 @@ class StudySearcher(Searcher):
         return next((trial.number for trial in furthest_first if self._seconds_needed(trial) < left), None)
 
     def _thawed(self) -> int | None:
-        """Let the scheduler choose waiting trials, until there is time for one or it prefers a new one. Return the one."""
-        while (number := self.scheduler.choose(self._may_begin())) is not None:
-            self.to_continue[number] = self.study.waiting.pop(number)
-            if (fitting := self._next_to_continue()) is not None:
-                return fitting
-        return None
+        """Let the scheduler choose between the waiting trials that have the time and a new one. Return the one to continue."""
+        left, waiting = self.seconds_left(), self.study.waiting
+        fitting = {number for number, trial in waiting.items() if self._seconds_needed(trial) < left}
+        number = self.scheduler.choose(self._may_begin(), fitting)
+        if number is not None:
+            self.to_continue[number] = waiting.pop(number)
+        return number
 
     def _may_begin(self) -> bool:
         needed = self.start_seconds + max(self.first_seconds.values(), default=0)  # its recipe is not known yet

@@ -83,4 +83,4 @@ def test_a_trial_that_shares_a_gpu_trains_as_fast_as_it_is_measured_from_the_mom
     begins_at = time.time() + 0.5
     rate = sharer.rate(begins_at, 0.6)
     assert time.time() > begins_at + 0.6
-    assert 1 / 3 < rate * cost.train_seconds / 4_800 < 3  # both are measured in a second, next to other tests
+    assert rate == pytest.approx(4_800 / cost.train_seconds, rel=0.5)

@@ -13,6 +13,7 @@ from search.methods.freeze_thaw import FreezeThaw
 from search.methods.halving import expected_full_trials
 
 RUNGS = (1, 2, 3)
+ALL = range(100)  # candidates
 
 
 def freeze_thaw(num_trials: int) -> Scheduler:
@@ -144,11 +145,12 @@ def seasoned(num_trials: int) -> Scheduler:
 def test_the_most_promising_trial_continues_once_all_have_begun() -> None:
     scheduler = seasoned(8)
     assert [enter(scheduler, number, 1, score) for number, score in ((5, 0.43), (6, 0.44))] == ["PAUSE", "PAUSE"]
-    assert scheduler.choose(may_begin=True) is None  # others have begun better
+    assert scheduler.choose(True, ALL) is None  # others have begun better
     assert enter(scheduler, 7, 1, 0.435) == "PAUSE"
-    assert scheduler.choose(may_begin=False) == 6
+    assert scheduler.choose(False, {5, 7}) == 7  # for the more promising one there is no time
+    assert scheduler.choose(False, ALL) == 6
     assert scheduler.verdict(6) == "CONTINUE"
-    assert scheduler.choose(may_begin=False) == 7  # for a second slot
+    assert scheduler.choose(False, ALL) == 5  # for a third slot
 
 
 def test_the_first_trials_run_to_the_end_so_that_others_can_be_compared() -> None:
@@ -163,7 +165,7 @@ def test_new_trials_are_not_begun_without_end() -> None:
     quality, reached = random.normal(0.5, 0.1, 100), [0] * 100
     begun = 0
     while 9 not in reached:
-        number = scheduler.choose(may_begin=True)
+        number = scheduler.choose(True, ALL)
         number, begun = (begun, begun + 1) if number is None else (number, begun)
         while scheduler.verdict(number) == "CONTINUE" and reached[number] < 9:
             reached[number] += 1
@@ -193,7 +195,7 @@ def test_a_trial_without_a_chance_is_stopped_and_a_baseline_never() -> None:
     assert scheduler.law == "its chance to become the best is below 2 %"
     assert enter(scheduler, 5, 1, 0.1, exempt=True) == "CONTINUE"
     assert enter(scheduler, 6, 1, math.nan) == "STOP"
-    assert scheduler.choose(may_begin=False) is None
+    assert scheduler.choose(False, ALL) is None
 
 
 def test_a_trial_whose_next_stage_nobody_has_completed_is_not_stopped() -> None:
@@ -220,7 +222,7 @@ def test_a_trial_that_failed_is_not_chosen() -> None:
     scheduler = freeze_thaw(2)
     enter(scheduler, 0, 1, 0.5)
     scheduler.lost(0)
-    assert scheduler.choose(may_begin=False) is None
+    assert scheduler.choose(False, ALL) is None
 
 
 def test_points_that_are_entered_again_in_their_order_give_the_same_state() -> None:
@@ -230,7 +232,7 @@ def test_points_that_are_entered_again_in_their_order_give_the_same_state() -> N
     reached = [0] * 40
     begun = 0
     for _ in range(30):
-        number = scheduler.choose(may_begin=True)
+        number = scheduler.choose(True, ALL)
         number, begun = (begun, begun + 1) if number is None else (number, begun)
         while scheduler.verdict(number) == "CONTINUE" and reached[number] < 3:
             reached[number] += 1
@@ -242,7 +244,7 @@ def test_points_that_are_entered_again_in_their_order_give_the_same_state() -> N
     verdicts = [[of.verdict(number) for number in range(begun)] for of in (scheduler, again)]
     assert {"STOP", "PAUSE", "CONTINUE"} == set(verdicts[0])
     assert verdicts[0] == verdicts[1]
-    assert again.choose(may_begin=False) == scheduler.choose(may_begin=False) is not None
+    assert again.choose(False, ALL) == scheduler.choose(False, ALL) is not None
 
 
 def test_a_trial_that_trained_on_is_judged_by_its_new_point() -> None:

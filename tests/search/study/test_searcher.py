@@ -488,6 +488,16 @@ CHOSEN = {
 }
 
 
+def test_a_waiting_trial_without_time_for_its_next_point_is_not_chosen(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"trial_scheduler": "freeze_thaw", "sampler": "random"}
+    driver = Driver(tmp_path, Workers(by_number(0.5, 0.4, 0.3)), 3, slots=1, hours_seconds=4.5, **settings)
+    driver.run()
+    waiting = set(driver.study.waiting)
+    assert waiting
+    assert not driver.searcher.to_continue
+    assert {driver.searcher.scheduler.verdict(number) for number in waiting} == {"PAUSE"}
+
+
 def test_the_best_k_go_on_from_where_they_waited_and_the_others_are_told_stopped(tmp_path: Path) -> None:
     workers = Workers(SCORES, crash=frozenset({5}))
     driver = Driver(tmp_path, workers, 7, **TOP_2)
