@@ -90,9 +90,8 @@ def run_search(
         with _ended_after_fault(narrator, recorder.tracker, resume) as end:
             num_reopened = reopen_failed(folder) if options.retry_failed else 0
             if num_reopened:
-                repairs = repair(
-                    folder, plan.space, plan.seed
-                )  # it writes the entries of the reopened trials into their folders
+                # it writes the entries of the reopened trials into their folders
+                repairs = repair(folder, plan.space, plan.seed)
             study = Study(folder, plan.space, plan.seed, _files(folder, record), record.earlier)
             scheduler = plan.space.settings.trial_scheduler.build(rungs, plan.num_trials)
             unfinished = study.restore(scheduler, repairs.records) if resumed else []

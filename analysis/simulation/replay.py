@@ -47,21 +47,8 @@ class Replay:
     seconds: float  # of training
 
 
-def replay(
-    space: Space,
-    curves: Curves,
-    tasks: tuple[str, ...],
-    num_trials: int,
-    workers: int,
-    end_seconds: float,
-    start_seconds: float = START_SECONDS,
-) -> Replay:
-    """Run a search of `space.settings` to its end, or for `end_seconds`, with so many trials at a time."""
-    return _Clock(space, curves, tasks, num_trials, workers, end_seconds, start_seconds).run()
-
-
-class _Clock:
-    """The simulated time, and the trials that train."""
+class SimulatedSearch:
+    """A search of `space.settings`, with `workers` trials at a time, to its end or for `end_seconds`."""
 
     def __init__(
         self,
@@ -71,7 +58,7 @@ class _Clock:
         num_trials: int,
         workers: int,
         end_seconds: float,
-        start_seconds: float,
+        start_seconds: float = START_SECONDS,
     ) -> None:
         settings = space.settings
         self.now, self.rungs, self.workers, self.start_seconds = 0.0, settings.rungs, workers, start_seconds
@@ -91,6 +78,7 @@ class _Clock:
         self.truths: list[float] = []
 
     def run(self) -> Replay:
+        """Run it, in no more time than its decisions take."""
         while True:
             while len(self.due) < self.workers and isinstance(order := self.searcher.suggest(str(i := next(self.ids))), dict):
                 self.searcher.suggested_at.clear()  # by the real clock

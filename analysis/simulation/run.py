@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from analysis.simulation.methods import Method, num_trials
 from analysis.simulation.points import Floats
 from analysis.simulation.recorded import Recording
-from analysis.simulation.replay import Replay, replay
+from analysis.simulation.replay import Replay, SimulatedSearch
 from analysis.simulation.sources import FromTable, Suggested
 from analysis.simulation.surrogate import Drawn, Surrogate
 from minbert_core.cores import usable_cores
@@ -101,7 +101,8 @@ class Worker:
 
     def _run(self, space: Space, source: FromTable | Suggested, planned: int) -> Replay:
         problem = self.problem
-        return replay(space, source, problem.recording.tasks, planned, problem.workers, problem.end_seconds)
+        tasks = problem.recording.tasks
+        return SimulatedSearch(space, source, tasks, planned, problem.workers, problem.end_seconds).run()
 
     def true_scores(self, drawn: Drawn) -> Floats:
         """Return the noiseless scores of random points of a drawn function, (P, R)."""

@@ -149,7 +149,7 @@ def curve_of(
     stages: tuple[int, ...],
     places: Sequence[int],
 ) -> Curve:
-    """Build what a trial reports at P of the recorded rungs, at which alone it is evaluated; metrics and noise are of all."""
+    """Build what a trial reports that is evaluated only at P of the recorded rungs. Metrics and noise are those of all."""
     true_P, noisy_PM = metrics_RM[list(places), 0], (metrics_RM + noise_RM)[list(places)]
     bests = [int(noisy_PM[: i + 1, 0].argmax()) for i in range(len(places))]
     kept = noisy_PM[bests, 0], true_P[bests], float(metrics_RM[:, 0].max())

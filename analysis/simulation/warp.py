@@ -13,7 +13,7 @@ from scipy import special, stats
 
 from analysis.simulation.points import Floats
 
-TAIL = 1.0  # deviations next to an end, whose slope goes on beyond it
+TAIL = 1.0  # deviations next to an end, whose slope continues beyond it
 
 
 class Warp:

@@ -43,7 +43,7 @@ class FreezeThawScheduler:
     to its end with the chance that the forecast exceeds the best. It counts at the point where it promises the most.
 
     A trial whose chance to become the best is below `chance` is stopped, which frees its snapshot; not in a stage in which no
-    trial has been completed, since how the next stage goes on is not known. A trial that is chosen at its own point continues
+    trial has been completed, since nothing is known of its next stage. A trial that is chosen at its own point continues
     without a pause.
     """
 

@@ -20,7 +20,7 @@ from analysis.simulation.measures import Measures, Span, measure, needs_more, re
 from analysis.simulation.methods import geometric, num_trials, parse_method, suited
 from analysis.simulation.points import Points
 from analysis.simulation.recorded import read_recording
-from analysis.simulation.replay import Replay, replay
+from analysis.simulation.replay import Replay, SimulatedSearch
 from analysis.simulation.report import block
 from analysis.simulation.run import Problem, Simulated
 from analysis.simulation.run import simulate as run
@@ -173,16 +173,16 @@ def test_drawn_functions_vary_as_the_process_does_and_not_beyond_what_was_record
     [x_D] = surrogate.recording.points.encode([{"optimizer/lr": 2e-3, "gradient": "sum"}])
     column_N1 = surrogate.kernel(surrogate.x_ND, x_D[None])
     wanted = surrogate.kernel.variance - float((column_N1.T @ surrogate.inverse_NN @ column_N1)[0, 0])
-    names = [surrogate.warp.normal_NK, surrogate.values_NK]
-    last = names[0].shape[1] - 4
+    normal_NK, values_NK = surrogate.warp.normal_NK, surrogate.values_NK
+    last = normal_NK.shape[1] - 4  # the score at the last rung; two tasks and the cost follow
     found = [surrogate.draw(np.random.default_rng(seed)).outputs(x_D[None])[0, last] for seed in range(200)]
-    normal = np.interp(found, np.sort(names[1][:, last]), np.sort(names[0][:, last]))
+    normal = np.interp(found, np.sort(values_NK[:, last]), np.sort(normal_NK[:, last]))
     assert np.std(normal) == pytest.approx(math.sqrt(wanted), rel=0.3)
     points = surrogate.recording.points
     random = np.random.default_rng(0)
     x_PD = points.encode([points.random(random) for _ in range(300)])
     drawn = np.array([surrogate.draw(np.random.default_rng(seed)).outputs(x_PD)[:, last] for seed in range(20)])
-    assert (drawn > names[1][:, last].max()).mean() < 0.05
+    assert (drawn > values_NK[:, last].max()).mean() < 0.05
 
 
 def test_a_surrogate_claims_nothing_about_scores_that_do_not_depend_on_the_configuration() -> None:
@@ -232,6 +232,10 @@ class Given:
     def waits(self, numbers: dict[int, TrialResult]) -> None: ...
     def use_forecasts(self, forecasts: Callable[[], Mapping[int, float]]) -> None: ...
     def ended(self, number: int, status: Status, score: float) -> None: ...
+
+
+def replay(*arguments: Any) -> Replay:
+    return SimulatedSearch(*arguments).run()
 
 
 def replayed(scheduler: Any, *scores: float, workers: int = 1, end: float = math.inf) -> Replay:
