@@ -95,7 +95,7 @@ def test_a_group_that_grows_faster_has_an_offset_that_few_trials_do_not_prove() 
 
 @pytest.mark.parametrize("num", [3, 6, 30])
 def test_a_forecast_from_few_trials_is_as_uncertain_as_it_is_wrong(num: int) -> None:
-    """Of forecasts from few trials, about one in 40 is too low by twice its deviation, and more than one in 200."""
+    """The deviation is that of the errors, a third more at most, and one in 20 at most is too low by twice as much."""
     random, z = np.random.default_rng(0), []
     for _ in range(400):
         model, scores = CurveModel(3), random.normal([0.5, 0.1, 0.1], [0.1, 0.03, 0.03], (num + 1, 3)).cumsum(axis=1)
