@@ -1,4 +1,4 @@
-"""Check and measure a GPU, in one command of some minutes: is a trial right on it, and how fast is it?
+"""Check and measure a GPU, in one command of a few minutes: is a trial right on it, and how fast is it?
 
     python -m benchmarks.gpu_run [--data DIR] [--encoder DIR] [--parts checks rows profile search] [--rounds 3] [--out runs/gpu]
     make gpu [DATA=DIR] [ENCODER=DIR]

@@ -36,7 +36,7 @@ GPU_PART = 0.001  # share that a process of the probe reserves in Ray; this file
 
 
 @dataclass(frozen=True)
-class Room:
+class MostPerGpu:
     """The largest number of trials per GPU for which there are trials and cores."""
 
     by_trials: int
@@ -59,18 +59,18 @@ def packed(plan: Plan, address: str, start_ray: Callable[[Resources], object]) -
     resources = plan.resources
     if not resources.gpus:
         return plan
-    room = room_of(plan)
-    if reason := "the GPUs of a cluster are not probed" if address != "local" else room.lacks(2):
+    most = most_per_gpu(plan)
+    if reason := "the GPUs of a cluster are not probed" if address != "local" else most.lacks(2):
         return replace(plan, resources=replace(resources, sharing=f"one trial per GPU: {reason}"))
-    number, sentence = probe(plan, room, start_ray)
+    number, sentence = probe(plan, most, start_ray)
     return with_resources(plan, replace(resources, gpus_per_trial=1 / number, sharing=sentence))
 
 
-def room_of(plan: Plan) -> Room:
-    """Return the room of a plan: its trials and the machine's cores, spread over its GPUs (or in total, without a GPU)."""
+def most_per_gpu(plan: Plan) -> MostPerGpu:
+    """Return the limits of a plan: its trials and the machine's cores, spread over its GPUs (or in total, without a GPU)."""
     resources, gpus = plan.resources, max(1, int(plan.resources.gpus))
     cores = max(resources.cpus_per_trial, most_threads(branch_configs(plan.space)))
-    return Room(plan.num_trials // gpus, resources.cpus // cores // gpus)
+    return MostPerGpu(plan.num_trials // gpus, resources.cpus // cores // gpus)
 
 
 # ---------------------------------------------------------------------------------------------------------- arithmetic
@@ -118,7 +118,7 @@ def heavy_choice(name: str, domain: Domain) -> Any:
 # --------------------------------------------------------------------------------------------------------------- probe
 
 
-def probe(plan: Plan, room: Room, start_ray: Callable[[Resources], object]) -> tuple[int, str]:
+def probe(plan: Plan, most: MostPerGpu, start_ray: Callable[[Resources], object]) -> tuple[int, str]:
     """Train on the GPU with the least free memory (on the CPU if there is none) and return what `choose` decides.
 
     Raises Refused as `packed` does.
@@ -137,7 +137,7 @@ def probe(plan: Plan, room: Room, start_ray: Callable[[Resources], object]) -> t
     try:
         points = branch_points(plan.space, MOST_POINTS, heavy_choice)
         first, memory = _begin_alone(points, start)
-        rates, ended = _train_together(first, lambda: start(points.samples[0]), memory, room, began + BEGIN_SECONDS)
+        rates, ended = _train_together(first, lambda: start(points.samples[0]), memory, most, began + BEGIN_SECONDS)
     finally:
         show_progress("")
         ray.shutdown()
@@ -163,7 +163,7 @@ def _begin_alone(points: ProbePoints, start: Callable[[Sample], Any]) -> tuple[A
 
 
 def _train_together(
-    first: Any, start: Callable[[], Any], memory: Memory, room: Room, last_begin: float
+    first: Any, start: Callable[[], Any], memory: Memory, most: MostPerGpu, last_begin: float
 ) -> tuple[dict[int, float], str]:
     """Measure the examples/s of 1, 2, 4 … trials together. Return them, and why the next number was not tried, if so.
 
@@ -175,7 +175,7 @@ def _train_together(
     rates = {1: _rate(trials)}
     while len(trials) == 1 or gains(rates, len(trials)):
         number = 2 * len(trials)
-        if ended := room.lacks(number):
+        if ended := most.lacks(number):
             return rates, ended
         if not fit(number, memory):
             return rates, f"{number} would not fit"

@@ -90,7 +90,7 @@ class Asha(Variant):
     )
     compare_at: Literal["examples", "cost"] = Field(
         "examples",
-        description="what peers are compared at: equal examples, or equal seconds, where a dear method must earn its cost",
+        description="what peers are compared at: equal examples, or equal seconds, where a costly method must earn its cost",
     )
     stops: ClassVar[bool] = True  # a trial may end at a rung because of its score there
     is_geometric: ClassVar[bool] = True  # the rungs grow by one factor, which says how many continue

@@ -12,7 +12,7 @@ from search import run
 from search.cluster.gpus import Gpu
 from search.cost import packing
 from search.cost.measure import Memory
-from search.cost.packing import Room, choose, fit, heavy_choice, largest_memory, packed, room_of
+from search.cost.packing import MostPerGpu, choose, fit, heavy_choice, largest_memory, most_per_gpu, packed
 from search.cost.points import branch_points
 from search.plan import resources
 from search.plan.plan import Plan, make_plan
@@ -92,24 +92,24 @@ def test_trials_fit_with_a_margin_and_what_cuda_takes_itself(number: int, free_g
 
 @pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize(
-    ("num_trials", "found", "config", "room"),
+    ("num_trials", "found", "config", "most"),
     [
-        (32, Resources(16, 1, 1, 1), {}, Room(by_trials=32, by_cores=16)),
-        (32, Resources(16, 4, 2, 1), {}, Room(by_trials=8, by_cores=2)),
-        (6, Resources(16, 4, 1, 1), {}, Room(by_trials=1, by_cores=4)),
-        (32, Resources(16, 1, 1, 1), {"machine": {"device": "cpu", "threads": {"int": [1, 4]}}}, Room(32, 4)),
+        (32, Resources(16, 1, 1, 1), {}, MostPerGpu(by_trials=32, by_cores=16)),
+        (32, Resources(16, 4, 2, 1), {}, MostPerGpu(by_trials=8, by_cores=2)),
+        (6, Resources(16, 4, 1, 1), {}, MostPerGpu(by_trials=1, by_cores=4)),
+        (32, Resources(16, 1, 1, 1), {"machine": {"device": "cpu", "threads": {"int": [1, 4]}}}, MostPerGpu(32, 4)),
     ],
 )
 def test_no_gpu_is_left_without_a_trial_and_no_trial_without_its_cores(
-    num_trials: int, found: Resources, config: dict[str, Any], room: Room
+    num_trials: int, found: Resources, config: dict[str, Any], most: MostPerGpu
 ) -> None:
-    assert room_of(planned(num_trials, found, **config)) == room
+    assert most_per_gpu(planned(num_trials, found, **config)) == most
 
 
 def test_what_there_is_no_room_for_is_said() -> None:
-    assert Room(8, 8).lacks(8) == ""
-    assert Room(8, 4).lacks(8) == "for 8 on each GPU this machine has too few cores"
-    assert Room(4, 4).lacks(8) == "for 8 on each GPU the search has too few trials"
+    assert MostPerGpu(8, 8).lacks(8) == ""
+    assert MostPerGpu(8, 4).lacks(8) == "for 8 on each GPU this machine has too few cores"
+    assert MostPerGpu(4, 4).lacks(8) == "for 8 on each GPU the search has too few trials"
 
 
 # -------------------------------------------------------------------------------------------------------------- memory
