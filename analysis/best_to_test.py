@@ -246,14 +246,19 @@ def _ray(resources: Resources) -> Iterator[None]:
 def _open_test(
     selection: Selection, models: list[Job], resources: Resources, sha: str
 ) -> tuple[dict[Job, Logits], Splits, Seen]:
-    """Open the test split, once, and run every model on dev and test.
+    """Open the test split, once, and run every model on dev and test, each in the ids of its own tokenizer.
 
     Return their logits, both splits, and the rows of the splits that occur in train.
     """
     import ray
 
     config = selection.config
-    inputs = open_inputs(relocated_config(config, selection.relocated))
+    encoders = {trial.number: trial.config().encoder for trial in selection.trials}
+    every = {
+        encoder.checkpoint: open_inputs(relocated_config(config.model_copy(update={"encoder": encoder}), selection.relocated))
+        for encoder in encoders.values()
+    }
+    inputs = every[config.encoder.checkpoint]
     say(f"opening the test files (time {selection.num_openings + 1} for this search; ledger.jsonl)")
     entry = {
         "time": time.strftime("%FT%T%z"),
@@ -262,14 +267,17 @@ def _open_test(
         "models": [job.name for job in models],
         "tasks": list(config.train_on),
     }
-    tests = open_test_splits([config.known_tasks[name] for name in config.train_on], inputs, selection.ledger, entry)
-    for note in [note for split in tests.values() for note in split.notes]:
+    tasks = [config.known_tasks[name] for name in config.train_on]
+    tokenizers = {encoder: of.tokenizer for encoder, of in every.items()}
+    tests = open_test_splits(tasks, inputs.data_folder, tokenizers, selection.ledger, entry)
+    for note in [note for split in tests[config.encoder.checkpoint].values() for note in split.notes]:
         say(note)
     splits = {(name, "dev"): split for name, split in inputs.dev.items()}
-    splits |= {(name, "test"): split for name, split in tests.items()}
+    splits |= {(name, "test"): split for name, split in tests[config.encoder.checkpoint].items()}
     remote = ray.remote(num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial)(answer)
     outs = {job: selection.test_folder / "logits" / job.name for job in models}
-    ray.get([remote.remote(job.folder / "best", selection.relocated, tests, outs[job]) for job in models])
+    own = {job: tests[encoders[job.number].checkpoint] for job in models}
+    ray.get([remote.remote(job.folder / "best", selection.relocated, own[job], outs[job]) for job in models])
     logits: dict[Job, Logits] = {
         job: {key: np.load(out / f"{key[0]}-{key[1]}.npy") for key in splits} for job, out in outs.items()
     }

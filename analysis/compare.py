@@ -94,7 +94,10 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def comparison(table: Table, groups: list[Group], rung: int | None = None, by: str | None = None) -> Comparison:
-    """Compare groups at a rung (None: the first). by: the choice that makes the groups; pairs match in the other parameters."""
+    """Compare groups at a rung (None: the highest that all have reached).
+
+    by: the choice that makes the groups; pairs match in the other parameters.
+    """
     rung = common_rung(table.trials) if rung is None else rung
     check_rung(table, rung)
     known = {of.path: of for facts in table.searches.values() for of in facts.parameters.values()}
@@ -123,7 +126,7 @@ def report(found: Comparison) -> list[str]:
         [
             notes,
             [*folded(heading(found)), *distribution_lines(found)],
-            [f"Minus {reference} {rung}: pairs of trials that are alike in all else", *difference_lines(found)],
+            [f"Minus {reference} {rung}: pairs of trials, as alike in all else as possible", *difference_lines(found)],
             ["Best score to expect, each group with the same budget", *budget_lines(found)],
             front_lines(found),
             effect_lines(found),

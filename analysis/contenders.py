@@ -1,13 +1,14 @@
 """A contender: a configuration of the user's own (`--config FILE`), retrained and tested next to those of the search.
 
-    FILE ─► what it leaves out is the search's: data, encoder, tasks, objective, budget ─► checks ─► a trial without records
+    FILE ─► what it leaves out is the search's: data, encoder, tasks, objective, budget, precision ─► checks ─► a trial
 
-It was not chosen on dev, and the search claims nothing for it. All else that FILE leaves out has its default.
+It has no records: it was not chosen on dev, and the search claims nothing for it. What else FILE leaves out has its default.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,24 @@ from minbert_core.settling import local_encoder
 from minbert_core.train.__main__ import read
 from search.study.trials import TrialResult
 
+FINALISTS = "finalists"  # the name of their ensemble
 SHARED = ("data", "own_tasks", "train_on", "objective", "budget")  # and encoder/checkpoint
+PART_OF_THE_METHOD = ("precision", "micro_batch_tokens")  # of `machine`; the others say where a model is trained
 
 
 def read_contenders(files: Sequence[Path], like: TrialConfig, relocated: Mapping[str, str]) -> list[TrialResult]:
     """Read the user's configurations as trials with the numbers -1, -2 … and the names of their files.
 
     like: the config of a finalist.  relocated: a folder as the search names it -> where it is now.
-    Raises ValueError: a fault of the file, two files of one name, or other data or tasks than the search's.
+    Raises ValueError: a fault of the file or of its name, two files of one name, or other data or tasks than the search's.
     """
     names = [file.stem for file in files]
+    for file in files:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", file.stem) or file.stem.isdigit() or file.stem == FINALISTS:
+            raise ValueError(
+                f"{file}: its name becomes that of its models, so without the ending it must consist of letters, digits, _ "
+                f"and -, not of digits alone, as a trial's does, and not be {FINALISTS}. Rename the file."
+            )
     if len(set(names)) < len(names):
         raise ValueError(f"Each --config needs a name of its own, which is its file's. Got {', '.join(names)}.")
     return [_read(file, like, relocated, -1 - i) for i, file in enumerate(files)]
@@ -60,6 +69,12 @@ def _inherited(given: Mapping[str, Any], like: TrialConfig) -> list[str]:
     """Return the settings that a file leaves to the search, as `--set` writes them."""
     written = as_written(like)
     found = {key: written[key] for key in SHARED if key not in given and key in written}
+    machine = given.get("machine")
+    found |= {
+        f"machine/{key}": written["machine"][key]
+        for key in PART_OF_THE_METHOD
+        if key in written.get("machine", {}) and not (isinstance(machine, dict) and key in machine)
+    }
     own = given.get("encoder")
     if own is None or (isinstance(own, dict) and "checkpoint" not in own):
         found["encoder/checkpoint"] = like.encoder.checkpoint

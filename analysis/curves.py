@@ -110,7 +110,7 @@ def correlation_lines(found: Curves) -> list[str]:
     for of in found.correlations:
         where = [*([of.recipe] if several else []), f"{of.rung} to {of.last}", of.target, str(of.num_trials)]
         rows.append([*where, *_figures(of)])
-    return ["How well each rung predicts the order at a later one", *markdown(rows), *folded(_verdict(found))]
+    return ["How well each rung predicts the order at a later one", *markdown(rows), *_verdicts(found)]
 
 
 def _figures(of: RankCorrelation) -> list[str]:
@@ -123,17 +123,28 @@ def _short(value: float) -> str:
     return short(value, digits=2)
 
 
-def _verdict(found: Curves) -> str:
-    """Answer whether the first rung was right."""
-    first = next(of for of in found.correlations if of.target == "score")
-    if first.spearman is None or first.low is None or first.high is None:
-        few = f"{counted(first.num_trials, 'trial')} reached rung {first.last}, {MIN_TRIALS} are needed"
-        return f"Was rung {first.rung} right? Cannot say: {few}."
+def _verdicts(found: Curves) -> list[str]:
+    """Answer for each recipe whether its first rung was right."""
+    firsts: dict[str, RankCorrelation] = {}
+    for of in found.correlations:
+        if of.target == "score":
+            firsts.setdefault(of.recipe, of)
+    named = {recipe: f" for {recipe}" if len(firsts) > 1 else "" for recipe in firsts}
+    return [
+        line for recipe, of in firsts.items() for line in folded(f"Was rung {of.rung} right{named[recipe]}? {_verdict(of)}")
+    ]
+
+
+def _verdict(first: RankCorrelation) -> str:
+    if first.num_trials < MIN_TRIALS:
+        return f"Cannot say: {counted(first.num_trials, 'trial')} reached rung {first.last}, {MIN_TRIALS} are needed."
+    if first.low is None or first.high is None:
+        return "Cannot say: all scores are equal."
     if first.low > HALF:
-        return f"Was rung {first.rung} right? Yes: it orders the trials much as rung {first.last} does."
+        return f"Yes: it orders the trials much as rung {first.last} does."
     if first.high < HALF:
-        return f"Was rung {first.rung} right? No: it says little about rung {first.last}. Begin with a later rung."
-    return f"Was rung {first.rung} right? Cannot say: the interval holds both useful and useless correlations."
+        return f"No: it says little about rung {first.last}. Begin with a later rung."
+    return "Cannot say: the interval holds both useful and useless correlations."
 
 
 def conflict_lines(found: Curves) -> list[str]:

@@ -30,7 +30,7 @@ def ensemble_lines(selection: Selection, ensembles: Sequence[Ensemble]) -> list[
     covers = "rows and seeds (jackknife)" if several else "rows, not seeds"
     lines = [f"An ensemble averages the logits of its models. 95 % intervals over {covers}."]
     split = next(split for split in reversed(SPLITS) if split in ensembles[0].measured)
-    lines += [_difference(selection, of, split) for of in ensembles if split in of.differences]
+    lines += [_difference(selection, of, split) for of in ensembles]
     return [*markdown(rows), "", *(row for line in lines for row in wrapped(line)), ""]
 
 
@@ -40,9 +40,11 @@ def _cell(found: Measured) -> str:
 
 def _difference(selection: Selection, of: Ensemble, split: str) -> str:
     """Say by how much an ensemble differs from single models of a configuration."""
+    singles = f"the mean of the single models of {selection.name(of.against)}"
+    if split not in of.differences:
+        return f"- {of.about}, on {split}: not compared with {singles}, because some seeds failed."
     found, p = of.differences[split], of.corrected_p.get(split)
     verdict = "no verdict from one seed" if p is None else f"{p_value(p)}, {_word(found, p)}"
-    singles = f"the mean of the single models of {selection.name(of.against)}"
     interval = f"[{short(found.low, '+')}, {short(found.high, '+')}]"
     return f"- {of.about}, on {split}: {short(found.mean, '+')} {interval} against {singles}; {verdict}."
 

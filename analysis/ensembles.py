@@ -7,6 +7,9 @@ the ensemble of k seeds is computed again without each of them. From these k val
 ensemble's score and whose variance, divided by k, is the jackknife's; the influences of the rows follow likewise. So the law of
 intervals.py holds for an ensemble as it does for the mean of its seeds. A jackknife's variance is too large rather than too
 small (Efron & Stein 1981). With a single seed the interval covers other rows only, as for a single model.
+
+The single models that an ensemble is compared with are made of the same seeds, so the difference is estimated seed by seed:
+pseudo-value minus single model, and likewise of the influences. Where their seeds differ, because some failed, there is none.
 Source of the jackknife: Efron & Tibshirani 1993, sections 11.2 and 11.3.
 
 Legend: k seeds, B rows, K outputs.
@@ -20,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.intervals import Estimate, Scores, compare, holm
+from analysis.intervals import Estimate, Scores, estimate, holm
 from analysis.results import SPLITS, Logits, Measured, Results, Splits, limits_of, measured, metrics_of, scores_of
 from analysis.retrain import Job
 from analysis.selection import Selection
@@ -39,7 +42,7 @@ class Ensemble:
     against: int  # the configuration whose single models it is compared with
     logits: Logits
     measured: dict[str, dict[str, Measured]]  # split -> column -> score and interval
-    differences: dict[str, Estimate]  # split -> its score minus the mean of the single models; rows paired
+    differences: dict[str, Estimate]  # split -> its score minus the mean of the single models; rows and seeds paired
     corrected_p: dict[str, float | None]  # split -> p of that, corrected for the number of ensembles
 
     def document(self) -> dict[str, Any]:
@@ -79,18 +82,19 @@ def _ensemble(
 ) -> Ensemble:
     config = selection.config
     parts = jackknife_logits({job: logits[job] for job in jobs})
-    singles = {job: of for job, of in logits.items() if job.number == against}
+    singles = {job.seed_index or 0: of for job, of in logits.items() if job.number == against}
+    has_same_seeds = singles.keys() == {job.seed_index or 0 for job in jobs}
     found: dict[str, dict[str, Measured]] = {}
     differences: dict[str, Estimate] = {}
     for split in SPLITS:
         own = _scores(selection, split, splits, parts)
-        other = _scores(selection, split, splits, singles)
+        other = _scores(selection, split, splits, dict(sorted(singles.items())))
         if own:
             limits = limits_of(config, split, splits)
             scores = {column: jackknifed(of) for column, of in own.items()}
             found[split] = {column: _as_one(own[column], measured(of, *limits[column])) for column, of in scores.items()}
-            if "score" in scores:
-                differences[split] = compare(scores["score"], other["score"])
+            if "score" in scores and has_same_seeds:
+                differences[split] = estimate(paired(scores["score"], other["score"]))
     return Ensemble(name, about, jobs, against, parts[WHOLE], found, differences, {})
 
 
@@ -123,6 +127,12 @@ def jackknifed(scores: Scores) -> Scores:
         return scores
     weights = np.concatenate([np.ones((k, 1)), np.full((k, k), (k - 1) / k) - (k - 1) * np.eye(k)], axis=1)
     return Scores(weights @ scores.values_k, [weights @ influences for influences in scores.influences_TkB])
+
+
+def paired(ensemble: Scores, singles: Scores) -> Scores:
+    """Subtract the single models' scores and influences from the pseudo-values of their ensemble, seed by seed."""
+    influences = [one - other for one, other in zip(ensemble.influences_TkB, singles.influences_TkB, strict=True)]
+    return Scores(ensemble.values_k - singles.values_k, influences)
 
 
 def _as_one(scores: Scores, found: Measured) -> Measured:

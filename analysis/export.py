@@ -157,7 +157,8 @@ def _export(each: Format, tasks: list[str], source: Source, origin: Origin, wish
         checked = []
         for place, part in each.parts(tasks).items():
             each.write(source, part, draft / place)
-            write_card(Card(source, origin, each, part, (target / place).as_posix(), wishes), draft / place)
+            named = (_in_cards(to) / each.name / place).as_posix()
+            write_card(Card(source, origin, each, part, named, wishes), draft / place)
             began = time.monotonic()
             differences = each.compare(source, part, draft / place)
             checked.append(_Checked(place, differences, time.monotonic() - began))
@@ -167,6 +168,12 @@ def _export(each: Format, tasks: list[str], source: Source, origin: Origin, wish
         _record(each, source, checked, draft)
     for found in checked:
         print(_line(each, found, target / found.place))
+
+
+def _in_cards(to: Path) -> Path:
+    """Return the folder as the code in a card names it, which others read: below the current one, or by its last name."""
+    to, here = to.absolute(), Path.cwd()
+    return to.relative_to(here) if to.is_relative_to(here) else Path(to.name)
 
 
 def _refusal(each: Format, worse: dict[str, float]) -> str:

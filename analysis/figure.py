@@ -90,8 +90,8 @@ def _axis(selection: Selection, series: list[str]) -> str:
     config = selection.config
     objective = config.objective if isinstance(config.objective, str) else "weighted score"
     if objective in config.known_tasks:
-        metric = config.known_tasks[objective].metric
-        objective += f" ({'(r + 1)/2 of ' if metric in ('pearson', 'spearman') else ''}{METRICS[metric]})"
+        task = config.known_tasks[objective]
+        objective += f" ({'(r + 1)/2 of ' if task.is_correlation else ''}{METRICS[task.metric]})"
     where = " and ".join(series[1:])
     drawn = "rows and seeds; ticks: the seeds" if len(selection.seeds) > 1 else "rows"
     lines = [f"{objective} on {where}", f"bars: 95 % intervals over {drawn}"]

@@ -49,7 +49,6 @@ class Difference:
     high: float | None
     p: float | None
     size: int  # trials of both groups, or pairs
-    exact: int = 0  # pairs that differ in nothing else
 
 
 @dataclass(frozen=True)
@@ -139,12 +138,11 @@ def matched(group: Group, reference: Group, rung: int, target: str, others: Sequ
     distances = np.array([[_distance(a, b, others) for b, _ in theirs] for a, _ in ours])
     rows, columns = optimize.linear_sum_assignment(distances)
     gaps = np.array([ours[i][1] - theirs[j][1] for i, j in zip(rows, columns, strict=True)])
-    exact = int((distances[rows, columns] == 0).sum())
     mean = float(gaps.mean())
     if gaps.size < FEW:
-        return Difference(group.name, target, mean, None, None, None, gaps.size, exact)
+        return Difference(group.name, target, mean, None, None, None, gaps.size)
     error = float(gaps.std(ddof=1)) / math.sqrt(gaps.size)
-    return Difference(group.name, target, mean, *_t_test(mean, error, gaps.size - 1), gaps.size, exact)
+    return Difference(group.name, target, mean, *_t_test(mean, error, gaps.size - 1), gaps.size)
 
 
 def _t_test(mean: float, error: float, freedom: float) -> tuple[float, float, float]:

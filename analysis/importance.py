@@ -71,9 +71,9 @@ def _targets(table: Table, target: str | None) -> list[str]:
 
 
 def importances(table: Table, rung: int | None = None, targets: Sequence[str] = ()) -> Importances:
-    """Compute the answer about the table's only search, at a rung (None: the first) and for the targets (default: all).
+    """Compute the answer about the table's only search, at a rung and for the targets (default: all).
 
-    Raises ValueError if no trial was evaluated at the rung.
+    rung: None stands for the highest that all have reached.  Raises ValueError if no trial was evaluated at it.
     """
     [facts] = table.searches.values()
     rung = common_rung(table.trials) if rung is None else rung

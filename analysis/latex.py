@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from analysis.ensembles import Ensemble
-from analysis.results import Measured, Results, columns_of
+from analysis.results import Measured, Results, columns_of, objective_column
 from analysis.selection import Selection
 from minbert_core.config import Objective, TrialConfig
 from search.report.words import describe, short
@@ -69,15 +69,16 @@ def table_tex(selection: Selection, results: Results, ensembles: Sequence[Ensemb
 def _caption(selection: Selection, config: TrialConfig, results: Results) -> str:
     """Write a full caption, to be shortened: what was tried, chosen and measured, and what bold means."""
     tasks = ", ".join(f"{escape(name)}: {METRICS[config.known_tasks[name].metric]}" for name in config.train_on)
-    objective, about = escape(_objective_column(config)), ""
+    objective, about = escape(objective_column(config)), ""
     if "norm" in columns_of(config):
         about += f"; norm and mean are over {escape(', '.join(config.counted))}; norm takes $r$ as $(r + 1)/2$"
     if isinstance(config.objective, Objective):
         weights = " + ".join(f"{weight:g} {name}" for name, weight in config.objective.weights.items())
         about += f"; score: the mean of {escape(weights)}, $r$ as $(r + 1)/2$"
-    tried = f"{len(selection.search.trials)} configurations tried"
+    elif objective == "score":
+        about += "; score: $(r + 1)/2$"
     sentences = [
-        f"Search {escape(selection.search.name)}: {tried}, chosen on dev by: {escape(selection.rule)}.",
+        f"Search {escape(selection.search.name)}: {escape(selection.choice)}.",
         _seeds(selection, results),
         f"{tasks}{about}.",
     ]
@@ -124,12 +125,6 @@ def _shared(selection: Selection) -> dict[str, Any]:
     return shared if others else {}
 
 
-def _objective_column(config: TrialConfig) -> str:
-    """Return the column by which configurations are ranked; if it is not shown, one that rises with it."""
-    objective = config.objective if isinstance(config.objective, str) else "score"
-    return objective if objective in columns_of(config) else config.train_on[0]
-
-
 def escape(text: str) -> str:
     """Escape the special characters of LaTeX."""
     return re.sub(r"[\\{}$&%#_^~<>|]", lambda found: ESCAPED[found[0]], text)
@@ -145,7 +140,7 @@ def _breakable(text: str) -> str:
 
 def _bold(selection: Selection, config: TrialConfig, results: Results, split: str) -> tuple[int, str] | None:
     """Return the cell (trial, column) to print in bold: the best objective of a split, if it beats the reference there."""
-    column = _objective_column(config)
+    column = objective_column(config)
     means = {number: of[split][column].mean for number, of in results.configurations.items() if column in of.get(split, {})}
     best = max(means, key=lambda number: means[number], default=None)
     verdicts = {(of.split, of.first, of.second): of.verdict for of in results.comparisons}

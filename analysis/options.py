@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from analysis.sources import add_figures, add_runs, command_parser, sources_parser
+from minbert_core.commands import not_empty
 from search.options import positive
 
 BINS = 10  # of equal width, for calibration and labels
@@ -55,7 +56,7 @@ def importance_parser() -> argparse.ArgumentParser:
     )
     examples = "smart --target sts\nsmart.parquet --to figures"
     parser = sources_parser("importance", description, examples, "[--target METRIC] ")
-    parser.add_argument("--rung", type=int, metavar="N", help="rung to compare at (default: the first, which all reached)")
+    parser.add_argument("--rung", type=int, metavar="N", help="rung to compare at (default: the highest that all reached)")
     parser.add_argument("--target", metavar="METRIC", help="score, a task, mean, norm (default: score and tasks)")
     return parser
 
@@ -70,7 +71,7 @@ def compare_parser() -> argparse.ArgumentParser:
     parser = sources_parser("compare", description, examples, "[--by PATH] [--rung N] ")
     parser.add_argument("--by", metavar="PATH", help="groups: branches of this choice, or `recipe`")
     parser.add_argument("--trials", nargs="+", type=int, metavar="N", help="groups: these trials of one search")
-    parser.add_argument("--rung", type=int, metavar="N", help="rung to compare at (default: the first)")
+    parser.add_argument("--rung", type=int, metavar="N", help="rung to compare at (default: the highest that all reached)")
     return parser
 
 
@@ -98,7 +99,7 @@ def errors_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks (default: all of the model)")
     parser.add_argument("--worst", type=positive, default=WORST, metavar="N", help=f"rows to show per task (default {WORST})")
     parser.add_argument("--bins", type=positive, default=BINS, metavar="N", help=f"bins of calibration (default {BINS})")
-    parser.add_argument("--data", metavar="DIR", help="the model's data folder, if it was moved")
+    parser.add_argument("--data", type=not_empty, metavar="DIR", help="the model's data folder, if it was moved")
     add_figures(parser, "figures/ in the folder of the search or model")
     return parser
 

@@ -56,6 +56,8 @@ from search.tracking.runs import Runs, SearchRecord
 from search.tracking.store import ui_command
 from search.tracking.tracker import Tracker
 
+EVERY_ROW = "every completed row of the paper; none was chosen by its score"
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
@@ -142,7 +144,8 @@ def _test(options: argparse.Namespace, search: Search, rows: Sequence[Row], abou
     done = {row.name: trials[row.name] for row in rows if row.name in trials and trials[row.name].status == "completed"}
     finalists = list(done.values())
     relocated = find_relocated(search.plan, finalists[0].config(), options.data, options.encoder)
-    selection = Selection(search, finalists, done.get(rows[0].name), fresh_seeds(options.seeds), relocated)
+    seeds = fresh_seeds(options.seeds)
+    selection = Selection(search, finalists, done.get(rows[0].name), seeds, relocated, unchosen=EVERY_ROW)
     cpus = options.cpus_per_trial or search.plan.cpus_per_trial
     retry = analysis_command("replicate", "--paper", options.paper)
     asked = options.gpus, options.gpus_per_trial, cpus

@@ -19,7 +19,7 @@ from analysis.influence import Floats, influences
 from analysis.intervals import CONFIDENCE, Estimate, Scores, compare, estimate, holm
 from analysis.retrain import Job
 from analysis.selection import Selection, claimed
-from minbert_core.config import OVERALL, TrialConfig
+from minbert_core.config import OVERALL, Objective, TrialConfig
 from minbert_core.data.tasks import Task
 from minbert_core.data.tokens import TokenisedSplit
 from minbert_core.evaluate import metric, overall, score
@@ -89,14 +89,33 @@ class Results:
     metrics: dict[Job, dict[str, dict[str, float]]]  # split -> column -> value
     configurations: dict[int, dict[str, dict[str, Measured]]]  # trial -> split -> column -> mean and interval
     comparisons: list[Comparison]
-    winner: int  # the configuration with the best mean dev score
+    winner: int  # the configuration with the best mean dev score, among those with several seeds if there are any
     chosen: Job  # its model that is best on dev
 
 
 def columns_of(config: TrialConfig) -> list[str]:
-    """List the columns of a configuration: each task, norm and mean if there are several, the score if tasks are weighted."""
-    several, weighed = len(config.train_on) > 1, not isinstance(config.objective, str)
-    return [*config.train_on, *(OVERALL if several else ()), *(["score"] if weighed else [])]
+    """List the columns of a report: each task, norm and mean if there are several, and the score if none of these is it."""
+    overall_scores = OVERALL if len(config.train_on) > 1 else ()
+    return [*config.train_on, *overall_scores, *(["score"] if objective_column(config) == "score" else [])]
+
+
+def objective_column(config: TrialConfig) -> str:
+    """Return the column with the values of the objective: `score` if tasks are weighted, or for (r + 1)/2 of a correlation."""
+    objective, (first, *others) = config.objective, config.train_on
+    if isinstance(objective, Objective):
+        return "score"
+    if others and objective in OVERALL:
+        return objective
+    task = first if objective in OVERALL else objective
+    return task if objective == "mean" or not config.known_tasks[task].is_correlation else "score"
+
+
+def objective_name(config: TrialConfig) -> str:
+    """Name the objective in a sentence: `norm`, `sst`, `(r + 1)/2 of sts`, `the weighted score`."""
+    if isinstance(config.objective, Objective):
+        return "the weighted score"
+    task = config.train_on[0] if config.objective in OVERALL else config.objective
+    return f"(r + 1)/2 of {task}" if objective_column(config) == "score" else config.objective
 
 
 def measure(selection: Selection, logits: Mapping[Job, Logits], splits: Splits) -> Results:
@@ -107,7 +126,8 @@ def measure(selection: Selection, logits: Mapping[Job, Logits], splits: Splits) 
     for job in logits:
         groups.setdefault(job.number, {})[job.seed_index or 0] = job
     dev = {number: statistics.fmean(metrics[job]["dev"]["score"] for job in jobs.values()) for number, jobs in groups.items()}
-    winner = max(dev, key=lambda number: dev[number])
+    several = {number for number, jobs in groups.items() if len(jobs) > 1}  # a single seed, if the others failed, may be lucky
+    winner = max(several or dev, key=lambda number: dev[number])
     chosen = max(groups[winner].values(), key=lambda job: metrics[job]["dev"]["score"])
     configurations: dict[int, dict[str, dict[str, Measured]]] = {number: {} for number in groups}
     comparisons = []
@@ -198,7 +218,7 @@ def _columns(config: TrialConfig, labelled: list[str]) -> dict[str, Callable[[Ma
 def limits_of(config: TrialConfig, split: str, splits: Splits) -> dict[str, tuple[float, float]]:
     """Compute the least and the greatest value that each column can have."""
     tasks = _labelled(config, splits, split)
-    least = {task: -1.0 if config.known_tasks[task].metric in ("pearson", "spearman") else 0.0 for task in tasks}
+    least = {task: -1.0 if config.known_tasks[task].is_correlation else 0.0 for task in tasks}
     return {name: (of(least), of(dict.fromkeys(tasks, 1.0))) for name, of in _columns(config, tasks).items()}
 
 
@@ -235,6 +255,7 @@ def document(selection: Selection, sha: str, results: Results, failures: Mapping
         "tried": len(selection.search.trials),
         "seeds": selection.seeds,
         "baseline": selection.baseline and selection.baseline.number,
+        **({"contenders": [trial.params["config"] for trial in selection.contenders]} if selection.contenders else {}),
         **({"per": selection.question.document()} if selection.question else {}),
         "winner": results.winner,
         "chosen_model": results.chosen.name,

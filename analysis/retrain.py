@@ -28,6 +28,8 @@ from minbert_core.train.folder import read_records, snapshot_or_start, train_in
 from search.plan.relocated import relocated_config
 from search.study.trainable import locked_log
 
+CIRCUMSTANCES = ("device", "threads", "gpu_share", "matmul")  # settings of `machine` that say where a model was trained
+
 
 @dataclass(frozen=True)
 class Job:
@@ -61,14 +63,14 @@ class Job:
 def make_ready(job: Job, config_text: str) -> None:
     """Write the job's config.yaml. Results of another config are removed from the folder; those of the same config stay.
 
-    The route of matrix products is found by a probe, whose answer may differ from one day to the next. So a model that is done
-    stays whatever its route.
+    A model that is done stays whatever machine it was trained on: device, threads, share of a GPU and route of matrix products
+    change its last digits only. Precision and micro-batches are settings of the configuration.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
     with locked_log(job.folder):
         path = job.folder / "config.yaml"
         written = path.read_text(encoding="utf-8") if path.exists() else ""
-        if written and job.is_done and _without_route(written) == _without_route(config_text):
+        if written and job.is_done and _without_machine(written) == _without_machine(config_text):
             shutil.rmtree(job.folder / "state", ignore_errors=True)  # a worker may have been killed before it did this
             return
         if written == config_text:
@@ -81,9 +83,9 @@ def make_ready(job: Job, config_text: str) -> None:
             draft.write_text(config_text, encoding="utf-8")
 
 
-def _without_route(config_text: str) -> object:
+def _without_machine(config_text: str) -> object:
     document, _ = parse_yaml(config_text)
-    return document | {"machine": document.get("machine", {}) | {"matmul": None}}
+    return document | {"machine": document.get("machine", {}) | dict.fromkeys(CIRCUMSTANCES)}
 
 
 def retrain(job: Job, relocated: Mapping[str, str]) -> str:
@@ -119,7 +121,7 @@ def _train(job: Job, relocated: Mapping[str, str]) -> None:
 def answer(model_folder: Path, relocated: Mapping[str, str], tests: Mapping[str, TokenisedSplit], out: Path) -> None:
     """Run a saved model on dev and test; write the logits of each task to `<task>-<split>.npy` in `out`.
 
-    tests: task -> its test split, opened by the driver; tasks that have none are left out.
+    tests: task -> its test split in the ids of the model's tokenizer, opened by the driver; tasks that have none are left out.
     """
     model, config = load_model(model_folder)
     device = prepare(config.machine)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from analysis.sources import add_runs, command_parser
+from minbert_core.commands import not_empty
 from search.options import cluster_address, gpus, positive, share
 
 
@@ -23,8 +24,8 @@ def best_to_test_parser() -> argparse.ArgumentParser:
     group.add_argument("--seeds", type=positive, default=3, metavar="N", help="fresh seeds per configuration (default 3)")
     group.add_argument("--no-retrain", action="store_true", help="test the weights that the search kept, one seed each")
     group.add_argument("--no-baseline", action="store_true", help="leave out the space's baseline")
-    group.add_argument("--data", metavar="DIR", help="the search's data folder, if it was moved")
-    group.add_argument("--encoder", metavar="NAME", help="its encoder's folder, if it was moved")
+    group.add_argument("--data", type=not_empty, metavar="DIR", help="the search's data folder, if it was moved")
+    group.add_argument("--encoder", type=not_empty, metavar="NAME", help="its encoder's folder, if it was moved")
     add_machine(group, "as in the search", "print the plan; open and start nothing")
     return parser
 
@@ -41,8 +42,8 @@ def replicate_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--part", type=part_of_budget, default=1.0, metavar="X", help="share of each budget to train (default 1)"
     )
-    group.add_argument("--data", metavar="DIR", help="folder with the corpora, or toy")
-    group.add_argument("--encoder", metavar="NAME", help="another encoder: hub name, folder, tiny")
+    group.add_argument("--data", type=not_empty, metavar="DIR", help="folder with the corpora, or toy")
+    group.add_argument("--encoder", type=not_empty, metavar="NAME", help="another encoder: hub name, folder, tiny")
     about_set = "of the machine: precision, micro_batch_tokens …"
     group.add_argument("--set", action="append", default=[], type=of_the_machine, metavar="machine/X=V", help=about_set)
     group.add_argument("--name", metavar="NAME", help="the search's name (default: the paper's)")

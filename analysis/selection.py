@@ -41,9 +41,8 @@ class Selection:
     seeds: list[int]  # empty: the search's own weights are tested
     relocated: Mapping[str, str] = field(default_factory=dict)  # a folder as the trials' configs name it -> where it is now
     question: Question | None = None  # the choice whose branches the finalists are the best of
-    contenders: list[TrialResult] = field(
-        default_factory=list
-    )  # configurations of the user's own: negative numbers, no records
+    contenders: list[TrialResult] = field(default_factory=list)  # the user's configurations: negative numbers, no records
+    unchosen: str = ""  # what the finalists are, if their scores did not choose them
 
     @property
     def trials(self) -> list[TrialResult]:
@@ -66,7 +65,12 @@ class Selection:
     @property
     def rule(self) -> str:
         """The rule by which the finalists were chosen."""
-        return RULE_PER_BRANCH.format(path=self.question.path) if self.question else RULE
+        return RULE_PER_BRANCH.format(path=self.question.path) if self.question else self.unchosen or RULE
+
+    @property
+    def choice(self) -> str:
+        """The rule and what it chose from: `chosen on dev among 32 configurations by: …`."""
+        return self.unchosen or f"chosen on dev among {len(self.search.trials)} configurations by: {self.rule}"
 
     @property
     def test_folder(self) -> Path:
@@ -196,7 +200,7 @@ def choose_trials(search: Search, top: int, no_retrain: bool) -> list[TrialResul
     Trials that differ only in their seed would be the same after retraining, so only the best of them counts.
     Raises ValueError if there is no such trial.
     """
-    trials = [trial for trial in ranked(search.trials) if trial.status != "running"]
+    trials = ranked(trial for trial in search.trials if trial.status != "running")
     if not trials:
         raise ValueError(f"No trial of {search.name} has been evaluated and ended, so there is nothing to test.")
     if no_retrain:

@@ -69,7 +69,7 @@ class Facts:
     planned: int  # trials
     is_running: bool
     is_toy: bool
-    objective: str  # mean, norm, a task, or `weighted score`
+    objective: str  # mean, norm, a task, `(r + 1)/2 of sts`, or `weighted score`
     metrics: dict[str, str]  # a task's name -> accuracy, f1, macro_f1, pearson, spearman
     parameters: dict[str, Parameter]
     gpus_per_trial: float = 0.0
@@ -169,8 +169,10 @@ def _nested(entries: list[list[dict[str, Any]]], fixed: Mapping[str, pa.DataType
 
 
 def _facts(search: Search) -> Facts:
-    objective = search.plan.objective if isinstance(search.plan.objective, str) else "weighted score"
     known = search.trials[0].config().known_tasks if search.trials else {}
+    objective = search.plan.objective if isinstance(search.plan.objective, str) else "weighted score"
+    if objective in known and known[objective].is_correlation:
+        objective = f"(r + 1)/2 of {objective}"
     metrics = {task: known[task].metric if task in known else "score" for task in search.tasks}
     parameters = {path: _parameter(path, domain) for path, domain in read_domains(search.folder).items()}
     plan, is_running, (space, _) = search.plan, search.is_running(), read_document(search.folder / "space.yaml")

@@ -1,6 +1,6 @@
 """The door to the test split: the only module that opens a test file. Only the driver, best_to_test, goes through it.
 
-    frozen selection.json -> a line in the ledger -> each test file, opened once -> token files, which the workers read
+    frozen selection.json -> a line in the ledger -> each test file -> token files per tokenizer, which the workers read
 
 Every other module reads train and dev only; tests/test_house.py keeps it so.
 """
@@ -8,7 +8,7 @@ Every other module reads train and dev only; tests/test_house.py keeps it so.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,23 @@ from minbert_core.data.corpus import Split, read_every_row
 from minbert_core.data.tasks import Task
 from minbert_core.data.tokens import TokenisedSplit, Tokenizer, tokenise_file
 from minbert_core.files import cache_folder
-from minbert_core.inputs import Inputs
 
 
 def open_test_splits(
-    tasks: Iterable[Task], inputs: Inputs, ledger: Path, entry: Mapping[str, Any]
-) -> dict[str, TokenisedSplit]:
-    """Append `entry` to the ledger, then open the test file of each task that has one.
+    tasks: Sequence[Task], folder: Path, tokenizers: Mapping[str, Tokenizer], ledger: Path, entry: Mapping[str, Any]
+) -> dict[str, dict[str, TokenisedSplit]]:
+    """Append `entry` to the ledger, then open the test file of each task that has one, for each tokenizer.
 
+    tokenizers: encoder -> its tokenizer. Returns encoder -> task -> its test split in the ids of that tokenizer.
     The splits pickle as the paths of their token files, so sending them to workers is cheap.  Raises CorpusError.
     """
     with ledger.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
     cache = cache_folder() / "tokens"
+    with_test = [task for task in tasks if "test" in task.files]
     return {
-        task.name: tokenise_test_split(inputs.data_folder, task, inputs.tokenizer, cache)
-        for task in tasks
-        if "test" in task.files
+        encoder: {task.name: tokenise_test_split(folder, task, tokenizer, cache) for task in with_test}
+        for encoder, tokenizer in tokenizers.items()
     }
 
 

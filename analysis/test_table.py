@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from analysis.branches import Branch
 from analysis.intervals import Estimate
-from analysis.results import SPLITS, Comparison, Measured, Results, columns_of
+from analysis.results import SPLITS, Comparison, Measured, Results, columns_of, objective_name
 from analysis.selection import Selection
 from minbert_core.config import TrialConfig
 from minbert_core.words import counted
@@ -63,7 +63,9 @@ def _table(selection: Selection, config: TrialConfig, results: Results) -> list[
             measured = results.configurations[trial.number].get(split, {})
             rows.append(["", split, *(_mean(measured[column]) if column in measured else "no labels" for column in columns)])
             if measured:
-                rows.append(["", "  95 %", *(_interval(measured[column]) if column in measured else "" for column in columns)])
+                is_one_of_many = len(selection.seeds) > 1 and all(len(of.values) == 1 for of in measured.values())
+                about = "  95 %, rows" if is_one_of_many else "  95 %"
+                rows.append(["", about, *(_interval(measured[column]) if column in measured else "" for column in columns)])
     return markdown(rows)
 
 
@@ -93,6 +95,11 @@ def _legend(selection: Selection, results: Results) -> list[str]:
         if num_seeds > 1
         else "the rows, so it covers other rows of the same kind, not other seeds, and no comparison gets a verdict"
     )
+    lone = (
+        " `95 %, rows`: all seeds but one failed, so it does not cover other seeds."
+        if num_seeds > 1 and any(len(of["dev"]["score"].values) == 1 for of in results.configurations.values())
+        else ""
+    )
     few = " Fewer than five seeds show little of the others: where they differ much, it is wide." if 1 < num_seeds < 5 else ""
     of_a_split = [measured for splits in results.configurations.values() for measured in splits.values()]
     flat = (
@@ -102,8 +109,8 @@ def _legend(selection: Selection, results: Results) -> list[str]:
         else ""
     )
     return [
-        f"{shown}; chosen on dev among {len(selection.search.trials)} configurations by: {selection.rule}.",
-        f"95 %: interval of the mean by Student's t. Its variance is that of {covers}.{few}{flat} It does not cover the "
+        f"{shown}; {selection.choice}.",
+        f"95 %: interval of the mean by Student's t. Its variance is that of {covers}.{few}{lone}{flat} It does not cover the "
         "choice: the best of many on a dev split look better there than they are.",
         *_effort(selection),
     ]
@@ -141,9 +148,10 @@ def _compared(selection: Selection, config: TrialConfig, results: Results, split
     comparisons = [comparison for comparison in results.comparisons if comparison.split == split]
     if not comparisons:
         return []
-    objective = config.objective if isinstance(config.objective, str) else "the weighted score"
     flatters = " (on which the best was chosen)" if split == "dev" else ""
-    heading = f"Compared on {split}{flatters}, by {objective}, rows paired, each difference with its own 95 % interval"
+    heading = (
+        f"Compared on {split}{flatters}, by {objective_name(config)}, rows paired, each difference with its own 95 % interval"
+    )
     if question := selection.question:
         heading = f"Which branch of {question.path} pays? Against {_branch(question.reference, results, split)}. {heading}"
     if num_decided := sum(comparison.corrected_p is not None for comparison in comparisons):

@@ -75,7 +75,7 @@ def _tested(place: Path, retrained: str, trial: TrialResult | None) -> tuple[dic
         results = json.loads(path.read_text(encoding="utf-8"))
         test = results["models"].get(model, {}).get("test", test)
         for found in results["configurations"]:
-            if trial is not None and found["trial"] == trial.number:
+            if trial is not None and found["trial"] == trial.number and results["seeds"]:  # without, none was retrained
                 configuration = found.get("test", configuration)
     return test, configuration
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,8 @@ def tested_sentence(folder: Path) -> str:
     split = "test" if any(of["split"] == "test" for of in found["comparisons"]) else "dev"
     compared = [of for of in found["comparisons"] if of["split"] == split]
     to_reference = [of for of in compared if of["second"] == found["baseline"] or "per" in found] or compared[:1]
-    labels = {of["best"]: str(of["branch"]) for of in found.get("per", {}).get("branches", ())}
+    labels = {of["best"]: f"{of['branch']} ({of['best']:03d})" for of in found.get("per", {}).get("branches", ())}
+    labels |= {-1 - i: Path(file).stem for i, file in enumerate(found.get("contenders", ()))}
     seeds = (
         f"Retrained over {counted(len(found['seeds']), 'fresh seed')}" if found["seeds"] else "With the weights that were kept"
     )
@@ -78,8 +79,8 @@ def tested_sentence(folder: Path) -> str:
     return f"{seeds}, on {split}: {', '.join(parts)}." if parts else ""
 
 
-def _named(number: int, labels: dict[int, str]) -> str:
-    return f"{labels[number]} ({number:03d})" if number in labels else f"{number:03d}"
+def _named(number: int, labels: Mapping[int, str]) -> str:
+    return labels.get(number, f"{number:03d}")
 
 
 def _outcome(comparison: dict[str, Any]) -> str:

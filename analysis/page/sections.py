@@ -133,7 +133,7 @@ def groups(drawn: Drawn, comparisons: dict[str, Comparison]) -> Section:
 
 def _differences(found: Comparison) -> list[str]:
     reference = found.groups[0].name
-    heading = f"Minus {reference} at rung {found.rung}, in pairs of trials that are alike in all else:"
+    heading = f"Minus {reference} at rung {found.rung}, in pairs of trials, as alike in all else as possible:"
     return [heading, *compare.difference_lines(found)]
 
 

@@ -59,9 +59,13 @@ class Task:
         """Return the name of the file with a split's rows: the train file for both splits if dev is cut from it."""
         return self.files["train" if self.cuts_dev else split]
 
+    @property
+    def is_correlation(self) -> bool:
+        return self.metric in ("pearson", "spearman")
+
     def unit(self, value: float) -> float:
         """Map a value of the task's metric to [0, 1]: a correlation r becomes (r + 1)/2."""
-        return (value + 1) / 2 if self.metric in ("pearson", "spearman") else value
+        return (value + 1) / 2 if self.is_correlation else value
 
 
 def _files(stem: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,16 @@ import pytest
 
 from analysis import best_to_test
 from analysis.best_to_test import main
+from analysis.contenders import read_contenders
 from analysis.selection import FRESH
+from analysis.test_split import tokenise_test_split
 from minbert_core.config import TrialConfig
 from minbert_core.data.tasks import TASKS
+from minbert_core.data.toy import toy_folder
 from minbert_core.evaluate import check_submission, metric
+from minbert_core.files import cache_folder
 from minbert_core.inputs import open_inputs
-from minbert_core.model import load_model
+from minbert_core.model import load_model, predict_logits
 from search.plan.folder import lock
 from search.results import open_search
 
@@ -217,12 +222,22 @@ def test_bad_input_gets_a_sentence(toy_runs: Path, capsys: Capture) -> None:
 
 
 def test_ensembles_and_a_configuration_of_ones_own_are_tested_next_to_the_searchs(
-    one_ray: None, tmp_path: Path, make_search: Callable[..., Path], capsys: Capture
+    one_ray: None,
+    tmp_path: Path,
+    make_search: Callable[..., Path],
+    make_encoder: Callable[[Path, Path], None],
+    capsys: Capture,
 ) -> None:
     config = {"data": "toy", "encoder": "tiny", "budget": {"examples": 60}}
     runs = tmp_path / "runs"
     folder = make_search(runs, "small", config, num_trials=3, stops=False) / "test"
-    (tmp_path / "mine.yaml").write_text("tasks: {all: {pooling: max}}\nsmoothness: r_drop\n", encoding="utf-8")
+    words = (toy_folder(cache_folder()) / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    specials = [word for word in words if word.startswith("[")]
+    vocabulary = tmp_path / "vocab.txt"  # the same words with other numbers
+    vocabulary.write_text("\n".join([*specials, *reversed(words[len(specials) :])]) + "\n", encoding="utf-8")
+    make_encoder(tmp_path / "other", vocabulary)
+    own = f"encoder: {tmp_path / 'other'}\ntasks: {{all: {{pooling: max}}}}\nsmoothness: r_drop\n"
+    (tmp_path / "mine.yaml").write_text(own, encoding="utf-8")
     command = ["--search", "small", "--runs", str(runs), "--gpus", "0", "--seeds", "2", "--top", "2", "--no-baseline"]
     assert main([*command, "--config", str(tmp_path / "mine.yaml")]) == 0
     output = capsys.readouterr().out
@@ -253,6 +268,28 @@ def test_ensembles_and_a_configuration_of_ones_own_are_tested_next_to_the_search
     assert f"{names[0]}, ensemble of 2 seeds" in table
     assert "mine (given)" in table
     assert len(ledger(runs)) == 1
+    # each model read the test texts by its own vocabulary
+    model, own_config = load_model(folder / "retrained" / "mine-seed0" / "best")
+    inputs = open_inputs(own_config)
+    split = tokenise_test_split(inputs.data_folder, TASKS["sst"], inputs.tokenizer, cache_folder() / "tokens")
+    expected = predict_logits(model, "sst", split, own_config.max_length, inputs.specials, "float32")
+    assert np.load(folder / "logits" / "mine-seed0" / "sst-test.npy") == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["007", "finalists", "mine.v2", "my own"])
+def test_a_configuration_whose_name_would_stand_for_something_else_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{name}.yaml") + r": its name becomes .* Rename the file\."):
+        read_contenders([tmp_path / f"{name}.yaml"], TrialConfig(), {})
+
+
+def test_a_configuration_of_ones_own_is_trained_in_the_searchs_precision_and_micro_batches(tmp_path: Path) -> None:
+    like = TrialConfig.model_validate(
+        {"machine": {"precision": "float32", "micro_batch_tokens": 900, "threads": 3}, "data": "toy"}
+    )
+    (tmp_path / "mine.yaml").write_text("encoder: tiny\n", encoding="utf-8")
+    (tmp_path / "other.yaml").write_text("encoder: tiny\nmachine: {precision: bfloat16}\n", encoding="utf-8")
+    found = [trial.config().machine for trial in read_contenders([tmp_path / "mine.yaml", tmp_path / "other.yaml"], like, {})]
+    assert [(of.precision, of.micro_batch_tokens, of.threads) for of in found] == [("float32", 900, 1), ("bfloat16", 900, 1)]
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,16 @@ def test_a_rung_that_says_nothing_about_the_end_is_called_wrong(made_up: Made) -
     assert "Was rung 1 right? No" in "\n".join(report(curves(table)))
 
 
+def test_every_recipe_gets_an_answer_of_its_own(made_up: Made) -> None:
+    table = made_up(20, lambda params, _: params["dropout"], rungs=(1, 9))
+    few = [replace(trial, recipe="lp_ft") for trial in table.trials[:3]]
+    said = " ".join(" ".join(report(curves(replace(table, trials=[*table.trials[3:], *few])))).split())
+    assert f"Was rung 1 right for {table.trials[0].recipe}? Yes" in said
+    assert "Was rung 1 right for lp_ft? Cannot say: 3 trials reached rung 9, 5 are needed." in said
+    flat = made_up(20, lambda *_: 0.5, rungs=(1, 9))
+    assert "Was rung 1 right? Cannot say: all scores are equal." in "\n".join(report(curves(flat)))
+
+
 def test_the_interval_is_that_of_bonett_and_wright() -> None:
     x = np.arange(28.0)
     y = np.concatenate([x[::2], x[1::2]])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.ensembles import WHOLE, jackknife_logits, jackknifed
+from analysis.ensembles import WHOLE, jackknife_logits, jackknifed, paired
 from analysis.intervals import Scores, estimate
 from analysis.overlap import seen_rows
 from analysis.retrain import Job
@@ -47,6 +47,10 @@ def test_the_jackknife_of_a_mean_is_the_law_of_means() -> None:
     assert found.influences_TkB[0] == pytest.approx(influences_kB)
     ours, theirs = estimate(found), estimate(Scores(values_k, [influences_kB]))
     assert (ours.mean, ours.low, ours.high) == pytest.approx((theirs.mean, theirs.low, theirs.high))
+    # such an ensemble does not differ from the mean of the single models that it is made of, and this is certain
+    difference = estimate(paired(found, Scores(values_k, [influences_kB])))
+    assert (difference.mean, difference.low, difference.high) == pytest.approx((0, 0, 0), abs=1e-12)
+    assert difference.p == 1
 
 
 def test_the_pseudo_values_of_any_score_average_to_it() -> None:

@@ -81,12 +81,12 @@ def test_nothing_is_bold_that_beats_no_baseline(
     assert r"\mathbf" not in table_tex(*make_up(tiny(), SCORES, baseline, beats=beats))
 
 
-def test_of_a_single_task_its_metric_stands_for_norm_and_mean(tiny: Tiny, make_up: MakeUp) -> None:
+def test_a_single_correlation_has_its_score_beside_it(tiny: Tiny, make_up: MakeUp) -> None:
     tex = table_tex(*make_up(tiny(train_on=["sts"]), SCORES, 0, beats={3}))
     check(tex)
-    assert rows(tex)[""][0] == ["", "sts"]
-    assert rows(tex)["dev"][0][1].startswith(r"$\mathbf")
-    assert "sts: Pearson's $r$. Bold: the best sts of a block" in caption(tex)
+    assert rows(tex)[""][0] == ["", "sts", "score"]
+    assert rows(tex)["dev"][0][2].startswith(r"$\mathbf")
+    assert "sts: Pearson's $r$; score: $(r + 1)/2$. Bold: the best score of a block" in caption(tex)
     assert "norm" not in caption(tex)
 
 
@@ -140,7 +140,7 @@ def test_a_configuration_alone_is_named_by_all_its_parameters(tiny: Tiny, make_u
 def test_the_caption_says_what_was_tried_and_how_many_seeds_there_are(tiny: Tiny, make_up: MakeUp) -> None:
     selection, results = make_up(tiny(), {**SCORES, 5: {"dev": [0.7], "test": [0.7]}}, 0)
     said = caption(table_tex(selection, results))
-    assert said.startswith(r"\caption{Search small: 3 configurations tried, chosen on dev by: best evaluation by dev score")
+    assert said.startswith(r"\caption{Search small: chosen on dev among 3 configurations by: best evaluation by dev score")
     assert "over 2 fresh seeds (the others failed; 005: 1)." in said
     assert r"if it beats the baseline: $p \leq .05$ of the difference, rows paired" in said
 

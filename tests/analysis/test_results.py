@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from analysis.branches import Branch, Question
 from analysis.prediction_files import write_predictions
-from analysis.results import Logits, Results, Splits, affine, document, measure
+from analysis.results import Logits, Results, Splits, affine, columns_of, document, measure, objective_name
 from analysis.retrain import Job
 from analysis.selection import Selection
 from analysis.test_split import tokenise_test_split
@@ -148,6 +148,33 @@ def test_a_seed_that_failed_leaves_the_others_in_the_comparison(tmp_path: Path, 
     assert "001-seed1 failed and is left out: NotFiniteError: nan" in report_lines(
         selection, results, {"001-seed1": "NotFiniteError: nan"}
     )
+
+
+def test_a_configuration_of_which_one_seed_is_left_does_not_win_and_its_interval_says_what_it_covers(
+    tmp_path: Path, config: TrialConfig, splits: Splits
+) -> None:
+    selection = select(tmp_path, config, [3], 0, 3)
+    models = {(3, 1): 0.1, **{(0, seed): 0.2 for seed in range(3)}}
+    results = measure(selection, answers(models, splits), splits)
+    assert results.winner == 0
+    lines = report_lines(selection, results, {})
+    assert sum(line.startswith("|") and "  95 %, rows" in line for line in lines) == 2
+    assert "`95 %, rows`: all seeds but one failed" in text(selection, results)
+
+
+def test_a_correlation_that_is_the_objective_is_named_as_it_is_counted(
+    tmp_path: Path, tiny: Callable[..., TrialConfig], splits: Splits
+) -> None:
+    config = tiny(train_on=["sst", "para", "sts"], objective="sts")
+    selection = select(tmp_path, config, [3], 0, 2)
+    results = measure(selection, answers({(n, s): w for n, w in ((3, 0.1), (0, 0.3)) for s in (0, 1)}, splits), splits)
+    said = text(selection, results)
+    assert "by (r + 1)/2 of sts, rows paired" in said
+    found = results.configurations[3]["dev"]
+    assert found["score"].mean == pytest.approx((found["sts"].mean + 1) / 2)
+    assert columns_of(config)[-1] == "score"
+    assert [columns_of(tiny(train_on=[task])) for task in ("sst", "sts")] == [["sst"], ["sts", "score"]]
+    assert objective_name(tiny(objective="sst")) == "sst"
 
 
 def test_without_labels_there_is_no_test_score_and_no_comparison_on_test(

@@ -113,12 +113,12 @@ def test_a_finished_one_stays_as_it_is(tmp_path: Path, text: str) -> None:
     assert (job.folder / "metrics.jsonl").stat().st_mtime_ns == before
 
 
-def test_a_finished_one_stays_when_a_probe_finds_another_route_for_its_products(tmp_path: Path, text: str) -> None:
-    """On a busy machine the probe may find torch's products faster than oneDNN's: the model was trained again"""
+def test_a_finished_one_stays_whatever_the_machine_but_not_in_another_precision(tmp_path: Path, text: str) -> None:
+    """A command with other threads, or a probe that found torch's products faster than oneDNN's, trained it again."""
     job = new_job(tmp_path / "job", text)
     assert retrain(job, {}) == ""
     document = yaml.safe_load(text)
-    document["machine"] = document.get("machine", {}) | {"matmul": "onednn"}
+    document["machine"] = document.get("machine", {}) | {"matmul": "onednn", "threads": 2, "gpu_share": 0.5}
     make_ready(job, yaml.safe_dump(document))
     assert job.is_done
     document["machine"]["precision"] = "bfloat16"
@@ -155,7 +155,8 @@ def test_a_worker_answers_test_from_the_drivers_splits_and_opens_no_test_file(
     config = tiny(train_on=["sst", "para"], data=str(folder), encoder=str(tmp_path / "encoder"))
     inputs, ledger = open_inputs(config), tmp_path / "ledger.jsonl"
     save_model(build_model(config, build_encoder(config, inputs)), config, tmp_path / "model", inputs.encoder_folder)
-    tests = open_test_splits([TASKS["sst"]], inputs, ledger, {"models": ["000-kept"]})
+    tokenizers = {"mine": inputs.tokenizer}
+    tests = open_test_splits([TASKS["sst"]], folder, tokenizers, ledger, {"models": ["000-kept"]})["mine"]
     assert ledger.read_text() == '{"models": ["000-kept"]}\n'
     for task in TASKS.values():
         (folder / task.files["test"]).unlink()

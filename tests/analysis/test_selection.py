@@ -97,6 +97,14 @@ def test_trials_that_differ_in_their_seed_alone_are_one_finalist(small: Search) 
     assert len(chosen) == len(choose_trials(small, 9, False))
 
 
+def test_a_paused_trial_ahead_of_all_that_ended_does_not_hide_them(small: Search) -> None:
+    first, *others = choose_trials(small, 9, False)
+    ahead = replace(first, status="running")
+    behind = [replace(trial, records=[of for of in trial.records if of.get("rung", 0) <= 1]) for trial in others]
+    chosen = choose_trials(Search(small.folder, small.plan, [ahead, *behind]), 9, False)
+    assert {trial.number for trial in chosen} == {trial.number for trial in others}
+
+
 def test_a_question_has_a_folder_and_a_reference_of_its_own(small: Search) -> None:
     first, second = (trial for trial in small.trials[:2])
     none, smart = Branch("none", [first]), Branch("smart", [second])
