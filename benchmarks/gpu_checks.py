@@ -28,7 +28,7 @@ from minbert_core.machine import choose_attention_kernel, in_precision
 from minbert_core.memory import DoesNotFitError
 from minbert_core.methods.adapters import Adapter
 from minbert_core.methods.features import Pooling
-from minbert_core.methods.gradients import GradientMethod
+from minbert_core.methods.gradients import TORCHJD, GradientMethod
 from minbert_core.methods.loss_weights import LossWeights
 from minbert_core.methods.proximal import Proximal
 from minbert_core.methods.shared_layers import SharedLayer
@@ -43,10 +43,10 @@ FAMILIES = {
     "adapter": Adapter,
     "shared_layer": SharedLayer,
 }
-NEEDS = {"cagrad": "scipy", "torchjd": "torchjd"}  # the package of a variant's own
+NEEDS = {"cagrad": ("scipy",), "torchjd": TORCHJD}  # the packages of a variant's own
 LENGTHS = (3, 30, 17, 8, 25, 12, 29, 5, 21, 9)  # tokens
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.03}  # of hidden states: the largest error; the relative norm of the error
-REPEATS_WITHIN = 1e-3  # of a dev score: atomic additions in a GPU's backward passes have no fixed order
+REPEATS_WITHIN = 5e-3  # of a dev score, a few rows: atomic additions in a GPU's backward passes have no fixed order
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def checks(device: str) -> Iterator[tuple[str, Callable[[], tuple[bool, str]]]]:
 
 def can_run(kind: str) -> bool:
     """Return whether a variant's own package is here: a machine that is lent may have the core's only."""
-    return kind not in NEEDS or importlib.util.find_spec(NEEDS[kind]) is not None
+    return all(importlib.util.find_spec(name) is not None for name in NEEDS.get(kind, ()))
 
 
 def kinds(annotation: Any) -> list[str]:

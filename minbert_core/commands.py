@@ -83,6 +83,13 @@ def analysis_command(name: str, *words: str) -> str:
     return shlex.join(["python", *([f"analysis/{name}.py"] if is_checkout else ["-m", f"analysis.{name}"]), *words])
 
 
+def not_empty(value: object) -> str:
+    """Return an option's text.  Raises ArgumentTypeError if it is empty, as an unset variable of a shell makes it."""
+    if not (text := str(value)).strip():
+        raise argparse.ArgumentTypeError("must not be empty.")
+    return text
+
+
 def end_when_interrupted(sentence: str) -> None:
     """Let Ctrl-C and SIGTERM end the process with a sentence at once, for the time of its imports, until a handler is set."""
 

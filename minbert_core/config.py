@@ -260,7 +260,8 @@ class TrialConfig(Settings):
         written: Any = {}
         for layer in task_layers(task):
             if layer in self.tasks:
-                written = lay_over(written, as_written(self.tasks[layer]))
+                own = as_written(self.tasks[layer])
+                written = lay_over(written, {name: value for name, value in own.items() if value is not None})
         settings = TaskSettings.model_validate(written)
         return TaskPlan(
             task=task,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from torch import nn
 
 from minbert_core.config import LAYERS, OVERALL, TEXT_FILE, TINY, TOY, TrialConfig, pretraining_texts, task_layers
 from minbert_core.data.own_tasks import named_wrong
@@ -21,8 +22,8 @@ from minbert_core.words import did_you_mean, shown
 
 
 def _cross_faults(config: TrialConfig) -> Iterator[str]:
-    known, reserved = config.known_tasks, frozenset((*TASKS, *LAYERS, *OVERALL))
-    wrong = {name: named_wrong(name, reserved) for name in config.own_tasks}
+    known, reserved = config.known_tasks, frozenset((*TASKS, *LAYERS, *OVERALL, "score"))
+    wrong = {name: named_wrong(name, reserved) or _clash(name) for name in config.own_tasks}
     yield from (f"`own_tasks/{name}` {reason}." for name, reason in wrong.items() if reason)
     unknown = [name for name in config.train_on if name not in known]
     yield from (f"Unknown task in `train_on` '{name}'{did_you_mean(name, known)}" for name in unknown)
@@ -43,6 +44,11 @@ def _cross_faults(config: TrialConfig) -> Iterator[str]:
         if name not in config.train_on:
             path = f"loss_weights/{config.loss_weights.kind}/weights/{name}"
             yield f"`{path}` weighs a task that is not in train_on {shown(config.train_on)}."
+
+
+def _clash(name: str) -> str:
+    """Return the end of a sentence if a model cannot have a head of that name: torch's containers use it for themselves."""
+    return "has a name that torch's modules use themselves. Choose another" if hasattr(nn.ModuleDict(), name) else ""
 
 
 def _objective_faults(config: TrialConfig) -> Iterator[str]:

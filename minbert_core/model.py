@@ -503,6 +503,6 @@ def load(folder: str | Path, device: str = "auto") -> Predictor:
     tokenizer = load_tokenizer(folder / "encoder")
     check_encoder(config, model.encoder.shape, tokenizer)
     model.to(device := resolve_device(device))
-    if device == "cuda":
+    if torch.device(device).type == "cuda":
         choose_attention_kernel()
     return Predictor(model, config, tokenizer)

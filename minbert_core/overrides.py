@@ -83,7 +83,8 @@ class Override:
                 self.put(holder, rest[1:], f"{path}/{rest[0]}")
             return
         if child is None:
-            child = node[key] = {}
+            default = as_written(knob.default) if knob else None
+            child = node[key] = default if isinstance(default, list) else {}
         elif self.model is TrialConfig and path == "encoder" and isinstance(child, str):
             child = node[key] = {"checkpoint": child}
         elif not isinstance(child, dict | list) or self.branches(child) is not None:
@@ -94,7 +95,7 @@ class Override:
     def _key(self, node: dict[str, Any] | list[Any], part: str, path: str) -> Any:
         if isinstance(node, dict):
             return part
-        if not part.isdigit() or int(part) >= len(node):
+        if not part.isdecimal() or int(part) >= len(node):
             raise self._fault(f"`{path}` does not exist: {self.what} has {len(node)} entries there, numbered from 0.")
         return int(part)
 

@@ -16,6 +16,7 @@ from minbert_core.methods.gradients import PCGrad, Sum
 from minbert_core.methods.heads import Linear, Mlp
 from minbert_core.methods.losses import Bce, CrossEntropy, Mse, Pearson
 from minbert_core.methods.proximal import Bregman, NoProximal
+from minbert_core.overrides import Override, parse_set
 from minbert_core.seeds import seed_of
 from minbert_core.settings.faults import SettingsError
 from minbert_core.settings.knobs import NO_DEFAULT, elsewhere, knob_at
@@ -219,6 +220,20 @@ def test_all_faults_between_settings_are_told_at_once(tmp_path: Path) -> None:
 def test_a_config_that_is_no_map_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"^1: A config is a map of settings\. Got \[1, 2\]\.$"):
         load_config([1, 2])
+
+
+def test_null_inherits_as_if_it_were_not_written() -> None:
+    config = load_config({"tasks": {"all": {"head": "mlp", "batch_size": 4}, "sst": {"head": None, "batch_size": None}}})
+    assert (config.task("sst").head.kind, config.task("sst").batch_size) == ("mlp", 4)
+
+
+def test_a_knob_of_a_stage_that_is_there_by_default_can_be_set() -> None:
+    document: dict[str, Any] = {}
+    for text in ("stages/0/multitask/optimizer/lr=1e-4", "stages/0/multitask/gradient=pcgrad"):
+        parts, value, source = parse_set(text)
+        Override(value, source).put(document, parts)
+    [stage] = load_config(document).stages
+    assert (stage.kind, stage.gradient.kind) == ("multitask", "pcgrad")
 
 
 def test_an_empty_config_is_all_defaults() -> None:

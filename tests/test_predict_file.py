@@ -42,8 +42,11 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
         pa.parquet.write_table(table, path)
     elif path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    elif path.suffix == ".tsv":
+        lines = [table.column_names, *(row.values() for row in rows)]
+        path.write_text("".join("\t".join(map(str, line)) + "\n" for line in lines), encoding="utf-8")
     else:
-        pa.csv.write_csv(table, path, pa.csv.WriteOptions(delimiter="\t" if path.suffix == ".tsv" else ","))
+        pa.csv.write_csv(table, path)
     return path
 
 
@@ -57,20 +60,43 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 def test_each_format_keeps_its_columns_and_gets_the_answers_of_predict(
     source: str, model: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [{"id": f"00{i}", "sentence": sentence, "note": ""} for i, sentence in enumerate(SENTENCES)]
+    target = FORMATS[FORMATS.index(source) - 1]  # each format is read once, and written once
+    has_lines = ".tsv" not in (source, target)
+    sentences = [sentence if has_lines else sentence.replace("\n", " ") for sentence in SENTENCES]
+    rows = [{"id": f"00{i}", "sentence": sentence, "note": ""} for i, sentence in enumerate(sentences)]
     file = write(tmp_path / f"in{source}", rows)
     monkeypatch.setattr(predict_file, "CHUNK", 2)
-    for target in (FORMATS[FORMATS.index(source) - 1],):  # each format is read once, and written once
-        out = tmp_path / f"out{target}"
-        assert main([str(tmp_path / "best"), "--file", str(file), "--out", str(out)]) == 0
-        answered = rows_of(out)
-        for row, given, answers in zip(answered, rows, model.predict(SENTENCES), strict=True):
-            assert {key: row[key] or "" for key in given} == given
-            assert row["sst"] == answers["sst"].label
-            for label, share in answers["sst"].probabilities.items():
-                assert float(row[f"sst/{label}"]) == pytest.approx(share, abs=1e-6)
-        assert list(answered[0]) == ["id", "sentence", "note", "sst", *(f"sst/{label}" for label in model.tasks["sst"].classes)]
-        out.unlink()
+    out = tmp_path / f"out{target}"
+    assert main([str(tmp_path / "best"), "--file", str(file), "--out", str(out)]) == 0
+    answered = rows_of(out)
+    for row, given, answers in zip(answered, rows, model.predict(sentences), strict=True):
+        assert {key: row[key] or "" for key in given} == given
+        assert row["sst"] == answers["sst"].label
+        for label, share in answers["sst"].probabilities.items():
+            assert float(row[f"sst/{label}"]) == pytest.approx(share, abs=1e-6)
+    assert list(answered[0]) == ["id", "sentence", "note", "sst", *(f"sst/{label}" for label in model.tasks["sst"].classes)]
+
+
+def test_later_rows_of_jsonl_may_add_columns_and_widen_their_types(tmp_path: Path) -> None:
+    """Only the keys of the first row were columns, and 2.5 became 2."""
+    rows = [{"sentence": "a"}, {"sentence": "b", "n": 1}, {"n": 2.5, "who": None}, {"who": "anna"}]
+    file = write(tmp_path / "in.jsonl", rows)
+    with row_files.open_rows(file, 1) as opened:
+        assert opened.names == ["sentence", "n", "who"]
+        found = pa.concat_tables(opened.chunks).to_pylist()
+    assert found == [{"sentence": None, "n": None, "who": None} | row for row in rows]
+    lone = tmp_path / "lone.jsonl"
+    lone.write_text('{"sentence": "\\ud800"}\n', encoding="utf-8")
+    assert rows_of(lone) == [{"sentence": "\ufffd"}]
+
+
+def test_quotes_in_a_file_of_tabs_are_part_of_the_text(tmp_path: Path) -> None:
+    """Such rows were joined, and quotes lost, without a word; training reads them as they are."""
+    lines = ['"It never closes', "the next", '"Great" film', "plain"]
+    for name in ("in.tsv", "in.csv"):  # the course's files are named .csv
+        file = tmp_path / name
+        file.write_text("id\tsentence\n" + "".join(f"{i}\t{line}\n" for i, line in enumerate(lines)), encoding="utf-8")
+        assert [row["sentence"] for row in rows_of(file)] == lines
 
 
 def test_two_columns_by_name_are_answered_by_all_tasks_of_pairs(model: Predictor, tmp_path: Path) -> None:
@@ -103,12 +129,15 @@ def test_a_row_without_text_has_no_answer_and_is_counted(model: Predictor, tmp_p
         ),
         ("in.csv", b"text,n\na,1\n", ["--columns", "txt"], 2, "There is no column 'txt'. "),
         ("in.csv", b"sentence,sst\na,1\n", [], 2, "The answers' columns would replace 'sst' of "),
-        ("in.csv", b"sentence,n\na,1,2\n", [], 2, "cannot be read as CSV: CSV parse error: Expected 2 columns, got 3"),
-        ("in.csv", b"sentence,n\n\xff,1\n", [], 2, "cannot be read as CSV: "),
+        ("in.csv", b"sentence,n\na,1,2\n", [], 2, "in.csv:2: a row must have 2 fields, as the header. Got 3."),
+        ("in.csv", b"sentence,n\n\xff,1\n", [], 2, "in.csv must be UTF-8 text. Got the byte 0xff."),
+        ("in.csv", b'sentence\na\n"b\nc\nd\n', [], 2, "in.csv:3: a row must close the quotes it opens"),
+        ("in.jsonl", b'{"sentence": "a", "n": 100000000000000000000}\n', [], 2, "in.jsonl cannot be read as JSONL: "),
+        ("in.jsonl", b'{"sentence": "a"}\n{"sentence": 1}\n', [], 2, "in.jsonl cannot be read as JSONL: "),
         ("in.csv", b"sentence\n", [], 2, "in.csv has no rows."),
         ("in.jsonl", b"\n", [], 2, "in.jsonl has no rows."),
         ("in.parquet", NO_ROWS.getvalue(), [], 2, "in.parquet has no rows."),
-        ("in.csv", b"", [], 2, "cannot be read as CSV: Empty CSV file."),
+        ("in.csv", b"", [], 2, "in.csv has no rows."),
         ("in.jsonl", b'{"sentence": "a"}\n[1]\n', [], 2, "in.jsonl:2: every line must be a JSON object. Got [1]"),
         ("in.parquet", b"no", [], 2, "cannot be read as PARQUET: "),
         ("none.csv", None, [], 3, "No such file or directory"),

@@ -3,16 +3,19 @@
     open_rows(path) -> Rows -> chunks() -> pyarrow tables -> RowWriter -> another file, of any of the formats
 
 For texts to answer, not for a corpus: formats.py reads that, with labels. Cells of CSV and TSV stay the texts that they are, so
-that they are written as they were. A chunk is all that is in memory.
+that they are written as they were; in files separated by TABs quotes are part of the text, as in a corpus. A chunk is all that
+is in memory.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice, repeat
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -21,7 +24,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from minbert_core.data.tables import FORMATS
+from minbert_core.data.tables import FORMATS, without_lone_surrogates
 from minbert_core.files import check_is_file
 
 CHUNK = 4096  # rows: enough for passes of texts of like length; 2 MB of sentences
@@ -44,7 +47,7 @@ def open_rows(path: Path, size: int = CHUNK) -> Iterator[Rows]:
     with path.open("rb") as file:
         try:
             rows = reader(path, file, size)
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
             raise _unreadable(path, error) from None
         if twice := sorted({name for name in rows.names if rows.names.count(name) > 1}):
             raise ValueError(f"{path}: the name of a column must be unique. '{twice[0]}' names {rows.names.count(twice[0])}.")
@@ -94,48 +97,75 @@ def _open_parquet(path: Path, file: BinaryIO, size: int) -> Rows:
 
 
 def _open_separated(path: Path, file: BinaryIO, size: int) -> Rows:
-    header = file.readline()
-    # the course's files are separated by TABs, but named .csv
-    delimiter = "\t" if path.suffix == ".tsv" or (b"\t" in header and b"," not in header) else ","
-    parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    with pa.csv.open_csv(path, parse_options=parse) as first:
-        names = first.schema.names
+    is_tabs = path.suffix == ".tsv" or _has_tabs(file.readline())
     file.seek(0)
-    texts = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
-    reader = pa.csv.open_csv(file, parse_options=parse, convert_options=texts)
-    return Rows(names, _in_chunks(reader, size), _share_of(file, path))
+    csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size + 1))  # for the whole process; never lowered
+    encodings = chain(["utf-8-sig"], repeat("utf-8"))  # spreadsheets write a byte-order mark before the first line
+    lines = (line.decode(encoding) for line, encoding in zip(iter(file.readline, b""), encodings, strict=False))
+    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tabs else {"strict": True}
+    records = _records(path, csv.reader(lines, **options))
+    names = next(records, [])
+
+    def chunks() -> Iterator[pa.Table]:
+        while rows := list(islice(records, size)):
+            columns = zip(*rows, strict=True)
+            yield pa.table({name: pa.array(column, pa.string()) for name, column in zip(names, columns, strict=True)})
+
+    return Rows(names, chunks(), _share_of(file, path))
+
+
+def _has_tabs(header: bytes) -> bool:
+    return b"\t" in header and b"," not in header  # the course's files are separated by TABs, but named .csv
+
+
+def _records(path: Path, reader: Any) -> Iterator[list[str]]:
+    """Yield the header and the rows of a file without its empty lines.  Raises ValueError that names the line."""
+    header: list[str] = []
+    last = 0
+    try:
+        for fields in reader:
+            first, last = last + 1, reader.line_num
+            header = header or fields
+            if fields and len(fields) != len(header):
+                raise ValueError(f"{path}:{first}: a row must have {len(header)} fields, as the header. Got {len(fields)}.")
+            if fields:
+                yield fields
+    except csv.Error:
+        law = "a row must close the quotes it opens, and write a quote of a text twice"
+        raise ValueError(f"{path}:{last + 1}: {law}. This one swallows the rows up to line {reader.line_num}.") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be UTF-8 text. Got the byte 0x{error.object[error.start]:02x}.") from None
 
 
 def _open_jsonl(path: Path, file: BinaryIO, size: int) -> Rows:
-    lines = enumerate(file, start=1)
+    """Read the file twice: for its columns and their types, which later rows may add to, then for the rows."""
+    schema = pa.schema([])
+    for rows in _objects(path, file, size):
+        found = pa.table({key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)})
+        schema = pa.unify_schemas([schema, found.schema], promote_options="permissive")
+    file.seek(0)
+    chunks = (pa.Table.from_pylist(rows, schema) for rows in _objects(path, file, size))
+    return Rows(schema.names, chunks, _share_of(file, path))
 
-    def objects(number: int) -> list[dict[str, Any]]:
-        """Read the next `number` objects."""
-        found: list[dict[str, Any]] = []
-        for line, text in lines:
-            try:
-                row = json.loads(text.decode("utf-8-sig")) if text.strip() else None
-            except ValueError:
-                row = text
-            if row is not None and not isinstance(row, dict):
-                raise ValueError(f"{path}:{line}: every line must be a JSON object. Got {text[:40].decode(errors='replace')}.")
-            found += [row] if row is not None else []
-            if len(found) == number:
-                break
-        return found
 
-    first = pa.Table.from_pylist(objects(size))
-
-    def chunks() -> Iterator[pa.Table]:
-        rows, table = [], first
-        while table.num_rows:
-            yield table
-            rows = objects(size)
-            if new := {key for row in rows for key in row} - {*first.column_names}:
-                raise ValueError(f"{path}: a key must occur in the first {size:,} rows. Later ones have '{min(new)}', too.")
-            table = pa.Table.from_pylist(rows, schema=first.schema)
-
-    return Rows(first.column_names, chunks(), _share_of(file, path))
+def _objects(path: Path, file: BinaryIO, size: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the objects of a JSONL file, `size` at a time, empty lines left out.  Raises ValueError that names the line."""
+    found: list[dict[str, Any]] = []
+    for line, text in enumerate(iter(file.readline, b""), start=1):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text.decode("utf-8-sig"))
+        except ValueError:
+            row = text
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}:{line}: every line must be a JSON object. Got {text[:40].decode(errors='replace')}.")
+        found.append({key: without_lone_surrogates(of) if isinstance(of, str) else of for key, of in row.items()})
+        if len(found) == size:
+            yield found
+            found = []
+    if found:
+        yield found
 
 
 def _share_of(file: BinaryIO, path: Path) -> Callable[[], float]:
@@ -162,7 +192,9 @@ class RowWriter:
         """Append rows.  Raises ValueError for a column that the format cannot hold; OSError."""
         try:
             self._writer = self._writer or self._open(table.schema)
-            if self.suffix == ".jsonl":
+            if self.suffix == ".tsv":
+                self._writer.writelines(_tabbed(row) for row in zip(*table.to_pydict().values(), strict=True))
+            elif self.suffix == ".jsonl":
                 self._writer.writelines(f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in table.to_pylist())
             else:
                 self._writer.write_table(table)
@@ -175,5 +207,18 @@ class RowWriter:
             return pa.parquet.ParquetWriter(self.path, schema)
         if self.suffix == ".jsonl":
             return self.path.open("w", encoding="utf-8")
-        options = pa.csv.WriteOptions(delimiter="\t" if self.suffix == ".tsv" else ",", quoting_style="needed")
-        return pa.csv.CSVWriter(self.path, schema, write_options=options)
+        if self.suffix == ".tsv":
+            file = self.path.open("w", encoding="utf-8")
+            file.write(_tabbed(schema.names))
+            return file
+        return pa.csv.CSVWriter(self.path, schema, write_options=pa.csv.WriteOptions(quoting_style="needed"))
+
+
+def _tabbed(values: Iterable[object]) -> str:
+    """Return a line of a TSV file, without quotes around its texts.  Raises ValueError for a TAB or line end in a text."""
+    cells = ["" if value is None else str(value) for value in values]
+    if held := next((cell for cell in cells if re.search(r"[\t\r\n]", cell)), None):
+        raise ValueError(
+            f"A .tsv file cannot hold a text with a TAB or a line end. Got {held[:40]!r}. Use .csv, .jsonl or .parquet."
+        )
+    return "\t".join(cells) + "\n"

@@ -119,6 +119,12 @@ class CourseAdamW(AdamW):
             for age, parameters in by_age.items():
                 self._step_of(parameters, age, group)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore; torch has turned the counts of steps into tensors, for which a GPU would have to be waited for."""
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            state["step"] = int(state["step"])
+
     def _age(self, parameter: Tensor) -> int:
         """Count the step that a parameter is about to take, from 1, and return it; create its moments at the first."""
         if not self.state[parameter]:

@@ -33,8 +33,10 @@ def fitted(
 
     attempt: takes the most tokens of a pass (None: any number), and a list to which it adds the sizes of its passes before the
     first. A failed attempt must not have changed any state. what: the name of the step in messages, `step 120`.
-    Raises DoesNotFitError if passes over single examples do not fit.
+    An attempt that fails before its first pass is repeated once as it was, with the memory that was freed.
+    Raises DoesNotFitError if passes over single examples do not fit, or not even the batch.
     """
+    was_repeated = False
     while True:
         sizes: Sizes = []
         try:
@@ -44,6 +46,11 @@ def fitted(
                 raise
             reason = reason_of(error)
         release(device)
+        if not sizes:
+            if was_repeated:
+                raise DoesNotFitError(f"{what} does not fit: no memory is left for its batch ({reason}).")
+            was_repeated = True
+            continue
         limit = _smaller(limit, sizes, what, reason)
         print(f"{what} did not fit into memory; from here on in passes of at most {limit:,} tokens ({reason})", flush=True)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from minbert_core.commands import not_empty
+
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of `python -m minbert_core.train`."""
@@ -23,8 +25,8 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="override a value, for example gradient=pcgrad"
     )
-    what.add_argument("--data", metavar="DIR", help="folder with the tasks' files, or toy")
-    what.add_argument("--encoder", metavar="NAME", help="hub name or folder of a BERT, or tiny")
+    what.add_argument("--data", type=not_empty, metavar="DIR", help="folder with the tasks' files, or toy")
+    what.add_argument("--encoder", type=not_empty, metavar="NAME", help="hub name or folder of a BERT, or tiny")
     about = "train+dev: train on dev too, so without a dev score"
     what.add_argument("--on", choices=["train", "train+dev"], metavar="ROWS", help=about)
     where = made.add_argument_group("where")
@@ -43,6 +45,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _few(text: str) -> int:
-    if not text.isdigit() or not 2 <= int(text) <= 512:
+    if not text.isdecimal() or not 2 <= int(text) <= 512:
         raise argparse.ArgumentTypeError(f"must be a whole number of examples from 2 to 512. Got '{text}'.")
     return int(text)

@@ -194,7 +194,7 @@ class Stepper:
         gradient_V is the gradient of the pass's only loss at what it reads, per view, if it was computed over the whole batch.
         """
         views = self.losses.clean(one, report)
-        losses = self._task_losses(one, views, gradient_V, report)
+        losses = task_losses = self._task_losses(one, views, gradient_V, report)
         if self.teacher:
             proximal = self.losses.proximal_terms(one, views, self.teacher, report)
             losses = [loss + self.stage.proximal.weight * term for loss, term in zip(losses, proximal, strict=True)]
@@ -203,9 +203,9 @@ class Stepper:
         if smoothness is not None:
             factor = self.stage.smoothness.weight
             penalties = [weights[part.task] * factor * term for part, term in zip(one.parts, smoothness, strict=True)]
-            for part, loss, penalty in zip(one.parts, losses, penalties, strict=True):
+            for part, loss, penalty in zip(one.parts, task_losses, penalties, strict=True):
                 if measure_penalty and part.index == 0:
-                    self._measure_penalty(part.task, loss, penalty, report)
+                    self._measure_penalty(part.task, weights[part.task] * loss, penalty, report)
             losses += penalties
         total = sum(losses[1:], losses[0])
         if total.requires_grad:  # not if the encoder is frozen and the losses read features

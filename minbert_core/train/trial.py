@@ -405,7 +405,8 @@ def load_snapshot(path: Path, identity: str = "") -> tuple[dict[str, Any], list[
         law = f"belongs to a trial with another config (identity {saved_identity}, not {identity})"
         remedy = "Put back the config.yaml of that trial, or move the snapshot away to start from the beginning"
         raise ForeignSnapshotError(f"{path} {law}. It was not read. {remedy}.")
-    snapshot["counters"] = in_current_names(snapshot.get("counters", {}))
+    if "counters" in snapshot:  # a trial that has not taken a step, as during its pretraining, has none
+        snapshot["counters"] = in_current_names(snapshot["counters"])
     return snapshot, [in_current_names(record) for record in snapshot.pop("records")]
 
 

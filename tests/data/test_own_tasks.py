@@ -100,10 +100,11 @@ def test_what_is_wrong_with_a_declaration_is_a_sentence(own: dict[str, Any], sen
     assert sentence in fault(**own)
 
 
-@pytest.mark.parametrize("name", ["sst", "all", "norm", "My Task", "7", "a/b"])
+@pytest.mark.parametrize("name", ["sst", "all", "norm", "score", "My Task", "7", "a/b", "type", "values"])
 def test_a_name_that_is_taken_or_no_path_is_refused(name: str) -> None:
     with pytest.raises(
-        SettingsError, match=r"`own_tasks/.*` (has a reserved name.* Reserved: all, cfimdb, |must be named with)"
+        SettingsError,
+        match=r"`own_tasks/.*` (has a reserved name.* Reserved: all, cfimdb, |must be named with|has a name that torch)",
     ):
         load_config({"own_tasks": {name: REVIEWS}})
 

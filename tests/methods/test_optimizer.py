@@ -168,6 +168,7 @@ def test_the_course_s_adamw_goes_on_from_a_saved_state() -> None:
         if step == 2:
             fresh = settings.build([("w", resumed)], [])
             fresh.load_state_dict(other.state_dict())
+            assert type(fresh.state[resumed]["step"]) is int  # a tensor on a GPU would be waited for at each step
             other = fresh
         for weight, optimizer in ((through, one), (resumed, other)):
             weight.grad = torch.full((2, 2), 0.1 + step)

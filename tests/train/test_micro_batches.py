@@ -119,6 +119,27 @@ def test_a_step_is_repeated_with_half_its_largest_pass_until_it_fits(capsys: pyt
     ]
 
 
+def test_an_attempt_that_fails_before_its_first_pass_is_repeated_as_it_was_and_once() -> None:
+    """The copy of a batch did not fit while the step before held its memory: this was called a pass of 0 tokens."""
+    tried: list[int | None] = []
+
+    def attempt(limit: int | None, sizes: list[tuple[int, int]]) -> str:
+        tried.append(limit)
+        if len(tried) == 1:
+            raise MemoryError
+        sizes.append((100, 4))
+        return "done"
+
+    assert fitted(attempt, 80, CPU, "step 7") == ("done", 80)
+    assert tried == [80, 80]
+
+    def never(limit: int | None, sizes: list[tuple[int, int]]) -> str:
+        raise MemoryError
+
+    with pytest.raises(DoesNotFitError, match=r"^step 7 does not fit: no memory is left for its batch \(MemoryError\)\.$"):
+        fitted(never, None, CPU, "step 7")
+
+
 def test_a_failed_attempt_has_released_its_tensors_before_the_next() -> None:
     """The traceback of its error refers to them as long as the error does."""
     references: list[weakref.ref[torch.Tensor]] = []

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from minbert_core.data.tokens import PackedBatch
 from minbert_core.model import MultitaskBert
+from minbert_core.train.passes import Pass
+from minbert_core.train.task_losses import TaskLosses, Views
 from tests.train.step_bench import (
     APART,
     DIVERGENCES,
@@ -74,6 +76,18 @@ def test_the_smoothness_gradient_ratio_is_that_of_the_weighted_gradients(tiny: T
     plain.step()
     ratio = both.step(measure=True).figures["sst_smoothness_gradient_ratio"]
     assert ratio == pytest.approx(float((both.merged_P() - plain.merged_P()).norm() / plain.merged_P().norm()), rel=1e-3)
+
+
+def test_the_ratio_s_denominator_is_the_task_s_loss_without_a_teacher_s(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"train_on": ["sst"], "smoothness": smart(radius=0.05)}
+    alone, taught = Bench(tiny(**config)), Bench(tiny(**config, proximal="bregman"))
+    expected = alone.step(measure=True).figures["sst_smoothness_gradient_ratio"]
+
+    def large(losses: TaskLosses, one: Pass, views: Views, *_: Any) -> list[Tensor]:
+        return [1e3 * views.answers_VT[0][0].square().sum()]
+
+    monkeypatch.setattr(TaskLosses, "proximal_terms", large)
+    assert taught.step(measure=True).figures["sst_smoothness_gradient_ratio"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_measuring_changes_no_gradient(tiny: Tiny) -> None:

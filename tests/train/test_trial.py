@@ -37,6 +37,16 @@ Records = list[dict[str, Any]]
 CLOCK = ("time_ms", "seconds", "train/examples_per_second", "system/peak_memory_gb")
 
 
+def test_a_trial_that_was_killed_before_its_first_step_begins_with_it(tiny: Tiny, tmp_path: Path) -> None:
+    """Its pretraining had been saved, with a snapshot that has no step; its weights were asked for all the same."""
+    config = tiny(budget={"examples": 24, "points": [1]})
+    save_snapshot(tmp_path / "snapshot.pt", {}, [{"kind": "pretrain", "step": 1}])
+    snapshot, records = load_snapshot(tmp_path / "snapshot.pt")
+    assert [record["step"] for record in records] == [1]
+    resumed, fresh = ([p.record for p in train(config, open_inputs(config), begun)] for begun in (snapshot, None))
+    assert without_clock(resumed) == without_clock(fresh)
+
+
 def without_clock(records: Records) -> Records:
     return [{name: value for name, value in record.items() if name not in CLOCK} for record in records]
 
