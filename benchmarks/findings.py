@@ -9,7 +9,7 @@ for each arm its cost (CPU time per example; the baseline's is 1), its dev score
 interval (Student's t over the paired seeds).
 
 Arms are compared at equal examples first. If the cost differs by more than `SAME_COST` (medians over seeds), an arm is trained
-again at equal seconds, with as many examples as the baseline's time pays for. This is omitted if the answer is known: a costlier
+again at equal seconds, with as many examples as the baseline's time pays for. This is omitted if the answer is known: a slower
 arm that is behind had more time already, a cheaper one that is ahead had less. Time is CPU time, because wall time depends on
 the other processes.
 """

@@ -24,6 +24,7 @@ from minbert_core.words import counted
 from search.cluster.storage import StorageFault
 from search.cost.estimate import full_disk
 from search.environment import git_commit, versions
+from search.methods.decisions import Scheduler
 from search.options import SearchOptions
 from search.plan.folder import PRETRAINING, PlanRecord, read_plan
 from search.plan.plan import Plan
@@ -66,16 +67,11 @@ def run_search(
 
     repairs: what checking the files of a resumed search has found; None: the search is new.
     """
-    record, resumed, repairs = read_plan(folder), repairs is not None, repairs or Repairs()
-    uri = record.tracking_uri or store_uri(folder.parent)
-    files = [folder / "space.yaml", folder / "plan.json"]
-    note, digests, num_rows = _note(plan, folder, []), plan.fingerprints(), _num_rows(plan)
-    search = SearchRecord(
-        uri, plan.name, note, _tags(plan), _params(plan), digests, num_rows, files, resumed, search_id=record.id
-    )
-    rungs, resume = plan.space.settings.rungs, resume_command(folder, options.address)
-    tasks, slots = list(plan.config.train_on), plan.resources.slots
+    record = read_plan(folder)
+    uri, resume = record.tracking_uri or store_uri(folder.parent), resume_command(folder, options.address)
+    tasks, rungs, slots = list(plan.config.train_on), plan.space.settings.rungs, plan.resources.slots
     narrator = Narrator(folder, tasks, plan.num_trials, slots, rungs[-1], plan.examples)
+    search = _search_record(folder, plan, record, uri, resumed=repairs is not None)
     recorder = Recorder(folder, tasks, rungs[-1], Tracker(search, narrator.say))
     recorder.tracker.start()
     others = list(_other_records(folder, options, record, narrator.say))
@@ -85,22 +81,10 @@ def run_search(
             at_end.callback(_close, other, interrupts)
         narrator.log.write("\n".join(plan_lines(plan, num_dropped=None)) + "\n")  # the terminal has shown them already
         narrator.show([f"folder    {folder}", _dashboard(folder), f"mlflow    {ui_command(uri, Path.cwd())}"])
-        for sentence in repairs.sentences:
-            narrator.say(sentence)
         with _ended_after_fault(narrator, recorder.tracker, resume) as end:
-            num_reopened = reopen_failed(folder) if options.retry_failed else 0
-            if num_reopened:
-                # it writes the entries of the reopened trials into their folders
-                repairs = repair(folder, plan.space, plan.seed)
-            study = Study(folder, plan.space, plan.seed, _files(folder, record), record.earlier)
             scheduler = plan.space.settings.trial_scheduler.build(rungs, plan.num_trials)
-            unfinished = study.restore(scheduler, repairs.records) if resumed else []
+            study, unfinished = _begun_or_restored(folder, plan, record, options, scheduler, repairs, narrator)
             listeners.replay(study.results())
-            if resumed:
-                counts = f"{narrator.num_done()} of {plan.num_trials} trials have ended, {len(unfinished)} continue"
-                narrator.say(f"resumed; {counts}")
-            if num_reopened:
-                narrator.say(f"{counted(num_reopened, 'failed trial')} of these run again")
             limits = seconds_left, plan.relocated, options.retries, 60 * options.patience
             searcher = StudySearcher(study, scheduler, plan.num_trials, unfinished, listeners, *limits)
             narrator.slots = lambda: slots if math.isinf(searcher.room) else searcher.room
@@ -119,6 +103,42 @@ def run_search(
             if not interrupts.seen:
                 searcher.pause_the_rest()
         return close(folder, plan, study.results(), narrator, recorder.tracker, interrupts.seen, uri, resume)
+
+
+def _search_record(folder: Path, plan: Plan, record: PlanRecord, uri: str, resumed: bool) -> SearchRecord:
+    """Return what MLflow's run of the search shows."""
+    note, digests, num_rows = _note(plan, folder, []), plan.fingerprints(), _num_rows(plan)
+    files = [folder / "space.yaml", folder / "plan.json"]
+    return SearchRecord(
+        uri, plan.name, note, _tags(plan), _params(plan), digests, num_rows, files, resumed, search_id=record.id
+    )
+
+
+def _begun_or_restored(
+    folder: Path,
+    plan: Plan,
+    record: PlanRecord,
+    options: SearchOptions,
+    scheduler: Scheduler,
+    repairs: Repairs | None,
+    narrator: Narrator,
+) -> tuple[Study, list[TrialResult]]:
+    """Return the study of a new search, or that of a resumed one and its trials that have not ended; say what was found."""
+    files = _files(folder, record)
+    if repairs is None:
+        return Study(folder, plan.space, plan.seed, files, record.earlier), []
+    for sentence in repairs.sentences:
+        narrator.say(sentence)
+    num_reopened = reopen_failed(folder) if options.retry_failed else 0
+    if num_reopened:
+        repairs = repair(folder, plan.space, plan.seed)  # it writes the entries of the reopened trials into their folders
+    study = Study(folder, plan.space, plan.seed, files, record.earlier)
+    unfinished = study.restore(scheduler, repairs.records)
+    num_ended = len(study.results()) - len(unfinished)
+    narrator.say(f"resumed; {num_ended} of {plan.num_trials} trials have ended, {len(unfinished)} continue")
+    if num_reopened:
+        narrator.say(f"{counted(num_reopened, 'failed trial')} of these run again")
+    return study, unfinished
 
 
 @contextlib.contextmanager

@@ -33,8 +33,9 @@ from search.space.space import Sample, Space
 from search.space.walk import Choose, config_path, nodes, own_value
 from search.study.trials import TrialResult, ranked
 
-PER_SEARCH = ("seed", "budget", "objective", "machine", "data", "own_tasks", "plugins", "rows", "encoder/checkpoint")
-PER_RUN = ("seed", "budget/points", "objective", "machine", "data", "plugins", "encoder/checkpoint")  # what no score depends on
+CHECKPOINT = "encoder/checkpoint"
+PER_SEARCH = ("seed", "budget", "objective", "machine", "data", "own_tasks", "plugins", "rows", CHECKPOINT)
+PER_RUN = ("seed", "budget/points", "objective", "machine", "data", "plugins", CHECKPOINT)  # what no score depends on
 MOST_SHOWN = 3  # settings per trial that the plan lists
 
 
@@ -59,7 +60,7 @@ def with_best_of(search: Search, most: int, space: Space) -> tuple[Space, list[s
             lines.append(f"{name} is omitted. {min(faults).sentence}")
             continue
         config = _unseeded(point())
-        name += _without(list(_differences(trial.config(), config, PER_SEARCH)))
+        name += _without([*_other_encoder(trial, point(), space), *_differences(trial.config(), config, PER_SEARCH)])
         if config in known:
             lines.append(f"{name} is omitted: it is a baseline of this space already")
             continue
@@ -87,9 +88,11 @@ def with_known_trials(search: Search, plan: Plan) -> Plan:
     known: list[dict[str, Any]] = []
     omitted: list[str] = []
     for trial in ended:
-        sample, scores = plan.space.sample(_like(trial, plan.space.together)), _scores(trial, plan.space.settings.rungs)
+        sample, scores = plan.space.sample(_like(trial, plan.space)), _scores(trial, plan.space.settings.rungs)
         try:
-            lacks = _without(list(_differences(trial.config(), sample.config(), PER_RUN)))
+            lacks = _without(
+                [*_other_encoder(trial, sample, plan.space), *_differences(trial.config(), sample.config(), PER_RUN)]
+            )
         except SettingsError as error:  # three branches may exclude each other
             lacks = f", because {error.faults[0].sentence}"
         if lacks or not scores:
@@ -133,7 +136,7 @@ def _unseeded(sample: Sample) -> TrialConfig:
 
 def _as_baseline(space: Space, trial: TrialResult) -> dict[str, Any]:
     """Write the point of a space that is nearest to a trial as a baseline: each choice as the branch itself, by its content."""
-    sample = space.sample(_like(trial, space.together))
+    sample = space.sample(_like(trial, space))
     chosen = dict(nodes(sample.document, ""))
     together = {name.removeprefix("together/"): label for name, label in sample.params.items() if name.startswith("together/")}
     paths = sorted({config_path(name) for name in sample.params if not name.startswith("together/")})
@@ -142,9 +145,9 @@ def _as_baseline(space: Space, trial: TrialResult) -> dict[str, Any]:
     return settings | ({"together": together} if together else {})
 
 
-def _like(trial: TrialResult, together: Mapping[str, Choice]) -> Choose:
+def _like(trial: TrialResult, space: Space) -> Choose:
     """Return a `choose` with the trial's branches, the values of ranges that are nearest to its own, and defaults elsewhere."""
-    settings = _nodes(trial.config())
+    settings, together = _nodes(trial.config()), space.together
 
     def choose(name: str, domain: Domain) -> Any:
         if isinstance(domain, Choice) and trial.params.get(name) in domain.labels:
@@ -152,11 +155,29 @@ def _like(trial: TrialResult, together: Mapping[str, Choice]) -> Choose:
         if name.startswith("together/"):
             return _branch_like(together[name.removeprefix("together/")], settings)
         value = _value(settings, config_path(name))
+        if name == CHECKPOINT and isinstance(domain, Choice):
+            alike = (label for label in domain.labels if _is_encoder(space, str(label), str(value)))
+            return next(alike, None) or default_choice(name, domain)
         if isinstance(domain, Range):
             return domain.nearest(value) if isinstance(value, int | float) else default_choice(name, domain)
         return domain.label_of(value) if domain.contains(value) else default_choice(name, domain)
 
     return choose
+
+
+def _is_encoder(space: Space, name: str, folder: str) -> bool:
+    """Return whether a space's name of an encoder means that in a trial's `folder`, however the two are spelled."""
+    ours, theirs = Path(space.encoders.get(name, name)), Path(folder)
+    if name == folder or ours.absolute() == theirs.absolute():
+        return True
+    return ours.is_dir() and theirs.is_dir() and encoder_fingerprint(ours) == encoder_fingerprint(theirs)
+
+
+def _other_encoder(trial: TrialResult, sample: Sample, space: Space) -> Iterator[str]:
+    """Yield the encoder of a trial if it is searched for here, and the point has another."""
+    theirs, ours = trial.config().encoder.checkpoint, sample.params.get(CHECKPOINT)
+    if ours is not None and not _is_encoder(space, str(ours), theirs):
+        yield f"{CHECKPOINT} {theirs} (here {ours})"
 
 
 def _branch_like(choice: Choice, settings: Mapping[str, Any]) -> Any:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypedDict
 
+from minbert_core.commands import not_empty
 from minbert_core.files import user_path
 from minbert_core.settings.models import NAME
 from minbert_core.words import did_you_mean
@@ -129,7 +130,7 @@ def _words(name: str, value: Any) -> list[str]:
 def positive(value: object) -> int:
     """Return a whole number of 1 or more.  Raises ArgumentTypeError, as all checks of this file do."""
     text = str(value)
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more. Got '{text}'.")
     return int(text)
 
@@ -145,7 +146,7 @@ def share(value: object) -> float:
 def gpus(value: object) -> str:
     """Return `auto`, or a number of GPUs as text."""
     text = str(value)
-    if text != "auto" and not text.isdigit():
+    if text != "auto" and not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number or auto. Got '{text}'.")
     return text
 
@@ -167,7 +168,7 @@ def _number(value: object) -> float:
 
 def _count(value: object) -> int:
     text = str(value)
-    if not text.isdigit():
+    if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number of 0 or more. Got '{text}'.")
     return int(text)
 
@@ -197,7 +198,7 @@ def _earlier(value: object) -> str:
     """Return the name of an earlier search, perhaps with a number of its trials: `NAME` or `NAME:N`."""
     text = str(value)
     name, colon, number = text.partition(":")
-    if not NAME.fullmatch(name) or (colon and not (number.isdigit() and int(number) > 0)):
+    if not NAME.fullmatch(name) or (colon and not (number.isdecimal() and int(number) > 0)):
         raise argparse.ArgumentTypeError(f"must be NAME, or NAME:N as in smart:3 for the three best of smart. Got '{text}'.")
     return text
 
@@ -206,7 +207,7 @@ def cluster_address(value: object) -> str:
     """Return `local`, `auto` or HOST:PORT."""
     text = str(value)
     host, _, port = text.rpartition(":")
-    if text not in ("local", "auto") and not (host and port.isdigit() and "/" not in host):
+    if text not in ("local", "auto") and not (host and port.isdecimal() and "/" not in host):
         raise argparse.ArgumentTypeError(f"must be HOST:PORT or auto. Got '{text}'.")
     return text
 
@@ -247,8 +248,8 @@ def _overrides(value: object) -> tuple[str, ...]:
 
 CHECKS: dict[str, Callable[[object], Any]] = {  # what a keyword passes through; the parser uses the same functions
     "set": _overrides,
-    "data": str,
-    "encoder": str,
+    "data": not_empty,
+    "encoder": not_empty,
     "trials": positive,
     "hours": _amount,
     "gpus": gpus,
@@ -296,8 +297,8 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--set", action="append", metavar="PATH=VALUE", help="override a value: optimizer/lr=2e-5; may be repeated"
     )
-    what.add_argument("--data", metavar="DIR", help="folder with the corpora, or toy")
-    what.add_argument("--encoder", metavar="NAME", help="pretrained BERT: hub name or folder, or tiny")
+    what.add_argument("--data", type=not_empty, metavar="DIR", help="folder with the corpora, or toy")
+    what.add_argument("--encoder", type=not_empty, metavar="NAME", help="pretrained BERT: hub name or folder, or tiny")
     what.add_argument(
         "--from", dest="from_", type=_earlier, metavar="NAME[:N]", help="learn from a search's trials; :N: its N best run first"
     )
@@ -305,7 +306,9 @@ def parser() -> argparse.ArgumentParser:
     much.add_argument("--trials", type=positive, metavar="N", help="configurations to try, including baselines")
     much.add_argument("--hours", type=_amount, metavar="H", help="time limit; trials that would exceed it are paused")
     much.add_argument("--gpus", type=gpus, metavar="N|auto", help="GPUs to use; auto (default): all free GPUs here")
-    much.add_argument("--gpus-per-trial", type=share, metavar="X", help="share of a GPU per trial (default: a probe decides)")
+    much.add_argument(
+        "--gpus-per-trial", type=share, metavar="X", help="share of a GPU per trial (default: a probe decides, with --gpus N 1)"
+    )
     much.add_argument("--cpus-per-trial", type=positive, metavar="N", help="CPU cores and threads per trial (default 1)")
     much.add_argument("--seed", type=_count, metavar="N", help="seed of the sampler and the trials (default 0)")
     much.add_argument(

@@ -4,7 +4,7 @@
     read("smart").to_pandas()                      the trials of runs/smart
     read("smart", "gradvac", runs="elsewhere")     of several; without a name, of all searches
 
-It only reads: it takes no lock and changes nothing.
+It only reads: it changes nothing, and holds no lock but for the moment in which it asks whether a search is running.
 """
 
 from __future__ import annotations

@@ -155,6 +155,7 @@ def start_or_resume(options: SearchOptions) -> tuple[Path, int]:
     retry = shlex.join(["python", "-m", "search.run", *_without_gpus(options.arguments)])
     if resumed and options.resume is not None:
         return runs / options.resume, _resume(options, runs / options.resume, retry, clock)
+    asked = asked_space(options) if options.space is not None else ""
     plan = _new_plan(options, runs, retry)
     print("\n".join(plan_lines(plan)))
     if options.dry_run:
@@ -163,7 +164,7 @@ def start_or_resume(options: SearchOptions) -> tuple[Path, int]:
         print(*measured_lines(plan, start, options.price, options.hours, load), sep="\n")
         print(f"Nothing was started. Without --dry-run the search goes to {runs / plan.name}.")
         return runs / plan.name, DONE
-    return _start(options, plan, runs, clock)
+    return _start(options, plan, runs, asked, clock)
 
 
 def _prepare(options: SearchOptions, runs: Path) -> tuple[Path, int]:
@@ -197,12 +198,12 @@ def _earlier(options: SearchOptions, name: str) -> Search:
 def _sets(options: SearchOptions) -> list[str]:
     """Return --set, --data and --encoder as overrides of the space."""
     sets = [*options.set]
-    sets += [f"data={json.dumps(options.data)}"] if options.data else []
-    return sets + ([f"encoder/checkpoint={json.dumps(options.encoder)}"] if options.encoder else [])
+    sets += [f"data={json.dumps(options.data)}"] if options.data is not None else []
+    return sets + ([f"encoder/checkpoint={json.dumps(options.encoder)}"] if options.encoder is not None else [])
 
 
 def _new_plan(options: SearchOptions, runs: Path, retry: str) -> Plan:
-    """Plan a new search in `runs`, with a free name. Where nobody has said how many trials share a GPU, a probe decides."""
+    """Plan a new search in `runs`, with a free name. Without a number of GPUs, a probe decides how many trials share one."""
     name = options.resume or options.name
     space, notes = _new_space(options, name or UNNAMED)
     asked = options.gpus or "auto", options.gpus_per_trial, options.cpus_per_trial or 1
@@ -228,13 +229,16 @@ def _new_plan(options: SearchOptions, runs: Path, retry: str) -> Plan:
     return plan
 
 
-def _start(options: SearchOptions, plan: Plan, runs: Path, clock: Callable[[], float]) -> tuple[Path, int]:
-    """Make the search's folder, with its space and its plan, and run the search. Return the folder and the exit code."""
+def _start(options: SearchOptions, plan: Plan, runs: Path, asked: str, clock: Callable[[], float]) -> tuple[Path, int]:
+    """Make the search's folder, with its space and its plan, and run the search. Return the folder and the exit code.
+
+    asked: the digest of the space as it was read.
+    """
     folder, held = claim_search_folder(runs, options.resume or options.name, plan.space.name)
     plan = replace(plan, name=folder.name)
     with held:
         clear_failed_start(folder)
-        search_id, asked, written = secrets.token_hex(8), asked_space(options), write_space(folder, plan.space.document)
+        search_id, written = secrets.token_hex(8), write_space(folder, plan.space.document)
         write_plan(folder, plan_record(plan, options.arguments, search_id, options.tracking_uri, asked, written))
         return folder, run_search(folder, plan, options, clock)
 

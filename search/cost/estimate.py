@@ -56,13 +56,14 @@ def measured_lines(
     with tempfile.TemporaryDirectory(prefix="minbert-measure-") as scratch:
         try:
             points = branch_points(plan.space)
-            costs = measure_points(points, plan.resources, Path(scratch), show_progress, offered(plan))
+            at_once = trials_at_once(plan)
+            costs = measure_points(points, plan.resources, at_once, Path(scratch), show_progress, offered(plan))
         finally:
             show_progress("")
             ray.shutdown()
     resources = plan.resources
     rows = lines(estimate(plan, points, costs, start_up_seconds), resources, price, hours)
-    if load > 1 + resources.cpus - resources.slots * resources.cpus_per_trial:
+    if load > 1 + resources.cpus - at_once * resources.cpus_per_trial:
         rows.append(f"warning   measured while other work was running (load {load:.1f}); without it the search is faster")
     return rows
 
@@ -82,6 +83,7 @@ class Estimate:
     slowest: tuple[str, float] | None  # the branch with the largest ratio to the fastest branch of its choice, and that ratio
     num_measured: int
     num_branches: int
+    at_once: int  # trials at a time
     pretraining: Mapping[str, float] = field(default_factory=dict)  # name -> seconds, of each one that is not cached yet
 
 
@@ -117,7 +119,13 @@ def estimate(plan: Plan, points: ProbePoints, costs: Mapping[int, list[Cost]], s
         num_measured=len(factors),
         num_branches=points.num_branches,
         pretraining=pretraining,
+        at_once=trials_at_once(plan),
     )
+
+
+def trials_at_once(plan: Plan) -> int:
+    """Return how many trials run at a time: as many as fit, if there are so many."""
+    return min(plan.resources.slots, plan.num_trials)
 
 
 def _mean(costs: list[Cost]) -> Factors:
@@ -194,8 +202,8 @@ def full_disk(plan: Plan, folder: Path, fault: OSError) -> str:
 def lines(estimate: Estimate, resources: Resources, price: float | None, hours: float | None) -> list[str]:
     """Return the estimate as the user reads it. price: per GPU-hour, or per machine-hour without GPUs. hours: --hours."""
     low, high = (_about(estimate.seconds * factor) for factor in RANGE)
-    wall_hours, at_once = estimate.seconds / 3600, f"{counted(resources.slots, 'trial')} at a time"
-    used = wall_hours * (resources.gpus or resources.slots * resources.cpus_per_trial)
+    wall_hours, at_once = estimate.seconds / 3600, f"{counted(estimate.at_once, 'trial')} at a time"
+    used = wall_hours * (resources.gpus or estimate.at_once * resources.cpus_per_trial)
     rows = [
         f"about {_about(estimate.seconds)} on this machine, {at_once} (between {low} and {high}, as the sampler may drift); "
         f"{_rounded(used)} {'GPU' if resources.gpus else 'core'}-hours"
@@ -219,7 +227,7 @@ def lines(estimate: Estimate, resources: Resources, price: float | None, hours: 
         rows.append(f"--hours {hours:g} would suffice for about {counted(fit, 'trial')}")
     rows = [f"{'' if i else 'estimate':<9} {text}" for i, text in enumerate(rows)]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    if not resources.gpus and resources.slots * estimate.memory_gb > memory:
+    if not resources.gpus and estimate.at_once * estimate.memory_gb > memory:
         rows.append(f"warning   {at_once} need more than this machine's {memory:.0f} GB of memory. Raise --cpus-per-trial.")
     return rows
 

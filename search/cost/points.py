@@ -64,9 +64,14 @@ def branch_points(space: Space, at_most: int = MOST_POINTS, choose: Choose = def
 
 
 def measure_points(
-    points: ProbePoints, resources: Resources, scratch: Path, show: Callable[[str], None], supplies: Supplies | None = None
+    points: ProbePoints,
+    resources: Resources,
+    at_once: int,
+    scratch: Path,
+    show: Callable[[str], None],
+    supplies: Supplies | None = None,
 ) -> dict[int, list[Cost]]:
-    """Measure the costs of the points, as many at a time as the search runs trials, until BEGIN_SECONDS. Ray must run.
+    """Measure the costs of the points, `at_once` at a time as the search runs trials, until BEGIN_SECONDS. Ray must run.
 
     The default point fills up the last round, so that every point is measured under the search's own load.
     Raises Refused if a point cannot be trained here.
@@ -76,10 +81,10 @@ def measure_points(
     remote = ray.remote(  # max_calls: a new process each, as for a trial, with its own peak of memory
         num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, max_calls=1, max_retries=0
     )(measure)
-    order = [*range(len(points.samples)), *[0] * (-len(points.samples) % resources.slots)]
+    order = [*range(len(points.samples)), *[0] * (-len(points.samples) % at_once)]
     began, running, costs = time.monotonic(), {}, {}  # type: tuple[float, dict[Any, int], dict[int, list[Cost]]]
     while True:
-        while order and len(running) < resources.slots and (not costs or time.monotonic() - began < BEGIN_SECONDS):
+        while order and len(running) < at_once and (not costs or time.monotonic() - began < BEGIN_SECONDS):
             index = order.pop(0)
             running[remote.remote(as_written(points.samples[index].config()), time.time(), scratch, supplies)] = index
         if not running:

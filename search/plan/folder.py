@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from minbert_core.words import did_you_mean, shown
 from search.space.file import read_document, structure_faults
 
 PRETRAINING = "pretraining.jsonl"  # the records of pretrainings before the trials
+READER_SECONDS = 0.3  # how long a reader may hold a search's lock
 BEFORE_A_STEP = {
     "lock",
     "trials",
@@ -133,9 +135,10 @@ def has_begun(folder: Path) -> bool:
 
 
 def clear_failed_start(folder: Path) -> None:
-    """Remove the study that a failed start has left. Only the process that holds the search's lock may call this."""
+    """Remove the study and W&B's folder that a failed start has left. Only the process that holds the lock may call this."""
     for name in ("study.journal", "study.journal.lock"):
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "wandb", ignore_errors=True)
 
 
 def claim_search_folder(runs: Path, name: str | None, default: str) -> tuple[Path, IO[str]]:
@@ -161,11 +164,17 @@ def _claimed(folder: Path) -> IO[str]:
 
 
 def lock(folder: Path) -> IO[str]:
-    """Hold the search's lock until the returned file is closed or the process dies.  Raises Refused if it is held elsewhere."""
-    path = folder / "lock"
+    """Hold the search's lock until the returned file is closed or the process dies.  Raises Refused if it is held elsewhere.
+
+    A reader that asks whether the search is running (`Search.is_running`) holds it for a moment, which is waited for.
+    """
+    path, deadline = folder / "lock", time.monotonic() + READER_SECONDS
     with contextlib.ExitStack() as at_fault:
         file = at_fault.enter_context(path.open("a+"))
-        if not files.lock(file, path):
+        while not files.lock(file, path):
+            if time.monotonic() < deadline:
+                time.sleep(READER_SECONDS / 10)
+                continue
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise Refused(f"The search in {folder} is running already ({holder}).")

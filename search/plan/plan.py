@@ -69,8 +69,7 @@ def branch_samples(space: Space) -> list[Sample]:
 
     A range in `LIMITED` counts as a choice of its two ends, since cores and encoder must suffice for both.
     """
-    switches = {name: entry for name, entry in space.domains().items()
-                if isinstance(entry[0], Choice) or name.startswith(LIMITED)}  # fmt: skip
+    switches = [place for place in space.occurrences() if isinstance(place[1], Choice) or place[0].startswith(LIMITED)]
     return [space.sample(forcing(forced)) for forced in ({}, *cover(switches))]
 
 

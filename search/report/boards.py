@@ -88,7 +88,7 @@ class Boards(OtherRecord):
         file.flush()
 
     def _end(self, trial: TrialResult) -> None:
-        """Write what the file lacks, then the parameters with the best scores, which TensorBoard shows under HPARAMS."""
+        """Write what the file lacks, then the parameters and the names of the scores, which TensorBoard shows under HPARAMS."""
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import hparams
 

@@ -22,8 +22,8 @@ def drawn(lines: Iterable[str], width: int) -> Iterator[RenderableType]:
     """Draw the Markdown tables among the lines; other lines stay text. Columns that do not fit are left out, OPTIONAL first."""
     for is_table, group in itertools.groupby(lines, key=lambda line: line.startswith("|")):
         if is_table:
-            head, _, *rows = (line.strip("|").split(" | ") for line in group)
-            yield _table([[cell.strip() for cell in row] for row in (head, *rows)], width)
+            head, _, *rows = (line.strip("|").split(" | ") for line in group)  # in a cell it is ` \| `
+            yield _table([[cell.strip().replace(r"\|", "|") for cell in row] for row in (head, *rows)], width)
         else:
             yield from map(Text, group)
 

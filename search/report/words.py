@@ -45,7 +45,11 @@ def scores(record: dict[str, Any], tasks: Iterable[str]) -> str:
 
 
 def markdown(rows: list[list[str]]) -> list[str]:
-    """Format rows, of which the first is the heading, as the lines of a Markdown table that is aligned as plain text too."""
+    """Format rows, of which the first is the heading, as the lines of a Markdown table that is aligned as plain text too.
+
+    A `|` in a cell is written as Markdown has it there, with a backslash before it.
+    """
+    rows = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
     return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]

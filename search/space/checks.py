@@ -15,9 +15,9 @@ from minbert_core.settings.faults import Fault, SettingsError, Where, fault_at
 from minbert_core.words import did_you_mean
 from search.methods.trial_schedulers import rung_faults
 from search.space.choosing import Sample
-from search.space.domains import Domain, Range
+from search.space.domains import Choice, Domain, Range, is_domain
 from search.space.file import SpaceSettings, where_under
-from search.space.walk import Guards
+from search.space.walk import Guards, nodes, own_value
 
 FIXED = ("data", "own_tasks", "plugins", "rows")  # settings that define the data, the same for all trials
 MOST_COMBINATIONS = 1000  # of a grid: each takes a few milliseconds to check before anything starts
@@ -40,6 +40,29 @@ def domain_faults(entries: Iterable[tuple[str, str, Domain, Guards]], where: Whe
         if path.partition("/")[0] in FIXED:
             law = "may not hold a domain: all trials must have the same data, or their scores could not be compared"
             yield fault_at(path, f"`{path}` {law}. `train_on` may choose between tasks.", here)
+
+
+def together_faults(together: Mapping[str, Choice], where: Where) -> Iterator[Fault]:
+    """Yield a fault for each path that two names of `together` set, and for each --set that all branches of one replace."""
+    first: dict[str, str] = {}
+    for name, choice in together.items():
+        paths = [_paths_set(branch) for branch in choice.branches]
+        for path in sorted(set().union(*paths)):
+            if (other := first.setdefault(path, name)) != name:
+                law = "Only the later one would count. Let one of them set it"
+                yield fault_at(
+                    f"together/{name}", f"`{path}` is set by `together/{other}` and `together/{name}`. {law}.", where
+                )
+        for path in sorted(set.intersection(*paths)) if paths else ():
+            if path in where and where[path][0].replace(".", "/").startswith((f"--set {path}=", f"--set config/{path}=")):
+                law = f"has no effect: every branch of `together/{name}` sets it"
+                yield fault_at(path, f"`{path}` {law}. Choose a branch in its place, or change the space's file.", where)
+
+
+def _paths_set(branch: Any) -> set[str]:
+    """Return the paths that a branch of `together` sets, without maps that only hold others."""
+    written = nodes(branch, "")
+    return {path for path, node in written if is_domain(node) or own_value(node) is not None or node is None}
 
 
 def grid_faults(

@@ -6,7 +6,7 @@ Optuna, a baseline and the check of all branches differ only in `choose(paramete
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,11 +40,14 @@ def forcing(forced: Mapping[str, Any]) -> Choose:
     return lambda name, domain: forced[name] if name in forced else default_choice(name, domain)
 
 
-def cover(domains: Mapping[str, tuple[Domain, Guards]]) -> Iterator[dict[str, Any]]:
-    """Yield forced values that together include every pair of branches and both ends of every range, with their guards."""
+def cover(places: Iterable[tuple[str, Domain, Guards]]) -> Iterator[dict[str, Any]]:
+    """Yield forced values that together include every pair of branches and both ends of every range, with their guards.
+
+    places: (parameter, domain, guards) of each place that has a domain; branches may hold the same one.
+    """
     branches: list[dict[str, Any]] = []
     yield {}
-    for name, (domain, guards) in domains.items():
+    for name, domain, guards in places:
         points = [{**guards, name: value} for value in domain.values()]
         branches += points if isinstance(domain, Choice) else []
         yield from points

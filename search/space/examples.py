@@ -234,7 +234,7 @@ def _points() -> dict[str, list[Point]]:
     found = {}
     for file in sorted(SPACES.glob("*.yaml")):
         space = Space(file.stem, SpaceSettings(), *read_document(file))
-        found[file.stem] = [_point(space, forced) for forced in cover(space.domains())]
+        found[file.stem] = [_point(space, forced) for forced in cover(space.occurrences())]
     return found
 
 

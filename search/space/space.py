@@ -21,7 +21,7 @@ from minbert_core.settings.models import NAME
 from minbert_core.settings.paths import lay_over
 from minbert_core.words import did_you_mean
 from search.space.baselines import contradictions, naming, possible_branches, unknown_branches
-from search.space.checks import FIXED, config_faults, domain_faults, grid_faults, published_faults
+from search.space.checks import FIXED, config_faults, domain_faults, grid_faults, published_faults, together_faults
 from search.space.choosing import Sample, all_combinations, cover, default_choice, forcing
 from search.space.domains import Choice, Domain, Range, is_domain
 from search.space.file import SPACE_KEYS, SpaceSettings, nested, read_document, structure_faults, where_under
@@ -144,12 +144,13 @@ class Space:
         except SettingsError as error:
             raise SettingsError([*error.faults, *self._faults_beside_domains()]) from None
         grid = grid_faults(self.document, self.settings, domains, lambda: len(self.combinations()), self.where)
-        if faults := {*grid, *published_faults(self.document, self.where)}:
+        if faults := {*grid, *together_faults(self.together, self.where), *published_faults(self.document, self.where)}:
             raise SettingsError(faults)
-        forced_points = self.combinations() if self.settings.sampler.is_exhaustive else cover(domains)
+        places = self.occurrences()
+        forced_points = self.combinations() if self.settings.sampler.is_exhaustive else cover(places)
         points: list[Callable[[], Sample]] = [partial(self.sample, forcing(forced)) for forced in forced_points]
         points += [partial(self.baseline, i) for i in range(len(self.baselines))]
-        ranges = [(name, domain, guards) for name, (domain, guards) in domains.items() if isinstance(domain, Range)]
+        ranges = [(name, domain, guards) for name, domain, guards in places if isinstance(domain, Range)]
         inside = [partial(self.sample, forcing({**guards, name: domain.fraction})) for name, domain, guards in ranges]
         # the inside of a range is checked only if its ends are valid, because a bad end can make it invalid too
         if faults := config_faults(points, self.settings) or config_faults(inside, self.settings):

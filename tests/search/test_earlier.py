@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from minbert_core.checkpoints import save_encoder
 from minbert_core.commands import Refused
+from minbert_core.data.toy import toy_folder
+from minbert_core.encoder import TINY, new_encoder
+from minbert_core.files import cache_folder
 from minbert_core.settings.paths import unflatten
 from minbert_core.settings.yaml import dump_yaml
 from search.earlier import with_best_of, with_known_trials
@@ -215,6 +220,28 @@ def test_the_sampler_knows_the_trials_that_are_points_of_the_space(tmp_path: Pat
         "2 trials of old omitted, such as 002 without optimizer/lr 0.003 (here 0.001)",
     )
     assert plan_record(known).earlier == [dict(one) for one in known.earlier]
+
+
+def test_an_encoder_is_found_by_its_files_however_it_is_spelled(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every trial was taken for one of the first encoder of the new search."""
+    monkeypatch.chdir(tmp_path)
+    vocabulary = toy_folder(cache_folder()) / "vocab.txt"
+    words = len(vocabulary.read_text(encoding="utf-8").splitlines())
+    for i, name in enumerate("abc"):
+        save_encoder(new_encoder(replace(TINY, vocab_size=words), i, 0.1, 0.1), tmp_path / "models" / name)
+        shutil.copy(vocabulary, tmp_path / "models" / name)
+    budget, labels = {"examples": 900}, ["./models/a", "./models/b"]
+    new = planned(
+        make_space("new", {"config": {"data": "toy", "encoder": {"checkpoint": {"choice": labels}}, "budget": budget}})
+    )
+    trials = [
+        evaluated(tmp_path / "old", i, {9: 0.5}, 5e-5, encoder=str(tmp_path / "models" / name)) for i, name in enumerate("abc")
+    ]
+    known = with_known_trials(earlier_search(new, *trials), new)
+    assert [one["params"]["encoder/checkpoint"] for one in known.earlier] == labels
+    assert "such as 002 without encoder/checkpoint" in known.notes[1]
 
 
 def test_rungs_are_compared_by_their_share_of_the_budget(tmp_path: Path, plan: Plan) -> None:

@@ -86,6 +86,8 @@ def begun(here: Path, typed: Callable[..., Typed], monkeypatch: pytest.MonkeyPat
         ("--space quick.yaml --set gradient=pcgrat", 2, r"Unknown `gradient` kind 'pcgrat'; did you mean 'pcgrad'\?"),
         ("--space quick.yaml --data nowhere --encoder .", 2, r"The data folder /.*/nowhere does not exist\. With `--data DIR`"),
         ("--space quick.yaml --data . --encoder ./none", 2, r"The encoder folder none does not exist\."),
+        ("--space quick.yaml --encoder=", 2, r"--encoder: must not be empty\."),
+        ("--space quick.yaml --trials ²", 2, r"--trials: must be a whole number of 1 or more\. Got '²'\."),
         ("--space quick.yaml --trials 0", 2, r"--trials: must be a whole number of 1 or more\. Got '0'\."),
         ("--space quick.yaml --hours 0", 2, r"--hours: must be a number above 0, as in 1\.5\. Got '0'\."),
         ("--space quick.yaml --hours 2h", 2, r"--hours: must be a number above 0, as in 1\.5\. Got '2h'\."),

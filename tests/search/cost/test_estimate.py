@@ -133,6 +133,15 @@ def test_branches_that_cost_more_make_a_search_longer_and_the_dearest_is_named()
 
 
 @pytest.mark.usefixtures("cache")
+def test_a_search_of_fewer_trials_than_there_is_room_for_runs_no_more_at_a_time() -> None:
+    plan = replace(planned(3), resources=Resources(64, 0, 1, 0))
+    found = estimate(plan, branch_points(plan.space), {0: [cost(100)]}, 0)
+    [first, *_] = lines(replace(found, seconds=3600), plan.resources, None, None)
+    assert "3 trials at a time" in first
+    assert first.endswith("; 3 core-hours")
+
+
+@pytest.mark.usefixtures("cache")
 def test_the_disk_holds_what_runs_what_waits_and_the_best_few() -> None:
     plan = planned(20)
     records = disk_bytes(plan, 0, 0, copies=0)
@@ -172,7 +181,7 @@ def test_a_disk_that_is_clearly_too_small_refuses_the_search(tmp_path: Path, mon
 # ---------------------------------------------------------------------------------------------------------------- words
 
 
-HOUR = Estimate(3600, 1200, 3.1, 1_200_000_000, 600_000_000, ("smoothness=smart", 2.4), 4, 5)
+HOUR = Estimate(3600, 1200, 3.1, 1_200_000_000, 600_000_000, ("smoothness=smart", 2.4), 4, 5, 4)
 
 
 def test_an_estimate_on_a_cpu_counts_core_hours_and_the_machines_price() -> None:
@@ -285,5 +294,5 @@ def test_a_branch_that_fails_is_refused_by_name(encoder: Path, data: Path) -> No
     shutil.rmtree(encoder.with_name("gone"))
     told: list[str] = []
     with pytest.raises(Refused, match=r"The point encoder=gone cannot be trained here: ValueError: The encoder folder"):
-        measure_points(branch_points(plan.space), CPUS, encoder.parent, told.append)
+        measure_points(branch_points(plan.space), CPUS, CPUS.slots, encoder.parent, told.append)
     assert told[0] == "measuring 2 points of the space, 0 done"

@@ -8,6 +8,7 @@ import fcntl
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from search.plan.folder import (
     NEEDED,
     PlanRecord,
     claim_search_folder,
+    clear_failed_start,
     lock,
     new_search_folder,
     read_own_space,
@@ -72,10 +74,13 @@ def test_a_name_is_free_that_was_left_before_there_was_a_trial(tmp_path: Path, n
     held.close()
     for file in ("space.yaml", "plan.json", "study.journal", "log.txt"):
         (folder / file).touch()
+    (folder / "wandb").mkdir()
     assert new_search_folder(tmp_path, name, "smart") == folder
     again, held = claim_search_folder(tmp_path, name, "smart")
     held.close()
     assert again == folder
+    clear_failed_start(folder)
+    assert not (folder / "wandb").exists()  # it would say that the user had asked for W&B
     begin(folder)
     with pytest.raises(Refused, match="The name 'smart' is used"):
         claim_search_folder(tmp_path, "smart", "smart")
@@ -83,6 +88,13 @@ def test_a_name_is_free_that_was_left_before_there_was_a_trial(tmp_path: Path, n
     (tmp_path / "notes" / "mine.txt").touch()
     with pytest.raises(Refused, match="The name 'notes' is used"):
         new_search_folder(tmp_path, "notes", "smart")
+
+
+def test_a_reader_that_holds_the_lock_for_a_moment_stops_no_search(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("a") as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)
+        threading.Timer(0.1, fcntl.flock, (reader, fcntl.LOCK_UN)).start()
+        lock(tmp_path).close()
 
 
 HOLD = """

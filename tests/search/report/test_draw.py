@@ -47,6 +47,12 @@ def test_an_optional_column_is_left_out_even_if_it_is_the_last() -> None:
     assert "3.75" not in text
 
 
+def test_a_bar_in_a_cell_divides_no_column() -> None:
+    row = {"trial": "003", "minutes": "1.5", "parameters": "failed: expected int | None, got a|b"}
+    assert markdown([list(row), list(row.values())])[2] == r"| 003   | 1.5     | failed: expected int \| None, got a\|b |"
+    assert shown(row).endswith("0031.5failed:expectedint|None,gota|b")
+
+
 def test_a_cell_that_does_not_fit_is_folded_and_not_cut() -> None:
     text = shown({"group": "g" * 50, "target": "t" * 40, "verdict": "unsure"})
     assert (text.count("g"), text.count("t"), "unsure" in text) == (50 + 2, 40 + 3, True)  # with the headings' letters

@@ -88,6 +88,21 @@ def test_a_baseline_chooses_what_it_names_in_any_form() -> None:
         sample.config()
 
 
+def test_a_baseline_is_of_the_branch_that_sets_the_most_of_it() -> None:
+    """It counted as `plain`, which leaves the radius open, and a radius outside of the domain did too."""
+    radius = {"log_uniform": [1e-2, 1e-1]}
+    branches = ["none", {"name": "plain", "kind": "smart"}, {"name": "tuned", "kind": "smart", "radius": radius}]
+    config = {"smoothness": {"choice": branches}}
+
+    def params(**settings: Any) -> dict[str, Any]:
+        return space_of([{"smoothness": {"kind": "smart", **settings}}], config).baseline(0).params
+
+    assert params(radius=0.05) == {"smoothness": "tuned", "smoothness/smart/radius": 0.05}
+    assert params() == params(steps=2) == {"smoothness": "plain"}
+    with pytest.raises(SettingsError, match="`smoothness`"):
+        params(radius=7.0)
+
+
 def test_a_baseline_may_set_what_is_not_searched() -> None:
     space = space_of(
         [{"max_length": 32, "tasks/sst/loss": "cross_entropy"}],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,35 @@ def test_a_fault_that_only_one_pair_of_branches_shows_is_found(faults: Callable[
     assert only.startswith("2: `gradient` kind 'pcgrad' needs several tasks per step, but task_schedule kind 'proportional'")
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_fault_of_a_pair_is_found_in_each_of_the_branches_that_hold_one_domain(order: int) -> None:
+    """Only the first branch with it was looked at."""
+    gradient = {"choice": ["sum", "pcgrad"]}
+    branches = [
+        {"name": "several", "set": {"task_schedule": "round_robin", "gradient": gradient}},
+        {"name": "one", "set": {"task_schedule": "proportional", "gradient": gradient}},
+    ]
+    with pytest.raises(SettingsError, match="`gradient` kind 'pcgrad' needs several tasks per step"):
+        make_space("s", {"together": {"step": branches[::order]}})
+
+
+def test_two_names_of_together_may_not_set_one_path() -> None:
+    def choice(*kinds: str) -> list[dict[str, Any]]:
+        return [{"name": kind, "set": {"gradient": kind}} for kind in kinds]
+
+    with pytest.raises(SettingsError, match=r"`gradient` is set by `together/a` and `together/b`. Only the later one would"):
+        make_space("s", {"together": {"a": choice("sum", "pcgrad"), "b": choice("gradvac", "sum")}})
+
+
+def test_a_set_that_every_branch_of_together_replaces_is_refused(write: Write) -> None:
+    branches = "[{name: x, set: {task_schedule: mix}}, {name: y, set: {task_schedule: drop, max_length: 64}}]"
+    text = f"together: {{step: {branches}}}\n"
+    law = "--set task_schedule=proportional: `task_schedule` has no effect: every branch of `together/step` sets it."
+    with pytest.raises(SettingsError, match=re.escape(law)):
+        read_space(write(text), ["task_schedule=proportional"])
+    read_space(write(text), ["max_length=32"])  # of use in one of the branches
+
+
 def test_a_fault_of_a_pair_is_found_where_one_branch_lies_in_another(faults: Callable[..., list[str]]) -> None:
     text = "config:\n  gradient:\n    choice: [sum, {choice: [pcgrad, gradvac]}]\n"
     text += "  task_schedule: {choice: [round_robin, proportional]}\n"
@@ -83,7 +113,7 @@ def test_a_budget_that_is_no_map_is_not_covered_up_by_the_rungs(faults: Callable
 def test_the_points_to_check_hold_every_branch_pair_of_branches_and_end() -> None:
     smart = {"kind": "smart", "radius": {"uniform": [1, 2]}, "steps": {"choice": [1, 2]}}
     config = {"smoothness": {"choice": ["none", smart]}, "gradient": {"choice": ["sum", "pcgrad"]}}
-    forced = list(cover(make_space("s", {"config": config}).domains()))
+    forced = list(cover(make_space("s", {"config": config}).occurrences()))
     for end in (1, 2):
         assert {"smoothness": "smart", "smoothness/smart/radius": end} in forced
     for gradient in ("sum", "pcgrad"):
