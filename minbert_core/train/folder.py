@@ -46,10 +46,11 @@ def train_in(
 ) -> Iterator[Progress]:
     """Run `train` and keep its results in `folder`: metrics.jsonl, the model of the best evaluation, snapshots.
 
-    A snapshot is saved at each evaluation, after each pretraining, and at least every SAVE_EVERY_SECONDS. `snapshot` and
-    `records` are those to resume from (None and [] for a start). Each new record is appended to `records` before its progress
-    is yielded. Once an evaluation is yielded, its record, its model and its snapshot are on the disk, and survive a power loss.
-    Once `stop()` returns True, a snapshot of that moment is saved, and training ends without a further yield.
+    A snapshot is saved at each evaluation, after each pretraining, and at the first record after SAVE_EVERY_SECONDS, of
+    about a hundred in a trial. `snapshot` and `records` are those to resume from (None and [] for a start). Each new record is
+    appended to `records` before its progress is yielded. Once an evaluation is yielded, its record, its model and its snapshot
+    are on the disk, and survive a power loss. Once `stop()` returns True, a snapshot of that moment is saved, and training ends
+    without a further yield.
     """
     metrics, save_timer = folder / "metrics.jsonl", SaveTimer()
     write_records(metrics, records)

@@ -5,15 +5,17 @@ Plan -> plan_lines, warnings (terminal, log.txt)       Plan -> plan_record -> Pl
 
 from __future__ import annotations
 
+import itertools
 import math
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from minbert_core.config import FORMAT
+from minbert_core.config import FORMAT, LAYERS, TrialConfig
 from minbert_core.data.corpus import missing_test_files
 from minbert_core.machine import without_bfloat16
+from minbert_core.methods.stages import PretrainingVariant
 from minbert_core.methods.task_schedules import examples_per_step
 from minbert_core.settings.paths import as_written, flatten
 from minbert_core.train.preview import data_sentence, dropped_rows, evaluation_points, truncated_rows
@@ -56,9 +58,10 @@ def plan_lines(plan: Plan, num_dropped: int | None = 5) -> list[str]:
 
 
 def warnings(plan: Plan) -> list[str]:
-    """Return a sentence for each probable mistake: constant labels, truncated rows, no test files, too few trials."""
+    """Return a sentence for each probable mistake: constant labels, truncated rows, unused tasks, no test files, few trials."""
     config, settings = plan.config, plan.space.settings
     sentences = [*plan.resources.warnings, *plan.inputs.constant_labels(), *truncated_rows(config, plan.inputs)]
+    sentences += _unused(config)
     if not plan.resources.cluster:  # a cluster's GPUs are not this machine's
         sentences += without_bfloat16(config.machine)
     tasks = [config.known_tasks[name] for name in config.train_on]
@@ -68,6 +71,18 @@ def warnings(plan: Plan) -> list[str]:
     baselines, recipes = len(plan.space.baselines), len(plan.recipes)
     few = settings.trial_scheduler.warning(settings.rungs, plan.num_trials, baselines, recipes)
     return [*sentences, few] if few else sentences
+
+
+def _unused(config: TrialConfig) -> Iterator[str]:
+    """Yield a sentence for each task with a declaration or settings that no trial uses, as if it had been forgotten."""
+    texts = [stage.texts for stage in config.stages if isinstance(stage, PretrainingVariant)]
+    used = {*config.train_on, *itertools.chain(*texts)}
+    for name in config.own_tasks:
+        if name not in used:
+            yield f"`own_tasks/{name}` is declared, but `train_on` does not name it, so no trial uses it."
+    for name in config.tasks:
+        if name not in (*used, *LAYERS, *config.own_tasks):
+            yield f"`tasks/{name}` has settings, but `train_on` does not name {name}, so no trial uses them."
 
 
 def _split_files(plan: Plan) -> list[str]:

@@ -2,8 +2,8 @@
 
     pydantic's schema of TrialConfig -> with domains for any value and bare names for kinds -> joined with the space's own keys
 
-Everything that the schema refuses, the loader refuses too. The reverse does not hold: only the loader knows the rules between
-knobs, and what is missing once a space is laid over another.
+What the schema refuses, the loader refuses too, but for grouped digits in a number that need not be whole (1_0.5). The reverse
+does not hold: only the loader knows the rules between knobs, and what is missing once a space is laid over another.
 """
 
 from __future__ import annotations

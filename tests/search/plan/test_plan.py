@@ -162,6 +162,16 @@ def test_a_single_rung_is_not_warned_of() -> None:
 
 
 @pytest.mark.usefixtures("cache")
+def test_a_task_that_is_declared_or_set_and_not_trained_is_told() -> None:
+    own = {"files": {"train": "r.csv", "dev": "d.csv"}, "kind": "regression", "text": ["a"], "label": "b", "range": [0, 1]}
+    told = warnings(planned(6, own_tasks={"reviews": own}, tasks={"all": {"batch_size": 8}, "cfimdb": {"head": "mlp"}}))
+    assert told == [
+        "`own_tasks/reviews` is declared, but `train_on` does not name it, so no trial uses it.",
+        "`tasks/cfimdb` has settings, but `train_on` does not name cfimdb, so no trial uses them.",
+    ]
+
+
+@pytest.mark.usefixtures("cache")
 def test_rows_that_max_length_cuts_are_warned_of_from_one_in_a_hundred_on() -> None:
     [warning] = warnings(planned(max_length=24, train_on=["sst", "cfimdb"]))
     assert re.fullmatch(r"cfimdb: (9\d|100) % of the rows are longer than max_length 24 and are cut\.", warning)
@@ -214,22 +224,22 @@ def test_fields_that_may_have_been_misread_are_in_the_plan(data: Path, encoder: 
 
 def test_labels_that_are_all_the_same_are_a_warning(data: Path, encoder: Path) -> None:
     (data / "mine.csv").write_text("text,label\n" + "".join(f"film {i},1\n" for i in range(40)))
-    (data / "score.csv").write_text("text,label\n" + "a film,2.5\nno film,2\n" * 20)
-    (data / "score-dev.csv").write_text("text,label\n" + "a film,2.5\n" * 4)
+    (data / "rating.csv").write_text("text,label\n" + "a film,2.5\nno film,2\n" * 20)
+    (data / "rating-dev.csv").write_text("text,label\n" + "a film,2.5\n" * 4)
     own = {
         "mine": {"kind": "binary", "files": {"train": "mine.csv"}, "text": "text", "labels": ["0", "1"]},
-        "score": {
+        "rating": {
             "kind": "regression",
-            "files": {"train": "score.csv", "dev": "score-dev.csv"},
+            "files": {"train": "rating.csv", "dev": "rating-dev.csv"},
             "text": "text",
             "range": [0, 5],
         },
     }
-    plan = planned(data=str(data), encoder=str(encoder), own_tasks=own, train_on=["mine", "score", "sst"])
+    plan = planned(data=str(data), encoder=str(encoder), own_tasks=own, train_on=["mine", "rating", "sst"])
     expected = [
         "mine: all 36 train rows (mine.csv) have the label 1: a model learns only this label.",
         "mine: all 4 dev rows (mine.csv) have the label 1: its accuracy cannot compare models.",
-        "score: all 4 dev rows (score-dev.csv) have the label 2.5: its pearson cannot compare models.",
+        "rating: all 4 dev rows (rating-dev.csv) have the label 2.5: its pearson cannot compare models.",
     ]
     assert [text for text in warnings(plan) if "have the label" in text] == expected
     assert f"warning   {expected[0]}" in plan_lines(plan)
