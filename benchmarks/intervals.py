@@ -7,7 +7,8 @@ compares their norm by `analysis.intervals.compare`, as best_to_test does, with 
 right or wrong by a latent normal variable: the difficulty of the row, which all configurations share, the configuration's own
 view of the row, and a part that is drawn again for each seed, the flips. On STS the same sum is the error of a prediction. In
 addition every seed moves each task's accuracy or correlation by an effect with the standard deviation in the table's first
-column. A column of the table is a question, a cell its rates in per cent with 2, 3 and 5 seeds.
+column. A column of the table is a question, a cell its rates in per cent with 2, 3 and 5 seeds. An ensemble averages the latent
+variables, less their thresholds, or the predictions. Its true difference from its single models is taken to be the mean of all.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from analysis.ensembles import jackknifed, paired
 from analysis.influence import influences
 from analysis.intervals import CONFIDENCE, Scores, compare, estimate, holm
 from minbert_core.data.tasks import Metric
@@ -57,19 +59,28 @@ def draw(random: np.random.Generator, deviation: float, gains: Sequence[float], 
 
     deviation: that of the seeds' effects. view: share of the latent variance that is specific to a configuration.
     """
-    values_Ck, of_tasks = np.zeros((len(gains), max(SEEDS))), []
-    for split in SPLITS:
-        answers_CkB, labels_B = _answers(random, split, deviation, gains, view)
-        values_Ck += split.weight * np.array([_metric(split, answers_kB, labels_B) for answers_kB in answers_CkB])
+    drawn = [_logits(random, split, deviation, gains, view) for split in SPLITS]
+    return [norm([(logits_CkB[place], labels_B) for logits_CkB, labels_B in drawn]) for place in range(len(gains))]
+
+
+def norm(of_splits: Sequence[tuple[Floats, Floats]]) -> Scores:
+    """Compute the norm of some models from their logits, shape (models, B), and the labels of each split."""
+    values_k, of_tasks = np.zeros(len(of_splits[0][0])), []
+    for split, (logits_kB, labels_B) in zip(SPLITS, of_splits, strict=True):
+        answers_kB = (logits_kB > 0).astype(np.float64) if split.is_accuracy else logits_kB
         metric: Metric = "accuracy" if split.is_accuracy else "pearson"
-        of_tasks.append([split.weight * influences(metric, answers_kB, labels_B) for answers_kB in answers_CkB])
-    return [Scores(values_k, [of_task[place] for of_task in of_tasks]) for place, values_k in enumerate(values_Ck)]
+        values_k += split.weight * _metric(split, answers_kB, labels_B)
+        of_tasks.append(split.weight * influences(metric, answers_kB, labels_B))
+    return Scores(values_k, of_tasks)
 
 
-def _answers(
+def _logits(
     random: np.random.Generator, split: Split, deviation: float, gains: Sequence[float], view: float
 ) -> tuple[Floats, Floats]:
-    """Draw the answers of C configurations with k seeds each to a split, shape (C, k, B), and its labels."""
+    """Draw the logits of C configurations with k seeds each on a split, shape (C, k, B), and its labels.
+
+    Of an accuracy a logit above 0 is right, of a correlation it is the prediction.
+    """
     num, k, size = len(gains), max(SEEDS), split.num_rows
 
     def normal(share: float, *shape: int) -> NDArray[np.float32]:
@@ -79,7 +90,7 @@ def _answers(
     level_Ck1 = split.level + np.asarray(gains)[:, None, None] + deviation * random.standard_normal((num, k, 1))
     level_Ck1 = np.clip(level_Ck1, 0.01, 0.99)
     if split.is_accuracy:
-        return (latent_CkB < special.ndtri(level_Ck1)).astype(np.float64), np.ones(size)
+        return special.ndtri(level_Ck1) - latent_CkB, np.ones(size)
     labels_B = random.uniform(-(3**0.5), 3**0.5, size)  # uniform, of variance 1
     return level_Ck1 * labels_B + np.sqrt(1 - level_Ck1**2) * latent_CkB, labels_B
 
@@ -134,12 +145,39 @@ def rates_of_one_recipe(deviation: float, trials: int) -> Floats:
     return np.asarray(found / trials)
 
 
+def rates_of_ensembles(deviation: float, trials: int) -> Floats:
+    """Return how often the interval of an ensemble's difference from its single models misses the true difference."""
+    random = np.random.default_rng(2)
+    found_Tk = np.array(
+        [[_gain_of_ensemble(drawn, k) for k in SEEDS] for drawn in _one_configuration(random, deviation, trials)]
+    )
+    means_Tk, lows_Tk, highs_Tk = np.moveaxis(found_Tk, 2, 0)
+    truth_k = means_Tk.mean(axis=0)
+    return np.asarray(((lows_Tk > truth_k) | (highs_Tk < truth_k)).mean(axis=0))
+
+
+def _one_configuration(random: np.random.Generator, deviation: float, trials: int) -> Iterator[list[tuple[Floats, Floats]]]:
+    """Yield the logits of one configuration's seeds and the labels, per split."""
+    for _ in range(trials):
+        drawn = [_logits(random, split, deviation, (0.0,), VIEW) for split in SPLITS]
+        yield [(logits_CkB[0], labels_B) for logits_CkB, labels_B in drawn]
+
+
+def _gain_of_ensemble(drawn: Sequence[tuple[Floats, Floats]], k: int) -> tuple[float, float, float]:
+    """Return the ensemble of the first k seeds minus its single models: mean, and the ends of the interval."""
+    singles = [(logits_kB[:k], labels_B) for logits_kB, labels_B in drawn]
+    members = [np.arange(k), *(np.delete(np.arange(k), seed) for seed in range(k))]
+    parts = [(np.array([logits_kB[of].mean(axis=0) for of in members]), labels_B) for logits_kB, labels_B in singles]
+    found = estimate(paired(jackknifed(norm(parts)), norm(singles)))
+    return found.mean, found.low, found.high
+
+
 def table(trials: int) -> Iterator[str]:
     """Yield the rates in per cent, a row per deviation of the seeds' effects, a column per question; with 2, 3 and 5 seeds."""
-    yield f"| deviation | {' | '.join(QUESTIONS)} | false verdict, one recipe |"
-    yield "|---" * (len(QUESTIONS) + 2) + "|"
+    yield f"| deviation | {' | '.join(QUESTIONS)} | false verdict, one recipe | missed, ensemble |"
+    yield "|---" * (len(QUESTIONS) + 3) + "|"
     for deviation in DEVIATIONS:
-        found = [*rates(deviation, trials), rates_of_one_recipe(deviation, trials)]
+        found = [*rates(deviation, trials), rates_of_one_recipe(deviation, trials), rates_of_ensembles(deviation, trials)]
         cells = [" / ".join(f"{100 * rate:.1f}" for rate in rates_of_seeds) for rates_of_seeds in found]
         yield f"| {deviation:g} | {' | '.join(cells)} |"
 
