@@ -89,7 +89,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty mlflow.db to copy: laying one out takes MLflow seconds."""
     from search.tracking.store import prepare_store, sqlite_uri
 
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    own = tmp_path_factory.getbasetemp()
+    path = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "mlflow.db"  # one for all processes of the suite
     prepare_store(sqlite_uri(path))
     return path
 

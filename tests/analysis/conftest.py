@@ -130,7 +130,7 @@ def one_ray(small_corpora: None) -> Iterator[None]:
     import ray
 
     handler = signal.getsignal(signal.SIGTERM)
-    start_ray(Resources(2, 0, 1, 0), "local")
+    start_ray(Resources(1, 0, 1, 0), "local")  # one worker, which is warm after the first
     signal.signal(signal.SIGTERM, handler)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(best_to_test, "_ray", lambda resources: contextlib.nullcontext())

@@ -233,6 +233,7 @@ def test_a_papers_rows_are_searched_retrained_tested_and_tabled(
     monkeypatch.setenv("XDG_CACHE_HOME", str(small_toy_cache))
     monkeypatch.chdir(tmp_path)
     command = ["--paper", "P0", "--data", "toy", "--encoder", "tiny", "--part", "0.5", "--seeds", "1", "--gpus", "0"]
+    command += ["--cpus-per-trial", "2"]  # one process at a time trains both rows
     assert main(command) == 0
     search = open_search(tmp_path / "runs" / "p0-part-0_5")
     assert {trial.params["together/row"]: trial.config().stages[0].epochs for trial in search.trials} == {

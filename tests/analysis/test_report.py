@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from analysis.page.blocks import Bullets, Grid, Heading, Paragraph, Picture, blo
 from analysis.page.figures import Drawn
 from analysis.page.write import VEGA_LITE, Page, figures, full_spec, html
 from analysis.report import main, make_page
-from analysis.table import open_table
+from analysis.table import Parameter, Table, open_table
 from search.results import open_search
 
 Capture = pytest.CaptureFixture[str]
@@ -122,7 +124,24 @@ def test_trials_whose_only_other_branch_failed_are_drawn_in_one_colour(toy_runs:
     assert set(drawn.groups.values()) == set(drawn.names) == {"trials"}
 
 
-def test_colours_follow_the_choice_whose_branches_have_parameters(toy_runs: Path) -> None:
+def test_colours_follow_the_choice_whose_branches_have_parameters(made_up: Callable[..., Table]) -> None:
+    table = made_up(12, lambda params, _: params["dropout"])
+    facts = table.searches["made"]
+    pooling = {"pooling": Parameter("pooling", "choice", ("mean", "cls"))}
+    table = replace(
+        table,
+        searches={"made": replace(facts, parameters=pooling | facts.parameters)},
+        trials=[
+            replace(trial, params={"pooling": ("mean", "cls")[trial.number % 2], **trial.params}) for trial in table.trials
+        ],
+    )
+    assert main_choice(table, []) == "pooling"  # the first
+    assert main_choice(table, ["gradient=gradvac"]) == "gradient"
+    drawn = Drawn(table, "gradient", ["sum", "pcgrad", "gradvac"])
+    assert drawn.groups == {trial.number: trial.params["gradient"] for trial in table.trials}
+
+
+def test_without_a_choice_all_trials_have_one_colour(toy_runs: Path) -> None:
     table = open_table(["small"], toy_runs)
     assert main_choice(table, ["smoothness=smart"]) == ""  # no trial took a choice
     drawn = Drawn(table, "", [])

@@ -34,6 +34,10 @@ def test_the_baseline_is_the_first_that_reached_the_finalists_rung(small: Search
     others = [trial for trial in small.trials if trial.baseline is None and trial.rung == 3]
     assert Selection(small, others, baseline, [1]).trials == [*others, baseline]
     assert Selection(small, [baseline], baseline, [1]).trials == [baseline]
+    cut = replace(baseline, status="stopped", records=[of for of in baseline.records if of.get("rung", 0) <= 1])
+    second = replace(small.trials[1], baseline=1)
+    later, _ = choose_baseline(Search(small.folder, small.plan, [cut, second, *small.trials[2:]]), others[:1], False)
+    assert later == second
 
 
 def test_without_a_name_a_search_that_hours_ended_is_taken_if_a_trial_is_complete(
@@ -68,8 +72,11 @@ def test_a_space_without_baselines_has_none_and_says_so(small: Search) -> None:
 
 
 def test_a_baseline_that_was_not_trained_to_the_end_is_none(small: Search) -> None:
-    stopped = [trial for trial in small.trials if trial.baseline is None]
-    baseline, said = choose_baseline(Search(small.folder, small.plan, stopped), choose_trials(small, 1, False), False)
+    first, *others = small.trials
+    cut = replace(first, status="stopped", records=[of for of in first.records if of.get("rung", 0) <= 1])
+    assert (cut.baseline, cut.rung) == (0, 1)
+    stopped = Search(small.folder, small.plan, [cut, *others])
+    baseline, said = choose_baseline(stopped, choose_trials(stopped, 1, False), False)
     assert baseline is None
     assert "no baseline of the space has reached" in said
 

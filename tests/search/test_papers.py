@@ -37,19 +37,22 @@ def test_a_papers_space_runs_each_row_once_to_its_end(name: str) -> None:
     assert all(row.about for row in rows)
 
 
-@pytest.mark.parametrize(("name", "row"), ROWS, ids=named)
-def test_printed_scores_are_of_their_formula(name: str, row: Row) -> None:
-    for split, figures in row.published.items():
-        if not {"sst", "para", "sts"} <= set(figures):
-            continue
-        r = figures["sts"]
-        both = figures["sst"] + figures["para"]
-        scores = {"mean": (both + r) / 3, "norm": (both + (r + 1) / 2) / 3}
-        printed = {score: figures[score] for score in scores if score in figures}
-        agrees = all(
-            abs(scores[score] - figure) <= 0.001 for score, figure in printed.items()
-        )  # half a digit of each, and its own
-        assert agrees == ((name, row.name, split) not in SLIPS), (printed, scores)
+def test_printed_scores_are_of_their_formula() -> None:
+    num_compared, slips = 0, set()
+    for name, row in ROWS:
+        for split, figures in row.published.items():
+            if not {"sst", "para", "sts"} <= set(figures):
+                continue
+            both, r = figures["sst"] + figures["para"], figures["sts"]
+            scores = {"mean": (both + r) / 3, "norm": (both + (r + 1) / 2) / 3}
+            printed = {score: figures[score] for score in scores if score in figures}
+            num_compared += len(printed)
+            if any(
+                abs(scores[score] - figure) > 0.001 for score, figure in printed.items()
+            ):  # half a digit of each, and its own
+                slips.add((name, row.name, split))
+    assert slips == set(SLIPS)
+    assert num_compared > 30
 
 
 def test_all_rows_of_the_tables_are_there() -> None:

@@ -45,7 +45,7 @@ def quick(config: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> Cost:
 def test_measured_training_takes_what_training_takes(
     tiny: Callable[..., TrialConfig], monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
 ) -> None:
-    config = tiny(budget={"examples": 2_400, "points": [1]}, **changes)
+    config = tiny(budget={"examples": 1_600, "points": [1]}, **changes)
     cost = quick(config, monkeypatch)
     inputs = open_inputs(config)
     began = time.process_time()

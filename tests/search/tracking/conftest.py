@@ -10,16 +10,14 @@ from typing import Any
 import pytest
 
 from search.tracking.runs import SearchRecord
-from search.tracking.store import prepare_store, store_uri
+from search.tracking.store import store_uri
 from search.tracking.tracker import Tracker
 
 
 @pytest.fixture(scope="session")
-def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database that MLflow has laid out: 4 s, so once for all tests."""
-    folder = tmp_path_factory.mktemp("store")
-    prepare_store(store_uri(folder / "runs"))
-    return folder / "mlflow.db"
+def laid_out(store: Path) -> Path:
+    """A database that MLflow has laid out, to copy."""
+    return store
 
 
 @pytest.fixture

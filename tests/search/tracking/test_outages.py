@@ -115,7 +115,7 @@ def test_a_run_that_was_created_though_the_answer_was_lost_is_not_created_twice(
     assert_whole(uri)
 
 
-def test_a_database_that_is_deleted_or_emptied_is_written_again(
+def test_a_database_that_an_empty_one_replaces_is_written_again(
     laid_out: Path, track: Callable[..., Tracker], uri: str, tmp_path: Path
 ) -> None:
     tracker = track()
