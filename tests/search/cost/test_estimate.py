@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -249,7 +247,6 @@ def test_a_price_without_a_new_searchs_dry_run_is_refused(capsys: pytest.Capture
 # ------------------------------------------------------------------------------------------------------------- with Ray
 
 
-ROOT = Path(__file__).resolve().parents[3]
 SPACE = """\
 trials: 9
 config:
@@ -261,15 +258,17 @@ config:
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_dry_run_measures_every_branch_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_dry_run_measures_every_branch_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "quick.yaml").write_text(SPACE)
-    command = [sys.executable, "-m", "search.run", "--space", "quick.yaml", "--gpus", "0", "--dry-run", "--price", "1"]
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(scratch)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    told = done.stdout[done.stdout.index("estimate") :].splitlines()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    assert main(["--space", "quick.yaml", "--gpus", "0", "--dry-run", "--price", "1"]) == 0
+    out = capsys.readouterr().out
+    told = out[out.index("estimate  ") :].splitlines()
     assert told[0].startswith("estimate  about ")
     assert "from 2 of 2 branches measured" in told[1]
     assert " GB per trial; disk " in told[2]
