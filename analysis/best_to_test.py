@@ -253,11 +253,9 @@ def _open_test(
     import ray
 
     config = selection.config
-    encoders = {trial.number: trial.config().encoder for trial in selection.trials}
-    every = {
-        encoder.checkpoint: open_inputs(relocated_config(config.model_copy(update={"encoder": encoder}), selection.relocated))
-        for encoder in encoders.values()
-    }
+    configs = {trial.number: trial.config().model_copy(update={"train_on": config.train_on}) for trial in selection.trials}
+    one_per_encoder = {own.encoder.checkpoint: own for own in reversed(configs.values())}
+    every = {name: open_inputs(relocated_config(own, selection.relocated)) for name, own in one_per_encoder.items()}
     inputs = every[config.encoder.checkpoint]
     say(f"opening the test files (time {selection.num_openings + 1} for this search; ledger.jsonl)")
     entry = {
@@ -276,7 +274,7 @@ def _open_test(
     splits |= {(name, "test"): split for name, split in tests[config.encoder.checkpoint].items()}
     remote = ray.remote(num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial)(answer)
     outs = {job: selection.test_folder / "logits" / job.name for job in models}
-    own = {job: tests[encoders[job.number].checkpoint] for job in models}
+    own = {job: tests[configs[job.number].encoder.checkpoint] for job in models}
     ray.get([remote.remote(job.folder / "best", selection.relocated, own[job], outs[job]) for job in models])
     logits: dict[Job, Logits] = {
         job: {key: np.load(out / f"{key[0]}-{key[1]}.npy") for key in splits} for job, out in outs.items()

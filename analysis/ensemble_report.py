@@ -30,7 +30,7 @@ def ensemble_lines(selection: Selection, ensembles: Sequence[Ensemble]) -> list[
     covers = "rows and seeds (jackknife)" if several else "rows, not seeds"
     lines = [f"An ensemble averages the logits of its models. 95 % intervals over {covers}."]
     split = next(split for split in reversed(SPLITS) if split in ensembles[0].measured)
-    lines += [_difference(selection, of, split) for of in ensembles]
+    lines += [_difference(selection, of, split) for of in ensembles if "score" in of.measured[split]]
     return [*markdown(rows), "", *(row for line in lines for row in wrapped(line)), ""]
 
 

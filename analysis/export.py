@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -172,7 +173,7 @@ def _export(each: Format, tasks: list[str], source: Source, origin: Origin, wish
 
 def _in_cards(to: Path) -> Path:
     """Return the folder as the code in a card names it, which others read: below the current one, or by its last name."""
-    to, here = to.absolute(), Path.cwd()
+    to, here = Path(os.path.normpath(to.absolute())), Path.cwd()
     return to.relative_to(here) if to.is_relative_to(here) else Path(to.name)
 
 

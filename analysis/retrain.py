@@ -28,7 +28,7 @@ from minbert_core.train.folder import read_records, snapshot_or_start, train_in
 from search.plan.relocated import relocated_config
 from search.study.trainable import locked_log
 
-CIRCUMSTANCES = ("device", "threads", "gpu_share", "matmul")  # settings of `machine` that say where a model was trained
+CIRCUMSTANCES = ("threads", "gpu_share", "matmul")  # settings of `machine` that change the last digits of a model only
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Job:
 def make_ready(job: Job, config_text: str) -> None:
     """Write the job's config.yaml. Results of another config are removed from the folder; those of the same config stay.
 
-    A model that is done stays whatever machine it was trained on: device, threads, share of a GPU and route of matrix products
-    change its last digits only. Precision and micro-batches are settings of the configuration.
+    A model that is done stays whatever its CIRCUMSTANCES were. Another device draws other dropout masks, and precision and
+    micro-batches are settings of the configuration.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
     with locked_log(job.folder):

@@ -10,9 +10,9 @@ scores, so only those that this search would measure, too, but for its seeds: of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from search.space.space import Sample, Space
 from search.space.walk import Choose, config_path, nodes, own_value
 from search.study.trials import TrialResult, ranked
 
+SameEncoder = Callable[[str, str], bool]
+
 CHECKPOINT = "encoder/checkpoint"
 PER_SEARCH = ("seed", "budget", "objective", "machine", "data", "own_tasks", "plugins", "rows", CHECKPOINT)
 PER_RUN = ("seed", "budget/points", "objective", "machine", "data", "plugins", CHECKPOINT)  # what no score depends on
@@ -51,16 +53,17 @@ def with_best_of(search: Search, most: int, space: Space) -> tuple[Space, list[s
     trials = ranked(trial for trial in search.trials if trial.status != "running")
     if not trials:
         raise ValueError(f"No trial of {search.name} has been evaluated and ended, so --from can add none.")
+    same = _same_encoder(search, space)
     lines, known, added = [], [_unseeded(space.baseline(i)) for i in range(len(space.baselines))], 0
     for trial in trials:
         name = f"{search.name} {trial.number:03d} ({trial.score:.4f})"
-        larger = replace(space, document={**space.document, "baselines": [*space.baselines, _as_baseline(space, trial)]})
+        larger = replace(space, document={**space.document, "baselines": [*space.baselines, _as_baseline(space, trial, same)]})
         point = partial(larger.baseline, len(space.baselines))
         if faults := config_faults([point], space.settings):
             lines.append(f"{name} is omitted. {min(faults).sentence}")
             continue
         config = _unseeded(point())
-        name += _without([*_other_encoder(trial, point(), space), *_differences(trial.config(), config, PER_SEARCH)])
+        name += _without([*_other_encoder(trial, point(), same), *_differences(trial.config(), config, PER_SEARCH)])
         if config in known:
             lines.append(f"{name} is omitted: it is a baseline of this space already")
             continue
@@ -85,14 +88,13 @@ def with_known_trials(search: Search, plan: Plan) -> Plan:
     if not plan.space.settings.sampler.learns:
         raise Refused(f"The sampler {plan.space.settings.sampler.kind} learns from no trial. {remedy}")
     ended = [trial for trial in search.trials if trial.status in ("completed", "stopped") and trial.points]
+    same = _same_encoder(search, plan.space)
     known: list[dict[str, Any]] = []
     omitted: list[str] = []
     for trial in ended:
-        sample, scores = plan.space.sample(_like(trial, plan.space)), _scores(trial, plan.space.settings.rungs)
+        sample, scores = plan.space.sample(_like(trial, plan.space, same)), _scores(trial, plan.space.settings.rungs)
         try:
-            lacks = _without(
-                [*_other_encoder(trial, sample, plan.space), *_differences(trial.config(), sample.config(), PER_RUN)]
-            )
+            lacks = _without([*_other_encoder(trial, sample, same), *_differences(trial.config(), sample.config(), PER_RUN)])
         except SettingsError as error:  # three branches may exclude each other
             lacks = f", because {error.faults[0].sentence}"
         if lacks or not scores:
@@ -134,9 +136,9 @@ def _unseeded(sample: Sample) -> TrialConfig:
     return sample.config().model_copy(update={"seed": 0})
 
 
-def _as_baseline(space: Space, trial: TrialResult) -> dict[str, Any]:
+def _as_baseline(space: Space, trial: TrialResult, same: SameEncoder) -> dict[str, Any]:
     """Write the point of a space that is nearest to a trial as a baseline: each choice as the branch itself, by its content."""
-    sample = space.sample(_like(trial, space))
+    sample = space.sample(_like(trial, space, same))
     chosen = dict(nodes(sample.document, ""))
     together = {name.removeprefix("together/"): label for name, label in sample.params.items() if name.startswith("together/")}
     paths = sorted({config_path(name) for name in sample.params if not name.startswith("together/")})
@@ -145,7 +147,7 @@ def _as_baseline(space: Space, trial: TrialResult) -> dict[str, Any]:
     return settings | ({"together": together} if together else {})
 
 
-def _like(trial: TrialResult, space: Space) -> Choose:
+def _like(trial: TrialResult, space: Space, same: SameEncoder) -> Choose:
     """Return a `choose` with the trial's branches, the values of ranges that are nearest to its own, and defaults elsewhere."""
     settings, together = _nodes(trial.config()), space.together
 
@@ -156,7 +158,7 @@ def _like(trial: TrialResult, space: Space) -> Choose:
             return _branch_like(together[name.removeprefix("together/")], settings)
         value = _value(settings, config_path(name))
         if name == CHECKPOINT and isinstance(domain, Choice):
-            alike = (label for label in domain.labels if _is_encoder(space, str(label), str(value)))
+            alike = (label for label in domain.labels if same(str(label), str(value)))
             return next(alike, None) or default_choice(name, domain)
         if isinstance(domain, Range):
             return domain.nearest(value) if isinstance(value, int | float) else default_choice(name, domain)
@@ -165,18 +167,29 @@ def _like(trial: TrialResult, space: Space) -> Choose:
     return choose
 
 
-def _is_encoder(space: Space, name: str, folder: str) -> bool:
-    """Return whether a space's name of an encoder means that in a trial's `folder`, however the two are spelled."""
-    ours, theirs = Path(space.encoders.get(name, name)), Path(folder)
-    if name == folder or ours.absolute() == theirs.absolute():
-        return True
-    return ours.is_dir() and theirs.is_dir() and encoder_fingerprint(ours) == encoder_fingerprint(theirs)
+def _same_encoder(search: Search, space: Space) -> SameEncoder:
+    """Return a function (a space's name of an encoder, a trial's folder) -> whether they are one, however they are spelled.
+
+    The earlier search has recorded its encoders' names and fingerprints, so its folders may be gone.
+    """
+    names = {folder: name for name, folder in search.plan.encoders.items()}
+    fingerprint = lru_cache(encoder_fingerprint)
+
+    def same(name: str, folder: str) -> bool:
+        ours = Path(space.encoders.get(name, name))
+        if name in (folder, names.get(folder)) or ours.absolute() == Path(folder).absolute():
+            return True
+        recorded = search.plan.encoder_fingerprints.get(folder)
+        theirs = recorded or (fingerprint(Path(folder)) if Path(folder).is_dir() else None)
+        return theirs is not None and ours.is_dir() and fingerprint(ours) == theirs
+
+    return same
 
 
-def _other_encoder(trial: TrialResult, sample: Sample, space: Space) -> Iterator[str]:
+def _other_encoder(trial: TrialResult, sample: Sample, same: SameEncoder) -> Iterator[str]:
     """Yield the encoder of a trial if it is searched for here, and the point has another."""
     theirs, ours = trial.config().encoder.checkpoint, sample.params.get(CHECKPOINT)
-    if ours is not None and not _is_encoder(space, str(ours), theirs):
+    if ours is not None and not same(str(ours), theirs):
         yield f"{CHECKPOINT} {theirs} (here {ours})"
 
 

@@ -93,10 +93,34 @@ def test_later_rows_of_jsonl_may_add_columns_and_widen_their_types(tmp_path: Pat
 def test_quotes_in_a_file_of_tabs_are_part_of_the_text(tmp_path: Path) -> None:
     """Such rows were joined, and quotes lost, without a word; training reads them as they are."""
     lines = ['"It never closes', "the next", '"Great" film', "plain"]
-    for name in ("in.tsv", "in.csv"):  # the course's files are named .csv
-        file = tmp_path / name
-        file.write_text("id\tsentence\n" + "".join(f"{i}\t{line}\n" for i, line in enumerate(lines)), encoding="utf-8")
-        assert [row["sentence"] for row in rows_of(file)] == lines
+    file = tmp_path / "in.tsv"
+    file.write_text("id\tsentence\n" + "".join(f"{i}\t{line}\n" for i, line in enumerate(lines)), encoding="utf-8")
+    assert [row["sentence"] for row in rows_of(file)] == lines
+
+
+def test_the_courses_files_are_read_as_for_training(tmp_path: Path) -> None:
+    """They are separated by TABs, named .csv, and enclose fields in quotes."""
+    file = tmp_path / "in.csv"
+    file.write_text('id\tsentence\n0\t"He said ""no"" ."\n1\tplain\n', encoding="utf-8")
+    assert [row["sentence"] for row in rows_of(file)] == ['He said "no" .', "plain"]
+
+
+def test_an_old_macs_line_ends_are_line_ends(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_bytes(b"id,sentence\r0,a\r1,b\r")
+    assert [row["sentence"] for row in rows_of(tmp_path / "in.csv")] == ["a", "b"]
+
+
+def test_a_file_of_tabs_is_written_with_plain_cells(tmp_path: Path) -> None:
+    table = pa.table({"text": ['a "b"\tc\nd', None], "is": [True, False], "share": pa.array([0.1, 0.5], pa.float32())})
+    with row_files.RowWriter(tmp_path / "out.tsv", ".tsv") as writer:
+        writer.write(table)
+    lines = (tmp_path / "out.tsv").read_text(encoding="utf-8").splitlines()
+    assert lines == ["text\tis\tshare", 'a "b" c d\ttrue\t0.1', "\tfalse\t0.5"]
+    with (
+        pytest.raises(ValueError, match=r"A \.tsv file cannot hold these columns"),
+        row_files.RowWriter(tmp_path / "o.tsv", ".tsv") as w,
+    ):
+        w.write(pa.table({"text": [["a"]]}))
 
 
 def test_two_columns_by_name_are_answered_by_all_tasks_of_pairs(model: Predictor, tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
     open_rows(path) -> Rows -> chunks() -> pyarrow tables -> RowWriter -> another file, of any of the formats
 
 For texts to answer, not for a corpus: formats.py reads that, with labels. Cells of CSV and TSV stay the texts that they are, so
-that they are written as they were; in files separated by TABs quotes are part of the text, as in a corpus. A chunk is all that
-is in memory.
+that they are written as they were. In a .tsv file quotes are part of the text; the course's files, which are separated by TABs
+but named .csv, enclose fields in them. A chunk is all that is in memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import chain, islice, repeat
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 import pyarrow.csv
@@ -97,13 +97,14 @@ def _open_parquet(path: Path, file: BinaryIO, size: int) -> Rows:
 
 
 def _open_separated(path: Path, file: BinaryIO, size: int) -> Rows:
-    is_tabs = path.suffix == ".tsv" or _has_tabs(file.readline())
+    has_quotes, is_tabs = path.suffix == ".csv", path.suffix == ".tsv" or _has_tabs(file.readline())
     file.seek(0)
     csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size + 1))  # for the whole process; never lowered
     encodings = chain(["utf-8-sig"], repeat("utf-8"))  # spreadsheets write a byte-order mark before the first line
-    lines = (line.decode(encoding) for line, encoding in zip(iter(file.readline, b""), encodings, strict=False))
-    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tabs else {"strict": True}
-    records = _records(path, csv.reader(lines, **options))
+    parts = chain.from_iterable(line.splitlines(keepends=True) for line in iter(file.readline, b""))  # a CR ends one, too
+    lines = (part.decode(encoding) for part, encoding in zip(parts, encodings, strict=False))
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if has_quotes else csv.QUOTE_NONE
+    records = _records(path, csv.reader(lines, delimiter="\t" if is_tabs else ",", quoting=quoting, strict=True))
     names = next(records, [])
 
     def chunks() -> Iterator[pa.Table]:
@@ -115,7 +116,7 @@ def _open_separated(path: Path, file: BinaryIO, size: int) -> Rows:
 
 
 def _has_tabs(header: bytes) -> bool:
-    return b"\t" in header and b"," not in header  # the course's files are separated by TABs, but named .csv
+    return b"\t" in header and b"," not in header
 
 
 def _records(path: Path, reader: Any) -> Iterator[list[str]]:
@@ -130,9 +131,9 @@ def _records(path: Path, reader: Any) -> Iterator[list[str]]:
                 raise ValueError(f"{path}:{first}: a row must have {len(header)} fields, as the header. Got {len(fields)}.")
             if fields:
                 yield fields
-    except csv.Error:
+    except csv.Error as error:
         law = "a row must close the quotes it opens, and write a quote of a text twice"
-        raise ValueError(f"{path}:{last + 1}: {law}. This one swallows the rows up to line {reader.line_num}.") from None
+        raise ValueError(f"{path}:{last + 1}: {law}. In line {reader.line_num}: {error}.") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be UTF-8 text. Got the byte 0x{error.object[error.start]:02x}.") from None
 
@@ -193,7 +194,8 @@ class RowWriter:
         try:
             self._writer = self._writer or self._open(table.schema)
             if self.suffix == ".tsv":
-                self._writer.writelines(_tabbed(row) for row in zip(*table.to_pydict().values(), strict=True))
+                texts = [column.cast(pa.string()).to_pylist() for column in table.columns]
+                self._writer.writelines(_tabbed(row) for row in zip(*texts, strict=True))
             elif self.suffix == ".jsonl":
                 self._writer.writelines(f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in table.to_pylist())
             else:
@@ -214,11 +216,6 @@ class RowWriter:
         return pa.csv.CSVWriter(self.path, schema, write_options=pa.csv.WriteOptions(quoting_style="needed"))
 
 
-def _tabbed(values: Iterable[object]) -> str:
-    """Return a line of a TSV file, without quotes around its texts.  Raises ValueError for a TAB or line end in a text."""
-    cells = ["" if value is None else str(value) for value in values]
-    if held := next((cell for cell in cells if re.search(r"[\t\r\n]", cell)), None):
-        raise ValueError(
-            f"A .tsv file cannot hold a text with a TAB or a line end. Got {held[:40]!r}. Use .csv, .jsonl or .parquet."
-        )
-    return "\t".join(cells) + "\n"
+def _tabbed(texts: Iterable[str | None]) -> str:
+    """Return a line of a TSV file, without quotes around its texts; a TAB or a line end in one becomes a blank."""
+    return "\t".join(re.sub(r"[\t\r\n]+", " ", text or "") for text in texts) + "\n"

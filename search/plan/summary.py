@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from minbert_core.config import FORMAT, LAYERS, TrialConfig
+from minbert_core.config import FORMAT, LAYERS
 from minbert_core.data.corpus import missing_test_files
 from minbert_core.machine import without_bfloat16
 from minbert_core.methods.stages import PretrainingVariant
@@ -23,7 +23,7 @@ from minbert_core.words import counted
 from search.environment import git_commit, versions
 from search.plan.folder import PlanRecord
 from search.plan.on_cluster import cluster_lines
-from search.plan.plan import Plan
+from search.plan.plan import Plan, branch_configs
 from search.plan.relocated import encoder_fingerprint, moved
 
 
@@ -61,7 +61,7 @@ def warnings(plan: Plan) -> list[str]:
     """Return a sentence for each probable mistake: constant labels, truncated rows, unused tasks, no test files, few trials."""
     config, settings = plan.config, plan.space.settings
     sentences = [*plan.resources.warnings, *plan.inputs.constant_labels(), *truncated_rows(config, plan.inputs)]
-    sentences += _unused(config)
+    sentences += _unused(plan)
     if not plan.resources.cluster:  # a cluster's GPUs are not this machine's
         sentences += without_bfloat16(config.machine)
     tasks = [config.known_tasks[name] for name in config.train_on]
@@ -73,10 +73,12 @@ def warnings(plan: Plan) -> list[str]:
     return [*sentences, few] if few else sentences
 
 
-def _unused(config: TrialConfig) -> Iterator[str]:
+def _unused(plan: Plan) -> Iterator[str]:
     """Yield a sentence for each task with a declaration or settings that no trial uses, as if it had been forgotten."""
-    texts = [stage.texts for stage in config.stages if isinstance(stage, PretrainingVariant)]
-    used = {*config.train_on, *itertools.chain(*texts)}
+    config, used = plan.config, {*plan.config.train_on}
+    if {*config.own_tasks, *config.tasks} - {*used, *LAYERS}:  # rarely, and a stage of any branch may read their texts
+        stages = itertools.chain.from_iterable(of.stages for of in branch_configs(plan.space))
+        used |= {name for stage in stages if isinstance(stage, PretrainingVariant) for name in stage.texts}
     for name in config.own_tasks:
         if name not in used:
             yield f"`own_tasks/{name}` is declared, but `train_on` does not name it, so no trial uses it."

@@ -17,7 +17,7 @@ from search.methods.trial_schedulers import rung_faults
 from search.space.choosing import Sample
 from search.space.domains import Choice, Domain, Range, is_domain
 from search.space.file import SpaceSettings, where_under
-from search.space.walk import Guards, nodes, own_value
+from search.space.walk import Guards, nodes
 
 FIXED = ("data", "own_tasks", "plugins", "rows")  # settings that define the data, the same for all trials
 MOST_COMBINATIONS = 1000  # of a grid: each takes a few milliseconds to check before anything starts
@@ -47,22 +47,29 @@ def together_faults(together: Mapping[str, Choice], where: Where) -> Iterator[Fa
     first: dict[str, str] = {}
     for name, choice in together.items():
         paths = [_paths_set(branch) for branch in choice.branches]
-        for path in sorted(set().union(*paths)):
+        for path in sorted(set.union(*paths)) if paths else ():
             if (other := first.setdefault(path, name)) != name:
                 law = "Only the later one would count. Let one of them set it"
                 yield fault_at(
                     f"together/{name}", f"`{path}` is set by `together/{other}` and `together/{name}`. {law}.", where
                 )
         for path in sorted(set.intersection(*paths)) if paths else ():
-            if path in where and where[path][0].replace(".", "/").startswith((f"--set {path}=", f"--set config/{path}=")):
+            written, _, value = where.get(path, ("", 0))[0].partition("=")
+            is_whole = "{" not in value  # a map's other entries may be of use
+            if is_whole and written.replace(".", "/") in (f"--set {path}", f"--set config/{path}"):
                 law = f"has no effect: every branch of `together/{name}` sets it"
                 yield fault_at(path, f"`{path}` {law}. Choose a branch in its place, or change the space's file.", where)
 
 
 def _paths_set(branch: Any) -> set[str]:
-    """Return the paths that a branch of `together` sets, without maps that only hold others."""
-    written = nodes(branch, "")
-    return {path for path, node in written if is_domain(node) or own_value(node) is not None or node is None}
+    """Return the paths that a branch of `together` sets: those of values, domains and bare kinds, and a list's own."""
+    written = dict(nodes(branch, ""))
+    return {
+        path
+        for path, node in written.items()
+        if (is_domain(node) or not isinstance(node, dict) or node.keys() == {"kind"})
+        and not isinstance(written.get(path.rpartition("/")[0]), list)
+    }
 
 
 def grid_faults(

@@ -96,7 +96,6 @@ class Choice:
 
         A value means a branch if it is its label, equals it, has a kind that only this branch has, is in its domain, or is a
         map with all that the branch sets, and with values in the branch's domains: of several such, the one that sets the most.
-        It means none if another branch of its kind has a domain for what that one leaves open, without the value.
         """
         kind = value.get("kind") if isinstance(value, dict) else value
         kinds = [branch.get("kind") if isinstance(branch, dict) else branch for branch in self.branches]
@@ -110,9 +109,7 @@ class Choice:
         if (index := next((i for test in tests for i in range(len(self.labels)) if test(i)), None)) is not None:
             return index
         fitting = [i for i, branch in enumerate(self.branches) if inner[i] is None and _fits(value, branch)]
-        index = max(fitting, key=lambda i: _size(self.branches[i]), default=None)
-        others = [branch for i, branch in enumerate(self.branches) if index is not None and i != index and kinds[i] == kind]
-        return None if any(_excludes(branch, value, self.branches[index or 0]) for branch in others) else index
+        return max(fitting, key=lambda i: _size(self.branches[i]), default=None)
 
     def branch(self, label: Any) -> Any:
         return self.branches[self.labels.index(label)]
@@ -160,14 +157,6 @@ def _fits(value: Any, branch: Any) -> bool:
 def _size(branch: Any) -> int:
     """Return how many values a branch sets."""
     return sum(map(_size, branch.values())) if isinstance(branch, dict) and not is_domain(branch) else 1
-
-
-def _excludes(branch: Any, value: Any, taken: Any) -> bool:
-    """Return whether a branch has a domain at a key that the branch `taken` leaves open, and the value there is outside."""
-    if not isinstance(branch, dict) or not isinstance(value, dict) or not isinstance(taken, dict):
-        return False
-    open_keys = [key for key, domain in branch.items() if is_domain(domain) and key in value and key not in taken]
-    return any(not _parse_quietly(branch[key]).contains(value[key]) for key in open_keys)
 
 
 def is_domain(node: Any) -> bool:

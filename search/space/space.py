@@ -144,7 +144,7 @@ class Space:
         except SettingsError as error:
             raise SettingsError([*error.faults, *self._faults_beside_domains()]) from None
         grid = grid_faults(self.document, self.settings, domains, lambda: len(self.combinations()), self.where)
-        if faults := {*grid, *together_faults(self.together, self.where), *published_faults(self.document, self.where)}:
+        if faults := {*grid, *published_faults(self.document, self.where)}:
             raise SettingsError(faults)
         places = self.occurrences()
         forced_points = self.combinations() if self.settings.sampler.is_exhaustive else cover(places)
@@ -199,7 +199,10 @@ def read_space(source: Path | dict[str, Any], sets: Iterable[str] = (), name: st
 
     source: a YAML file, whose stem is the space's name; or its content as plain values, with a name.
     """
-    return make_space(source.stem if isinstance(source, Path) else name, *read_document(source, sets))
+    space = make_space(source.stem if isinstance(source, Path) else name, *read_document(source, sets))
+    if faults := [*together_faults(space.together, space.where)]:
+        raise SettingsError(faults)
+    return space
 
 
 def make_space(name: str, document: dict[str, Any], where: Sources | None = None) -> Space:

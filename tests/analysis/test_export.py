@@ -303,7 +303,7 @@ def test_a_card_is_valid_and_has_the_scores_of_dev_and_of_test_with_their_interv
     origin = find_origin(best)
     assert origin.trial is not None
     measured = {"mean": 0.61, "interval": [0.52, 0.7], "values": [0.6, 0.62], "deviation": 0.01}
-    results = {"models": {}, "configurations": [{"trial": origin.trial.number, "test": {"sst": measured}}]}
+    results = {"models": {}, "seeds": [1, 2], "configurations": [{"trial": origin.trial.number, "test": {"sst": measured}}]}
     (runs / "small" / "test").mkdir(exist_ok=True)
     (runs / "small" / "test" / "results.json").write_text(json.dumps(results))
     origin = find_origin(best)

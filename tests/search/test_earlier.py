@@ -43,7 +43,7 @@ def trial(
 
 
 def search(*trials: TrialResult) -> Search:
-    plan: dict[str, Any] = dict.fromkeys(NEEDED, "") | {"train_on": ["sst"]}
+    plan: dict[str, Any] = dict.fromkeys(NEEDED, "") | {"train_on": ["sst"], "encoders": {}}
     return Search(Path("runs/old"), PlanRecord(**plan), list(trials))
 
 

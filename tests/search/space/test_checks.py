@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from minbert_core.settings.faults import SettingsError
-from search.space.choosing import cover
+from search.space.choosing import cover, default_choice
 from search.space.space import make_space, read_space
 
 Write = Callable[..., Path]
@@ -66,7 +66,12 @@ def test_two_names_of_together_may_not_set_one_path() -> None:
         return [{"name": kind, "set": {"gradient": kind}} for kind in kinds]
 
     with pytest.raises(SettingsError, match=r"`gradient` is set by `together/a` and `together/b`. Only the later one would"):
-        make_space("s", {"together": {"a": choice("sum", "pcgrad"), "b": choice("gradvac", "sum")}})
+        read_space({"together": {"a": choice("sum", "pcgrad"), "b": choice("gradvac", "sum")}}, name="s")
+    knobs = {
+        knob: [{"name": "x", "set": {f"smoothness/smart/{knob}": value}}] for knob, value in (("radius", 0.02), ("steps", 2))
+    }
+    space = read_space({"config": {"smoothness": "smart"}, "together": knobs}, name="s")
+    assert space.sample(default_choice).document["smoothness"] == {"kind": "smart", "radius": 0.02, "steps": 2}
 
 
 def test_a_set_that_every_branch_of_together_replaces_is_refused(write: Write) -> None:
