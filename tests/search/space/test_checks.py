@@ -67,10 +67,11 @@ def test_two_names_of_together_may_not_set_one_path() -> None:
 
     with pytest.raises(SettingsError, match=r"`gradient` is set by `together/a` and `together/b`. Only the later one would"):
         read_space({"together": {"a": choice("sum", "pcgrad"), "b": choice("gradvac", "sum")}}, name="s")
-    knobs = {
-        knob: [{"name": "x", "set": {f"smoothness/smart/{knob}": value}}] for knob, value in (("radius", 0.02), ("steps", 2))
+    branches: dict[str, list[dict[str, Any]]] = {
+        "a": [{"name": f"x{i}", "set": {"smoothness/smart/radius": radius}} for i, radius in enumerate((0.02, 0.05))],
+        "b": [{"name": f"y{steps}", "set": {"smoothness/smart/steps": steps}} for steps in (2, 3)],
     }
-    space = read_space({"config": {"smoothness": "smart"}, "together": knobs}, name="s")
+    space = read_space({"config": {"smoothness": "smart"}, "together": branches}, name="s")
     assert space.sample(default_choice).document["smoothness"] == {"kind": "smart", "radius": 0.02, "steps": 2}
 
 
