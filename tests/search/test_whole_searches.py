@@ -113,7 +113,7 @@ def test_a_search_out_of_time_pauses_its_trials_and_prints_the_line_that_goes_on
     folder = tmp_path / "runs" / "quickstart"
     trials = read_results(folder, "quickstart")
     assert {(trial.status, trial.rung) for trial in trials} == {("running", 1)}
-    assert "paused    1 trial, and 0 not started: no time was left for another evaluation" in one.output
+    assert "paused    1 trial, and 0 not started: no time was left for another evaluation\n" in one.text
 
     def assert_paused() -> None:
         parent, children = mlflow_runs(tmp_path, "quickstart")
