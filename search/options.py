@@ -306,9 +306,7 @@ def parser() -> argparse.ArgumentParser:
     much.add_argument("--trials", type=positive, metavar="N", help="configurations to try, including baselines")
     much.add_argument("--hours", type=_amount, metavar="H", help="time limit; trials that would exceed it are paused")
     much.add_argument("--gpus", type=gpus, metavar="N|auto", help="GPUs to use; auto (default): all free GPUs here")
-    much.add_argument(
-        "--gpus-per-trial", type=share, metavar="X", help="share of a GPU per trial (default: by a probe; for N, 1)"
-    )
+    much.add_argument("--gpus-per-trial", type=share, metavar="X", help="share of a GPU per trial (auto: a probe, N: 1)")
     much.add_argument("--cpus-per-trial", type=positive, metavar="N", help="CPU cores and threads per trial (default 1)")
     much.add_argument("--seed", type=_count, metavar="N", help="seed of the sampler and the trials (default 0)")
     much.add_argument(
